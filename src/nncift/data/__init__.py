@@ -1,0 +1,1 @@
+"""Instruction examples: what a row is, and how rows are read."""

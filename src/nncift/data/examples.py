@@ -1,0 +1,116 @@
+"""Instruction examples and collections of them (method.md 1).
+
+An `Example` is one usable row of the user's data. Its id is the row's own `id` where that is present and unique in the
+pool, else a hash of the content with an occurrence number; nothing in nncift depends on the position of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation: `role` is system, user, assistant or tool; `content` is plain text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instruction example.
+
+    id: unique in its collection. prompt: everything before the response, as plain text. response: what the model should
+    learn to say (the last assistant turn). messages: the turns before the response, never empty, ending with the turn
+    that the response answers. source: name of the file or data set. line: 1-based line or record number there.
+    raw: the original row as JSON text, byte for byte where the input was JSON lines.
+    """
+
+    id: str
+    prompt: str
+    response: str
+    messages: tuple[Message, ...]
+    source: str
+    line: int
+    raw: str
+
+    @property
+    def text(self) -> str:
+        """Prompt and response as one text: what sentence encoders read (method.md 2)."""
+        return f"{self.prompt}\n\n{self.response}"
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of what models see of this row (turns and response); 32 hex digits, independent of file and key order."""
+        return content_hash(self.messages, self.response)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The original row, parsed."""
+        parsed: dict[str, Any] = json.loads(self.raw)
+        return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that cannot be used, and why."""
+
+    source: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """An ordered collection of examples with unique ids, and the rows that were rejected while reading it.
+
+    notes: plain sentences about the reading that the user should know (they become warnings of the run).
+    """
+
+    items: tuple[Example, ...]
+    rejected: tuple[Rejection, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Ids in order."""
+        return tuple(example.id for example in self.items)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Example]:
+        return {example.id: example for example in self.items}
+
+    def by_id(self, example_id: str) -> Example:
+        """Return the example with this id; raises KeyError."""
+        return self._by_id[example_id]
+
+    def subset(self, ids: Iterable[str]) -> Examples:
+        """Return the examples with these ids, in the order given; raises KeyError for an unknown id."""
+        return Examples(tuple(self._by_id[example_id] for example_id in ids))
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        if isinstance(index, slice):
+            return Examples(self.items[index])
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.items)
+
+
+def content_hash(messages: Iterable[Message], response: str) -> str:
+    """Hash turns and response to 32 hex digits."""
+    content = json.dumps([[turn.role, turn.content] for turn in messages] + [response], ensure_ascii=True)
+    return hashlib.sha256(content.encode("ascii")).hexdigest()[:32]

@@ -1,0 +1,67 @@
+"""Pairs of a target and a source, and matrices over them; both always carry the ids of their axes.
+
+The order is (target, source) everywhere: `utility[t, s]` says how much source example `s` helps target example `t`
+(method.md 1). Codes into the axes stay inside these types; what crosses a module border is looked up by id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Codes = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A list of (target, source) pairs.
+
+    target_ids, source_ids: the two axes. target, source: `(n_pairs,)` codes into them.
+    """
+
+    target_ids: tuple[str, ...]
+    source_ids: tuple[str, ...]
+    target: Codes
+    source: Codes
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class LabelledPairs(Pairs):
+    """Pairs with the teacher's value of each: `value` is `(n_pairs,)` float32, NaN where the teacher has none."""
+
+    value: Floats
+
+    def present(self) -> LabelledPairs:
+        """Return the pairs that have a value."""
+        return self.take(np.isfinite(self.value))
+
+    def take(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> LabelledPairs:
+        """Return the pairs at a mask or at positions, on the same axes."""
+        return LabelledPairs(
+            self.target_ids, self.source_ids, self.target[keep], self.source[keep], self.value[keep]
+        )
+
+
+@dataclass(frozen=True)
+class UtilityMatrix:
+    """A dense utility matrix: `values` is `(n_targets, n_sources)` float32, NaN where masked or missing.
+
+    Memory order is by source (Fortran), since selection reads whole columns.
+    """
+
+    target_ids: tuple[str, ...]
+    source_ids: tuple[str, ...]
+    values: Floats
+
+    def mean_per_source(self) -> npt.NDArray[np.float64]:
+        """Return the mean utility of each source over the targets that have one, `(n_sources,)`; NaN where none has."""
+        present = np.isfinite(self.values)
+        count = present.sum(axis=0)
+        total = np.where(present, self.values, 0).sum(axis=0, dtype=np.float64)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
