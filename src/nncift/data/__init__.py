@@ -1,1 +1,16 @@
-"""Instruction examples: what a row is, and how rows are read."""
+"""Instruction examples: what a row is, and how rows are read and written."""
+
+from nncift.data.examples import Example, Examples, Message, Rejection, content_hash
+from nncift.data.files import write_rejected, write_rows
+from nncift.data.reading import read
+
+__all__ = [
+    "Example",
+    "Examples",
+    "Message",
+    "Rejection",
+    "content_hash",
+    "read",
+    "write_rejected",
+    "write_rows",
+]

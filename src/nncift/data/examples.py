@@ -2,16 +2,20 @@
 
 An `Example` is one usable row of the user's data. Its id is the row's own `id` where that is present and unique in the
 pool, else a hash of the content with an occurrence number; nothing in nncift depends on the position of a row.
+`reading.py` makes them from files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
+
+from nncift.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class Example:
     id: unique in its collection. prompt: everything before the response, as plain text. response: what the model should
     learn to say (the last assistant turn). messages: the turns before the response, never empty, ending with the turn
     that the response answers. source: name of the file or data set. line: 1-based line or record number there.
-    raw: the original row as JSON text, byte for byte where the input was JSON lines.
+    raw: the original row as JSON text without line breaks, byte for byte where the input was JSON lines.
     """
 
     id: str
@@ -47,7 +51,7 @@ class Example:
 
     @property
     def content_hash(self) -> str:
-        """Hash of what models see of this row (turns and response); 32 hex digits, independent of file and key order."""
+        """Hash of what models see of this row (turns and response): 32 hex digits, whatever file and key order."""
         return content_hash(self.messages, self.response)
 
     @property
@@ -59,11 +63,16 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and why: one line of text, `kind` or `kind: what was found`."""
 
     source: str
     line: int
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of defect, without what was found in this row: what counts are made by."""
+        return self.reason.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,17 @@ class Examples(Sequence[Example]):
     """An ordered collection of examples with unique ids, and the rows that were rejected while reading it.
 
     notes: plain sentences about the reading that the user should know (they become warnings of the run).
+    Raises DataError when two examples have the same id.
     """
 
     items: tuple[Example, ...]
     rejected: tuple[Rejection, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) < len(self.ids):
+            twice = next(example_id for example_id, count in Counter(self.ids).items() if count > 1)
+            raise DataError(f"the id {twice[:60]!r} names more than one example; ids in a collection must be unique")
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -91,7 +106,7 @@ class Examples(Sequence[Example]):
         return self._by_id[example_id]
 
     def subset(self, ids: Iterable[str]) -> Examples:
-        """Return the examples with these ids, in the order given; raises KeyError for an unknown id."""
+        """Return the examples with these ids, in the order given, without rejections and notes; raises KeyError."""
         return Examples(tuple(self._by_id[example_id] for example_id in ids))
 
     @overload

@@ -1,0 +1,151 @@
+"""Files of rows: JSON lines, JSON documents and Parquet to records; rows and rejections back to JSON lines."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from nncift.data.examples import Example, Rejection
+from nncift.data.records import Record, broken, from_json, from_value, kind_of, shown
+from nncift.data.tables import parquet_records
+from nncift.errors import DataError
+from nncift.files import atomic
+
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+DOCUMENT_SUFFIXES = (".json", ".json.gz")
+SUFFIXES = (*LINE_SUFFIXES, *DOCUMENT_SUFFIXES, ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def stem_of(path: Path) -> str:
+    """Return the file name without the suffix that says how to read it."""
+    suffix = _suffix(path)
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
+
+
+def file_records(path: Path, row_columns: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the rows of one file, blank lines skipped.
+
+    row_columns: names that mark a lone JSON object as a row, where it could also be a wrapper around a list of rows.
+    Raises DataError for a missing path, a directory, an unknown suffix, an empty or damaged file.
+    """
+    _check(path)
+    suffix = _suffix(path)
+    try:
+        if suffix == ".parquet":
+            yield from parquet_records(path)
+            return
+        with _open(path) as handle:
+            if suffix in LINE_SUFFIXES:
+                yield from _lines(handle, path)
+            else:
+                yield from _document(handle.read(), path, row_columns)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"cannot read {str(path)!r}: {type(error).__name__}: {shown(str(error), 160)}; "
+            "check its permissions and that it is complete"
+        ) from error
+
+
+def _check(path: Path) -> None:
+    given = repr(str(path))
+    if path.is_dir():
+        raise DataError(f"{given} is a directory, expected a file; name its files, or hub:{path} to load it whole")
+    if not path.exists():
+        raise DataError(f"no such file: {given}; check the path (data sets of the hub are written hub:org/name)")
+    if not path.is_file():
+        raise DataError(f"{given} is not a regular file; write the rows to a file first")
+    if not _suffix(path):
+        raise DataError(f"{given} has an unknown suffix, expected one of {', '.join(SUFFIXES)}; convert or rename it")
+    if path.stat().st_size == 0:
+        raise DataError(f"{given} is empty, expected rows of instruction data")
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.name.lower().endswith(".gz"):
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def _lines(handle: Iterable[bytes], path: Path) -> Iterator[Record]:
+    """Yield one record per line; only a line feed ends a line, since JSON text may hold any other separator."""
+    for number, line in enumerate(handle, start=1):
+        if number == 1:
+            _refuse_utf16(line, path)
+            line = line.removeprefix(_BOM)
+        if line.strip():
+            yield from_json(number, line.rstrip(b"\r\n"))
+
+
+def _refuse_utf16(data: bytes, path: Path) -> None:
+    if data.startswith(_UTF16_MARKS):
+        raise DataError(f"{str(path)!r} is UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
+
+
+def _document(data: bytes, path: Path, row_columns: Collection[str]) -> Iterator[Record]:
+    _refuse_utf16(data, path)
+    data = data.removeprefix(_BOM)
+    if not data.strip():
+        return
+    if _is_lines(data):
+        yield from _lines(data.split(b"\n"), path)
+        return
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not valid UTF-8 (byte {error.start + 1}); convert it to UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"cannot read {str(path)!r}: {broken(error)}; expected an array of objects, or JSON lines named .jsonl"
+        ) from error
+    for number, row in enumerate(_rows_of(value, path, row_columns), start=1):
+        yield from_value(number, row)
+
+
+def _is_lines(data: bytes) -> bool:
+    """Tell JSON lines under a .json name: a whole object on the first line, and more after it, is no JSON document."""
+    head, _, rest = data.lstrip().partition(b"\n")
+    if not head.startswith(b"{") or not rest.strip():
+        return False
+    return from_json(1, head).row is not None
+
+
+def _rows_of(value: object, path: Path, row_columns: Collection[str]) -> list[object]:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        raise DataError(f"{str(path)!r} holds {kind_of(value)}, expected an array of objects")
+    if any(column in value for column in row_columns):
+        return [value]
+    lists = [key for key, item in value.items() if isinstance(item, list) and any(isinstance(x, dict) for x in item)]
+    if len(lists) > 1:
+        names = ", ".join(shown(key) for key in lists[:5])
+        raise DataError(f"{str(path)!r} holds several lists of objects ({names}), expected one; write each to a file")
+    return value[lists[0]] if lists else [value]
+
+
+def write_rows(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write the original rows as JSON lines, in the order given; the file appears whole or not at all."""
+    _write_lines(Path(path), (example.raw for example in examples))
+
+
+def write_rejected(path: str | Path, rejected: Iterable[Rejection]) -> None:
+    """Write rejections as JSON lines of source, line and reason; the file appears whole or not at all."""
+    rows = ({"source": item.source, "line": item.line, "reason": item.reason} for item in rejected)
+    _write_lines(Path(path), (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with atomic(path) as part, part.open("wb") as handle:
+        for line in lines:
+            handle.write(line.encode("utf-8") + b"\n")

@@ -1,0 +1,140 @@
+"""One row as it comes out of a file: its number, its JSON text, and either the parsed object or why there is none.
+
+Everything in a row is untrusted. What is shown of it goes through `shown`, so that a reason stays one short line.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from datetime import date, time
+from typing import Any, NamedTuple
+
+# Chat rows with tool schemas nest about 20 deep. The bound keeps a row readable in every later stage: Python's own
+# limit depends on its version and on how deep the call stack is at that moment.
+MAX_DEPTH = 100
+MAX_REASON = 300
+
+Row = dict[str, Any]
+
+
+class Record(NamedTuple):
+    """A row of an input. line: 1-based line or record number. row: None where `reason` says what is wrong."""
+
+    line: int
+    raw: str
+    row: Row | None
+    reason: str = ""
+
+
+def shown(value: object, limit: int = 40) -> str:
+    """Return untrusted content for a message: its repr, cut to about `limit` characters, always on one line."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= limit else f"{value[:limit]!r}..."
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def kind_of(value: object) -> str:
+    """Name the JSON type of a value, with the value where it is a plain number or boolean."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"a boolean ({value})"
+    if isinstance(value, (int, float)):
+        return f"a number ({shown(value)})"
+    names: dict[type, str] = {str: "text", dict: "an object", list: "a list", tuple: "a list"}
+    return names.get(type(value), type(value).__name__)
+
+
+def from_json(line: int, data: bytes) -> Record:
+    """Parse one line of JSON; what cannot be parsed comes back with its reason."""
+    try:
+        raw = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02x} at position {error.start + 1}"
+        return Record(line, "", None, f"not valid UTF-8: {found}")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Record(line, raw, None, broken(error))
+    return _checked(line, raw, value)
+
+
+def from_value(line: int, value: object) -> Record:
+    """Make the record of a row that comes parsed (JSON array, Parquet, hub); its JSON text is written anew."""
+    try:
+        raw = to_json(value)
+    except RecursionError as error:
+        return Record(line, "", None, broken(error))
+    return _checked(line, raw, value)
+
+
+def broken(error: ValueError | RecursionError) -> str:
+    """Say why a JSON text could not be parsed."""
+    if isinstance(error, RecursionError):
+        return f"nested too deeply: more than {MAX_DEPTH} levels"
+    if isinstance(error, json.JSONDecodeError):
+        where = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        return f"broken JSON: {error.msg} ({where})"
+    return "number too long: an integer has more digits than Python reads"
+
+
+def _checked(line: int, raw: str, value: object) -> Record:
+    if not isinstance(value, dict):
+        return Record(line, raw, None, f"not an object: the row is {kind_of(value)}")
+    # Counting brackets is much cheaper than walking, and clears nearly every row.
+    if raw.count("{") + raw.count("[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        return Record(line, raw, None, f"nested too deeply: more than {MAX_DEPTH} levels")
+    return Record(line, raw, value)
+
+
+def _deeper_than(value: Row, limit: int) -> bool:
+    level: list[Any] = [value]
+    for _ in range(limit):
+        children = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
+        level = [child for child in children if isinstance(child, (dict, list, tuple))]
+        if not level:
+            return False
+    return True
+
+
+def to_json(value: object) -> str:
+    """Write a row as one line of JSON that UTF-8 can hold; raises RecursionError.
+
+    Dates become ISO text, bytes base64, decimals text, numpy values lists and numbers; numbers that JSON does not know
+    (NaN, infinities) become null.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_jsonable)
+    except ValueError:
+        return to_json(_finite(value))
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, ensure_ascii=True, default=_jsonable)
+    return text
+
+
+def _jsonable(value: Any) -> object:
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    # numpy arrays and scalars both have `tolist`; numpy need not be imported to know them.
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _finite(value: Any) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
