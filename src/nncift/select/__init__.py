@@ -1,0 +1,93 @@
+"""Selection: from a utility matrix to a ranked subset that says why each row is in or out (method.md 4).
+
+Nothing here imports torch, and numba loads only when a selection is made, so that choosing again from a finished run
+starts quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import UsageError
+from nncift.pairs import UtilityMatrix
+from nncift.select.budget import check_count, parse_budget
+
+__all__ = ["OBJECTIVES", "Selector", "Subset", "parse_budget", "select", "selector"]
+
+OBJECTIVES: Mapping[str, str] = {
+    "fl": "nncift.select.greedy:FacilityLocation",
+    "topk": "nncift.select.topk:TopK",
+    "random": "nncift.select.baselines:RandomControl",
+}
+"""Objective name -> where its Selector lives; other packages add theirs as entry points of `nncift.selectors`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """The chosen rows in rank order, and an account of every row of the ground set.
+
+    gains: `(k,)` float64, what each chosen row added when it was chosen, in rank order.
+    value: the objective's value of the whole set. upper_bound: no set of this size has a higher value.
+    final_gain: for each row that was not chosen, what it would still add.
+    reasons: for every row, chosen or not, one sentence with its numbers.
+    """
+
+    objective: str
+    ids: tuple[str, ...]
+    gains: npt.NDArray[np.float64]
+    value: float
+    upper_bound: float
+    final_gain: Mapping[str, float]
+    reasons: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def share_of_optimum(self) -> float:
+        """Return a lower bound on value / value of the best set of this size."""
+        return self.value / self.upper_bound if self.upper_bound > 0 else 1.0
+
+
+class Selector(Protocol):
+    """A way to choose `k` sources of a utility matrix; deterministic for a seed, ties by id."""
+
+    def select(self, matrix: UtilityMatrix, k: int, seed: int) -> Subset:
+        """Return the `k` chosen sources in rank order; `0 <= k <= n_sources` has been checked."""
+        ...
+
+
+def selector(objective: str) -> Selector:
+    """Return the selector registered under a name.
+
+    Raises UsageError for a name that nobody registered.
+    """
+    known = dict(OBJECTIVES)
+    if objective not in known:
+        known |= {entry.name: entry.value for entry in metadata.entry_points(group="nncift.selectors")}
+    if objective not in known:
+        near = difflib.get_close_matches(objective, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"Unknown objective {objective!r}: expected one of {', '.join(sorted(known))}.{hint}")
+    module, _, name = known[objective].partition(":")
+    made: Selector = getattr(importlib.import_module(module), name)()
+    return made
+
+
+def select(matrix: UtilityMatrix, k: int, objective: str = "fl", seed: int = 0) -> Subset:
+    """Choose `k` sources of `matrix` (`(n_targets, n_sources)`) by a registered objective (method.md 4).
+
+    Raises UsageError for an unknown objective, InfeasibleError for a `k` that the pool cannot give, DataError for
+    infinite utilities.
+    """
+    chosen = selector(objective)
+    check_count(k, len(matrix.source_ids))
+    return chosen.select(matrix, k, seed)
