@@ -1,0 +1,55 @@
+"""Plain words for a comparison of the student with a baseline on pairs of unseen items (method.md 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NAMES = {
+    "cosine": "cosine similarity of the embeddings",
+    "additive": "the additive baseline",
+    "mean": "the training mean",
+    "hidden": "cosine similarity of the hidden states",
+    "ridge": "ridge on the product of the embeddings",
+}
+METRICS = {"spearman": "Spearman correlation", "r2": "R^2"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Student minus baseline in one metric, with its paired 95 % interval over items; None where undefined."""
+
+    student: float | None
+    baseline: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def between(cls, student: float | None, baseline: float | None, interval: tuple[float, float] | None) -> Difference:
+        """Take the difference of two measures, either of which may be undefined."""
+        if student is None or baseline is None:
+            return cls(student, baseline, None, None)
+        return cls(student, baseline, student - baseline, interval)
+
+
+def verdict(baseline: str, found: Difference, metric: str) -> str | None:
+    """Return a warning in one sentence, or None where the student is clearly better.
+
+    Clearly better: the whole interval of the difference lies above 0. Worse: the whole interval lies below 0.
+    """
+    rival, measure = NAMES.get(baseline, baseline), METRICS[metric]
+    if found.difference is None or found.interval is None:
+        return f"On unseen items (q4) the student and {rival} cannot be compared in {measure}: it is undefined there."
+    low, high = found.interval
+    if low > 0:
+        return None
+    numbers = f"{found.student:.3f} against {found.baseline:.3f}"
+    interval = f"95 % interval {low:+.3f} to {high:+.3f}"
+    if high < 0:
+        return (
+            f"On unseen items (q4) the student is worse than {rival} in {measure}: {numbers} "
+            f"(difference {found.difference:+.3f}, {interval})."
+        )
+    return (
+        f"On unseen items (q4) the student is not distinguishable from {rival} in {measure}: {numbers}; "
+        f"the interval of the difference includes 0 (difference {found.difference:+.3f}, {interval})."
+    )

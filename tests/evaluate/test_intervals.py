@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from nncift.errors import UsageError
+from nncift.evaluate.intervals import interval_of_mean_utility
+from nncift.pairs import LabelledPairs
+
+
+def held_out(rows: np.ndarray) -> LabelledPairs:
+    """Label rows `(n_sources, n_targets)`."""
+    source, target = np.divmod(np.arange(rows.size), rows.shape[1])
+    ids = tuple(f"t{i}" for i in range(rows.shape[1])), tuple(f"s{i}" for i in range(rows.shape[0]))
+    return LabelledPairs(*ids, target.astype(np.int32), source.astype(np.int32), rows.ravel().astype(np.float32))
+
+
+def test_the_rank_by_hand() -> None:
+    # 19 rows of two targets with mean residuals 1..19: rank ceil(20 * 0.9) = 18.
+    residual = np.arange(1.0, 20.0) * np.where(np.arange(19) % 2, 1, -1)
+    rows = np.stack([residual + 0.5, residual - 0.5], axis=1)
+    found = interval_of_mean_utility(held_out(rows), np.zeros(38))
+    assert (found.half_width, found.items) == (18.0, 19)
+    assert found.note() == "90% interval for new rows from 19 held-out rows."
+
+
+def test_nine_rows_are_the_fewest_for_ninety_percent() -> None:
+    rows = np.arange(1.0, 10.0)[:, None]
+    assert interval_of_mean_utility(held_out(rows), np.zeros(9)).half_width == 9.0
+    few = interval_of_mean_utility(held_out(rows[:8]), np.zeros(8))
+    assert few.half_width is None
+    assert few.note() == "No 90% interval for new rows: 8 held-out rows were labelled, and it takes 9."
+
+
+def test_missing_labels_and_nothing_at_all() -> None:
+    rows = np.full((12, 3), 2.0)
+    rows[:, 1] = np.nan
+    rows[11] = np.nan
+    found = interval_of_mean_utility(held_out(rows), np.full(36, 0.5))
+    assert (found.half_width, found.items) == (1.5, 11)
+    assert interval_of_mean_utility(held_out(np.empty((0, 1))), np.empty(0)).half_width is None
+
+
+def test_coverage_of_new_rows_is_what_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        effect = rng.standard_t(3, size=60)
+        labels = effect[:, None] + 0.1 * rng.normal(size=(60, 5))
+        found = interval_of_mean_utility(held_out(labels[:30]), np.zeros(150))
+        assert found.half_width is not None
+        covered.append(np.mean(np.abs(labels[30:].mean(axis=1)) <= found.half_width))
+    assert 0.89 <= np.mean(covered) <= 0.93
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(UsageError, match="level"):
+        interval_of_mean_utility(held_out(np.ones((2, 2))), np.ones(4), level=90)
+    with pytest.raises(UsageError, match="one for each pair"):
+        interval_of_mean_utility(held_out(np.ones((2, 2))), np.ones(3))
