@@ -1,0 +1,5 @@
+"""`python -m nncift`."""
+
+from nncift.cli import main
+
+main()

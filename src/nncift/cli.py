@@ -1,0 +1,195 @@
+"""The command line: parses, calls one library function, prints (docs/cli.md)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nncift import __version__
+from nncift.errors import NnciftError, ResourceError, UsageError
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=HELP)
+@click.version_option(__version__)
+def cli() -> None:
+    """Tell which instruction examples are worth training on, by influence learned from a few percent of labels."""
+
+
+def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """Give a command `--json` and `--quiet`, and print what it returns when `--json` is set."""
+
+    def shell(json_: bool, quiet: bool, **given: Any) -> None:
+        logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+        _calm_libraries()
+        told = function(show=not json_ and not quiet, **given)
+        if json_:
+            click.echo(json.dumps(told, ensure_ascii=False, allow_nan=False))
+
+    shell.__doc__ = function.__doc__
+    shell.__name__ = function.__name__
+    quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
+    as_json = click.option("--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there.")
+    return as_json(quiet(shell))
+
+
+@cli.command(name="run")
+@click.argument("pool", nargs=-1, type=str)
+@click.option("--teacher", help="Influence function: delift.  [default: delift]")
+@click.option("--model", help="The teacher's language model: a local folder or a hub name.")
+@click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
+@click.option("--labels", help="Share of each axis (5%) or number of pairs that the teacher labels.  [default: 5%]")
+@click.option("--plan", help="block or scatter.  [default: scatter]")
+@click.option("--student", help="Network: paper.  [default: paper]")
+@click.option("--recipe", help="How it is trained: default or paper.  [default: default]")
+@click.option("--features", help="What it reads: text.  [default: text]")
+@click.option("--objective", help="fl, topk or random.  [default: fl]")
+@click.option("--budget", help="Share (30%) or number of rows to select.  [default: 30%]")
+@click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")
+@click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="Read a field from a column: prompt=question.")
+@click.option("--strict", is_flag=True, default=None, help="Stop at the first unusable row.")
+@click.option("--limit", type=int, help="Rows in all: a seeded sample over all files in proportion.")
+@click.option("--template", help="chat, plain, or a text file with {prompt} and {response}.")
+@click.option("--variant", help="DELIFT's distance: probability or logprob.  [default: probability]")
+@click.option("--context", type=int, help="Cap on the tokens of one sequence.  [default: the model's]")
+@click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Allow code that comes with the model.")
+@click.option("--device", help="auto, cpu, cuda, cuda:0 or mps.  [default: auto]")
+@click.option("--seed", type=int, help="One seed for everything.  [default: 0]")
+@click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
+@_command
+def run_command(
+    show: bool, config_: Path | None, dry_run: bool, out: Path | None, map_: tuple[str, ...], **flags: Any
+) -> dict[str, Any]:
+    """Select rows of POOL files that are worth training on."""
+    from nncift import config
+
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if map_:
+        given["map"] = dict(_assignment(item) for item in map_)
+    settings = config.resolve(given, config_)
+    if out is None and not dry_run:
+        raise UsageError("--out DIR is missing: a run needs a directory of its own")
+    from nncift import pipeline, teachers
+
+    teacher = teachers.create(settings, settings.device)
+    pool = pipeline.read_pool(settings)
+    if dry_run:
+        from nncift.estimate import estimate
+
+        told = estimate(settings, pool, teacher)
+        if show:
+            from nncift.show import show_estimate
+
+            show_estimate(told)
+        return told
+    run = pipeline.execute(settings, pool, Path(str(out)), teacher=teacher, progress=_progress(show))
+    if show:
+        from nncift.show import show_run
+
+        show_run(run)
+    return dict(run.summary)
+
+
+@cli.command(name="score")
+@click.argument("new", nargs=-1, required=True, type=str)
+@click.option("--run", "run_", required=True, type=click.Path(path_type=Path), help="Directory of a finished run.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write.")
+@click.option("--format", "format_", default="auto", help="As in run.")
+@click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
+@click.option("--limit", type=int, help="As in run.")
+@click.option("--device", default="auto", help="Device of the encoder.")
+@_command
+def score_command(
+    show: bool, new: tuple[str, ...], run_: Path, out: Path, format_: str, map_: tuple[str, ...], limit: int | None,
+    device: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Score NEW rows with a finished run's student; no language model is loaded."""
+    from nncift.data import read
+    from nncift.results import score_file
+
+    pool = read(*new, format=format_, map=dict(_assignment(item) for item in map_), limit=limit)
+    told = score_file(pool, run_, out, device=device)
+    if show:
+        from nncift.show import show_scores
+
+        show_scores(told)
+    return told
+
+
+@cli.command(name="doctor")
+@_command
+def doctor_command(show: bool) -> dict[str, Any]:
+    """Show versions, devices, memory and missing extras."""
+    from nncift.doctor import examine
+
+    told = examine()
+    if show:
+        from nncift.show import show_doctor
+
+        show_doctor(told)
+    return told
+
+
+def main() -> None:
+    """Run the command line; every way to fail has its exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _say("interrupted; the same command goes on where it was", 130)
+    except KeyboardInterrupt:
+        code = _say("interrupted; the same command goes on where it was", 130)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except NnciftError as error:
+        code = _say(f"nncift: {error}", error.exit_code)
+    except MemoryError:
+        code = _say("nncift: memory ran out; use --limit or a machine with more", ResourceError.exit_code)
+    except OSError as error:
+        code = _say(f"nncift: {error}", ResourceError.exit_code)
+    except Exception:  # noqa: BLE001 - the last resort turns any defect into exit code 1
+        traceback.print_exc()
+        code = _say("nncift: this is a defect of nncift; please report it with the lines above and the command", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(text, err=True)
+    return code
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, column = text.partition("=")
+    if not sign or not name or not column:
+        raise UsageError(f"--map {text!r} was given; expected NAME=COLUMN, such as prompt=question")
+    return name, column
+
+
+def _progress(show: bool) -> Any:
+    if show and sys.stderr.isatty():
+        from nncift.show import bar
+
+        return bar
+    from nncift.progress import silent
+
+    return silent
+
+
+def _calm_libraries() -> None:
+    """Keep other libraries from drawing bars of their own and from warning about forks."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+

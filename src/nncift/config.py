@@ -1,0 +1,140 @@
+"""Settings of a run: one frozen class per stage, joined into one flat set whose names are the flags (docs/cli.md).
+
+A settings file is YAML with the same names; flags override it. A run's `manifest.yaml` is such a file, with a `record`
+of what was used (versions, hashes, seeds) that reading ignores.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from nncift.errors import DataError, UsageError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(_Settings):
+    """What is read."""
+
+    pool: tuple[str, ...] = ()
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
+    map: dict[str, str] = Field(default_factory=dict)
+    limit: int | None = Field(default=None, ge=1)
+    strict: bool = False
+
+
+class EncoderSettings(_Settings):
+    """How examples become vectors."""
+
+    encoder: str = "minilm"
+
+
+class TeacherSettings(_Settings):
+    """Which influence function labels, and with which model."""
+
+    teacher: str = "delift"
+    model: str | None = None
+    variant: Literal["probability", "logprob"] = "probability"
+    template: str | None = None
+    context: int | None = Field(default=None, ge=8)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+
+
+class LabelSettings(_Settings):
+    """How much is labelled, and where."""
+
+    labels: str = "5%"
+    plan: Literal["block", "scatter"] = "scatter"
+    test_items: int = Field(default=30, ge=2)
+    validation_items: int = Field(default=20, ge=2)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_as_text(cls, value: Any) -> Any:
+        if isinstance(value, float) and 0 < value <= 1:
+            return f"{100 * value:.10g}%"
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class StudentSettings(_Settings):
+    """What learns from the labels."""
+
+    student: Literal["paper"] = "paper"
+    recipe: Literal["default", "paper"] = "default"
+    features: Literal["text"] = "text"
+
+
+class SelectSettings(_Settings):
+    """What is selected."""
+
+    objective: Literal["fl", "topk", "random"] = "fl"
+    budget: str = "30%"
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_as_text(cls, value: Any) -> Any:
+        if isinstance(value, float) and 0 < value <= 1:
+            return f"{100 * value:.10g}%"
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class RunSettings(
+    DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, SelectSettings
+):
+    """All settings of a run."""
+
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"
+
+    def part(self, stage: type[_Settings]) -> dict[str, Any]:
+        """Return the settings that belong to one stage's class."""
+        return self.model_dump(mode="json", include=set(stage.model_fields))
+
+
+GROWING = frozenset({"pool", "limit", "labels", "budget", "objective", "strict", "device", "format", "map"})
+"""Settings that may change when a run is continued; what they produce is checked where it is used."""
+
+
+def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
+    """Join a settings file and given values (which win) into checked settings.
+
+    Raises DataError for a file that cannot be read, UsageError for an unknown name or a value of the wrong kind.
+    """
+    values = {**(load(file) if file else {}), **given}
+    unknown = sorted(set(values) - set(RunSettings.model_fields))
+    if unknown:
+        raise UsageError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], RunSettings.model_fields)}")
+    try:
+        return RunSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"setting {name!r} was given as {first['input']!r}: {first['msg']}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a settings file without checking its values; the `record` of a manifest is left out."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"the settings file {str(path)!r} cannot be read: {reason}") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise DataError(f"the settings file {str(path)!r} must hold names and values, such as `labels: 5%`")
+    return {name: value for name, value in values.items() if name != "record"}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest known name, or at all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"

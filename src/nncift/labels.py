@@ -1,0 +1,174 @@
+"""Labels on disk: the plan's generations, and the teacher's raw values as they are computed.
+
+`labels/` holds for every generation `plan-000.parquet` (ids, split, chunk), `values-000.npy` and a `RowStore` with the
+cost of every chunk, whose flag is set last: a chunk that was interrupted is computed again, whole and alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import DataError
+from nncift.files import atomic, write_json
+from nncift.pairs import LabelledPairs
+from nncift.plan import BASE, NO_SOURCE, SPLITS, Entries, LabelPlan, Roles
+from nncift.store import RowStore
+from nncift.teachers import Chunk, ChunkLabels
+
+COSTS = ("tokens", "passes", "seconds", "shortened")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Totals over finished chunks. tokens and passes of the teacher's model; seconds of labelling.
+
+    pairs: with an example in front; missing: of these, too long for the context; blocks: examples that stood in
+    front; shortened: of these, cut to fit.
+    """
+
+    tokens: int
+    passes: int
+    seconds: float
+    pairs: int
+    missing: int
+    blocks: int
+    shortened: int
+
+
+class LabelStore:
+    """The labels of a run. `LabelStore.open` reads the plan; `adopt` appends what a plan has grown by."""
+
+    def __init__(self, folder: Path, plan: LabelPlan | None) -> None:
+        self._folder = folder
+        self.plan = plan
+
+    @classmethod
+    def open(cls, folder: Path) -> LabelStore:
+        """Open the labels in a folder, which may be empty. Raises DataError where a file there cannot be read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        heads = sorted(folder.glob("plan-*.json"))
+        if not heads:
+            return cls(folder, None)
+        try:
+            head = json.loads(heads[-1].read_text(encoding="utf-8"))
+            targets, sources = tuple(head["target_ids"]), tuple(head["source_ids"])
+            roles = Roles(**{name: tuple(ids) for name, ids in head["roles"].items()})
+            generations = tuple(_read_entries(path.with_suffix(".parquet")) for path in heads)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"the label plan {heads[-1].name} is damaged ({error}); use another --out") from error
+        return cls(folder, LabelPlan(targets, sources, bool(head["shared"]), roles, generations))
+
+    def adopt(self, plan: LabelPlan) -> None:
+        """Write the generation that a plan has beyond the one on disk; the JSON head, last, makes it count."""
+        known = 0 if self.plan is None else len(self.plan.generations)
+        for generation in range(known, len(plan.generations)):
+            with atomic(self._path("plan", generation, ".parquet")) as part:
+                _write_entries(part, plan.generations[generation])
+            head = {
+                "shared": plan.shared,
+                "roles": {name: list(ids) for name, ids in vars(plan.roles).items()},
+                "target_ids": list(plan.target_ids),
+                "source_ids": list(plan.source_ids),
+            }
+            write_json(self._path("plan", generation, ".json"), head)
+        self.plan = plan
+
+    def pending(self) -> Iterator[tuple[int, Chunk, npt.NDArray[np.intp]]]:
+        """Yield the chunks without labels: generation, chunk, and the positions of its entries."""
+        for generation in range(len(self._plan.generations)):
+            _, done = self._stores(generation)
+            chunks = self._plan.generation_chunks(generation)
+            first = chunks[0][0].index if chunks else 0
+            for chunk, positions in chunks:
+                if not done.filled[chunk.index - first]:
+                    yield generation, chunk, positions
+
+    def write(
+        self, generation: int, chunk: Chunk, positions: npt.NDArray[np.intp], labels: ChunkLabels, seconds: float
+    ) -> None:
+        """Keep a chunk's values and cost, flag last."""
+        values, done = self._stores(generation)
+        values.write(positions, labels.values[:, None])
+        first = int(self._plan.generations[generation].chunk.min())
+        passes = int(np.isfinite(labels.values).sum())
+        done.write(chunk.index - first, [labels.tokens, passes, seconds, labels.shortened])
+
+    def progress(self) -> Progress:
+        """Sum up the finished chunks."""
+        plan = self._plan
+        cost = np.zeros(len(COSTS))
+        pairs = missing = blocks = 0
+        for generation, entries in enumerate(plan.generations):
+            values, done = self._stores(generation)
+            cost += done.values[np.asarray(done.filled)].sum(axis=0)
+            paired = np.asarray(values.filled) & (entries.source != NO_SOURCE)
+            pairs += int(paired.sum())
+            missing += int(np.isnan(values.values[paired, 0]).sum())
+            blocks += len(np.unique(entries.chunk[paired]))
+        return Progress(int(cost[0]), int(cost[1]), float(cost[2]), pairs, missing, blocks, int(cost[3]))
+
+    def utilities(self, *, relative: bool) -> dict[str, LabelledPairs]:
+        """Return the utilities by split (without `base`), on the plan's axes; NaN where the teacher has no value.
+
+        Relative teachers: `base value of the target - value of the pair`.
+        """
+        plan = self._plan
+        entries = plan.entries
+        raw = np.concatenate([np.asarray(self._stores(g)[0].values[:, 0]) for g in range(len(plan.generations))])
+        value = raw
+        if relative:
+            base = np.full(len(plan.target_ids), np.nan, np.float32)
+            without = entries.split == BASE
+            base[entries.target[without]] = raw[without]
+            value = base[entries.target] - raw
+        found = {}
+        for code, name in enumerate(SPLITS):
+            if code != BASE:
+                mask = entries.split == code
+                found[name] = LabelledPairs(
+                    plan.target_ids, plan.source_ids, entries.target[mask], entries.source[mask], value[mask]
+                )
+        return found
+
+    @property
+    def _plan(self) -> LabelPlan:
+        if self.plan is None:
+            raise DataError("this run has no label plan yet")
+        return self.plan
+
+    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
+        entries = self._plan.generations[generation]
+        chunks = int(entries.chunk.max() - entries.chunk.min()) + 1
+        values = RowStore.open(self._path("values", generation), len(entries), 1)
+        return values, RowStore.open(self._path("chunks", generation), chunks, len(COSTS), dtype="float64")
+
+    def _path(self, kind: str, generation: int, end: str = "") -> Path:
+        return self._folder / f"{kind}-{generation:03d}{end}"
+
+
+def _write_entries(path: Path, entries: Entries) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: pa.array(values) for name, values in vars(entries).items()}), path)
+
+
+def _read_entries(path: Path) -> Entries:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    return Entries(*(table[name].to_numpy() for name in ("target", "source", "split", "chunk")))
+
+
+def combine(parts: dict[str, LabelledPairs], names: tuple[str, ...] | None = None) -> LabelledPairs:
+    """Join the pairs of several splits (all by default) that share their axes."""
+    chosen: list[Any] = [parts[name] for name in (names or tuple(parts))]
+    joined = (np.concatenate([getattr(part, name) for part in chosen]) for name in ("target", "source", "value"))
+    return LabelledPairs(chosen[0].target_ids, chosen[0].source_ids, *joined)

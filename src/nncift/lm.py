@@ -1,0 +1,277 @@
+"""Causal language models: loading, and log-probabilities of given responses behind a cached prefix.
+
+Two shortcuts are used, both exact (method.md 3.1): the keys and values of a prefix are computed once and shared by
+all rows behind it, and hidden states go through the vocabulary projection at response positions only. Whether a model's
+architecture allows them is tried on loading against its plain forward pass; where it does not, the plain pass is used.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+LOGITS_AT_ONCE = 2**26
+"""Entries of a float32 logits block held at once (256 MiB)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids to be scored: `response` is predicted, `prompt` is read before it."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass
+class Prefix:
+    """Ids in front of every row of a call, with the model's cache over them (None where caching is not exact)."""
+
+    ids: tuple[int, ...]
+    cache: Any | None
+
+
+class CausalLM:
+    """A causal language model and its tokenizer, ready to score responses. Built by `CausalLM.load`."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, fingerprint: str, context: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.fingerprint = fingerprint
+        self.context = context
+        self.device = next(model.parameters()).device
+        self._fast_head, self._fast_prefix = self._try_shortcuts()
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        context: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> CausalLM:
+        """Load a local directory or a model of the Hugging Face hub, from safetensors only.
+
+        device: auto, cpu, cuda, cuda:0, mps. dtype: auto (float32 on CPU, the model's own elsewhere), float32,
+        bfloat16, float16. context: a cap on the tokens of one sequence, at most the model's own limit.
+        Raises ResourceError when weights, tokenizer or device are missing, UsageError for an unknown setting.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = locate(name)
+        placed = resolve_device(device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=resolve_dtype(dtype, placed),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+            )
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+            raise ResourceError(
+                f"the model {str(name)!r} cannot be loaded: {_first_line(error)}. Expected a Hugging Face causal model "
+                "with config.json, *.safetensors and tokenizer files"
+            ) from error
+        model.eval().requires_grad_(False).to(torch.device(placed))
+        limit = _context_limit(model, tokenizer)
+        if context is not None and context > limit:
+            raise UsageError(f"a context of {context} tokens was asked for; this model has {limit}")
+        return cls(model, tokenizer, str(name), fingerprint(folder), context or limit)
+
+    def prefix(self, ids: Sequence[int]) -> Prefix:
+        """Compute what rows behind `ids` share. One forward pass over `ids`; none when `ids` is empty."""
+        import torch
+
+        if not ids or not self._fast_prefix:
+            return Prefix(tuple(ids), None)
+        with torch.inference_mode():
+            output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
+        return Prefix(tuple(ids), output.past_key_values)
+
+    def log_probabilities(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        """Return the log-probability of every response token of every row, teacher-forced, float32.
+
+        The logits at position k - 1 predict token k. Rows are padded on the right, which a causal model cannot see.
+        One forward pass over all rows: the caller chooses how many. Every row needs a token before its response.
+        """
+        import torch
+
+        before: tuple[int, ...] = () if prefix.cache is not None else prefix.ids
+        sequences = [[*before, *row.prompt, *row.response] for row in rows]
+        width = max(map(len, sequences))
+        ids = torch.zeros((len(rows), width), dtype=torch.long)
+        for index, sequence in enumerate(sequences):
+            ids[index, : len(sequence)] = torch.tensor(sequence)
+        at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
+        starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
+        at_position = np.concatenate(
+            [np.arange(start, start + len(row.response)) for start, row in zip(starts, rows, strict=True)]
+        )
+        gold = torch.tensor([token for row in rows for token in row.response], device=self.device)
+        with torch.inference_mode():
+            cache = None
+            if prefix.cache is not None:
+                cache = copy.deepcopy(prefix.cache)
+                cache.batch_repeat_interleave(len(rows))
+            values = self._gold(ids.to(self.device), cache, at_row, at_position, gold)
+        flat = values.cpu().numpy()
+        return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
+
+    def _gold(
+        self, ids: torch.Tensor, cache: Any, at_row: npt.NDArray[Any], at_position: npt.NDArray[Any], gold: torch.Tensor
+    ) -> torch.Tensor:
+        import torch
+
+        rows, positions = torch.as_tensor(at_row).to(self.device), torch.as_tensor(at_position).to(self.device)
+        if not self._fast_head:
+            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits
+            return _log_softmax_at(logits[rows, positions], gold)
+        hidden = self._body(ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state[rows, positions]
+        head = self.model.get_output_embeddings()
+        step = max(1, LOGITS_AT_ONCE // int(self.model.config.get_text_config().vocab_size))
+        parts = [
+            _log_softmax_at(head(hidden[start : start + step]), gold[start : start + step])
+            for start in range(0, len(gold), step)
+        ]
+        return torch.cat(parts)
+
+    def _body(self, ids: torch.Tensor, **kwargs: Any) -> Any:
+        return self.model.base_model(input_ids=ids, **kwargs)
+
+    def _try_shortcuts(self) -> tuple[bool, bool]:
+        """Compare both shortcuts with the plain pass on a few tokens; return which of them are exact here."""
+        self._fast_head, self._fast_prefix = False, False
+        size = int(self.model.config.get_text_config().vocab_size)
+        tokens = [(7 * k + 3) % size for k in range(14)]
+        rows = [Row(tokens[6:8], tokens[8:13]), Row(tokens[9:12], tokens[3:5])]
+        plain = np.concatenate(self.log_probabilities(Prefix(tuple(tokens[:6]), None), rows))
+        found = []
+        for attribute in ("_fast_head", "_fast_prefix"):
+            setattr(self, attribute, True)
+            try:
+                fast = np.concatenate(self.log_probabilities(self.prefix(tokens[:6]), rows))
+                exact = bool(np.allclose(plain, fast, atol=1e-4 if self._is_float32() else 0.05, equal_nan=True))
+            except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+                log.info("%s: %s is not available: %s", self.name, attribute, _first_line(error))
+                exact = False
+            if not exact:
+                setattr(self, attribute, False)
+                log.warning("%s: %s is not exact for this architecture; using the plain pass", self.name, attribute)
+            found.append(exact)
+        return found[0], found[1]
+
+    def _is_float32(self) -> bool:
+        import torch
+
+        return next(self.model.parameters()).dtype == torch.float32
+
+
+def locate(name: str | Path) -> Path:
+    """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
+
+    Raises ResourceError where neither exists.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ResourceError(f"{str(name)!r} is a directory without config.json; expected a Hugging Face model folder")
+        if not any(folder.glob("*.safetensors")):
+            raise ResourceError(
+                f"the model folder {str(name)!r} holds no *.safetensors; convert its weights "
+                "(model.save_pretrained(...) writes safetensors)"
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except (OSError, ValueError, HFValidationError) as error:
+        raise ResourceError(
+            f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {_first_line(error)}"
+        ) from error
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash the weights, configuration and tokenizer of a model folder; 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt"} and path.is_file():
+            digest.update(path.name.encode())
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def resolve_device(device: str) -> str:
+    """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps") from error
+    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ResourceError(f"--device {device} was asked for, but this machine or this build of torch has none")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> Any:
+    """Return the torch dtype for a name; `auto` is float32 on CPU, where half precision is several times slower."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else "auto"
+    if dtype not in known:
+        raise UsageError(f"--dtype {dtype!r} is unknown; use auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def _log_softmax_at(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """Return logit - logsumexp at the gold tokens, in float32. logits `(n, vocabulary)`, gold `(n,)`."""
+    logits = logits.float()
+    return logits.gather(1, gold[:, None])[:, 0] - logits.logsumexp(dim=1)
+
+
+def _context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits.append(tokenizer.model_max_length)
+    usable = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
+    return min(usable, default=4096)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

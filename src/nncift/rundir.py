@@ -1,0 +1,150 @@
+"""The run directory: what was asked, what is finished, what it cost; one process at a time.
+
+A stage writes its files, then its mark with its fingerprint, and last its cost in the ledger. Running again skips a stage
+whose mark carries the same fingerprint. `manifest.yaml` is a settings file that repeats the run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from nncift import config
+from nncift.config import GROWING, RunSettings
+from nncift.errors import DataError, ResourceError, UsageError
+from nncift.files import write_json, write_text
+from nncift.ledger import StageCost, Stopwatch
+
+MANIFEST = "manifest.yaml"
+PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")
+
+
+@dataclass
+class Stage:
+    """One stage while it runs. done: a finished one with this fingerprint exists and its files can be read."""
+
+    done: bool
+    cost: StageCost
+
+
+class RunDir:
+    """A run directory under lock; use it as a context manager."""
+
+    def __init__(self, path: str | Path, settings: RunSettings) -> None:
+        self.path = Path(path)
+        self.settings = settings
+        self._lock: IO[str] | None = None
+        self._costs: dict[str, StageCost] = {}
+
+    def __enter__(self) -> Self:
+        """Create or reopen the directory.
+
+        Raises ResourceError where it cannot be written or another process holds it, UsageError where it is no run
+        directory or was made with settings that what exists depends on.
+        """
+        try:
+            foreign = self.path.exists() and not (self.path / ".lock").exists()
+            if foreign and (self.path.is_file() or any(self.path.iterdir())):
+                what = "a file" if self.path.is_file() else "a directory that holds other things"
+                raise UsageError(f"--out {str(self.path)!r} is {what}; give a new directory or that of an earlier run")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w", encoding="ascii")
+        except OSError as error:
+            raise ResourceError(f"--out {str(self.path)!r} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ResourceError(
+                f"another process works on {str(self.path)!r}; wait until it ends, or use another --out"
+            ) from error
+        try:
+            self._check_settings()
+            self._costs = {name: StageCost(**cost) for name, cost in self.read_json("costs.json", {}).items()}
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this run, its folder made."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def read_json(self, name: str, default: Any = None) -> Any:
+        """Read a JSON file of this run; `default` where there is none. Raises DataError where it is damaged."""
+        path = self.path / name
+        if not path.exists():
+            return default
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{str(path)!r} is damaged ({error}); delete the run directory or use another --out") from error
+
+    @contextmanager
+    def stage(self, name: str, fingerprint: str) -> Iterator[Stage]:
+        """Run one stage: its cost is measured, and its mark is written when the block ends without an error."""
+        mark = f"stages/{name}.json"
+        done = self.read_json(mark, {}).get("fingerprint") == fingerprint
+        stage = Stage(done, self._costs.setdefault(name, StageCost()))
+        watch = Stopwatch()
+        try:
+            yield stage
+        finally:
+            if not done:
+                watch.add_to(stage.cost)
+                write_json(self.file("costs.json"), {key: cost.to_json() for key, cost in self._costs.items()})
+        if not done:
+            write_json(self.file(mark), {"fingerprint": fingerprint, "finished": datetime.now(UTC).isoformat()})
+
+    def costs(self) -> dict[str, StageCost]:
+        """Return the cost of every stage so far, over all sessions."""
+        return dict(self._costs)
+
+    def write_manifest(self, record: Mapping[str, Any]) -> None:
+        """Write the settings, with a record of what was used: versions, machine, and what the caller adds."""
+        versions = {package: _version(package) for package in PACKAGES}
+        machine = {"python": platform.python_version(), "platform": platform.platform()}
+        values = {
+            name: value for name, value in self.settings.model_dump(mode="json").items() if value is not None
+        }
+        values["record"] = {"versions": versions, "machine": machine, **record}
+        write_text(self.file(MANIFEST), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def _check_settings(self) -> None:
+        if not (self.path / MANIFEST).exists():
+            return
+        before = config.resolve(config.load(self.path / MANIFEST)).model_dump(mode="json")
+        now = self.settings.model_dump(mode="json")
+        for name, value in now.items():
+            if name not in GROWING and before[name] != value:
+                raise UsageError(
+                    f"the run in {str(self.path)!r} was made with {name} = {before[name]!r}, and {value!r} was given; what "
+                    "exists there depends on it. Use another --out, or give the earlier value"
+                )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,172 @@
+"""What the command line prints for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from nncift.progress import Advance
+from nncift.results import Run
+
+PREDICTORS = {
+    "student": "student", "mean": "training mean", "additive": "additive ridge", "cosine": "cosine",
+    "hidden": "hidden-state cosine", "ridge": "product ridge",
+}  # fmt: skip
+
+
+def console() -> Console:
+    """Return a console on standard output, wide enough for tables where it is no terminal."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 110)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Advance]:
+    """Show a bar with the time left on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+def show_run(run: Run) -> None:
+    """Print what a run selected, how far its predictions can be trusted, what it cost, and where things are."""
+    out, told = console(), run.summary
+    labels, ledger = told["labels"], told["ledger"]
+    rejected = f", {told['rejected']} rejected (rejected.jsonl says why)" if told["rejected"] else ""
+    out.print(
+        f"Selected {told['selected']} of {told['pool']} rows{rejected}. Teacher {told['teacher']}, plan {told['plan']}: "
+        f"{labels['train']} pairs to learn from, {labels['validation']} to validate, "
+        f"{labels['q2'] + labels['q3'] + labels['test']} to test."
+    )
+    out.print(fidelity_table(told))
+    out.print(value_table(told["selection"]))
+    out.print(cost_table(ledger))
+    out.print(
+        f"Teacher passes: {ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,} "
+        f"(saving {100 * ledger['saving']:.2f} %). Labelling everything would take about "
+        f"{seconds(ledger['full_teacher_seconds'])} at the measured rate."
+    )
+    show_warnings(out, run.warnings)
+    out.print(Text(f"Files: {run.path}/subset.jsonl, selection.parquet, summary.json", no_wrap=True, overflow="ignore"))
+
+
+def fidelity_table(told: Mapping[str, Any]) -> Table:
+    """Return the student's measures by quadrant, and those of the baselines on pairs of unseen items."""
+    table = Table(title="How well teacher values are predicted (95 % intervals over items)", title_justify="left")
+    for name in ("predictor", "pairs of", "R^2", "Spearman", "interval", "MSE", "pairs"):
+        table.add_column(name, justify="left" if name in ("predictor", "pairs of") else "right")
+    meaning = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}
+    rows = [("student", quadrant, told["fidelity"][quadrant]) for quadrant in meaning]
+    rows += [(name, "q4", quadrants["q4"]) for name, quadrants in told["baselines"].items()]
+    for name, quadrant, found in rows:
+        table.add_row(
+            PREDICTORS.get(name, name), meaning[quadrant], number(found["r2"], 3), number(found["spearman"], 3),
+            interval(found["spearman_interval"]), number(found["mse"], None), str(found["pairs"]),
+            end_section=(name, quadrant) == ("student", "q4"),
+        )  # fmt: skip
+    return table
+
+
+def value_table(selection: Mapping[str, Any]) -> Table:
+    """Return the objective's value of the selection beside those of the control selections."""
+    table = Table(title="Value of the selection, under known labels and predictions", title_justify="left")
+    for name in ("selection", "value"):
+        table.add_column(name, justify="right" if name == "value" else "left")
+    bound = f"this run ({selection['objective']}; at least {100 * selection['share_of_optimum']:.1f} % of optimal)"
+    table.add_row(bound, number(selection["value"], 4))
+    for name, value in selection["controls"].items():
+        label = {"random": "random (mean of 10)", "stratified": "random by source", "longest": "longest responses",
+                 "embedding": "embeddings alone"}[name]  # fmt: skip
+        table.add_row(label, number(value, 4))
+    return table
+
+
+def cost_table(ledger: Mapping[str, Any]) -> Table:
+    """Return the cost of every stage."""
+    table = Table(title="Cost", title_justify="left")
+    for name in ("stage", "seconds", "peak MB", "model passes", "model tokens"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name, cost in ledger["stages"].items():
+        table.add_row(
+            name, f"{cost['seconds']:.1f}", f"{cost['peak_mb']:.0f}", f"{cost['model_passes']:,}", f"{cost['model_tokens']:,}"
+        )
+    return table
+
+
+def show_estimate(told: Mapping[str, Any]) -> None:
+    """Print what a run would cost."""
+    out = console()
+    out.print(
+        f"{told['pool']} usable rows, {told['rejected']} rejected; {told['selected']} would be selected. Nothing was written."
+    )
+    table = Table(title="Estimated cost of labelling, from a few timed pairs", title_justify="left")
+    for name in ("", "passes", "tokens", "time"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, cost in (("this plan", told["label"]), ("every pair (full teacher)", told["full_teacher"])):
+        table.add_row(name, f"{cost['passes']:,}", f"{cost['tokens']:,}", seconds(cost["seconds"]))
+    out.print(table)
+    size = told["bytes"]
+    out.print(
+        f"Saving {100 * told['saving']:.2f} % of the passes. Embedding: about {seconds(told['embed']['seconds'])}. Disk: "
+        f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
+        f"{size['matrix_in_memory'] / 1e6:.0f} MB."
+    )
+
+
+def show_scores(told: Mapping[str, Any]) -> None:
+    """Print what was scored."""
+    out = console()
+    low, _, middle, _, high = told["score_quartiles"]
+    out.print(f"Scored {told['rows']} rows ({told['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}.")
+    if told["interval"]:
+        width = "" if told["interval_half_width"] is None else f" Half-width {told['interval_half_width']:.5f}."
+        out.print(f"{told['interval']}{width}")
+    show_warnings(out, told["warnings"])
+    out.print(Text(f"File: {told['out']}"))
+
+
+def show_doctor(told: Mapping[str, Any]) -> None:
+    """Print what the machine offers."""
+    out = console()
+    memory = told["free_memory_bytes"]
+    out.print(f"Python {told['python']} on {told['platform']}, {told['cores']} cores, {told['torch_threads']} threads")
+    out.print(f"Devices: {', '.join(told['devices'])}")
+    out.print(f"Free: {'unknown' if memory is None else f'{memory / 1e9:.1f} GB'} memory, {told['free_disk_bytes'] / 1e9:.1f} GB disk")
+    out.print(f"Cache: {told['cache']} ({told['cache_bytes'] / 1e6:.1f} MB)")
+    for name, version in told["packages"].items():
+        out.print(f"  {name} {version or 'missing'}")
+    for name, there in told["extras"].items():
+        out.print(f'  extra {name}: {"installed" if there else "missing: pip install nncift[" + name + "]"}', markup=False)
+
+
+def show_warnings(out: Console, warnings: Sequence[str]) -> None:
+    """Print warnings, one a line."""
+    for warning in warnings:
+        out.print(Text(f"Note: {warning}", style="yellow"))
+
+
+def number(value: float | None, digits: int | None) -> str:
+    """Return a number with its digits, in scientific notation for None digits, or a dash for no number."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Return an interval as text."""
+    return "-" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Return a duration in the unit that reads best."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if value >= 2 * size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.1f} s"

@@ -1,0 +1,1 @@
+"""The student: a small network that learns a teacher's values from sentence embeddings (method.md 2)."""

@@ -1,0 +1,97 @@
+"""Teachers: the expensive influence functions that the student learns from (method.md 3).
+
+A teacher labels chunks of a plan. What it returns per row of a chunk is its raw value; a *relative* teacher also labels
+targets without an example, and its utility is `raw without - raw with` (DELIFT). Higher utility is better for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.config import TeacherSettings, nearest
+from nncift.data.examples import Examples, Rejection
+from nncift.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a teacher labels in one go: one source in front of several targets.
+
+    source: None = the targets without an example. The plan fixes a chunk's composition, so its values are the same
+    whenever it is computed.
+    """
+
+    index: int
+    source: str | None
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChunkLabels:
+    """Raw values of a chunk, `(n_targets,)` float32 with NaN where a pair cannot be computed, and what they cost.
+
+    tokens: tokens that went through the model. shortened: the source's prompt was cut to fit.
+    """
+
+    values: npt.NDArray[np.float32]
+    tokens: int
+    shortened: bool = False
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """An influence function over a pool.
+
+    name: as in `--teacher`. kind: pairwise or pointwise. relative: labels without an example are needed too.
+    options: the settings (config.TeacherSettings) that would create it again, for the manifest.
+    """
+
+    name: str
+    kind: Literal["pairwise", "pointwise"]
+    relative: bool
+    options: Mapping[str, Any]
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        """Make examples known by id and return those that can never be labelled, each with its reason."""
+        ...
+
+    def label(self, chunk: Chunk) -> ChunkLabels:
+        """Compute the raw values of a chunk. Raises ResourceError where the model gives no number."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return all that decides the values (model fingerprint, wording, variant), for the run's fingerprint."""
+        ...
+
+
+def create(settings: TeacherSettings, device: str = "auto") -> Teacher:
+    """Return the teacher that settings name. Raises UsageError for an unknown one, or where it lacks its model."""
+    if settings.teacher != "delift":
+        raise UsageError(f"there is no teacher {settings.teacher!r}{nearest(settings.teacher, ['delift'])}")
+    if settings.model is None:
+        raise UsageError("the teacher delift needs a language model: give --model with a local folder or a hub name")
+    from nncift.teachers.delift import Delift
+
+    return Delift(
+        settings.model,
+        variant=settings.variant,
+        template=settings.template,
+        context=settings.context,
+        device=device,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    # Teachers load torch, so they are imported when they are used.
+    if name == "Delift":
+        from nncift.teachers.delift import Delift
+
+        return Delift
+    raise AttributeError(f"module 'nncift.teachers' has no attribute {name!r}")

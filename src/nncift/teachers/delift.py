@@ -1,0 +1,169 @@
+"""DELIFT: how much an example in the context helps the model with a target (method.md 3.1; arXiv 2411.04425).
+
+`d(t | context) = sqrt(mean over response tokens of (1 - p)^2)` with p the teacher-forced probability of each token, and
+`utility[t, s] = d(t | no example) - d(t | s in front)`, in [-1, 1]. Forward passes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.data.examples import Example, Examples, Rejection
+from nncift.errors import DataError, ResourceError, UsageError
+from nncift.lm import CausalLM, Row
+from nncift.teachers import Chunk, ChunkLabels
+from nncift.wording import Block, Wording
+
+Variant = Literal["probability", "logprob"]
+
+
+class Delift:
+    """The DELIFT teacher on a Hugging Face causal language model.
+
+    model: a local folder or hub name, or a loaded `CausalLM`. variant: `probability` (the paper's distance) or
+    `logprob` (mean log-probability gain). template: see `Wording`. context: cap on the tokens of a sequence.
+    batch_tokens: tokens of one forward pass, padding included; part of the fingerprint, since rounding depends on it.
+    """
+
+    name = "delift"
+    kind: Literal["pairwise"] = "pairwise"
+    relative = True
+
+    def __init__(
+        self,
+        model: str | CausalLM,
+        *,
+        variant: Variant = "probability",
+        template: str | None = None,
+        context: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int = 2048,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if variant not in ("probability", "logprob"):
+            raise UsageError(f"DELIFT's variant is probability or logprob, not {variant!r}")
+        self._model = model
+        self._loading: dict[str, Any] = {
+            "device": device, "dtype": dtype, "context": context, "trust_remote_code": trust_remote_code
+        }  # fmt: skip
+        self.options: Mapping[str, Any] = {
+            "teacher": self.name,
+            "model": model.name if isinstance(model, CausalLM) else str(model),
+            "variant": variant,
+            "template": template,
+            "context": context,
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.variant = variant
+        self._template = template
+        self._batch_tokens = batch_tokens
+        self._examples: dict[str, Example] = {}
+        self._targets: dict[str, Row] = {}
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The language model, loaded on first use."""
+        if isinstance(self._model, CausalLM):
+            return self._model
+        return CausalLM.load(self._model, **self._loading)
+
+    @cached_property
+    def wording(self) -> Wording:
+        """How examples read to this model."""
+        return Wording(self.lm.tokenizer, self._template)
+
+    @property
+    def block_tokens(self) -> int:
+        """The length to which an example in front is cut: half of the context, the same for every pair."""
+        return self.lm.context // 2
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        """Tokenise targets; a row whose prompt and response exceed the context alone is unusable."""
+        rejected = []
+        room = self.lm.context - len(self.wording.bos)
+        for example in examples:
+            try:
+                tokens = self.wording.tokens(example)
+            except DataError as error:
+                rejected.append(Rejection(example.source, example.line, str(error)))
+                continue
+            if len(tokens) > room:
+                needed = len(tokens) + len(self.wording.bos)
+                reason = f"needs {needed} tokens, and the model's context holds {self.lm.context}"
+                rejected.append(Rejection(example.source, example.line, reason))
+                continue
+            self._examples[example.id] = example
+            self._targets[example.id] = Row(tokens.prompt, tokens.response)
+        return tuple(rejected)
+
+    def label(self, chunk: Chunk) -> ChunkLabels:
+        """Return d of every target of the chunk, behind its source or without one; NaN where a pair cannot fit."""
+        block = Block((), shortened=False)
+        if chunk.source is not None:
+            block = self.wording.block(self._examples[chunk.source], self.block_tokens)
+        ids = (*self.wording.bos, *block.ids)
+        rows = [self._targets[target] for target in chunk.targets]
+        values = np.full(len(rows), np.nan, dtype=np.float32)
+        fitting = [index for index, row in enumerate(rows) if len(ids) + len(row) <= self.lm.context]
+        tokens = len(block.ids)
+        if fitting:
+            # A sequence without an example has its first token in every row: a prefix of one token saves nothing.
+            prefix = self.lm.prefix(ids if block.ids else ())
+            for batch in self._batches(fitting, rows, len(ids)):
+                scored = [rows[index] if block.ids else _behind(ids, rows[index]) for index in batch]
+                tokens += sum(map(len, scored))
+                for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
+                    values[index] = self._distance(logs)
+            self._refuse_nan(chunk, fitting, values)
+        return ChunkLabels(values, tokens, block.shortened)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return model, wording and variant."""
+        return {
+            "teacher": self.name,
+            "model": self.lm.fingerprint,
+            "dtype": str(next(self.lm.model.parameters()).dtype),
+            "variant": self.variant,
+            "wording": self.wording.describe(),
+            "context": self.lm.context,
+            "batch_tokens": self._batch_tokens,
+        }
+
+    def _distance(self, logs: npt.NDArray[np.float32]) -> float:
+        if self.variant == "logprob":
+            return -float(np.mean(logs, dtype=np.float64))
+        return float(np.sqrt(np.mean((1.0 - np.exp(logs.astype(np.float64))) ** 2)))
+
+    def _batches(self, fitting: Sequence[int], rows: Sequence[Row], before: int) -> list[list[int]]:
+        """Cut rows, sorted by length, into batches of at most `batch_tokens` padded tokens.
+
+        The keys and values of the prefix are held once per row, so long prefixes make batches smaller as well.
+        """
+        batches: list[list[int]] = []
+        for index in sorted(fitting, key=lambda position: (len(rows[position]), position)):
+            width = len(rows[index])
+            size = len(batches[-1]) + 1 if batches else 1
+            if not batches or size * width > self._batch_tokens or size * (width + before) > 8 * self._batch_tokens:
+                batches.append([])
+            batches[-1].append(index)
+        return batches
+
+    def _refuse_nan(self, chunk: Chunk, fitting: Sequence[int], values: npt.NDArray[np.float32]) -> None:
+        for index in fitting:
+            if not np.isfinite(values[index]):
+                behind = f" behind example {chunk.source!r}" if chunk.source else ""
+                raise ResourceError(
+                    f"the model {self.lm.name!r} gave no number for target {chunk.targets[index]!r}{behind}; its weights "
+                    "may be damaged, or the precision too low: try --dtype float32"
+                )
+
+
+def _behind(ids: Sequence[int], row: Row) -> Row:
+    return Row((*ids, *row.prompt), row.response)

@@ -1,0 +1,168 @@
+"""How an example is worded for a language model, and which of its tokens are the response (method.md 3.1).
+
+One wording serves every condition: the target reads the same with and without an example in front. Example block,
+prompt and response are tokenised separately and their ids joined, so the response's tokens never depend on what
+stands before them and a prefix cache is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncift.data.examples import Example, Message
+from nncift.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLAIN = "Instruction:\n{prompt}\n\nResponse:\n{response}"
+SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of a target: what the model reads before the response, and the response with its end of sequence."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Token ids of an example that stands in front of a target; shortened: its prompt's start was cut."""
+
+    ids: tuple[int, ...]
+    shortened: bool
+
+
+class Wording:
+    """Renders examples to token ids for one tokenizer.
+
+    template: None = the model's chat template if it has one, else the plain text; `"chat"`, `"plain"`; or the path of
+    a text file that holds `{prompt}` and `{response}` once each, in this order. Raises UsageError for any other.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        if template == "chat" and not has_chat:
+            raise UsageError("--template chat was given, but this model's tokenizer has no chat template; use plain")
+        self.chat = template == "chat" or (template is None and has_chat)
+        self.text = "" if self.chat else _plain_template(template)
+        self.bos: tuple[int, ...] = tuple(_leading_bos(tokenizer))
+        self.eos: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the tokens, for fingerprints."""
+        return {"chat": str(self._tokenizer.chat_template) if self.chat else None, "text": self.text}
+
+    def tokens(self, example: Example) -> Tokens:
+        """Tokenise an example as a target. Raises DataError where the chat template refuses its turns."""
+        prompt, response, _ = self._parts(example.messages, example.response)
+        has_end_mark = self.chat and not response.endswith(example.response)
+        return Tokens(tuple(self._ids(prompt)), (*self._ids(response), *(() if has_end_mark else self.eos)))
+
+    def block(self, example: Example, limit: int) -> Block:
+        """Tokenise an example to stand in front of a target, in at most `limit` tokens where its response allows.
+
+        Too long: characters are cut from the start of its prompt, as few as needed; the response is never cut, so a
+        block can stay longer than `limit` when its response alone is.
+        """
+        whole = self._block_ids(example.messages, example.response)
+        if len(whole) <= limit:
+            return Block(tuple(whole), shortened=False)
+        low, high = 1, sum(len(message.content) for message in example.messages)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._block_ids(_cut(example.messages, middle), example.response)) <= limit:
+                high = middle
+            else:
+                low = middle + 1
+        return Block(tuple(self._block_ids(_cut(example.messages, low), example.response)), shortened=True)
+
+    def _block_ids(self, messages: Sequence[Message], response: str) -> list[int]:
+        return self._ids("".join(self._parts(messages, response)))
+
+    def _parts(self, messages: Sequence[Message], response: str) -> tuple[str, str, str]:
+        """Return the text before the response, the response, and what parts it from a target behind it.
+
+        With a chat template the response includes its end mark, and only line ends part it from the next turn.
+        """
+        if not self.chat:
+            before, between = self.text.split("{prompt}", 1)
+            middle, after = between.split("{response}", 1)
+            return before + plain_prompt(messages) + middle, response + after, SEPARATOR
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            prompt = self._render(turns, add_generation_prompt=True)
+            whole = self._render([*turns, {"role": "assistant", "content": response}], add_generation_prompt=False)
+        except Exception as error:  # noqa: BLE001 - a Jinja template may raise anything
+            raise DataError(f"the model's chat template refuses these turns: {error}") from error
+        if not whole.startswith(prompt):
+            raise DataError(
+                "the model's chat template words the prompt differently once the response follows; use --template plain"
+            )
+        answer = whole[len(prompt) :]
+        stripped = answer.rstrip("\n")
+        return prompt, stripped, answer[len(stripped) :]
+
+    def _render(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        text = str(
+            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+        bos = self._tokenizer.bos_token
+        return text.removeprefix(str(bos)) if bos else text
+
+    def _ids(self, text: str) -> list[int]:
+        # Plain text of a row never becomes a control token; a chat template needs its own to be read as such.
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not self.chat, return_attention_mask=False,
+            verbose=False,
+        )
+        return [int(token) for token in encoded["input_ids"]]
+
+
+def plain_prompt(messages: Sequence[Message]) -> str:
+    """Return the turns before the response as one text; a lone user turn stands without a role label."""
+    if sum(message.role != "system" for message in messages) <= 1:
+        return "\n\n".join(message.content for message in messages)
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+
+
+def _plain_template(template: str | None) -> str:
+    if template in (None, "plain"):
+        return PLAIN
+    path = Path(str(template))
+    if not path.is_file():
+        raise UsageError(f"--template takes chat, plain or a text file; there is no file {str(template)!r}")
+    text = path.read_text(encoding="utf-8")
+    if text.count("{prompt}") != 1 or text.count("{response}") != 1 or text.index("{prompt}") > text.index("{response}"):
+        raise UsageError(f"the template {path.name} must hold {{prompt}} and then {{response}}, once each")
+    return text
+
+
+def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that the tokenizer puts in front of every text (some add none although they have the token)."""
+    if tokenizer.bos_token_id is None:
+        return []
+    first = tokenizer("a")["input_ids"][:1]
+    chat = str(getattr(tokenizer, "chat_template", None) or "")
+    wanted = first == [tokenizer.bos_token_id] or "bos_token" in chat or str(tokenizer.bos_token) in chat
+    return [int(tokenizer.bos_token_id)] if wanted else []
+
+
+def _cut(messages: Sequence[Message], characters: int) -> list[Message]:
+    """Drop characters from the start of the turns; turns that lose all are dropped, save the last."""
+    kept: list[Message] = []
+    for position, message in enumerate(messages):
+        dropped = min(characters, len(message.content))
+        characters -= dropped
+        if dropped < len(message.content) or position == len(messages) - 1:
+            kept.append(Message(message.role, message.content[dropped:]))
+    return kept

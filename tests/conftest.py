@@ -1,0 +1,97 @@
+"""Tiny models and data, built in memory: tests need no network and no files beside the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+WORDS = (
+    "sort list name add sum red blue green cat dog bird sky sea tree house long short first last word number make "
+    "give tell what is the a of to in and for with one two three four five six seven eight nine ten Instruction "
+    "Response"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test's caches out of the home folder and out of each other's way."""
+    monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny Llama with random weights and a word-level tokenizer that puts a bos token in front."""
+    import torch
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", "\n", ":", ",", ".", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|\w+|[^\w\s]"), behavior="removed", invert=True)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=96
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=96, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny GPT-2 with random weights and a byte-level BPE tokenizer without bos and pad tokens."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([" ".join(WORDS)] * 5, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", model_max_length=160)
+    fast.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=len(fast), n_embd=32, n_layer=2, n_head=4, n_positions=160, initializer_range=0.3, bos_token_id=0,
+        eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def row(index: int) -> dict[str, str]:
+    """Return one Alpaca row of known words; rows differ, and share words with their neighbours."""
+    pick = [WORDS[(index * step + step) % 40] for step in (1, 3, 7, 11)]
+    return {
+        "id": f"row-{index:04d}",
+        "instruction": f"{pick[0]} the {pick[1]} and {pick[2]}",
+        "input": "" if index % 3 else f"{pick[3]} {WORDS[index % 17]}",
+        "output": " ".join([pick[2], pick[0], *([WORDS[index % 23]] * (index % 4))]),
+    }
+
+
+@pytest.fixture
+def write_pool(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a pool of `n` generated rows, from `start` on, and gives its path."""
+
+    def write(n: int, name: str = "pool.jsonl", start: int = 0) -> Path:
+        path = tmp_path / name
+        lines = [json.dumps(row(index)) for index in range(start, start + n)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    return write
