@@ -128,6 +128,26 @@ def score_command(
     return told
 
 
+@cli.command(name="demo")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder.")
+@click.option("--rows", type=click.IntRange(min=50), default=200, show_default=True, help="Rows of the world.")
+@click.option("--labels", default="20%", show_default=True, help="As in run.")
+@click.option("--budget", default="10%", show_default=True, help="As in run.")
+@click.option("--encoder", default="hash", show_default=True, help="As in run.")
+@click.option("--seed", type=int, default=0, show_default=True, help="One seed for world and run.")
+@_command
+def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
+    """Watch the whole idea on a generated world where the truth is known."""
+    from nncift.demo.play import play
+
+    told = play(out, progress=_progress(show), **settings)
+    if show:
+        from nncift.show import show_demo
+
+        show_demo(told, out)
+    return told
+
+
 @cli.command(name="doctor")
 @_command
 def doctor_command(show: bool) -> dict[str, Any]:

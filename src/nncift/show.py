@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -55,6 +56,49 @@ def show_run(run: Run) -> None:
     )
     show_warnings(out, run.warnings)
     out.print(Text(f"Files: {run.path}/subset.jsonl, selection.parquet, summary.json", no_wrap=True, overflow="ignore"))
+
+
+def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:
+    """Print how a selection fares where the truth is known, and where to look next."""
+    out, truth, ledger = console(), told["truth"], told["ledger"]
+    out.print(
+        f"A world of {told['pool']} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
+        f"{100 * truth['corrupted_share']['pool']:.0f} % of them corrupted. A tiny language model, shipped with nncift, judged "
+        f"{100 * (1 - ledger['saving']):.1f} % of the pairs; a student learned the rest; {told['selected']} rows were selected."
+    )
+    out.print(fidelity_table(told))
+    out.print(truth_table(truth, told["selected"]))
+    out.print(cost_table(ledger))
+    out.print(
+        f"Teacher passes: {ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,} "
+        f"(saving {100 * ledger['saving']:.1f} %). The true matrix behind the table above took {truth['passes']:,} passes more, "
+        f"which only a demo can afford."
+    )
+    show_warnings(out, told["warnings"])
+    where = out_folder / "run"
+    out.print(Text(f"Selected rows: {where}/subset.jsonl. A reason for every row: {where}/selection.parquet."))
+    out.print(Text(f"World and truth: {out_folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR"))
+
+
+def truth_table(truth: Mapping[str, Any], selected: int) -> Table:
+    """Return every way to select, judged by the true matrix."""
+    table = Table(title=f"{selected} rows selected in each way, judged by the true matrix", title_justify="left")
+    for name in ("selection", "value", "skill", "corrupted", "skills covered"):
+        table.add_column(name, justify="left" if name == "selection" else "right")
+    labels = {
+        "random": f"random (mean of {truth['random_draws']})", "embeddings": "embeddings alone",
+        "selected": "this run", "oracle": "oracle (knows skills and corruptions)", "full_teacher": "full teacher",
+    }  # fmt: skip
+    skills = {"random": 0.0, "full_teacher": 1.0, "selected": truth["skill"], "oracle": truth["oracle_skill"],
+              "embeddings": truth["embeddings_skill"]}  # fmt: skip
+    covered = truth["skills_covered"]
+    for way, label in labels.items():
+        table.add_row(
+            label, number(truth["objective"][way], 2), number(skills[way], 2),
+            f"{100 * truth['corrupted_share'][way]:.0f} %", f"{covered[way]:.3g} of {covered['all']:.0f}",
+            style="bold" if way == "selected" else None,
+        )  # fmt: skip
+    return table
 
 
 def fidelity_table(told: Mapping[str, Any]) -> Table:

@@ -97,7 +97,7 @@ def embed(work: Work, pool: Examples) -> tuple[Floats, int]:
             stage.cost.model_passes += embedded.fresh
             with atomic(vectors_file) as part, part.open("wb") as stream:
                 np.save(stream, embedded.vectors, allow_pickle=False)
-            about = {"truncated": embedded.truncated, "rows": len(pool), "encoder": dict(encoder.describe())}
+            about = {"truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": pool.ids}
             write_json(work.directory.file("embeddings.json"), about)
     about = work.directory.read_json("embeddings.json")
     vectors: Floats = np.load(vectors_file, allow_pickle=False)

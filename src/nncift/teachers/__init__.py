@@ -6,8 +6,9 @@ targets without an example, and its utility is `raw without - raw with` (DELIFT)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -66,6 +67,57 @@ class Teacher(Protocol):
 
     def describe(self) -> Mapping[str, Any]:
         """Return all that decides the values (model fingerprint, wording, variant), for the run's fingerprint."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowLabels:
+    """What a linear teacher finds for rows: `values` is `(n_rows, width)` float32, NaN where a row has none.
+
+    tokens and passes: through the teacher's model for these rows.
+    """
+
+    values: npt.NDArray[np.float32]
+    tokens: int
+    passes: int
+
+
+@runtime_checkable
+class RowTeacher(Protocol):
+    """An influence function that is paid by the row (LESS, SelectIT): labelling u of the rows costs u.
+
+    kind: pointwise teachers have one number per row, its score; pairwise ones have features, and their `utility` (see
+    `FeatureTeacher`) gives all pairs among measured rows for free. width: numbers per row. workspace: a folder of the run
+    for what must outlive a kill (checkpoints); None keeps nothing.
+    """
+
+    name: str
+    kind: Literal["pairwise", "pointwise"]
+    options: Mapping[str, Any]
+    width: int
+    workspace: Path | None
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        """Make examples known by id, do what must precede all rows, and return the rows that can never be measured."""
+        ...
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        """Measure rows. The caller's grouping is fixed by the plan. Raises ResourceError where a model gives no number."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return all that decides the values, for the run's fingerprint."""
+        ...
+
+
+@runtime_checkable
+class FeatureTeacher(RowTeacher, Protocol):
+    """A pairwise teacher whose values are a function of two rows' features."""
+
+    def utility(
+        self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Return `(n_targets, n_sources)` from features `(n_targets, width)` and `(n_sources, width)`."""
         ...
 
 
