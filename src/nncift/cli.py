@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -33,12 +34,15 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
         _calm_libraries()
         told = function(show=not json_ and not quiet, **given)
         if json_:
-            click.echo(json.dumps(told, ensure_ascii=False, allow_nan=False))
+            # ASCII escapes print on any terminal and in any locale, and mean the same.
+            click.echo(json.dumps(told, allow_nan=False))
 
     shell.__doc__ = function.__doc__
     shell.__name__ = function.__name__
     quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
-    as_json = click.option("--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there.")
+    as_json = click.option(
+        "--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there."
+    )
     return as_json(quiet(shell))
 
 
@@ -55,7 +59,9 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
 @click.option("--objective", help="fl, topk or random.  [default: fl]")
 @click.option("--budget", help="Share (30%) or number of rows to select.  [default: 30%]")
 @click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")
-@click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="Read a field from a column: prompt=question.")
+@click.option(
+    "--map", "map_", multiple=True, metavar="NAME=COLUMN", help="Read a field from a column: prompt=question."
+)
 @click.option("--strict", is_flag=True, default=None, help="Stop at the first unusable row.")
 @click.option("--limit", type=int, help="Rows in all: a seeded sample over all files in proportion.")
 @click.option("--template", help="chat, plain, or a text file with {prompt} and {response}.")
@@ -164,6 +170,8 @@ def doctor_command(show: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line; every way to fail has its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -179,7 +187,15 @@ def main() -> None:
         code = _say("nncift: memory ran out; use --limit or a machine with more", ResourceError.exit_code)
     except OSError as error:
         code = _say(f"nncift: {error}", ResourceError.exit_code)
-    except Exception:  # noqa: BLE001 - the last resort turns any defect into exit code 1
+    except Exception as error:  # noqa: BLE001 - the last resort turns any defect into exit code 1
+        if type(error).__name__ == "OutOfMemoryError":
+            # torch's; its class cannot be named without loading torch.
+            sys.exit(
+                _say(
+                    "nncift: the device's memory ran out; use --device cpu, or a device with more",
+                    ResourceError.exit_code,
+                )
+            )
         traceback.print_exc()
         code = _say("nncift: this is a defect of nncift; please report it with the lines above and the command", 1)
     sys.exit(code if isinstance(code, int) else 0)
@@ -212,4 +228,3 @@ def _calm_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-

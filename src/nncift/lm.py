@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 LOGITS_AT_ONCE = 2**26
 """Entries of a float32 logits block held at once (256 MiB)."""
+
+SMALL = 5_000_000
+"""Parameters below which a second CPU thread costs more than it gives, most of all on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class CausalLM:
         self.fingerprint = fingerprint
         self.context = context
         self.device = next(model.parameters()).device
+        self._small = self.device.type == "cpu" and model.num_parameters() < SMALL
         self._fast_head, self._fast_prefix = self._try_shortcuts()
 
     @classmethod
@@ -109,7 +114,7 @@ class CausalLM:
 
         if not ids or not self._fast_prefix:
             return Prefix(tuple(ids), None)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._threads():
             output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
         return Prefix(tuple(ids), output.past_key_values)
 
@@ -133,7 +138,7 @@ class CausalLM:
             [np.arange(start, start + len(row.response)) for start, row in zip(starts, rows, strict=True)]
         )
         gold = torch.tensor([token for row in rows for token in row.response], device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._threads():
             cache = None
             if prefix.cache is not None:
                 cache = copy.deepcopy(prefix.cache)
@@ -159,6 +164,20 @@ class CausalLM:
             for start in range(0, len(gold), step)
         ]
         return torch.cat(parts)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Use one thread for a small model on the CPU, and give the others back."""
+        import torch
+
+        before = torch.get_num_threads()
+        if self._small:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if self._small:
+                torch.set_num_threads(before)
 
     def _body(self, ids: torch.Tensor, **kwargs: Any) -> Any:
         return self.model.base_model(input_ids=ids, **kwargs)
@@ -199,7 +218,9 @@ def locate(name: str | Path) -> Path:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ResourceError(f"{str(name)!r} is a directory without config.json; expected a Hugging Face model folder")
+            raise ResourceError(
+                f"{str(name)!r} is a directory without config.json; expected a Hugging Face model folder"
+            )
         if not any(folder.glob("*.safetensors")):
             raise ResourceError(
                 f"the model folder {str(name)!r} holds no *.safetensors; convert its weights "
@@ -210,7 +231,9 @@ def locate(name: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
     except (OSError, ValueError, HFValidationError) as error:
         raise ResourceError(
             f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {_first_line(error)}"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class LabelledPairs(Pairs):
 
     def take(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> LabelledPairs:
         """Return the pairs at a mask or at positions, on the same axes."""
-        return LabelledPairs(
-            self.target_ids, self.source_ids, self.target[keep], self.source[keep], self.value[keep]
-        )
+        return LabelledPairs(self.target_ids, self.source_ids, self.target[keep], self.source[keep], self.value[keep])
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,12 @@ class UtilityMatrix:
 
     def mean_per_source(self) -> npt.NDArray[np.float64]:
         """Return the mean utility of each source over the targets that have one, `(n_sources,)`; NaN where none has."""
-        present = np.isfinite(self.values)
-        count = present.sum(axis=0)
-        total = np.where(present, self.values, 0).sum(axis=0, dtype=np.float64)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        mean = np.full(len(self.source_ids), np.nan)
+        step = max(1, BLOCK // max(1, len(self.target_ids)))
+        for start in range(0, len(mean), step):
+            block = self.values[:, start : start + step]
+            present = np.isfinite(block)
+            count = present.sum(axis=0)
+            total = np.where(present, block, 0).sum(axis=0, dtype=np.float64)
+            np.divide(total, count, out=mean[start : start + step], where=count > 0)
+        return mean

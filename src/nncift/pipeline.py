@@ -95,9 +95,7 @@ def execute(
         matrix = predict(student, vectors, labels, shared=plan.shared)
         subset, selection = choose(work, usable, matrix, vectors, budget)
         notes = (*pool.notes, *_truncation(truncated, len(usable)))
-        return finish(
-            work, subset, selection, rejected, plan, fidelity, notes, seconds=time.perf_counter() - started
-        )
+        return finish(work, subset, selection, rejected, plan, fidelity, notes, seconds=time.perf_counter() - started)
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

@@ -31,6 +31,8 @@ NO_SOURCE = -1
 SMALLEST_POOL = 20
 SEEN_BESIDE_TEST = 10
 CHUNK_TARGETS = 256
+DENSE = 0.3
+"""Share of all pairs above which a scatter is drawn from the list of free pairs, since matching would get stuck."""
 
 Codes = npt.NDArray[np.int32]
 
@@ -121,6 +123,11 @@ class Wish:
     test_items: int = 30
     validation_items: int = 20
 
+    def pairs(self, targets: int, sources: int) -> int:
+        """Return the number of training pairs that this wish stands for."""
+        height, width = self.sides(targets, sources)
+        return self.count if self.count is not None and self.kind == "scatter" else height * width
+
     def sides(self, targets: int, sources: int) -> tuple[int, int]:
         """Return the sides of the block that this wish stands for, at least 2 by 2."""
         if self.share is not None:
@@ -132,11 +139,11 @@ class Wish:
 
 
 def parse_labels(text: str) -> tuple[float | None, int | None]:
-    """Read `5%` as a share of each axis and `4000` as a number of pairs. Raises UsageError or InfeasibleError."""
+    """Read `5%` and `0.05` as a share of each axis, `4000` as a number of pairs. Raises UsageError or InfeasibleError."""
     stripped = text.strip()
     try:
-        if stripped.endswith("%"):
-            share = float(stripped[:-1]) / 100
+        if stripped.endswith("%") or "." in stripped:
+            share = float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
             if not 0 < share <= 1:
                 raise InfeasibleError(f"--labels {text}: the share must be above 0 % and at most 100 %")
             return share, None
@@ -160,22 +167,21 @@ def grow(
 ) -> LabelPlan:
     """Return a plan for these axes that keeps every entry of `previous` and adds what the wish still lacks.
 
-    Raises DataError for an axis too short to set items apart, UsageError where the wish is below what exists or the
+    What is drawn depends on ids and seed alone, never on the order of the rows. A generation is added, if only an empty
+    one, whenever the axes grow. Raises DataError for an axis too short to set items apart, UsageError where the wish is below what exists or the
     earlier rows are not the first on their axis.
     """
-    for axis, ids in (("targets", target_ids), ("sources", source_ids)):
-        if len(ids) < SMALLEST_POOL:
-            raise DataError(
-                f"there are {len(ids)} usable rows as {axis}, and at least {SMALLEST_POOL} are needed to train, "
-                "validate and test a student; so few can simply be read"
-            )
+    refuse_small(min(len(target_ids), len(source_ids)))
     old = previous or LabelPlan((), (), shared, Roles())
-    if tuple(target_ids[: len(old.target_ids)]) != old.target_ids or tuple(source_ids[: len(old.source_ids)]) != old.source_ids:
+    if (
+        tuple(target_ids[: len(old.target_ids)]) != old.target_ids
+        or tuple(source_ids[: len(old.source_ids)]) != old.source_ids
+    ):
         raise UsageError("the rows that a plan was made for must come first, in their order, when it grows")
     rank = len(old.generations)
     roles = _set_apart(old, target_ids, source_ids, wish, seed, shared=shared)
-    axes = _Axes(tuple(target_ids), tuple(source_ids), shared, roles)
-    existing = old.entries
+    axes = _Axes(tuple(sorted(target_ids)), tuple(sorted(source_ids)), shared, roles)
+    existing = _recoded(old.entries, old.target_ids, old.source_ids, axes.target_ids, axes.source_ids)
     _refuse_less(existing, axes, wish)
     adding = _Adding(axes, existing)
     training = _block if wish.kind == "block" else _scatter
@@ -186,8 +192,35 @@ def grow(
     adding.product(roles.test_targets, seen_sources, Q2)
     adding.product(seen_targets, roles.test_sources, Q3)
     added = adding.entries(relative=relative, first_chunk=old.chunks)
-    generations = (*old.generations, added) if len(added) else old.generations
-    return LabelPlan(axes.target_ids, axes.source_ids, shared, roles, generations)
+    added = _recoded(added, axes.target_ids, axes.source_ids, target_ids, source_ids)
+    grown = len(added) or len(target_ids) > len(old.target_ids) or len(source_ids) > len(old.source_ids)
+    generations = (*old.generations, added) if grown else old.generations
+    return LabelPlan(tuple(target_ids), tuple(source_ids), shared, roles, generations)
+
+
+def refuse_small(rows: int) -> None:
+    """Raise DataError for a pool too small to set rows apart."""
+    if rows < SMALLEST_POOL:
+        raise DataError(
+            f"there {'is 1 usable row' if rows == 1 else f'are {rows} usable rows'}, and at least {SMALLEST_POOL} are "
+            "needed to train, validate and test a student; add rows (so few can simply be read)"
+        )
+
+
+def _recoded(
+    entries: Entries,
+    targets: Sequence[str],
+    sources: Sequence[str],
+    new_targets: Sequence[str],
+    new_sources: Sequence[str],
+) -> Entries:
+    """Return the entries with codes into other axes that hold the same ids."""
+    target_place = {item: code for code, item in enumerate(new_targets)}
+    source_place = {item: code for code, item in enumerate(new_sources)}
+    target_map = np.array([target_place[item] for item in targets], np.int32)
+    # The last place stands for "no source", which a code of -1 finds there.
+    source_map = np.array([*(source_place[item] for item in sources), NO_SOURCE], np.int32)
+    return Entries(target_map[entries.target], source_map[entries.source], entries.split, entries.chunk)
 
 
 @dataclass(frozen=True)
@@ -294,11 +327,11 @@ def _set_apart(
 
 def _refuse_less(existing: Entries, axes: _Axes, wish: Wish) -> None:
     have = int((existing.split == TRAIN).sum())
-    height, width = wish.sides(len(axes.target_ids), len(axes.source_ids))
+    asked = wish.pairs(len(axes.target_ids), len(axes.source_ids))
     # A block loses the pairs on the diagonal, so what exists may be a little below the sides' product, never above.
-    if have > height * width:
+    if have > asked:
         raise UsageError(
-            f"this run has {have} training labels, and --labels asks for {height * width}; labels are never thrown away: "
+            f"this run has {have} training labels, and --labels asks for {asked}; labels are never thrown away: "
             "ask for as many or more, or use another --out"
         )
 
@@ -320,16 +353,16 @@ def _block(adding: _Adding, wish: Wish, seed: int, rank: int) -> None:
 def _scatter(adding: _Adding, wish: Wish, seed: int, rank: int) -> None:
     """Spread as many pairs as a block has over all rows and columns that are not set apart, as evenly as possible."""
     axes = adding.axes
-    height, width = wish.sides(len(axes.target_ids), len(axes.source_ids))
     targets = axes.codes("target", axes.free("target"))
     sources = axes.codes("source", axes.free("source"))
     old_target, old_source = adding.pairs(TRAIN)
     masked = len(np.intersect1d(targets, sources)) if axes.shared else 0
-    wanted = min(height * width, len(targets) * len(sources) - masked) - len(old_target)
+    room = len(targets) * len(sources) - masked
+    wanted = min(wish.pairs(len(axes.target_ids), len(axes.source_ids)), room) - len(old_target)
     if wanted <= 0:
         return
     random = generator(seed, "scatter", str(rank))
-    if wanted > 0.3 * len(targets) * len(sources):
+    if len(old_target) + wanted > DENSE * room:
         rows, columns = np.repeat(targets, len(sources)), np.tile(sources, len(targets))
         free = np.flatnonzero(~adding.taken(rows, columns))
         picked = np.sort(random.choice(free, size=wanted, replace=False))
@@ -338,6 +371,12 @@ def _scatter(adding: _Adding, wish: Wish, seed: int, rank: int) -> None:
     row = np.repeat(targets, _even_quota(np.isin(old_target, targets), old_target, targets, wanted, random))
     column = np.repeat(sources, _even_quota(np.isin(old_source, sources), old_source, sources, wanted, random))
     adding.add(*_match(adding, random.permutation(row), column, random), TRAIN)
+    while lacking := wanted - (len(adding.pairs(TRAIN)[0]) - len(old_target)):
+        # Few new rows cannot always catch up among themselves: what is left over goes anywhere.
+        pairs = np.unique(adding.keys(random.choice(targets, 2 * lacking), random.choice(sources, 2 * lacking)))
+        rows, columns = (part.astype(np.int32) for part in np.divmod(random.permutation(pairs), len(axes.source_ids)))
+        free = np.flatnonzero(~adding.taken(rows, columns))[:lacking]
+        adding.add(rows[free], columns[free], TRAIN)
 
 
 def _even_quota(
@@ -359,9 +398,7 @@ def _even_quota(
     return quota
 
 
-def _match(
-    adding: _Adding, target: Codes, source: Codes, random: np.random.Generator
-) -> tuple[Codes, Codes]:
+def _match(adding: _Adding, target: Codes, source: Codes, random: np.random.Generator) -> tuple[Codes, Codes]:
     """Pair given multisets of targets and sources at random; pairs that repeat or are taken swap their targets."""
     for _ in range(1000):
         _, first = np.unique(adding.keys(target, source), return_index=True)

@@ -42,7 +42,9 @@ class Run:
     warnings: tuple[str, ...]
 
 
-def choose(work: Work, pool: Examples, matrix: UtilityMatrix, vectors: Floats, budget: int) -> tuple[Examples, dict[str, Any]]:
+def choose(
+    work: Work, pool: Examples, matrix: UtilityMatrix, vectors: Floats, budget: int
+) -> tuple[Examples, dict[str, Any]]:
     """Select, write `selection.parquet` and `subset.jsonl`, and return the subset and the values of its controls."""
     settings = work.settings
     key = work.key("select", work.keys["fit"], settings.objective, budget, settings.seed)
@@ -70,7 +72,11 @@ def finish(
     write_rejected(directory.file("rejected.jsonl"), rejected)
     ledger = _ledger(work, plan, seconds)
     about = LabelStore.open(directory.file("labels")).progress()
-    warnings = (*notes, *_label_warnings(about.pairs, about.missing, about.blocks, about.shortened), *fidelity["verdicts"])
+    warnings = (
+        *notes,
+        *_label_warnings(about.pairs, about.missing, about.blocks, about.shortened),
+        *fidelity["verdicts"],
+    )
     summary = {
         "run": str(directory.path),
         "pool": len(plan.source_ids),

@@ -98,7 +98,9 @@ class RunDir:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{str(path)!r} is damaged ({error}); delete the run directory or use another --out") from error
+            raise DataError(
+                f"{str(path)!r} is damaged ({error}); delete the run directory or use another --out"
+            ) from error
 
     @contextmanager
     def stage(self, name: str, fingerprint: str) -> Iterator[Stage]:
@@ -124,9 +126,7 @@ class RunDir:
         """Write the settings, with a record of what was used: versions, machine, and what the caller adds."""
         versions = {package: _version(package) for package in PACKAGES}
         machine = {"python": platform.python_version(), "platform": platform.platform()}
-        values = {
-            name: value for name, value in self.settings.model_dump(mode="json").items() if value is not None
-        }
+        values = {name: value for name, value in self.settings.model_dump(mode="json").items() if value is not None}
         values["record"] = {"versions": versions, "machine": machine, **record}
         write_text(self.file(MANIFEST), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 

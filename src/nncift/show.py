@@ -23,14 +23,18 @@ PREDICTORS = {
 
 
 def console() -> Console:
-    """Return a console on standard output, wide enough for tables where it is no terminal."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 110)
+    """Return a console on standard output, wide enough for tables where it is no terminal.
+
+    Markup is off: paths, names and notes come from users and files, and may hold square brackets.
+    """
+    width = None if sys.stdout.isatty() else 110
+    return Console(file=sys.stdout, highlight=False, soft_wrap=False, markup=False, emoji=False, width=width)
 
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Advance]:
     """Show a bar with the time left on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda steps: progress.advance(task, steps)
@@ -77,7 +81,9 @@ def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:
     show_warnings(out, told["warnings"])
     where = out_folder / "run"
     out.print(Text(f"Selected rows: {where}/subset.jsonl. A reason for every row: {where}/selection.parquet."))
-    out.print(Text(f"World and truth: {out_folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR"))
+    out.print(
+        Text(f"World and truth: {out_folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR")
+    )
 
 
 def truth_table(truth: Mapping[str, Any], selected: int) -> Table:
@@ -139,7 +145,11 @@ def cost_table(ledger: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for name, cost in ledger["stages"].items():
         table.add_row(
-            name, f"{cost['seconds']:.1f}", f"{cost['peak_mb']:.0f}", f"{cost['model_passes']:,}", f"{cost['model_tokens']:,}"
+            name,
+            f"{cost['seconds']:.1f}",
+            f"{cost['peak_mb']:.0f}",
+            f"{cost['model_passes']:,}",
+            f"{cost['model_tokens']:,}",
         )
     return table
 
@@ -168,7 +178,9 @@ def show_scores(told: Mapping[str, Any]) -> None:
     """Print what was scored."""
     out = console()
     low, _, middle, _, high = told["score_quartiles"]
-    out.print(f"Scored {told['rows']} rows ({told['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}.")
+    out.print(
+        f"Scored {told['rows']} rows ({told['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}."
+    )
     if told["interval"]:
         width = "" if told["interval_half_width"] is None else f" Half-width {told['interval_half_width']:.5f}."
         out.print(f"{told['interval']}{width}")
@@ -182,12 +194,14 @@ def show_doctor(told: Mapping[str, Any]) -> None:
     memory = told["free_memory_bytes"]
     out.print(f"Python {told['python']} on {told['platform']}, {told['cores']} cores, {told['torch_threads']} threads")
     out.print(f"Devices: {', '.join(told['devices'])}")
-    out.print(f"Free: {'unknown' if memory is None else f'{memory / 1e9:.1f} GB'} memory, {told['free_disk_bytes'] / 1e9:.1f} GB disk")
+    out.print(
+        f"Free: {'unknown' if memory is None else f'{memory / 1e9:.1f} GB'} memory, {told['free_disk_bytes'] / 1e9:.1f} GB disk"
+    )
     out.print(f"Cache: {told['cache']} ({told['cache_bytes'] / 1e6:.1f} MB)")
     for name, version in told["packages"].items():
         out.print(f"  {name} {version or 'missing'}")
     for name, there in told["extras"].items():
-        out.print(f'  extra {name}: {"installed" if there else "missing: pip install nncift[" + name + "]"}', markup=False)
+        out.print(f"  extra {name}: {'installed' if there else 'missing: pip install nncift[' + name + ']'}")
 
 
 def show_warnings(out: Console, warnings: Sequence[str]) -> None:

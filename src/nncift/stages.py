@@ -113,7 +113,9 @@ def label(work: Work, pool: Examples) -> tuple[LabelPlan, dict[str, LabelledPair
     store = LabelStore.open(work.directory.file("labels"))
     share, count = parse_labels(settings.labels)
     wish = Wish(share, count, settings.plan, settings.test_items, settings.validation_items)
-    key = work.key("label", _identity(pool), settings.part(LabelSettings), settings.part(TeacherSettings), settings.seed)
+    key = work.key(
+        "label", _identity(pool), settings.part(LabelSettings), settings.part(TeacherSettings), settings.seed
+    )
     with work.directory.stage("label", key) as stage:
         if not stage.done:
             store.adopt(
@@ -139,9 +141,7 @@ def label(work: Work, pool: Examples) -> tuple[LabelPlan, dict[str, LabelledPair
     return plan, store.utilities(relative=teacher.relative)
 
 
-def fit_student(
-    work: Work, vectors: Floats, labels: dict[str, LabelledPairs]
-) -> tuple[Student, dict[str, Any]]:
+def fit_student(work: Work, vectors: Floats, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
     """Train the student, measure its fidelity beside the baselines, and save both."""
     settings = work.settings
     key = work.key("fit", work.keys["label"], work.keys["embed"], settings.part(StudentSettings), settings.seed)

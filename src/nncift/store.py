@@ -39,10 +39,13 @@ class RowStore:
             np.lib.format.open_memmap(values, "w+", dtype=dtype, shape=(rows, width)).flush()
             np.lib.format.open_memmap(filled, "w+", dtype="bool", shape=(rows,)).flush()
             write_json(head, wanted)
-        found = json.loads(head.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(head.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(head, error) from error
         if found != wanted:
-            raise DataError(f"{head.name} describes {found}, but {wanted} was expected; it belongs to another run")
-        return cls(np.load(values, mmap_mode="r+"), np.load(filled, mmap_mode="r+"))
+            raise DataError(f"{str(head)!r} describes {found}, but {wanted} was expected; it belongs to another run")
+        return cls(_map(values, (rows, width), dtype), _map(filled, (rows,), "bool"))
 
     def write(self, rows: npt.ArrayLike, values: npt.ArrayLike) -> None:
         """Write numbers into rows, flush, then flag the rows as filled and flush again."""
@@ -50,6 +53,21 @@ class RowStore:
         _flush(self.values)
         self.filled[rows] = True
         _flush(self.filled)
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """Map an array of known shape and type; raises DataError where the file is missing, cut short or something else."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r+", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, error) from error
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise _damaged(path, f"it holds {array.dtype} of shape {array.shape}, expected {dtype} of {shape}")
+    return array
+
+
+def _damaged(path: Path, why: object) -> DataError:
+    return DataError(f"{str(path)!r} is missing or damaged ({why}); use another --out, or restore the file")
 
 
 def _flush(array: npt.NDArray[Any]) -> None:

@@ -122,7 +122,10 @@ class Wording:
     def _ids(self, text: str) -> list[int]:
         # Plain text of a row never becomes a control token; a chat template needs its own to be read as such.
         encoded = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=not self.chat, return_attention_mask=False,
+            text,
+            add_special_tokens=False,
+            split_special_tokens=not self.chat,
+            return_attention_mask=False,
             verbose=False,
         )
         return [int(token) for token in encoded["input_ids"]]
@@ -142,7 +145,11 @@ def _plain_template(template: str | None) -> str:
     if not path.is_file():
         raise UsageError(f"--template takes chat, plain or a text file; there is no file {str(template)!r}")
     text = path.read_text(encoding="utf-8")
-    if text.count("{prompt}") != 1 or text.count("{response}") != 1 or text.index("{prompt}") > text.index("{response}"):
+    if (
+        text.count("{prompt}") != 1
+        or text.count("{response}") != 1
+        or text.index("{prompt}") > text.index("{response}")
+    ):
         raise UsageError(f"the template {path.name} must hold {{prompt}} and then {{response}}, once each")
     return text
 

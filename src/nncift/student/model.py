@@ -6,6 +6,7 @@ is `student.safetensors` and `student.json`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -123,9 +124,11 @@ class Student:
             arrays["projected_targets"] = np.ascontiguousarray(self.targets, np.float32)
         with atomic(folder / "student.safetensors") as part:
             save_file(arrays, part)
+            digest = _digest(part)
         described = {
             "network": self.network, "mean": self.mean, "scale": self.scale, "encoder": dict(self.encoder),
             "half_width": self.half_width, "parameters": self.parameters, "about": dict(self.about),
+            "sha256": digest,
         }  # fmt: skip
         write_json(folder / "student.json", described)
 
@@ -137,16 +140,18 @@ class Student:
 
         path = Path(folder)
         try:
-            arrays = load_file(path / "student.safetensors")
             told = json.loads((path / "student.json").read_text(encoding="utf-8"))
+            if told["sha256"] != _digest(path / "student.safetensors"):
+                raise DataError(f"the student in {str(path)!r} is damaged: its two files do not belong together")
+            arrays = load_file(path / "student.safetensors")
             targets = arrays.pop("projected_targets", None)
             student = cls(
-                told["network"], arrays, float(told["mean"]), float(told["scale"]), told["encoder"], targets,
-                told["half_width"], told["about"],
+                told["network"], arrays, float(told["mean"]), float(told["scale"]), dict(told["encoder"]), targets,
+                told["half_width"], dict(told["about"]),
             )  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise DataError(f"there is no readable student in {str(path)!r}: {error}") from error
-        _check_shapes(student.weights, path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+            raise DataError(f"there is no readable student in {str(path)!r}: {_reason(error)}") from error
+        _check_shapes(student, path)
         return student
 
     def _output(self) -> tuple[Floats, float]:
@@ -168,10 +173,23 @@ class Student:
         return CausalLM.load(str(model))
 
 
-def _check_shapes(weights: Mapping[str, Floats], path: Path) -> None:
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _check_shapes(student: Student, path: Path) -> None:
+    """Refuse arrays that do not agree: compiled code would read beyond their ends."""
+    arrays, shapes = dict(student.weights), dict(SHAPES)
+    if student.targets is not None:
+        arrays["projected_targets"], shapes["projected_targets"] = student.targets, ("targets", "hidden")
     sizes: dict[str, int] = {}
-    for name, axes in SHAPES.items():
-        found = weights[name].shape if name in weights else None
+    for name, axes in shapes.items():
+        found = arrays[name].shape if name in arrays and arrays[name].dtype == np.float32 else None
         expected = found is not None and len(found) == len(axes)
         if expected and found is not None:
             expected = all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, found, strict=True))

@@ -114,9 +114,7 @@ class RowTeacher(Protocol):
 class FeatureTeacher(RowTeacher, Protocol):
     """A pairwise teacher whose values are a function of two rows' features."""
 
-    def utility(
-        self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
+    def utility(self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return `(n_targets, n_sources)` from features `(n_targets, width)` and `(n_sources, width)`."""
         ...
 

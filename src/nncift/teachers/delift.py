@@ -31,7 +31,7 @@ class Delift:
     """
 
     name = "delift"
-    kind: Literal["pairwise"] = "pairwise"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
     relative = True
 
     def __init__(

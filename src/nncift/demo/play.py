@@ -1,0 +1,159 @@
+"""The demo: a run on a generated world, judged by the true matrix, which no real run has (`nncift demo`).
+
+Everything shown is measured here: the value of the selection under the true matrix of all pairs, beside a random selection,
+embeddings alone, the full teacher, and an oracle that knows every row's skill and corruption.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.config import RunSettings
+from nncift.data import Examples
+from nncift.demo import model_path
+from nncift.demo.world import Truth, make_world, read_truth
+from nncift.evaluate.metrics import skill
+from nncift.files import fingerprint, write_json
+from nncift.pairs import UtilityMatrix
+from nncift.pipeline import execute, read_pool
+from nncift.progress import Progress, silent
+from nncift.select import select
+from nncift.select.baselines import embedding_ids, random_ids
+from nncift.select.objectives import facility_location_value
+from nncift.store import RowStore
+from nncift.teachers import Chunk, Teacher
+from nncift.teachers.delift import Delift
+
+RANDOM_DRAWS = 50
+CHUNK = 128
+
+
+def play(
+    out: str | Path,
+    *,
+    rows: int = 200,
+    seed: int = 0,
+    labels: str = "20%",
+    budget: str = "10%",
+    encoder: str = "hash",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Make a world, run on it, compute the true matrix, and return the run's summary with `truth` added.
+
+    Leaves `world/`, `run/` and `truth/` in `out`; what exists there is not computed again. Raises the errors of
+    `nncift.errors`.
+    """
+    folder = Path(out)
+    files = make_world(rows, seed).write(folder / "world")
+    settings = RunSettings(
+        pool=(str(files.pool),), model=str(model_path()), labels=labels, budget=budget, encoder=encoder, seed=seed,
+        device="cpu",
+    )  # fmt: skip
+    pool = read_pool(settings)
+    teacher = Delift(str(model_path()), device="cpu")
+    run = execute(settings, pool, folder / "run", teacher=teacher, progress=progress)
+    began = time.perf_counter()
+    true = true_matrix(teacher, pool, folder / "truth", progress)
+    seconds = time.perf_counter() - began
+    truth = judge(true, pool, read_truth(files.truth), run.subset.ids, _vectors(folder / "run", true.source_ids), seed)
+    truth["seconds"] = round(seconds, 2)
+    told = {**run.summary, "truth": truth}
+    write_json(folder / "demo.json", told)
+    return told
+
+
+def true_matrix(teacher: Teacher, pool: Examples, folder: Path, progress: Progress = silent) -> UtilityMatrix:
+    """Return all pairs' utilities by the teacher, the diagonal masked; stored by source, so that it can be resumed."""
+    teacher.prepare(pool)
+    ids = tuple(sorted(pool.ids))
+    store = RowStore.open(
+        folder / "utility", len(ids) + 1, len(ids), header={"of": fingerprint(ids, dict(teacher.describe()))}
+    )
+    groups = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+    with progress("labelling every pair, to know the truth", len(ids) + 1) as advance:
+        for row, source in enumerate([None, *ids]):
+            if not store.filled[row]:
+                parts = [teacher.label(Chunk(row, source, group)).values for group in groups]
+                store.write(row, np.concatenate(parts))
+            advance(1)
+    values = np.asfortranarray(store.values[0][:, None] - store.values[1:].T)
+    np.fill_diagonal(values, np.nan)
+    return UtilityMatrix(ids, ids, values)
+
+
+def judge(
+    true: UtilityMatrix,
+    pool: Examples,
+    known: Mapping[str, Truth],
+    selected: Sequence[str],
+    vectors: np.ndarray[Any, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """Return the contract's `truth`: values under the true matrix, skills, corrupted rows, of each way to select.
+
+    vectors: embeddings of the true matrix's sources, `(n_sources, dim)`.
+    """
+    budget = len(selected)
+    draws = [random_ids(true.source_ids, budget, seed + draw) for draw in range(RANDOM_DRAWS)]
+    ways: dict[str, list[list[str]]] = {
+        "selected": [list(selected)],
+        "random": draws,
+        "embeddings": [embedding_ids(true.source_ids, vectors, budget)],
+        "full_teacher": [list(select(true, budget, "fl", seed).ids)],
+        "oracle": [oracle(pool, known, budget)],
+    }
+    value = {way: _mean(facility_location_value(true, ids) for ids in found) for way, found in ways.items()}
+    skills = {
+        f"{prefix}skill": skill(value[way], value["random"], value["full_teacher"])
+        for prefix, way in (("", "selected"), ("oracle_", "oracle"), ("embeddings_", "embeddings"))
+    }
+    everything = [list(true.source_ids)]
+    return {
+        "objective": value,
+        **skills,
+        "corrupted_share": {
+            way: _mean(sum(known[item].corrupted for item in ids) / len(ids) for ids in found)
+            for way, found in (*ways.items(), ("pool", everything))
+        },
+        "skills_covered": {
+            way: _mean(len({known[item].skill for item in ids if not known[item].corrupted}) for ids in found)
+            for way, found in (*ways.items(), ("all", everything))
+        },
+        "random_draws": RANDOM_DRAWS,
+        "passes": len(true.target_ids) * len(true.source_ids),
+    }
+
+
+def oracle(pool: Examples, known: Mapping[str, Truth], budget: int) -> list[str]:
+    """Return what somebody would select who knows each row's skill and corruption, but no utilities.
+
+    A clean row of every skill, skills with many rows first; then a second of each, and so on. Within a skill the row with the
+    longest response comes first, since it shows most of the rule.
+    """
+    size = Counter(known[example.id].skill for example in pool)
+    rounds: Counter[str] = Counter()
+    ranked = []
+    for example in sorted(pool, key=lambda example: (-len(example.response.split()), example.id)):
+        truth = known[example.id]
+        if not truth.corrupted and not truth.duplicate_of:
+            ranked.append((rounds[truth.skill], -size[truth.skill], truth.skill, example.id))
+            rounds[truth.skill] += 1
+    return [item for *_, item in sorted(ranked)[:budget]]
+
+
+def _vectors(run: Path, ids: Sequence[str]) -> np.ndarray[Any, Any]:
+    """Return the run's embeddings in the order of these ids."""
+    place = {item: row for row, item in enumerate(json.loads((run / "embeddings.json").read_text("utf-8"))["ids"])}
+    vectors: np.ndarray[Any, Any] = np.load(run / "embeddings.npy", allow_pickle=False)
+    return vectors[[place[item] for item in ids]]
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
