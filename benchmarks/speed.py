@@ -84,14 +84,14 @@ def facility_location(sizes: tuple[int, ...] = (2000, 5000)) -> dict[str, Any]:
 
 def teachers(sources: int = 6, targets: int = 48) -> dict[str, Any]:
     """Label pairs with DELIFT on the demo model: shipped way, and joint sequences in padded batches with full logits."""
+    import tempfile
+
     import torch
 
     from nncift.data import read
     from nncift.demo import make_world, model_path
     from nncift.teachers import Chunk
     from nncift.teachers.delift import Delift
-
-    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         pool = read(make_world(200, 0).write(folder).pool)

@@ -87,9 +87,10 @@ def run_command(
     settings = config.resolve(given, config_)
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
-    from nncift import pipeline, teachers
+    from nncift import pipeline
+    from nncift.teachers import registry
 
-    teacher = teachers.create(settings, settings.device)
+    teacher = registry.create(settings, settings.device)
     pool = pipeline.read_pool(settings)
     if dry_run:
         from nncift.estimate import estimate

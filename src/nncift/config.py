@@ -53,6 +53,7 @@ class TeacherSettings(_Settings):
     context: int | None = Field(default=None, ge=8)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
+    option: dict[str, Any] = Field(default_factory=dict)
 
 
 class LabelSettings(_Settings):
@@ -106,7 +107,8 @@ def _amount_as_text(value: Any) -> Any:
         return value
     if isinstance(value, Integral):
         return str(int(value))
-    return f"{100 * float(value):.10g}%" if 0 < value <= 1 else repr(float(value))
+    number = float(value)
+    return f"{100 * number:.10g}%" if 0 < number <= 1 else repr(number)
 
 
 GROWING = frozenset({"pool", "limit", "labels", "budget", "objective", "strict", "device", "format", "map"})

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.encode import Encoder, create
-from nncift.plan import LabelPlan, Wish, describe, grow, parse_labels
+from nncift.plan import LabelPlan, describe, grow
 from nncift.seeds import shuffled
 from nncift.select import parse_budget
-from nncift.stages import language_model
+from nncift.stages import language_model, refuse_impossible, wish_of
 from nncift.teachers import Chunk, Teacher
 
 TIMED_SOURCES = 4
@@ -32,12 +32,11 @@ def estimate(settings: RunSettings, pool: Examples, teacher: Teacher, encoder: E
 
     Labels a few chunks and embeds a few texts, and writes nothing.
     """
+    refuse_impossible(settings, pool)
     refused = {(rejection.source, rejection.line) for rejection in teacher.prepare(pool)}
     usable = tuple(example for example in pool if (example.source, example.line) not in refused)
     pool = Examples(usable, pool.rejected)
-    share, count = parse_labels(settings.labels)
-    wish = Wish(share, count, settings.plan, settings.test_items, settings.validation_items)
-    plan = grow(None, pool.ids, pool.ids, wish, settings.seed, shared=True, relative=teacher.relative)
+    plan = grow(None, pool.ids, pool.ids, wish_of(settings), settings.seed, shared=True, relative=teacher.relative)
     budget = parse_budget(settings.budget, len(pool))
     targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
     cost = _cost_of_chunks(pool, teacher, settings.seed)
@@ -73,7 +72,8 @@ def _cost_of_chunks(pool: Examples, teacher: Teacher, seed: int) -> npt.NDArray[
             costs.append([labels.tokens, time.perf_counter() - began])
             sizes.append([1.0, len(others)])
     found, *_ = np.linalg.lstsq(np.array(sizes), np.array(costs), rcond=None)
-    return np.maximum(found, 0.0)
+    cost: npt.NDArray[np.float64] = np.maximum(found, 0.0)
+    return cost
 
 
 def _embedding_seconds(pool: Examples, encoder: Encoder, seed: int) -> float:

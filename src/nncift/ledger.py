@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -60,7 +61,5 @@ def peak_mb() -> float:
 
 def _reset_peak() -> None:
     # Linux: "5" resets the high-water mark. Elsewhere the peak is that of the whole process, which is stated.
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 LOGITS_AT_ONCE = 2**26
 """Entries of a float32 logits block held at once (256 MiB)."""
+
+PROBE = 24
+"""Tokens of the sequence on which shortcuts are tried."""
 
 SMALL = 5_000_000
 """Parameters below which a second CPU thread costs more than it gives, most of all on a busy machine."""
@@ -89,20 +93,32 @@ class CausalLM:
 
         folder = locate(name)
         placed = resolve_device(device)
+        wanted = resolve_dtype(dtype, placed)
+        # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=resolve_dtype(dtype, placed),
+                dtype=wanted,
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        except Exception as error:
             raise ResourceError(
                 f"the model {str(name)!r} cannot be loaded: {_first_line(error)}. Expected a Hugging Face causal model "
                 "with config.json, *.safetensors and tokenizer files"
             ) from error
-        model.eval().requires_grad_(False).to(torch.device(placed))
+        if report["missing_keys"]:
+            raise ResourceError(
+                f"the model {str(name)!r} lacks {len(report['missing_keys'])} of its weights, such as "
+                f"{min(report['missing_keys'])!r}, and random numbers would stand in for them; expected the weights of a "
+                "causal language model (an encoder has no head, a lone adapter no base)"
+            )
+        try:
+            model.eval().requires_grad_(False).to(torch.device(placed))
+        except RuntimeError as error:
+            raise ResourceError(f"the model {str(name)!r} cannot be put on {placed}: {_first_line(error)}") from error
         limit = _context_limit(model, tokenizer)
         if context is not None and context > limit:
             raise UsageError(f"a context of {context} tokens was asked for; this model has {limit}")
@@ -115,6 +131,7 @@ class CausalLM:
         if not ids or not self._fast_prefix:
             return Prefix(tuple(ids), None)
         with torch.inference_mode(), self._threads():
+            self._refuse_unknown(torch.tensor(ids))
             output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
         return Prefix(tuple(ids), output.past_key_values)
 
@@ -123,6 +140,7 @@ class CausalLM:
 
         The logits at position k - 1 predict token k. Rows are padded on the right, which a causal model cannot see.
         One forward pass over all rows: the caller chooses how many. Every row needs a token before its response.
+        Raises ResourceError for token ids that the model does not have, and where the device's memory is too small.
         """
         import torch
 
@@ -132,31 +150,43 @@ class CausalLM:
         ids = torch.zeros((len(rows), width), dtype=torch.long)
         for index, sequence in enumerate(sequences):
             ids[index, : len(sequence)] = torch.tensor(sequence)
+        self._refuse_unknown(ids)
         at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
         starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
         at_position = np.concatenate(
             [np.arange(start, start + len(row.response)) for start, row in zip(starts, rows, strict=True)]
         )
         gold = torch.tensor([token for row in rows for token in row.response], device=self.device)
-        with torch.inference_mode(), self._threads():
-            cache = None
-            if prefix.cache is not None:
-                cache = copy.deepcopy(prefix.cache)
-                cache.batch_repeat_interleave(len(rows))
-            values = self._gold(ids.to(self.device), cache, at_row, at_position, gold)
+        try:
+            with torch.inference_mode(), self._threads():
+                given: dict[str, Any] = {"use_cache": False}
+                if prefix.cache is not None:
+                    cache = copy.deepcopy(prefix.cache)
+                    cache.batch_repeat_interleave(len(rows))
+                    given = {"use_cache": True, "past_key_values": cache}
+                values = self._gold(ids.to(self.device), given, at_row, at_position, gold)
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"{len(rows)} rows of {width} tokens behind {len(prefix.ids)} do not fit into the memory of {self.device}; "
+                "try --dtype bfloat16 or a smaller --context"
+            ) from error
         flat = values.cpu().numpy()
         return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
 
     def _gold(
-        self, ids: torch.Tensor, cache: Any, at_row: npt.NDArray[Any], at_position: npt.NDArray[Any], gold: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        given: Mapping[str, Any],
+        at_row: npt.NDArray[Any],
+        at_position: npt.NDArray[Any],
+        gold: torch.Tensor,
     ) -> torch.Tensor:
         import torch
 
         rows, positions = torch.as_tensor(at_row).to(self.device), torch.as_tensor(at_position).to(self.device)
         if not self._fast_head:
-            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits
-            return _log_softmax_at(logits[rows, positions], gold)
-        hidden = self._body(ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state[rows, positions]
+            return _log_softmax_at(self.model(input_ids=ids, **given).logits[rows, positions], gold)
+        hidden = self._body(ids, **given).last_hidden_state[rows, positions]
         head = self.model.get_output_embeddings()
         step = max(1, LOGITS_AT_ONCE // int(self.model.config.get_text_config().vocab_size))
         parts = [
@@ -164,6 +194,14 @@ class CausalLM:
             for start in range(0, len(gold), step)
         ]
         return torch.cat(parts)
+
+    def _refuse_unknown(self, ids: torch.Tensor) -> None:
+        """Raise ResourceError for ids without an embedding: on a GPU they would take the whole process down."""
+        if int(ids.max()) >= self._vocabulary:
+            raise ResourceError(
+                f"the tokenizer of {self.name!r} gave token {int(ids.max())}, and the model has embeddings for "
+                f"{self._vocabulary}; they do not belong together"
+            )
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -183,19 +221,27 @@ class CausalLM:
         return self.model.base_model(input_ids=ids, **kwargs)
 
     def _try_shortcuts(self) -> tuple[bool, bool]:
-        """Compare both shortcuts with the plain pass on a few tokens; return which of them are exact here."""
+        """Compare both shortcuts with the plain pass on a few tokens; return which of them are exact here.
+
+        Raises ResourceError where the plain pass itself fails.
+        """
         self._fast_head, self._fast_prefix = False, False
         size = int(self.model.config.get_text_config().vocab_size)
-        tokens = [(7 * k + 3) % size for k in range(14)]
-        rows = [Row(tokens[6:8], tokens[8:13]), Row(tokens[9:12], tokens[3:5])]
-        plain = np.concatenate(self.log_probabilities(Prefix(tuple(tokens[:6]), None), rows))
+        tokens = [(7 * k + 3) % size for k in range(PROBE)]
+        ids, rows = tokens[:12], [Row(tokens[12:14], tokens[14:24]), Row(tokens[10:13], tokens[3:8])]
+        try:
+            plain = np.concatenate(self.log_probabilities(Prefix(tuple(ids), None), rows))
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ResourceError(
+                f"the model {self.name!r} cannot read {PROBE} tokens in a plain forward pass: {_first_line(error)}"
+            ) from error
         found = []
         for attribute in ("_fast_head", "_fast_prefix"):
             setattr(self, attribute, True)
             try:
-                fast = np.concatenate(self.log_probabilities(self.prefix(tokens[:6]), rows))
-                exact = bool(np.allclose(plain, fast, atol=1e-4 if self._is_float32() else 0.05, equal_nan=True))
-            except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+                fast = np.concatenate(self.log_probabilities(self.prefix(ids), rows))
+                exact = self._close(plain, fast) and (attribute == "_fast_prefix" or self._head_is_last(tokens))
+            except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
                 log.info("%s: %s is not available: %s", self.name, attribute, _first_line(error))
                 exact = False
             if not exact:
@@ -204,10 +250,32 @@ class CausalLM:
             found.append(exact)
         return found[0], found[1]
 
-    def _is_float32(self) -> bool:
+    def _head_is_last(self, tokens: Sequence[int]) -> bool:
+        """Tell whether the logits are the output embeddings' output, bit for bit: no scale, no soft cap behind it."""
         import torch
 
-        return next(self.model.parameters()).dtype == torch.float32
+        seen: list[torch.Tensor] = []
+        handle = self.model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            with torch.inference_mode(), self._threads():
+                logits = self.model(input_ids=torch.tensor([list(tokens)], device=self.device), use_cache=False).logits
+        finally:
+            handle.remove()
+        return len(seen) == 1 and torch.allclose(seen[0].to(logits.dtype), logits, rtol=0, atol=0, equal_nan=True)
+
+    def _close(self, plain: npt.NDArray[np.float32], fast: npt.NDArray[np.float32]) -> bool:
+        # Half precision: a logit of 20 is known to 1/16, and the order of sums differs between the two.
+        if next(self.model.parameters()).dtype.itemsize >= 4:
+            return bool(np.allclose(plain, fast, rtol=1e-5, atol=1e-4, equal_nan=True))
+        return bool(np.allclose(plain, fast, rtol=0.03, atol=0.1, equal_nan=True))
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        """Number of tokens that have an embedding; may be more than the tokenizer has."""
+        try:
+            return int(self.model.get_input_embeddings().weight.shape[0])
+        except (AttributeError, NotImplementedError):
+            return int(self.model.config.get_text_config().vocab_size)
 
 
 def locate(name: str | Path) -> Path:
@@ -241,11 +309,14 @@ def locate(name: str | Path) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash the weights, configuration and tokenizer of a model folder; 16 hex digits."""
+    """Hash the weights, configuration, tokenizer and code of a model folder; 16 hex digits.
+
+    A sentence encoder keeps its pooling in numbered folders inside, and they count too.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt"} and path.is_file():
-            digest.update(path.name.encode())
+    for path in sorted([*folder.iterdir(), *folder.glob("[0-9]*_*/*")]):
+        if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt", ".py"} and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]
@@ -261,7 +332,10 @@ def resolve_device(device: str) -> str:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps") from error
-    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps")
+    index = torch.device(device).index or 0
+    missing = (kind == "cuda" and index >= torch.cuda.device_count()) or (
         kind == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
@@ -275,7 +349,7 @@ def resolve_dtype(dtype: str, device: str) -> Any:
 
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else "auto"
+        return torch.float32 if device.startswith("cpu") else "auto"
     if dtype not in known:
         raise UsageError(f"--dtype {dtype!r} is unknown; use auto, {', '.join(known)}")
     return known[dtype]
@@ -291,6 +365,10 @@ def _context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
     limits.append(tokenizer.model_max_length)
+    # Long-context rotary embeddings change all positions once a sequence, padding included, outgrows the first limit.
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits.append(rope.get("original_max_position_embeddings"))
     usable = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
     return min(usable, default=4096)
 

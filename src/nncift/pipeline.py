@@ -7,8 +7,8 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.encode import Encoder
 from nncift.errors import UsageError
-from nncift.plan import parse_labels
 from nncift.progress import Progress, silent
 from nncift.results import Run, choose, finish
 from nncift.rundir import RunDir
 from nncift.select import parse_budget
-from nncift.stages import Work, embed, fit_student, label, predict, usable_rows
+from nncift.stages import Work, embed, fit_student, label, plan_labels, predict, refuse_impossible, usable_rows
 from nncift.teachers import Teacher
-from nncift.teachers import create as create_teacher
+from nncift.teachers.registry import as_settings
+from nncift.teachers.registry import create as create_teacher
 
 
 def run(
@@ -45,7 +45,7 @@ def run(
     if isinstance(teacher, str):
         given["teacher"] = teacher
     else:
-        given.update({name: value for name, value in teacher.options.items() if value is not None})
+        given.update(as_settings(teacher.options))
     given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
     if not isinstance(pool, Examples):
         paths = [pool] if isinstance(pool, str | Path) else list(pool)
@@ -81,21 +81,21 @@ def execute(
     progress: Progress = silent,
 ) -> Run:
     """Run every stage that is not finished yet, and return the run."""
-    started = time.perf_counter()
-    parse_labels(settings.labels)
-    parse_budget(settings.budget, len(pool))
+    refuse_impossible(settings, pool)
     with RunDir(out, settings) as directory:
         work = Work(directory, settings, teacher, encoder, progress)
-        directory.write_manifest({"rows_read": len(pool), "rejected": len(pool.rejected)})
         usable, rejected = usable_rows(work, pool)
         budget = parse_budget(settings.budget, len(usable))
+        plan = plan_labels(work, usable)
+        # Only now: what was refused so far has changed nothing that an earlier run left.
+        directory.write_manifest({"rows_read": len(pool), "rejected": len(pool.rejected)})
         vectors, truncated = embed(work, usable)
-        plan, labels = label(work, usable)
+        labels = label(work, usable, plan)
         student, fidelity = fit_student(work, vectors, labels)
-        matrix = predict(student, vectors, labels, shared=plan.shared)
+        matrix = partial(predict, student, vectors, labels, shared=plan.shared)
         subset, selection = choose(work, usable, matrix, vectors, budget)
         notes = (*pool.notes, *_truncation(truncated, len(usable)))
-        return finish(work, subset, selection, rejected, plan, fidelity, notes, seconds=time.perf_counter() - started)
+        return finish(work, subset, selection, rejected, plan, fidelity, notes)
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

@@ -168,7 +168,9 @@ def grow(
     """Return a plan for these axes that keeps every entry of `previous` and adds what the wish still lacks.
 
     What is drawn depends on ids and seed alone, never on the order of the rows. A generation is added, if only an empty
-    one, whenever the axes grow. Raises DataError for an axis too short to set items apart, UsageError where the wish is below what exists or the
+    one, whenever the axes grow.
+
+    Raises DataError for an axis too short to set items apart, UsageError where the wish is below what exists or the
     earlier rows are not the first on their axis.
     """
     refuse_small(min(len(target_ids), len(source_ids)))
@@ -255,7 +257,8 @@ class _Adding:
 
     def taken(self, target: Codes, source: Codes) -> npt.NDArray[np.bool_]:
         """Tell which pairs are planned already or masked."""
-        return np.isin(self.keys(target, source), self._keys) | (self.axes.shared & (target == source))
+        known: npt.NDArray[np.bool_] = np.isin(self.keys(target, source), self._keys)
+        return known | (target == source) if self.axes.shared else known
 
     def add(self, target: Codes, source: Codes, split: int) -> None:
         free = ~self.taken(target, source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nncift.files import atomic, write_json
 from nncift.labels import LabelStore
 from nncift.pairs import UtilityMatrix
 from nncift.plan import LabelPlan, describe
+from nncift.rundir import SUMMARY
 from nncift.select import Subset, select
 from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
 from nncift.select.objectives import facility_location_value, mean_utility_value
@@ -43,12 +44,21 @@ class Run:
 
 
 def choose(
-    work: Work, pool: Examples, matrix: UtilityMatrix, vectors: Floats, budget: int
+    work: Work, pool: Examples, score: Callable[[], UtilityMatrix], vectors: Floats, budget: int
 ) -> tuple[Examples, dict[str, Any]]:
-    """Select, write `selection.parquet` and `subset.jsonl`, and return the subset and the values of its controls."""
-    settings = work.settings
-    key = work.key("select", work.keys["fit"], settings.objective, budget, settings.seed)
-    with work.directory.stage("select", key) as stage:
+    """Select, write `selection.parquet` and `subset.jsonl`, and return the subset and the values of its controls.
+
+    score: gives the matrix to select from; not called where this selection is finished.
+    """
+    settings, directory = work.settings, work.directory
+    # Rows go into the files as they are, with what no model sees of them.
+    rows = sorted([example.id, example.source, example.raw] for example in pool)
+    key = work.key("select", work.keys["fit"], settings.objective, budget, settings.seed, rows)
+    files = ("subset.jsonl", "selection.parquet", "selection.json")
+    if not directory.is_done("select", key, files):
+        with directory.measured("score"):
+            matrix = score()
+    with directory.stage("select", key, files) as stage:
         if not stage.done:
             subset = select(matrix, budget, settings.objective, settings.seed)
             _write_selection(work.directory.file("selection.parquet"), pool, matrix, subset)
@@ -65,12 +75,12 @@ def choose(
 
 def finish(
     work: Work, subset: Examples, selection: dict[str, Any], rejected: tuple[Rejection, ...], plan: LabelPlan,
-    fidelity: Mapping[str, Any], notes: tuple[str, ...], seconds: float,
+    fidelity: Mapping[str, Any], notes: tuple[str, ...],
 ) -> Run:  # fmt: skip
     """Write summary, fidelity, ledger and rejected rows, and return the run."""
     directory, settings = work.directory, work.settings
     write_rejected(directory.file("rejected.jsonl"), rejected)
-    ledger = _ledger(work, plan, seconds)
+    ledger = _ledger(work, plan)
     about = LabelStore.open(directory.file("labels")).progress()
     warnings = (
         *notes,
@@ -93,7 +103,7 @@ def finish(
         "warnings": list(warnings),
     }
     write_json(directory.file("ledger.json"), ledger)
-    write_json(directory.file("summary.json"), summary)
+    write_json(directory.file(SUMMARY), summary)
     return Run(directory.path, subset, fidelity, ledger, summary, warnings)
 
 
@@ -113,22 +123,23 @@ def _controls(
     }
 
 
-def _ledger(work: Work, plan: LabelPlan, seconds: float) -> dict[str, Any]:
+def _ledger(work: Work, plan: LabelPlan) -> dict[str, Any]:
     """Return the cost by stage, and the teacher's passes against labelling every pair."""
-    costs = work.directory.costs()
-    passes = costs["label"].model_passes
+    # As they are stored, so that running again computes the same figures.
+    stages = {name: cost.to_json() for name, cost in work.directory.costs().items()}
+    labelling = stages["label"]
+    passes = labelling["model_passes"]
     if work.settings.encoder == "lm":
         # Hidden states of the teacher's own model are passes of it too.
-        passes += costs["embed"].model_passes
+        passes += stages["embed"]["model_passes"]
     full = plan.full_passes(relative=work.teacher.relative)
     return {
-        "stages": {name: cost.to_json() for name, cost in costs.items()},
+        "stages": stages,
         "teacher_passes": passes,
         "full_teacher_passes": full,
         "saving": 1 - passes / full,
-        "full_teacher_seconds": costs["label"].seconds * full / max(costs["label"].model_passes, 1),
-        "seconds": round(sum(cost.seconds for cost in costs.values()), 3),
-        "last_session_seconds": round(seconds, 3),
+        "full_teacher_seconds": round(labelling["seconds"] * full / max(labelling["model_passes"], 1), 1),
+        "seconds": round(sum(cost["seconds"] for cost in stages.values()), 3),
     }
 
 

@@ -1,7 +1,8 @@
 """The run directory: what was asked, what is finished, what it cost; one process at a time.
 
-A stage writes its files, then its mark with its fingerprint, and last its cost in the ledger. Running again skips a stage
-whose mark carries the same fingerprint. `manifest.yaml` is a settings file that repeats the run.
+A stage takes its old mark away, writes its files and its cost, and last its mark with its fingerprint. Running again skips
+a stage whose mark carries the same fingerprint and whose files are there. `manifest.yaml` is a settings file that repeats
+the run; `summary.json` is there when the whole run is finished.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,10 @@ from nncift.files import write_json, write_text
 from nncift.ledger import StageCost, Stopwatch
 
 MANIFEST = "manifest.yaml"
+SUMMARY = "summary.json"
+BEFORE_MANIFEST = frozenset({".lock", "stages", "costs.json", "pool.json", "unusable.json", "labels"})
+"""What a run can leave that was refused or killed before its settings were settled."""
+
 PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")
 
 
@@ -54,12 +59,9 @@ class RunDir:
         directory or was made with settings that what exists depends on.
         """
         try:
-            foreign = self.path.exists() and not (self.path / ".lock").exists()
-            if foreign and (self.path.is_file() or any(self.path.iterdir())):
-                what = "a file" if self.path.is_file() else "a directory that holds other things"
-                raise UsageError(f"--out {str(self.path)!r} is {what}; give a new directory or that of an earlier run")
+            self._refuse_foreign()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w", encoding="ascii")
+            self._lock = (self.path / ".lock").open("a", encoding="ascii")
         except OSError as error:
             raise ResourceError(f"--out {str(self.path)!r} cannot be written: {error.strerror}") from error
         try:
@@ -71,7 +73,7 @@ class RunDir:
             ) from error
         try:
             self._check_settings()
-            self._costs = {name: StageCost(**cost) for name, cost in self.read_json("costs.json", {}).items()}
+            self._costs = self._read_costs()
         except BaseException:
             self._lock.close()
             raise
@@ -102,33 +104,76 @@ class RunDir:
                 f"{str(path)!r} is damaged ({error}); delete the run directory or use another --out"
             ) from error
 
+    def is_done(self, name: str, fingerprint: str, files: Sequence[str] = ()) -> bool:
+        """Tell whether a stage with this fingerprint is finished and has left its files."""
+        mark = self.read_json(f"stages/{name}.json", {})
+        return mark.get("fingerprint") == fingerprint and all((self.path / file).exists() for file in files)
+
     @contextmanager
-    def stage(self, name: str, fingerprint: str) -> Iterator[Stage]:
-        """Run one stage: its cost is measured, and its mark is written when the block ends without an error."""
-        mark = f"stages/{name}.json"
-        done = self.read_json(mark, {}).get("fingerprint") == fingerprint
-        stage = Stage(done, self._costs.setdefault(name, StageCost()))
+    def stage(self, name: str, fingerprint: str, files: Sequence[str] = ()) -> Iterator[Stage]:
+        """Run one stage that leaves these files: its cost is measured, and its mark is written when the block succeeds.
+
+        The old mark goes first, so that a kill in the middle never leaves a mark beside files of something else.
+        """
+        if self.is_done(name, fingerprint, files):
+            yield Stage(True, self._costs.setdefault(name, StageCost()))
+            return
+        mark = self.file(f"stages/{name}.json")
+        mark.unlink(missing_ok=True)
+        with self.measured(name) as cost:
+            yield Stage(False, cost)
+        write_json(mark, {"fingerprint": fingerprint, "finished": datetime.now(UTC).isoformat()})
+
+    @contextmanager
+    def measured(self, name: str) -> Iterator[StageCost]:
+        """Add the time and peak memory of a block to a stage's cost, also where it fails."""
+        cost = self._costs.setdefault(name, StageCost())
         watch = Stopwatch()
         try:
-            yield stage
+            yield cost
         finally:
-            if not done:
-                watch.add_to(stage.cost)
-                write_json(self.file("costs.json"), {key: cost.to_json() for key, cost in self._costs.items()})
-        if not done:
-            write_json(self.file(mark), {"fingerprint": fingerprint, "finished": datetime.now(UTC).isoformat()})
+            watch.add_to(cost)
+            write_json(self.file("costs.json"), {key: value.to_json() for key, value in self._costs.items()})
 
     def costs(self) -> dict[str, StageCost]:
         """Return the cost of every stage so far, over all sessions."""
         return dict(self._costs)
 
     def write_manifest(self, record: Mapping[str, Any]) -> None:
-        """Write the settings, with a record of what was used: versions, machine, and what the caller adds."""
+        """Write the settings, with a record of what was used: versions, machine, and what the caller adds.
+
+        Where this changes an earlier run, its summary goes: it describes what is about to be replaced.
+        """
         versions = {package: _version(package) for package in PACKAGES}
         machine = {"python": platform.python_version(), "platform": platform.platform()}
         values = {name: value for name, value in self.settings.model_dump(mode="json").items() if value is not None}
         values["record"] = {"versions": versions, "machine": machine, **record}
-        write_text(self.file(MANIFEST), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        if not self._holds(values):
+            (self.path / SUMMARY).unlink(missing_ok=True)
+            write_text(self.file(MANIFEST), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def _holds(self, values: Mapping[str, Any]) -> bool:
+        path = self.path / MANIFEST
+        return path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) == values
+
+    def _refuse_foreign(self) -> None:
+        """Refuse to write among files that are not a run's."""
+        if not self.path.exists() or (self.path / MANIFEST).exists():
+            return
+        if not self.path.is_dir():
+            what = "a file"
+        elif {path.name for path in self.path.iterdir()} - BEFORE_MANIFEST:
+            what = "a directory that holds other things"
+        else:
+            return
+        raise UsageError(f"--out {str(self.path)!r} is {what}; give a new directory or that of an earlier run")
+
+    def _read_costs(self) -> dict[str, StageCost]:
+        found = self.read_json("costs.json", {})
+        try:
+            return {name: StageCost(**cost) for name, cost in found.items()}
+        except (AttributeError, TypeError) as error:
+            raise DataError(f"{str(self.path / 'costs.json')!r} is damaged ({error}); use another --out") from error
 
     def _check_settings(self) -> None:
         if not (self.path / MANIFEST).exists():

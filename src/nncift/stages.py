@@ -7,6 +7,7 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +27,16 @@ from nncift.labels import LabelStore, combine
 from nncift.lm import CausalLM
 from nncift.memory import free_memory
 from nncift.pairs import LabelledPairs, UtilityMatrix
-from nncift.plan import LabelPlan, Wish, grow, parse_labels
+from nncift.plan import LabelPlan, Wish, grow, parse_labels, refuse_small
 from nncift.progress import Progress, silent
 from nncift.rundir import RunDir
 from nncift.seeds import derive
+from nncift.select import parse_budget
 from nncift.student.model import Student, hybrid_matrix
 from nncift.teachers import Teacher
 
 Floats = npt.NDArray[np.float32]
+TEACHER = "labels/teacher.json"
 QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
 
 
@@ -60,33 +63,49 @@ def usable_rows(work: Work, pool: Examples) -> tuple[Examples, tuple[Rejection, 
     Raises DataError where none is left, UsageError where a row of the run that is being extended is gone or changed.
     """
     settings = work.settings
+    plan = LabelStore.open(work.directory.file("labels")).plan
+    planned = plan.source_ids if plan else ()
+    _refuse_lost_rows(work.directory, pool, planned)
     key = work.key("check", _identity(pool), settings.part(TeacherSettings))
-    with work.directory.stage("check", key) as stage:
+    with work.directory.stage("check", key, ("unusable.json", "pool.json")) as stage:
         if not stage.done:
-            _refuse_lost_rows(work.directory, pool)
-            refused = work.teacher.prepare(pool)
-            write_json(work.directory.file("unusable.json"), [[r.source, r.line, r.reason] for r in refused])
-            contents = {example.id: example.content_hash for example in pool}
-            write_json(work.directory.file("pool.json"), contents)
-    refused = tuple(Rejection(*item) for item in work.directory.read_json("unusable.json"))
-    out = {(rejection.source, rejection.line) for rejection in refused}
-    usable = {example.id: example for example in pool if (example.source, example.line) not in out}
+            reasons = {(refused.source, refused.line): refused.reason for refused in work.teacher.prepare(pool)}
+            # By id: the same rows may stand on other lines the next time.
+            by_id = {row.id: reasons[row.source, row.line] for row in pool if (row.source, row.line) in reasons}
+            write_json(work.directory.file("unusable.json"), by_id)
+            write_json(work.directory.file("pool.json"), {example.id: example.content_hash for example in pool})
+    out: dict[str, str] = work.directory.read_json("unusable.json")
+    refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in pool if row.id in out)
+    usable = {example.id: example for example in pool if example.id not in out}
     if not usable:
         raise DataError(
             f"none of the {len(pool)} rows can be labelled by the teacher {work.teacher.name}; the first: "
             f"{refused[0].source} line {refused[0].line} {refused[0].reason}"
         )
-    plan = LabelStore.open(work.directory.file("labels")).plan
-    planned = plan.source_ids if plan else ()
     ordered = [usable.pop(example_id) for example_id in planned] + list(usable.values())
     return Examples(tuple(ordered)), (*pool.rejected, *refused)
 
 
+def refuse_impossible(settings: RunSettings, pool: Examples) -> None:
+    """Refuse wishes that cannot be met, before anything is loaded or written.
+
+    Raises DataError for too few rows, UsageError and InfeasibleError for labels and budgets.
+    """
+    parse_labels(settings.labels)
+    refuse_small(len(pool))
+    parse_budget(settings.budget, len(pool))
+
+
 def embed(work: Work, pool: Examples) -> tuple[Floats, int]:
-    """Return the vectors of all rows `(n, dim)`, and how many rows the encoder truncates."""
+    """Return the vectors of all rows `(n, dim)`, and how many rows the encoder truncates.
+
+    Raises DataError where those of an earlier session cannot be read.
+    """
     vectors_file = work.directory.file("embeddings.npy")
-    key = work.key("embed", _identity(pool), work.settings.part(EncoderSettings))
-    with work.directory.stage("embed", key) as stage:
+    # An encoder given as an object may differ from the one that its name stands for.
+    given = dict(work.encoder.describe()) if work.encoder else None
+    key = work.key("embed", _identity(pool), work.settings.part(EncoderSettings), given)
+    with work.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
             encoder = work.encoder or create(
                 work.settings.encoder, device=work.settings.device, load_lm=lambda: language_model(work.teacher)
@@ -100,32 +119,53 @@ def embed(work: Work, pool: Examples) -> tuple[Floats, int]:
             about = {"truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": pool.ids}
             write_json(work.directory.file("embeddings.json"), about)
     about = work.directory.read_json("embeddings.json")
-    vectors: Floats = np.load(vectors_file, allow_pickle=False)
-    return vectors, int(about["truncated"])
+    try:
+        vectors: Floats = np.load(vectors_file, allow_pickle=False)
+        place = {item: row for row, item in enumerate(about["ids"])}
+        # The vectors lie in the order of the session that made them.
+        return vectors[[place[item] for item in pool.ids]], int(about["truncated"])
+    except (ValueError, EOFError, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{str(vectors_file)!r} is damaged ({error}); delete it and run again") from error
 
 
-def label(work: Work, pool: Examples) -> tuple[LabelPlan, dict[str, LabelledPairs]]:
-    """Plan what is still to be labelled, label it chunk by chunk, and return the utilities by split.
+def plan_labels(work: Work, pool: Examples) -> LabelPlan:
+    """Return the plan that these settings ask for, grown from the run's; nothing is written.
 
-    Raises UsageError where the teacher at hand is not the one that labelled before.
+    Raises UsageError where the wish is below what exists, or where the teacher at hand is not the one that labelled
+    before; DataError where too few rows are usable.
     """
     settings, teacher = work.settings, work.teacher
-    store = LabelStore.open(work.directory.file("labels"))
-    share, count = parse_labels(settings.labels)
-    wish = Wish(share, count, settings.plan, settings.test_items, settings.validation_items)
     key = work.key(
         "label", _identity(pool), settings.part(LabelSettings), settings.part(TeacherSettings), settings.seed
     )
-    with work.directory.stage("label", key) as stage:
+    previous = LabelStore.open(work.directory.file("labels")).plan
+    if work.directory.is_done("label", key):
+        if previous is None:
+            raise DataError("the labels of this run are gone; use another --out")
+        return previous
+    grown = grow(previous, pool.ids, pool.ids, wish_of(settings), settings.seed, shared=True, relative=teacher.relative)
+    _refuse_other_teacher(work)
+    return grown
+
+
+def wish_of(settings: RunSettings) -> Wish:
+    """Return how much the settings ask to label. Raises UsageError or InfeasibleError."""
+    share, count = parse_labels(settings.labels)
+    return Wish(share, count, settings.plan, settings.test_items, settings.validation_items)
+
+
+def label(work: Work, pool: Examples, plan: LabelPlan) -> dict[str, LabelledPairs]:
+    """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split."""
+    teacher = work.teacher
+    store = LabelStore.open(work.directory.file("labels"))
+    with work.directory.stage("label", work.keys["label"]) as stage:
         if not stage.done:
-            store.adopt(
-                grow(store.plan, pool.ids, pool.ids, wish, settings.seed, shared=True, relative=teacher.relative)
-            )
+            write_json(work.directory.file(TEACHER), dict(teacher.describe()))
+            store.adopt(plan)
             before = store.progress()
             pending = list(store.pending())
             named = {item for _, chunk, _ in pending for item in (*chunk.targets, chunk.source) if item is not None}
             teacher.prepare(pool.subset(sorted(named)))
-            _same_teacher(work)
             with work.progress("labelling pairs", sum(len(chunk.targets) for _, chunk, _ in pending)) as advance:
                 for generation, chunk, positions in pending:
                     began = time.perf_counter()
@@ -135,10 +175,7 @@ def label(work: Work, pool: Examples) -> tuple[LabelPlan, dict[str, LabelledPair
             now = store.progress()
             stage.cost.seconds = max(stage.cost.seconds, before.seconds)
             stage.cost.model_tokens, stage.cost.model_passes = now.tokens, now.passes
-    plan = store.plan
-    if plan is None:
-        raise DataError("the labels of this run are gone; use another --out")
-    return plan, store.utilities(relative=teacher.relative)
+    return store.utilities(relative=teacher.relative)
 
 
 def fit_student(work: Work, vectors: Floats, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
@@ -146,7 +183,8 @@ def fit_student(work: Work, vectors: Floats, labels: dict[str, LabelledPairs]) -
     settings = work.settings
     key = work.key("fit", work.keys["label"], work.keys["embed"], settings.part(StudentSettings), settings.seed)
     folder = work.directory.file("student")
-    with work.directory.stage("fit", key) as stage:
+    left = ("student/student.json", "student/student.safetensors", "fidelity.json")
+    with work.directory.stage("fit", key, left) as stage:
         if not stage.done:
             from nncift.student.fit import RECIPES, fit
 
@@ -210,24 +248,24 @@ def _identity(pool: Examples) -> list[list[str]]:
     return sorted([example.id, example.content_hash] for example in pool)
 
 
-def _refuse_lost_rows(directory: RunDir, pool: Examples) -> None:
+def _refuse_lost_rows(directory: RunDir, pool: Examples, planned: Sequence[str]) -> None:
     before: dict[str, str] = directory.read_json("pool.json", {})
     now = {example.id: example.content_hash for example in pool}
-    lost = [example_id for example_id, content in before.items() if now.get(example_id) != content]
+    lost = [item for item in planned if item not in now or before.get(item, now[item]) != now[item]]
     if lost:
         raise UsageError(
-            f"{len(lost)} of the {len(before)} rows that this run was made for are gone or changed, the first {lost[0]!r}; "
-            "a run can be extended by rows, not cut. Use another --out"
+            f"{len(lost)} of the {len(planned)} rows that this run has labels for are gone or changed, the first "
+            f"{lost[0]!r}; a run can be extended by rows, not cut. Use another --out"
         )
 
 
-def _same_teacher(work: Work) -> None:
-    described = dict(work.teacher.describe())
-    before = work.directory.read_json("labels/teacher.json")
+def _refuse_other_teacher(work: Work) -> None:
+    before = work.directory.read_json(TEACHER)
     if before is None:
-        write_json(work.directory.file("labels/teacher.json"), described)
-    elif before != described:
-        changed = ", ".join(name for name in described if before.get(name) != described[name])
+        return
+    described = dict(work.teacher.describe())
+    if before != described:
+        changed = ", ".join(sorted(name for name in {*before, *described} if before.get(name) != described.get(name)))
         raise UsageError(
             f"the labels of this run were made by another teacher: {changed} differ (are the model's files the same?). "
             "Use another --out"

@@ -47,7 +47,7 @@ class RowStore:
             raise DataError(f"{str(head)!r} describes {found}, but {wanted} was expected; it belongs to another run")
         return cls(_map(values, (rows, width), dtype), _map(filled, (rows,), "bool"))
 
-    def write(self, rows: npt.ArrayLike, values: npt.ArrayLike) -> None:
+    def write(self, rows: int | npt.NDArray[np.intp], values: npt.ArrayLike) -> None:
         """Write numbers into rows, flush, then flag the rows as filled and flush again."""
         self.values[rows] = values
         _flush(self.values)
@@ -58,6 +58,8 @@ class RowStore:
 def _map(path: Path, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     """Map an array of known shape and type; raises DataError where the file is missing, cut short or something else."""
     try:
+        # Mapped for reading first: numpy fills a file that is too short with zeros when it maps it for writing.
+        np.load(path, mmap_mode="r", allow_pickle=False)
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r+", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, error) from error

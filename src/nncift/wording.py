@@ -102,7 +102,7 @@ class Wording:
         try:
             prompt = self._render(turns, add_generation_prompt=True)
             whole = self._render([*turns, {"role": "assistant", "content": response}], add_generation_prompt=False)
-        except Exception as error:  # noqa: BLE001 - a Jinja template may raise anything
+        except Exception as error:
             raise DataError(f"the model's chat template refuses these turns: {error}") from error
         if not whole.startswith(prompt):
             raise DataError(

@@ -37,11 +37,11 @@ def put(folder: Path, name: str, data: str | bytes) -> Path:
         ("a.jsonl", f"{LINE}\n{LINE}\n"),
         ("a.ndjson", f"{LINE}\n{LINE}"),
         ("a.JSONL", f"{LINE}\n\n  \n{LINE}\n"),
-        ("a.jsonl.gz", gzip.compress(f"{LINE}\n{LINE}\n".encode())),
+        ("a.jsonl.gz", gzip.compress(f"{LINE}\n{LINE}\n".encode(), mtime=0)),
         ("a.json", json.dumps([ROW, ROW], indent=2)),
         ("a.json", json.dumps({"version": 1, "data": [ROW, ROW]})),
         ("a.json", f"{LINE}\n{LINE}\n"),
-        ("a.json.gz", gzip.compress(json.dumps([ROW, ROW]).encode())),
+        ("a.json.gz", gzip.compress(json.dumps([ROW, ROW]).encode(), mtime=0)),
     ],
 )
 def test_kinds_of_file(tmp_path: Path, name: str, data: str | bytes) -> None:
@@ -175,7 +175,7 @@ def test_parquet_with_a_damaged_column_name(tmp_path: Path) -> None:
         ("a.csv", b"a,b", "unknown suffix"),
         ("a.jsonl", "{}".encode("utf-16"), "UTF-16"),
         ("a.jsonl.gz", b"no gzip", "cannot read"),
-        ("a.jsonl.gz", gzip.compress(LINE.encode() * 500)[:60], "cannot read"),
+        ("a.jsonl.gz", gzip.compress(LINE.encode() * 500, mtime=0)[:60], "cannot read"),
         ("a.parquet", b"PAR1 no more", "as Parquet"),
         ("a.jsonl", b'{"a": 1}\n{"a": 2}\n[]', "none of the 3 rows .*: 2 x no known format: .*; 1 x not an object"),
     ],

@@ -107,9 +107,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PaperNetwork(target_vectors.shape[1], source_vectors.shape[1], hidden)
-        optimiser = torch.optim.Adam(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         best, best_epoch, kept = math.inf, 0, _weights(network)
         courses: tuple[list[float], list[float]] = ([], [])
         for epoch in range(recipe.epochs):
@@ -140,7 +138,7 @@ def _epoch(
         optimiser.zero_grad(set_to_none=True)
         output = network(targets, sources, target[picked], source[picked])
         loss = torch.nn.functional.mse_loss(output, value[picked])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         total += float(loss.detach()) * len(picked)
     return total / len(value)

@@ -18,15 +18,15 @@ LANES = 8
 _MATH = {"reassoc", "contract", "nsz", "nnan"}
 
 
-@njit(cache=True, fastmath=_MATH)  # type: ignore[untyped-decorator]
-def _one(a: Floats, b: Floats, v: Floats) -> float:
+@njit(cache=True, fastmath=_MATH)
+def _one(a: Floats, b: Floats, v: Floats) -> np.float32:
     total = np.float32(0)
     for k in range(v.shape[0]):
         total += v[k] * (a[k] if a[k] > b[k] else b[k])
     return total
 
 
-@njit(cache=True, fastmath=_MATH, parallel=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, fastmath=_MATH, parallel=True)
 def _block(a: Floats, negated: Floats, v: Floats, offset: Floats, out: Floats) -> None:
     n, m, hidden = a.shape[0], negated.shape[0], v.shape[0]
     for pair in prange((m + 1) // 2):
@@ -55,13 +55,18 @@ def _block(a: Floats, negated: Floats, v: Floats, offset: Floats, out: Floats) -
                 s31 += w * (a3 if a3 > b1 else b1)
             o0, o1 = offset[j], offset[j + 1]
             out[j, i], out[j, i + 1], out[j, i + 2], out[j, i + 3] = s00 + o0, s10 + o0, s20 + o0, s30 + o0
-            out[j + 1, i], out[j + 1, i + 1], out[j + 1, i + 2], out[j + 1, i + 3] = s01 + o1, s11 + o1, s21 + o1, s31 + o1
+            out[j + 1, i], out[j + 1, i + 1], out[j + 1, i + 2], out[j + 1, i + 3] = (
+                s01 + o1,
+                s11 + o1,
+                s21 + o1,
+                s31 + o1,
+            )
         for i in range(n - n % 4, n):
             out[j, i] = _one(a[i], negated[j], v) + offset[j]
             out[j + 1, i] = _one(a[i], negated[j + 1], v) + offset[j + 1]
 
 
-@njit(cache=True, fastmath=_MATH, parallel=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, fastmath=_MATH, parallel=True)
 def _pairs(a: Floats, negated: Floats, i: npt.NDArray[np.int32], j: npt.NDArray[np.int32], v: Floats) -> Floats:
     out = np.empty(len(i), np.float32)
     for pair in prange(len(i)):

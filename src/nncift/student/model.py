@@ -197,9 +197,7 @@ def _check_shapes(student: Student, path: Path) -> None:
             raise DataError(f"the student in {str(path)!r} has {name} of shape {found}, expected {axes} to agree")
 
 
-def hybrid_matrix(
-    student: Student, targets: Floats, sources: Floats, known: Any, *, shared: bool
-) -> UtilityMatrix:
+def hybrid_matrix(student: Student, targets: Floats, sources: Floats, known: Any, *, shared: bool) -> UtilityMatrix:
     """Return the matrix used for selection: known labels exact, the rest predicted, the diagonal masked.
 
     targets, sources: projections on the axes of `known` (LabelledPairs). A label that the teacher could not give stays

@@ -1,0 +1,255 @@
+"""Labels of linear teachers: a few rows are measured, and all pairs among them follow (method.md 1, plan `rows`).
+
+A linear teacher is paid by the row (LESS, SelectIT), so u of the rows cost u of the full teacher and give all `u n * u n` pairs
+among them. The rows that are measured carry the same roles as in any plan: training, validation and test items are disjoint.
+On disk, `labels/` holds for every generation `rows-000.json` (which rows, in which chunks) and two `RowStore`s: features, and
+the cost of every chunk, whose flag is set last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import DataError, UsageError
+from nncift.files import write_json
+from nncift.pairs import LabelledPairs
+from nncift.plan import LabelPlan, Roles, Wish, set_apart
+from nncift.seeds import shuffled
+from nncift.store import RowStore
+from nncift.teachers import FeatureTeacher, RowLabels, RowTeacher
+
+CHUNK_ROWS = 16
+FEW_TARGETS = 50
+SCORE = ("score",)
+"""The one target of a pointwise teacher: what it gives a row is a single number."""
+
+Floats = npt.NDArray[np.float32]
+SPLITS = ("train", "validation", "q2", "q3", "test", "rest")
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Which rows are measured.
+
+    target_ids and source_ids: axes; shared: both are the same rows. train_targets, train_sources: measured to learn from.
+    chunks: the rows of every generation, in the groups in which they are measured.
+    """
+
+    target_ids: tuple[str, ...]
+    source_ids: tuple[str, ...]
+    shared: bool
+    roles: Roles
+    train_targets: tuple[str, ...]
+    train_sources: tuple[str, ...]
+    chunks: tuple[tuple[tuple[str, ...], ...], ...] = ()
+
+    @property
+    def measured(self) -> set[str]:
+        """Ids of all planned rows."""
+        return {item for generation in self.chunks for chunk in generation for item in chunk}
+
+    @property
+    def full_rows(self) -> int:
+        """Number of rows that the full teacher measures."""
+        return len(set(self.target_ids) | set(self.source_ids)) if self.target_ids != SCORE else len(self.source_ids)
+
+
+def grow_rows(
+    previous: RowPlan | None,
+    target_ids: Sequence[str],
+    source_ids: Sequence[str],
+    wish: Wish,
+    seed: int,
+    *,
+    shared: bool,
+) -> RowPlan:
+    """Return a plan for these axes that measures u of the rows of each, and keeps all that `previous` measures.
+
+    A small target set (see FEW_TARGETS) is measured whole. Raises UsageError where the wish is below what exists.
+    """
+    old = previous or RowPlan((), (), shared, Roles(), (), ())
+    before = LabelPlan(old.target_ids, old.source_ids, shared, old.roles)
+    pointwise = tuple(target_ids) == SCORE
+    roles = set_apart(before, source_ids if pointwise else target_ids, source_ids, wish, seed, shared=shared or pointwise)
+    if pointwise:
+        roles = Roles((), roles.validation_sources, (), roles.test_sources)
+    sides = {"target": _side(wish, len(target_ids), few=not shared), "source": _side(wish, len(source_ids), few=False)}
+    train = {}
+    for axis, ids in (("target", target_ids), ("source", source_ids)):
+        held = {*getattr(roles, f"test_{axis}s"), *getattr(roles, f"validation_{axis}s")}
+        kept: tuple[str, ...] = getattr(old, f"train_{axis}s")
+        if len(kept) > sides[axis]:
+            raise UsageError(
+                f"this run has {len(kept)} measured rows to train on, and --labels asks for {sides[axis]}; labels are never "
+                "thrown away: ask for as many or more, or use another --out"
+            )
+        rest = shuffled(set(ids) - held - set(kept), seed, "rows", "item" if shared else axis)
+        train[axis] = (*kept, *rest[: sides[axis] - len(kept)])
+    wanted = [*train["target"], *train["source"], *roles.validation_targets, *roles.validation_sources]
+    wanted += [*roles.test_targets, *roles.test_sources]
+    known = {*old.measured, *SCORE}
+    fresh = [item for item in dict.fromkeys(wanted) if item not in known]
+    added = tuple(tuple(fresh[start : start + CHUNK_ROWS]) for start in range(0, len(fresh), CHUNK_ROWS))
+    chunks = (*old.chunks, added) if added else old.chunks
+    return RowPlan(
+        tuple(target_ids), tuple(source_ids), shared, roles, train["target"], train["source"], chunks
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RowProgress:
+    """Totals over finished chunks: tokens and passes of the teacher's model, seconds, rows, and rows without a value."""
+
+    tokens: int
+    passes: int
+    seconds: float
+    rows: int
+    missing: int
+
+
+class RowLabelStore:
+    """The measured rows of a run."""
+
+    def __init__(self, folder: Path, plan: RowPlan | None, width: int) -> None:
+        self._folder = folder
+        self.plan = plan
+        self._width = width
+
+    @classmethod
+    def open(cls, folder: Path, width: int) -> RowLabelStore:
+        """Open the rows in a folder, which may be empty. Raises DataError where a file there cannot be read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        heads = sorted(folder.glob("rows-???.json"))
+        if not heads:
+            return cls(folder, None, width)
+        try:
+            told = [json.loads(path.read_text(encoding="utf-8")) for path in heads]
+            last = told[-1]
+            roles = Roles(**{name: tuple(ids) for name, ids in last["roles"].items()})
+            axes = [tuple(last[name]) for name in ("target_ids", "source_ids")]
+            train = [tuple(last[name]) for name in ("train_targets", "train_sources")]
+            chunks = tuple(tuple(tuple(chunk) for chunk in head["chunks"]) for head in told)
+            plan = RowPlan(axes[0], axes[1], bool(last["shared"]), roles, train[0], train[1], chunks)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"the label plan {heads[-1].name} is damaged ({error}); use another --out") from error
+        return cls(folder, plan, width)
+
+    def adopt(self, plan: RowPlan) -> None:
+        """Write the generations that a plan has beyond those on disk, and its axes and roles into the last."""
+        for generation, chunks in enumerate(plan.chunks):
+            path = self._folder / f"rows-{generation:03d}.json"
+            if not path.exists() or generation == len(plan.chunks) - 1:
+                told: dict[str, Any] = {**asdict(plan), "chunks": chunks}
+                write_json(path, told)
+        self.plan = plan
+
+    def pending(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+        """Yield what is not measured yet: generation, chunk, ids."""
+        for generation, chunks in enumerate(self._plan.chunks):
+            _, done = self._stores(generation)
+            for index, chunk in enumerate(chunks):
+                if not done.filled[index]:
+                    yield generation, index, chunk
+
+    def write(self, generation: int, index: int, labels: RowLabels, seconds: float) -> None:
+        """Keep a chunk's values and cost, flag last."""
+        values, done = self._stores(generation)
+        start = sum(len(chunk) for chunk in self._plan.chunks[generation][:index])
+        values.write(np.arange(start, start + len(labels.values)), labels.values)
+        done.write(index, [labels.tokens, labels.passes, seconds])
+
+    def progress(self) -> RowProgress:
+        """Sum up the finished chunks."""
+        cost = np.zeros(3)
+        rows = missing = 0
+        for generation in range(len(self._plan.chunks)):
+            values, done = self._stores(generation)
+            cost += np.asarray(done.values)[np.asarray(done.filled)].sum(axis=0)
+            filled = np.asarray(values.filled)
+            rows += int(filled.sum())
+            missing += int(np.isnan(np.asarray(values.values)[filled]).any(axis=1).sum())
+        return RowProgress(int(cost[0]), int(cost[1]), float(cost[2]), rows, missing)
+
+    def utilities(self, teacher: RowTeacher) -> dict[str, LabelledPairs]:
+        """Return the utilities by split; `rest` are pairs of measured rows that no other split has, known all the same."""
+        plan = self._plan
+        ids = [item for generation in plan.chunks for chunk in generation for item in chunk]
+        values = np.concatenate([np.asarray(self._stores(g)[0].values) for g in range(len(plan.chunks))])
+        place = {item: row for row, item in enumerate(ids)}
+        axis = {item: code for code, item in enumerate(plan.source_ids)}
+        rows = [place[item] for item in plan.source_ids if item in place]
+        columns = np.array([axis[ids[row]] for row in rows], np.int32)
+        if plan.target_ids == SCORE:
+            return _pointwise(plan, columns, values[rows, 0])
+        across = {item: code for code, item in enumerate(plan.target_ids)}
+        lines = [place[item] for item in plan.target_ids if item in place]
+        codes = np.array([across[ids[row]] for row in lines], np.int32)
+        if not isinstance(teacher, FeatureTeacher):
+            raise UsageError(f"the teacher {teacher.name} says it is pairwise but has no utility of two rows")
+        table = teacher.utility(values[lines], values[rows])
+        return _pairwise(plan, codes, columns, np.asarray(table, np.float32))
+
+    @property
+    def _plan(self) -> RowPlan:
+        if self.plan is None:
+            raise DataError("this run has no label plan yet")
+        return self.plan
+
+    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
+        chunks = self._plan.chunks[generation]
+        values = RowStore.open(self._folder / f"rowvalues-{generation:03d}", sum(map(len, chunks)), self._width)
+        return values, RowStore.open(self._folder / f"rowcosts-{generation:03d}", len(chunks), 3, dtype="float64")
+
+
+def _side(wish: Wish, rows: int, *, few: bool) -> int:
+    """Return how many training rows of an axis are measured."""
+    if wish.share is not None:
+        side = round(wish.share * rows)
+    else:
+        side = wish.count or 0
+    return min(max(side, FEW_TARGETS if few else 2), rows)
+
+
+def _pointwise(plan: RowPlan, columns: npt.NDArray[np.int32], values: Floats) -> dict[str, LabelledPairs]:
+    roles = {**dict.fromkeys(plan.roles.validation_sources, "validation"), **dict.fromkeys(plan.roles.test_sources, "test")}
+    of = np.array([roles.get(plan.source_ids[code], "train") for code in columns])
+    return {
+        split: LabelledPairs(
+            SCORE, plan.source_ids, np.zeros(int((of == split).sum()), np.int32), columns[of == split], values[of == split]
+        )
+        for split in ("train", "validation", "test")
+    }
+
+
+def _pairwise(
+    plan: RowPlan, codes: npt.NDArray[np.int32], columns: npt.NDArray[np.int32], table: Floats
+) -> dict[str, LabelledPairs]:
+    """Cut a table over measured targets and sources into splits by the roles of its two items."""
+    roles = plan.roles
+    part = {}
+    for axis, ids, at in (("target", plan.target_ids, codes), ("source", plan.source_ids, columns)):
+        told = dict.fromkeys(getattr(plan, f"train_{axis}s"), "train")
+        told |= dict.fromkeys(getattr(roles, f"validation_{axis}s"), "validation")
+        told |= dict.fromkeys(getattr(roles, f"test_{axis}s"), "test")
+        part[axis] = np.array([told.get(ids[code], "other") for code in at])
+    t, s = part["target"][:, None], part["source"][None, :]
+    split = np.full(table.shape, "rest", dtype="U10")
+    split[(t == "train") & (s == "train")] = "train"
+    split[(t == "validation") & (s == "validation")] = "validation"
+    split[(t == "test") & (s == "test")] = "test"
+    split[(t == "test") & (s == "train")] = "q2"
+    split[(t == "train") & (s == "test")] = "q3"
+    if plan.shared:
+        split[codes[:, None] == columns[None, :]] = "diagonal"
+    found = {}
+    for name in SPLITS:
+        rows, places = np.nonzero(split == name)
+        found[name] = LabelledPairs(plan.target_ids, plan.source_ids, codes[rows], columns[places], table[rows, places])
+    return found

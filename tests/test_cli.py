@@ -1,0 +1,441 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from nncift import cli
+from nncift.config import RunSettings
+from nncift.rundir import RunDir
+from nncift.show import bar, console, show_doctor, show_scores, show_warnings
+
+Write = Callable[..., Path]
+HEAVY = ("torch", "transformers", "numba", "pydantic", "pyarrow", "sentence_transformers", "rich", "numpy")
+
+
+class Outcome:
+    """What a command left: exit code, standard output, standard error."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Return a function that runs the command line in this process."""
+
+    def run(*arguments: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["nncift", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        found = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Outcome(caught.value.code, found.out, found.err)
+
+    return run
+
+
+@pytest.fixture
+def quick(call: Call, llama_folder: Path, tmp_path: Path) -> Call:
+    """Return a function that runs `nncift run` with a tiny model and no encoder model."""
+
+    def run(*arguments: Any, out: Path | None = None) -> Outcome:
+        flags = ("--model", llama_folder, "--encoder", "hash", "--labels", "20%", "--out", out or tmp_path / "run")
+        return call("run", *flags, *arguments)
+
+    return run
+
+
+def refused(found: Outcome, code: int, *said: str) -> None:
+    """Check the exit code, that the message says these things, that there is no traceback and no output."""
+    assert found.code == code, found.err
+    assert "Traceback" not in found.err
+    assert found.out == ""
+    for words in said:
+        assert words in found.err.replace("\n", " "), found.err
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make loading a language model an error."""
+    from nncift.lm import CausalLM
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a language model was loaded")
+
+    monkeypatch.setattr(CausalLM, "load", refuse)
+
+
+def row(index: int) -> dict[str, str]:
+    """Return an Alpaca row of words that the tiny tokenizer knows."""
+    words = "sort list name add red blue green cat dog bird sky sea tree house".split()
+    a, b, c = (words[(index * step + step) % len(words)] for step in (1, 3, 5))
+    return {"id": f"row-{index:04d}", "instruction": f"{a} the {b} and {c} {words[index // 14]}", "output": f"{c} {a}"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
+    """Return the directory of a finished run over 40 rows."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "pool.jsonl").write_text("".join(json.dumps(row(index)) + "\n" for index in range(40)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        patch.setattr(
+            sys, "argv",
+            ["nncift", "run", str(folder / "pool.jsonl"), "--model", str(llama_folder), "--encoder", "hash", "--labels",
+             "20%", "--quiet", "--out", str(folder / "run")],
+        )  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == 0
+    return folder / "run"
+
+
+def again(done: Path, llama_folder: Path) -> list[Any]:
+    return [
+        "run",
+        done.parent / "pool.jsonl",
+        "--model",
+        llama_folder,
+        "--encoder",
+        "hash",
+        "--labels",
+        "20%",
+        "--out",
+        done,
+    ]
+
+
+def test_json_is_one_object_on_standard_output_and_nothing_else(call: Call, done: Path, llama_folder: Path) -> None:
+    found = call(*again(done, llama_folder), "--json")
+    assert found.code == 0
+    assert found.out.count("\n") == 1
+    told = json.loads(found.out)
+    assert told == json.loads((done / "summary.json").read_text())
+    assert found.out.isascii()
+
+
+def test_quiet_prints_nothing(call: Call, done: Path, llama_folder: Path) -> None:
+    found = call(*again(done, llama_folder), "--quiet")
+    assert (found.code, found.out) == (0, "")
+
+
+def test_people_get_figures_beside_their_baselines(call: Call, done: Path, llama_folder: Path) -> None:
+    found = call(*again(done, llama_folder))
+    assert found.code == 0
+    for words in (
+        "Selected 12 of 40 rows",
+        "Q4 both unseen",
+        "training mean",
+        "cosine",
+        "random (mean of 10)",
+        "saving",
+    ):
+        assert words in found.out
+    assert "run/subset.jsonl" in found.out
+
+
+def test_flags_override_the_settings_file(call: Call, done: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((done / "manifest.yaml").read_text()) | {"budget": "5"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    flags = ("--config", tmp_path / "own.yaml", "--out", tmp_path / "run", "--json")
+    assert json.loads(call("run", *flags).out)["selected"] == 5
+    assert json.loads(call("run", *flags, "--budget", "3").out)["selected"] == 3
+
+
+def test_a_dry_run_writes_nothing_and_counts_what_the_run_would_cost(quick: Call, tmp_path: Path, done: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    found = quick(done.parent / "pool.jsonl", "--dry-run", "--json", out=tmp_path / "never")
+    assert found.code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    told, summary = json.loads(found.out), json.loads((done / "summary.json").read_text())
+    assert told["labels"] == summary["labels"]
+    assert told["label"]["passes"] == summary["ledger"]["teacher_passes"]
+    assert told["full_teacher"]["passes"] == summary["ledger"]["full_teacher_passes"]
+    tokens = summary["ledger"]["stages"]["label"]["model_tokens"]
+    assert told["label"]["tokens"] == pytest.approx(tokens, rel=0.3)
+
+
+def test_a_dry_run_for_people_says_that_nothing_was_written(quick: Call, write_pool: Write) -> None:
+    found = quick(write_pool(40), "--dry-run")
+    assert found.code == 0
+    assert "Nothing was written" in found.out
+    assert "every pair (full teacher)" in found.out
+
+
+def test_scoring_writes_the_contracts_columns_and_loads_no_language_model(
+    call: Call, done: Path, write_pool: Write, tmp_path: Path, no_model: None
+) -> None:
+    out = tmp_path / "deep" / "scores.parquet"
+    found = call("score", write_pool(6, start=90), "--run", done, "--out", out, "--json")
+    assert found.code == 0, found.err
+    table = pq.read_table(out)
+    assert table.column_names == ["id", "score", "interval_low", "interval_high"]
+    assert table.num_rows == json.loads(found.out)["rows"] == 6
+
+
+def test_scoring_needs_a_finished_run(call: Call, write_pool: Write, tmp_path: Path) -> None:
+    found = call("score", write_pool(3), "--run", tmp_path / "absent", "--out", tmp_path / "s.parquet")
+    refused(found, 3, "no readable student")
+
+
+def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, write_pool: Write, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    refused(call("score", write_pool(3), "--run", done, "--out", tmp_path / "there"), 6, "cannot be written")
+
+
+def test_doctor_tells_versions_and_extras(call: Call) -> None:
+    told = json.loads(call("doctor", "--json").out)
+    assert set(told["extras"]) == {"hub", "offline", "train"}
+    assert told["packages"]["torch"]
+    assert call("doctor").out.startswith("Python 3.")
+
+
+def test_help_answers_quickly_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, time\nstart = time.perf_counter()\nfrom nncift.cli import main\nsys.argv = ['nncift', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], time.perf_counter() - start, file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["run", "--help"]):
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        loaded, seconds = found.stderr.rsplit(" ", 1)
+        assert loaded == "[]"
+        assert float(seconds) < 1.5
+        assert "Usage" in found.stdout
+
+
+def test_the_installed_command_passes_the_exit_code_on() -> None:
+    found = subprocess.run([sys.executable, "-m", "nncift", "run", "--nonsense"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "No such option" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frobnicate"], "No such command"),
+        (["run", "--seed", "many"], "not a valid integer"),
+        (["run", "a.jsonl"], "--out DIR is missing"),
+        (["run", "a.jsonl", "--out", "run"], "give --model"),
+        (["run", "a.jsonl", "--out", "run", "--teacher", "deflt"], "did you mean 'delift'?"),
+        (["run", "a.jsonl", "--out", "run", "--plan", "chess"], "'block' or 'scatter'"),
+        (["run", "--out", "run", "--model", "m"], "no pool was given"),
+        (["run", "a.jsonl", "--out", "run", "--model", "m", "--map", "prompt"], "NAME=COLUMN"),
+        (["score", "a.jsonl"], "Missing option"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    call: Call, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(call(*arguments), 2, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_in_a_file_that_does_not_exist_is_named(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("buget: 5\n")
+    refused(call("run", "--config", tmp_path / "own.yaml"), 2, "'buget'", "did you mean 'budget'?")
+
+
+@pytest.mark.usefixtures("no_model")
+class TestDataThatCannotBeUsed:
+    def test_missing_file(self, quick: Call, tmp_path: Path) -> None:
+        refused(quick(tmp_path / "absent.jsonl"), 3, "absent.jsonl")
+
+    def test_directory(self, quick: Call, tmp_path: Path) -> None:
+        refused(quick(tmp_path), 3, str(tmp_path))
+
+    @pytest.mark.parametrize("content", ["", "\n\n", "{}\n", "not json\n"])
+    def test_nothing_usable(self, quick: Call, tmp_path: Path, content: str) -> None:
+        (tmp_path / "pool.jsonl").write_text(content)
+        refused(quick(tmp_path / "pool.jsonl"), 3, "pool.jsonl")
+
+    @pytest.mark.parametrize("rows", [1, 3])
+    @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+    def test_hardly_any_rows(self, quick: Call, write_pool: Write, tmp_path: Path, rows: int, dry: list[str]) -> None:
+        refused(quick(write_pool(rows), "--budget", "30%", *dry), 3, f"{rows} usable row", "at least 20")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_broken_row_where_that_is_not_allowed(self, quick: Call, write_pool: Write) -> None:
+        pool = write_pool(30)
+        pool.write_text(pool.read_text() + "{broken\n")
+        refused(quick(pool, "--strict"), 3, "line 31")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--budget", "0"], "at least one row"),
+        (["--budget", "0%"], "at least one row"),
+        (["--budget=-3"], "at least one row"),
+        (["--budget", "101%"], "more than all"),
+        (["--budget", "41"], "only 40 rows"),
+        (["--labels", "0%"], "above 0 %"),
+        (["--labels", "150%"], "at most 100 %"),
+        (["--labels", "3"], "at least 4 pairs"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused_before_a_model_is_loaded(
+    quick: Call, write_pool: Write, tmp_path: Path, flags: list[str], said: str, dry: list[str]
+) -> None:
+    refused(quick(write_pool(40), *flags, *dry), 4, said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_odd_text_is_kept_or_set_aside_but_never_fatal(quick: Call, write_pool: Write, tmp_path: Path) -> None:
+    pool = write_pool(36)
+    odd = [
+        {"id": "emoji", "instruction": "name the \N{CAT FACE}", "output": "cat \N{FLAG IN HOLE}"},
+        {"id": "nul", "instruction": "sort \x00 red", "output": "red \x00"},
+        {"id": "lines", "instruction": "one\r\ntwo\rthree\u2028four\x85five", "output": "red\r\nblue"},
+        {"id": "markup", "instruction": "[red]sort[/red] [/]", "output": "[bold]red[/]"},
+        {"id": "surrogate", "instruction": "sort \ud800", "output": "red"},
+        {"id": "long", "instruction": "sort " * 20_000, "output": "red"},
+    ]
+    lines = pool.read_text().splitlines() + [json.dumps(row) for row in odd]
+    pool.write_bytes("\n".join(lines[:20]).encode() + b"\r\n" + "\r\n".join(lines[20:]).encode())
+    found = quick(pool, "--budget", "40", "--json", "--labels", "10%")
+    assert found.code == 0, found.err
+    told = json.loads(found.out)
+    assert (told["pool"], told["rejected"]) == (40, 2)
+    written = (tmp_path / "run" / "subset.jsonl").read_text("utf-8").split("\n")
+    assert {json.loads(line)["id"] for line in written if line} >= {"emoji", "nul", "lines", "markup"}
+    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert {row["line"] for row in rejected} == {41, 42}
+
+
+@pytest.mark.parametrize("kind", ["empty", "no weights", "missing"])
+def test_a_model_without_weights_is_exit_code_6(
+    call: Call, write_pool: Write, llama_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    model = tmp_path / "model"
+    if kind != "missing":
+        model.mkdir()
+    if kind == "no weights":
+        (model / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    found = call("run", write_pool(40), "--model", model, "--encoder", "hash", "--out", tmp_path / "run")
+    refused(found, 6, str(model))
+
+
+def test_a_run_directory_of_other_settings_is_refused(call: Call, done: Path, llama_folder: Path) -> None:
+    before = (done / "manifest.yaml").read_bytes()
+    refused(call(*again(done, llama_folder), "--seed", "5"), 2, "seed = 0, and 5 was given", "another --out")
+    assert (done / "manifest.yaml").read_bytes() == before
+
+
+def test_the_run_of_another_pool_is_refused(call: Call, done: Path, llama_folder: Path, write_pool: Write) -> None:
+    arguments = again(done, llama_folder)
+    arguments[1] = write_pool(40, start=300)
+    refused(call(*arguments), 2, "40 of the 40 rows", "gone or changed")
+
+
+def test_a_directory_with_other_things_is_refused(quick: Call, write_pool: Write, tmp_path: Path) -> None:
+    pool = write_pool(40)
+    refused(quick(pool, out=tmp_path), 2, "holds other things")
+    refused(quick(pool, out=pool), 2, "is a file")
+
+
+def test_a_second_process_is_told_of_the_first(call: Call, done: Path, llama_folder: Path) -> None:
+    settings = RunSettings(
+        **{k: v for k, v in yaml.safe_load((done / "manifest.yaml").read_text()).items() if k != "record"}
+    )
+    with RunDir(done, settings):
+        refused(call(*again(done, llama_folder)), 6, "another process works on", "wait until it ends")
+
+
+def test_a_place_that_cannot_be_written_is_exit_code_6(quick: Call, write_pool: Write) -> None:
+    refused(quick(write_pool(40), out=Path("/proc/nncift-run")), 6, "/proc/nncift-run", "cannot be written")
+
+
+class FakeOutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+FakeOutOfMemoryError.__name__ = "OutOfMemoryError"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "goes on where it was"),
+        (MemoryError(), 6, "memory ran out"),
+        (FakeOutOfMemoryError("CUDA out of memory"), 6, "device's memory"),
+        (OSError(28, "No space left on device"), 6, "No space left"),
+    ],
+)
+def test_what_the_machine_does_has_its_exit_code(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("nncift.doctor.examine", fail)
+    refused(call("doctor"), code, said)
+
+
+def test_a_defect_of_ours_is_exit_code_1_and_asks_for_a_report(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nncift.doctor.examine", lambda: {"a": 1}["oops"])
+    found = call("doctor")
+    assert found.code == 1
+    assert "Traceback" in found.err
+    assert "please report it" in found.err
+
+
+@pytest.mark.parametrize("text", ["[red]a[/red]", "[/]", "[/nothing]", ":cat: [bold", "a[link=http://x]b[/link]"])
+def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    show_warnings(console(), [text])
+    told = {"rows": 1, "rejected": 0, "score_quartiles": [0.0] * 5, "interval": text, "interval_half_width": None,
+            "warnings": [text], "out": text}  # fmt: skip
+    show_scores(told)
+    machine = {"python": "3", "platform": text, "cores": 1, "torch_threads": 1, "devices": [text], "free_memory_bytes": None,
+               "free_disk_bytes": 0, "cache": text, "cache_bytes": 0, "packages": {text: None},
+               "extras": {"hub": False}}  # fmt: skip
+    show_doctor(machine)
+    out = capsys.readouterr().out
+    assert out.count(text) == 8
+    assert "nncift[hub]" in out
+
+
+def test_a_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with bar("labelling [/] pairs", 3) as advance:
+        advance(3)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_control_c_is_exit_code_130_and_the_same_command_goes_on(
+    write_pool: Write, llama_folder: Path, tmp_path: Path
+) -> None:
+    pool = write_pool(160)
+    command: list[str | Path] = [
+        sys.executable, "-m", "nncift", "run", pool, "--model", llama_folder, "--encoder", "hash", "--labels", "60%",
+        "--budget", "5", "--out", tmp_path / "run", "--quiet",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        flags = tmp_path / "run" / "labels" / "chunks-000.filled.npy"
+        for _ in range(600):
+            if flags.exists():
+                break
+            time.sleep(0.1)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on where it was" in err
+    assert "Traceback" not in err
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,89 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nncift.config import RunSettings, StudentSettings, resolve
+from nncift.errors import DataError, UsageError
+
+
+def settings_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    found = resolve({"labels": "7%"}, settings_file(tmp_path, "labels: 9%\nbudget: 10\n"))
+    assert (found.labels, found.budget, found.seed) == ("7%", "10", 0)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path, in_file: bool) -> None:
+    file = settings_file(tmp_path, "lables: 5%\n") if in_file else None
+    with pytest.raises(UsageError, match=r"'lables'; did you mean 'labels'\?"):
+        resolve({} if in_file else {"lables": "5%"}, file)
+
+
+def test_a_name_like_no_other_is_answered_with_all() -> None:
+    with pytest.raises(UsageError, match="there are budget, context"):
+        resolve({"zzzzzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("seed", "abc", "'seed' was given as 'abc'.*integer"),
+        ("limit", 0, "'limit' was given as 0.*greater than or equal to 1"),
+        ("plan", "chess", "'plan' was given as 'chess'.*'block' or 'scatter'"),
+        ("labels", ["5%"], "'labels' was given as.*string"),
+        ("budget", True, "'budget' was given as True.*string"),
+        ("map", "prompt", "'map' was given as 'prompt'.*dict"),
+    ],
+)
+def test_a_wrong_kind_of_value_is_named_with_what_was_expected(name: str, value: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resolve({name: value})
+
+
+@pytest.mark.parametrize("name", ["labels", "budget"])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.05, "5%"), (0.125, "12.5%"), (1.0, "100%"), (1, "1"), (4000, "4000"), ("5%", "5%"), (0.0, "0.0"), (1.5, "1.5"),
+     (np.float64(0.3), "30%"), (np.int64(7), "7"), (np.float32(0.5), "50%")],
+)  # fmt: skip
+def test_amounts_come_as_floats_integers_and_text(name: str, value: Any, text: str) -> None:
+    assert getattr(resolve({name: value}), name) == text
+
+
+def test_one_file_may_stand_alone(tmp_path: Path) -> None:
+    assert resolve({}, settings_file(tmp_path, "pool: a.jsonl\n")).pool == ("a.jsonl",)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "5: x", ""])
+def test_a_file_that_is_no_settings_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"settings\.yaml"):
+        resolve({}, settings_file(tmp_path, text))
+
+
+def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.yaml.*No such file"):
+        resolve({}, tmp_path / "absent.yaml")
+
+
+def test_the_record_of_a_manifest_is_no_setting(tmp_path: Path) -> None:
+    assert resolve({}, settings_file(tmp_path, "seed: 3\nrecord: {versions: {torch: '2'}}\n")).seed == 3
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunSettings().seed = 2  # type: ignore[misc]
+
+
+def test_a_stage_takes_only_its_own_settings() -> None:
+    assert RunSettings(recipe="paper").part(StudentSettings) == {
+        "student": "paper",
+        "recipe": "paper",
+        "features": "text",
+    }

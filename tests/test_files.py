@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nncift.files import atomic, fingerprint, write_json, write_text
+
+
+def test_what_fails_half_way_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with atomic(path) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_names_of_files_that_are_no_text_can_be_written_and_read_back(tmp_path: Path) -> None:
+    name = b"caf\xe9.jsonl".decode("utf-8", "surrogateescape")
+    write_json(tmp_path / "a.json", {"file": name, "other": "žluťoučký \N{CAT}"})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"file": name, "other": "žluťoučký \N{CAT}"}
+    write_text(tmp_path / "a.yaml", yaml.safe_dump({"file": "\N{CAT}"}, allow_unicode=True))
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text("utf-8")) == {"file": "\N{CAT}"}
+
+
+def test_a_fingerprint_depends_on_values_and_not_on_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert len({fingerprint("a", "b"), fingerprint("ab"), fingerprint(["a", "b"]), fingerprint("b", "a")}) == 4

@@ -1,0 +1,201 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nncift.errors import DataError
+from nncift.labels import LabelStore, combine
+from nncift.plan import BASE, Entries, LabelPlan, Roles, Wish, grow
+from nncift.teachers import Chunk, ChunkLabels
+
+ROWS = [f"row-{index:03d}" for index in range(60)]
+WISH = Wish(0.2, None)
+
+
+def made(rows: list[str] = ROWS, wish: Wish = WISH, previous: LabelPlan | None = None) -> LabelPlan:
+    return grow(previous, rows, rows, wish, 0, shared=True, relative=True)
+
+
+def teach(chunk: Chunk) -> ChunkLabels:
+    """Label by rule: a target alone 0.5, behind a source a number that depends on both."""
+    values = [0.5 if chunk.source is None else (int(chunk.source[-2:]) - int(t[-2:])) / 100 for t in chunk.targets]
+    return ChunkLabels(np.array(values, np.float32), tokens=10 * len(values), shortened=chunk.index % 2 == 0)
+
+
+def work_off(store: LabelStore, most: int | None = None) -> list[int]:
+    """Label pending chunks, at most so many, and return their numbers."""
+    done = []
+    for generation, chunk, positions in list(store.pending())[:most]:
+        store.write(generation, chunk, positions, teach(chunk), 0.25)
+        done.append(chunk.index)
+    return done
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_plan_reads_back_as_it_was(tmp_path: Path) -> None:
+    plan = made()
+    LabelStore.open(tmp_path).adopt(plan)
+    found = LabelStore.open(tmp_path).plan
+    assert found is not None
+    assert replace(found, generations=()) == replace(plan, generations=())
+    for name in ("target", "source", "split", "chunk"):
+        assert (getattr(found.entries, name) == getattr(plan.entries, name)).all()
+
+
+def test_an_interrupted_store_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("straight", "halting"):
+        LabelStore.open(tmp_path / name).adopt(made())
+    straight = work_off(LabelStore.open(tmp_path / "straight"))
+    halting = []
+    for most in (1, 7, 20, None):
+        halting += work_off(LabelStore.open(tmp_path / "halting"), most)
+    assert halting == straight
+    assert files(tmp_path / "halting") == files(tmp_path / "straight")
+
+
+def test_a_chunk_without_its_flag_is_computed_again(tmp_path: Path) -> None:
+    store = LabelStore.open(tmp_path)
+    store.adopt(made())
+    generation, chunk, positions = next(iter(store.pending()))
+    values = np.load(tmp_path / "values-000.npy", mmap_mode="r+") if (tmp_path / "values-000.npy").exists() else None
+    assert values is not None
+    values[positions[: len(positions) // 2]] = 99
+    values.flush()
+    assert work_off(LabelStore.open(tmp_path))[0] == chunk.index
+    assert generation == 0
+    assert not (np.load(tmp_path / "values-000.npy") == 99).any()
+
+
+def test_values_before_all_chunks_are_done_are_refused(tmp_path: Path) -> None:
+    store = LabelStore.open(tmp_path)
+    store.adopt(made())
+    work_off(store, 3)
+    with pytest.raises(DataError, match="not complete"):
+        store.utilities(relative=True)
+
+
+def by_hand(tmp_path: Path, raw: list[float]) -> LabelStore:
+    """Return a store of two targets alone, then both behind source c, and a behind b."""
+    entries = Entries(
+        np.array([0, 1, 0, 1, 0], np.int32), np.array([-1, -1, 2, 2, 1], np.int32), np.array([0, 0, 1, 1, 5], np.int8),
+        np.array([0, 0, 1, 1, 2], np.int32),
+    )  # fmt: skip
+    store = LabelStore.open(tmp_path)
+    store.adopt(LabelPlan(("a", "b", "c"), ("a", "b", "c"), True, Roles(), (entries,)))
+    for generation, chunk, positions in store.pending():
+        values = np.array([raw[position] for position in positions], np.float32)
+        store.write(generation, chunk, positions, ChunkLabels(values, 5, shortened=chunk.source == "c"), 2.0)
+    return store
+
+
+def test_a_utility_is_the_value_alone_minus_the_value_behind_the_source(tmp_path: Path) -> None:
+    found = by_hand(tmp_path, [0.75, 0.5, 0.25, 0.625, 0.875]).utilities(relative=True)
+    assert "base" not in found
+    train = found["train"]
+    named = [(train.target_ids[t], train.source_ids[s]) for t, s in zip(train.target, train.source, strict=True)]
+    assert named == [("a", "c"), ("b", "c")]
+    assert train.value.tolist() == [0.5, -0.125]
+    assert found["test"].value.tolist() == [-0.125]
+
+
+def test_an_absolute_teacher_gives_its_values_as_they_are(tmp_path: Path) -> None:
+    found = by_hand(tmp_path, [0.75, 0.5, 0.25, 0.625, 0.875]).utilities(relative=False)
+    assert found["train"].value.tolist() == [0.25, 0.625]
+
+
+@pytest.mark.parametrize("missing", [1, 3])
+def test_a_missing_value_stays_missing(tmp_path: Path, missing: int) -> None:
+    raw = [0.75, 0.5, 0.25, 0.625, 0.875]
+    raw[missing] = float("nan")
+    train = by_hand(tmp_path, raw).utilities(relative=True)["train"]
+    assert np.isnan(train.value).tolist() == [False, True]
+    assert len(train.present()) == 1
+
+
+def test_totals_count_pairs_passes_and_what_did_not_fit(tmp_path: Path) -> None:
+    found = by_hand(tmp_path, [0.75, 0.5, 0.25, float("nan"), 0.875]).progress()
+    assert (found.tokens, found.passes, found.seconds) == (15, 4, 6.0)
+    assert (found.pairs, found.missing, found.blocks, found.shortened) == (3, 1, 2, 1)
+
+
+def test_growth_appends_files_and_leaves_the_old_ones_as_they_are(tmp_path: Path) -> None:
+    store = LabelStore.open(tmp_path)
+    store.adopt(made())
+    work_off(store)
+    before = files(tmp_path)
+    old = store.utilities(relative=True)["train"]
+    again = LabelStore.open(tmp_path)
+    again.adopt(made([*ROWS, *(f"row-{index:03d}" for index in range(60, 80))], Wish(0.3, None), again.plan))
+    assert work_off(again)
+    after = files(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert {"plan-001.json", "plan-001.parquet", "values-001.npy", "chunks-001.npy"} <= set(after) - set(before)
+    new = again.utilities(relative=True)["train"]
+    assert (new.value[: len(old)] == old.value).all()
+
+
+def test_targets_known_from_before_are_not_labelled_alone_again(tmp_path: Path) -> None:
+    first = made()
+    second = made(ROWS, Wish(0.4, None), first)
+    assert (
+        not (second.generations[1].split == BASE).any()
+        or not np.isin(
+            second.generations[1].target[second.generations[1].split == BASE],
+            first.entries.target[first.entries.split == BASE],
+        ).any()
+    )
+    alone = second.entries.target[second.entries.split == BASE]
+    assert len(alone) == len(np.unique(alone))
+
+
+def test_rows_without_new_labels_are_remembered(tmp_path: Path) -> None:
+    rows = [f"row-{index:03d}" for index in range(400)]
+    store = LabelStore.open(tmp_path)
+    store.adopt(made(rows, Wish(None, 50)))
+    work_off(store)
+    store.adopt(made([*rows, "new"], Wish(None, 50), store.plan))
+    again = LabelStore.open(tmp_path)
+    assert again.plan is not None
+    assert again.plan.source_ids[-1] == "new"
+    assert work_off(again) == []
+    assert again.utilities(relative=True)["train"].source_ids[-1] == "new"
+    assert again.progress().pairs == store.progress().pairs
+
+
+@pytest.mark.parametrize("name", ["plan-000.json", "plan-000.parquet"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 50000, b"PAR1 but not really PAR1"])
+def test_a_damaged_plan_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    LabelStore.open(tmp_path).adopt(made())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.*damaged"):
+        LabelStore.open(tmp_path)
+
+
+def test_codes_beyond_the_axes_are_damage(tmp_path: Path) -> None:
+    LabelStore.open(tmp_path).adopt(made())
+    path = tmp_path / "plan-000.json"
+    head = json.loads(path.read_text())
+    path.write_text(json.dumps({**head, "source_ids": head["source_ids"][:5]}))
+    with pytest.raises(DataError, match="beyond the axes"):
+        LabelStore.open(tmp_path)
+
+
+def test_cut_values_are_named_instead_of_read_as_zeros(tmp_path: Path) -> None:
+    store = LabelStore.open(tmp_path)
+    store.adopt(made())
+    work_off(store)
+    path = tmp_path / "values-000.npy"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"values-000\.npy"):
+        LabelStore.open(tmp_path).utilities(relative=True)
+
+
+def test_splits_can_be_joined(tmp_path: Path) -> None:
+    found = by_hand(tmp_path, [0.75, 0.5, 0.25, 0.625, 0.875]).utilities(relative=True)
+    assert sorted(combine(found).value.tolist()) == [-0.125, -0.125, 0.5]
+    assert combine(found, ("test",)).value.tolist() == [-0.125]
