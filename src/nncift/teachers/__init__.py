@@ -6,6 +6,7 @@ targets without an example, and its utility is `raw without - raw with` (DELIFT)
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from nncift.config import TeacherSettings, nearest
 from nncift.data.examples import Examples, Rejection
-from nncift.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -119,29 +118,22 @@ class FeatureTeacher(RowTeacher, Protocol):
         ...
 
 
-def create(settings: TeacherSettings, device: str = "auto") -> Teacher:
-    """Return the teacher that settings name. Raises UsageError for an unknown one, or where it lacks its model."""
-    if settings.teacher != "delift":
-        raise UsageError(f"there is no teacher {settings.teacher!r}{nearest(settings.teacher, ['delift'])}")
-    if settings.model is None:
-        raise UsageError("the teacher delift needs a language model: give --model with a local folder or a hub name")
-    from nncift.teachers.delift import Delift
-
-    return Delift(
-        settings.model,
-        variant=settings.variant,
-        template=settings.template,
-        context=settings.context,
-        device=device,
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
-    )
+_CLASSES = {
+    "Delift": "delift",
+    "Ifd": "ifd",
+    "Less": "less",
+    "Loss": "loss",
+    "Rds": "rds",
+    "SelectIt": "selectit",
+    "Similarity": "similarity",
+    "Column": "simple",
+    "Length": "simple",
+    "Random": "simple",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Teachers load torch, so they are imported when they are used.
-    if name == "Delift":
-        from nncift.teachers.delift import Delift
-
-        return Delift
-    raise AttributeError(f"module 'nncift.teachers' has no attribute {name!r}")
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'nncift.teachers' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nncift.teachers.{_CLASSES[name]}"), name)

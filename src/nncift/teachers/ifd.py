@@ -1,0 +1,78 @@
+"""IFD, instruction-following difficulty: how little the instruction helps with the response (arXiv 2308.12032).
+
+`ifd[s] = loss(response | prompt) / loss(response alone)`, both the mean negative log-likelihood of a response token.
+Near 0, the prompt says it all; near 1, the model cannot use the prompt yet, which makes the row worth training on.
+Above 1, the prompt misleads: prompt and response hardly belong together, and the paper sets such rows aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nncift.data.examples import Examples, Rejection
+from nncift.errors import ResourceError, UsageError
+from nncift.lm import CausalLM, Row
+from nncift.teachers import RowLabels
+from nncift.teachers.loss import Reader
+
+
+class Ifd:
+    """The IFD teacher: `score[s]`, higher is better (harder). Needs two forward passes per row.
+
+    above_one: what becomes of ratios above 1: `last` scores them 0, below every other row, as the paper's selection
+    would have it; `keep` leaves the ratio. Other parameters: see `Reader`.
+    """
+
+    name = "ifd"
+    kind: Literal["pairwise", "pointwise"] = "pointwise"
+    width = 1
+    workspace: Path | None = None
+
+    def __init__(
+        self,
+        model: str | CausalLM,
+        *,
+        above_one: Literal["last", "keep"] = "last",
+        template: str | None = None,
+        context: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int = 2048,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if above_one not in ("last", "keep"):
+            raise UsageError(f"IFD's above_one is last or keep, not {above_one!r}")
+        self.reader = Reader(
+            model, template=template, context=context, device=device, dtype=dtype, batch_tokens=batch_tokens,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        self.above_one = above_one
+        self.options: Mapping[str, Any] = {"teacher": self.name, "above_one": above_one, **self.reader.options}
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        """Tokenise rows; one that exceeds the context is unusable. Raises ResourceError without a first token."""
+        if not self._start:
+            raise ResourceError("ifd needs a tokenizer with a token that begins or ends a text, and this has neither")
+        return self.reader.prepare(examples)
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        """Return the difficulty of rows."""
+        rows = [self.reader.rows[item] for item in ids]
+        alone = [Row(self._start, row.response) for row in rows]
+        values = self.reader.mean_losses(rows) / np.maximum(self.reader.mean_losses(alone), np.finfo(np.float32).tiny)
+        self.reader.refuse_nan(ids, values)
+        if self.above_one == "last":
+            values[values > 1] = 0.0
+        return RowLabels(values[:, None].astype(np.float32), sum(map(len, [*rows, *alone])), 2 * len(rows))
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what decides the values, for the run's fingerprint."""
+        return {"teacher": self.name, "above_one": self.above_one, **self.reader.describe()}
+
+    @property
+    def _start(self) -> tuple[int, ...]:
+        return self.reader.wording.bos or self.reader.wording.eos

@@ -1,0 +1,106 @@
+"""RDS: cosine of what a language model's last layer makes of whole examples (RDS+ in arXiv 2503.01807).
+
+A feature is the mean of the last hidden states with weights proportional to the position, 1 for the first token: in a
+causal model, later tokens have read more. It is scaled to unit norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.data.examples import Examples, Rejection
+from nncift.errors import DataError
+from nncift.lm import CausalLM
+from nncift.teachers import RowLabels
+from nncift.teachers.loss import Reader, batches, too_long
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+
+
+class Rds:
+    """The RDS teacher: `utility[t, s]` in [-1, 1] from features of the model's hidden size. One forward pass per row.
+
+    A row too long for the context is cut at its start, before the response. width is known once `prepare` was called.
+    Parameters: see `Reader`.
+    """
+
+    name = "rds"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    workspace: Path | None = None
+
+    def __init__(
+        self,
+        model: str | CausalLM,
+        *,
+        template: str | None = None,
+        context: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int = 2048,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.reader = Reader(
+            model, template=template, context=context, device=device, dtype=dtype, batch_tokens=batch_tokens,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        self.options: Mapping[str, Any] = {"teacher": self.name, **self.reader.options}
+        self.width = 0
+        self._ids: dict[str, tuple[int, ...]] = {}
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        """Load the model and tokenise rows; one whose response alone exceeds the context is unusable."""
+        lm, wording = self.reader.lm, self.reader.wording
+        self.width = int(lm.model.config.get_text_config().hidden_size)
+        rejected = []
+        for example in examples:
+            try:
+                tokens = wording.tokens(example)
+                room = lm.context - len(wording.bos) - len(tokens.response)
+                if room < 1:
+                    raise DataError(too_long(lm.context - room + 1, lm))
+            except DataError as error:
+                rejected.append(Rejection(example.source, example.line, str(error)))
+            else:
+                self._ids[example.id] = (*wording.bos, *tokens.prompt[-room:], *tokens.response)
+        return tuple(rejected)
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        """Return features of unit norm, `(n_rows, hidden size)`."""
+        rows = [self._ids[item] for item in ids]
+        values = np.empty((len(rows), self.width), np.float32)
+        for batch in batches([len(row) for row in rows], self.reader.batch_tokens):
+            values[batch] = _pooled(self.reader.lm, [rows[index] for index in batch])
+        self.reader.refuse_nan(ids, values)
+        return RowLabels(values, sum(map(len, rows)), len(rows))
+
+    def utility(self, targets: Floats, sources: Floats) -> Floats:
+        """Return the cosines `(n_targets, n_sources)` of features."""
+        return np.asarray(targets @ sources.T, np.float32)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return model and wording."""
+        return {"teacher": self.name, **self.reader.describe()}
+
+
+def _pooled(lm: CausalLM, rows: Sequence[Sequence[int]]) -> Floats:
+    """Return position-weighted means of the last hidden states, of unit norm. Padding on the right has weight 0."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    weights = torch.zeros((len(rows), width))
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        weights[index, : len(row)] = torch.arange(1, len(row) + 1) / (len(row) * (len(row) + 1) / 2)
+    with torch.inference_mode():
+        hidden: torch.Tensor = lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False).last_hidden_state
+        mean = torch.einsum("nld,nl->nd", hidden.float(), weights.to(hidden.device))
+        return np.asarray(torch.nn.functional.normalize(mean, dim=1).cpu().numpy(), np.float32)

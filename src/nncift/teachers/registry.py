@@ -1,0 +1,81 @@
+"""Which teachers there are, and how settings become one; other packages add theirs as entry points of `nncift.teachers`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nncift.config import TeacherSettings, nearest
+from nncift.errors import UsageError
+from nncift.teachers import RowTeacher, Teacher
+
+TEACHERS: Mapping[str, str] = {
+    "delift": "nncift.teachers.delift:Delift",
+    "delift-se": "nncift.teachers.similarity:Similarity",
+    "less": "nncift.teachers.less:Less",
+    "selectit": "nncift.teachers.selectit:SelectIt",
+    "ifd": "nncift.teachers.ifd:Ifd",
+    "loss": "nncift.teachers.loss:Loss",
+    "rds": "nncift.teachers.rds:Rds",
+    "length": "nncift.teachers.simple:Length",
+    "random": "nncift.teachers.simple:Random",
+    "column": "nncift.teachers.simple:Column",
+}
+"""Name -> where its class lives. `column:quality` is the class `column` with the column's name."""
+
+
+def teacher_class(name: str) -> type[Any]:
+    """Return the class registered under a name. Raises UsageError for a name that nobody registered."""
+    known = {**{entry.name: entry.value for entry in metadata.entry_points(group="nncift.teachers")}, **TEACHERS}
+    if name not in known:
+        raise UsageError(f"there is no teacher {name!r}{nearest(name, known)}")
+    module, _, attribute = known[name].partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def create(
+    settings: TeacherSettings, device: str = "auto", *, seed: int = 0, encoder: str = "minilm", workspace: Path | None = None
+) -> Teacher | RowTeacher:
+    """Return the teacher that settings name; each setting that its constructor takes is passed on.
+
+    workspace: a folder for what a teacher keeps between sessions. Raises UsageError for an unknown teacher or option, where its
+    model is missing, or where a setting was given that it does not take.
+    """
+    name, _, column = settings.teacher.partition(":")
+    made = teacher_class(name)
+    taken = inspect.signature(made).parameters
+    given = {
+        "variant": settings.variant, "template": settings.template, "context": settings.context, "dtype": settings.dtype,
+        "trust_remote_code": settings.trust_remote_code, "model": settings.model,
+    }  # fmt: skip
+    unset = TeacherSettings()
+    for setting, value in given.items():
+        if setting not in taken and value != getattr(unset, setting):
+            raise UsageError(f"the teacher {settings.teacher} takes no {setting}; it was given {value!r}")
+    if "model" in taken and settings.model is None and taken["model"].default is inspect.Parameter.empty:
+        raise UsageError(
+            f"the teacher {settings.teacher} needs a language model: give --model with a local folder or a hub name"
+        )
+    for option in settings.option:
+        if option not in taken or option in given:
+            raise UsageError(f"the teacher {settings.teacher} has no option {option!r}{nearest(option, set(taken) - set(given))}")
+    values = {**given, "device": device, "seed": seed, "encoder": encoder, "workspace": workspace, **settings.option}
+    if name == "column":
+        values["column"] = column
+    try:
+        built: Teacher | RowTeacher = made(**{key: value for key, value in values.items() if key in taken})
+    except TypeError as error:
+        raise UsageError(f"the teacher {settings.teacher} cannot be made of {dict(settings.option)}: {error}") from error
+    return built
+
+
+def as_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that stand for a teacher's options: those that all teachers share, and the rest as `option`."""
+    given = {name: value for name, value in options.items() if value is not None}
+    own = {name: given.pop(name) for name in list(given) if name not in TeacherSettings.model_fields}
+    return {**given, "option": own} if own else given
