@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,10 +50,25 @@ class Teacher(Protocol):
     options: the settings (config.TeacherSettings) that would create it again, for the manifest.
     """
 
-    name: str
-    kind: Literal["pairwise", "pointwise"]
-    relative: bool
-    options: Mapping[str, Any]
+    @property
+    def name(self) -> str:
+        """As in `--teacher`."""
+        ...
+
+    @property
+    def kind(self) -> Literal["pairwise", "pointwise"]:
+        """What a value belongs to."""
+        ...
+
+    @property
+    def relative(self) -> bool:
+        """Whether labels without an example are needed too."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The settings that would create it again."""
+        ...
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Make examples known by id and return those that can never be labelled, each with its reason."""
@@ -86,15 +100,29 @@ class RowTeacher(Protocol):
     """An influence function that is paid by the row (LESS, SelectIT): labelling u of the rows costs u.
 
     kind: pointwise teachers have one number per row, its score; pairwise ones have features, and their `utility` (see
-    `FeatureTeacher`) gives all pairs among measured rows for free. width: numbers per row. workspace: a folder of the run
-    for what must outlive a kill (checkpoints); None keeps nothing.
+    `FeatureTeacher`) gives all pairs among measured rows for free. A constructor that takes `workspace` is given a folder of
+    the run for what must outlive a kill (checkpoints).
     """
 
-    name: str
-    kind: Literal["pairwise", "pointwise"]
-    options: Mapping[str, Any]
-    width: int
-    workspace: Path | None
+    @property
+    def name(self) -> str:
+        """As in `--teacher`."""
+        ...
+
+    @property
+    def kind(self) -> Literal["pairwise", "pointwise"]:
+        """What a value belongs to."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The settings that would create it again."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers per row; known once rows were prepared."""
+        ...
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Make examples known by id, do what must precede all rows, and return the rows that can never be measured."""

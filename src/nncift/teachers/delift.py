@@ -91,13 +91,13 @@ class Delift:
         for example in examples:
             try:
                 tokens = self.wording.tokens(example)
+                if not (self.wording.bos or tokens.prompt) or not tokens.response:
+                    raise DataError("no tokens: its prompt or its response is empty under this template")
+                if len(tokens) > room:
+                    needed = len(tokens) + len(self.wording.bos)
+                    raise DataError(f"too long: needs {needed} tokens, and the model's context holds {self.lm.context}")
             except DataError as error:
-                rejected.append(Rejection(example.source, example.line, str(error)))
-                continue
-            if len(tokens) > room:
-                needed = len(tokens) + len(self.wording.bos)
-                reason = f"needs {needed} tokens, and the model's context holds {self.lm.context}"
-                rejected.append(Rejection(example.source, example.line, reason))
+                rejected.append(Rejection(example.source, example.line, " ".join(str(error).split())))
                 continue
             self._examples[example.id] = example
             self._targets[example.id] = Row(tokens.prompt, tokens.response)
@@ -105,20 +105,26 @@ class Delift:
 
     def label(self, chunk: Chunk) -> ChunkLabels:
         """Return d of every target of the chunk, behind its source or without one; NaN where a pair cannot fit."""
-        block = Block((), shortened=False)
-        if chunk.source is not None:
-            block = self.wording.block(self._examples[chunk.source], self.block_tokens)
-        ids = (*self.wording.bos, *block.ids)
         rows = [self._targets[target] for target in chunk.targets]
         values = np.full(len(rows), np.nan, dtype=np.float32)
+        block = Block((), shortened=False)
+        if chunk.source is not None:
+            try:
+                block = self.wording.block(self._examples[chunk.source], self.block_tokens)
+            except DataError:
+                # The row alone is worded, or it would have been rejected; its turns cannot be cut to fit.
+                return ChunkLabels(values, 0, shortened=True)
+        ids = (*self.wording.bos, *block.ids)
         fitting = [index for index, row in enumerate(rows) if len(ids) + len(row) <= self.lm.context]
-        tokens = len(block.ids)
+        tokens = 0
         if fitting:
             # A sequence without an example has its first token in every row: a prefix of one token saves nothing.
             prefix = self.lm.prefix(ids if block.ids else ())
+            again = 0 if prefix.cache is not None else len(prefix.ids)
+            tokens += len(prefix.ids) - again
             for batch in self._batches(fitting, rows, len(ids)):
                 scored = [rows[index] if block.ids else _behind(ids, rows[index]) for index in batch]
-                tokens += sum(map(len, scored))
+                tokens += sum(map(len, scored)) + again * len(scored)
                 for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
                     values[index] = self._distance(logs)
             self._refuse_nan(chunk, fitting, values)

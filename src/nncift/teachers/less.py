@@ -1,0 +1,300 @@
+"""LESS: how much a step on a source would lower a target's loss, from projected gradients (method.md 3.3; arXiv 2402.04333).
+
+At every checkpoint of a short warm-up each row has two features: its plain gradient (as a target) and the update that Adam
+would make from it (as a source), both through one random projection. `utility[t, s]` is their cosine, averaged over
+checkpoints by learning rate. One forward and backward pass per row and checkpoint gives both, and all pairs follow.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from nncift.data.examples import Example, Examples, Rejection
+from nncift.errors import DataError, ResourceError, UsageError
+from nncift.files import fingerprint
+from nncift.lm import CausalLM, Row
+from nncift.teachers import RowLabels
+from nncift.teachers.adam import Adam, Direction
+from nncift.teachers.checkpoints import Checkpoint, bring, content
+from nncift.teachers.features import Aggregate, Floats, GradientFeatures
+from nncift.teachers.gradients import AT_ONCE_ELSEWHERE, PerSample
+from nncift.teachers.passes import batches
+from nncift.teachers.projection import Kind, Projection
+from nncift.teachers.trainable import LoraShape, Trainable
+from nncift.teachers.warmup import Recipe, describe_warmup, draw, train
+from nncift.wording import Wording
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Less:
+    """The LESS teacher on a Hugging Face causal language model.
+
+    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. template, context: as for
+    DELIFT. lora: None or True = LoRA matrices through peft; False = all parameters, for small models. checkpoints: peft
+    adapter folders of the user's own, in place of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint
+    whose optimiser has seen nothing, so that Adam's direction is its first step (close to the gradient's sign);
+    `adam="none"` takes plain gradients for sources too. rank, alpha, dropout, targets: of LoRA; targets None = the
+    attention's projections by name. projection: dimensions. batch_tokens: tokens of one pass, padding included.
+
+    Features are those of `GradientFeatures`: for each checkpoint as a target, as a source, and a norm.
+    """
+
+    name = "less"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+
+    def __init__(
+        self,
+        model: str | CausalLM,
+        *,
+        template: str | None = None,
+        context: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        lora: bool | None = None,
+        checkpoints: Sequence[str | Path] | None = None,
+        warmup_share: float = 0.05,
+        epochs: int = 4,
+        learning_rate: float = 2e-5,
+        rank: int = 128,
+        alpha: float = 512,
+        dropout: float = 0.1,
+        targets: Sequence[str] | None = None,
+        projection: int = 8192,
+        projection_kind: Kind = "sketch",
+        adam: Direction = "corrected",
+        aggregate: Aggregate = "cosine-of-mean",
+        batch_tokens: int = 2048,
+        seed: int = 0,
+        workspace: Path | None = None,
+    ) -> None:
+        if adam not in get_args(Direction):
+            raise UsageError(f"LESS's adam is {', '.join(get_args(Direction))}, not {adam!r}")
+        if aggregate not in get_args(Aggregate):
+            raise UsageError(f"LESS's aggregate is {' or '.join(get_args(Aggregate))}, not {aggregate!r}")
+        if checkpoints is not None and (lora is False or not checkpoints):
+            raise UsageError("checkpoints of your own are LoRA folders, at least one, and exclude lora=False")
+        if batch_tokens < 1:
+            raise UsageError(f"batch_tokens is at least 1, not {batch_tokens}")
+        self._model = model
+        self._loading: dict[str, Any] = {
+            "device": device, "dtype": dtype, "context": context, "trust_remote_code": trust_remote_code
+        }  # fmt: skip
+        self.recipe = Recipe(warmup_share, epochs, learning_rate)
+        self.lora = (
+            None if lora is False else LoraShape(rank, alpha, dropout, None if targets is None else tuple(targets))
+        )
+        self.folders = None if checkpoints is None else tuple(Path(folder) for folder in checkpoints)
+        self.projection = Projection(projection, seed, projection_kind)
+        self.adam, self.aggregate = adam, aggregate
+        self.seed, self.workspace = seed, workspace
+        self._template, self._batch_tokens = template, batch_tokens
+        self._features = GradientFeatures(self.n_checkpoints, projection)
+        self.width = self._features.width
+        self._rows: dict[str, Row] = {}
+        self._sample: list[Row] | None = None
+        self._checkpoints: list[Checkpoint] | None = None
+        self.options: Mapping[str, Any] = {
+            "teacher": self.name,
+            "model": model.name if isinstance(model, CausalLM) else str(model),
+            "template": template,
+            "context": context,
+            "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
+            "lora": lora is not False,
+            "checkpoints": None if checkpoints is None else [str(folder) for folder in checkpoints],
+            "warmup_share": warmup_share,
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "rank": rank,
+            "alpha": alpha,
+            "dropout": dropout,
+            "lora_targets": None if targets is None else list(targets),
+            "projection": projection,
+            "projection_kind": projection_kind,
+            "adam": adam,
+            "aggregate": aggregate,
+            "batch_tokens": batch_tokens,
+        }
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The language model, loaded on first use."""
+        return self._model if isinstance(self._model, CausalLM) else CausalLM.load(self._model, **self._loading)
+
+    @cached_property
+    def wording(self) -> Wording:
+        """How examples read to this model."""
+        return Wording(self.lm.tokenizer, self._template)
+
+    @cached_property
+    def trainable(self) -> Trainable:
+        """The parameters whose gradients count; they live in a copy where the model's own weights would change."""
+        trains_weights = self.lora is None and self.recipe.trains
+        lent = isinstance(self._model, CausalLM)
+        model = copy.deepcopy(self.lm.model) if lent or trains_weights else self.lm.model
+        if self.folders is not None:
+            return Trainable.with_adapter(model, self.folders[0])
+        if self.lora is None:
+            return Trainable.whole(model)
+        return Trainable.with_lora(model, self.lora, self.seed)
+
+    @property
+    def n_checkpoints(self) -> int:
+        """How many checkpoints there are: passes per row."""
+        return self.recipe.checkpoints if self.folders is None else len(self.folders)
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        """Tokenise rows, and draw the rows of the warm-up from the first pool that is given; training waits for `measure`.
+
+        The drawn rows are kept in the workspace, where there is one, so that a pool may grow.
+        """
+        rejected, fresh = [], {}
+        for example in examples:
+            row = self._row(example)
+            if isinstance(row, Row):
+                fresh[example.id] = row
+            else:
+                rejected.append(Rejection(example.source, example.line, row))
+        self._rows.update(fresh)
+        if self._sample is None and fresh and self.folders is None and self.recipe.trains:
+            self._sample = draw(
+                fresh, self.recipe, self.seed, self._in_workspace("warmup.json"), fingerprint(self._training())
+            )
+        return tuple(rejected)
+
+    def warm_up(self) -> Sequence[Checkpoint]:
+        """Return the checkpoints: the user's own, those in the workspace, or freshly trained ones."""
+        if self._checkpoints is None:
+            if self.folders is not None:
+                self._checkpoints = bring(self.trainable, self.folders)
+            else:
+                self._checkpoints = train(
+                    self.trainable, self._sample or [], self.recipe, seed=self.seed, batch_tokens=self._batch_tokens,
+                    folder=self._in_workspace("warmup"), key=fingerprint(self._training(), self._sample_key()),
+                )  # fmt: skip
+        return self._checkpoints
+
+    @property
+    def warm_up_tokens(self) -> int:
+        """Tokens of the warm-up's passes, forward and backward: what precedes all rows, for the ledger."""
+        return self.recipe.epochs * sum(map(len, self._sample or [])) if self.recipe.trains else 0
+
+    @property
+    def warm_up_passes(self) -> int:
+        """Rows times epochs of the warm-up."""
+        return self.recipe.epochs * len(self._sample or []) if self.recipe.trains else 0
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        """Return the features of rows, `(n, width)`. Raises ResourceError for a row whose gradient is no number."""
+        unknown = [example_id for example_id in ids if example_id not in self._rows]
+        if unknown:
+            raise UsageError(f"row {unknown[0]!r} cannot be measured: it was never prepared, or it was rejected")
+        rows = [self._rows[example_id] for example_id in ids]
+        found = [self._at(checkpoint, rows) for checkpoint in self.warm_up()]
+        features = self._features
+        values = np.empty((len(rows), features.width), dtype=np.float32)
+        for number, (target, source) in enumerate(found):
+            features.put(values, number, target, source)
+        for example_id, own in zip(ids, values, strict=True):
+            if not np.isfinite(own).all():
+                raise ResourceError(
+                    f"the model {self.lm.name!r} gave no number for the gradient of row {example_id!r}; its weights may be "
+                    "damaged, or the precision too low: try --dtype float32"
+                )
+        return RowLabels(values, len(found) * sum(map(len, rows)), len(found) * len(rows))
+
+    def utility(self, targets: Floats, sources: Floats) -> Floats:
+        """Return the cosine of gradient and update, averaged over checkpoints by learning rate: `(n_targets, n_sources)`."""
+        return self._features.utility(targets, sources, self._rates())
+
+    def subtask_utility(self, targets: Floats, sources: Floats, subtasks: Sequence[str]) -> tuple[list[str], Floats]:
+        """Return the names of the targets' subtasks, sorted, and `(n_subtasks, n_sources)`; a source's score is its maximum.
+
+        subtasks: one name per target. aggregate: `cosine-of-mean` or `mean-of-cosines`, see `GradientFeatures`.
+        """
+        return self._features.subtask_utility(targets, sources, self._rates(), subtasks, self.aggregate)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return model, wording, warm-up and its rows, projection and Adam's form."""
+        return {
+            "teacher": self.name,
+            **self._training(),
+            "sample": self._sample_key(),
+            "projection": self.projection.describe(),
+            "adam": self.adam,
+            "batch_tokens": self._batch_tokens,
+        }
+
+    def _training(self) -> dict[str, Any]:
+        trained: dict[str, Any] = describe_warmup(self.recipe, self.lora)
+        if self.folders is not None:
+            trained = {"brought": [content(folder) for folder in self.folders]}
+        return {
+            "model": self.lm.fingerprint,
+            "dtype": str(next(self.lm.model.parameters()).dtype),
+            "wording": self.wording.describe(),
+            "context": self.lm.context,
+            "warmup": trained,
+            "seed": self.seed,
+        }
+
+    def _in_workspace(self, name: str) -> Path | None:
+        return None if self.workspace is None else self.workspace / name
+
+    def _sample_key(self) -> str | None:
+        return None if self._sample is None else fingerprint([[row.prompt, row.response] for row in self._sample])
+
+    def _row(self, example: Example) -> Row | str:
+        """Return an example as token ids, or why it cannot be measured."""
+        try:
+            tokens = self.wording.tokens(example)
+        except DataError as error:
+            return str(error)
+        row = Row((*self.wording.bos, *tokens.prompt), tokens.response)
+        if len(row) > self.lm.context:
+            return f"needs {len(row)} tokens, and the model's context holds {self.lm.context}"
+        if not row.prompt or not row.response:
+            return "has no token before its response, or none in it"
+        return row
+
+    @cached_property
+    def _gradients(self) -> PerSample:
+        # A dense matrix is made anew for every slice of rows: the fewer the better.
+        slices = AT_ONCE_ELSEWHERE if self.projection.kind == "dense" else None
+        return PerSample(self.trainable.model, self.trainable.parameters, at_once=slices)
+
+    def _at(self, checkpoint: Checkpoint, rows: Sequence[Row]) -> Floats:
+        """Return projected gradients and projected updates of rows at a checkpoint: `(2, n_rows, dimension)`."""
+        import torch
+
+        k, device = self.projection.dimension, self.lm.device
+        adam = Adam(checkpoint, self.adam, device)
+        found = np.empty((2, len(rows), k), dtype=np.float32)
+        with self.trainable.at(checkpoint.weights):
+            for batch in batches(rows, self._batch_tokens):
+                target, source = torch.zeros((2, len(batch), k), device=device)
+
+                def consume(
+                    name: str, here: slice, gradients: torch.Tensor,
+                    target: torch.Tensor = target, source: torch.Tensor = source,
+                ) -> None:  # fmt: skip
+                    self.projection.add(name, gradients, target[here])
+                    if self.adam != "none":
+                        self.projection.add(name, adam.direction(name, gradients), source[here])
+
+                self._gradients.run([rows[place] for place in batch], consume)
+                found[0, batch] = target.cpu().numpy()
+                found[1, batch] = (target if self.adam == "none" else source).cpu().numpy()
+        return found
+
+    def _rates(self) -> list[float]:
+        return [checkpoint.learning_rate for checkpoint in self.warm_up()]

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nncift.errors import UsageError
+from nncift.lm import CausalLM, Row
+from nncift.teachers.gradients import PerSample
+from nncift.teachers.projection import Kind, Projection
+from nncift.teachers.trainable import LoraShape, Trainable
+
+ROWS = [Row((1, 9, 12, 15), (20, 21, 2)), Row((1, 30), (7, 8, 9, 10, 11)), Row((1, 14, 13, 12, 11, 10), (33,))]
+Make = Callable[[nn.Module], Trainable]
+
+
+def full(model: nn.Module) -> Trainable:
+    return Trainable.whole(model)
+
+
+def lora(model: nn.Module) -> Trainable:
+    trainable = Trainable.with_lora(model, LoraShape(rank=4, alpha=8, dropout=0.1), seed=3)
+    # A fresh adapter's B is 0, which would leave A without a gradient.
+    for name, value in trainable.parameters.items():
+        if "lora_B" in name:
+            value.data.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.1)
+    return trainable
+
+
+@pytest.fixture(params=["llama", "tied", "gpt2"], scope="module")
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    if request.param == "gpt2":
+        folder: Path = request.getfixturevalue("gpt2_folder")
+        return CausalLM.load(folder, device="cpu").model
+    loaded = CausalLM.load(request.getfixturevalue("llama_folder"), device="cpu").model
+    if request.param == "tied":
+        loaded.config.tie_word_embeddings = True
+        loaded.lm_head.weight = loaded.model.embed_tokens.weight
+    return loaded
+
+
+def gathered(per_sample: PerSample, rows: list[Row]) -> dict[str, torch.Tensor]:
+    parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    per_sample.run(rows, lambda name, here, values: parts.setdefault(name, []).append((here.start, values.clone())))
+    return {
+        name: torch.cat([part for _, part in sorted(found, key=lambda item: item[0])]) for name, found in parts.items()
+    }
+
+
+def by_autograd(trainable: Trainable, row: Row) -> dict[str, torch.Tensor]:
+    """The plain way: one row, its whole logits, autograd."""
+    values = list(trainable.parameters.values())
+    for value in values:
+        value.requires_grad_(True)
+    ids = torch.tensor([[*row.prompt, *row.response]])
+    logits = trainable.model(input_ids=ids).logits[0].float()
+    logs = torch.log_softmax(logits, dim=-1)
+    places = range(len(row.prompt), len(row))
+    loss = -torch.stack([logs[place - 1, ids[0, place]] for place in places]).mean()
+    found = torch.autograd.grad(loss, values, allow_unused=True)
+    for value in values:
+        value.requires_grad_(False)
+    return {
+        name: torch.zeros(value.numel()) if gradient is None else gradient.reshape(-1)
+        for (name, value), gradient in zip(trainable.parameters.items(), found, strict=True)
+    }
+
+
+@pytest.mark.parametrize("make", [full, lora])
+@pytest.mark.parametrize("at_once", [2**26, 1], ids=["whole", "sliced"])
+def test_batch_agrees_with_autograd_row_by_row(model: nn.Module, make: Make, at_once: int) -> None:
+    trainable = make(copy.deepcopy(model))
+    with trainable.at(trainable.snapshot()):
+        per_sample = PerSample(trainable.model, trainable.parameters)
+        per_sample._at_once = at_once
+        assert per_sample.batched
+        found = gathered(per_sample, ROWS)
+        assert set(found) == set(trainable.parameters)
+        for index, row in enumerate(ROWS):
+            for name, gradient in by_autograd(trainable, row).items():
+                torch.testing.assert_close(found[name][index], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_every_parameter_of_a_model_is_covered(model: nn.Module) -> None:
+    trainable = full(copy.deepcopy(model))
+    assert sum(value.numel() for value in trainable.parameters.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_company_in_a_batch_does_not_change_a_gradient(model: nn.Module) -> None:
+    trainable = full(copy.deepcopy(model))
+    per_sample = PerSample(trainable.model, trainable.parameters, batched=True)
+    together, alone = gathered(per_sample, ROWS), gathered(per_sample, ROWS[2:])
+    for name, values in alone.items():
+        torch.testing.assert_close(values[0], together[name][2], atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_mixes_rows_is_taken_row_by_row(llama_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = CausalLM.load(llama_folder, device="cpu").model
+
+    class Flat(nn.Module):
+        """Like an expert: sees tokens of all rows in one axis."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: Any) -> Any:
+            return self.inner(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape)
+
+    model.model.layers[0].mlp = Flat(model.model.layers[0].mlp)
+    trainable = full(model)
+    per_sample = PerSample(trainable.model, trainable.parameters)
+    assert not per_sample.batched
+    assert "one row at a time" in caplog.text
+    found = gathered(per_sample, ROWS)
+    for index, row in enumerate(ROWS):
+        for name, gradient in by_autograd(trainable, row).items():
+            torch.testing.assert_close(found[name][index], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_leave_the_model_as_it_was(llama_folder: Path) -> None:
+    trainable = full(CausalLM.load(llama_folder, device="cpu").model)
+    before = trainable.snapshot()
+    for batched in (True, False):
+        PerSample(trainable.model, trainable.parameters, batched=batched).run(ROWS, lambda *_: None)
+    for name, value in trainable.parameters.items():
+        assert torch.equal(value, before[name])
+        assert value.grad is None
+        assert not value.requires_grad
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainable.model.modules())
+
+
+@pytest.mark.parametrize("kind", ["sketch", "dense"])
+def test_projection_keeps_inner_products_on_average_and_within_its_bound(kind: Kind) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(600, generator=generator)
+    y = x + torch.randn(600, generator=generator)
+    x[:3] *= 10
+    products = []
+    for seed in range(300):
+        out = torch.zeros((2, 50))
+        Projection(50, seed, kind).add("weight", torch.stack([x, y]), out)
+        products.append(float(out[0] @ out[1]))
+    bound = float((x @ x) * (y @ y) + (x @ y) ** 2) / 50
+    assert abs(np.mean(products) - float(x @ y)) < 4 * np.sqrt(bound / 300)
+    assert np.var(products) < 1.4 * bound
+
+
+@pytest.mark.parametrize("kind", ["sketch", "dense"])
+@pytest.mark.parametrize("size", [3, 40, 64, 100, 1000])
+def test_projection_is_one_linear_map_per_name_and_seed(kind: Kind, size: int) -> None:
+    projection = Projection(64, 1, kind)
+    matrix = projection.matrix("a", size)
+    vectors = torch.randn((5, size), generator=torch.Generator().manual_seed(0))
+    out = torch.ones((5, 64))
+    projection.add("a", vectors, out)
+    torch.testing.assert_close(out, 1 + vectors @ matrix)
+    assert torch.equal(matrix, Projection(64, 1, kind).matrix("a", size))
+    assert not torch.equal(matrix, projection.matrix("b", size))
+    assert not torch.equal(matrix, Projection(64, 2, kind).matrix("a", size))
+    lengths = (matrix**2).sum(1)
+    torch.testing.assert_close(lengths, torch.ones(size))
+
+
+def test_sketch_gives_every_dimension_its_share() -> None:
+    used = (Projection(64, 1).matrix("a", 640) != 0).sum(0)
+    assert used.tolist() == [10] * 64
+
+
+@pytest.mark.parametrize(("settings", "words"), [((8192, 0, "fast"), "sketch or dense"), ((0, 0), "at least 1")])
+def test_wrong_projection_is_refused(settings: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Projection(*settings)
