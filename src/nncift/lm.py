@@ -97,7 +97,7 @@ class CausalLM:
         # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=wanted,
                 use_safetensors=True,
@@ -109,11 +109,12 @@ class CausalLM:
                 f"the model {str(name)!r} cannot be loaded: {_first_line(error)}. Expected a Hugging Face causal model "
                 "with config.json, *.safetensors and tokenizer files"
             ) from error
-        if report["missing_keys"]:
+        model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
+        if absent:
             raise ResourceError(
-                f"the model {str(name)!r} lacks {len(report['missing_keys'])} of its weights, such as "
-                f"{min(report['missing_keys'])!r}, and random numbers would stand in for them; expected the weights of a "
-                "causal language model (an encoder has no head, a lone adapter no base)"
+                f"the model {str(name)!r} lacks {len(absent)} of its weights, such as {absent[0]!r}, and random numbers would "
+                "stand in for them; expected the weights of a causal language model (an encoder has no head, a lone adapter "
+                "no base)"
             )
         try:
             model.eval().requires_grad_(False).to(torch.device(placed))
@@ -273,7 +274,8 @@ class CausalLM:
     def _vocabulary(self) -> int:
         """Number of tokens that have an embedding; may be more than the tokenizer has."""
         try:
-            return int(self.model.get_input_embeddings().weight.shape[0])
+            weight: Any = self.model.get_input_embeddings().weight
+            return int(weight.shape[0])
         except (AttributeError, NotImplementedError):
             return int(self.model.config.get_text_config().vocab_size)
 

