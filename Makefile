@@ -11,7 +11,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e ".[hub,offline,dev]"
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e ".[hub,offline,train,dev]"
 	touch $@
 
 demo: setup

@@ -1,4 +1,4 @@
-"""Speed, side by side in one run: `make bench`, or `python benchmarks/speed.py [--only pairs|fl|teachers] [--json]`.
+"""Speed, side by side in one run: `make bench`, or `python benchmarks/speed.py [--only pairs|fl|teachers|costs] [--json]`.
 
 Plain versions are written here as anyone would write them first; medians of several repeats; ratios are within one run.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import teachers
 
 REPEATS = 5
 
@@ -82,52 +84,32 @@ def facility_location(sizes: tuple[int, ...] = (2000, 5000)) -> dict[str, Any]:
     return found
 
 
-def teachers(sources: int = 6, targets: int = 48) -> dict[str, Any]:
-    """Label pairs with DELIFT on the demo model: shipped way, and joint sequences in padded batches with full logits."""
-    import tempfile
-
-    import torch
-
-    from nncift.data import read
-    from nncift.demo import make_world, model_path
-    from nncift.teachers import Chunk
-    from nncift.teachers.delift import Delift
-
-    with tempfile.TemporaryDirectory() as folder:
-        pool = read(make_world(200, 0).write(folder).pool)
-    teacher = Delift(str(model_path()), device="cpu")
-    teacher.prepare(pool)
-    chosen, others = pool.ids[:sources], pool.ids[-targets:]
-
-    def shipped() -> None:
-        for source in chosen:
-            teacher.label(Chunk(0, source, others))
-
-    def plain() -> None:
-        rows = {item: teacher.wording.tokens(pool.by_id(item)) for item in others}
-        for source in chosen:
-            front = [*teacher.wording.bos, *teacher.wording.block(pool.by_id(source), teacher.block_tokens).ids]
-            for start in range(0, targets, 16):
-                batch = [[*front, *rows[item].prompt, *rows[item].response] for item in others[start : start + 16]]
-                width = max(map(len, batch))
-                ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in batch])
-                mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in batch])
-                with torch.inference_mode():
-                    teacher.lm.model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
-
-    fast, slow = seconds(shipped), seconds(plain)
-    return {"delift_pairs_per_second": sources * targets / fast, "times_faster_than_joint_sequences": slow / fast}
+def show(values: dict[str, Any], depth: int) -> None:
+    """Print nested figures."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            print(f"{'  ' * depth}{key}")
+            show(value, depth + 1)
+        else:
+            print(
+                f"{'  ' * depth}{key.replace('_', ' ')}: {value if isinstance(value, str | int) else f'{value:,.4g}'}"
+            )
 
 
 def main() -> None:
     """Run the chosen comparisons and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["pairs", "fl", "teachers"])
+    parser.add_argument("--only", choices=["pairs", "fl", "teachers", "costs"])
+    parser.add_argument("--model", help="a small local model; that of the demo where none is given")
+    parser.add_argument("--data", help="rows for the teachers; those of the demo where none are given")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    parts: dict[str, Callable[[], dict[str, Any]]] = {"pairs": pairs, "fl": facility_location, "teachers": teachers}
-    import os
-
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "pairs": pairs,
+        "fl": facility_location,
+        "teachers": lambda: teachers.compare(given.model, given.data, REPEATS),
+        "costs": lambda: teachers.costs(given.model, given.data),
+    }
     told: dict[str, Any] = {"machine": {"platform": platform.platform(), "cores": os.cpu_count()}}
     told.update({name: part() for name, part in parts.items() if given.only in (None, name)})
     if given.json:
@@ -135,8 +117,7 @@ def main() -> None:
         return
     for name, values in told.items():
         print(name)
-        for key, value in values.items():
-            print(f"  {key.replace('_', ' ')}: {value if isinstance(value, str | int) else f'{value:,.4g}'}")
+        show(values, 1)
 
 
 if __name__ == "__main__":

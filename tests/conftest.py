@@ -61,7 +61,9 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("gpt2")
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([" ".join(WORDS)] * 5, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False)
+    bpe.train_from_iterator(
+        [" ".join(WORDS)] * 5, vocab_size=320, special_tokens=["<|endoftext|>"], show_progress=False
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", model_max_length=160)
     fast.save_pretrained(folder)
     torch.manual_seed(1)

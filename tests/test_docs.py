@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,8 @@ def test_the_readme_example_runs_as_printed(
     monkeypatch.chdir(tmp_path)
     (example,) = blocks("README.md", "python")
     # The words of the fixture mean nothing to a sentence encoder, and hashing them needs no model.
-    exec(compile(example.replace("labels=0.05", 'labels=0.2, encoder="hash"'), "README.md", "exec"), names := {})
+    names: dict[str, Any] = {}
+    exec(compile(example.replace("labels=0.05", 'labels=0.2, encoder="hash"'), "README.md", "exec"), names)
     assert len(names["run"].subset) == 18
     assert len(names["scores"].ids) == 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -48,15 +49,19 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
 
 @cli.command(name="run")
 @click.argument("pool", nargs=-1, type=str)
-@click.option("--teacher", help="Influence function: delift.  [default: delift]")
+@click.option("--target", multiple=True, help="File of examples that show the behaviour wanted; may be repeated.")
+@click.option(
+    "--teacher",
+    help="delift, delift-se, less, selectit, ifd, loss, rds, length, random, column:NAME.  [default: delift]",
+)
 @click.option("--model", help="The teacher's language model: a local folder or a hub name.")
 @click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
 @click.option("--labels", help="Share of each axis (5%) or number of pairs that the teacher labels.  [default: 5%]")
-@click.option("--plan", help="block or scatter.  [default: scatter]")
+@click.option("--plan", help="block, scatter or rows.  [default: what fits the teacher]")
 @click.option("--student", help="Network: paper.  [default: paper]")
 @click.option("--recipe", help="How it is trained: default or paper.  [default: default]")
 @click.option("--features", help="What it reads: text.  [default: text]")
-@click.option("--objective", help="fl, topk or random.  [default: fl]")
+@click.option("--objective", help="fl, topk or random.  [default: fl; topk for scores]")
 @click.option("--budget", help="Share (30%) or number of rows to select.  [default: 30%]")
 @click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")
 @click.option(
@@ -66,8 +71,11 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
 @click.option("--limit", type=int, help="Rows in all: a seeded sample over all files in proportion.")
 @click.option("--template", help="chat, plain, or a text file with {prompt} and {response}.")
 @click.option("--variant", help="DELIFT's distance: probability or logprob.  [default: probability]")
+@click.option("--option", multiple=True, metavar="NAME=VALUE", help="An option of the teacher alone: projection=4096.")
 @click.option("--context", type=int, help="Cap on the tokens of one sequence.  [default: the model's]")
 @click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@click.option("--load-in", help="4bit or 8bit: quantise the model through bitsandbytes (extra quantised).")
+@click.option("--device-map", help="auto: spread the model over all GPUs (extra quantised).")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Allow code that comes with the model.")
 @click.option("--device", help="auto, cpu, cuda, cuda:0 or mps.  [default: auto]")
 @click.option("--seed", type=int, help="One seed for everything.  [default: 0]")
@@ -83,25 +91,31 @@ def run_command(
 
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     if map_:
-        given["map"] = dict(_assignment(item) for item in map_)
+        given["map"] = dict(_assignment("--map", item) for item in map_)
+    if given.get("option"):
+        assigned = [_assignment("--option", item) for item in flags["option"]]
+        given["option"] = {name: _typed(name, value) for name, value in assigned}
     settings = config.resolve(given, config_)
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
     from nncift.teachers import registry
 
-    teacher = registry.create(settings, settings.device)
-    pool = pipeline.read_pool(settings)
+    teacher = registry.create(
+        settings, settings.device, seed=settings.seed, encoder=settings.encoder,
+        workspace=None if dry_run else pipeline.workspace_of(out),
+    )  # fmt: skip
+    pool, target = pipeline.read_pool(settings), pipeline.read_target(settings)
     if dry_run:
         from nncift.estimate import estimate
 
-        told = estimate(settings, pool, teacher)
+        told = estimate(settings, pool, teacher, target=target)
         if show:
             from nncift.show import show_estimate
 
             show_estimate(told)
         return told
-    run = pipeline.execute(settings, pool, Path(str(out)), teacher=teacher, progress=_progress(show))
+    run = pipeline.execute(settings, pool, Path(str(out)), teacher=teacher, target=target, progress=_progress(show))
     if show:
         from nncift.show import show_run
 
@@ -126,7 +140,7 @@ def score_command(
     from nncift.data import read
     from nncift.results import score_file
 
-    pool = read(*new, format=format_, map=dict(_assignment(item) for item in map_), limit=limit)
+    pool = read(*new, format=format_, map=dict(_assignment("--map", item) for item in map_), limit=limit)
     told = score_file(pool, run_, out, device=device)
     if show:
         from nncift.show import show_scores
@@ -207,11 +221,26 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _assignment(text: str) -> tuple[str, str]:
-    name, sign, column = text.partition("=")
-    if not sign or not name or not column:
-        raise UsageError(f"--map {text!r} was given; expected NAME=COLUMN, such as prompt=question")
-    return name, column
+def _assignment(flag: str, text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name or not value:
+        example = "NAME=COLUMN, such as prompt=question" if flag == "--map" else "NAME=VALUE, such as projection=4096"
+        raise UsageError(f"{flag} {text!r} was given; expected {example}")
+    return name, value
+
+
+def _typed(name: str, text: str) -> Any:
+    """Return an option's value, read as YAML; a number such as 2e-5 is text to YAML 1.1, and a number to people."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--option {name}={text!r} was given, and its value cannot be read as YAML") from error
+    if isinstance(value, str) and value[-1:].isdigit():
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _progress(show: bool) -> Any:

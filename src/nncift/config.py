@@ -26,12 +26,13 @@ class DataSettings(_Settings):
     """What is read."""
 
     pool: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
     map: dict[str, str] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
 
-    @field_validator("pool", mode="before")
+    @field_validator("pool", "target", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -53,6 +54,8 @@ class TeacherSettings(_Settings):
     context: int | None = Field(default=None, ge=8)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     trust_remote_code: bool = False
+    load_in: Literal["4bit", "8bit"] | None = None
+    device_map: Literal["auto"] | None = None
     option: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -60,7 +63,7 @@ class LabelSettings(_Settings):
     """How much is labelled, and where."""
 
     labels: str = "5%"
-    plan: Literal["block", "scatter"] = "scatter"
+    plan: Literal["block", "scatter", "rows"] | None = None
     test_items: int = Field(default=30, ge=2)
     validation_items: int = Field(default=20, ge=2)
 
@@ -81,7 +84,7 @@ class StudentSettings(_Settings):
 class SelectSettings(_Settings):
     """What is selected."""
 
-    objective: Literal["fl", "topk", "random"] = "fl"
+    objective: Literal["fl", "topk", "random"] | None = None
     budget: str = "30%"
 
     @field_validator("budget", mode="before")

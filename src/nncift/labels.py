@@ -47,6 +47,7 @@ class LabelStore:
 
     def __init__(self, folder: Path, plan: LabelPlan | None) -> None:
         self._folder = folder
+        self._opened: dict[int, tuple[RowStore, RowStore]] = {}
         self.plan = plan
 
     @classmethod
@@ -151,10 +152,13 @@ class LabelStore:
         return self.plan
 
     def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
-        entries = self._plan.generations[generation]
-        chunks = int(entries.chunk.max() - entries.chunk.min()) + 1 if len(entries) else 0
-        values = RowStore.open(self._path("values", generation), len(entries), 1)
-        return values, RowStore.open(self._path("chunks", generation), chunks, len(COSTS), dtype="float64")
+        if generation not in self._opened:
+            entries = self._plan.generations[generation]
+            chunks = int(entries.chunk.max() - entries.chunk.min()) + 1 if len(entries) else 0
+            values = RowStore.open(self._path("values", generation), len(entries), 1)
+            costs = RowStore.open(self._path("chunks", generation), chunks, len(COSTS), dtype="float64")
+            self._opened[generation] = values, costs
+        return self._opened[generation]
 
     def _path(self, kind: str, generation: int, end: str = "") -> Path:
         return self._folder / f"{kind}-{generation:03d}{end}"

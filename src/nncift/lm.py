@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,21 @@ class Prefix:
     cache: Any | None
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to be loaded later, with what `CausalLM.load` takes beyond a teacher's own settings; `str` gives its name.
+
+    load_in: 4bit (NF4) or 8bit through bitsandbytes. device_map: `auto` spreads a model over all devices.
+    """
+
+    name: str
+    load_in: str | None = None
+    device_map: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class CausalLM:
     """A causal language model and its tokenizer, ready to score responses. Built by `CausalLM.load`."""
 
@@ -75,7 +91,7 @@ class CausalLM:
     @classmethod
     def load(
         cls,
-        name: str | Path,
+        name: str | Path | ModelSource,
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -91,9 +107,11 @@ class CausalLM:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = locate(name)
+        source = name if isinstance(name, ModelSource) else ModelSource(str(name))
+        folder = locate(source.name)
         placed = resolve_device(device)
         wanted = resolve_dtype(dtype, placed)
+        placing = _placing(source, placed, wanted)
         # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -103,6 +121,7 @@ class CausalLM:
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **placing,
             )
         except Exception as error:
             raise ResourceError(
@@ -117,13 +136,22 @@ class CausalLM:
                 "no base)"
             )
         try:
-            model.eval().requires_grad_(False).to(torch.device(placed))
+            model.eval().requires_grad_(False)
+            if not placing:
+                model.to(torch.device(placed))
         except RuntimeError as error:
             raise ResourceError(f"the model {str(name)!r} cannot be put on {placed}: {_first_line(error)}") from error
         limit = _context_limit(model, tokenizer)
         if context is not None and context > limit:
             raise UsageError(f"a context of {context} tokens was asked for; this model has {limit}")
-        return cls(model, tokenizer, str(name), fingerprint(folder), context or limit)
+        try:
+            return cls(model, tokenizer, source.name, fingerprint(folder), context or limit)
+        except AssertionError as error:
+            # bitsandbytes asserts what its kernels for this device want of a layer's sizes.
+            raise ResourceError(
+                f"the model {source.name!r} in {source.load_in} cannot run on {placed}: {_first_line(error)}; try 8bit, another "
+                "device, or no --load-in"
+            ) from error
 
     def prefix(self, ids: Sequence[int]) -> Prefix:
         """Compute what rows behind `ids` share. One forward pass over `ids`; none when `ids` is empty."""
@@ -278,6 +306,35 @@ class CausalLM:
             return int(weight.shape[0])
         except (AttributeError, NotImplementedError):
             return int(self.model.config.get_text_config().vocab_size)
+
+
+def _placing(source: ModelSource, device: str, dtype: Any) -> dict[str, Any]:
+    """Return what transformers needs to quantise or spread a model. Raises UsageError or ResourceError where it cannot."""
+    import torch
+
+    if source.load_in not in (None, "4bit", "8bit"):
+        raise UsageError(f"--load-in is 4bit or 8bit, not {source.load_in!r}")
+    if source.device_map not in (None, "auto"):
+        raise UsageError(f"--device-map is auto, not {source.device_map!r}")
+    needed = {"bitsandbytes": source.load_in, "accelerate": source.load_in or source.device_map}
+    for package, wanted in needed.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ResourceError(f'this needs {package}: pip install "nncift[quantised]"')
+    found: dict[str, Any] = {}
+    if source.load_in:
+        from transformers import BitsAndBytesConfig
+
+        compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute} if source.load_in == "4bit" else {}
+        found["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=source.load_in == "4bit", load_in_8bit=source.load_in == "8bit", **four
+        )
+        found["device_map"] = {"": device}
+    if source.device_map:
+        if device == "cpu":
+            raise ResourceError("--device-map auto spreads a model over GPUs, and there is none here; leave it out")
+        found["device_map"] = "auto"
+    return found
 
 
 def locate(name: str | Path) -> Path:

@@ -181,7 +181,7 @@ def grow(
     ):
         raise UsageError("the rows that a plan was made for must come first, in their order, when it grows")
     rank = len(old.generations)
-    roles = _set_apart(old, target_ids, source_ids, wish, seed, shared=shared)
+    roles = set_apart(old, target_ids, source_ids, wish, seed, shared=shared)
     axes = _Axes(tuple(sorted(target_ids)), tuple(sorted(source_ids)), shared, roles)
     existing = _recoded(old.entries, old.target_ids, old.source_ids, axes.target_ids, axes.source_ids)
     _refuse_less(existing, axes, wish)
@@ -309,7 +309,7 @@ class _Adding:
         return Entries(target.astype(np.int32), source.astype(np.int32), split, chunk)
 
 
-def _set_apart(
+def set_apart(
     old: LabelPlan, target_ids: Sequence[str], source_ids: Sequence[str], wish: Wish, seed: int, *, shared: bool
 ) -> Roles:
     """Keep the items that were set apart, and draw more from rows that no plan has touched if there are too few."""

@@ -14,9 +14,8 @@ from nncift.data import Examples, write_rejected, write_rows
 from nncift.data.examples import Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.files import atomic, write_json
-from nncift.labels import LabelStore
+from nncift.labelling import Axes, Labelling
 from nncift.pairs import UtilityMatrix
-from nncift.plan import LabelPlan, describe
 from nncift.rundir import SUMMARY
 from nncift.select import Subset, select
 from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
@@ -60,7 +59,7 @@ def choose(
             matrix = score()
     with directory.stage("select", key, files) as stage:
         if not stage.done:
-            subset = select(matrix, budget, settings.objective, settings.seed)
+            subset = select(matrix, budget, str(settings.objective), settings.seed)
             _write_selection(work.directory.file("selection.parquet"), pool, matrix, subset)
             write_rows(work.directory.file("subset.jsonl"), pool.subset(subset.ids))
             told = {
@@ -74,28 +73,24 @@ def choose(
 
 
 def finish(
-    work: Work, subset: Examples, selection: dict[str, Any], rejected: tuple[Rejection, ...], plan: LabelPlan,
+    work: Work, axes: Axes, subset: Examples, selection: dict[str, Any], rejected: tuple[Rejection, ...],
     fidelity: Mapping[str, Any], notes: tuple[str, ...],
 ) -> Run:  # fmt: skip
     """Write summary, fidelity, ledger and rejected rows, and return the run."""
     directory, settings = work.directory, work.settings
     write_rejected(directory.file("rejected.jsonl"), rejected)
-    ledger = _ledger(work, plan)
-    about = LabelStore.open(directory.file("labels")).progress()
-    warnings = (
-        *notes,
-        *_label_warnings(about.pairs, about.missing, about.blocks, about.shortened),
-        *fidelity["verdicts"],
-    )
+    labelling = work.labels()
+    ledger = _ledger(work, labelling)
+    warnings = (*notes, *labelling.warnings(), *fidelity["verdicts"])
     summary = {
         "run": str(directory.path),
-        "pool": len(plan.source_ids),
+        "pool": len(axes.sources),
         "rejected": len(rejected),
         "selected": len(subset),
         "teacher": settings.teacher,
         "student": settings.student,
         "plan": settings.plan,
-        "labels": describe(plan),
+        "labels": labelling.counts(),
         "fidelity": fidelity["fidelity"],
         "baselines": fidelity["baselines"],
         "selection": selection,
@@ -123,7 +118,7 @@ def _controls(
     }
 
 
-def _ledger(work: Work, plan: LabelPlan) -> dict[str, Any]:
+def _ledger(work: Work, labels: Labelling) -> dict[str, Any]:
     """Return the cost by stage, and the teacher's passes against labelling every pair."""
     # As they are stored, so that running again computes the same figures.
     stages = {name: cost.to_json() for name, cost in work.directory.costs().items()}
@@ -132,30 +127,15 @@ def _ledger(work: Work, plan: LabelPlan) -> dict[str, Any]:
     if work.settings.encoder == "lm":
         # Hidden states of the teacher's own model are passes of it too.
         passes += stages["embed"]["model_passes"]
-    full = plan.full_passes(relative=work.teacher.relative)
+    full = labels.full_passes()
     return {
         "stages": stages,
         "teacher_passes": passes,
         "full_teacher_passes": full,
-        "saving": 1 - passes / full,
+        "saving": 1 - passes / full if full else 0.0,
         "full_teacher_seconds": round(labelling["seconds"] * full / max(labelling["model_passes"], 1), 1),
         "seconds": round(sum(cost["seconds"] for cost in stages.values()), 3),
     }
-
-
-def _label_warnings(pairs: int, missing: int, blocks: int, shortened: int) -> list[str]:
-    warnings = []
-    if missing:
-        warnings.append(
-            f"{missing} of {pairs} labelled pairs ({100 * missing / pairs:.1f} %) do not fit the model's context "
-            "and stay without a value."
-        )
-    if shortened:
-        warnings.append(
-            f"{shortened} of {blocks} examples in front ({100 * shortened / blocks:.1f} %) were shortened at their "
-            "prompt's start to half of the model's context."
-        )
-    return warnings
 
 
 def _write_selection(path: Path, pool: Examples, matrix: UtilityMatrix, subset: Subset) -> None:

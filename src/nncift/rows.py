@@ -77,7 +77,9 @@ def grow_rows(
     old = previous or RowPlan((), (), shared, Roles(), (), ())
     before = LabelPlan(old.target_ids, old.source_ids, shared, old.roles)
     pointwise = tuple(target_ids) == SCORE
-    roles = set_apart(before, source_ids if pointwise else target_ids, source_ids, wish, seed, shared=shared or pointwise)
+    roles = set_apart(
+        before, source_ids if pointwise else target_ids, source_ids, wish, seed, shared=shared or pointwise
+    )
     if pointwise:
         roles = Roles((), roles.validation_sources, (), roles.test_sources)
     sides = {"target": _side(wish, len(target_ids), few=not shared), "source": _side(wish, len(source_ids), few=False)}
@@ -92,9 +94,11 @@ def grow_rows(
             )
         rest = shuffled(set(ids) - held - set(kept), seed, "rows", "item" if shared else axis)
         train[axis] = (*kept, *rest[: sides[axis] - len(kept)])
-    wanted = [*train["target"], *train["source"], *roles.validation_targets, *roles.validation_sources]
+    # A pointwise teacher's one target is no row.
+    wanted = [*(() if pointwise else train["target"]), *train["source"]]
+    wanted += [*roles.validation_targets, *roles.validation_sources]
     wanted += [*roles.test_targets, *roles.test_sources]
-    known = {*old.measured, *SCORE}
+    known = old.measured
     fresh = [item for item in dict.fromkeys(wanted) if item not in known]
     added = tuple(tuple(fresh[start : start + CHUNK_ROWS]) for start in range(0, len(fresh), CHUNK_ROWS))
     chunks = (*old.chunks, added) if added else old.chunks
@@ -117,29 +121,32 @@ class RowProgress:
 class RowLabelStore:
     """The measured rows of a run."""
 
-    def __init__(self, folder: Path, plan: RowPlan | None, width: int) -> None:
+    def __init__(self, folder: Path, plan: RowPlan | None) -> None:
         self._folder = folder
         self.plan = plan
-        self._width = width
 
     @classmethod
-    def open(cls, folder: Path, width: int) -> RowLabelStore:
+    def open(cls, folder: Path) -> RowLabelStore:
         """Open the rows in a folder, which may be empty. Raises DataError where a file there cannot be read."""
         folder.mkdir(parents=True, exist_ok=True)
         heads = sorted(folder.glob("rows-???.json"))
         if not heads:
-            return cls(folder, None, width)
+            return cls(folder, None)
+        path = heads[-1]
         try:
-            told = [json.loads(path.read_text(encoding="utf-8")) for path in heads]
+            told = []
+            for path in heads:
+                told.append(json.loads(path.read_text(encoding="utf-8")))
+                _ = told[-1]["chunks"]
             last = told[-1]
             roles = Roles(**{name: tuple(ids) for name, ids in last["roles"].items()})
             axes = [tuple(last[name]) for name in ("target_ids", "source_ids")]
             train = [tuple(last[name]) for name in ("train_targets", "train_sources")]
             chunks = tuple(tuple(tuple(chunk) for chunk in head["chunks"]) for head in told)
             plan = RowPlan(axes[0], axes[1], bool(last["shared"]), roles, train[0], train[1], chunks)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"the label plan {heads[-1].name} is damaged ({error}); use another --out") from error
-        return cls(folder, plan, width)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"the label plan {path.name} is damaged ({error}); use another --out") from error
+        return cls(folder, plan)
 
     def adopt(self, plan: RowPlan) -> None:
         """Write the generations that a plan has beyond those on disk, and its axes and roles into the last."""
@@ -149,6 +156,22 @@ class RowLabelStore:
                 told: dict[str, Any] = {**asdict(plan), "chunks": chunks}
                 write_json(path, told)
         self.plan = plan
+
+    def set_width(self, width: int) -> None:
+        """Fix the number of values per row. Raises DataError where an earlier session had another."""
+        known = self._read_width()
+        if known is not None and known != width:
+            raise DataError(
+                f"the rows of this run have {known} values each, and the teacher gives {width}; use another --out"
+            )
+        write_json(self._folder / "width.json", width)
+
+    def _read_width(self) -> int | None:
+        path = self._folder / "width.json"
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{str(path)!r} is damaged ({error}); use another --out") from error
 
     def pending(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """Yield what is not measured yet: generation, chunk, ids."""
@@ -203,26 +226,32 @@ class RowLabelStore:
         return self.plan
 
     def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
-        chunks = self._plan.chunks[generation]
-        values = RowStore.open(self._folder / f"rowvalues-{generation:03d}", sum(map(len, chunks)), self._width)
+        chunks, width = self._plan.chunks[generation], self._read_width()
+        if width is None:
+            raise DataError("the rows of this run were never measured")
+        values = RowStore.open(self._folder / f"rowvalues-{generation:03d}", sum(map(len, chunks)), width)
         return values, RowStore.open(self._folder / f"rowcosts-{generation:03d}", len(chunks), 3, dtype="float64")
 
 
 def _side(wish: Wish, rows: int, *, few: bool) -> int:
     """Return how many training rows of an axis are measured."""
-    if wish.share is not None:
-        side = round(wish.share * rows)
-    else:
-        side = wish.count or 0
+    side = round(wish.share * rows) if wish.share is not None else wish.count or 0
     return min(max(side, FEW_TARGETS if few else 2), rows)
 
 
 def _pointwise(plan: RowPlan, columns: npt.NDArray[np.int32], values: Floats) -> dict[str, LabelledPairs]:
-    roles = {**dict.fromkeys(plan.roles.validation_sources, "validation"), **dict.fromkeys(plan.roles.test_sources, "test")}
+    roles = {
+        **dict.fromkeys(plan.roles.validation_sources, "validation"),
+        **dict.fromkeys(plan.roles.test_sources, "test"),
+    }
     of = np.array([roles.get(plan.source_ids[code], "train") for code in columns])
     return {
         split: LabelledPairs(
-            SCORE, plan.source_ids, np.zeros(int((of == split).sum()), np.int32), columns[of == split], values[of == split]
+            SCORE,
+            plan.source_ids,
+            np.zeros(int((of == split).sum()), np.int32),
+            columns[of == split],
+            values[of == split],
         )
         for split in ("train", "validation", "test")
     }

@@ -45,10 +45,12 @@ def show_run(run: Run) -> None:
     out, told = console(), run.summary
     labels, ledger = told["labels"], told["ledger"]
     rejected = f", {told['rejected']} rejected (rejected.jsonl says why)" if told["rejected"] else ""
+    tested = sum(labels.get(split, 0) for split in ("q2", "q3", "test"))
+    by_row = f"{labels['rows']} measured rows, " if "rows" in labels else ""
+    what = "scores" if "q2" not in labels else "pairs"
     out.print(
-        f"Selected {told['selected']} of {told['pool']} rows{rejected}. Teacher {told['teacher']}, plan {told['plan']}: "
-        f"{labels['train']} pairs to learn from, {labels['validation']} to validate, "
-        f"{labels['q2'] + labels['q3'] + labels['test']} to test."
+        f"Selected {told['selected']} of {told['pool']} rows{rejected}. Teacher {told['teacher']}, plan {told['plan']}: {by_row}"
+        f"{labels['train']} {what} to learn from, {labels['validation']} to validate, {tested} to test."
     )
     out.print(fidelity_table(told))
     out.print(value_table(told["selection"]))
@@ -113,7 +115,8 @@ def fidelity_table(told: Mapping[str, Any]) -> Table:
     for name in ("predictor", "pairs of", "R^2", "Spearman", "interval", "MSE", "pairs"):
         table.add_column(name, justify="left" if name in ("predictor", "pairs of") else "right")
     meaning = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}
-    rows = [("student", quadrant, told["fidelity"][quadrant]) for quadrant in meaning]
+    found_in = [quadrant for quadrant in meaning if told["fidelity"][quadrant]["pairs"]]
+    rows = [("student", quadrant, told["fidelity"][quadrant]) for quadrant in found_in]
     rows += [(name, "q4", quadrants["q4"]) for name, quadrants in told["baselines"].items()]
     for name, quadrant, found in rows:
         table.add_row(
@@ -163,7 +166,7 @@ def show_estimate(told: Mapping[str, Any]) -> None:
     table = Table(title="Estimated cost of labelling, from a few timed pairs", title_justify="left")
     for name in ("", "passes", "tokens", "time"):
         table.add_column(name, justify="right" if name else "left")
-    for name, cost in (("this plan", told["label"]), ("every pair (full teacher)", told["full_teacher"])):
+    for name, cost in (("this plan", told["label"]), ("everything (full teacher)", told["full_teacher"])):
         table.add_row(name, f"{cost['passes']:,}", f"{cost['tokens']:,}", seconds(cost["seconds"]))
     out.print(table)
     size = told["bytes"]
@@ -172,6 +175,8 @@ def show_estimate(told: Mapping[str, Any]) -> None:
         f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
         f"{size['matrix_in_memory'] / 1e6:.0f} MB."
     )
+    if told["note"]:
+        out.print(str(told["note"]))
 
 
 def show_scores(told: Mapping[str, Any]) -> None:

@@ -6,9 +6,8 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,19 @@ from nncift.evaluate.baselines import fit_baselines, predict_quadrants
 from nncift.evaluate.fidelity import measure
 from nncift.evaluate.intervals import interval_of_mean_utility
 from nncift.files import atomic, fingerprint, write_json
-from nncift.labels import LabelStore, combine
+from nncift.labelling import Axes, Labelling, open_labels
+from nncift.labels import combine
 from nncift.lm import CausalLM
 from nncift.memory import free_memory
 from nncift.pairs import LabelledPairs, UtilityMatrix
-from nncift.plan import LabelPlan, Wish, grow, parse_labels, refuse_small
+from nncift.plan import LabelPlan, Wish, parse_labels, refuse_small
 from nncift.progress import Progress, silent
+from nncift.rows import SCORE, RowPlan
 from nncift.rundir import RunDir
 from nncift.seeds import derive
 from nncift.select import parse_budget
 from nncift.student.model import Student, hybrid_matrix
-from nncift.teachers import Teacher
+from nncift.teachers import RowTeacher, Teacher
 
 Floats = npt.NDArray[np.float32]
 TEACHER = "labels/teacher.json"
@@ -42,108 +43,178 @@ QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
 
 @dataclass
 class Work:
-    """What every stage works with. keys: fingerprints of the stages so far."""
+    """What every stage works with. keys: fingerprints of the stages so far. prepared: the teacher knows all rows."""
 
     directory: RunDir
     settings: RunSettings
-    teacher: Teacher
+    teacher: Teacher | RowTeacher
     encoder: Encoder | None = None
     progress: Progress = silent
     keys: dict[str, str] = field(default_factory=dict)
+    prepared: bool = False
 
     def key(self, stage: str, *parts: Any) -> str:
         """Set and return the fingerprint of a stage."""
         self.keys[stage] = fingerprint(stage, *parts)
         return self.keys[stage]
 
+    def labels(self) -> Labelling:
+        """Return the run's labels as they are on disk."""
+        return open_labels(self.directory.file("labels"), self.teacher)
 
-def usable_rows(work: Work, pool: Examples) -> tuple[Examples, tuple[Rejection, ...]]:
-    """Return the rows that the teacher can label, rows of an earlier plan first, and all rejected rows.
 
-    Raises DataError where none is left, UsageError where a row of the run that is being extended is gone or changed.
+@dataclass(frozen=True)
+class Vectors:
+    """Embeddings of both axes, `(n_targets, dim)` and `(n_sources, dim)`; a pointwise teacher's target has dim 0."""
+
+    targets: Floats
+    sources: Floats
+    truncated: int
+
+
+def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> tuple[Axes, tuple[Rejection, ...]]:
+    """Return the rows that the teacher can label on both axes, rows of an earlier plan first, and all rejected rows.
+
+    wanted: the target set, with ids of its own. Raises DataError where none is left, UsageError where a row of the run that is
+    being extended is gone or changed.
     """
     settings = work.settings
-    plan = LabelStore.open(work.directory.file("labels")).plan
-    planned = plan.source_ids if plan else ()
-    _refuse_lost_rows(work.directory, pool, planned)
-    key = work.key("check", _identity(pool), settings.part(TeacherSettings))
+    everything = pool if wanted is None else Examples((*pool, *wanted))
+    planned = work.labels().planned()
+    _refuse_lost_rows(
+        work.directory, everything, list(dict.fromkeys(item for ids in planned for item in ids if item not in SCORE))
+    )
+    key = work.key("check", _identity(everything), settings.part(TeacherSettings))
     with work.directory.stage("check", key, ("unusable.json", "pool.json")) as stage:
         if not stage.done:
-            reasons = {(refused.source, refused.line): refused.reason for refused in work.teacher.prepare(pool)}
+            found = prepare_all(work.teacher, pool, wanted)
+            work.prepared = True
+            reasons = {(refused.source, refused.line): refused.reason for refused in found}
             # By id: the same rows may stand on other lines the next time.
-            by_id = {row.id: reasons[row.source, row.line] for row in pool if (row.source, row.line) in reasons}
+            by_id = {row.id: reasons[row.source, row.line] for row in everything if (row.source, row.line) in reasons}
             write_json(work.directory.file("unusable.json"), by_id)
-            write_json(work.directory.file("pool.json"), {example.id: example.content_hash for example in pool})
+            write_json(work.directory.file("pool.json"), {row.id: row.content_hash for row in everything})
     out: dict[str, str] = work.directory.read_json("unusable.json")
-    refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in pool if row.id in out)
-    usable = {example.id: example for example in pool if example.id not in out}
-    if not usable:
-        raise DataError(
-            f"none of the {len(pool)} rows can be labelled by the teacher {work.teacher.name}; the first: "
-            f"{refused[0].source} line {refused[0].line} {refused[0].reason}"
-        )
-    ordered = [usable.pop(example_id) for example_id in planned] + list(usable.values())
-    return Examples(tuple(ordered)), (*pool.rejected, *refused)
+    refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in everything if row.id in out)
+    sources = _ordered(pool, out, planned[1])
+    targets = None if wanted is None else _ordered(wanted, out, planned[0])
+    for what, given, usable in (("", pool, sources), ("of the target set ", wanted, targets)):
+        if given is not None and not usable:
+            why = next(
+                (f"; the first: {no.source} line {no.line} {no.reason}" for no in refused if _is_of(no, given)), ""
+            )
+            raise DataError(
+                f"none of the {len(given)} rows {what}can be labelled by the teacher {work.teacher.name}{why}"
+            )
+    rejected = (*pool.rejected, *(() if wanted is None else wanted.rejected), *refused)
+    return Axes(sources, targets, pointwise=work.teacher.kind == "pointwise"), rejected
 
 
-def refuse_impossible(settings: RunSettings, pool: Examples) -> None:
-    """Refuse wishes that cannot be met, before anything is loaded or written.
+def prepare_all(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | None) -> tuple[Rejection, ...]:
+    """Make the teacher know all rows. The pool comes first and alone: LESS draws its warm-up from it, never from targets."""
+    if wanted is None or not isinstance(teacher, RowTeacher):
+        return teacher.prepare(pool if wanted is None else Examples((*pool, *wanted)))
+    return (*teacher.prepare(pool), *teacher.prepare(wanted))
 
-    Raises DataError for too few rows, UsageError and InfeasibleError for labels and budgets.
+
+def named_target(target: Examples) -> Examples:
+    """Return the target set with `target:` before ids and sources, so that they never meet the pool's."""
+    renamed = tuple(replace(row, id=f"target:{row.id}", source=f"target:{row.source}") for row in target)
+    rejected = tuple(replace(rejection, source=f"target:{rejection.source}") for rejection in target.rejected)
+    return Examples(renamed, rejected, target.notes)
+
+
+def refuse_impossible(
+    settings: RunSettings, pool: Examples, teacher: Teacher | RowTeacher, target: Examples | None = None
+) -> RunSettings:
+    """Refuse wishes that cannot be met, before anything is loaded or written, and return settings with defaults filled in.
+
+    Plan and objective follow the teacher: `rows` for teachers that are paid by the row, else `scatter`; `topk` for pointwise
+    teachers, else `fl`. Raises DataError for too few rows, UsageError and InfeasibleError for labels, budgets, and plans or
+    objectives that do not fit the teacher.
     """
     parse_labels(settings.labels)
     refuse_small(len(pool))
     parse_budget(settings.budget, len(pool))
+    by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
+    plan = settings.plan or ("rows" if by_row else "scatter")
+    if by_row != (plan == "rows"):
+        fitting = "rows, since it is paid by the row" if by_row else "block or scatter, since it is paid by the pair"
+        raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
+    aimed = bool(settings.target) or target is not None
+    if aimed and pointwise:
+        raise UsageError(
+            f"--target was given, and the teacher {teacher.name} rates rows without a target; leave it out"
+        )
+    if aimed and settings.objective is None:
+        raise UsageError(
+            "with --target, say what to select for: --objective topk (highest mean utility) or fl (coverage)"
+        )
+    objective = settings.objective or ("topk" if pointwise else "fl")
+    if objective == "fl" and pointwise:
+        raise UsageError(
+            f"--objective fl needs utilities of pairs, and the teacher {teacher.name} gives scores; use topk"
+        )
+    return settings.model_copy(update={"plan": plan, "objective": objective})
 
 
-def embed(work: Work, pool: Examples) -> tuple[Floats, int]:
-    """Return the vectors of all rows `(n, dim)`, and how many rows the encoder truncates.
+def embed(work: Work, axes: Axes) -> Vectors:
+    """Return the vectors of all rows.
 
     Raises DataError where those of an earlier session cannot be read.
     """
     vectors_file = work.directory.file("embeddings.npy")
     # An encoder given as an object may differ from the one that its name stands for.
     given = dict(work.encoder.describe()) if work.encoder else None
-    key = work.key("embed", _identity(pool), work.settings.part(EncoderSettings), given)
+    rows = axes.rows
+    key = work.key("embed", _identity(rows), work.settings.part(EncoderSettings), given)
     with work.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
             encoder = work.encoder or create(
                 work.settings.encoder, device=work.settings.device, load_lm=lambda: language_model(work.teacher)
             )
-            with work.progress("embedding rows", len(pool)) as advance:
-                embedded = EmbeddingCache(encoder).embed([example.text for example in pool], advance)
+            with work.progress("embedding rows", len(rows)) as advance:
+                embedded = EmbeddingCache(encoder).embed([example.text for example in rows], advance)
             stage.cost.model_tokens += embedded.tokens
             stage.cost.model_passes += embedded.fresh
             with atomic(vectors_file) as part, part.open("wb") as stream:
                 np.save(stream, embedded.vectors, allow_pickle=False)
-            about = {"truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": pool.ids}
+            about = {"truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": rows.ids}
             write_json(work.directory.file("embeddings.json"), about)
     about = work.directory.read_json("embeddings.json")
     try:
         vectors: Floats = np.load(vectors_file, allow_pickle=False)
         place = {item: row for row, item in enumerate(about["ids"])}
         # The vectors lie in the order of the session that made them.
-        return vectors[[place[item] for item in pool.ids]], int(about["truncated"])
+        sources = vectors[[place[item] for item in axes.sources.ids]]
+        if axes.pointwise:
+            targets = np.zeros((1, 0), np.float32)
+        else:
+            targets = sources if axes.targets is None else vectors[[place[item] for item in axes.targets.ids]]
+        return Vectors(targets, sources, int(about["truncated"]))
     except (ValueError, EOFError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"{str(vectors_file)!r} is damaged ({error}); delete it and run again") from error
 
 
-def plan_labels(work: Work, pool: Examples) -> LabelPlan:
-    """Return the plan that these settings ask for, grown from the run's; nothing is written.
+def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
+    """Return the plan that these settings ask for, grown from the run's, None where it is labelled; nothing is written.
 
     Raises UsageError where the wish is below what exists, or where the teacher at hand is not the one that labelled
     before; DataError where too few rows are usable.
     """
-    settings, teacher = work.settings, work.teacher
+    settings = work.settings
     key = work.key(
-        "label", _identity(pool), settings.part(LabelSettings), settings.part(TeacherSettings), settings.seed
+        "label", _identity(axes.rows), settings.part(LabelSettings), settings.part(TeacherSettings), settings.seed
     )
-    previous = LabelStore.open(work.directory.file("labels")).plan
+    labelling = work.labels()
     if work.directory.is_done("label", key):
-        if previous is None:
+        if not labelling.planned()[1]:
             raise DataError("the labels of this run are gone; use another --out")
-        return previous
-    grown = grow(previous, pool.ids, pool.ids, wish_of(settings), settings.seed, shared=True, relative=teacher.relative)
+        return None
+    grown = labelling.grown(axes, wish_of(settings), settings.seed)
+    if isinstance(work.teacher, RowTeacher) and not work.prepared:
+        # What it draws from the pool, such as the rows of a warm-up, is part of what it is.
+        prepare_all(work.teacher, axes.sources, axes.targets)
     _refuse_other_teacher(work)
     return grown
 
@@ -151,34 +222,22 @@ def plan_labels(work: Work, pool: Examples) -> LabelPlan:
 def wish_of(settings: RunSettings) -> Wish:
     """Return how much the settings ask to label. Raises UsageError or InfeasibleError."""
     share, count = parse_labels(settings.labels)
-    return Wish(share, count, settings.plan, settings.test_items, settings.validation_items)
+    return Wish(share, count, settings.plan or "scatter", settings.test_items, settings.validation_items)
 
 
-def label(work: Work, pool: Examples, plan: LabelPlan) -> dict[str, LabelledPairs]:
+def label(work: Work, axes: Axes, plan: LabelPlan | RowPlan | None) -> dict[str, LabelledPairs]:
     """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split."""
-    teacher = work.teacher
-    store = LabelStore.open(work.directory.file("labels"))
+    labelling, rows = work.labels(), axes.rows
     with work.directory.stage("label", work.keys["label"]) as stage:
-        if not stage.done:
-            write_json(work.directory.file(TEACHER), dict(teacher.describe()))
-            store.adopt(plan)
-            before = store.progress()
-            pending = list(store.pending())
-            named = {item for _, chunk, _ in pending for item in (*chunk.targets, chunk.source) if item is not None}
-            teacher.prepare(pool.subset(sorted(named)))
-            with work.progress("labelling pairs", sum(len(chunk.targets) for _, chunk, _ in pending)) as advance:
-                for generation, chunk, positions in pending:
-                    began = time.perf_counter()
-                    labels = teacher.label(chunk)
-                    store.write(generation, chunk, positions, labels, time.perf_counter() - began)
-                    advance(len(chunk.targets))
-            now = store.progress()
-            stage.cost.seconds = max(stage.cost.seconds, before.seconds)
-            stage.cost.model_tokens, stage.cost.model_passes = now.tokens, now.passes
-    return store.utilities(relative=teacher.relative)
+        if not stage.done and plan is not None:
+            write_json(work.directory.file(TEACHER), dict(work.teacher.describe()))
+            spent = labelling.compute(plan, lambda ids: _prepare(work, rows.subset(ids)), work.progress)
+            stage.cost.seconds = max(stage.cost.seconds, spent.seconds)
+            stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
+    return labelling.utilities()
 
 
-def fit_student(work: Work, vectors: Floats, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
+def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
     """Train the student, measure its fidelity beside the baselines, and save both."""
     settings = work.settings
     key = work.key("fit", work.keys["label"], work.keys["embed"], settings.part(StudentSettings), settings.seed)
@@ -191,7 +250,7 @@ def fit_student(work: Work, vectors: Floats, labels: dict[str, LabelledPairs]) -
             recipe = RECIPES[settings.recipe]
             with work.progress("fitting the student", recipe.epochs) as advance:
                 fitted = fit(
-                    labels["train"], labels["validation"], vectors, vectors, recipe=recipe,
+                    labels["train"], labels["validation"], vectors.targets, vectors.sources, recipe=recipe,
                     seed=derive(settings.seed, "student"), advance=lambda epoch: advance(1),
                 )  # fmt: skip
             student, told = _measured(work, fitted.student, vectors, labels)
@@ -205,30 +264,31 @@ def fit_student(work: Work, vectors: Floats, labels: dict[str, LabelledPairs]) -
     return Student.load(folder), work.directory.read_json("fidelity.json")
 
 
-def predict(student: Student, vectors: Floats, labels: dict[str, LabelledPairs], *, shared: bool) -> UtilityMatrix:
+def predict(student: Student, vectors: Vectors, labels: dict[str, LabelledPairs], *, shared: bool) -> UtilityMatrix:
     """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
 
     Raises ResourceError where it does not fit in memory.
     """
-    needed = 4 * len(vectors) ** 2 * 2
+    needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
     free = free_memory()
     if free is not None and needed > free:
         raise ResourceError(
-            f"selecting from {len(vectors)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
+            f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
             f"copy, and {free / 1e9:.1f} GB are free; use --limit, or a machine with more memory"
         )
-    return hybrid_matrix(
-        student, student.project_targets(vectors), student.project_sources(vectors), combine(labels), shared=shared
-    )
+    targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
+    return hybrid_matrix(student, targets, sources, combine(labels), shared=shared)
 
 
 def _measured(
-    work: Work, student: Student, vectors: Floats, labels: dict[str, LabelledPairs]
+    work: Work, student: Student, vectors: Vectors, labels: dict[str, LabelledPairs]
 ) -> tuple[Student, dict[str, Any]]:
     """Return the student with all it needs to score alone, and its fidelity as JSON."""
-    targets, sources = student.project_targets(vectors), student.project_sources(vectors)
-    quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items()}
-    predictions = predict_quadrants(fit_baselines(labels["train"], labels["validation"], vectors, vectors), quadrants)
+    targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
+    # A pointwise teacher has seen and unseen rows, and no quadrants in between.
+    quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
+    fitted = fit_baselines(labels["train"], labels["validation"], vectors.targets, vectors.sources)
+    predictions = predict_quadrants(fitted, quadrants)
     predictions["student"] = {name: student.predict_pairs(pairs, targets, sources) for name, pairs in quadrants.items()}
     train_mean = float(quadrants["q1"].value.mean(dtype=np.float64))
     fidelity = measure(quadrants, predictions, train_mean, derive(work.settings.seed, "fidelity"))
@@ -241,6 +301,24 @@ def _measured(
     )
     told = {**fidelity.to_json(), "train_mean": train_mean, "interval": interval.note()}
     return whole, told
+
+
+def _prepare(work: Work, rows: Examples) -> None:
+    """Make the teacher know rows that were found usable before. Raises DataError where it refuses one now."""
+    refused = work.teacher.prepare(rows)
+    if refused:
+        raise DataError(f"the teacher refuses a row that it took before: {refused[0]}")
+
+
+def _is_of(refused: Rejection, rows: Examples) -> bool:
+    return any((row.source, row.line) == (refused.source, refused.line) for row in rows)
+
+
+def _ordered(rows: Examples, out: Mapping[str, str], planned: Sequence[str]) -> Examples:
+    """Return the usable rows, planned ones first in the plan's order."""
+    usable = {row.id: row for row in rows if row.id not in out}
+    first = [usable.pop(item) for item in planned if item in usable]
+    return Examples((*first, *usable.values()))
 
 
 def _identity(pool: Examples) -> list[list[str]]:
@@ -272,7 +350,7 @@ def _refuse_other_teacher(work: Work) -> None:
         )
 
 
-def language_model(teacher: Teacher) -> CausalLM:
+def language_model(teacher: Teacher | RowTeacher) -> CausalLM:
     """Return the teacher's language model. Raises UsageError where it has none."""
     lm = getattr(teacher, "lm", None)
     if not isinstance(lm, CausalLM):

@@ -22,12 +22,18 @@ def check_teacher(teacher: Teacher | RowTeacher, examples: Examples, *, toleranc
     values have the protocol's shape and type, are numbers or NaN, do not depend on what else is asked for in the same call
     (to `tolerance`), and are the same when asked again.
     """
-    _require(isinstance(teacher, Teacher | RowTeacher), "has neither the members of Teacher nor those of RowTeacher", teacher)
-    _require(teacher.kind in ("pairwise", "pointwise"), f"has kind {teacher.kind!r}, not pairwise or pointwise", teacher)
+    _require(
+        isinstance(teacher, Teacher | RowTeacher), "has neither the members of Teacher nor those of RowTeacher", teacher
+    )
+    _require(
+        teacher.kind in ("pairwise", "pointwise"), f"has kind {teacher.kind!r}, not pairwise or pointwise", teacher
+    )
     rejected = teacher.prepare(examples)
     places = {(example.source, example.line): example.id for example in examples}
     for rejection in rejected:
-        _require((rejection.source, rejection.line) in places, f"rejects a row that it was not given: {rejection}", teacher)
+        _require(
+            (rejection.source, rejection.line) in places, f"rejects a row that it was not given: {rejection}", teacher
+        )
         _require(bool(rejection.reason.strip()), f"rejects line {rejection.line} without a reason", teacher)
     refused = {places[rejection.source, rejection.line] for rejection in rejected}
     ids = [example.id for example in examples if example.id not in refused]
@@ -60,10 +66,14 @@ def _check_rows(teacher: RowTeacher, ids: Sequence[str], tolerance: float) -> No
     if teacher.kind == "pointwise":
         _require(teacher.width == 1, f"is pointwise with {teacher.width} numbers per row, not 1", teacher)
         return
-    _require(isinstance(teacher, FeatureTeacher), "is pairwise by the row but has no utility(targets, sources)", teacher)
+    _require(
+        isinstance(teacher, FeatureTeacher), "is pairwise by the row but has no utility(targets, sources)", teacher
+    )
     if isinstance(teacher, FeatureTeacher):
         table = teacher.utility(whole.values[:2], whole.values)
-        _require(table.shape == (2, len(ids)), f"gives utilities of shape {table.shape}, not (targets, sources)", teacher)
+        _require(
+            table.shape == (2, len(ids)), f"gives utilities of shape {table.shape}, not (targets, sources)", teacher
+        )
         part = teacher.utility(whole.values[1:2], whole.values[2:4])
         _require(_close(table[1:2, 2:4], part, tolerance), "gives a pair another utility beside other pairs", teacher)
 
@@ -72,11 +82,15 @@ def _check_pairs(teacher: Teacher, ids: Sequence[str], tolerance: float) -> None
     for source in ([None] if teacher.relative else []) + [ids[0]]:  # type: ignore[list-item]
         targets = tuple(ids[1:])
         whole = teacher.label(Chunk(0, source, targets))
-        _require(whole.values.shape == (len(targets),), f"labels {whole.values.shape} for {len(targets)} targets", teacher)
+        _require(
+            whole.values.shape == (len(targets),), f"labels {whole.values.shape} for {len(targets)} targets", teacher
+        )
         _require(whole.values.dtype == np.float32, f"labels in {whole.values.dtype}, not float32", teacher)
         _require(not np.isinf(whole.values).any(), "labels infinity; a pair without a value is NaN", teacher)
         again = teacher.label(Chunk(0, source, targets)).values
-        _require(np.array_equal(whole.values, again, equal_nan=True), "labels a chunk differently when asked again", teacher)
+        _require(
+            np.array_equal(whole.values, again, equal_nan=True), "labels a chunk differently when asked again", teacher
+        )
         alone = np.concatenate([teacher.label(Chunk(0, source, (target,))).values for target in targets[:3]])
         _require(_close(whole.values[:3], alone, tolerance), "labels a pair differently beside other targets", teacher)
 

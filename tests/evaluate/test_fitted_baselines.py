@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
+from sklearn.linear_model import Ridge
 
 from nncift.errors import DataError, UsageError
 from nncift.evaluate import gram

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import r2_score  # type: ignore[import-untyped]
+from sklearn.metrics import r2_score
 
 from nncift.evaluate.metrics import mse, number, r2, skill, spearman, spearman_by_target, topk_overlap
 from nncift.pairs import LabelledPairs

@@ -73,7 +73,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, words.index(BOS))]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=EOS,
@@ -230,7 +230,7 @@ def train(
             means, losses.detach(), {"words": copied[gold], "ends": gold == end, "rules": ~copied[gold] & (gold != end)}
         )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -239,7 +239,7 @@ def train(
             seconds = time.perf_counter() - start
             parts = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
             say(f"step {step + 1:5d}  loss {loss.item():.3f}  {parts}  tokens {seen}  {seconds:.0f} s")
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model, tokenizer
 
 

@@ -99,19 +99,24 @@ def fit_baselines(
 
     target_embeddings: `(n_targets, d)`, row i belongs to `train.target_ids[i]`; source_embeddings: `(n_sources, d)`
     likewise; hidden: the same two for hidden states, of any width. Missing labels are left out; without validation
-    labels the strength is DEFAULT_STRENGTH. Raises DataError without a single training label and UsageError where
+    labels the strength is DEFAULT_STRENGTH. A pointwise teacher's one target has no embedding (width 0): then only mean and
+    additive exist. Raises DataError without a single training label and UsageError where
     embeddings do not fit the axes.
     """
     train, validation = train.present(), validation.present()
     if not len(train):
         raise DataError("no training pair has a label; the baselines need at least one: label more pairs")
+    pointwise = target_embeddings.shape[1] == 0
+    if pointwise:
+        target_embeddings = np.zeros((len(target_embeddings), source_embeddings.shape[1]), np.float32)
     space = Space.of(train, target_embeddings, source_embeddings)
     fitted: dict[str, Predictor] = {
         "mean": Mean(float(train.value.mean(dtype=np.float64))),
         "additive": Additive(space, *_ridge(additive_moments(space, train), validation, space.additive)),
-        "cosine": _cosine(space, train),
-        "ridge": Product(space, *_ridge(product_moments(space, train), validation, space.product)),
     }
+    if not pointwise:
+        fitted["cosine"] = _cosine(space, train)
+        fitted["ridge"] = Product(space, *_ridge(product_moments(space, train), validation, space.product))
     if hidden is not None:
         fitted["hidden"] = _cosine(Space.of(train, *hidden), train)
     return fitted

@@ -65,19 +65,24 @@ class Measures:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """The student's measures per quadrant, those of each baseline, and on q4 what lies between them."""
+    """The student's measures per quadrant, those of each baseline, and on q4 what lies between them.
+
+    absent: quadrants that were not asked for, since they do not exist (a pointwise teacher has no q2 and q3).
+    """
 
     student: dict[str, Measures]
     baselines: dict[str, dict[str, Measures]]
     differences: dict[str, dict[str, Difference]]
     resamples: int
+    absent: tuple[str, ...] = ()
 
     def verdicts(self) -> list[str]:
         """Return plain sentences about what is wrong or unknown; an empty list means that the student earned its place.
 
         Compared on q4 with free cosine similarity, the additive baseline and the training mean, in Spearman and in R^2.
         """
-        sentences = [_too_small(name, self.student[name]) for name in QUADRANTS if _is_small(self.student[name])]
+        measured = [name for name in QUADRANTS if name not in self.absent]
+        sentences = [_too_small(name, self.student[name]) for name in measured if _is_small(self.student[name])]
         if not _is_small(self.student["q4"]):
             rivals = [name for name in RIVALS if name in self.differences]
             found = [verdict(name, self.differences[name][key], key) for name in rivals for key in ("spearman", "r2")]
@@ -130,7 +135,8 @@ def measure(
             measures[name][quadrant] = _measures(pairs, guess, train_mean, resampled[name], len(subset))
         if quadrant == "q4":
             differences = _differences({name: of["q4"] for name, of in measures.items()}, resampled)
-    return Fidelity(measures.pop(STUDENT), measures, differences, resamples)
+    absent = tuple(name for name in QUADRANTS if name not in quadrants)
+    return Fidelity(measures.pop(STUDENT), measures, differences, resamples, absent)
 
 
 _METRICS = ("mse", "r2", "spearman")

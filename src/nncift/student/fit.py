@@ -22,11 +22,15 @@ from nncift.student.model import Student
 Floats = npt.NDArray[np.float32]
 
 
+LEAST_EPOCHS = 10
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained: Adam on the mean squared error.
 
-    patience: epochs without a better validation loss before stopping; None = run all epochs and keep the last weights.
+    patience: epochs without a better validation loss before stopping; None = run all epochs and keep the last weights. updates:
+    about how many optimiser steps at most.
     """
 
     learning_rate: float
@@ -35,11 +39,18 @@ class Recipe:
     weight_decay: float = 0.0
     standardise: bool = True
     patience: int | None = None
+    updates: int | None = None
+
+    def epochs_over(self, pairs: int) -> int:
+        """Return the epochs over so many pairs: fewer where updates are bounded, so that the cost is linear in pairs."""
+        if self.updates is None:
+            return self.epochs
+        return min(self.epochs, max(LEAST_EPOCHS, self.updates // math.ceil(pairs / self.batch)))
 
 
 RECIPES = {
     "paper": Recipe(learning_rate=1e-4, epochs=20, batch=64, standardise=False),
-    "default": Recipe(learning_rate=1e-3, epochs=200, batch=256, weight_decay=1e-4, patience=15),
+    "default": Recipe(learning_rate=3e-3, epochs=400, batch=256, weight_decay=1e-3, patience=40, updates=20_000),
 }
 
 
@@ -110,7 +121,7 @@ def fit(
         optimiser = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         best, best_epoch, kept = math.inf, 0, _weights(network)
         courses: tuple[list[float], list[float]] = ([], [])
-        for epoch in range(recipe.epochs):
+        for epoch in range(recipe.epochs_over(len(train))):
             courses[0].append(_epoch(network, optimiser, targets, sources, data, recipe.batch) * scale**2)
             loss = _loss(network, targets, sources, held_out)
             courses[1].append(loss * scale**2)

@@ -11,6 +11,7 @@ from typing import Any
 
 from nncift.config import TeacherSettings, nearest
 from nncift.errors import UsageError
+from nncift.lm import ModelSource
 from nncift.teachers import RowTeacher, Teacher
 
 TEACHERS: Mapping[str, str] = {
@@ -39,7 +40,12 @@ def teacher_class(name: str) -> type[Any]:
 
 
 def create(
-    settings: TeacherSettings, device: str = "auto", *, seed: int = 0, encoder: str = "minilm", workspace: Path | None = None
+    settings: TeacherSettings,
+    device: str = "auto",
+    *,
+    seed: int = 0,
+    encoder: str = "minilm",
+    workspace: Path | None = None,
 ) -> Teacher | RowTeacher:
     """Return the teacher that settings name; each setting that its constructor takes is passed on.
 
@@ -49,7 +55,7 @@ def create(
     name, _, column = settings.teacher.partition(":")
     made = teacher_class(name)
     taken = inspect.signature(made).parameters
-    given = {
+    given: dict[str, Any] = {
         "variant": settings.variant, "template": settings.template, "context": settings.context, "dtype": settings.dtype,
         "trust_remote_code": settings.trust_remote_code, "model": settings.model,
     }  # fmt: skip
@@ -63,14 +69,20 @@ def create(
         )
     for option in settings.option:
         if option not in taken or option in given:
-            raise UsageError(f"the teacher {settings.teacher} has no option {option!r}{nearest(option, set(taken) - set(given))}")
+            raise UsageError(
+                f"the teacher {settings.teacher} has no option {option!r}{nearest(option, set(taken) - set(given))}"
+            )
+    if settings.model is not None and (settings.load_in or settings.device_map):
+        given["model"] = ModelSource(settings.model, settings.load_in, settings.device_map)
     values = {**given, "device": device, "seed": seed, "encoder": encoder, "workspace": workspace, **settings.option}
     if name == "column":
         values["column"] = column
     try:
         built: Teacher | RowTeacher = made(**{key: value for key, value in values.items() if key in taken})
     except TypeError as error:
-        raise UsageError(f"the teacher {settings.teacher} cannot be made of {dict(settings.option)}: {error}") from error
+        raise UsageError(
+            f"the teacher {settings.teacher} cannot be made of {dict(settings.option)}: {error}"
+        ) from error
     return built
 
 

@@ -1,0 +1,283 @@
+"""Labels of a run, one face for teachers that are paid by the pair and those that are paid by the row.
+
+What stages need of either: which rows were planned before, a grown plan, the labels computed, the utilities by split, and
+the cost of the full teacher.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from nncift.data import Examples
+from nncift.errors import DataError
+from nncift.files import atomic, fingerprint, write_json
+from nncift.labels import LabelStore
+from nncift.pairs import LabelledPairs
+from nncift.plan import LabelPlan, Wish, describe, grow
+from nncift.progress import Progress
+from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
+from nncift.teachers import RowTeacher, Teacher
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The rows on both axes. targets: None = the sources themselves. pointwise: one target, which is no row."""
+
+    sources: Examples
+    targets: Examples | None = None
+    pointwise: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether targets and sources are the same rows, so that the diagonal is masked."""
+        return self.targets is None and not self.pointwise
+
+    @property
+    def target_ids(self) -> tuple[str, ...]:
+        """Ids of the target axis."""
+        if self.pointwise:
+            return SCORE
+        return self.sources.ids if self.targets is None else self.targets.ids
+
+    @property
+    def rows(self) -> Examples:
+        """All rows, sources first."""
+        return self.sources if self.targets is None else Examples((*self.sources, *self.targets))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What labelling has cost so far: tokens and passes of the teacher's model, and seconds of finished chunks."""
+
+    tokens: int
+    passes: int
+    seconds: float
+
+
+Prepare = Callable[[Sequence[str]], None]
+
+
+class Labelling(Protocol):
+    """The labels of a run on disk."""
+
+    def planned(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the target and source ids that a plan exists for."""
+        ...
+
+    def grown(self, axes: Axes, wish: Wish, seed: int) -> LabelPlan | RowPlan:
+        """Return the plan that the wish asks for; nothing is written."""
+        ...
+
+    def compute(self, plan: LabelPlan | RowPlan, prepare: Prepare, progress: Progress) -> Spent:
+        """Label what is pending; `prepare` makes the teacher know the rows that it needs."""
+        ...
+
+    def utilities(self) -> dict[str, LabelledPairs]:
+        """Return the utilities by split, on the plan's axes."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of labels by split."""
+        ...
+
+    def full_passes(self) -> int:
+        """Return the passes of the full teacher."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Return sentences about labels that could not be had."""
+        ...
+
+
+class PairLabelling:
+    """Labels of a teacher that is paid by the pair."""
+
+    def __init__(self, folder: Path, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._store = LabelStore.open(folder)
+
+    def planned(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the ids of the plan's axes."""
+        plan = self._store.plan
+        return ((), ()) if plan is None else (plan.target_ids, plan.source_ids)
+
+    def grown(self, axes: Axes, wish: Wish, seed: int) -> LabelPlan:
+        """Return the grown plan."""
+        return grow(
+            self._store.plan,
+            axes.target_ids,
+            axes.sources.ids,
+            wish,
+            seed,
+            shared=axes.shared,
+            relative=self._teacher.relative,
+        )
+
+    def compute(self, plan: LabelPlan | RowPlan, prepare: Prepare, progress: Progress) -> Spent:
+        """Label chunk by chunk."""
+        if not isinstance(plan, LabelPlan):
+            raise DataError("this run was planned for a teacher that is paid by the row; use another --out")
+        store, teacher = self._store, self._teacher
+        store.adopt(plan)
+        pending = list(store.pending())
+        prepare(
+            sorted({item for _, chunk, _ in pending for item in (*chunk.targets, chunk.source) if item is not None})
+        )
+        with progress("labelling pairs", sum(len(chunk.targets) for _, chunk, _ in pending)) as advance:
+            for generation, chunk, positions in pending:
+                began = time.perf_counter()
+                labels = teacher.label(chunk)
+                store.write(generation, chunk, positions, labels, time.perf_counter() - began)
+                advance(len(chunk.targets))
+        done = store.progress()
+        return Spent(done.tokens, done.passes, done.seconds)
+
+    def utilities(self) -> dict[str, LabelledPairs]:
+        """Return the utilities by split."""
+        return self._store.utilities(relative=self._teacher.relative)
+
+    def counts(self) -> dict[str, int]:
+        """Return the planned labels by split."""
+        return describe(self._plan)
+
+    def full_passes(self) -> int:
+        """Return the passes of labelling every pair that fits, as far as the labelled pairs tell."""
+        done = self._store.progress()
+        pairs = self._plan.full_passes(relative=False)
+        without = len(self._plan.target_ids) if self._teacher.relative else 0
+        return without + round(pairs * (1 - done.missing / max(done.pairs, 1)))
+
+    def warnings(self) -> list[str]:
+        """Return what did not fit."""
+        done = self._store.progress()
+        found = []
+        if done.missing:
+            found.append(
+                f"{done.missing} of {done.pairs} labelled pairs ({100 * done.missing / done.pairs:.1f} %) do not fit the "
+                "model's context and stay without a value."
+            )
+        if done.shortened:
+            found.append(
+                f"{done.shortened} of {done.blocks} examples in front ({100 * done.shortened / done.blocks:.1f} %) were "
+                "shortened at their prompt's start to half of the model's context."
+            )
+        return found
+
+    @property
+    def _plan(self) -> LabelPlan:
+        if self._store.plan is None:
+            raise DataError("the labels of this run are gone; use another --out")
+        return self._store.plan
+
+
+class RowLabelling:
+    """Labels of a teacher that is paid by the row. Utilities are kept on disk, so that reading them needs no teacher."""
+
+    def __init__(self, folder: Path, teacher: RowTeacher) -> None:
+        self._folder = folder
+        self._teacher = teacher
+        self._store = RowLabelStore.open(folder)
+
+    def planned(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the ids of the plan's axes."""
+        plan = self._store.plan
+        return ((), ()) if plan is None else (plan.target_ids, plan.source_ids)
+
+    def grown(self, axes: Axes, wish: Wish, seed: int) -> RowPlan:
+        """Return the grown plan."""
+        return grow_rows(self._store.plan, axes.target_ids, axes.sources.ids, wish, seed, shared=axes.shared)
+
+    def compute(self, plan: LabelPlan | RowPlan, prepare: Prepare, progress: Progress) -> Spent:
+        """Measure chunk by chunk, then derive the utilities of all pairs among measured rows."""
+        if not isinstance(plan, RowPlan):
+            raise DataError("this run was planned for a teacher that is paid by the pair; use another --out")
+        store, teacher = self._store, self._teacher
+        store.adopt(plan)
+        prepare(sorted(plan.measured))
+        store.set_width(teacher.width)
+        pending = list(store.pending())
+        with progress("measuring rows", sum(len(ids) for *_, ids in pending)) as advance:
+            for generation, index, ids in pending:
+                began = time.perf_counter()
+                labels = teacher.measure(ids)
+                store.write(generation, index, labels, time.perf_counter() - began)
+                advance(len(ids))
+        self._save(store.utilities(teacher))
+        done = store.progress()
+        # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
+        once = {what: int(getattr(teacher, f"warm_up_{what}", 0)) for what in ("tokens", "passes")}
+        write_json(self._once, once)
+        return Spent(done.tokens + once["tokens"], done.passes + once["passes"], done.seconds)
+
+    def utilities(self) -> dict[str, LabelledPairs]:
+        """Return the utilities by split. Raises DataError where their file is missing, damaged or of another plan."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        plan = self._plan
+        try:
+            arrays = load_file(self._file)
+            names = sorted({name.split(".")[0] for name in arrays})
+            parts = {name: [arrays[f"{name}.{part}"] for part in ("target", "source", "value")] for name in names}
+        except (OSError, SafetensorError, KeyError) as error:
+            raise DataError(
+                f"{str(self._file)!r} cannot be read: {error}; delete the folder stages and run again"
+            ) from error
+        return {name: LabelledPairs(plan.target_ids, plan.source_ids, *found) for name, found in parts.items()}
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of measured rows, and of the pairs among them by split."""
+        return {"rows": len(self._plan.measured), **{name: len(pairs) for name, pairs in self.utilities().items()}}
+
+    def full_passes(self) -> int:
+        """Return the passes of measuring every row, what precedes all rows included."""
+        done = self._store.progress()
+        try:
+            once = int(json.loads(self._once.read_text(encoding="utf-8"))["passes"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{str(self._once)!r} is missing or damaged ({error}); use another --out") from error
+        return round(self._plan.full_rows * done.passes / max(done.rows, 1)) + once
+
+    def warnings(self) -> list[str]:
+        """Return how many rows have no value."""
+        done = self._store.progress()
+        return [f"{done.missing} of {done.rows} measured rows have no value."] if done.missing else []
+
+    @property
+    def _once(self) -> Path:
+        return self._folder / "once.json"
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / f"utility-{fingerprint(sorted(self._plan.measured))}.safetensors"
+
+    @property
+    def _plan(self) -> RowPlan:
+        if self._store.plan is None:
+            raise DataError("the labels of this run are gone; use another --out")
+        return self._store.plan
+
+    def _save(self, utilities: dict[str, LabelledPairs]) -> None:
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, Any] = {
+            f"{name}.{part}": np.ascontiguousarray(getattr(pairs, part))
+            for name, pairs in utilities.items()
+            for part in ("target", "source", "value")
+        }
+        with atomic(self._file) as part:
+            save_file(arrays, part)
+
+
+def open_labels(folder: Path, teacher: Teacher | RowTeacher) -> Labelling:
+    """Return the labels in a folder, for the kind of teacher at hand."""
+    if isinstance(teacher, RowTeacher):
+        return RowLabelling(folder, teacher)
+    return PairLabelling(folder, teacher)
