@@ -171,7 +171,7 @@ def test_a_dry_run_for_people_says_that_nothing_was_written(quick: Call, write_p
     found = quick(write_pool(40), "--dry-run")
     assert found.code == 0
     assert "Nothing was written" in found.out
-    assert "every pair (full teacher)" in found.out
+    assert "everything (full teacher)" in found.out
 
 
 def test_scoring_writes_the_contracts_columns_and_loads_no_language_model(
@@ -197,7 +197,7 @@ def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, wri
 
 def test_doctor_tells_versions_and_extras(call: Call) -> None:
     told = json.loads(call("doctor", "--json").out)
-    assert set(told["extras"]) == {"hub", "offline", "train"}
+    assert set(told["extras"]) == {"hub", "offline", "quantised", "train"}
     assert told["packages"]["torch"]
     assert call("doctor").out.startswith("Python 3.")
 
@@ -230,7 +230,7 @@ def test_the_installed_command_passes_the_exit_code_on() -> None:
         (["run", "a.jsonl"], "--out DIR is missing"),
         (["run", "a.jsonl", "--out", "run"], "give --model"),
         (["run", "a.jsonl", "--out", "run", "--teacher", "deflt"], "did you mean 'delift'?"),
-        (["run", "a.jsonl", "--out", "run", "--plan", "chess"], "'block' or 'scatter'"),
+        (["run", "a.jsonl", "--out", "run", "--plan", "chess"], "'block', 'scatter' or 'rows'"),
         (["run", "--out", "run", "--model", "m"], "no pool was given"),
         (["run", "a.jsonl", "--out", "run", "--model", "m", "--map", "prompt"], "NAME=COLUMN"),
         (["score", "a.jsonl"], "Missing option"),
@@ -439,3 +439,54 @@ def test_control_c_is_exit_code_130_and_the_same_command_goes_on(
     assert "Traceback" not in err
     assert subprocess.run(command, check=False).returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_options_reach_the_teacher(call: Call, write_pool: Write, llama_folder: Path, tmp_path: Path) -> None:
+    flags: list[Any] = [
+        "run",
+        write_pool(40),
+        "--teacher",
+        "less",
+        "--model",
+        llama_folder,
+        "--encoder",
+        "hash",
+        "--json",
+    ]
+    for option in ("lora=false", "projection=16", "epochs=1", "learning_rate=2e-3", "adam=as-published"):
+        flags += ["--option", option]
+    told = json.loads(call(*flags, "--labels", "20%", "--out", tmp_path / "run").out)
+    assert told["plan"] == "rows"
+    given = yaml.safe_load((tmp_path / "run" / "manifest.yaml").read_text())["option"]
+    assert given == {"lora": False, "projection": 16, "epochs": 1, "learning_rate": 0.002, "adam": "as-published"}
+    described = json.loads((tmp_path / "run" / "labels" / "teacher.json").read_text())
+    assert described["adam"] == "as-published"
+    assert described["projection"]["dimension"] == 16
+    before = sorted(tmp_path.rglob("*"))
+    dry = call(*flags, "--labels", "20%", "--out", tmp_path / "never", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert json.loads(dry.out)["label"]["passes"] == told["ledger"]["teacher_passes"]
+
+
+def test_people_are_told_of_rows_and_scores(call: Call, write_pool: Write, tmp_path: Path) -> None:
+    flags = ("--teacher", "length", "--encoder", "hash", "--labels", "20%", "--out", tmp_path / "run")
+    found = call("run", write_pool(40), *flags)
+    assert found.code == 0, found.err
+    assert "Teacher length, plan rows: 15 measured rows, 8 scores to learn from, 3 to validate, 4 to test" in (
+        " ".join(found.out.split())
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(("--option", "depth"), "expected NAME=VALUE"), (("--option", "depth=[1"), "cannot be read as YAML"),
+     (("--option", "depth=1"), "the teacher length has no option 'depth'"), (("--model", "m"), "takes no model"),
+     (("--plan", "scatter"), "use rows"), (("--objective", "fl"), "gives scores; use topk")],
+)  # fmt: skip
+def test_what_does_not_fit_a_row_teacher_is_exit_code_2(
+    call: Call, write_pool: Write, tmp_path: Path, flags: tuple[str, ...], said: str
+) -> None:
+    pool = write_pool(40)
+    refused(call("run", pool, "--teacher", "length", "--encoder", "hash", "--out", tmp_path / "run", *flags), 2, said)
+    assert not (tmp_path / "run").exists()

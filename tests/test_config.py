@@ -36,7 +36,7 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
     [
         ("seed", "abc", "'seed' was given as 'abc'.*integer"),
         ("limit", 0, "'limit' was given as 0.*greater than or equal to 1"),
-        ("plan", "chess", "'plan' was given as 'chess'.*'block' or 'scatter'"),
+        ("plan", "chess", "'plan' was given as 'chess'.*'block', 'scatter' or 'rows'"),
         ("labels", ["5%"], "'labels' was given as.*string"),
         ("budget", True, "'budget' was given as True.*string"),
         ("map", "prompt", "'map' was given as 'prompt'.*dict"),

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from nncift.encode import HashEncoder
 from nncift.errors import InfeasibleError
 from nncift.estimate import estimate
 from nncift.plan import Wish, grow
-from nncift.teachers import Chunk, ChunkLabels
+from nncift.teachers import Chunk, ChunkLabels, RowLabels
+from nncift.teachers.registry import create
 
 
 class Priced:
@@ -35,7 +36,7 @@ class Priced:
 
 def test_tokens_are_extrapolated_from_the_start_of_a_chunk_and_its_targets(write_pool: Callable[..., Path]) -> None:
     pool = read(write_pool(50))
-    told = estimate(RunSettings(labels="20%", budget="10"), pool, Priced(), HashEncoder())
+    told = estimate(RunSettings(labels="20%", budget="10"), pool, Priced(), encoder=HashEncoder())
     plan = grow(None, pool.ids, pool.ids, Wish(0.2, None), 0, shared=True, relative=True)
     passes = len(plan.entries)
     assert told["label"]["passes"] == passes
@@ -52,4 +53,54 @@ def test_a_wish_that_cannot_be_met_costs_nothing(write_pool: Callable[..., Path]
             raise AssertionError("the teacher was used")
 
     with pytest.raises(InfeasibleError):
-        estimate(RunSettings(budget="51"), read(write_pool(50)), Untouched(), HashEncoder())
+        estimate(RunSettings(budget="51"), read(write_pool(50)), Untouched(), encoder=HashEncoder())
+
+
+class Measured:
+    """A pairwise teacher paid by the row: three passes and thirty tokens each."""
+
+    name = "measured"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    width = 2
+    options: Mapping[str, Any] = {"teacher": "measured"}
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        return ()
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        return RowLabels(np.ones((len(ids), 2), np.float32), 30 * len(ids), 3 * len(ids))
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"teacher": "measured"}
+
+
+@pytest.mark.parametrize("targets", [0, 20])
+def test_rows_are_counted_as_planned(write_pool: Callable[..., Path], targets: int) -> None:
+    pool = read(write_pool(50))
+    target = read(write_pool(targets, "target.jsonl")) if targets else None
+    settings = RunSettings(labels="20%", budget="10", objective="topk")
+    told = estimate(settings, pool, Measured(), target=target, encoder=HashEncoder())
+    # To learn from, to test and to validate; the target set is measured whole.
+    rows = 10 + 5 + 4 + targets
+    assert told["labels"] == {"rows": rows}
+    assert (told["label"]["passes"], told["label"]["tokens"]) == (3 * rows, 30 * rows)
+    assert told["full_teacher"]["passes"] == 3 * (50 + targets)
+    assert told["saving"] == pytest.approx(1 - rows / (50 + targets))
+    assert told["embed"]["rows"] == 50 + targets
+    assert told["bytes"]["labels"] == rows * 2 * 4
+
+
+def test_a_warm_up_is_counted_and_not_run(
+    write_pool: Callable[..., Path], llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the warm-up was run")
+
+    monkeypatch.setattr("nncift.teachers.warmup._epoch", refuse)
+    settings = RunSettings(
+        teacher="less", model=str(llama_folder), labels="20%", budget="10",
+        option={"lora": False, "projection": 32, "epochs": 2, "warmup_share": 0.1},
+    )  # fmt: skip
+    told = estimate(settings, read(write_pool(50)), create(settings, "cpu"), encoder=HashEncoder())
+    assert told["label"]["passes"] == 2 * 19 + 2 * 5
+    assert told["full_teacher"]["passes"] == 2 * 50 + 2 * 5

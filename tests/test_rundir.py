@@ -55,7 +55,7 @@ def test_a_refused_process_does_not_take_the_lock_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "now", "name"),
-    [({}, {"seed": 1}, "seed = 0, and 1"), ({"plan": "block"}, {}, "plan = 'block', and 'scatter'"),
+    [({}, {"seed": 1}, "seed = 0, and 1"), ({"plan": "block"}, {"plan": "scatter"}, "plan = 'block', and 'scatter'"),
      ({"model": "a"}, {"model": "b"}, "model = 'a', and 'b'"), ({}, {"encoder": "hash"}, "encoder = 'minilm', and 'hash'")],
 )  # fmt: skip
 def test_other_settings_are_refused_with_both_values(tmp_path: Path, before: Any, now: Any, name: str) -> None:

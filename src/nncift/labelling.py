@@ -54,11 +54,11 @@ class Axes:
 
 @dataclass(frozen=True)
 class Spent:
-    """What labelling has cost so far: tokens and passes of the teacher's model, and seconds of finished chunks."""
+    """What labelling has cost so far: tokens and passes of the teacher's model, and seconds of earlier sessions' chunks."""
 
     tokens: int
     passes: int
-    seconds: float
+    seconds_before: float
 
 
 Prepare = Callable[[Sequence[str]], None]
@@ -126,6 +126,7 @@ class PairLabelling:
             raise DataError("this run was planned for a teacher that is paid by the row; use another --out")
         store, teacher = self._store, self._teacher
         store.adopt(plan)
+        before = store.progress().seconds
         pending = list(store.pending())
         prepare(
             sorted({item for _, chunk, _ in pending for item in (*chunk.targets, chunk.source) if item is not None})
@@ -137,7 +138,7 @@ class PairLabelling:
                 store.write(generation, chunk, positions, labels, time.perf_counter() - began)
                 advance(len(chunk.targets))
         done = store.progress()
-        return Spent(done.tokens, done.passes, done.seconds)
+        return Spent(done.tokens, done.passes, before)
 
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split."""
@@ -202,6 +203,7 @@ class RowLabelling:
         store.adopt(plan)
         prepare(sorted(plan.measured))
         store.set_width(teacher.width)
+        before = store.progress().seconds
         pending = list(store.pending())
         with progress("measuring rows", sum(len(ids) for *_, ids in pending)) as advance:
             for generation, index, ids in pending:
@@ -214,7 +216,7 @@ class RowLabelling:
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
         once = {what: int(getattr(teacher, f"warm_up_{what}", 0)) for what in ("tokens", "passes")}
         write_json(self._once, once)
-        return Spent(done.tokens + once["tokens"], done.passes + once["passes"], done.seconds)
+        return Spent(done.tokens + once["tokens"], done.passes + once["passes"], before)
 
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split. Raises DataError where their file is missing, damaged or of another plan."""

@@ -37,6 +37,7 @@ from nncift.student.model import Student, hybrid_matrix
 from nncift.teachers import RowTeacher, Teacher
 
 Floats = npt.NDArray[np.float32]
+FEWEST_TARGETS = 3
 TEACHER = "labels/teacher.json"
 QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
 
@@ -106,6 +107,8 @@ def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> t
             raise DataError(
                 f"none of the {len(given)} rows {what}can be labelled by the teacher {work.teacher.name}{why}"
             )
+    if targets is not None:
+        _refuse_few_targets(len(targets))
     rejected = (*pool.rejected, *(() if wanted is None else wanted.rejected), *refused)
     return Axes(sources, targets, pointwise=work.teacher.kind == "pointwise"), rejected
 
@@ -150,6 +153,8 @@ def refuse_impossible(
         raise UsageError(
             "with --target, say what to select for: --objective topk (highest mean utility) or fl (coverage)"
         )
+    if target:
+        _refuse_few_targets(len(target))
     objective = settings.objective or ("topk" if pointwise else "fl")
     if objective == "fl" and pointwise:
         raise UsageError(
@@ -232,7 +237,8 @@ def label(work: Work, axes: Axes, plan: LabelPlan | RowPlan | None) -> dict[str,
         if not stage.done and plan is not None:
             write_json(work.directory.file(TEACHER), dict(work.teacher.describe()))
             spent = labelling.compute(plan, lambda ids: _prepare(work, rows.subset(ids)), work.progress)
-            stage.cost.seconds = max(stage.cost.seconds, spent.seconds)
+            # What a killed session had labelled is known from its chunks alone; this session's time is added on leaving.
+            stage.cost.seconds = max(stage.cost.seconds, spent.seconds_before)
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
     return labelling.utilities()
 
@@ -308,6 +314,14 @@ def _prepare(work: Work, rows: Examples) -> None:
     refused = work.teacher.prepare(rows)
     if refused:
         raise DataError(f"the teacher refuses a row that it took before: {refused[0]}")
+
+
+def _refuse_few_targets(rows: int) -> None:
+    if rows < FEWEST_TARGETS:
+        raise DataError(
+            f"the target set has {rows} usable rows, and at least {FEWEST_TARGETS} are needed: one each to learn from, to "
+            "validate and to test"
+        )
 
 
 def _is_of(refused: Rejection, rows: Examples) -> bool:

@@ -79,7 +79,7 @@ def _check_rows(teacher: RowTeacher, ids: Sequence[str], tolerance: float) -> No
 
 
 def _check_pairs(teacher: Teacher, ids: Sequence[str], tolerance: float) -> None:
-    for source in ([None] if teacher.relative else []) + [ids[0]]:  # type: ignore[list-item]
+    for source in ([None] if teacher.relative else []) + [ids[0]]:
         targets = tuple(ids[1:])
         whole = teacher.label(Chunk(0, source, targets))
         _require(

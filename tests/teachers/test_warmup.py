@@ -192,7 +192,7 @@ def test_attention_is_found_by_name(llama_folder: Path, gpt2_folder: Path) -> No
     assert names == [f"transformer.h.{k}.attn.{part}" for k in (0, 1) for part in ("c_attn", "c_proj")]
     found = attention_modules(CausalLM.load(llama_folder, device="cpu").model)
     assert [name.rpartition(".")[2] for name in found[:4]] == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    with pytest.raises(UsageError, match="lora_targets"):
+    with pytest.raises(UsageError, match="option targets"):
         attention_modules(torch.nn.Linear(2, 2))
 
 

@@ -67,7 +67,7 @@ class Measures:
 class Fidelity:
     """The student's measures per quadrant, those of each baseline, and on q4 what lies between them.
 
-    absent: quadrants that were not asked for, since they do not exist (a pointwise teacher has no q2 and q3).
+    absent: quadrants that do not exist (a pointwise teacher has neither q2 nor q3), of which nothing is said.
     """
 
     student: dict[str, Measures]
@@ -135,7 +135,8 @@ def measure(
             measures[name][quadrant] = _measures(pairs, guess, train_mean, resampled[name], len(subset))
         if quadrant == "q4":
             differences = _differences({name: of["q4"] for name, of in measures.items()}, resampled)
-    absent = tuple(name for name in QUADRANTS if name not in quadrants)
+    # Without both, it is a pointwise teacher's; one alone that is missing has no labels, which is to be told.
+    absent = () if {"q2", "q3"} & set(quadrants) else ("q2", "q3")
     return Fidelity(measures.pop(STUDENT), measures, differences, resamples, absent)
 
 

@@ -117,7 +117,7 @@ class Less:
             "rank": rank,
             "alpha": alpha,
             "dropout": dropout,
-            "lora_targets": None if targets is None else list(targets),
+            "targets": None if targets is None else list(targets),
             "projection": projection,
             "projection_kind": projection_kind,
             "adam": adam,

@@ -30,12 +30,15 @@ TEACHERS: Mapping[str, str] = {
 
 
 def teacher_class(name: str) -> type[Any]:
-    """Return the class registered under a name. Raises UsageError for a name that nobody registered."""
+    """Return the class registered under a name. Raises UsageError for an unknown name and a plug-in that cannot be loaded."""
     known = {**{entry.name: entry.value for entry in metadata.entry_points(group="nncift.teachers")}, **TEACHERS}
     if name not in known:
         raise UsageError(f"there is no teacher {name!r}{nearest(name, known)}")
     module, _, attribute = known[name].partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), attribute)
+    try:
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the teacher {name} cannot be loaded from {known[name]}: {error}") from error
     return found
 
 
@@ -52,7 +55,9 @@ def create(
     workspace: a folder for what a teacher keeps between sessions. Raises UsageError for an unknown teacher or option, where its
     model is missing, or where a setting was given that it does not take.
     """
-    name, _, column = settings.teacher.partition(":")
+    name, colon, column = settings.teacher.partition(":")
+    if colon and name != "column":
+        raise UsageError(f"the teacher {name} has nothing behind a colon; {settings.teacher!r} was given")
     made = teacher_class(name)
     taken = inspect.signature(made).parameters
     given: dict[str, Any] = {

@@ -144,7 +144,7 @@ def attention_modules(model: nn.Module) -> list[str]:
     ]
     if not found:
         raise UsageError(
-            "no attention projections were found by name in this model; name the modules for LoRA with lora_targets, "
+            "no attention projections were found by name in this model; name the modules for LoRA with the option targets, "
             "or train all parameters with lora=False"
         )
     return found

@@ -1,0 +1,355 @@
+"""Runs with teachers that are paid by the row, from the pool to the files of the contract."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+
+import nncift
+from nncift import config, pipeline
+from nncift.data import Examples
+from nncift.data.examples import Rejection
+from nncift.errors import DataError, UsageError
+from nncift.evaluate.fidelity import measure
+from nncift.lm import CausalLM
+from nncift.results import Run
+from nncift.rows import RowLabelStore
+from nncift.seeds import derive
+from nncift.student import fit
+from nncift.teachers import RowLabels
+from nncift.teachers.registry import create
+
+Write = Callable[..., Path]
+Floats = npt.NDArray[np.float32]
+SAME = ("subset.jsonl", "selection.parquet", "fidelity.json", "selection.json", "student/student.safetensors")
+TINY: dict[str, Any] = {"lora": False, "projection": 32, "epochs": 1, "warmup_share": 0.1, "learning_rate": 1e-3}
+
+
+class Features:
+    """Three numbers per row from its id, without a model; counts what it is asked, and may stop or reject."""
+
+    name = "features"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    width = 3
+    warm_up_passes = 7
+    warm_up_tokens = 70
+
+    def __init__(self, *, stop_after: int | None = None, rejects: tuple[str, ...] = (), weights: str = "a") -> None:
+        self.options: Mapping[str, Any] = {"teacher": "features", "depth": 2}
+        self.asked: list[str] = []
+        self.given: list[tuple[str, ...]] = []
+        self._stop_after, self._rejects, self._weights = stop_after, rejects, weights
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        self.given.append(examples.ids)
+        return tuple(Rejection(row.source, row.line, "needs too much") for row in examples if row.id in self._rejects)
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        if self._stop_after is not None and len(self.asked) >= self._stop_after:
+            raise KeyboardInterrupt
+        self.asked += ids
+        values = [[derive(place, item) % 1000 / 1000 for place in range(3)] for item in ids]
+        return RowLabels(np.array(values, np.float32), 20 * len(ids), 2 * len(ids))
+
+    def utility(self, targets: Floats, sources: Floats) -> Floats:
+        return np.asarray(targets @ sources.T / 3, np.float32)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"teacher": "features", "weights": self._weights}
+
+
+@pytest.fixture(autouse=True)
+def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
+    monkeypatch.setattr("nncift.stages.measure", partial(measure, resamples=20))
+    monkeypatch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=10))
+
+
+def select(pool: Any, out: Path, teacher: Any = None, **given: Any) -> Run:
+    settings = {"encoder": "hash", "labels": 0.3, "budget": 8, **given}
+    return nncift.run(pool, teacher=teacher or Features(), out=out, **settings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same(one: Run, other: Run) -> None:
+    for name in SAME:
+        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+    for key in ("teacher_passes", "full_teacher_passes", "saving"):
+        assert one.ledger[key] == other.ledger[key]
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that makes loading a language model an error."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a language model was loaded")
+
+    return lambda: monkeypatch.setattr(CausalLM, "load", refuse)
+
+
+@pytest.mark.parametrize("name", ["features", "length", "random", "ifd", "less"])
+def test_files_of_the_contract_linear_passes_and_running_again(
+    tmp_path: Path, write_pool: Write, llama_folder: Path, name: str, no_model: Callable[[], None]
+) -> None:
+    def teacher() -> Any:
+        made: dict[str, Callable[[], Any]] = {
+            "features": Features, "length": nncift.teachers.Length, "random": lambda: nncift.teachers.Random(seed=3),
+            "ifd": lambda: nncift.teachers.Ifd(str(llama_folder)),
+            "less": lambda: nncift.teachers.Less(str(llama_folder), **TINY),
+        }  # fmt: skip
+        return made[name]()
+
+    pool = write_pool(40)
+    run = select(pool, tmp_path / "run", teacher())
+    assert {path.name for path in run.path.iterdir()} >= {
+        "subset.jsonl", "selection.parquet", "summary.json", "fidelity.json", "ledger.json", "manifest.yaml",
+        "rejected.jsonl", "student", "labels",
+    }  # fmt: skip
+    told, ledger = json.loads((run.path / "summary.json").read_text()), run.ledger
+    assert (told["plan"], told["pool"], told["selected"], len(run.subset)) == ("rows", 40, 8, 8)
+    measured = told["labels"]["rows"]
+    # u of the rows to learn from, a tenth to test, a fifteenth to validate.
+    assert measured == 12 + 4 + 3
+    each, once = {"features": (2, 7), "length": (0, 0), "random": (0, 0), "ifd": (2, 0), "less": (1, 4)}[name]
+    assert ledger["teacher_passes"] == each * measured + once
+    assert ledger["full_teacher_passes"] == each * 40 + once
+    assert ledger["teacher_passes"] == ledger["stages"]["label"]["model_passes"]
+    expected = 1 - ledger["teacher_passes"] / ledger["full_teacher_passes"] if each else 0.0
+    assert ledger["saving"] == pytest.approx(expected)
+    assert told["selection"]["objective"] == ("fl" if name in ("features", "less") else "topk")
+    assert set(told["fidelity"]) == {"q1", "q2", "q3", "q4"}
+    assert pq.read_table(run.path / "selection.parquet").num_rows == 40
+    assert len(nncift.Student.load(run.path / "student").score(nncift.read(write_pool(5, "new.jsonl", 90))).ids) == 5
+    before = contents(run.path)
+    no_model()
+    again = select(pool, tmp_path / "run", teacher())
+    assert contents(run.path) == before
+    assert json.dumps(again.summary) == json.dumps(run.summary)
+
+
+def test_known_scores_are_used_as_they_are(tmp_path: Path, write_pool: Write) -> None:
+    pool = write_pool(40)
+    rows = [json.loads(line) | {"quality": str(index % 17)} for index, line in enumerate(pool.read_text().splitlines())]
+    pool.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    run = select(pool, tmp_path / "run", "column:quality", labels=1.0, budget=4)
+    table = {row["id"]: row["score"] for row in pq.read_table(run.path / "selection.parquet").to_pylist()}
+    assert table == {row["id"]: float(row["quality"]) for row in rows}
+    assert {table[item] for item in run.subset.ids} == {15.0, 16.0}
+    assert run.summary["teacher"] == "column:quality"
+
+
+@pytest.mark.parametrize("stop_after", [0, 1])
+@pytest.mark.parametrize("labels", [0.3, 0.6])
+def test_a_run_stopped_while_measuring_ends_with_the_same_bytes(
+    tmp_path: Path, write_pool: Write, stop_after: int, labels: float
+) -> None:
+    pool = write_pool(50)
+    straight = select(pool, tmp_path / "straight", labels=labels)
+    stopped, rest = Features(stop_after=stop_after), Features()
+    with pytest.raises(KeyboardInterrupt):
+        select(pool, tmp_path / "halting", stopped, labels=labels)
+    assert not (tmp_path / "halting" / "summary.json").exists()
+    halting = select(pool, tmp_path / "halting", rest, labels=labels)
+    assert not set(stopped.asked) & set(rest.asked)
+    same(halting, straight)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_less_stopped_after_its_warm_up_ends_with_the_same_bytes(
+    tmp_path: Path, write_pool: Write, llama_folder: Path, by_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nncift.teachers.less import Less
+
+    def go(out: str) -> Run:
+        if by_name:
+            return select(pool, tmp_path / out, "less", model=str(llama_folder), option=TINY)
+        return select(pool, tmp_path / out, Less(str(llama_folder), **TINY))
+
+    pool, original = write_pool(40), Less.measure
+    calls: list[Sequence[str]] = []
+    straight = go("straight")
+
+    def failing(self: Less, ids: Sequence[str]) -> RowLabels:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(ids)
+        return original(self, ids)
+
+    monkeypatch.setattr(Less, "measure", failing)
+    with pytest.raises(KeyboardInterrupt):
+        go("halting")
+    monkeypatch.setattr(Less, "measure", original)
+    same(go("halting"), straight)
+    warm_up = json.loads((tmp_path / "halting" / "labels" / "teacher" / "warmup.json").read_text())["ids"]
+    assert len(warm_up) == 4
+    # More labels and more rows: the warm-up stays what it was.
+    before = straight.ledger["stages"]["label"]["model_passes"]
+    write_pool(44)
+    teacher: Any = "less" if by_name else Less(str(llama_folder), **TINY)
+    given = {"model": str(llama_folder), "option": TINY} if by_name else {}
+    for labels in (0.5, 0.6):
+        more = select(pool, tmp_path / "halting", teacher, labels=labels, **given)
+        rows = more.summary["labels"]["rows"]
+        assert more.ledger["teacher_passes"] == rows + 4 > before
+    assert json.loads((tmp_path / "halting" / "labels" / "teacher" / "warmup.json").read_text())["ids"] == warm_up
+
+
+@pytest.mark.parametrize(("labels", "rows"), [(0.5, 40), (0.3, 55), (0.6, 55)], ids=["labels", "rows", "both"])
+def test_an_extended_run_measures_only_new_rows(tmp_path: Path, write_pool: Write, labels: float, rows: int) -> None:
+    first, second = Features(), Features()
+    select(write_pool(40), tmp_path / "run", first)
+    run = select(write_pool(rows), tmp_path / "run", second, labels=labels)
+    assert second.asked
+    assert not set(first.asked) & set(second.asked)
+    plan = RowLabelStore.open(run.path / "labels").plan
+    assert plan is not None
+    assert plan.measured == {*first.asked, *second.asked}
+    assert run.ledger["teacher_passes"] == 2 * len(plan.measured) + 7
+    assert run.ledger["full_teacher_passes"] == 2 * rows + 7
+    idle = Features()
+    select(write_pool(rows), tmp_path / "run", idle, labels=labels)
+    assert idle.asked == []
+
+
+@pytest.mark.parametrize("objective", ["topk", "fl"])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_target_set_keeps_ids_of_its_own(tmp_path: Path, write_pool: Write, objective: str, as_file: bool) -> None:
+    # The same ids on both sides: a row of the target set is never taken for one of the pool.
+    pool, path = write_pool(40), write_pool(12, "target.jsonl")
+    teacher = Features()
+    target: Any = path if as_file else nncift.read(path)
+    run = select(pool, tmp_path / "run", teacher, target=target, objective=objective)
+    assert teacher.given[:2] == [nncift.read(pool).ids, tuple(f"target:{item}" for item in nncift.read(path).ids)]
+    measured = {item for item in teacher.asked if item.startswith("target:")}
+    assert len(measured) == 12
+    assert set(run.subset.ids) <= set(nncift.read(pool).ids)
+    assert run.ledger["full_teacher_passes"] == 2 * 52 + 7
+    assert run.summary["pool"] == 40
+    assert pq.read_table(run.path / "selection.parquet").num_rows == 40
+    before = contents(run.path)
+    select(pool, tmp_path / "run", Features(), target=target, objective=objective)
+    assert contents(run.path) == before
+
+
+def test_a_target_set_needs_a_row_for_every_role(tmp_path: Path, write_pool: Write) -> None:
+    pool, said = write_pool(40), "2 usable rows, and at least 3 are needed"
+    with pytest.raises(DataError, match=said):
+        select(pool, tmp_path / "run", target=write_pool(2, "target.jsonl"), objective="topk")
+    assert not (tmp_path / "run").exists()
+    few = write_pool(3, "target.jsonl")
+    with pytest.raises(DataError, match=said):
+        select(pool, tmp_path / "run", Features(rejects=("target:row-0001",)), target=few, objective="topk")
+    run = select(pool, tmp_path / "smallest", target=few, objective="topk")
+    assert all(math.isfinite(row["score"]) for row in pq.read_table(run.path / "selection.parquet").to_pylist())
+
+
+def test_a_target_set_that_cannot_be_used_is_told_of(tmp_path: Path, write_pool: Write) -> None:
+    pool, path = write_pool(40), write_pool(3, "target.jsonl")
+    refused = tuple(f"target:row-{index:04d}" for index in range(3))
+    with pytest.raises(DataError, match=r"none of the 3 rows of the target set can be labelled.*line 1 needs too much"):
+        select(pool, tmp_path / "one", Features(rejects=refused), target=path, objective="topk")
+    with pytest.raises(DataError, match="none of the 0 rows of the target set"):
+        select(pool, tmp_path / "two", target=Examples(()), objective="topk")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize(
+    ("teacher", "given", "said"),
+    [("less", {"plan": "scatter"}, "--plan scatter does not fit the teacher less; use rows"),
+     ("delift", {"plan": "rows"}, "--plan rows does not fit the teacher delift; use block or scatter"),
+     ("length", {"objective": "fl"}, "--objective fl needs utilities of pairs, and the teacher length gives scores"),
+     ("less", {"target": True}, "with --target, say what to select for: --objective"),
+     ("length", {"target": True, "objective": "topk"}, "--target was given, and the teacher length rates rows without"),
+     ("less", {"option": {"projektion": 3}}, "the teacher less has no option 'projektion'; did you mean 'projection'"),
+     ("less", {"option": {"model": "x"}}, "has no option 'model'"),
+     ("less", {"option": {"warmup_share": "much"}}, "the teacher less cannot be made of"),
+     ("length", {"model": "m"}, "the teacher length takes no model; it was given 'm'")],
+)  # fmt: skip
+def test_wishes_that_do_not_fit_the_teacher_are_refused(
+    tmp_path: Path, write_pool: Write, llama_folder: Path, teacher: str, given: dict[str, Any], said: str, as_file: bool
+) -> None:
+    pool, own = write_pool(40), dict(given)
+    if own.get("target"):
+        path = write_pool(12, "target.jsonl")
+        own["target"] = path if as_file else nncift.read(path)
+    if teacher != "length":
+        own["model"] = str(llama_folder)
+    with pytest.raises(UsageError, match=said):
+        select(pool, tmp_path / "run", teacher, **own)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_teacher_is_refused_once_there_are_labels(tmp_path: Path, write_pool: Write) -> None:
+    run = select(write_pool(40), tmp_path / "run")
+    before = contents(run.path)
+    with pytest.raises(UsageError, match="weights differ"):
+        select(write_pool(40), tmp_path / "run", Features(weights="b"), labels=0.5)
+    with pytest.raises(UsageError, match="labels are never thrown away"):
+        select(write_pool(40), tmp_path / "run", labels=0.2)
+    assert contents(run.path) == before
+
+
+def test_the_manifest_repeats_a_run_with_options_and_a_target(
+    tmp_path: Path, write_pool: Write, llama_folder: Path
+) -> None:
+    run = select(
+        write_pool(40), tmp_path / "run", "less", model=str(llama_folder), option=TINY, objective="topk",
+        target=write_pool(10, "target.jsonl", 60),
+    )  # fmt: skip
+    settings = config.resolve({}, run.path / "manifest.yaml")
+    assert (settings.plan, settings.objective, settings.option) == ("rows", "topk", TINY)
+    pool = pipeline.read_pool(settings)
+    again = pipeline.execute(settings, pool, tmp_path / "again", teacher=create(settings, seed=settings.seed))
+    same(again, run)
+
+
+@pytest.mark.parametrize("name", ["ifd", "less"])
+def test_a_run_of_an_object_can_be_repeated_from_its_manifest(
+    tmp_path: Path, write_pool: Write, llama_folder: Path, name: str
+) -> None:
+    folder = str(llama_folder)
+    made: Any = nncift.teachers.Ifd(folder, above_one="keep") if name == "ifd" else nncift.teachers.Less(folder, **TINY)
+    run = select(write_pool(40), tmp_path / "run", made)
+    assert made.workspace is None
+    settings = config.resolve({}, run.path / "manifest.yaml")
+    teacher = create(settings, seed=settings.seed)
+    same(pipeline.execute(settings, pipeline.read_pool(settings), tmp_path / "again", teacher=teacher), run)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors"])
+def test_damaged_utilities_are_named(tmp_path: Path, write_pool: Write, content: bytes) -> None:
+    run = select(write_pool(40), tmp_path / "run")
+    (file,) = (run.path / "labels").glob("utility-*.safetensors")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=file.name):
+        select(write_pool(40), tmp_path / "run")
+
+
+def test_a_damaged_record_of_the_warm_up_is_named(tmp_path: Path, write_pool: Write) -> None:
+    run = select(write_pool(40), tmp_path / "run")
+    (run.path / "labels" / "once.json").write_text("[]")
+    with pytest.raises(DataError, match=r"once\.json"):
+        select(write_pool(40), tmp_path / "run")
+
+
+def test_rows_without_a_value_are_warned_of(tmp_path: Path, write_pool: Write) -> None:
+    class Holes(Features):
+        def measure(self, ids: Sequence[str]) -> RowLabels:
+            found = super().measure(ids)
+            found.values[0] = np.nan
+            return found
+
+    run = select(write_pool(40), tmp_path / "run", Holes())
+    assert "2 of 19 measured rows have no value." in run.warnings

@@ -1,0 +1,289 @@
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from nncift.data.examples import Examples, Rejection
+from nncift.errors import DataError, UsageError
+from nncift.plan import Wish
+from nncift.rows import CHUNK_ROWS, FEW_TARGETS, SCORE, RowLabelStore, RowPlan, grow_rows
+from nncift.seeds import derive
+from nncift.teachers import RowLabels
+
+Floats = npt.NDArray[np.float32]
+SPLITS = {"train", "validation", "q2", "q3", "test", "rest"}
+
+
+class Dot:
+    """Two numbers per row from its id; `utility` is not symmetric, so an exchange of axes shows."""
+
+    name = "dot"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    width = 2
+    options: Mapping[str, Any] = {"teacher": "dot"}
+
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
+        self.asked: list[str] = []
+        self._without = without
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        return ()
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        self.asked += ids
+        return RowLabels(np.array([self.values(item) for item in ids], np.float32), 5 * len(ids), len(ids))
+
+    def values(self, item: str) -> tuple[float, float]:
+        if item in self._without:
+            return np.nan, np.nan
+        return derive(1, item) % 1000 / 1000, derive(2, item) % 1000 / 1000
+
+    def utility(self, targets: Floats, sources: Floats) -> Floats:
+        return targets[:, :1] * sources[:, 1:].T + targets[:, 1:]
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"teacher": "dot"}
+
+
+class Rated(Dot):
+    kind: Literal["pairwise", "pointwise"] = "pointwise"
+    width = 1
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        found = super().measure(ids)
+        return RowLabels(found.values[:, :1], found.tokens, found.passes)
+
+
+def names(n: int, start: int = 0, head: str = "row") -> tuple[str, ...]:
+    return tuple(f"{head}-{index:03d}" for index in range(start, start + n))
+
+
+def wish(labels: float, test: int = 30, validation: int = 20) -> Wish:
+    share, count = (labels, None) if labels <= 1 else (None, int(labels))
+    return Wish(share, count, "rows", test, validation)
+
+
+def plan_of(
+    ids: Sequence[str], labels: float, *, previous: RowPlan | None = None, targets: Sequence[str] | None = None
+) -> RowPlan:
+    return grow_rows(previous, targets or ids, ids, wish(labels), 0, shared=targets is None)
+
+
+def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:
+    store = RowLabelStore.open(folder)
+    store.adopt(plan)
+    store.set_width(teacher.width)
+    for generation, index, ids in list(store.pending()):
+        store.write(generation, index, teacher.measure(ids), 0.5)
+    return store
+
+
+def groups(plan: RowPlan, axis: str) -> list[set[str]]:
+    return [
+        set(getattr(plan, f"train_{axis}s")), set(getattr(plan.roles, f"validation_{axis}s")),
+        set(getattr(plan.roles, f"test_{axis}s")),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", [None, names(40, head="target:t"), names(400, head="target:t"), SCORE])
+def test_roles_are_disjoint_and_u_of_the_rows_are_measured(targets: tuple[str, ...] | None) -> None:
+    plan = plan_of(names(200), 0.1, targets=targets)
+    for axis in ("target", "source"):
+        train, validation, test = groups(plan, axis)
+        assert len(train | validation | test) == len(train) + len(validation) + len(test)
+    assert len(plan.train_sources) == 20
+    assert (len(plan.roles.test_sources), len(plan.roles.validation_sources)) == (20, 14)
+    planned = set().union(*groups(plan, "source"), *([] if targets == SCORE else groups(plan, "target")))
+    assert plan.measured == planned
+    if targets is None:
+        assert len(plan.measured) == 20 + 20 + 14
+        assert plan.train_targets == plan.train_sources
+    assert plan.full_rows == 200 + (len(targets) if targets and targets != SCORE else 0)
+    sizes = [len(chunk) for chunk in plan.chunks[0]]
+    assert max(sizes) <= CHUNK_ROWS
+    assert sum(sizes) == len(plan.measured)
+
+
+def test_a_plan_follows_from_ids_and_seed_not_from_their_order() -> None:
+    ids = names(60)
+    assert plan_of(ids, 0.2).measured == plan_of(ids[::-1], 0.2).measured
+    assert plan_of(ids, 0.2).measured != grow_rows(None, ids, ids, wish(0.2), 1, shared=True).measured
+
+
+def test_a_small_target_set_is_measured_whole_and_a_large_one_is_not() -> None:
+    few, many = names(FEW_TARGETS, head="target:t"), names(400, head="target:t")
+    assert set(few) <= plan_of(names(100), 0.1, targets=few).measured
+    large = plan_of(names(100), 0.1, targets=many)
+    assert len(large.train_targets) == FEW_TARGETS
+    assert len(plan_of(names(100), 0.25, targets=many).train_targets) == 100
+
+
+@pytest.mark.parametrize("targets", [None, names(30, head="target:t")])
+def test_all_pairs_among_measured_rows_have_one_split_and_the_teachers_value(
+    tmp_path: Path, targets: tuple[str, ...] | None
+) -> None:
+    ids, teacher = names(60), Dot()
+    plan = plan_of(ids, 0.3, targets=targets)
+    found = filled(tmp_path, plan, teacher).utilities(teacher)
+    assert set(found) == SPLITS
+    seen: dict[tuple[str, str], str] = {}
+    role = {
+        axis: {
+            item: name
+            for name, items in zip(("train", "validation", "test"), groups(plan, axis), strict=True)
+            for item in items
+        }
+        for axis in ("target", "source")
+    }
+    split_of = {("train", "train"): "train", ("validation", "validation"): "validation", ("test", "test"): "test",
+                ("test", "train"): "q2", ("train", "test"): "q3"}  # fmt: skip
+    for split, pairs in found.items():
+        for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True):
+            target, source = plan.target_ids[t], plan.source_ids[s]
+            assert target != source
+            assert (target, source) not in seen
+            seen[target, source] = split
+            assert split == split_of.get((role["target"][target], role["source"][source]), "rest")
+            one, other = teacher.values(target), teacher.values(source)
+            assert value == pytest.approx(one[0] * other[1] + one[1], abs=1e-6)
+    lines = [item for item in plan.target_ids if item in plan.measured]
+    columns = [item for item in plan.source_ids if item in plan.measured]
+    assert set(seen) == {(t, s) for t in lines for s in columns if t != s}
+    assert len(found["rest"]) > 0
+
+
+def test_a_pointwise_teacher_has_one_target_and_no_quadrants_in_between(tmp_path: Path) -> None:
+    ids, teacher = (*names(59), "score"), Rated()
+    plan = plan_of(ids, 1.0, targets=SCORE)
+    assert plan.measured == set(ids)
+    assert plan.roles.test_targets == plan.roles.validation_targets == ()
+    found = filled(tmp_path, plan, teacher).utilities(teacher)
+    assert set(found) == {"train", "validation", "test"}
+    for split, members in zip(("train", "validation", "test"), groups(plan, "source"), strict=True):
+        pairs = found[split]
+        assert pairs.target_ids == SCORE
+        assert not pairs.target.any()
+        assert {ids[code] for code in pairs.source} == members
+        expected = [teacher.values(ids[code])[0] for code in pairs.source]
+        np.testing.assert_allclose(pairs.value, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [None, names(30, head="target:t"), SCORE])
+@pytest.mark.parametrize(("rows", "labels"), [(60, 0.5), (90, 0.2), (90, 0.5)])
+def test_growth_measures_only_what_is_new_and_keeps_chunks_and_values(
+    tmp_path: Path, targets: tuple[str, ...] | None, rows: int, labels: float
+) -> None:
+    make = Rated if targets == SCORE else Dot
+    first, second = make(), make()
+    before = plan_of(names(60), 0.2, targets=targets)
+    old = filled(tmp_path, before, first).utilities(first)
+    previous = RowLabelStore.open(tmp_path).plan
+    assert previous == before
+    plan = plan_of(names(rows), labels, previous=previous, targets=targets)
+    assert plan.chunks[: len(before.chunks)] == before.chunks
+    for axis in ("target", "source"):
+        for was, now in zip(groups(before, axis), groups(plan, axis), strict=True):
+            assert was <= now
+    new = filled(tmp_path, plan, second).utilities(second)
+    assert not set(first.asked) & set(second.asked)
+    assert set(first.asked) | set(second.asked) == plan.measured
+    assert len(second.asked) == len(plan.measured) - len(before.measured)
+    values = {
+        (pairs.target_ids[t], pairs.source_ids[s]): (split, value)
+        for split, pairs in new.items() for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True)
+    }  # fmt: skip
+    for split, pairs in old.items():
+        for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True):
+            kept, again = values[pairs.target_ids[t], pairs.source_ids[s]]
+            assert again == value
+            # A pair that no split wanted may become useful when its rows get a role; no other changes sides.
+            assert kept == split or split == "rest"
+
+
+def test_a_pool_that_grows_without_new_measurements_moves_the_axes(tmp_path: Path) -> None:
+    teacher = Dot()
+    few = Wish(None, 10, "rows", 2, 2)
+    plan = grow_rows(None, names(40), names(40), few, 0, shared=True)
+    filled(tmp_path, plan, teacher)
+    grown = grow_rows(plan, names(43), names(43), few, 0, shared=True)
+    assert grown.chunks == plan.chunks
+    store = filled(tmp_path, grown, idle := Dot())
+    assert idle.asked == []
+    assert store.utilities(idle)["train"].source_ids == names(43)
+    assert RowLabelStore.open(tmp_path).plan == grown
+
+
+def test_fewer_labels_are_refused() -> None:
+    plan = plan_of(names(60), 0.5)
+    with pytest.raises(UsageError, match=r"30 measured rows to train on, and --labels asks for 12; labels are never"):
+        plan_of(names(60), 0.2, previous=plan)
+
+
+def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path: Path) -> None:
+    plan, first, second = plan_of(names(60), 0.5), Dot(), Dot()
+    store = RowLabelStore.open(tmp_path)
+    store.adopt(plan)
+    store.set_width(2)
+    generation, index, ids = next(store.pending())
+    store.write(generation, index, first.measure(ids), 0.5)
+    again = RowLabelStore.open(tmp_path)
+    assert (again.progress().rows, again.progress().passes, again.progress().tokens) == (16, 16, 80)
+    filled(tmp_path, plan, second)
+    assert not set(first.asked) & set(second.asked)
+    whole = filled(tmp_path / "straight", plan, Dot()).utilities(second)
+    for split, pairs in RowLabelStore.open(tmp_path).utilities(second).items():
+        np.testing.assert_array_equal(pairs.value, whole[split].value)
+
+
+def test_rows_without_a_value_are_counted_and_give_no_value(tmp_path: Path) -> None:
+    plan = plan_of(names(60), 0.5)
+    teacher = Dot(without=plan.train_sources[:2])
+    store = filled(tmp_path, plan, teacher)
+    assert store.progress().missing == 2
+    train = store.utilities(teacher)["train"]
+    assert np.isnan(train.value).sum() == 30 * 29 - 28 * 27
+
+
+def test_another_width_is_refused(tmp_path: Path) -> None:
+    store = filled(tmp_path, plan_of(names(40), 0.2), Dot())
+    store.set_width(2)
+    with pytest.raises(DataError, match="have 2 values each, and the teacher gives 3"):
+        store.set_width(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("rows-000.json", "{"), ("rows-000.json", "[]"), ("rows-000.json", "{}"), ("rows-001.json", '{"chunks": 3}'),
+     ("width.json", "wide"), ("width.json", "[2]"), ("rowvalues-000.npy", "x"), ("rowvalues-000.json", "x"),
+     ("rowcosts-000.filled.npy", "")],
+)  # fmt: skip
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    plan = plan_of(names(40), 0.2)
+    filled(tmp_path, plan, Dot())
+    filled(tmp_path, plan_of(names(40), 0.5, previous=plan), Dot())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        RowLabelStore.open(tmp_path).utilities(Dot())
+
+
+def test_nothing_is_known_without_a_plan_or_a_measurement(tmp_path: Path) -> None:
+    store = RowLabelStore.open(tmp_path)
+    assert store.plan is None
+    with pytest.raises(DataError, match="no label plan"):
+        list(store.pending())
+    store.adopt(plan_of(names(40), 0.2))
+    with pytest.raises(DataError, match="never measured"):
+        list(store.pending())
+
+
+def test_a_pairwise_teacher_without_utility_is_an_error(tmp_path: Path) -> None:
+    class Bare:
+        name, kind, width, options = "bare", "pairwise", 2, {"teacher": "bare"}
+        prepare, measure, describe = Dot.prepare, Dot.measure, Dot.describe
+
+    store = filled(tmp_path, plan_of(names(40), 0.2), Dot())
+    with pytest.raises(UsageError, match="bare says it is pairwise but has no utility"):
+        store.utilities(Bare())  # type: ignore[arg-type]
