@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from nncift.seeds import derive
 from nncift.teachers import RowLabels
 
 
-class _Simple:
+class _Simple(ABC):
     """What these teachers share: a row's score is known when the row is, and costs nothing."""
 
     name: str
@@ -45,8 +46,8 @@ class _Simple:
         """Return the settings; the rows decide the rest."""
         return dict(self.options)
 
-    def _score(self, example: Example) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _score(self, example: Example) -> float: ...
 
 
 class Length(_Simple):
