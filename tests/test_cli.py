@@ -209,11 +209,15 @@ def test_help_answers_quickly_and_loads_nothing_heavy() -> None:
         f"print([name for name in {HEAVY!r} if name in sys.modules], time.perf_counter() - start, file=sys.stderr)"
     )
     for arguments in (["--help"], ["run", "--help"]):
-        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        loaded, seconds = found.stderr.rsplit(" ", 1)
-        assert loaded == "[]"
-        assert float(seconds) < 1.5
-        assert "Usage" in found.stdout
+        times = []
+        # The best of three: a busy machine slows any one of them.
+        for _ in range(3):
+            found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+            loaded, seconds = found.stderr.rsplit(" ", 1)
+            assert loaded == "[]"
+            assert "Usage" in found.stdout
+            times.append(float(seconds))
+        assert min(times) < 1.5
 
 
 def test_the_installed_command_passes_the_exit_code_on() -> None:
