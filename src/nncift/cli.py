@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import logging
-import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from nncift import __version__
+from nncift.commands.shell import assignment, command, progress
 from nncift.errors import NnciftError, ResourceError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -25,26 +22,6 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 @click.version_option(__version__)
 def cli() -> None:
     """Tell which instruction examples are worth training on, by influence learned from a few percent of labels."""
-
-
-def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    """Give a command `--json` and `--quiet`, and print what it returns when `--json` is set."""
-
-    def shell(json_: bool, quiet: bool, **given: Any) -> None:
-        logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
-        _calm_libraries()
-        told = function(show=not json_ and not quiet, **given)
-        if json_:
-            # ASCII escapes print on any terminal and in any locale, and mean the same.
-            click.echo(json.dumps(told, allow_nan=False))
-
-    shell.__doc__ = function.__doc__
-    shell.__name__ = function.__name__
-    quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
-    as_json = click.option(
-        "--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there."
-    )
-    return as_json(quiet(shell))
 
 
 @cli.command(name="run")
@@ -82,7 +59,7 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
 @click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
-@_command
+@command
 def run_command(
     show: bool, config_: Path | None, dry_run: bool, out: Path | None, map_: tuple[str, ...], **flags: Any
 ) -> dict[str, Any]:
@@ -91,9 +68,9 @@ def run_command(
 
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     if map_:
-        given["map"] = dict(_assignment("--map", item) for item in map_)
+        given["map"] = dict(assignment("--map", item) for item in map_)
     if given.get("option"):
-        assigned = [_assignment("--option", item) for item in flags["option"]]
+        assigned = [assignment("--option", item) for item in flags["option"]]
         given["option"] = {name: _typed(name, value) for name, value in assigned}
     settings = config.resolve(given, config_)
     if out is None and not dry_run:
@@ -115,7 +92,7 @@ def run_command(
 
             show_estimate(told)
         return told
-    run = pipeline.execute(settings, pool, Path(str(out)), teacher=teacher, target=target, progress=_progress(show))
+    run = pipeline.execute(settings, pool, Path(str(out)), teacher=teacher, target=target, progress=progress(show))
     if show:
         from nncift.show import show_run
 
@@ -131,7 +108,7 @@ def run_command(
 @click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
 @click.option("--limit", type=int, help="As in run.")
 @click.option("--device", default="auto", help="Device of the encoder.")
-@_command
+@command
 def score_command(
     show: bool, new: tuple[str, ...], run_: Path, out: Path, format_: str, map_: tuple[str, ...], limit: int | None,
     device: str,
@@ -140,7 +117,7 @@ def score_command(
     from nncift.data import read
     from nncift.results import score_file
 
-    pool = read(*new, format=format_, map=dict(_assignment("--map", item) for item in map_), limit=limit)
+    pool = read(*new, format=format_, map=dict(assignment("--map", item) for item in map_), limit=limit)
     told = score_file(pool, run_, out, device=device)
     if show:
         from nncift.show import show_scores
@@ -156,12 +133,12 @@ def score_command(
 @click.option("--budget", default="10%", show_default=True, help="As in run.")
 @click.option("--encoder", default="hash", show_default=True, help="As in run.")
 @click.option("--seed", type=int, default=0, show_default=True, help="One seed for world and run.")
-@_command
+@command
 def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
     """Watch the whole idea on a generated world where the truth is known."""
     from nncift.demo.play import play
 
-    told = play(out, progress=_progress(show), **settings)
+    told = play(out, progress=progress(show), **settings)
     if show:
         from nncift.show import show_demo
 
@@ -170,7 +147,7 @@ def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
 
 
 @cli.command(name="doctor")
-@_command
+@command
 def doctor_command(show: bool) -> dict[str, Any]:
     """Show versions, devices, memory and missing extras."""
     from nncift.doctor import examine
@@ -221,14 +198,6 @@ def _say(text: str, code: int) -> int:
     return code
 
 
-def _assignment(flag: str, text: str) -> tuple[str, str]:
-    name, sign, value = text.partition("=")
-    if not sign or not name or not value:
-        example = "NAME=COLUMN, such as prompt=question" if flag == "--map" else "NAME=VALUE, such as projection=4096"
-        raise UsageError(f"{flag} {text!r} was given; expected {example}")
-    return name, value
-
-
 def _typed(name: str, text: str) -> Any:
     """Return an option's value, read as YAML; a number such as 2e-5 is text to YAML 1.1, and a number to people."""
     import yaml
@@ -241,20 +210,3 @@ def _typed(name: str, text: str) -> Any:
         with contextlib.suppress(ValueError):
             return float(value)
     return value
-
-
-def _progress(show: bool) -> Any:
-    if show and sys.stderr.isatty():
-        from nncift.show import bar
-
-        return bar
-    from nncift.progress import silent
-
-    return silent
-
-
-def _calm_libraries() -> None:
-    """Keep other libraries from drawing bars of their own and from warning about forks."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,61 @@
+"""What every command shares: `--json`, `--quiet`, assignments such as `NAME=COLUMN`, and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from nncift.errors import UsageError
+
+
+def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """Give a command `--json` and `--quiet`, and print what it returns when `--json` is set."""
+
+    def shell(json_: bool, quiet: bool, **given: Any) -> None:
+        logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
+        _calm_libraries()
+        told = function(show=not json_ and not quiet, **given)
+        if json_:
+            # ASCII escapes print on any terminal and in any locale, and mean the same.
+            click.echo(json.dumps(told, allow_nan=False))
+
+    shell.__doc__ = function.__doc__
+    shell.__name__ = function.__name__
+    quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
+    as_json = click.option(
+        "--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there."
+    )
+    return as_json(quiet(shell))
+
+
+def assignment(flag: str, text: str) -> tuple[str, str]:
+    """Split what a repeatable flag was given at its first `=`. Raises UsageError where a side is empty."""
+    name, sign, value = text.partition("=")
+    if not sign or not name or not value:
+        example = "NAME=COLUMN, such as prompt=question" if flag == "--map" else "NAME=VALUE, such as projection=4096"
+        raise UsageError(f"{flag} {text!r} was given; expected {example}")
+    return name, value
+
+
+def progress(show: bool) -> Any:
+    """Return the bar for a terminal, else the silent one."""
+    if show and sys.stderr.isatty():
+        from nncift.show import bar
+
+        return bar
+    from nncift.progress import silent
+
+    return silent
+
+
+def _calm_libraries() -> None:
+    """Keep other libraries from drawing bars of their own and from warning about forks."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
