@@ -302,3 +302,37 @@ def test_the_fingerprint_follows_all_that_decides_values(folder: Path, name: str
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}")
     assert module.fingerprint(folder) != before
+
+
+def test_reading_gives_log_probabilities_and_hidden_states_of_each_row_alone(llama: CausalLM) -> None:
+    rows = [Row([1, 5, 6], [8, 9]), Row([1], [11, 12, 13, 14]), Row(list(range(20, 32)), ())]
+    found = llama.read(rows)
+    for reading, row in zip(found, rows, strict=True):
+        sequence = torch.tensor([[*row.prompt, *row.response]])
+        with torch.no_grad():
+            states = llama.model(input_ids=sequence, output_hidden_states=True).hidden_states[-1][0]
+        assert reading.hidden.dtype == reading.log_probabilities.dtype == np.float32
+        assert reading.hidden.shape == (len(row), 32)
+        np.testing.assert_allclose(reading.hidden, states.numpy(), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(reading.log_probabilities, plainly(llama.model, [], row), rtol=0, atol=2e-5)
+
+
+def test_reading_is_one_pass_also_where_the_head_is_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    lm = wrap(Gemma2ForCausalLM(Gemma2Config(**SMALL, sliding_window=4, final_logit_softcapping=5.0)))
+    assert not lm._fast_head
+    passes: list[Any] = []
+    handle = lm.model.base_model.register_forward_hook(lambda *call: passes.append(call))
+    found = lm.read(ROWS)
+    handle.remove()
+    assert len(passes) == 1
+    for reading, row in zip(found, ROWS, strict=True):
+        with torch.no_grad():
+            states = lm.model.base_model(input_ids=torch.tensor([[*row.prompt, *row.response]])).last_hidden_state[0]
+        np.testing.assert_allclose(reading.hidden, states.numpy(), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(reading.log_probabilities, plainly(lm.model, [], row), rtol=0, atol=2e-5)
+
+
+def test_a_response_without_a_token_before_it_is_refused(llama: CausalLM) -> None:
+    with pytest.raises(ValueError, match="token before it"):
+        llama.read([Row([], [8, 9])])

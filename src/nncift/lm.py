@@ -50,6 +50,28 @@ class Row:
         return len(self.prompt) + len(self.response)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over a row showed, float32.
+
+    log_probabilities: of every response token, `(n_response,)`. hidden: the last layer's states at every position of
+    prompt and response, `(len(row), hidden size)`, as the model's head reads them.
+    """
+
+    log_probabilities: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Rows as tensors: padded ids `(n_rows, width)`, and per response token its row, where it is predicted, and itself."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+    gold: torch.Tensor
+
+
 @dataclass
 class Prefix:
     """Ids in front of every row of a call, with the model's cache over them (None where caching is not exact)."""
@@ -171,56 +193,69 @@ class CausalLM:
         One forward pass over all rows: the caller chooses how many. Every row needs a token before its response.
         Raises ResourceError for token ids that the model does not have, and where the device's memory is too small.
         """
-        import torch
-
         before: tuple[int, ...] = () if prefix.cache is not None else prefix.ids
-        sequences = [[*before, *row.prompt, *row.response] for row in rows]
-        width = max(map(len, sequences))
-        ids = torch.zeros((len(rows), width), dtype=torch.long)
-        for index, sequence in enumerate(sequences):
-            ids[index, : len(sequence)] = torch.tensor(sequence)
-        self._refuse_unknown(ids)
-        at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
-        starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
-        at_position = np.concatenate(
-            [np.arange(start, start + len(row.response)) for start, row in zip(starts, rows, strict=True)]
-        )
-        gold = torch.tensor([token for row in rows for token in row.response], device=self.device)
-        try:
-            with torch.inference_mode(), self._threads():
-                given: dict[str, Any] = {"use_cache": False}
-                if prefix.cache is not None:
-                    cache = copy.deepcopy(prefix.cache)
-                    cache.batch_repeat_interleave(len(rows))
-                    given = {"use_cache": True, "past_key_values": cache}
-                values = self._gold(ids.to(self.device), given, at_row, at_position, gold)
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(
-                f"{len(rows)} rows of {width} tokens behind {len(prefix.ids)} do not fit into the memory of {self.device}; "
-                "try --dtype bfloat16 or a smaller --context"
-            ) from error
-        flat = values.cpu().numpy()
-        return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
+        laid = _laid_out(rows, before)
+        self._refuse_unknown(laid.ids)
+        with self._reading(f"{len(rows)} rows of {laid.ids.shape[1]} tokens behind {len(prefix.ids)}"):
+            given: dict[str, Any] = {"use_cache": False}
+            if prefix.cache is not None:
+                cache = copy.deepcopy(prefix.cache)
+                cache.batch_repeat_interleave(len(rows))
+                given = {"use_cache": True, "past_key_values": cache}
+            values = self._gold(laid, given)
+            flat = values.cpu().numpy()
+        return _split(flat, rows)
 
-    def _gold(
-        self,
-        ids: torch.Tensor,
-        given: Mapping[str, Any],
-        at_row: npt.NDArray[Any],
-        at_position: npt.NDArray[Any],
-        gold: torch.Tensor,
-    ) -> torch.Tensor:
+    def read(self, rows: Sequence[Row]) -> list[Reading]:
+        """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
+
+        Rows are padded on the right, which a causal model cannot see; the caller chooses how many. A row's response may be
+        empty, and then so are its log-probabilities; otherwise the row needs a token before it. Raises ResourceError as
+        `log_probabilities` does.
+        """
+        laid = _laid_out(rows, ())
+        self._refuse_unknown(laid.ids)
+        with self._reading(f"{len(rows)} rows of {laid.ids.shape[1]} tokens"):
+            hidden, values = self._hidden_and_gold(laid)
+            states, flat = hidden.float().cpu().numpy(), values.cpu().numpy()
+        return [
+            Reading(logs, states[index, : len(row)])
+            for index, (row, logs) in enumerate(zip(rows, _split(flat, rows), strict=True))
+        ]
+
+    def _hidden_and_gold(self, laid: _Laid) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last hidden states `(n_rows, width, hidden)` and the response tokens' log-probabilities, in one pass."""
+        ids = laid.ids.to(self.device)
+        if self._fast_head:
+            hidden = self._body(ids, use_cache=False).last_hidden_state
+            return hidden, self._through_head(hidden, laid)
+        seen: list[Any] = []
+        handle = self.model.base_model.register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden = (seen[-1] if seen else self._body(ids, use_cache=False)).last_hidden_state
+        return hidden, _log_softmax_at(logits, laid)
+
+    def _gold(self, laid: _Laid, given: Mapping[str, Any]) -> torch.Tensor:
+        """Return the log-probabilities of all response tokens, one row's behind the other's."""
+        ids = laid.ids.to(self.device)
+        if not self._fast_head:
+            return _log_softmax_at(self.model(input_ids=ids, **given).logits, laid)
+        return self._through_head(self._body(ids, **given).last_hidden_state, laid)
+
+    def _through_head(self, hidden: torch.Tensor, laid: _Laid) -> torch.Tensor:
+        """Take hidden states to the vocabulary where a response token is due, a block of positions at a time."""
         import torch
 
-        rows, positions = torch.as_tensor(at_row).to(self.device), torch.as_tensor(at_position).to(self.device)
-        if not self._fast_head:
-            return _log_softmax_at(self.model(input_ids=ids, **given).logits[rows, positions], gold)
-        hidden = self._body(ids, **given).last_hidden_state[rows, positions]
+        rows, positions, gold = (part.to(hidden.device) for part in (laid.rows, laid.positions, laid.gold))
+        due = hidden[rows, positions]
         head = self.model.get_output_embeddings()
         step = max(1, LOGITS_AT_ONCE // int(self.model.config.get_text_config().vocab_size))
         parts = [
-            _log_softmax_at(head(hidden[start : start + step]), gold[start : start + step])
-            for start in range(0, len(gold), step)
+            _gathered(head(due[start : start + step]), gold[start : start + step])
+            for start in range(0, max(1, len(gold)), step)
         ]
         return torch.cat(parts)
 
@@ -231,6 +266,19 @@ class CausalLM:
                 f"the tokenizer of {self.name!r} gave token {int(ids.max())}, and the model has embeddings for "
                 f"{self._vocabulary}; they do not belong together"
             )
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Run a pass without gradients. Raises ResourceError, naming what was read, where memory runs out."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._threads():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"{what} do not fit into the memory of {self.device}; try --dtype bfloat16 or a smaller --context"
+            ) from error
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -414,9 +462,35 @@ def resolve_dtype(dtype: str, device: str) -> Any:
     return known[dtype]
 
 
-def _log_softmax_at(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+def _laid_out(rows: Sequence[Row], before: Sequence[int]) -> _Laid:
+    """Pad rows on the right, all behind the same ids, and find where each response token is predicted."""
+    import torch
+
+    sequences = [[*before, *row.prompt, *row.response] for row in rows]
+    width = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences], dtype=torch.long)
+    starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
+    if min(starts) < 0:
+        raise ValueError("a row's response needs a token before it, which predicts its first one")
+    at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
+    at = np.concatenate([np.arange(first, first + len(row.response)) for first, row in zip(starts, rows, strict=True)])
+    gold = torch.tensor([token for row in rows for token in row.response], dtype=torch.long)
+    return _Laid(ids, torch.from_numpy(at_row), torch.from_numpy(at), gold)
+
+
+def _split(flat: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+    return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
+
+
+def _log_softmax_at(logits: torch.Tensor, laid: _Laid) -> torch.Tensor:
+    rows, positions, gold = (part.to(logits.device) for part in (laid.rows, laid.positions, laid.gold))
+    return _gathered(logits[rows, positions], gold)
+
+
+def _gathered(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     """Return logit - logsumexp at the gold tokens, in float32. logits `(n, vocabulary)`, gold `(n,)`."""
     logits = logits.float()
+    gold = gold.to(logits.device)
     return logits.gather(1, gold[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 

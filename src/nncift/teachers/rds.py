@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError
-from nncift.lm import CausalLM
+from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
 from nncift.teachers.loss import Reader, batches, too_long
-
-if TYPE_CHECKING:
-    import torch
 
 Floats = npt.NDArray[np.float32]
 
@@ -77,7 +74,10 @@ class Rds:
         rows = [self._ids[item] for item in ids]
         values = np.empty((len(rows), self.width), np.float32)
         for batch in batches([len(row) for row in rows], self.reader.batch_tokens):
-            values[batch] = _pooled(self.reader.lm, [rows[index] for index in batch])
+            for index, reading in zip(
+                batch, self.reader.lm.read([Row(rows[index], ()) for index in batch]), strict=True
+            ):
+                values[index] = _pooled(reading.hidden)
         self.reader.refuse_nan(ids, values)
         return RowLabels(values, sum(map(len, rows)), len(rows))
 
@@ -90,17 +90,8 @@ class Rds:
         return {"teacher": self.name, **self.reader.describe()}
 
 
-def _pooled(lm: CausalLM, rows: Sequence[Sequence[int]]) -> Floats:
-    """Return position-weighted means of the last hidden states, of unit norm. Padding on the right has weight 0."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    weights = torch.zeros((len(rows), width))
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        weights[index, : len(row)] = torch.arange(1, len(row) + 1) / (len(row) * (len(row) + 1) / 2)
-    with torch.inference_mode():
-        hidden: torch.Tensor = lm.model.base_model(input_ids=ids.to(lm.device), use_cache=False).last_hidden_state
-        mean = torch.einsum("nld,nl->nd", hidden.float(), weights.to(hidden.device))
-        return np.asarray(torch.nn.functional.normalize(mean, dim=1).cpu().numpy(), np.float32)
+def _pooled(hidden: Floats) -> Floats:
+    """Return the position-weighted mean of states `(n_tokens, hidden size)`, of unit norm."""
+    mean = np.asarray(np.arange(1, len(hidden) + 1, dtype=np.float64) @ hidden, np.float64)
+    length = float(np.linalg.norm(mean))
+    return np.asarray(mean / length if length else mean, np.float32)
