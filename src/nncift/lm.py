@@ -175,6 +175,11 @@ class CausalLM:
                 "device, or no --load-in"
             ) from error
 
+    @property
+    def head_is_last(self) -> bool:
+        """Whether the logits are the output embeddings' output and nothing else, so that they can be had position by position."""
+        return self._fast_head
+
     def prefix(self, ids: Sequence[int]) -> Prefix:
         """Compute what rows behind `ids` share. One forward pass over `ids`; none when `ids` is empty."""
         import torch

@@ -173,6 +173,26 @@ def test_sketch_gives_every_dimension_its_share() -> None:
     assert used.tolist() == [10] * 64
 
 
+@pytest.mark.parametrize("size", [3, 64, 100, 1000])
+def test_a_gathered_sketch_is_the_same_map(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, tried where there is none."""
+    expected = Projection(64, 1).matrix("a", size)
+    monkeypatch.setattr(Projection, "_gathers", lambda self, device: True)
+    assert torch.equal(Projection(64, 1).matrix("a", size), expected)
+
+
+def test_coordinates_of_a_sketch_meet_no_more_often_than_by_chance() -> None:
+    meetings = np.zeros((40, 40))
+    for seed in range(400):
+        place = Projection(16, seed).matrix("a", 40).abs().argmax(1).numpy()
+        meetings += place[:, None] == place[None, :]
+    apart = np.arange(40) // 16
+    same = apart[:, None] == apart[None, :]
+    np.fill_diagonal(meetings, 0)
+    assert meetings[same].max() == 0
+    assert abs(meetings[~same].mean() / 400 - 1 / 16) < 0.005
+
+
 @pytest.mark.parametrize(("settings", "words"), [((8192, 0, "fast"), "sketch or dense"), ((0, 0), "at least 1")])
 def test_wrong_projection_is_refused(settings: tuple[Any, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -275,7 +275,7 @@ def test_it_is_a_feature_teacher_that_says_what_decides_its_values(llama_folder:
     less: FeatureTeacher = prepared(str(llama_folder), pool)
     assert isinstance(less, FeatureTeacher)
     told = json.loads(json.dumps(less.describe()))
-    assert told["projection"] == {"kind": "sketch", "dimension": 96, "seed": 0, "dtype": "float32"}
+    assert told["projection"] == {"kind": "sketch of turned blocks", "dimension": 96, "seed": 0, "dtype": "float32"}
     others: list[dict[str, Any]] = [
         {"seed": 1},
         {"projection": 64},

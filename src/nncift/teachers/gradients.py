@@ -1,10 +1,8 @@
 """Per-sample gradients of a causal language model: many rows in one pass, no full gradient held (method.md 3.3).
 
 Hooks keep what each module read and, on the way back, the gradient of what it gave. From these two a row's gradient of
-the module's parameters follows: a sum over positions of outer products for linear layers and transposed ones (GPT-2), a
-scatter for embeddings, and the module's own vector-Jacobian product row by row (`torch.func`) for all others: norms,
-biases, subclasses. A parameter that serves twice (tied embeddings) waits for all its modules. The parameters themselves
-need no gradient, so autograd does not compute the batch's sum on the side.
+the module's parameters follows (contributions.py). A parameter that serves twice (tied embeddings) waits for all its
+modules. The parameters themselves need no gradient, so autograd does not compute the batch's sum on the side.
 
 Models that do not keep rows apart, such as mixtures of experts, are taken one row at a time through autograd.
 """
@@ -14,10 +12,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nncift.lm import Row
+from nncift.teachers.contributions import Contributions, Use
 from nncift.teachers.passes import row_losses
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Consumer = Callable[[str, slice, "torch.Tensor"], None]
-"""Takes a parameter's name, which rows, and their gradients `(rows, size)` in float32."""
+"""Takes a parameter's name, which rows, and their gradients `(rows, size)` in float32, which are gone when it returns."""
 
 AT_ONCE_CPU, AT_ONCE_ELSEWHERE = 2**19, 2**26
 """Entries of one parameter's per-sample gradients that exist at a time: what a core's cache holds, and 256 MiB."""
@@ -37,31 +35,26 @@ class _RowsMixed(Exception):  # noqa: N818 - a signal inside this module
     """A module does not see one row per entry of its first axis."""
 
 
-@dataclass
-class _Use:
-    """One call of a module: what it read, the gradient of what it gave, the names of its own parameters."""
-
-    module: nn.Module
-    names: Mapping[str, str]
-    read: torch.Tensor
-    back: torch.Tensor | None = None
-
-
 class PerSample:
     """Gradients of each row's own loss with respect to named parameters of a model in evaluation mode.
 
     batched: None tries on two rows, when first used, whether the batched way gives what autograd gives row by row.
+    head_is_last: the logits are the output embeddings' output and nothing else, so that they are only computed where a
+    response token is due.
     """
 
     def __init__(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], *,
-        batched: bool | None = None, at_once: int | None = None,
+        batched: bool | None = None, at_once: int | None = None, head_is_last: bool = False,
     ) -> None:  # fmt: skip
         self._model = model
         self._parameters = parameters
         self._device = next(model.parameters()).device
         self._at_once = at_once or (AT_ONCE_CPU if self._device.type == "cpu" else AT_ONCE_ELSEWHERE)
         self._batched = batched
+        self._head_is_last = head_is_last
+        self._contributions = Contributions()
+        self._room: torch.Tensor | None = None
 
     @property
     def batched(self) -> bool:
@@ -90,7 +83,7 @@ class PerSample:
                 del left[name]
 
             with self._asking_for_gradients(arrived):
-                row_losses(self._model, [row], self._device).sum().backward()
+                self._losses([row]).sum().backward()
             for name, parameter in left.items():
                 consume(name, here, torch.zeros((1, parameter.numel()), device=parameter.device))
 
@@ -112,19 +105,23 @@ class PerSample:
     def _together(self, rows: Sequence[Row], consume: Consumer) -> None:
         import torch
 
-        uses: dict[str, list[_Use]] = {name: [] for name in self._parameters}
+        uses: dict[str, list[Use]] = {name: [] for name in self._parameters}
         waiting = dict.fromkeys(self._parameters, 0)
 
         def hand_over(name: str) -> None:
-            done, size = uses.pop(name), self._parameters[name].numel()
+            done = [use for use in uses.pop(name) if use.back is not None]
+            # A scatter into what is there already is cheap, and a product that has nothing to add to is too.
+            done.sort(key=lambda use: isinstance(use.module, torch.nn.Embedding))
+            size = self._parameters[name].numel()
             step = max(1, self._at_once // max(1, size))
             for start in range(0, len(rows), step):
                 here = slice(start, min(start + step, len(rows)))
-                parts = [_gradient(use, name, here) for use in done if use.back is not None]
-                none = torch.zeros((here.stop - start, size), device=self._device)
-                consume(name, here, sum(parts[1:], start=parts[0]) if parts else none)
+                whole = self._space(here.stop - start, size, done)
+                for number, use in enumerate(done):
+                    self._contributions.add(use, name, here, whole, first=number == 0)
+                consume(name, here, (whole.float() if done else whole.zero_()).to(self._device))
 
-        def forward(use: _Use, given: torch.Tensor) -> None:
+        def forward(use: Use, given: torch.Tensor) -> None:
             for name in use.names.values():
                 uses[name].append(use)
                 waiting[name] += 1
@@ -139,12 +136,28 @@ class PerSample:
             given.register_hook(backward)
 
         with self._listening(len(rows), forward), torch.enable_grad():
-            row_losses(self._model, rows, self._device).sum().backward()
+            self._losses(rows).sum().backward()
         for name in list(uses):
             hand_over(name)
 
+    def _losses(self, rows: Sequence[Row]) -> torch.Tensor:
+        return row_losses(self._model, rows, self._device, head_is_last=self._head_is_last)
+
+    def _space(self, rows: int, size: int, uses: Sequence[Use]) -> torch.Tensor:
+        """Return room for gradients `(rows, size)`, the same memory every time: fresh pages cost more than the sums."""
+        import torch
+
+        exact, device = torch.float32, self._device
+        for use in uses:
+            assert use.back is not None
+            exact, device = torch.promote_types(exact, use.back.dtype), use.back.device
+        room = self._room
+        if room is None or room.numel() < rows * size or (room.dtype, room.device) != (exact, device):
+            self._room = room = torch.empty(rows * size, dtype=exact, device=device)
+        return room[: rows * size].view(rows, size)
+
     @contextmanager
-    def _listening(self, rows: int, forward: Callable[[_Use, torch.Tensor], None]) -> Iterator[None]:
+    def _listening(self, rows: int, forward: Callable[[Use, torch.Tensor], None]) -> Iterator[None]:
         """Call `forward` for every call of a module that owns a parameter. Raises _RowsMixed where rows are mixed."""
         import torch
 
@@ -164,7 +177,7 @@ class PerSample:
                 raise _RowsMixed(type(module).__name__)
             if not given.requires_grad:
                 given.requires_grad_(True)
-            forward(_Use(module, names[module], args[0].detach()), given)
+            forward(Use(module, names[module], args[0].detach()), given)
             return given
 
         names = self._owners()
@@ -227,54 +240,3 @@ class PerSample:
                 log.warning("gradients are taken one row at a time: %s differs when rows share a batch", key[0])
                 return False
         return True
-
-
-def _gradient(use: _Use, name: str, here: slice) -> torch.Tensor:
-    """Return a call's contribution to a parameter's gradient, `(rows, size)` float32."""
-    import torch
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    module, read, back = use.module, use.read[here], use.back
-    assert back is not None
-    # Half precision is summed in float32, and double precision stays what it is.
-    exact = torch.promote_types(back.dtype, torch.float32)
-    back = back[here].to(exact)
-    attribute = next(attribute for attribute, own in use.names.items() if own == name)
-    rows = len(read)
-    if type(module) in (nn.Linear, Conv1D):
-        back = back.flatten(1, -2) if back.dim() > 2 else back[:, None]
-        if attribute == "bias":
-            return back.sum(1).float()
-        read = (read.flatten(1, -2) if read.dim() > 2 else read[:, None]).to(exact)
-        pair = (back, read) if type(module) is nn.Linear else (read, back)
-        return torch.bmm(pair[0].transpose(1, 2), pair[1]).flatten(1).float()
-    if type(module) is nn.Embedding and not module.scale_grad_by_freq:
-        size, dim = module.weight.shape
-        places = read.reshape(rows, -1) + size * torch.arange(rows, device=read.device)[:, None]
-        whole = torch.zeros((rows * size, dim), device=back.device, dtype=exact).index_add_(
-            0, places.flatten(), back.reshape(-1, dim)
-        )
-        if module.padding_idx is not None:
-            whole.view(rows, size, dim)[:, module.padding_idx] = 0.0
-        return whole.view(rows, -1).float()
-    return _by_jacobian(module, attribute, read, back)
-
-
-def _by_jacobian(module: nn.Module, attribute: str, read: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    from torch.func import functional_call, vjp, vmap
-
-    own = {attribute: getattr(module, attribute).detach()}
-
-    def one(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        given, pull, *_ = vjp(lambda values: functional_call(module, values, (x[None],)), own)
-        gradient: torch.Tensor = pull(g[None].to(given.dtype))[0][attribute]
-        return gradient
-
-    # The module's forward hooks are still on, and would take this call for one of the model's.
-    hooks, before = module._forward_hooks, module._forward_pre_hooks
-    try:
-        module._forward_hooks, module._forward_pre_hooks = type(hooks)(), type(before)()
-        return vmap(one)(read, back).flatten(1).float()
-    finally:
-        module._forward_hooks, module._forward_pre_hooks = hooks, before

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     import torch
 
 
+LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
+"""Entries of a batch's logits: a few times what a core's cache holds, and 1 GiB."""
+
+
 class Less:
     """The LESS teacher on a Hugging Face causal language model.
 
@@ -270,7 +274,9 @@ class Less:
     def _gradients(self) -> PerSample:
         # A dense matrix is made anew for every slice of rows: the fewer the better.
         slices = AT_ONCE_ELSEWHERE if self.projection.kind == "dense" else None
-        return PerSample(self.trainable.model, self.trainable.parameters, at_once=slices)
+        return PerSample(
+            self.trainable.model, self.trainable.parameters, at_once=slices, head_is_last=self.lm.head_is_last
+        )
 
     def _at(self, checkpoint: Checkpoint, rows: Sequence[Row]) -> Floats:
         """Return projected gradients and projected updates of rows at a checkpoint: `(2, n_rows, dimension)`."""
@@ -280,7 +286,7 @@ class Less:
         adam = Adam(checkpoint, self.adam, device)
         found = np.empty((2, len(rows), k), dtype=np.float32)
         with self.trainable.at(checkpoint.weights):
-            for batch in batches(rows, self._batch_tokens):
+            for batch in self._batches(rows):
                 target, source = torch.zeros((2, len(batch), k), device=device)
 
                 def consume(
@@ -295,6 +301,10 @@ class Less:
                 found[0, batch] = target.cpu().numpy()
                 found[1, batch] = (target if self.adam == "none" else source).cpu().numpy()
         return found
+
+    def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        at_once = LOGITS_AT_ONCE_CPU if self.lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
+        return batches(rows, self._batch_tokens, int(self.lm.model.config.get_text_config().vocab_size), at_once)
 
     def _rates(self) -> list[float]:
         return [checkpoint.learning_rate for checkpoint in self.warm_up()]

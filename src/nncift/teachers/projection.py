@@ -4,11 +4,13 @@ The matrix of a parameter depends on the seed, the parameter's name and its size
 machines share it, and projections of different parameters simply add up. Two kinds, both with independent random signs:
 
 - `dense`: every entry is +-1 / sqrt(dimension), the projection of the paper. Work: size * dimension.
-- `sketch`: every coordinate goes with a random sign to one of the dimensions, which take equally many. Work: size.
+- `sketch`: every coordinate goes with a random sign of its own to one of the dimensions. Coordinates are taken in blocks
+  of as many as there are dimensions, and a block is turned by a random number of places. Work: size.
 
 For both, `E <Px, Py> = <x, y>`, since signs are independent with mean 0, and
-`Var <Px, Py> <= (|x|^2 |y|^2 + <x, y>^2) / dimension`: the sketch costs nothing in accuracy, and on CPU its work is about
-a hundredth. That is why it is the default.
+`Var <Px, Py> <= (|x|^2 |y|^2 + <x, y>^2) / dimension`: of the sketch this asks no more than that two coordinates meet in
+one of k dimensions with a chance of at most 1/k, and turned blocks see to that. So the sketch costs nothing in accuracy, and
+on CPU its work is about a hundredth: blocks are added up as they lie in memory. That is why it is the default.
 """
 
 from __future__ import annotations
@@ -27,8 +29,6 @@ Kind = Literal["sketch", "dense"]
 
 DENSE_AT_ONCE = 2**23
 """Entries of a dense matrix that exist at a time (32 MiB)."""
-FEW = 8
-"""A parameter this many times smaller than the dimension is scattered, not gathered."""
 
 
 class Projection:
@@ -45,11 +45,12 @@ class Projection:
         self.dimension = dimension
         self.seed = seed
         self.kind = kind
-        self._tables: dict[tuple[str, int, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables: dict[tuple[str, int, str], tuple[list[int], torch.Tensor, torch.Tensor | None]] = {}
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the matrix."""
-        return {"kind": self.kind, "dimension": self.dimension, "seed": self.seed, "dtype": "float32"}
+        kind = "sketch of turned blocks" if self.kind == "sketch" else self.kind
+        return {"kind": kind, "dimension": self.dimension, "seed": self.seed, "dtype": "float32"}
 
     def add(self, name: str, vectors: torch.Tensor, out: torch.Tensor) -> None:
         """Add the projection of a parameter's vectors `(n, size)` to `out` `(n, dimension)`; both float32."""
@@ -70,38 +71,45 @@ class Projection:
         return whole
 
     def _add_sketch(self, name: str, vectors: torch.Tensor, out: torch.Tensor) -> None:
-        size = vectors.shape[1]
-        places, signs = self._table(name, size, out.device)
-        if size * FEW < self.dimension:
-            out[:, places] += vectors * signs
-        elif len(places) == self.dimension:
-            out.addcmul_(vectors.index_select(1, places), signs)
-        else:
-            out += vectors.index_select(1, places).mul_(signs).view(len(vectors), -1, self.dimension).sum(1)
+        k, size = self.dimension, vectors.shape[1]
+        turns, signs, places = self._table(name, size, out.device)
+        if places is not None:
+            out += vectors.index_select(1, places).mul_(signs).view(len(vectors), -1, k).sum(1)
+            return
+        for block, turn in enumerate(turns):
+            start, end = block * k, min((block + 1) * k, size)
+            cut = min(start + k - turn, end)
+            out[:, turn : turn + cut - start].addcmul_(vectors[:, start:cut], signs[start:cut])
+            if cut < end:
+                out[:, : end - cut].addcmul_(vectors[:, cut:end], signs[cut:end])
 
-    def _table(self, name: str, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return, kept for later, the sketch of a parameter: up to 8 bytes for each coordinate.
+    def _table(self, name: str, size: int, device: torch.device) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
+        """Return, kept for later, a parameter's turns, one for each block, and the signs of its coordinates.
 
-        Slots are taken by the dimensions in turn, and each coordinate has one of them. Given is the coordinate in each slot
-        and its sign, 0 in slots left over. A parameter far smaller than the dimension is given as the slot of each
-        coordinate instead.
+        On a GPU, launching something for each block would take longer than the work. There, in the third place, is the
+        coordinate of every slot, blocks one behind the other as they are after their turns, and signs go by slot, 0 in slots
+        left over: 8 bytes for each coordinate.
         """
         import torch
 
         key = (name, size, str(device))
         if key not in self._tables:
+            k = self.dimension
             rng = generator(self.seed, "projection", name, str(size))
-            slots = -(-size // self.dimension) * self.dimension
-            order = rng.permutation(slots)
-            signs = (2 * rng.integers(0, 2, slots, dtype=np.int8) - 1).astype(np.float32)
-            if size * FEW < self.dimension:
-                order, signs = np.argsort(order)[:size], signs[np.argsort(order)][:size]
-            else:
-                signs[order >= size] = 0.0
-                order[order >= size] = 0
-            order = order.astype(np.int64 if size * FEW < self.dimension or slots >= 2**31 else np.int32)
-            self._tables[key] = (torch.from_numpy(order).to(device), torch.from_numpy(signs).to(device))
+            turns = rng.integers(0, k, -(-size // k))
+            signs = (2 * rng.integers(0, 2, size, dtype=np.int8) - 1).astype(np.float32)
+            places = None
+            if self._gathers(device) and len(turns) > 1:
+                order = np.arange(len(turns))[:, None] * k + (np.arange(k) - turns[:, None]) % k
+                spare = order.ravel() >= size
+                order = np.where(spare, 0, order.ravel())
+                signs = np.where(spare, np.float32(0), signs[order])
+                places = torch.from_numpy(order.astype(np.int64 if size >= 2**31 else np.int32)).to(device)
+            self._tables[key] = (turns.tolist(), torch.from_numpy(signs).to(device), places)
         return self._tables[key]
+
+    def _gathers(self, device: torch.device) -> bool:
+        return device.type != "cpu"
 
     def _add_dense(self, name: str, vectors: torch.Tensor, out: torch.Tensor) -> None:
         step = max(1, DENSE_AT_ONCE // self.dimension)
