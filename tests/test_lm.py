@@ -22,6 +22,7 @@ from transformers import (
 from nncift import lm as module
 from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM, Prefix, Row
+from nncift.loading import context_limit, fingerprint
 
 BEFORE = [1, 9, 30, 12, 7, 41, 22, 8, 15, 33]
 ROWS = [Row([5, 6, 7], [8, 9]), Row([10], [11, 12, 13, 14]), Row(list(range(20, 32)), [3])]
@@ -282,26 +283,26 @@ def test_long_rotary_embeddings_end_at_their_first_limit() -> None:
     class Model:
         config = Config()
 
-    assert module._context_limit(Model(), NoTokenizer()) == 64  # type: ignore[arg-type]
+    assert context_limit(Model(), NoTokenizer()) == 64  # type: ignore[arg-type]
 
 
 def test_the_fingerprint_follows_the_weights(folder: Path) -> None:
-    before = module.fingerprint(folder)
+    before = fingerprint(folder)
     (folder / "notes.md").write_text("a remark")
-    assert module.fingerprint(folder) == before
+    assert fingerprint(folder) == before
     path = folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(bytes(raw))
-    assert module.fingerprint(folder) != before
+    assert fingerprint(folder) != before
 
 
 @pytest.mark.parametrize("name", ["1_Pooling/config.json", "chat_template.jinja", "modeling_own.py"])
 def test_the_fingerprint_follows_all_that_decides_values(folder: Path, name: str) -> None:
-    before = module.fingerprint(folder)
+    before = fingerprint(folder)
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}")
-    assert module.fingerprint(folder) != before
+    assert fingerprint(folder) != before
 
 
 def test_reading_gives_log_probabilities_and_hidden_states_of_each_row_alone(llama: CausalLM) -> None:

@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from nncift.errors import DataError, NnciftError, ResourceError
 from nncift.files import atomic, fingerprint
-from nncift.lm import CausalLM, locate, resolve_device
-from nncift.lm import fingerprint as model_fingerprint
+from nncift.lm import CausalLM
+from nncift.loading import fingerprint as model_fingerprint
+from nncift.loading import locate, resolve_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,4 +1,4 @@
-"""Causal language models: loading, and log-probabilities of given responses behind a cached prefix.
+"""Causal language models: log-probabilities of given responses behind a cached prefix, and last hidden states.
 
 Two shortcuts are used, both exact (method.md 3.1): the keys and values of a prefix are computed once and shared by
 all rows behind it, and hidden states go through the vocabulary projection at response positions only. Whether a model's
@@ -8,8 +8,6 @@ architecture allows them is tried on loading against its plain forward pass; whe
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import ResourceError, UsageError
+from nncift.loading import ModelSource as ModelSource
+from nncift.loading import context_limit, fingerprint, first_line, load_model, locate, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -79,20 +79,27 @@ class Prefix:
     ids: tuple[int, ...]
     cache: Any | None
 
+    def repeated(self, rows: int) -> Any | None:
+        """Return a cache that a pass over so many rows may grow; the prefix stays as it is.
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A model to be loaded later, with what `CausalLM.load` takes beyond a teacher's own settings; `str` gives its name.
+        Plain keys and values are shared by all rows until the pass itself puts its own behind them; other kinds of layers
+        are copied.
+        """
+        from transformers.cache_utils import DynamicLayer
 
-    load_in: 4bit (NF4) or 8bit through bitsandbytes. device_map: `auto` spreads a model over all devices.
-    """
-
-    name: str
-    load_in: str | None = None
-    device_map: str | None = None
-
-    def __str__(self) -> str:
-        return self.name
+        if self.cache is None:
+            return None
+        if any(type(layer) is not DynamicLayer for layer in getattr(self.cache, "layers", [None])):
+            cache = copy.deepcopy(self.cache)
+            cache.batch_repeat_interleave(rows)
+            return cache
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            if layer.get_seq_length():
+                layer.keys = layer.keys.expand(rows, -1, -1, -1)
+                layer.values = layer.values.expand(rows, -1, -1, -1)
+        return cache
 
 
 class CausalLM:
@@ -126,44 +133,11 @@ class CausalLM:
         bfloat16, float16. context: a cap on the tokens of one sequence, at most the model's own limit.
         Raises ResourceError when weights, tokenizer or device are missing, UsageError for an unknown setting.
         """
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         source = name if isinstance(name, ModelSource) else ModelSource(str(name))
         folder = locate(source.name)
         placed = resolve_device(device)
-        wanted = resolve_dtype(dtype, placed)
-        placing = _placing(source, placed, wanted)
-        # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=wanted,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **placing,
-            )
-        except Exception as error:
-            raise ResourceError(
-                f"the model {str(name)!r} cannot be loaded: {_first_line(error)}. Expected a Hugging Face causal model "
-                "with config.json, *.safetensors and tokenizer files"
-            ) from error
-        model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
-        if absent:
-            raise ResourceError(
-                f"the model {str(name)!r} lacks {len(absent)} of its weights, such as {absent[0]!r}, and random numbers would "
-                "stand in for them; expected the weights of a causal language model (an encoder has no head, a lone adapter "
-                "no base)"
-            )
-        try:
-            model.eval().requires_grad_(False)
-            if not placing:
-                model.to(torch.device(placed))
-        except RuntimeError as error:
-            raise ResourceError(f"the model {str(name)!r} cannot be put on {placed}: {_first_line(error)}") from error
-        limit = _context_limit(model, tokenizer)
+        model, tokenizer = load_model(source, folder, placed, resolve_dtype(dtype, placed), trust_remote_code)
+        limit = context_limit(model, tokenizer)
         if context is not None and context > limit:
             raise UsageError(f"a context of {context} tokens was asked for; this model has {limit}")
         try:
@@ -171,7 +145,7 @@ class CausalLM:
         except AssertionError as error:
             # bitsandbytes asserts what its kernels for this device want of a layer's sizes.
             raise ResourceError(
-                f"the model {source.name!r} in {source.load_in} cannot run on {placed}: {_first_line(error)}; try 8bit, another "
+                f"the model {source.name!r} in {source.load_in} cannot run on {placed}: {first_line(error)}; try 8bit, another "
                 "device, or no --load-in"
             ) from error
 
@@ -204,9 +178,7 @@ class CausalLM:
         with self._reading(f"{len(rows)} rows of {laid.ids.shape[1]} tokens behind {len(prefix.ids)}"):
             given: dict[str, Any] = {"use_cache": False}
             if prefix.cache is not None:
-                cache = copy.deepcopy(prefix.cache)
-                cache.batch_repeat_interleave(len(rows))
-                given = {"use_cache": True, "past_key_values": cache}
+                given = {"use_cache": True, "past_key_values": prefix.repeated(len(rows))}
             values = self._gold(laid, given)
             flat = values.cpu().numpy()
         return _split(flat, rows)
@@ -315,7 +287,7 @@ class CausalLM:
             plain = np.concatenate(self.log_probabilities(Prefix(tuple(ids), None), rows))
         except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ResourceError(
-                f"the model {self.name!r} cannot read {PROBE} tokens in a plain forward pass: {_first_line(error)}"
+                f"the model {self.name!r} cannot read {PROBE} tokens in a plain forward pass: {first_line(error)}"
             ) from error
         found = []
         for attribute in ("_fast_head", "_fast_prefix"):
@@ -324,7 +296,7 @@ class CausalLM:
                 fast = np.concatenate(self.log_probabilities(self.prefix(ids), rows))
                 exact = self._close(plain, fast) and (attribute == "_fast_prefix" or self._head_is_last(tokens))
             except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
-                log.info("%s: %s is not available: %s", self.name, attribute, _first_line(error))
+                log.info("%s: %s is not available: %s", self.name, attribute, first_line(error))
                 exact = False
             if not exact:
                 setattr(self, attribute, False)
@@ -361,112 +333,6 @@ class CausalLM:
             return int(self.model.config.get_text_config().vocab_size)
 
 
-def _placing(source: ModelSource, device: str, dtype: Any) -> dict[str, Any]:
-    """Return what transformers needs to quantise or spread a model. Raises UsageError or ResourceError where it cannot."""
-    import torch
-
-    if source.load_in not in (None, "4bit", "8bit"):
-        raise UsageError(f"--load-in is 4bit or 8bit, not {source.load_in!r}")
-    if source.device_map not in (None, "auto"):
-        raise UsageError(f"--device-map is auto, not {source.device_map!r}")
-    needed = {"bitsandbytes": source.load_in, "accelerate": source.load_in or source.device_map}
-    for package, wanted in needed.items():
-        if wanted and importlib.util.find_spec(package) is None:
-            raise ResourceError(f'this needs {package}: pip install "nncift[quantised]"')
-    found: dict[str, Any] = {}
-    if source.load_in:
-        from transformers import BitsAndBytesConfig
-
-        compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
-        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute} if source.load_in == "4bit" else {}
-        found["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=source.load_in == "4bit", load_in_8bit=source.load_in == "8bit", **four
-        )
-        found["device_map"] = {"": device}
-    if source.device_map:
-        if device == "cpu":
-            raise ResourceError("--device-map auto spreads a model over GPUs, and there is none here; leave it out")
-        found["device_map"] = "auto"
-    return found
-
-
-def locate(name: str | Path) -> Path:
-    """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
-
-    Raises ResourceError where neither exists.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ResourceError(
-                f"{str(name)!r} is a directory without config.json; expected a Hugging Face model folder"
-            )
-        if not any(folder.glob("*.safetensors")):
-            raise ResourceError(
-                f"the model folder {str(name)!r} holds no *.safetensors; convert its weights "
-                "(model.save_pretrained(...) writes safetensors)"
-            )
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(
-            snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
-    except (OSError, ValueError, HFValidationError) as error:
-        raise ResourceError(
-            f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {_first_line(error)}"
-        ) from error
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash the weights, configuration, tokenizer and code of a model folder; 16 hex digits.
-
-    A sentence encoder keeps its pooling in numbered folders inside, and they count too.
-    """
-    digest = hashlib.sha256()
-    for path in sorted([*folder.iterdir(), *folder.glob("[0-9]*_*/*")]):
-        if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt", ".py"} and path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def resolve_device(device: str) -> str:
-    """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps") from error
-    if kind not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps")
-    index = torch.device(device).index or 0
-    missing = (kind == "cuda" and index >= torch.cuda.device_count()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise ResourceError(f"--device {device} was asked for, but this machine or this build of torch has none")
-    return device
-
-
-def resolve_dtype(dtype: str, device: str) -> Any:
-    """Return the torch dtype for a name; `auto` is float32 on CPU, where half precision is several times slower."""
-    import torch
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        return torch.float32 if device.startswith("cpu") else "auto"
-    if dtype not in known:
-        raise UsageError(f"--dtype {dtype!r} is unknown; use auto, {', '.join(known)}")
-    return known[dtype]
-
-
 def _laid_out(rows: Sequence[Row], before: Sequence[int]) -> _Laid:
     """Pad rows on the right, all behind the same ids, and find where each response token is predicted."""
     import torch
@@ -497,20 +363,3 @@ def _gathered(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     logits = logits.float()
     gold = gold.to(logits.device)
     return logits.gather(1, gold[:, None])[:, 0] - logits.logsumexp(dim=1)
-
-
-def _context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    limits.append(tokenizer.model_max_length)
-    # Long-context rotary embeddings change all positions once a sequence, padding included, outgrows the first limit.
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        limits.append(rope.get("original_max_position_embeddings"))
-    usable = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
-    return min(usable, default=4096)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

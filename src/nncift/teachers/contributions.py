@@ -65,7 +65,7 @@ class Contributions:
 
         kind = type(module)
         if attribute == "bias" and kind in (nn.Linear, Conv1D, nn.LayerNorm):
-            return _flat(back).sum(1) if kind is not nn.LayerNorm else _summed(back, module.bias)
+            return _flat(back).sum(1) if kind is not nn.LayerNorm else _summed(back, getattr(module, attribute))
         if isinstance(module, nn.LayerNorm) and kind is nn.LayerNorm:
             normed = layer_norm(read.to(back.dtype), module.normalized_shape, eps=module.eps)
             return _summed(back * normed, module.weight)
@@ -131,7 +131,7 @@ def _by_broadcast(module: nn.Module, attribute: str, read: torch.Tensor, back: t
     copies = own.expand(len(read), *between, *own.shape).clone().requires_grad_(True)
     with _without_hooks(module), torch.enable_grad():
         given = functional_call(module, {attribute: copies}, (read,))
-    (found,) = torch.autograd.grad(given, copies, back.to(given.dtype))
+    found: torch.Tensor = torch.autograd.grad(given, copies, back.to(given.dtype))[0]
     return found.reshape(len(read), -1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nncift.config import TeacherSettings, nearest
 from nncift.errors import UsageError
-from nncift.lm import ModelSource
+from nncift.loading import ModelSource
 from nncift.teachers import RowTeacher, Teacher
 
 TEACHERS: Mapping[str, str] = {

@@ -8,7 +8,6 @@ all rating prompts that agree up to its response; both are exact.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -350,7 +349,7 @@ def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form
     rows = [(*before, *text, *branch) for text in texts for branch in form.branches]
     starts = [len(row) - len(branch) - 1 for row, branch in zip(rows, form.branches * len(texts), strict=True)]
     with torch.inference_mode():
-        cache = _copied(prefix, len(rows))
+        cache = prefix.repeated(len(rows))
         logits = _logits(lm, rows, starts, past_key_values=cache, use_cache=cache is not None)
     return _normalised(logits.reshape(len(texts), -1, logits.shape[1]), form)
 
@@ -373,7 +372,7 @@ def shared_probabilities(
     seen = (slots < lengths) | (slots >= before + wide)
     places = lengths + torch.arange(max(map(len, ends)))
     with torch.inference_mode():
-        cache = _copied(prefix, len(bodies))
+        cache = prefix.repeated(len(bodies))
         cache = lm.model.base_model(
             input_ids=_padded(lm, bodies), past_key_values=cache, use_cache=True
         ).past_key_values
@@ -426,14 +425,6 @@ def _padded(lm: CausalLM, rows: Sequence[Ids]) -> torch.Tensor:
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
     return ids.to(lm.device)
-
-
-def _copied(prefix: Prefix, times: int) -> Any:
-    if prefix.cache is None:
-        return None
-    cache = copy.deepcopy(prefix.cache)
-    cache.batch_repeat_interleave(times)
-    return cache
 
 
 def _encoder(tokenizer: Any, *, special: bool) -> Callable[[Sequence[str]], list[Ids]]:
