@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import tempfile
 import time
@@ -200,7 +199,7 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
             "encoder": "hash",
             "pool": ("rows",),
         }
-        needs_model = "model" in inspect.signature(registry.teacher_class(name)).parameters
+        needs_model = "model" in registry.settings_of(registry.teacher_class(name))
         if needs_model:
             given["model"] = small.name
         settings = config.resolve(given)

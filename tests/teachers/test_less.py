@@ -233,7 +233,7 @@ def test_rows_that_do_not_fit_are_rejected_with_both_numbers(llama_folder: Path,
     less = Less(str(llama_folder), **SMALL)
     (rejection,) = less.prepare(Examples((*pool, long)))
     assert rejection.line == 9
-    assert rejection.reason == "needs 101 tokens, and the model's context holds 96"
+    assert rejection.reason == "too long: needs 101 tokens, and the model's context holds 96"
     with pytest.raises(UsageError, match="'long' cannot be measured"):
         less.measure(["long"])
 

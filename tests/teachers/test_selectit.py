@@ -17,8 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM
-from nncift.teachers import RowTeacher, selectit
-from nncift.teachers.selectit import Form, SelectIt, make_form, read_prompts, sentence_scores, token_scores
+from nncift.teachers import RowTeacher, grading
+from nncift.teachers.grading import token_scores
+from nncift.teachers.rating import Form, make_form, read_prompts
+from nncift.teachers.selectit import SelectIt, sentence_scores
 from nncift.wording import Wording
 
 SHORT = [
@@ -212,12 +214,12 @@ def test_scores_equal_the_hand_calculation_on_gpt2(gpt2: CausalLM, prompts: Path
 
 
 def test_word_level_llama_without_digits_is_refused(llama_folder: Path, prompts: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot tell the grades 1 to 5 apart.*<unk>"):
+    with pytest.raises(UsageError, match=r"cannot tell the grades 1, 2, 3, 4, 5 apart.*<unk>.*rating_prompts=FILE"):
         SelectIt(str(llama_folder), rating_prompts=prompts, device="cpu").prepare(examples())
 
 
 def form(lm: CausalLM, text: str, grades: int = 5) -> Form:
-    return make_form(Wording(lm.tokenizer, "plain"), lm.tokenizer, text, grades)
+    return make_form(Wording(lm.tokenizer, "plain"), lm.tokenizer, text, "123456789"[:grades])
 
 
 @pytest.mark.parametrize(
@@ -350,7 +352,7 @@ def test_rows_are_not_shared_where_that_is_not_exact(alike: Path, way: str, monk
     elif way == "a sliding window":
         lm.model.config.sliding_window = 64
     else:
-        monkeypatch.setattr(selectit, "shared_probabilities", lambda *given: np.full((2, 2, 5), 0.2))
+        monkeypatch.setattr(grading, "shared_probabilities", lambda *given: np.full((2, 2, 5), 0.2))
     teacher = SelectIt(lm, rating_prompts=alike)
     expected = [sentence_by_hand(lm, example, [*ALIKE, SHORT[1]], 5, 0.2) for example in pool]
     assert measured(teacher, pool) == pytest.approx(expected, abs=2e-5)
@@ -462,7 +464,7 @@ def test_damaged_weights_are_reported(prompts: Path) -> None:
 
 
 def test_shipped_prompts_are_five_and_hold_what_they_must(made: dict[str, CausalLM]) -> None:
-    texts = read_prompts()
+    texts = read_prompts().texts
     assert len(set(texts)) == 5
     assert all("{best}" in text for text in texts)
     lm = make_lm(split_digits(), context=512)
@@ -481,6 +483,11 @@ def test_shipped_prompts_are_five_and_hold_what_they_must(made: dict[str, Causal
         ("['{prompt} {response} :', '{prompt} {prompt} {response} :']", "rating prompt 2"),
         ("['{prompt} {response}']", "a grade can follow"),
         ("[", "cannot be read"),
+        ("{prompts: ['{prompt} {response} :']}", "grades and prompts, not prompts"),
+        ("{grades: [no, good], prompts: ['{prompt} {response} :']}", "in quotes"),
+        ("{grades: [bad], prompts: ['{prompt} {response} :']}", "2 to 9 different"),
+        ("{grades: [bad, bad], prompts: ['{prompt} {response} :']}", "2 to 9 different"),
+        ("{grades: [bad, good], prompts: []}", "at least one"),
     ],
 )
 def test_unfit_rating_prompts_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -513,3 +520,38 @@ def test_it_is_a_row_teacher_that_its_options_create_again(prompts: Path) -> Non
     options = dict(teacher.options)
     assert options.pop("teacher") == "selectit"
     assert SelectIt(**options).options == teacher.options
+
+
+def test_a_file_may_name_its_own_words_for_grades(made: dict[str, CausalLM], tmp_path: Path) -> None:
+    lm, pool = made["words"], examples()
+    words = ["cat", "bird", "sea", "sky"]
+    path = tmp_path / "words.yaml"
+    path.write_text(yaml.safe_dump({"grades": words, "prompts": ["{prompt} {response} {worst} to {best}:"]}), "utf-8")
+    teacher = SelectIt(lm, rating_prompts=path)
+    assert teacher.grades == 4
+    expected = []
+    for example in pool:
+        ids = lm.tokenizer(f"{example.prompt} {example.response} cat to sky:")["input_ids"]
+        with torch.no_grad():
+            last = lm.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        shares = torch.stack([last[lm.tokenizer.convert_tokens_to_ids(word)] for word in words]).softmax(0)
+        base = int(shares.argmax())
+        expected.append((base + 1) / 3 * sum(abs(float(share - shares[base])) for share in shares))
+    assert measured(teacher, pool) == pytest.approx(expected, abs=2e-5)
+    assert teacher.describe()["words"] == words
+    assert SelectIt(lm, grades=4, rating_prompts=path).grades == 4
+    with pytest.raises(UsageError, match="4 words for grades"):
+        SelectIt(lm, grades=5, rating_prompts=path)
+
+
+def test_the_demo_model_is_rated_by_words_that_it_knows() -> None:
+    from nncift.demo import model_path
+
+    with pytest.raises(UsageError, match="rating_prompts=demo"):
+        SelectIt(str(model_path()), device="cpu").prepare(examples())
+    teacher = SelectIt(str(model_path()), rating_prompts="demo", device="cpu")
+    unknown = teacher.raters[0].reader.lm.tokenizer.unk_token_id
+    for form in teacher.raters[0].forms:
+        assert unknown not in (*form.head, *form.middle, *form.ending)
+        assert len({grade for (grade,) in form.grades} - {unknown}) == 5
+    assert teacher.raters[0]._groups == [[0, 1, 2, 3, 4]]

@@ -15,8 +15,9 @@ from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM
 from nncift.teachers import FeatureTeacher, RowTeacher
 from nncift.teachers.ifd import Ifd
-from nncift.teachers.loss import Loss, batches
+from nncift.teachers.loss import Loss
 from nncift.teachers.rds import Rds
+from nncift.teachers.reader import batches
 from nncift.teachers.similarity import Similarity
 from nncift.teachers.simple import Column, Length, Random
 

@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import Chunk, ChunkLabels
+from nncift.teachers.reader import ModelSettings, Reader, batches
 from nncift.wording import Block, Wording
 
 Variant = Literal["probability", "logprob"]
@@ -26,8 +26,7 @@ class Delift:
     """The DELIFT teacher on a Hugging Face causal language model.
 
     model: a local folder or hub name, or a loaded `CausalLM`. variant: `probability` (the paper's distance) or
-    `logprob` (mean log-probability gain). template: see `Wording`. context: cap on the tokens of a sequence.
-    batch_tokens: tokens of one forward pass, padding included; part of the fingerprint, since rounding depends on it.
+    `logprob` (mean log-probability gain). Settings: see `ModelSettings`.
     """
 
     name = "delift"
@@ -39,45 +38,25 @@ class Delift:
         model: str | CausalLM,
         *,
         variant: Variant = "probability",
-        template: str | None = None,
-        context: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int = 2048,
-        trust_remote_code: bool = False,
+        **settings: Unpack[ModelSettings],
     ) -> None:
         if variant not in ("probability", "logprob"):
             raise UsageError(f"DELIFT's variant is probability or logprob, not {variant!r}")
-        self._model = model
-        self._loading: dict[str, Any] = {
-            "device": device, "dtype": dtype, "context": context, "trust_remote_code": trust_remote_code
-        }  # fmt: skip
-        self.options: Mapping[str, Any] = {
-            "teacher": self.name,
-            "model": model.name if isinstance(model, CausalLM) else str(model),
-            "variant": variant,
-            "template": template,
-            "context": context,
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
-        }
+        self.reader = Reader(model, **settings)
+        self.options: Mapping[str, Any] = {"teacher": self.name, "variant": variant, **self.reader.options}
         self.variant = variant
-        self._template = template
-        self._batch_tokens = batch_tokens
         self._examples: dict[str, Example] = {}
         self._targets: dict[str, Row] = {}
 
-    @cached_property
+    @property
     def lm(self) -> CausalLM:
         """The language model, loaded on first use."""
-        if isinstance(self._model, CausalLM):
-            return self._model
-        return CausalLM.load(self._model, **self._loading)
+        return self.reader.lm
 
-    @cached_property
+    @property
     def wording(self) -> Wording:
         """How examples read to this model."""
-        return Wording(self.lm.tokenizer, self._template)
+        return self.reader.wording
 
     @property
     def block_tokens(self) -> int:
@@ -122,7 +101,8 @@ class Delift:
             prefix = self.lm.prefix(ids if block.ids else ())
             again = 0 if prefix.cache is not None else len(prefix.ids)
             tokens += len(prefix.ids) - again
-            for batch in self._batches(fitting, rows, len(ids)):
+            for places in batches([len(rows[index]) for index in fitting], self.reader.batch_tokens, len(ids)):
+                batch = [fitting[place] for place in places]
                 scored = [rows[index] if block.ids else _behind(ids, rows[index]) for index in batch]
                 tokens += sum(map(len, scored)) + again * len(scored)
                 for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
@@ -132,34 +112,12 @@ class Delift:
 
     def describe(self) -> Mapping[str, Any]:
         """Return model, wording and variant."""
-        return {
-            "teacher": self.name,
-            "model": self.lm.fingerprint,
-            "dtype": str(next(self.lm.model.parameters()).dtype),
-            "variant": self.variant,
-            "wording": self.wording.describe(),
-            "context": self.lm.context,
-            "batch_tokens": self._batch_tokens,
-        }
+        return {"teacher": self.name, "variant": self.variant, **self.reader.describe()}
 
     def _distance(self, logs: npt.NDArray[np.float32]) -> float:
         if self.variant == "logprob":
             return -float(np.mean(logs, dtype=np.float64))
         return float(np.sqrt(np.mean((1.0 - np.exp(logs.astype(np.float64))) ** 2)))
-
-    def _batches(self, fitting: Sequence[int], rows: Sequence[Row], before: int) -> list[list[int]]:
-        """Cut rows, sorted by length, into batches of at most `batch_tokens` padded tokens.
-
-        The keys and values of the prefix are held once per row, so long prefixes make batches smaller as well.
-        """
-        batches: list[list[int]] = []
-        for index in sorted(fitting, key=lambda position: (len(rows[position]), position)):
-            width = len(rows[index])
-            size = len(batches[-1]) + 1 if batches else 1
-            if not batches or size * width > self._batch_tokens or size * (width + before) > 8 * self._batch_tokens:
-                batches.append([])
-            batches[-1].append(index)
-        return batches
 
     def _refuse_nan(self, chunk: Chunk, fitting: Sequence[int], values: npt.NDArray[np.float32]) -> None:
         for index in fitting:

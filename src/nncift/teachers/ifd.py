@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
@@ -17,14 +17,14 @@ from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
-from nncift.teachers.loss import Reader
+from nncift.teachers.reader import ModelSettings, Reader
 
 
 class Ifd:
     """The IFD teacher: `score[s]`, higher is better (harder). Needs two forward passes per row.
 
     above_one: what becomes of ratios above 1: `last` scores them 0, below every other row, as the paper's selection
-    would have it; `keep` leaves the ratio. Other parameters: see `Reader`.
+    would have it; `keep` leaves the ratio. Settings: see `ModelSettings`.
     """
 
     name = "ifd"
@@ -37,19 +37,11 @@ class Ifd:
         model: str | CausalLM,
         *,
         above_one: Literal["last", "keep"] = "last",
-        template: str | None = None,
-        context: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int = 2048,
-        trust_remote_code: bool = False,
+        **settings: Unpack[ModelSettings],
     ) -> None:
         if above_one not in ("last", "keep"):
             raise UsageError(f"IFD's above_one is last or keep, not {above_one!r}")
-        self.reader = Reader(
-            model, template=template, context=context, device=device, dtype=dtype, batch_tokens=batch_tokens,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        self.reader = Reader(model, **settings)
         self.above_one = above_one
         self.options: Mapping[str, Any] = {"teacher": self.name, "above_one": above_one, **self.reader.options}
 

@@ -11,12 +11,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
 
-from nncift.data.examples import Example, Examples, Rejection
-from nncift.errors import DataError, ResourceError, UsageError
+from nncift.data.examples import Examples, Rejection
+from nncift.errors import ResourceError, UsageError
 from nncift.files import fingerprint
 from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
@@ -26,6 +26,7 @@ from nncift.teachers.features import Aggregate, Floats, GradientFeatures
 from nncift.teachers.gradients import AT_ONCE_ELSEWHERE, PerSample
 from nncift.teachers.passes import batches
 from nncift.teachers.projection import Kind, Projection
+from nncift.teachers.reader import ModelSettings, Reader
 from nncift.teachers.trainable import LoraShape, Trainable
 from nncift.teachers.warmup import Recipe, describe_warmup, draw, train
 from nncift.wording import Wording
@@ -41,12 +42,12 @@ LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
 class Less:
     """The LESS teacher on a Hugging Face causal language model.
 
-    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. template, context: as for
-    DELIFT. lora: None or True = LoRA matrices through peft; False = all parameters, for small models. checkpoints: peft
+    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is.
+    lora: None or True = LoRA matrices through peft; False = all parameters, for small models. checkpoints: peft
     adapter folders of the user's own, in place of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint
     whose optimiser has seen nothing, so that Adam's direction is its first step (close to the gradient's sign);
     `adam="none"` takes plain gradients for sources too. rank, alpha, dropout, targets: of LoRA; targets None = the
-    attention's projections by name. projection: dimensions. batch_tokens: tokens of one pass, padding included.
+    attention's projections by name. projection: dimensions. Settings: see `ModelSettings`.
 
     Features are those of `GradientFeatures`: for each checkpoint as a target, as a source, and a norm.
     """
@@ -58,11 +59,6 @@ class Less:
         self,
         model: str | CausalLM,
         *,
-        template: str | None = None,
-        context: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        trust_remote_code: bool = False,
         lora: bool | None = None,
         checkpoints: Sequence[str | Path] | None = None,
         warmup_share: float = 0.05,
@@ -76,9 +72,9 @@ class Less:
         projection_kind: Kind = "sketch",
         adam: Direction = "corrected",
         aggregate: Aggregate = "cosine-of-mean",
-        batch_tokens: int = 2048,
         seed: int = 0,
         workspace: Path | None = None,
+        **settings: Unpack[ModelSettings],
     ) -> None:
         if adam not in get_args(Direction):
             raise UsageError(f"LESS's adam is {', '.join(get_args(Direction))}, not {adam!r}")
@@ -86,12 +82,7 @@ class Less:
             raise UsageError(f"LESS's aggregate is {' or '.join(get_args(Aggregate))}, not {aggregate!r}")
         if checkpoints is not None and (lora is False or not checkpoints):
             raise UsageError("checkpoints of your own are LoRA folders, at least one, and exclude lora=False")
-        if batch_tokens < 1:
-            raise UsageError(f"batch_tokens is at least 1, not {batch_tokens}")
-        self._model = model
-        self._loading: dict[str, Any] = {
-            "device": device, "dtype": dtype, "context": context, "trust_remote_code": trust_remote_code
-        }  # fmt: skip
+        self.reader = Reader(model, **settings)
         self.recipe = Recipe(warmup_share, epochs, learning_rate)
         self.lora = (
             None if lora is False else LoraShape(rank, alpha, dropout, None if targets is None else tuple(targets))
@@ -100,19 +91,15 @@ class Less:
         self.projection = Projection(projection, seed, projection_kind)
         self.adam, self.aggregate = adam, aggregate
         self.seed, self.workspace = seed, workspace
-        self._template, self._batch_tokens = template, batch_tokens
         self._features = GradientFeatures(self.n_checkpoints, projection)
         self.width = self._features.width
-        self._rows: dict[str, Row] = {}
+        self._rows: Mapping[str, Row] = self.reader.rows
         self._sample: list[Row] | None = None
         self._checkpoints: list[Checkpoint] | None = None
         self.options: Mapping[str, Any] = {
             "teacher": self.name,
-            "model": model.name if isinstance(model, CausalLM) else str(model),
-            "template": template,
-            "context": context,
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
+            **self.reader.options,
+            "batch_tokens": self.reader.batch_tokens,
             "lora": lora is not False,
             "checkpoints": None if checkpoints is None else [str(folder) for folder in checkpoints],
             "warmup_share": warmup_share,
@@ -126,25 +113,23 @@ class Less:
             "projection_kind": projection_kind,
             "adam": adam,
             "aggregate": aggregate,
-            "batch_tokens": batch_tokens,
         }
 
-    @cached_property
+    @property
     def lm(self) -> CausalLM:
         """The language model, loaded on first use."""
-        return self._model if isinstance(self._model, CausalLM) else CausalLM.load(self._model, **self._loading)
+        return self.reader.lm
 
-    @cached_property
+    @property
     def wording(self) -> Wording:
         """How examples read to this model."""
-        return Wording(self.lm.tokenizer, self._template)
+        return self.reader.wording
 
     @cached_property
     def trainable(self) -> Trainable:
         """The parameters whose gradients count; they live in a copy where the model's own weights would change."""
         trains_weights = self.lora is None and self.recipe.trains
-        lent = isinstance(self._model, CausalLM)
-        model = copy.deepcopy(self.lm.model) if lent or trains_weights else self.lm.model
+        model = copy.deepcopy(self.lm.model) if self.reader.lent or trains_weights else self.lm.model
         if self.folders is not None:
             return Trainable.with_adapter(model, self.folders[0])
         if self.lora is None:
@@ -161,19 +146,13 @@ class Less:
 
         The drawn rows are kept in the workspace, where there is one, so that a pool may grow.
         """
-        rejected, fresh = [], {}
-        for example in examples:
-            row = self._row(example)
-            if isinstance(row, Row):
-                fresh[example.id] = row
-            else:
-                rejected.append(Rejection(example.source, example.line, row))
-        self._rows.update(fresh)
+        rejected = self.reader.prepare(examples)
+        fresh = {example.id: self._rows[example.id] for example in examples if example.id in self._rows}
         if self._sample is None and fresh and self.folders is None and self.recipe.trains:
             self._sample = draw(
                 fresh, self.recipe, self.seed, self._in_workspace("warmup.json"), fingerprint(self._training())
             )
-        return tuple(rejected)
+        return rejected
 
     def warm_up(self) -> Sequence[Checkpoint]:
         """Return the checkpoints: the user's own, those in the workspace, or freshly trained ones."""
@@ -182,7 +161,7 @@ class Less:
                 self._checkpoints = bring(self.trainable, self.folders)
             else:
                 self._checkpoints = train(
-                    self.trainable, self._sample or [], self.recipe, seed=self.seed, batch_tokens=self._batch_tokens,
+                    self.trainable, self._sample or [], self.recipe, seed=self.seed, batch_tokens=self.reader.batch_tokens,
                     folder=self._in_workspace("warmup"), key=fingerprint(self._training(), self._sample_key()),
                 )  # fmt: skip
         return self._checkpoints
@@ -235,40 +214,22 @@ class Less:
             "sample": self._sample_key(),
             "projection": self.projection.describe(),
             "adam": self.adam,
-            "batch_tokens": self._batch_tokens,
+            "batch_tokens": self.reader.batch_tokens,
         }
 
     def _training(self) -> dict[str, Any]:
         trained: dict[str, Any] = describe_warmup(self.recipe, self.lora)
         if self.folders is not None:
             trained = {"brought": [content(folder) for folder in self.folders]}
-        return {
-            "model": self.lm.fingerprint,
-            "dtype": str(next(self.lm.model.parameters()).dtype),
-            "wording": self.wording.describe(),
-            "context": self.lm.context,
-            "warmup": trained,
-            "seed": self.seed,
-        }
+        read = self.reader.describe()
+        del read["batch_tokens"]
+        return {**read, "warmup": trained, "seed": self.seed}
 
     def _in_workspace(self, name: str) -> Path | None:
         return None if self.workspace is None else self.workspace / name
 
     def _sample_key(self) -> str | None:
         return None if self._sample is None else fingerprint([[row.prompt, row.response] for row in self._sample])
-
-    def _row(self, example: Example) -> Row | str:
-        """Return an example as token ids, or why it cannot be measured."""
-        try:
-            tokens = self.wording.tokens(example)
-        except DataError as error:
-            return str(error)
-        row = Row((*self.wording.bos, *tokens.prompt), tokens.response)
-        if len(row) > self.lm.context:
-            return f"needs {len(row)} tokens, and the model's context holds {self.lm.context}"
-        if not row.prompt or not row.response:
-            return "has no token before its response, or none in it"
-        return row
 
     @cached_property
     def _gradients(self) -> PerSample:
@@ -304,7 +265,7 @@ class Less:
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         at_once = LOGITS_AT_ONCE_CPU if self.lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
-        return batches(rows, self._batch_tokens, int(self.lm.model.config.get_text_config().vocab_size), at_once)
+        return batches(rows, self.reader.batch_tokens, int(self.lm.model.config.get_text_config().vocab_size), at_once)
 
     def _rates(self) -> list[float]:
         return [checkpoint.learning_rate for checkpoint in self.warm_up()]

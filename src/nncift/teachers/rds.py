@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
-from nncift.teachers.loss import Reader, batches, too_long
+from nncift.teachers.reader import ModelSettings, Reader, batches, too_long
 
 Floats = npt.NDArray[np.float32]
 
@@ -26,7 +26,7 @@ class Rds:
     """The RDS teacher: `utility[t, s]` in [-1, 1] from features of the model's hidden size. One forward pass per row.
 
     A row too long for the context is cut at its start, before the response. width is known once `prepare` was called.
-    Parameters: see `Reader`.
+    Settings: see `ModelSettings`.
     """
 
     name = "rds"
@@ -36,18 +36,9 @@ class Rds:
     def __init__(
         self,
         model: str | CausalLM,
-        *,
-        template: str | None = None,
-        context: int | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int = 2048,
-        trust_remote_code: bool = False,
+        **settings: Unpack[ModelSettings],
     ) -> None:
-        self.reader = Reader(
-            model, template=template, context=context, device=device, dtype=dtype, batch_tokens=batch_tokens,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        self.reader = Reader(model, **settings)
         self.options: Mapping[str, Any] = {"teacher": self.name, **self.reader.options}
         self.width = 0
         self._ids: dict[str, tuple[int, ...]] = {}

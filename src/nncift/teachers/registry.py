@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 from nncift.config import TeacherSettings, nearest
 from nncift.errors import UsageError
@@ -59,7 +59,7 @@ def create(
     if colon and name != "column":
         raise UsageError(f"the teacher {name} has nothing behind a colon; {settings.teacher!r} was given")
     made = teacher_class(name)
-    taken = inspect.signature(made).parameters
+    taken = settings_of(made)
     given: dict[str, Any] = {
         "variant": settings.variant, "template": settings.template, "context": settings.context, "dtype": settings.dtype,
         "trust_remote_code": settings.trust_remote_code, "model": settings.model,
@@ -68,7 +68,7 @@ def create(
     for setting, value in given.items():
         if setting not in taken and value != getattr(unset, setting):
             raise UsageError(f"the teacher {settings.teacher} takes no {setting}; it was given {value!r}")
-    if "model" in taken and settings.model is None and taken["model"].default is inspect.Parameter.empty:
+    if settings.model is None and "model" in taken and taken["model"]:
         raise UsageError(
             f"the teacher {settings.teacher} needs a language model: give --model with a local folder or a hub name"
         )
@@ -89,6 +89,25 @@ def create(
             f"the teacher {settings.teacher} cannot be made of {dict(settings.option)}: {error}"
         ) from error
     return built
+
+
+def settings_of(made: type[Any]) -> dict[str, bool]:
+    """Return what a teacher's constructor takes by name, and whether it must be given.
+
+    Settings that it passes on to its reader (`**settings: Unpack[ModelSettings]`) are among them.
+    """
+    found = {}
+    for name, parameter in inspect.signature(made).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found.update(dict.fromkeys(_unpacked(get_type_hints(made.__init__).get(name)), False))
+        else:
+            found[name] = parameter.default is inspect.Parameter.empty
+    return found
+
+
+def _unpacked(hint: Any) -> Iterable[str]:
+    """Return the keys of the TypedDict in `Unpack[...]`; none for keyword arguments of any name."""
+    return get_type_hints(get_args(hint)[0]) if get_origin(hint) is Unpack else ()
 
 
 def as_settings(options: Mapping[str, Any]) -> dict[str, Any]:

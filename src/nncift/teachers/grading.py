@@ -1,0 +1,225 @@
+"""Grades of SelectIT from a model: what rows share is read once (method.md 3.4).
+
+What a rating prompt begins with is read once for all rows, and a row is read once for all rating prompts that agree up to
+its response; both are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.data.examples import Examples
+from nncift.lm import CausalLM, Prefix
+from nncift.teachers.rating import Form, Ids, encoder, make_form
+from nncift.teachers.reader import Reader, batches, too_long
+
+if TYPE_CHECKING:
+    import torch
+
+Doubles = npt.NDArray[np.float64]
+
+
+def token_scores(probabilities: Doubles) -> Doubles:
+    """Return `S_tok = S_base / (K-1) * sum_k |P'_k - P'_base|` of `P'` `(..., K)`; among equals, the lowest is base."""
+    grades = probabilities.shape[-1]
+    base = probabilities.argmax(axis=-1)
+    lead = np.abs(probabilities - np.take_along_axis(probabilities, base[..., None], axis=-1)).sum(axis=-1)
+    return np.asarray((base + 1) * lead / (grades - 1), np.float64)
+
+
+class Rater:
+    """One model that grades rows under every rating prompt (token level)."""
+
+    def __init__(self, reader: Reader, texts: Sequence[str], words: Sequence[str]) -> None:
+        self.reader = reader
+        self.texts = tuple(texts)
+        self.words = tuple(words)
+        self.grades = len(self.words)
+        self.shortened: set[str] = set()
+        self._rows: dict[str, tuple[Ids, Ids]] = {}
+        self._prefixes: dict[int, Prefix] = {}
+
+    @cached_property
+    def forms(self) -> tuple[Form, ...]:
+        """The rating prompts in this model's tokens. Raises UsageError where its tokenizer cannot tell grades apart."""
+        return tuple(make_form(self.reader.wording, self.reader.lm.tokenizer, text, self.words) for text in self.texts)
+
+    def prepare(self, examples: Examples) -> dict[str, str]:
+        """Tokenise prompts and responses; return the reasons of those rows that are too long even with a cut prompt."""
+        if not examples:
+            return {}
+        encode = encoder(self.reader.lm.tokenizer, special=False)
+        size = max(form.size for form in self.forms)
+        room = self.reader.lm.context - size
+        refused: dict[str, str] = {}
+        prompts = encode([row.prompt for row in examples])
+        responses = encode([row.response for row in examples])
+        for row, prompt, response in zip(examples, prompts, responses, strict=True):
+            kept = min(len(prompt), 1)
+            if kept + len(response) > room:
+                refused[row.id] = too_long(size + kept + len(response), self.reader.lm)
+                continue
+            if len(prompt) + len(response) > room:
+                prompt = prompt[len(prompt) + len(response) - room :]
+                self.shortened.add(row.id)
+            self._rows[row.id] = prompt, response
+        return refused
+
+    def rate(self, ids: Sequence[str]) -> tuple[Doubles, int]:
+        """Return token scores `(n_rows, r)` and the tokens that were read."""
+        chances = np.empty((len(ids), len(self.forms), self.grades))
+        tokens = 0
+        for group in self._groups:
+            forms = [self.forms[number] for number in group]
+            if group[0] not in self._prefixes:
+                self._prefixes[group[0]] = self.reader.lm.prefix(forms[0].head)
+                tokens += len(forms[0].head)
+            rows = [self._rows[item] for item in ids]
+            bodies = [(*prompt, *forms[0].middle, *response) for prompt, response in rows]
+            found, read = self._grade(self._prefixes[group[0]], bodies, forms)
+            chances[:, group] = found
+            tokens += read
+        self.reader.refuse_nan(ids, chances)
+        return token_scores(chances), tokens
+
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """Numbers of rating prompts that read alike up to the response, where the model lets them share what they read."""
+        groups: dict[tuple[Ids, Ids], list[int]] = {}
+        for number, form in enumerate(self.forms):
+            groups.setdefault((form.head, form.middle), []).append(number)
+        # An ending that the grades swallow whole leaves no token of its own to go on from.
+        whole = all(form.ending for form in self.forms)
+        shared = whole and any(len(group) > 1 for group in groups.values()) and self._can_share()
+        return list(groups.values()) if shared else [[number] for number in range(len(self.forms))]
+
+    def _can_share(self) -> bool:
+        """Try, on a few tokens, whether keys and values of a text may serve several endings behind masked padding."""
+        lm, form = self.reader.lm, self.forms[0]
+        config = lm.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        prefix = lm.prefix(form.head[:16])
+        if prefix.cache is None or (window is not None and window < lm.context):
+            return False
+        bodies = [tuple((7 * k + 3) % int(config.vocab_size) for k in range(length)) for length in (4, 9)]
+        plain = grade_probabilities(lm, prefix, [(*body, *form.ending) for body in bodies], form)
+        try:
+            found = shared_probabilities(lm, prefix, bodies, [form, form])
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
+            return False
+        exact = 1e-4 if str(next(lm.model.parameters()).dtype) == "torch.float32" else 0.05
+        return bool(np.allclose(found, plain[:, None], atol=exact, equal_nan=True))
+
+    def _grade(self, prefix: Prefix, bodies: Sequence[Ids], forms: Sequence[Form]) -> tuple[Doubles, int]:
+        """Return `P'_k` of bodies under forms that share head and middle, `(n_bodies, r, K)`, and the tokens read."""
+        chances = np.empty((len(bodies), len(forms), self.grades))
+        budget, before = self.reader.batch_tokens, len(prefix.ids)
+        ends = [(*form.ending, *branch) for form in forms for branch in form.branches]
+        longest = max(map(len, ends))
+        # Keys and values are held once per ending, and take more room than what goes through the model.
+        sizes = [len(ends) * (len(body) + longest) for body in bodies]
+        for batch in batches(sizes, budget * min(len(forms), 4), len(ends) * before):
+            rows = [bodies[index] for index in batch]
+            if len(forms) > 1:
+                chances[batch] = shared_probabilities(self.reader.lm, prefix, rows, forms)
+            else:
+                texts = [(*row, *forms[0].ending) for row in rows]
+                chances[batch, 0] = grade_probabilities(self.reader.lm, prefix, texts, forms[0])
+        again = 0 if prefix.cache is not None else before
+        read = sum(map(len, bodies)) + len(bodies) * sum(map(len, ends))
+        repeats = sum(map(len, bodies)) * (len(ends) - 1) if len(forms) == 1 else 0
+        return chances, read + repeats + again * len(ends) * len(bodies)
+
+
+def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form: Form) -> Doubles:
+    """Return `P'_k` of every text behind the prefix, `(n_texts, K)`: the grades' probabilities, normalised over them.
+
+    One pass. For grades of one token, only the last position's K logits matter: the rest of the vocabulary cancels.
+    """
+    import torch
+
+    before: Ids = () if prefix.cache is not None else prefix.ids
+    rows = [(*before, *text, *branch) for text in texts for branch in form.branches]
+    starts = [len(row) - len(branch) - 1 for row, branch in zip(rows, form.branches * len(texts), strict=True)]
+    with torch.inference_mode():
+        cache = prefix.repeated(len(rows))
+        logits = _logits(lm, rows, starts, past_key_values=cache, use_cache=cache is not None)
+    return _normalised(logits.reshape(len(texts), -1, logits.shape[1]), form)
+
+
+def shared_probabilities(
+    lm: CausalLM, prefix: Prefix, bodies: Sequence[Ids], forms: Sequence[Form]
+) -> npt.NDArray[np.float64]:
+    """Return `P'_k` as `grade_probabilities` does, `(n_texts, r, K)`, for rating prompts that differ in the ending only.
+
+    bodies: texts without their ending; each is read once, and its keys and values serve all endings. The padding between
+    body and ending is masked, and positions go on from the body's last token.
+    """
+    import torch
+
+    ends = [(*form.ending, *branch) for form in forms for branch in form.branches]
+    starts = [len(form.ending) - 1 for form in forms for _ in form.branches]
+    wide, before = max(map(len, bodies)), len(prefix.ids)
+    slots = torch.arange(before + wide + max(map(len, ends)))
+    lengths = torch.tensor([len(body) for body in bodies]).repeat_interleave(len(ends))[:, None] + before
+    seen = (slots < lengths) | (slots >= before + wide)
+    places = lengths + torch.arange(max(map(len, ends)))
+    with torch.inference_mode():
+        cache = prefix.repeated(len(bodies))
+        cache = lm.model.base_model(
+            input_ids=_padded(lm, bodies), past_key_values=cache, use_cache=True
+        ).past_key_values
+        cache.batch_repeat_interleave(len(ends))
+        logits = _logits(
+            lm, ends * len(bodies), starts * len(bodies), past_key_values=cache, use_cache=True,
+            attention_mask=seen.long().to(lm.device), position_ids=places.to(lm.device),
+        )  # fmt: skip
+    logits = logits.reshape(len(bodies), -1, logits.shape[1])
+    sizes = [sum(len(branch) + 1 for branch in form.branches) for form in forms]
+    return np.stack(
+        [_normalised(part, form) for part, form in zip(logits.split(sizes, dim=1), forms, strict=True)], axis=1
+    )
+
+
+def _normalised(logits: torch.Tensor, form: Form) -> Doubles:
+    """Return the grades' probabilities from the logits behind the ending and every token of every branch."""
+    import torch
+
+    if any(len(grade) > 1 for grade in form.grades):
+        logits = logits - logits.logsumexp(dim=2, keepdim=True)
+    starts = np.cumsum([0, *(len(branch) + 1 for branch in form.branches)])
+    chances = []
+    for grade in form.grades:
+        branch = next(i for i, ids in enumerate(form.branches) if ids[: len(grade) - 1] == grade[:-1])
+        at = torch.arange(len(grade), device=logits.device) + int(starts[branch])
+        chances.append(logits[:, at, torch.tensor(grade, device=logits.device)].double().sum(dim=1))
+    return np.asarray(torch.stack(chances, dim=1).softmax(dim=1).cpu().numpy(), np.float64)
+
+
+def _logits(lm: CausalLM, rows: Sequence[Ids], starts: Sequence[int], **given: Any) -> torch.Tensor:
+    """Return the float32 logits of every row from its position in `starts` on, one row's behind the other's."""
+    import torch
+
+    row_at = torch.tensor([i for i, row in enumerate(rows) for _ in range(starts[i], len(row))], device=lm.device)
+    at = torch.tensor([place for i, row in enumerate(rows) for place in range(starts[i], len(row))], device=lm.device)
+    ids = _padded(lm, rows)
+    if not lm._fast_head:
+        return torch.as_tensor(lm.model(input_ids=ids, **given).logits[row_at, at].float())
+    hidden = lm.model.base_model(input_ids=ids, **given).last_hidden_state[row_at, at]
+    head: torch.nn.Module = lm.model.get_output_embeddings()
+    return torch.as_tensor(head(hidden).float())
+
+
+def _padded(lm: CausalLM, rows: Sequence[Ids]) -> torch.Tensor:
+    """Return rows padded on the right, which a causal model cannot see."""
+    import torch
+
+    ids = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids.to(lm.device)
