@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nncift import config
+from nncift import config, subtasks
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.encode import Encoder
@@ -119,7 +119,8 @@ def execute(
         vectors = embed(work, axes)
         labels = label(work, axes, plan)
         student, fidelity = fit_student(work, vectors, labels)
-        matrix = partial(predict, student, vectors, labels, shared=axes.shared)
+        subtask_of = subtasks.of_targets(axes.targets, subtasks.column_of(teacher))
+        matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
         subset, selection = choose(work, axes.sources, matrix, vectors.sources, budget)
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
         return finish(work, axes, subset, selection, rejected, fidelity, notes)

@@ -216,7 +216,11 @@ class RowLabelStore:
         codes = np.array([across[ids[row]] for row in lines], np.int32)
         if not isinstance(teacher, FeatureTeacher):
             raise UsageError(f"the teacher {teacher.name} says it is pairwise but has no utility of two rows")
-        table = teacher.utility(values[lines], values[rows])
+        of_subtasks = getattr(teacher, "subtask_utility", None)
+        if of_subtasks is None:
+            table = teacher.utility(values[lines], values[rows])
+        else:
+            table = of_subtasks(values[lines], values[rows], [ids[line] for line in lines])
         return _pairwise(plan, codes, columns, np.asarray(table, np.float32))
 
     @property

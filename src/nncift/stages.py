@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift import subtasks
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, StudentSettings, TeacherSettings
 from nncift.data import Examples
 from nncift.data.examples import Rejection
@@ -160,6 +161,7 @@ def refuse_impossible(
         raise UsageError(
             f"--objective fl needs utilities of pairs, and the teacher {teacher.name} gives scores; use topk"
         )
+    subtasks.refuse_unfit(subtasks.column_of(teacher), target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective})
 
 
@@ -270,10 +272,18 @@ def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) 
     return Student.load(folder), work.directory.read_json("fidelity.json")
 
 
-def predict(student: Student, vectors: Vectors, labels: dict[str, LabelledPairs], *, shared: bool) -> UtilityMatrix:
+def predict(
+    student: Student,
+    vectors: Vectors,
+    labels: dict[str, LabelledPairs],
+    *,
+    shared: bool,
+    subtask_of: Mapping[str, str] | None = None,
+) -> UtilityMatrix:
     """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
 
-    Raises ResourceError where it does not fit in memory.
+    subtask_of: each target's subtask; then what is left is one target, the subtask that a source helps most. Raises
+    ResourceError where it does not fit in memory.
     """
     needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
     free = free_memory()
@@ -283,7 +293,8 @@ def predict(student: Student, vectors: Vectors, labels: dict[str, LabelledPairs]
             f"copy, and {free / 1e9:.1f} GB are free; use --limit, or a machine with more memory"
         )
     targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
-    return hybrid_matrix(student, targets, sources, combine(labels), shared=shared)
+    matrix = hybrid_matrix(student, targets, sources, combine(labels), shared=shared)
+    return matrix if subtask_of is None else subtasks.best_subtask(matrix, subtask_of)
 
 
 def _measured(

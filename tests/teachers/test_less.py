@@ -290,3 +290,8 @@ def test_it_is_a_feature_teacher_that_says_what_decides_its_values(llama_folder:
 def test_nothing_to_warm_up_on_is_an_error(llama_folder: Path) -> None:
     with pytest.raises(UsageError, match="prepare a pool first"):
         Less(str(llama_folder), **SMALL).warm_up()
+
+
+def test_float16_is_refused_since_gradients_vanish_in_it(llama_folder: Path, pool: Examples) -> None:
+    with pytest.raises(ResourceError, match="bfloat16"):
+        Less(str(llama_folder), **SMALL, dtype="float16").prepare(pool)

@@ -42,12 +42,13 @@ LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
 class Less:
     """The LESS teacher on a Hugging Face causal language model.
 
-    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is.
-    lora: None or True = LoRA matrices through peft; False = all parameters, for small models. checkpoints: peft
-    adapter folders of the user's own, in place of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint
-    whose optimiser has seen nothing, so that Adam's direction is its first step (close to the gradient's sign);
-    `adam="none"` takes plain gradients for sources too. rank, alpha, dropout, targets: of LoRA; targets None = the
-    attention's projections by name. projection: dimensions. Settings: see `ModelSettings`.
+    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. Settings: see
+    `ModelSettings`. lora: None or True = LoRA matrices through peft; False = all parameters, for small models. rank, alpha,
+    dropout, targets: of LoRA; targets None = the attention's projections by name. checkpoints: peft adapter folders of the
+    user's own, in place of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has
+    seen nothing, so that Adam's direction is its first step (close to the gradient's sign); `adam="none"` takes plain
+    gradients for sources too. projection: dimensions. subtask: a column of the target rows that names each row's subtask;
+    aggregate: what a subtask's rows make of a source, see `GradientFeatures`.
 
     Features are those of `GradientFeatures`: for each checkpoint as a target, as a source, and a norm.
     """
@@ -72,6 +73,7 @@ class Less:
         projection_kind: Kind = "sketch",
         adam: Direction = "corrected",
         aggregate: Aggregate = "cosine-of-mean",
+        subtask: str | None = None,
         seed: int = 0,
         workspace: Path | None = None,
         **settings: Unpack[ModelSettings],
@@ -89,7 +91,8 @@ class Less:
         )
         self.folders = None if checkpoints is None else tuple(Path(folder) for folder in checkpoints)
         self.projection = Projection(projection, seed, projection_kind)
-        self.adam, self.aggregate = adam, aggregate
+        self.adam, self.aggregate, self.subtask = adam, aggregate, subtask
+        self._subtasks: dict[str, str] = {}
         self.seed, self.workspace = seed, workspace
         self._features = GradientFeatures(self.n_checkpoints, projection)
         self.width = self._features.width
@@ -113,6 +116,7 @@ class Less:
             "projection_kind": projection_kind,
             "adam": adam,
             "aggregate": aggregate,
+            "subtask": subtask,
         }
 
     @property
@@ -146,7 +150,11 @@ class Less:
 
         The drawn rows are kept in the workspace, where there is one, so that a pool may grow.
         """
+        self._refuse_half_precision()
         rejected = self.reader.prepare(examples)
+        if self.subtask is not None:
+            named = (row for row in examples if self.subtask in row.row)
+            self._subtasks |= {row.id: str(row.row[self.subtask]).strip() for row in named}
         fresh = {example.id: self._rows[example.id] for example in examples if example.id in self._rows}
         if self._sample is None and fresh and self.folders is None and self.recipe.trains:
             self._sample = draw(
@@ -199,12 +207,17 @@ class Less:
         """Return the cosine of gradient and update, averaged over checkpoints by learning rate: `(n_targets, n_sources)`."""
         return self._features.utility(targets, sources, self._rates())
 
-    def subtask_utility(self, targets: Floats, sources: Floats, subtasks: Sequence[str]) -> tuple[list[str], Floats]:
-        """Return the names of the targets' subtasks, sorted, and `(n_subtasks, n_sources)`; a source's score is its maximum.
+    def subtask_utility(self, targets: Floats, sources: Floats, ids: Sequence[str]) -> Floats:
+        """Return what every target's subtask makes of the sources, `(n_targets, n_sources)`: targets of one subtask agree.
 
-        subtasks: one name per target. aggregate: `cosine-of-mean` or `mean-of-cosines`, see `GradientFeatures`.
+        ids: of the targets, which were prepared with a subtask each; without subtasks, this is `utility`. With
+        `mean-of-cosines` it is so too, since means over a subtask are taken when rows are scored.
         """
-        return self._features.subtask_utility(targets, sources, self._rates(), subtasks, self.aggregate)
+        if self.subtask is None or self.aggregate == "mean-of-cosines":
+            return self.utility(targets, sources)
+        own = [self._subtasks[item] for item in ids]
+        names, table = self._features.subtask_utility(targets, sources, self._rates(), own, self.aggregate)
+        return table[[names.index(name) for name in own]]
 
     def describe(self) -> Mapping[str, Any]:
         """Return model, wording, warm-up and its rows, projection and Adam's form."""
@@ -213,9 +226,18 @@ class Less:
             **self._training(),
             "sample": self._sample_key(),
             "projection": self.projection.describe(),
+            **({} if self.subtask is None else {"subtask": self.subtask, "aggregate": self.aggregate}),
             "adam": self.adam,
             "batch_tokens": self.reader.batch_tokens,
         }
+
+    def _refuse_half_precision(self) -> None:
+        """Raise ResourceError for float16, in which most of a gradient is below the smallest number."""
+        if str(self.lm.model.dtype) == "torch.float16":
+            raise ResourceError(
+                f"LESS takes gradients of {self.lm.name!r}, and in float16 most of them round to 0; give --dtype bfloat16, which "
+                "has the range, or float32"
+            )
 
     def _training(self) -> dict[str, Any]:
         trained: dict[str, Any] = describe_warmup(self.recipe, self.lora)
