@@ -102,12 +102,13 @@ def main() -> None:
     parser.add_argument("--only", choices=["pairs", "fl", "teachers", "costs"])
     parser.add_argument("--model", help="a small local model; that of the demo where none is given")
     parser.add_argument("--data", help="rows for the teachers; those of the demo where none are given")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the teachers' comparisons")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "pairs": pairs,
         "fl": facility_location,
-        "teachers": lambda: teachers.compare(given.model, given.data, REPEATS),
+        "teachers": lambda: teachers.compare(given.model, given.data, REPEATS, given.threads),
         "costs": lambda: teachers.costs(given.model, given.data),
     }
     told: dict[str, Any] = {"machine": {"platform": platform.platform(), "cores": os.cpu_count()}}

@@ -1,4 +1,4 @@
-"""Teachers against the plain way, on one thread, and their planned against their measured cost (see speed.py)."""
+"""Teachers against the plain way, and their planned against their measured cost (see speed.py)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu
 import numpy as np
 
 from nncift.data import Examples, read
@@ -67,61 +68,106 @@ def delift(lm: CausalLM, pool: Examples, sources: int, targets: int, repeats: in
                 part = others[start : start + 16]
                 batch = [[*front, *rows[item].prompt, *rows[item].response] for item in part]
                 width = max(map(len, batch))
-                ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in batch])
-                mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in batch])
+                ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in batch], device=lm.device)
+                lengths = torch.tensor([len(sequence) for sequence in batch], device=lm.device)
+                mask = (torch.arange(width, device=lm.device) < lengths[:, None]).long()
                 with torch.inference_mode():
-                    probabilities = lm.model(input_ids=ids, attention_mask=mask).logits.softmax(-1)
+                    probabilities = lm.model(input_ids=ids, attention_mask=mask).logits.float().softmax(-1)
                 for row, (item, sequence) in enumerate(zip(part, batch, strict=True)):
                     first = len(sequence) - len(rows[item].response)
-                    gold = torch.tensor(sequence[first:])
+                    gold = torch.tensor(sequence[first:], device=lm.device)
                     p = probabilities[row, first - 1 : len(sequence) - 1].gather(1, gold[:, None])[:, 0]
                     found.append(float(((1 - p) ** 2).mean().sqrt()))
         values["plain"] = found
 
     fast, slow = medians(shipped, plain, repeats)
-    difference = float(np.abs(np.array(values["shipped"]) - np.array(values["plain"])).max())
     return {
         "pairs_per_second": sources * targets / fast,
         "times_faster_than_joint_sequences": slow / fast,
-        "largest_difference": difference,
+        "largest_difference": difference(values["shipped"], values["plain"]),
+        **spent(shipped, plain, lm),
     }
 
 
-def less(lm: CausalLM, pool: Examples, rows: int, repeats: int) -> dict[str, Any]:
-    """Measure rows (one checkpoint, all parameters): shipped, and one row at a time through autograd."""
+def less(lm: CausalLM, pool: Examples, rows: int, repeats: int, *, lora: bool) -> dict[str, Any]:
+    """Measure rows at one checkpoint: shipped, and one row at a time through autograd, with the same projection."""
     import torch
 
-    teacher = Less(lm, lora=False, warmup_share=0.0, adam="none")
+    teacher, alone = (Less(lm, lora=lora, warmup_share=0.0, adam="none") for _ in range(2))
     teacher.prepare(pool)
     ids = pool.ids[:rows]
     tokens = [teacher.wording.tokens(pool.by_id(item)) for item in ids]
-    alone = Less(lm, lora=False, warmup_share=0.0, adam="none")
-    model = alone.trainable.model
-    parameters = alone.trainable.parameters
+    model, parameters = alone.trainable.model, alone.trainable.parameters
+    values: dict[str, Any] = {}
+
+    def shipped() -> None:
+        values["shipped"] = teacher.measure(ids).values[:, : teacher.projection.dimension]
 
     def plain() -> None:
-        for value in parameters.values():
-            value.requires_grad_(True)
-        for row in tokens:
-            sequence = torch.tensor([[*teacher.wording.bos, *row.prompt, *row.response]])
-            labels = sequence.clone()
-            labels[0, : -len(row.response)] = -100
-            model.zero_grad(set_to_none=True)
-            model(input_ids=sequence, labels=labels).loss.backward()
-            out = torch.zeros(1, alone.projection.dimension)
-            for name, value in parameters.items():
-                if value.grad is not None:
-                    alone.projection.add(name, value.grad.reshape(1, -1), out)
+        out = torch.zeros(rows, alone.projection.dimension, device=lm.device)
+        with alone.trainable.at(alone.trainable.snapshot()):
+            for value in parameters.values():
+                value.requires_grad_(True)
+            for place, row in enumerate(tokens):
+                sequence = torch.tensor([[*teacher.wording.bos, *row.prompt, *row.response]], device=lm.device)
+                labels = sequence.clone()
+                labels[0, : -len(row.response)] = -100
+                model.zero_grad(set_to_none=True)
+                model(input_ids=sequence, labels=labels).loss.backward()
+                for name, value in parameters.items():
+                    if value.grad is not None:
+                        alone.projection.add(name, value.grad.float().reshape(1, -1), out[place : place + 1])
+            for value in parameters.values():
+                value.requires_grad_(False)
+        values["plain"] = torch.nn.functional.normalize(out, dim=1).cpu().numpy()
 
-    fast, slow = medians(lambda: teacher.measure(ids), plain, repeats)
-    return {"features_per_second": rows / fast, "times_faster_than_one_by_one": slow / fast}
+    fast, slow = medians(shipped, plain, repeats)
+    lengths = [len(teacher.wording.bos) + len(row.prompt) + len(row.response) for row in tokens]
+    return {
+        "features_per_second": rows / fast,
+        "times_faster_than_one_by_one": slow / fast,
+        "largest_difference_of_unit_vectors": difference(values["shipped"], values["plain"]),
+        "parameters": sum(value.numel() for value in parameters.values()),
+        "median_tokens": statistics.median(lengths),
+        **spent(shipped, plain, lm),
+    }
+
+
+def difference(one: Any, other: Any) -> float:
+    """Return the largest absolute difference."""
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+
+def spent(shipped: Callable[[], Any], plain: Callable[[], Any], lm: CausalLM) -> dict[str, float]:
+    """Return what share of each side's time goes into matrix products and attention, and the gain if nothing else were left.
+
+    By torch's profiler, on the CPU only: a GPU's own times overlap with the launches.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    if lm.device.type != "cpu":
+        return {}
+    whole, kernels = [], []
+    for action in (shipped, plain):
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            action()
+        own = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+        whole.append(sum(own.values()))
+        named = ("mm", "addmm", "bmm", "baddbmm", "baddbmm_")
+        kernels.append(sum(t for key, t in own.items() if key.removeprefix("aten::") in named or "attention" in key))
+    return {
+        "share_of_products_and_attention": kernels[0] / whole[0],
+        "share_of_them_in_the_plain_way": kernels[1] / whole[1],
+        "times_faster_if_they_were_all": whole[1] / kernels[0],
+    }
 
 
 def selectit(lm: CausalLM, pool: Examples, rows: int, repeats: int) -> dict[str, Any]:
     """Rate rows by five prompts: shipped, and one prompt at a time with full logits."""
     import torch
 
-    teacher = SelectIt(lm)
+    demo = lm.tokenizer.unk_token_id == lm.tokenizer.convert_tokens_to_ids("5")
+    teacher = SelectIt(lm, rating_prompts="demo" if demo else None)
     teacher.prepare(pool)
     ids = pool.ids[:rows]
     texts = [text for rater in teacher.raters for text in rater.texts]
@@ -132,32 +178,40 @@ def selectit(lm: CausalLM, pool: Examples, rows: int, repeats: int) -> dict[str,
             example = pool.by_id(item)
             for text in texts:
                 whole = text.replace("{prompt}", example.prompt).replace("{response}", example.response)
-                sequence = torch.tensor([[*wording.bos, *wording._ids(whole)]])[:, : lm.context]
+                sequence = torch.tensor([[*wording.bos, *wording._ids(whole)]], device=lm.device)[:, : lm.context]
                 with torch.inference_mode():
-                    lm.model(input_ids=sequence).logits[:, -1].softmax(-1)
+                    lm.model(input_ids=sequence).logits[:, -1].softmax(-1).cpu()
 
     fast, slow = medians(lambda: teacher.measure(ids), plain, repeats)
     return {"rows_per_second": rows / fast, "times_faster_than_one_by_one": slow / fast}
 
 
-def compare(model: str | None, data: str | None, repeats: int) -> dict[str, Any]:
-    """Run all comparisons on one thread, on a model and rows given or on those of the demo, and on a model of 25M parameters."""
+def compare(model: str | None, data: str | None, repeats: int, threads: int) -> dict[str, Any]:
+    """Run all comparisons on a model and rows given or on those of the demo, on a model of 25M parameters, and on a GPU's."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     small, pool = load(model, data)
     big = larger(small.tokenizer)
-    return {
+    few = min(repeats, 3)
+    found = {
         "model": {
             "small": small.name if model is None else Path(model).name,
             "parameters": small.model.num_parameters(),
+            "threads": threads,
         },
         "delift": delift(small, pool, 6, 48, repeats),
-        "delift_25M": delift(big, pool, 2, 32, min(repeats, 3)),
-        "less": less(small, pool, 48, repeats),
+        "delift_25M": delift(big, pool, 2, 32, few),
+        "less_all_parameters": less(small, pool, 48, repeats, lora=False),
+        "less_lora": less(small, pool, 48, repeats, lora=True),
+        "less_all_parameters_25M": less(big, pool, 12, few, lora=False),
+        "less_lora_25M": less(big, pool, 12, few, lora=True),
         "selectit": selectit(small, pool, 32, repeats),
-        "selectit_25M": selectit(big, pool, 8, min(repeats, 3)),
+        "selectit_25M": selectit(big, pool, 8, few),
     }
+    if torch.cuda.is_available():
+        found["gpu"] = gpu.compare(small.tokenizer, pool)
+    return found
 
 
 def load(model: str | None, data: str | None, rows: int = 96) -> tuple[CausalLM, Examples]:
@@ -202,6 +256,8 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
         needs_model = "model" in registry.settings_of(registry.teacher_class(name))
         if needs_model:
             given["model"] = small.name
+        if name == "selectit" and model is None:
+            given["option"] = {"rating_prompts": "demo"}
         settings = config.resolve(given)
 
         def fresh(settings: Any = settings, workspace: Path | None = None) -> Teacher | RowTeacher:

@@ -9,10 +9,12 @@ from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.encode import HashEncoder
-from nncift.errors import InfeasibleError
-from nncift.estimate import estimate
+from nncift.errors import InfeasibleError, UsageError
+from nncift.estimate import cost, estimate
 from nncift.plan import Wish, grow
+from nncift.rows import grow_rows
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
+from nncift.teachers.less import Less
 from nncift.teachers.registry import create
 
 
@@ -104,3 +106,19 @@ def test_a_warm_up_is_counted_and_not_run(
     told = estimate(settings, read(write_pool(50)), create(settings, "cpu"), encoder=HashEncoder())
     assert told["label"]["passes"] == 2 * 19 + 2 * 5
     assert told["full_teacher"]["passes"] == 2 * 50 + 2 * 5
+
+
+def test_the_cost_of_a_plan_is_counted_for_the_teacher_it_is_for(
+    write_pool: Callable[..., Path], llama_folder: Path
+) -> None:
+    pool = read(write_pool(40))
+    less = Less(str(llama_folder), projection=32, rank=2, epochs=3, warmup_share=0.25, device="cpu")
+    less.prepare(pool)
+    plan = grow_rows(None, pool.ids, pool.ids, Wish(0.2, None, "rows", 4, 4), 0, shared=True)
+    planned, full = cost(plan, less, pool)
+    assert planned.passes == 3 * len(plan.measured) + 3 * 10
+    assert full.passes == 3 * 40 + 3 * 10
+    assert 0 < planned.tokens < full.tokens
+    assert 0 < planned.seconds < full.seconds
+    with pytest.raises(UsageError, match="does not fit the teacher delift"):
+        cost(plan, Priced(), pool)

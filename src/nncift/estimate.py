@@ -7,6 +7,7 @@ and large, since a chunk costs a start (its example in front) and then something
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ import numpy.typing as npt
 from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.encode import Encoder, create
+from nncift.errors import UsageError
 from nncift.labelling import Axes
-from nncift.plan import describe, grow
-from nncift.rows import grow_rows
+from nncift.plan import LabelPlan, describe, grow
+from nncift.rows import RowPlan, grow_rows
 from nncift.seeds import shuffled
 from nncift.select import parse_budget
 from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, wish_of
-from nncift.teachers import Chunk, RowTeacher, Teacher, registry
+from nncift.teachers import Chunk, RowTeacher, Teacher
 
 TIMED_SOURCES = 4
 TIMED_TARGETS = (1, 12)
@@ -66,59 +68,84 @@ def estimate(
     }
 
 
-def _by_pair(settings: RunSettings, axes: Axes, teacher: Teacher) -> dict[str, Any]:
-    """Return the cost of a plan of pairs, and of every pair."""
-    plan = grow(
-        None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared,
-        relative=teacher.relative,
-    )  # fmt: skip
-    targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
-    cost = _cost_of_chunks(axes.rows, teacher, settings.seed)
-    planned = np.array([len(targets), sum(targets)], dtype=float) @ cost
-    full = np.array([len(axes.sources), plan.full_passes(relative=False)], dtype=float) @ cost
-    return {
-        "labels": describe(plan),
-        "label": _cost(sum(targets), planned),
-        "full_teacher": _cost(plan.full_passes(relative=teacher.relative), full),
-        "label_bytes": len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33,
-    }
+@dataclass(frozen=True)
+class Cost:
+    """What a teacher costs: passes of its model (exact), tokens through it and seconds (extrapolated)."""
+
+    passes: int
+    tokens: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as they are printed."""
+        return {"passes": self.passes, "tokens": round(self.tokens), "seconds": round(self.seconds, 2)}
 
 
-def _by_row(settings: RunSettings, axes: Axes, teacher: RowTeacher) -> dict[str, Any]:
-    """Return the cost of measuring some rows, and of measuring all, a warm-up included.
+def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Examples, seed: int = 0) -> tuple[Cost, Cost]:
+    """Return what a fresh plan costs with a teacher that knows `rows`, and what the full teacher costs.
 
-    A warm-up is not done for an estimate: rows are timed on the model as it is, once per checkpoint, and the warm-up's tokens
-    are taken to cost what theirs do (both are a forward and a backward pass).
+    A teacher that is paid by the pair labels a few chunks for it, one that is paid by the row measures a few rows, on its model
+    as it is: a warm-up is not done for an estimate. Its tokens are taken to cost what those of the rows do, since both are a
+    forward and a backward pass. Raises UsageError where the plan is for the other kind of teacher.
     """
-    plan = grow_rows(None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared)
-    timed, checkpoints = teacher, 1
-    if teacher.options.get("warmup_share"):
-        checkpoints = int(getattr(teacher, "n_checkpoints", 1))
-        bare = settings.model_copy(update={"option": {**settings.option, "warmup_share": 0.0}})
-        cold = registry.create(bare, settings.device, seed=settings.seed, encoder=settings.encoder)
-        if isinstance(cold, RowTeacher):
-            timed = cold
-    first, *drawn = shuffled(axes.sources.ids, settings.seed, "estimate")[: 1 + TIMED_ROWS]
-    timed.prepare(axes.sources.subset([first, *drawn]))
+    if isinstance(teacher, RowTeacher) != isinstance(plan, RowPlan):
+        raise UsageError(
+            f"the plan does not fit the teacher {teacher.name}: one is paid by the row, the other by the pair"
+        )
+    if isinstance(plan, RowPlan) and isinstance(teacher, RowTeacher):
+        return _cost_by_row(plan, teacher, rows, seed)
+    return _cost_by_pair(plan, teacher, rows, seed)  # type: ignore[arg-type]
+
+
+def _cost_by_pair(plan: LabelPlan, teacher: Teacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
+    targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
+    each = _cost_of_chunks(rows, teacher, seed)
+    planned = np.array([len(targets), sum(targets)], dtype=float) @ each
+    full = np.array([len(plan.source_ids), plan.full_passes(relative=False)], dtype=float) @ each
+    return Cost(sum(targets), *planned.tolist()), Cost(plan.full_passes(relative=teacher.relative), *full.tolist())
+
+
+def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
+    cold = getattr(teacher, "cold", None)
+    timed: RowTeacher = teacher if cold is None else cold()
+    checkpoints = 1 if cold is None else int(getattr(teacher, "n_checkpoints", 1))
+    first, *drawn = shuffled(plan.source_ids, seed, "estimate")[: 1 + TIMED_ROWS]
+    timed.prepare(rows.subset([first, *drawn]))
     timed.measure([first])
     began = time.perf_counter()
     labels = timed.measure(drawn)
     each = checkpoints * np.array([labels.passes, labels.tokens, time.perf_counter() - began]) / len(drawn)
     tokens = float(getattr(teacher, "warm_up_tokens", 0))
     once = np.array([getattr(teacher, "warm_up_passes", 0), tokens, tokens * each[2] / max(each[1], 1.0)])
-    rows = len(plan.measured)
-    planned, full = each * rows + once, each * plan.full_rows + once
+    planned, full = (each * count + once for count in (len(plan.measured), plan.full_rows))
+    return Cost(round(float(planned[0])), *planned[1:].tolist()), Cost(round(float(full[0])), *full[1:].tolist())
+
+
+def _by_pair(settings: RunSettings, axes: Axes, teacher: Teacher) -> dict[str, Any]:
+    """Return a plan of pairs with its cost, and the cost of every pair."""
+    plan = grow(
+        None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared,
+        relative=teacher.relative,
+    )  # fmt: skip
+    planned, full = cost(plan, teacher, axes.rows, settings.seed)
     return {
-        "labels": {"rows": rows},
-        "label": _cost(round(float(planned[0])), planned[1:]),
-        "full_teacher": _cost(round(float(full[0])), full[1:]),
-        "label_bytes": rows * max(teacher.width, timed.width) * 4,
+        "labels": describe(plan),
+        "label": planned.to_json(),
+        "full_teacher": full.to_json(),
+        "label_bytes": len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33,
     }
 
 
-def _cost(passes: int, tokens_and_seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
-    tokens, spent = (float(value) for value in tokens_and_seconds)
-    return {"passes": passes, "tokens": round(tokens), "seconds": round(spent, 2)}
+def _by_row(settings: RunSettings, axes: Axes, teacher: RowTeacher) -> dict[str, Any]:
+    """Return a plan of rows with its cost, and the cost of every row."""
+    plan = grow_rows(None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared)
+    planned, full = cost(plan, teacher, axes.sources, settings.seed)
+    return {
+        "labels": {"rows": len(plan.measured)},
+        "label": planned.to_json(),
+        "full_teacher": full.to_json(),
+        "label_bytes": len(plan.measured) * teacher.width * 4,
+    }
 
 
 def _cost_of_chunks(pool: Examples, teacher: Teacher, seed: int) -> npt.NDArray[np.float64]:

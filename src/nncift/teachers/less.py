@@ -162,6 +162,16 @@ class Less:
             )
         return rejected
 
+    def cold(self) -> Less:
+        """Return the same teacher with one checkpoint and no warm-up: what a row costs there can be known before one is paid."""
+        if self.folders is None and not self.recipe.trains:
+            return self
+        options = {name: value for name, value in self.options.items() if name not in ("teacher", "model")}
+        options |= {"warmup_share": 0.0, "device": self.reader.device, "seed": self.seed}
+        if self.folders is not None:
+            options |= {"checkpoints": self.folders[:1], "lora": None}
+        return Less(self.reader.source, **options)
+
     def warm_up(self) -> Sequence[Checkpoint]:
         """Return the checkpoints: the user's own, those in the workspace, or freshly trained ones."""
         if self._checkpoints is None:

@@ -49,7 +49,7 @@ class Reader:
     ) -> None:
         if batch_tokens < 1:
             raise UsageError(f"batch_tokens is at least 1, not {batch_tokens}")
-        self._model = model
+        self.source, self.device = model, device
         self._template = template
         self._loading: dict[str, Any] = {
             "device": device, "dtype": dtype, "context": context, "trust_remote_code": trust_remote_code
@@ -67,14 +67,14 @@ class Reader:
     @property
     def lent(self) -> bool:
         """Whether the model belongs to somebody else, who expects it back as it was."""
-        return isinstance(self._model, CausalLM)
+        return isinstance(self.source, CausalLM)
 
     @cached_property
     def lm(self) -> CausalLM:
         """The language model, loaded on first use."""
-        if isinstance(self._model, CausalLM):
-            return self._model
-        return CausalLM.load(self._model, **self._loading)
+        if isinstance(self.source, CausalLM):
+            return self.source
+        return CausalLM.load(self.source, **self._loading)
 
     @cached_property
     def wording(self) -> Wording:
