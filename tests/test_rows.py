@@ -287,3 +287,16 @@ def test_a_pairwise_teacher_without_utility_is_an_error(tmp_path: Path) -> None:
     store = filled(tmp_path, plan_of(names(40), 0.2), Dot())
     with pytest.raises(UsageError, match="bare says it is pairwise but has no utility"):
         store.utilities(Bare())  # type: ignore[arg-type]
+
+
+def test_blocks_of_sources_change_no_utility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, plan = Dot(), plan_of(names(40), 1.0)
+    store = filled(tmp_path, plan, teacher)
+    whole = store.utilities(teacher)
+    monkeypatch.setattr("nncift.rows.BLOCK", 3 * 40)
+    for name, pairs in store.utilities(teacher).items():
+        expected = {
+            (t, s): v for t, s, v in zip(whole[name].target, whole[name].source, whole[name].value, strict=True)
+        }
+        assert {(t, s): v for t, s, v in zip(pairs.target, pairs.source, pairs.value, strict=True)} == expected
+    assert sum(map(len, whole.values())) == 40 * 39

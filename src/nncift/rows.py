@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from nncift.errors import DataError, UsageError
 from nncift.files import write_json
-from nncift.pairs import LabelledPairs
+from nncift.pairs import BLOCK, LabelledPairs
 from nncift.plan import LabelPlan, Roles, Wish, set_apart
 from nncift.seeds import shuffled
 from nncift.store import RowStore
@@ -32,6 +32,11 @@ SCORE = ("score",)
 
 Floats = npt.NDArray[np.float32]
 SPLITS = ("train", "validation", "q2", "q3", "test", "rest")
+ROLES_OF = {
+    "train": ("train", "train"), "validation": ("validation", "validation"), "test": ("test", "test"),
+    "q2": ("test", "train"), "q3": ("train", "test"),
+}  # fmt: skip
+"""Roles of target and source in the pairs of a split; all other pairs are the rest."""
 
 
 @dataclass(frozen=True)
@@ -216,12 +221,15 @@ class RowLabelStore:
         codes = np.array([across[ids[row]] for row in lines], np.int32)
         if not isinstance(teacher, FeatureTeacher):
             raise UsageError(f"the teacher {teacher.name} says it is pairwise but has no utility of two rows")
+        known = [ids[line] for line in lines]
         of_subtasks = getattr(teacher, "subtask_utility", None)
-        if of_subtasks is None:
-            table = teacher.utility(values[lines], values[rows])
-        else:
-            table = of_subtasks(values[lines], values[rows], [ids[line] for line in lines])
-        return _pairwise(plan, codes, columns, np.asarray(table, np.float32))
+        # By blocks of sources: all pairs of many rows fit in memory, but not several copies of them.
+        step, parts = max(1, BLOCK // max(1, len(lines))), []
+        for start in range(0, len(rows), step):
+            targets, sources = values[lines], values[rows[start : start + step]]
+            table = teacher.utility(targets, sources) if of_subtasks is None else of_subtasks(targets, sources, known)
+            parts.append(_pairwise(plan, codes, columns[start : start + step], np.asarray(table, np.float32)))
+        return {name: _joined([part[name] for part in parts]) for name in SPLITS}
 
     @property
     def _plan(self) -> RowPlan:
@@ -273,16 +281,20 @@ def _pairwise(
         told |= dict.fromkeys(getattr(roles, f"test_{axis}s"), "test")
         part[axis] = np.array([told.get(ids[code], "other") for code in at])
     t, s = part["target"][:, None], part["source"][None, :]
-    split = np.full(table.shape, "rest", dtype="U10")
-    split[(t == "train") & (s == "train")] = "train"
-    split[(t == "validation") & (s == "validation")] = "validation"
-    split[(t == "test") & (s == "test")] = "test"
-    split[(t == "test") & (s == "train")] = "q2"
-    split[(t == "train") & (s == "test")] = "q3"
+    split = np.full(table.shape, SPLITS.index("rest"), np.uint8)
+    for name, (target, source) in ROLES_OF.items():
+        split[(t == target) & (s == source)] = SPLITS.index(name)
     if plan.shared:
-        split[codes[:, None] == columns[None, :]] = "diagonal"
+        split[codes[:, None] == columns[None, :]] = len(SPLITS)
     found = {}
-    for name in SPLITS:
-        rows, places = np.nonzero(split == name)
+    for number, name in enumerate(SPLITS):
+        rows, places = np.nonzero(split == number)
         found[name] = LabelledPairs(plan.target_ids, plan.source_ids, codes[rows], columns[places], table[rows, places])
     return found
+
+
+def _joined(parts: Sequence[LabelledPairs]) -> LabelledPairs:
+    if len(parts) == 1:
+        return parts[0]
+    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "source", "value")]
+    return LabelledPairs(parts[0].target_ids, parts[0].source_ids, *joined)

@@ -146,7 +146,7 @@ def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form
     before: Ids = () if prefix.cache is not None else prefix.ids
     rows = [(*before, *text, *branch) for text in texts for branch in form.branches]
     starts = [len(row) - len(branch) - 1 for row, branch in zip(rows, form.branches * len(texts), strict=True)]
-    with torch.inference_mode():
+    with torch.inference_mode(), lm._threads():
         cache = prefix.repeated(len(rows))
         logits = _logits(lm, rows, starts, past_key_values=cache, use_cache=cache is not None)
     return _normalised(logits.reshape(len(texts), -1, logits.shape[1]), form)
@@ -169,7 +169,7 @@ def shared_probabilities(
     lengths = torch.tensor([len(body) for body in bodies]).repeat_interleave(len(ends))[:, None] + before
     seen = (slots < lengths) | (slots >= before + wide)
     places = lengths + torch.arange(max(map(len, ends)))
-    with torch.inference_mode():
+    with torch.inference_mode(), lm._threads():
         cache = prefix.repeated(len(bodies))
         cache = lm.model.base_model(
             input_ids=_padded(lm, bodies), past_key_values=cache, use_cache=True
@@ -205,12 +205,14 @@ def _logits(lm: CausalLM, rows: Sequence[Ids], starts: Sequence[int], **given: A
     """Return the float32 logits of every row from its position in `starts` on, one row's behind the other's."""
     import torch
 
-    row_at = torch.tensor([i for i, row in enumerate(rows) for _ in range(starts[i], len(row))], device=lm.device)
-    at = torch.tensor([place for i, row in enumerate(rows) for place in range(starts[i], len(row))], device=lm.device)
+    row_at = torch.tensor([i for i, row in enumerate(rows) for _ in range(starts[i], len(row))])
+    at = torch.tensor([place for i, row in enumerate(rows) for place in range(starts[i], len(row))])
     ids = _padded(lm, rows)
-    if not lm._fast_head:
-        return torch.as_tensor(lm.model(input_ids=ids, **given).logits[row_at, at].float())
-    hidden = lm.model.base_model(input_ids=ids, **given).last_hidden_state[row_at, at]
+    if not lm.head_is_last:
+        logits = lm.model(input_ids=ids, **given).logits
+        return torch.as_tensor(logits[row_at.to(logits.device), at.to(logits.device)].float())
+    hidden = lm.model.base_model(input_ids=ids, **given).last_hidden_state
+    hidden = hidden[row_at.to(hidden.device), at.to(hidden.device)]
     head: torch.nn.Module = lm.model.get_output_embeddings()
     return torch.as_tensor(head(hidden).float())
 

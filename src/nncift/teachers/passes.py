@@ -59,7 +59,8 @@ def row_losses(
     ids, places, gold = ids.to(device), places.to(device), gold.to(device)
     each = torch.arange(len(rows), device=device)[:, None]
     if head_is_last:
-        logits = _head(model)(_body(model)(input_ids=ids, use_cache=False).last_hidden_state[each, places])
+        hidden = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
+        logits = _head(model)(hidden[each.to(hidden.device), places.to(hidden.device)])
     else:
         logits = _some_logits(model, rows, ids, each, places)
     exact = torch.promote_types(logits.dtype, torch.float32)
@@ -76,7 +77,7 @@ def _some_logits(
     shorter = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits: torch.Tensor = model(input_ids=ids, use_cache=False, **shorter).logits
     skipped = ids.shape[1] - logits.shape[1]
-    return logits[each, (places - skipped).clamp(min=0)]
+    return logits[each.to(logits.device), (places - skipped).clamp(min=0).to(logits.device)]
 
 
 def _body(model: Any) -> Any:
