@@ -119,7 +119,7 @@ def execute(
         vectors = embed(work, axes)
         labels = label(work, axes, plan)
         student, fidelity = fit_student(work, vectors, labels)
-        subtask_of = subtasks.of_targets(axes.targets, subtasks.column_of(teacher))
+        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
         subset, selection = choose(work, axes.sources, matrix, vectors.sources, budget)
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))

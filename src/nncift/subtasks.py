@@ -13,8 +13,11 @@ import numpy as np
 
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
+from nncift.files import write_json
 from nncift.pairs import UtilityMatrix
+from nncift.rundir import RunDir
 
+FILE = "subtasks.json"
 BEST = ("best subtask",)
 """The one target that is left: the subtask that a source helps most."""
 
@@ -41,9 +44,18 @@ def refuse_unfit(column: str | None, target: Examples | None, objective: str) ->
     names(target, column)
 
 
-def of_targets(target: Examples | None, column: str | None) -> dict[str, str] | None:
-    """Return every target's subtask by id, None where none are named."""
-    return None if column is None or target is None else names(target, column)
+def keep(directory: RunDir, target: Examples | None, column: str | None) -> dict[str, str] | None:
+    """Return every target's subtask by id, None where none are named, and leave it in the run for later selections."""
+    if column is None or target is None:
+        return None
+    write_json(directory.file(FILE), names(target, column))
+    return kept(directory)
+
+
+def kept(directory: RunDir) -> dict[str, str] | None:
+    """Return what `keep` left in a run."""
+    found: dict[str, str] | None = directory.read_json(FILE)
+    return found
 
 
 def names(target: Examples, column: str) -> dict[str, str]:
