@@ -8,12 +8,15 @@ independent of order and threads, and a gain can be brought up to date by its ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
+
+from nncift.threads import in_threads
+
+__all__ = ["in_threads"]
 
 Levels = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -23,20 +26,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def _compiled(function: _Function) -> _Function:
     return cast("_Function", numba.njit(cache=True, nogil=True)(function))
-
-
-def in_threads(kernel: Callable[[int, int], object], n: int) -> None:
-    """Run `kernel(start, stop)` over ranges that cover `n`, one thread each; the kernel must release the GIL.
-
-    Threads of our own, since numba's parallel loops abort when two Python threads run them at once.
-    """
-    workers = min(numba.config.NUMBA_NUM_THREADS, max(n // 64, 1))  # type: ignore[attr-defined]
-    edges = [n * i // workers for i in range(workers + 1)]
-    if workers == 1:
-        kernel(0, n)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(kernel, edges[:-1], edges[1:]))
 
 
 @_compiled
