@@ -105,7 +105,7 @@ def solve(
         raise UsageError("the matrix is not over this pool: its sources are other rows")
     score = whole.matrix.mean_per_source()
     rest, kept = whole.without(settled.removed), rows.without(settled.removed)
-    problem = pose(rest.matrix, objective, rest.reference)
+    problem = pose(rest.matrix, objective, rest.reference, reuse=True)
     subset = problem.choose(settled.k, seed, settled.rules)
     controls = _controls(problem, kept, rest.vectors, settled, len(subset), seed, embedding_control)
     told = {

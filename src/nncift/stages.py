@@ -18,9 +18,7 @@ from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.evaluate.baselines import fit_baselines, predict_quadrants
 from nncift.evaluate.fidelity import measure
-from nncift.evaluate.intervals import interval_of_mean_utility
 from nncift.files import atomic, fingerprint, write_json
 from nncift.ground import default_objective, refuse_unfit
 from nncift.labelling import Axes, Labelling, open_labels
@@ -309,6 +307,9 @@ def _measured(
     work: Work, student: Student, vectors: Vectors, labels: dict[str, LabelledPairs]
 ) -> tuple[Student, dict[str, Any]]:
     """Return the student with all it needs to score alone, and its fidelity as JSON."""
+    from nncift.evaluate.baselines import fit_baselines, predict_quadrants
+    from nncift.evaluate.intervals import interval_of_mean_utility
+
     targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
     # A pointwise teacher has seen and unseen rows, and no quadrants in between.
     quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}

@@ -79,8 +79,11 @@ class Problem(Protocol):
 class Selector(Protocol):
     """A way to choose sources of a utility matrix; deterministic for a seed, ties by id."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> Problem:
-        """Return the problem of choosing from a matrix. reference: what a second set does for each target."""
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Problem:
+        """Return the problem of choosing from a matrix.
+
+        reference: what a second set does for each target. reuse: the matrix may be overwritten.
+        """
         ...
 
 
@@ -101,12 +104,15 @@ def selector(objective: str) -> Selector:
     return made
 
 
-def pose(matrix: UtilityMatrix, objective: str = "fl", reference: Reference | None = None) -> Problem:
+def pose(
+    matrix: UtilityMatrix, objective: str = "fl", reference: Reference | None = None, *, reuse: bool = False
+) -> Problem:
     """Return the problem of a registered objective over `matrix` (`(n_targets, n_sources)`), to solve it more than once.
 
+    reuse: the matrix is not needed any more, so that its memory may hold the problem.
     Raises UsageError for an unknown objective or one that lacks its reference, DataError for infinite utilities.
     """
-    return selector(objective).pose(matrix, reference)
+    return selector(objective).pose(matrix, reference, reuse=reuse)
 
 
 def select(

@@ -21,9 +21,9 @@ from nncift.select.rules import NO_RULES, Rules
 class FacilityLocation:
     """`fl`: sum_t max_{s in A} sim[t, s]; the rows that together serve every target best."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
         """Return the problem over all targets of the matrix; a reference changes nothing."""
-        return Coverage.plain("fl", similarity(matrix))
+        return Coverage.plain("fl", similarity(matrix, reuse=reuse))
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class MutualInformation:
 
     eta: float = 1.0
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
         """Return the problem; reference: what T does for each target. Raises UsageError without one."""
         known = _needed(reference, "flmi", "the target set")
         scale = Scale.of(matrix, references=(known,))
-        sim = similarity(matrix, scale)
+        sim = similarity(matrix, scale, reuse=reuse)
         cap = _scaled(known.levels(sim.target_ids, scale), self.eta)
         columns = sim.levels.T
         np.minimum(columns, cap, out=columns)
@@ -49,9 +49,9 @@ class TargetMutualInformation:
 
     eta: float = 1.0
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
         """Return the problem; a reference changes nothing."""
-        sim = similarity(matrix)
+        sim = similarity(matrix, reuse=reuse)
         best = sim.levels.max(axis=0, initial=0).astype(np.int64)
         bonus = best if self.eta == 1.0 else np.round(best * self.eta).astype(np.int64)
         return Coverage("fl2mi", sim, np.zeros(len(sim.target_ids), np.int32), bonus)
@@ -63,11 +63,11 @@ class ConditionalGain:
 
     nu: float = 1.0
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
         """Return the problem; reference: what E does for each target. Raises UsageError without one."""
         known = _needed(reference, "flcg", "the existing set")
         scale = Scale.of(matrix, references=(known,))
-        sim = similarity(matrix, scale)
+        sim = similarity(matrix, scale, reuse=reuse)
         floor = _scaled(known.levels(sim.target_ids, scale), self.nu)
         return Coverage("flcg", sim, floor, np.zeros(len(sim.source_ids), np.int64))
 
@@ -90,9 +90,9 @@ class _Draw:
 class RandomControl:
     """`random`: chooses at random, and is valued like facility location so that both can be compared."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> _Draw:
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> _Draw:
         """Return the problem; a reference changes nothing."""
-        return _Draw(Coverage.plain("random", similarity(matrix)))
+        return _Draw(Coverage.plain("random", similarity(matrix, reuse=reuse)))
 
 
 def _needed(reference: Reference | None, objective: str, what: str) -> Reference:

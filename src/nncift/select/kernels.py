@@ -56,12 +56,39 @@ def to_levels(
     per_unit: float,
     out: Levels,
 ) -> None:
-    """Write the levels of the sources `source_order[start:stop]`, targets in `target_order`; NaN becomes level 0."""
+    """Write the levels of the sources `source_order[start:stop]`, targets in `target_order`; NaN becomes level 0.
+
+    An empty `target_order` leaves the targets as they are. `out` may share its memory with `columns` where no source moves.
+    """
+    buffer = np.empty(columns.shape[1], np.float32)
     for i in range(start, stop):
         column, row = columns[source_order[i]], out[i]
-        for j in range(len(row)):
-            x = np.float64(column[target_order[j]])
+        if len(target_order):
+            for j in range(len(buffer)):
+                buffer[j] = column[target_order[j]]
+        else:
+            buffer[:] = column
+        for j in range(len(buffer)):
+            x = np.float64(buffer[j])
             row[j] = np.int32((x - low) * per_unit + 0.5) if x == x else np.int32(0)
+
+
+@_compiled
+def reorder(columns: Levels, order: npt.NDArray[np.intp]) -> None:
+    """Bring row `order[i]` to place i, in place."""
+    done = np.zeros(len(order), np.bool_)
+    for start in range(len(order)):
+        if done[start]:
+            continue
+        first, at = columns[start].copy(), start
+        while True:
+            done[at] = True
+            source = order[at]
+            if source == start:
+                columns[at] = first
+                break
+            columns[at] = columns[source]
+            at = source
 
 
 @_compiled

@@ -113,10 +113,11 @@ class Similarity:
     known: kernels.Longs
 
 
-def similarity(matrix: UtilityMatrix, scale: Scale | None = None) -> Similarity:
+def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool = False) -> Similarity:
     """Return utility minus one constant, the lowest finite utility, as levels; the only copy that selection makes.
 
-    NaN (masked or missing) gives no coverage, also on the diagonal (method.md 4). scale: given, by `Scale.of` over all
+    reuse: write the levels into the matrix's own memory where its layout allows, so that there is no copy at all; the matrix
+    is gone then. NaN (masked or missing) gives no coverage, also on the diagonal (method.md 4). scale: given, by `Scale.of` over all
     of them, where several matrices share their constant.
 
     Raises DataError, naming the ids, for infinite utilities and for ids that occur twice.
@@ -128,11 +129,16 @@ def similarity(matrix: UtilityMatrix, scale: Scale | None = None) -> Similarity:
     lows, highs, known = _extent(matrix)
     scale = scale or Scale._spanning(lows, highs)
     targets, sources = _order(matrix.target_ids), _order(matrix.source_ids)
-    out = np.empty((len(sources), len(targets)), np.int32)
-    columns = matrix.values.T
+    columns, stay = matrix.values.T, np.arange(len(sources))
+    reuse = reuse and columns.flags.c_contiguous and columns.dtype == np.float32
+    out = columns.view(np.int32) if reuse else np.empty((len(sources), len(targets)), np.int32)
+    across = targets[:0] if np.array_equal(targets, np.arange(len(targets))) else targets
+    down = stay if reuse else sources
     kernels.in_threads(
-        lambda a, b: kernels.to_levels(columns, a, b, sources, targets, scale.low, 1 / scale.unit, out), len(sources)
+        lambda a, b: kernels.to_levels(columns, a, b, down, across, scale.low, 1 / scale.unit, out), len(sources)
     )
+    if reuse and not np.array_equal(sources, stay):
+        kernels.reorder(out, sources)
     return Similarity(
         tuple(matrix.target_ids[i] for i in targets),
         tuple(matrix.source_ids[i] for i in sources),

@@ -17,7 +17,7 @@ from nncift.select.rules import NO_RULES, Rules
 class TopK:
     """`topk`: the rows with the highest mean utility over the targets that have one."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None) -> HighestMean:
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> HighestMean:
         """Return the problem; a reference changes nothing."""
         refuse_infinite(matrix)
         return HighestMean(matrix.source_ids, len(matrix.target_ids), tuple(matrix.mean_per_source().tolist()))
