@@ -278,13 +278,11 @@ def test_a_run_stopped_while_labelling_ends_as_if_it_had_not_been(
 def test_a_run_killed_while_choosing_again_does_not_pass_for_the_old_one(
     tmp_path: Path, write_pool: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nncift import results
-
     pool = write_pool(40)
     first = select(pool, tmp_path / "run", budget=8)
     subset = (first.path / "subset.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_controls", lambda *_: 1 / 0)
+        patch.setattr("nncift.choosing.write_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             select(pool, tmp_path / "run", budget=3)
     assert (first.path / "subset.jsonl").read_bytes() != subset

@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from nncift import __version__
-from nncift.commands.shell import assignment, command, progress
+from nncift.commands.compare import compare_command
+from nncift.commands.select import select_command
+from nncift.commands.shell import assignment, command, progress, selection_options
 from nncift.errors import NnciftError, ResourceError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -27,6 +29,7 @@ def cli() -> None:
 @cli.command(name="run")
 @click.argument("pool", nargs=-1, type=str)
 @click.option("--target", multiple=True, help="File of examples that show the behaviour wanted; may be repeated.")
+@click.option("--existing", multiple=True, help="File of examples that were trained on already; may be repeated.")
 @click.option(
     "--teacher",
     help="delift, delift-se, less, selectit, ifd, loss, rds, length, random, column:NAME.  [default: delift]",
@@ -38,8 +41,8 @@ def cli() -> None:
 @click.option("--student", help="Network: paper.  [default: paper]")
 @click.option("--recipe", help="How it is trained: default or paper.  [default: default]")
 @click.option("--features", help="What it reads: text.  [default: text]")
-@click.option("--objective", help="fl, topk or random.  [default: fl; topk for scores]")
-@click.option("--budget", help="Share (30%) or number of rows to select.  [default: 30%]")
+@click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: what fits]")
+@selection_options
 @click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")
 @click.option(
     "--map", "map_", multiple=True, metavar="NAME=COLUMN", help="Read a field from a column: prompt=question."
@@ -83,16 +86,19 @@ def run_command(
         workspace=None if dry_run else pipeline.workspace_of(out),
     )  # fmt: skip
     pool, target = pipeline.read_pool(settings), pipeline.read_target(settings)
+    existing = pipeline.read_existing(settings)
     if dry_run:
         from nncift.estimate import estimate
 
-        told = estimate(settings, pool, teacher, target=target)
+        told = estimate(settings, pool, teacher, target=target, existing=existing)
         if show:
             from nncift.show import show_estimate
 
             show_estimate(told)
         return told
-    run = pipeline.execute(settings, pool, Path(str(out)), teacher=teacher, target=target, progress=progress(show))
+    run = pipeline.execute(
+        settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show)
+    )
     if show:
         from nncift.show import show_run
 
@@ -158,6 +164,10 @@ def doctor_command(show: bool) -> dict[str, Any]:
 
         show_doctor(told)
     return told
+
+
+cli.add_command(select_command)
+cli.add_command(compare_command)
 
 
 def main() -> None:

@@ -27,12 +27,13 @@ class DataSettings(_Settings):
 
     pool: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
+    existing: tuple[str, ...] = ()
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
     map: dict[str, str] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
 
-    @field_validator("pool", "target", mode="before")
+    @field_validator("pool", "target", "existing", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -84,13 +85,22 @@ class StudentSettings(_Settings):
 class SelectSettings(_Settings):
     """What is selected."""
 
-    objective: Literal["fl", "topk", "random"] | None = None
+    objective: Literal["fl", "flmi", "fl2mi", "flcg", "topk", "random"] | None = None
     budget: str = "30%"
+    quota: tuple[str, ...] = ()
+    include: str | None = None
+    exclude: str | None = None
+    dedup: str | None = None
 
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_as_text(cls, value: Any) -> Any:
         return _amount_as_text(value)
+
+    @field_validator("quota", mode="before")
+    @classmethod
+    def _one_quota(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class RunSettings(DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, SelectSettings):
@@ -114,7 +124,10 @@ def _amount_as_text(value: Any) -> Any:
     return f"{100 * number:.10g}%" if 0 < number <= 1 else repr(number)
 
 
-GROWING = frozenset({"pool", "limit", "labels", "budget", "objective", "strict", "device", "format", "map"})
+SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing"})
+"""Settings that only the last stage depends on."""
+
+GROWING = SELECTION | {"pool", "limit", "labels", "strict", "device", "format", "map"}
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
 

@@ -224,12 +224,14 @@ class Embedded:
     """Vectors of texts, `(n, dim)` float32 of unit norm, and how they came about.
 
     truncated: texts longer than the encoder reads. fresh, tokens: texts and tokens that went through the encoder now.
+    counts: tokens of every text before truncation, by the encoder's tokenizer.
     """
 
     vectors: Floats
     truncated: int
     fresh: int
     tokens: int
+    counts: tuple[int, ...]
 
 
 class EmbeddingCache:
@@ -263,7 +265,7 @@ class EmbeddingCache:
             advance(len(block))
         vectors = np.array([known[key][0] for key in keys], np.float32).reshape(len(keys), dim)
         truncated = sum(limit is not None and known[key][1] > limit for key in keys)
-        return Embedded(vectors, truncated, len(missing), tokens)
+        return Embedded(vectors, truncated, len(missing), tokens, tuple(known[key][1] for key in keys))
 
     def _load(self, wanted: Mapping[str, str], dim: int) -> dict[str, tuple[Floats, int]]:
         from safetensors import SafetensorError

@@ -21,9 +21,10 @@ from nncift.labelling import Axes
 from nncift.plan import LabelPlan, describe, grow
 from nncift.rows import RowPlan, grow_rows
 from nncift.seeds import shuffled
-from nncift.select import parse_budget
 from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, wish_of
+from nncift.table import Rows
 from nncift.teachers import Chunk, RowTeacher, Teacher
+from nncift.wishes import Wishes
 
 TIMED_SOURCES = 4
 TIMED_TARGETS = (1, 12)
@@ -38,13 +39,14 @@ def estimate(
     teacher: Teacher | RowTeacher,
     *,
     target: Examples | None = None,
+    existing: Examples | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Return pairs, passes, tokens, seconds and bytes of a run on this pool, beside those of the full teacher.
 
     Labels a few chunks and embeds a few texts, and writes nothing.
     """
-    settings = refuse_impossible(settings, pool, teacher, target)
+    settings = refuse_impossible(settings, pool, teacher, target, existing)
     target = None if target is None else named_target(target)
     refused = {(rejection.source, rejection.line) for rejection in prepare_all(teacher, pool, target)}
     sources = Examples(tuple(row for row in pool if (row.source, row.line) not in refused), pool.rejected)
@@ -52,7 +54,7 @@ def estimate(
     if target is not None:
         targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
-    budget = parse_budget(settings.budget, len(sources))
+    budget = Wishes.read(settings).check(Rows.of(sources))
     told = _by_row(settings, axes, teacher) if isinstance(teacher, RowTeacher) else _by_pair(settings, axes, teacher)
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
     label, full = told["label"], told["full_teacher"]

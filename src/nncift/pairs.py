@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Codes = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-BLOCK = 1 << 24
+BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from nncift import config, subtasks
+from nncift.choosing import choose
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.encode import Encoder
 from nncift.errors import UsageError
+from nncift.existing import embed_existing
+from nncift.ground import ground_of
 from nncift.progress import Progress, silent
-from nncift.results import Run, choose, finish
+from nncift.results import Run, finish
 from nncift.rundir import RunDir
-from nncift.select import parse_budget
 from nncift.stages import (
     Work,
     embed,
@@ -31,9 +33,12 @@ from nncift.stages import (
     plan_labels,
     predict,
     refuse_impossible,
+    token_counts,
     usable_rows,
 )  # fmt: skip
+from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher, registry
+from nncift.wishes import Wishes
 
 
 def run(
@@ -42,14 +47,15 @@ def run(
     out: str | Path,
     teacher: str | Teacher | RowTeacher = "delift",
     target: Examples | str | Path | Sequence[str | Path] | None = None,
+    existing: Examples | str | Path | Sequence[str | Path] | None = None,
     encoder: str | Encoder = "minilm",
     progress: Progress = silent,
     **settings: Any,
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
-    pool, and the optional target set: examples already read, or files. teacher and encoder: names or objects. out: the run
-    directory; one that exists is continued or extended. Raises the errors of `nncift.errors`.
+    pool, and the optional target and existing sets: examples already read, or files. teacher and encoder: names or objects.
+    out: the run directory; one that exists is continued or extended. Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
     if isinstance(teacher, str):
@@ -57,7 +63,7 @@ def run(
     else:
         given.update(registry.as_settings(teacher.options))
     given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
-    for name, rows in (("pool", pool), ("target", target)):
+    for name, rows in (("pool", pool), ("target", target), ("existing", existing)):
         if rows is not None and not isinstance(rows, Examples):
             paths = [rows] if isinstance(rows, str | Path) else list(rows)
             given[name] = tuple(str(path) for path in paths)
@@ -72,6 +78,7 @@ def run(
         out,
         teacher=teacher,
         target=target if isinstance(target, Examples) else read_target(resolved),
+        existing=existing if isinstance(existing, Examples) else read_existing(resolved),
         encoder=None if isinstance(encoder, str) else encoder,
         progress=progress,
     )
@@ -89,6 +96,11 @@ def read_target(settings: RunSettings) -> Examples | None:
     return _read(settings, settings.target, None) if settings.target else None
 
 
+def read_existing(settings: RunSettings) -> Examples | None:
+    """Read the rows that were trained on already, None where there are none."""
+    return _read(settings, settings.existing, None) if settings.existing else None
+
+
 def workspace_of(out: str | Path | None) -> Path | None:
     """Return the folder of a run for what its teacher keeps."""
     return None if out is None else Path(out) / "labels" / "teacher"
@@ -101,27 +113,38 @@ def execute(
     *,
     teacher: Teacher | RowTeacher,
     target: Examples | None = None,
+    existing: Examples | None = None,
     encoder: Encoder | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Run every stage that is not finished yet, and return the run."""
     if target is None:
         target = read_target(settings)
-    settings = refuse_impossible(settings, pool, teacher, target)
+    if existing is None:
+        existing = read_existing(settings)
+    settings = refuse_impossible(settings, pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
         work = Work(directory, settings, teacher, encoder, progress)
         axes, rejected = usable_rows(work, pool, wanted)
-        budget = parse_budget(settings.budget, len(axes.sources))
+        wishes = Wishes.read(settings)
+        wishes.check(Rows.of(axes.sources))
         plan = plan_labels(work, axes)
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.write_manifest({"rows_read": len(pool), "rejected": len(pool.rejected)})
-        vectors = embed(work, axes)
+        vectors, before = embed(work, axes), embed_existing(work, existing)
+        rows = Rows.of(axes.sources, token_counts(work, axes.sources))
+        settled = wishes.settle(rows, vectors.sources)
         labels = label(work, axes, plan)
         student, fidelity = fit_student(work, vectors, labels)
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
-        subset, selection = choose(work, axes.sources, matrix, vectors.sources, budget)
+        ground = partial(
+            ground_of, str(settings.objective), student, matrix, vectors.targets, vectors.sources,
+            dict(zip(rows.ids, rows.content, strict=True)), before, shared=axes.shared,
+        )  # fmt: skip
+        selection = choose(work.directory, work.keys, settings, rows, settled, ground)
+        subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
         return finish(work, axes, subset, selection, rejected, fidelity, notes)
 

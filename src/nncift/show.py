@@ -160,8 +160,9 @@ def cost_table(ledger: Mapping[str, Any]) -> Table:
 def show_estimate(told: Mapping[str, Any]) -> None:
     """Print what a run would cost."""
     out = console()
+    selected = "as many as the tokens hold" if told["selected"] is None else told["selected"]
     out.print(
-        f"{told['pool']} usable rows, {told['rejected']} rejected; {told['selected']} would be selected. Nothing was written."
+        f"{told['pool']} usable rows, {told['rejected']} rejected; {selected} would be selected. Nothing was written."
     )
     table = Table(title="Estimated cost of labelling, from a few timed pairs", title_justify="left")
     for name in ("", "passes", "tokens", "time"):

@@ -19,10 +19,9 @@ from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.evaluate.baselines import fit_baselines, predict_quadrants
 from nncift.evaluate.fidelity import measure
-from nncift.evaluate.intervals import interval_of_mean_utility
 from nncift.files import atomic, fingerprint, write_json
+from nncift.ground import default_objective, refuse_unfit
 from nncift.labelling import Axes, Labelling, open_labels
 from nncift.labels import combine
 from nncift.lm import CausalLM
@@ -33,9 +32,10 @@ from nncift.progress import Progress, silent
 from nncift.rows import SCORE, RowPlan
 from nncift.rundir import RunDir
 from nncift.seeds import derive
-from nncift.select import parse_budget
 from nncift.student.model import Student, hybrid_matrix
+from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher
+from nncift.wishes import Wishes
 
 Floats = npt.NDArray[np.float32]
 FEWEST_TARGETS = 3
@@ -129,17 +129,21 @@ def named_target(target: Examples) -> Examples:
 
 
 def refuse_impossible(
-    settings: RunSettings, pool: Examples, teacher: Teacher | RowTeacher, target: Examples | None = None
+    settings: RunSettings,
+    pool: Examples,
+    teacher: Teacher | RowTeacher,
+    target: Examples | None = None,
+    existing: Examples | None = None,
 ) -> RunSettings:
     """Refuse wishes that cannot be met, before anything is loaded or written, and return settings with defaults filled in.
 
-    Plan and objective follow the teacher: `rows` for teachers that are paid by the row, else `scatter`; `topk` for pointwise
-    teachers, else `fl`. Raises DataError for too few rows, UsageError and InfeasibleError for labels, budgets, and plans or
-    objectives that do not fit the teacher.
+    Plan and objective follow the teacher and the sets at hand: `rows` for teachers that are paid by the row, else `scatter`;
+    `topk` for pointwise teachers, `flcg` with an existing set, `fl2mi` with a target set, else `fl`. Raises DataError for too
+    few rows, UsageError and InfeasibleError for labels, budgets, rules, and plans or objectives that do not fit.
     """
     parse_labels(settings.labels)
     refuse_small(len(pool))
-    parse_budget(settings.budget, len(pool))
+    Wishes.read(settings).check(Rows.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
     plan = settings.plan or ("rows" if by_row else "scatter")
     if by_row != (plan == "rows"):
@@ -150,17 +154,11 @@ def refuse_impossible(
         raise UsageError(
             f"--target was given, and the teacher {teacher.name} rates rows without a target; leave it out"
         )
-    if aimed and settings.objective is None:
-        raise UsageError(
-            "with --target, say what to select for: --objective topk (highest mean utility) or fl (coverage)"
-        )
     if target:
         _refuse_few_targets(len(target))
-    objective = settings.objective or ("topk" if pointwise else "fl")
-    if objective == "fl" and pointwise:
-        raise UsageError(
-            f"--objective fl needs utilities of pairs, and the teacher {teacher.name} gives scores; use topk"
-        )
+    sets = {"pointwise": pointwise, "target": aimed, "existing": bool(settings.existing) or existing is not None}
+    objective = settings.objective or default_objective(**sets)
+    refuse_unfit(objective, **sets)
     subtasks.refuse_unfit(subtasks.column_of(teacher), target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective})
 
@@ -186,7 +184,10 @@ def embed(work: Work, axes: Axes) -> Vectors:
             stage.cost.model_passes += embedded.fresh
             with atomic(vectors_file) as part, part.open("wb") as stream:
                 np.save(stream, embedded.vectors, allow_pickle=False)
-            about = {"truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": rows.ids}
+            about = {
+                "truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": rows.ids,
+                "tokens": _token_counts(work.teacher, rows, embedded.counts),
+            }  # fmt: skip
             write_json(work.directory.file("embeddings.json"), about)
     about = work.directory.read_json("embeddings.json")
     try:
@@ -201,6 +202,22 @@ def embed(work: Work, axes: Axes) -> Vectors:
         return Vectors(targets, sources, int(about["truncated"]))
     except (ValueError, EOFError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"{str(vectors_file)!r} is damaged ({error}); delete it and run again") from error
+
+
+def token_counts(work: Work, rows: Examples) -> dict[str, int] | None:
+    """Return the tokens of rows that were embedded, None where an earlier version of the run did not count them."""
+    about = work.directory.read_json("embeddings.json")
+    counted = dict(zip(about["ids"], about.get("tokens", ()), strict=False))
+    return counted if all(item in counted for item in rows.ids) else None
+
+
+def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Sequence[int]) -> list[int]:
+    """Return the tokens of every row: by the teacher's language model where it has one, else by the encoder."""
+    lm = getattr(teacher, "lm", None)
+    if not isinstance(lm, CausalLM):
+        return list(by_encoder)
+    texts = [row.text for row in rows]
+    return [len(ids) for ids in lm.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]]
 
 
 def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
@@ -301,6 +318,9 @@ def _measured(
     work: Work, student: Student, vectors: Vectors, labels: dict[str, LabelledPairs]
 ) -> tuple[Student, dict[str, Any]]:
     """Return the student with all it needs to score alone, and its fidelity as JSON."""
+    from nncift.evaluate.baselines import fit_baselines, predict_quadrants
+    from nncift.evaluate.intervals import interval_of_mean_utility
+
     targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
     # A pointwise teacher has seen and unseen rows, and no quadrants in between.
     quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}

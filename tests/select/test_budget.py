@@ -3,6 +3,7 @@ import pytest
 
 from nncift.errors import InfeasibleError, UsageError
 from nncift.select import parse_budget
+from nncift.select.budget import parse_tokens
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_rows_of_a_budget(budget: str | float, n: int, rows: int) -> None:
 
 @pytest.mark.parametrize("budget", ["", "many", "30 percent", "%", ".", "1e3", "3 0", "5k", "nan", "9" * 50])
 def test_unreadable_budgets_show_examples(budget: str) -> None:
-    with pytest.raises(UsageError, match=r"30%, 0\.3.*5000"):
+    with pytest.raises(UsageError, match=r"30%, 0\.3.*5000.*2Mtok"):
         parse_budget(budget, 10)
 
 
@@ -47,10 +48,24 @@ def test_values_that_are_no_budget(budget: float) -> None:
         parse_budget(budget, 10)
 
 
-@pytest.mark.parametrize("budget", ["2Mtok", "500k tokens", "100tok", "1.5Gtok"])
-def test_budgets_in_tokens_are_not_available_yet(budget: str) -> None:
-    with pytest.raises(UsageError, match=r"tokens are not available yet.*30%.*5000"):
+@pytest.mark.parametrize(
+    ("budget", "tokens"),
+    [("2Mtok", 2_000_000), ("500k tokens", 500_000), ("100tok", 100), ("1.5Gtok", 1_500_000_000), ("7 token", 7)],
+)
+def test_tokens_of_a_budget(budget: str, tokens: int) -> None:
+    assert parse_tokens(budget) == tokens
+    with pytest.raises(UsageError, match=r"counts tokens.*30%.*5000"):
         parse_budget(budget, 10)
+
+
+@pytest.mark.parametrize("budget", ["30%", 5000, "5k", "-2Mtok", "tok", 0.3])
+def test_budgets_that_count_no_tokens(budget: str | float) -> None:
+    assert parse_tokens(budget) is None
+
+
+def test_less_than_a_token_is_refused() -> None:
+    with pytest.raises(InfeasibleError, match="less than one token"):
+        parse_tokens("0.5tok")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,24 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     return as_json(quiet(shell))
 
 
+def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags that say what a selection has to keep."""
+    for option in reversed(
+        (
+            click.option("--budget", help="Share (30%), number of rows, or tokens (2Mtok) to select.  [default: 30%]"),
+            click.option(
+                "--quota", multiple=True, metavar="COLUMN:min=5%,max=40%",
+                help="Bounds for each value of a column (source: the file), or for one: COLUMN=VALUE:...; may be repeated.",
+            ),
+            click.option("--include", help="File of ids, one a line, that must be selected."),
+            click.option("--exclude", help="File of ids, one a line, that must not be selected."),
+            click.option("--dedup", help="exact or near:0.95: remove duplicates before selecting.  [default: keep them]"),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def assignment(flag: str, text: str) -> tuple[str, str]:
     """Split what a repeatable flag was given at its first `=`. Raises UsageError where a side is empty."""
     name, sign, value = text.partition("=")

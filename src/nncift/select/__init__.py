@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,20 @@ import numpy.typing as npt
 from nncift.errors import UsageError
 from nncift.pairs import UtilityMatrix
 from nncift.select.budget import check_count, parse_budget
+from nncift.select.rules import NO_RULES, Rules
 
-__all__ = ["OBJECTIVES", "Selector", "Subset", "parse_budget", "select", "selector"]
+if TYPE_CHECKING:
+    from nncift.select.objectives import Reference
+
+__all__ = ["OBJECTIVES", "Problem", "Rules", "Selector", "Subset", "parse_budget", "pose", "select", "selector"]
 
 OBJECTIVES: Mapping[str, str] = {
-    "fl": "nncift.select.greedy:FacilityLocation",
+    "fl": "nncift.select.facility:FacilityLocation",
+    "flmi": "nncift.select.facility:MutualInformation",
+    "fl2mi": "nncift.select.facility:TargetMutualInformation",
+    "flcg": "nncift.select.facility:ConditionalGain",
     "topk": "nncift.select.topk:TopK",
-    "random": "nncift.select.baselines:RandomControl",
+    "random": "nncift.select.facility:RandomControl",
 }
 """Objective name -> where its Selector lives; other packages add theirs as entry points of `nncift.selectors`."""
 
@@ -57,11 +64,26 @@ class Subset:
         return self.value / self.upper_bound if self.upper_bound > 0 else 1.0
 
 
-class Selector(Protocol):
-    """A way to choose `k` sources of a utility matrix; deterministic for a seed, ties by id."""
+class Problem(Protocol):
+    """An objective over one matrix, ready to be solved for any size and rules."""
 
-    def select(self, matrix: UtilityMatrix, k: int, seed: int) -> Subset:
-        """Return the `k` chosen sources in rank order; `0 <= k <= n_sources` has been checked."""
+    def choose(self, k: int, seed: int = 0, rules: Rules = NO_RULES) -> Subset:
+        """Return `k` sources in rank order, fewer only where `rules` have a capacity; both have been checked."""
+        ...
+
+    def value(self, ids: Sequence[str]) -> float:
+        """Return the objective's value of a set of sources."""
+        ...
+
+
+class Selector(Protocol):
+    """A way to choose sources of a utility matrix; deterministic for a seed, ties by id."""
+
+    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Problem:
+        """Return the problem of choosing from a matrix.
+
+        reference: what a second set does for each target. reuse: the matrix may be overwritten.
+        """
         ...
 
 
@@ -82,12 +104,30 @@ def selector(objective: str) -> Selector:
     return made
 
 
-def select(matrix: UtilityMatrix, k: int, objective: str = "fl", seed: int = 0) -> Subset:
+def pose(
+    matrix: UtilityMatrix, objective: str = "fl", reference: Reference | None = None, *, reuse: bool = False
+) -> Problem:
+    """Return the problem of a registered objective over `matrix` (`(n_targets, n_sources)`), to solve it more than once.
+
+    reuse: the matrix is not needed any more, so that its memory may hold the problem.
+    Raises UsageError for an unknown objective or one that lacks its reference, DataError for infinite utilities.
+    """
+    return selector(objective).pose(matrix, reference, reuse=reuse)
+
+
+def select(
+    matrix: UtilityMatrix, k: int, objective: str = "fl", seed: int = 0, *,
+    reference: Reference | None = None, rules: Rules = NO_RULES,
+) -> Subset:  # fmt: skip
     """Choose `k` sources of `matrix` (`(n_targets, n_sources)`) by a registered objective (method.md 4).
 
-    Raises UsageError for an unknown objective, InfeasibleError for a `k` that the pool cannot give, DataError for
-    infinite utilities.
+    reference: what a second set does for each target: the target set for `flmi`, the existing set for `flcg`. rules: what
+    must hold beside the size; with a budget of tokens, `k` is only an upper bound.
+
+    Raises UsageError for an unknown objective, InfeasibleError for a `k` or for rules that the pool cannot give, DataError
+    for infinite utilities.
     """
-    chosen = selector(objective)
+    selector(objective)
     check_count(k, len(matrix.source_ids))
-    return chosen.select(matrix, k, seed)
+    rules.check(matrix.source_ids, k)
+    return pose(matrix, objective, reference).choose(k, seed, rules)

@@ -10,22 +10,10 @@ import numpy as np
 from nncift.errors import UsageError
 from nncift.pairs import Floats, UtilityMatrix
 from nncift.seeds import shuffled
-from nncift.select import Subset
 from nncift.select.budget import check_count
-from nncift.select.coverage import account
-from nncift.select.greedy import greedy_order
+from nncift.select.coverage import Coverage
 from nncift.select.objectives import similarity
-
-
-class RandomControl:
-    """Chooses at random, and is valued like facility location so that both can be compared."""
-
-    def select(self, matrix: UtilityMatrix, k: int, seed: int) -> Subset:
-        """Return `k` sources drawn without replacement."""
-        sim = similarity(matrix)
-        place = {item: i for i, item in enumerate(sim.source_ids)}
-        order = np.array([place[item] for item in random_ids(sim.source_ids, k, seed)], dtype=np.int64)
-        return account(sim, order, objective="random", chosen_how=f"Drawn at random (seed {seed})")
+from nncift.select.rules import NO_RULES, Rules
 
 
 def random_ids(ids: Sequence[str], k: int, seed: int) -> list[str]:
@@ -63,7 +51,7 @@ def longest_ids(ids: Sequence[str], lengths: Sequence[int], k: int) -> list[str]
     return [item for item, _ in ranked[:k]]
 
 
-def embedding_ids(ids: Sequence[str], embeddings: Floats, k: int) -> list[str]:
+def embedding_ids(ids: Sequence[str], embeddings: Floats, k: int, rules: Rules = NO_RULES) -> list[str]:
     """Return `k` ids by facility location on the cosine of embeddings alone, `(n, d)` of unit norm.
 
     Holds the `(n, n)` similarities twice while it runs: 8 n^2 bytes.
@@ -74,7 +62,7 @@ def embedding_ids(ids: Sequence[str], embeddings: Floats, k: int) -> list[str]:
     rows = np.ascontiguousarray(np.asarray(embeddings, dtype=np.float32)[order])
     names = tuple(ids[i] for i in order)
     sim = similarity(UtilityMatrix(names, names, (rows @ rows.T).T))
-    return [names[i] for i in greedy_order(sim, k)]
+    return [names[i] for i in Coverage.plain("fl", sim).order(k, rules)[0]]
 
 
 def _same_length(ids: Sequence[str], other: Sequence[object] | Floats, name: str) -> None:

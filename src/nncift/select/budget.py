@@ -1,4 +1,4 @@
-"""Budgets: from what a user writes (30%, 0.3, 5000) to a number of rows."""
+"""Budgets: from what a user writes (30%, 0.3, 5000, 2Mtok) to a number of rows or tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,22 @@ from nncift.errors import InfeasibleError, UsageError
 _COUNT = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?([0-9]{1,18}\.[0-9]{0,18}|\.[0-9]{1,18})")
 _PERCENT = re.compile(r"([+-]?(?:[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}))\s*%")
-_TOKENS = re.compile(r"[+-]?[0-9.]+\s*[kmgbt]?\s*tok(ens?)?", re.IGNORECASE)
+_TOKENS = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([kmgbt]?)\s*tok(?:ens?)?", re.IGNORECASE)
+_FACTOR = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+
+
+def parse_tokens(budget: str | int | float) -> int | None:
+    """Return the tokens of a budget such as `2Mtok` or `500k tokens`; None for a budget that counts rows.
+
+    Raises InfeasibleError for less than one token.
+    """
+    found = _TOKENS.fullmatch(budget.strip()) if isinstance(budget, str) else None
+    if not found:
+        return None
+    tokens = floor(Fraction(found[1]) * _FACTOR[found[2].lower()])
+    if tokens < 1:
+        raise InfeasibleError(f"Cannot select with budget {budget}: it is less than one token.")
+    return tokens
 
 
 def parse_budget(budget: str | int | float, n: int) -> int:
@@ -21,7 +36,8 @@ def parse_budget(budget: str | int | float, n: int) -> int:
     With % it is a share (`"30%"`); so is anything with a decimal point (`"0.3"`) and every Python float (`0.3`, `1.0`).
     Bare integers are counts (`5000`, `"5000"`).
 
-    Raises UsageError for what cannot be read and for token budgets, InfeasibleError for no row or more than there are.
+    Raises UsageError for what cannot be read and for tokens (see `parse_tokens`), InfeasibleError for no row or more than
+    there are.
     """
     if isinstance(budget, str):
         share, count = _read(budget.strip(), budget)
@@ -59,8 +75,7 @@ def _read(text: str, given: str) -> tuple[Fraction | None, int]:
         return None, int(text)
     if _TOKENS.fullmatch(text):
         raise UsageError(
-            f"Budget {given!r}: budgets in tokens are not available yet. "
-            "Give a share of the rows (30%) or a number of rows (5000)."
+            f"Budget {given!r} counts tokens, and a number of rows is needed here: give a share (30%) or a count (5000)."
         )
     raise _unreadable(given)
 
@@ -95,5 +110,6 @@ def _range(n: int) -> str:
 
 def _unreadable(given: object) -> UsageError:
     return UsageError(
-        f"Cannot read the budget {given!r}: expected a share of the rows (30%, 0.3) or a number of rows (5000)."
+        f"Cannot read the budget {given!r}: expected a share of the rows (30%, 0.3), a number of rows "
+        "(5000) or of tokens (2Mtok)."
     )

@@ -8,34 +8,24 @@ independent of order and threads, and a gain can be brought up to date by its ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from nncift.threads import in_threads
+
+__all__ = ["in_threads"]
+
 Levels = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
+Doubles = npt.NDArray[np.float64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _compiled(function: _Function) -> _Function:
     return cast("_Function", numba.njit(cache=True, nogil=True)(function))
-
-
-def in_threads(kernel: Callable[[int, int], object], n: int) -> None:
-    """Run `kernel(start, stop)` over ranges that cover `n`, one thread each; the kernel must release the GIL.
-
-    Threads of our own, since numba's parallel loops abort when two Python threads run them at once.
-    """
-    workers = min(numba.config.NUMBA_NUM_THREADS, max(n // 64, 1))  # type: ignore[attr-defined]
-    edges = [n * i // workers for i in range(workers + 1)]
-    if workers == 1:
-        kernel(0, n)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(kernel, edges[:-1], edges[1:]))
 
 
 @_compiled
@@ -66,12 +56,39 @@ def to_levels(
     per_unit: float,
     out: Levels,
 ) -> None:
-    """Write the levels of the sources `source_order[start:stop]`, targets in `target_order`; NaN becomes level 0."""
+    """Write the levels of the sources `source_order[start:stop]`, targets in `target_order`; NaN becomes level 0.
+
+    An empty `target_order` leaves the targets as they are. `out` may share its memory with `columns` where no source moves.
+    """
+    buffer = np.empty(columns.shape[1], np.float32)
     for i in range(start, stop):
         column, row = columns[source_order[i]], out[i]
-        for j in range(len(row)):
-            x = np.float64(column[target_order[j]])
+        if len(target_order):
+            for j in range(len(buffer)):
+                buffer[j] = column[target_order[j]]
+        else:
+            buffer[:] = column
+        for j in range(len(buffer)):
+            x = np.float64(buffer[j])
             row[j] = np.int32((x - low) * per_unit + 0.5) if x == x else np.int32(0)
+
+
+@_compiled
+def reorder(columns: Levels, order: npt.NDArray[np.intp]) -> None:
+    """Bring row `order[i]` to place i, in place."""
+    done = np.zeros(len(order), np.bool_)
+    for start in range(len(order)):
+        if done[start]:
+            continue
+        first, at = columns[start].copy(), start
+        while True:
+            done[at] = True
+            source = order[at]
+            if source == start:
+                columns[at] = first
+                break
+            columns[at] = columns[source]
+            at = source
 
 
 @_compiled
@@ -91,14 +108,17 @@ def gains_of(columns: Levels, start: int, stop: int, best: Levels, gains: Longs)
 
 
 @_compiled
-def best_targets(columns: Levels, start: int, stop: int, target: Longs) -> None:
-    """Write the target that each source serves best, the first of equals; -1 where it serves none."""
+def what_is_left(
+    columns: Levels, start: int, stop: int, best: Levels, bonus: Longs, gains: Longs, target: Longs, level: Levels
+) -> None:
+    """Write what each source would still add, and the target that it serves best (the first of equals, -1 for none)."""
     for s in range(start, stop):
         column = columns[s]
-        highest = np.int32(0)
+        total, highest = bonus[s], np.int32(0)
         for t in range(len(column)):
+            total += max(np.int32(column[t] - best[t]), np.int32(0))
             highest = max(highest, column[t])
-        target[s] = -1
+        gains[s], level[s], target[s] = total, highest, -1
         if highest > 0:
             for t in range(len(column)):
                 if column[t] == highest:
@@ -107,20 +127,33 @@ def best_targets(columns: Levels, start: int, stop: int, target: Longs) -> None:
 
 
 @_compiled
-def _sift(heap: Longs, size: int, at: int, gains: Longs) -> None:
-    """Let the entry at a position sink: the highest gain is on top, the lowest position first among equals."""
+def raise_to(columns: Levels, order: Longs, start: int, stop: int, best: Levels) -> None:
+    """Raise `best` of a range of targets to what the sources of `order` give them."""
+    part = best[start:stop]
+    for s in order:
+        column = columns[s][start:stop]
+        for t in range(len(part)):
+            part[t] = max(part[t], column[t])
+
+
+@_compiled
+def _sift(heap: Longs, size: int, at: int, gains: Longs, weight: Doubles) -> None:
+    """Let the entry at a position sink: the highest weighted gain is on top, the lowest position first among equals."""
     moving = heap[at]
+    key = gains[moving] * weight[moving]
     while True:
         child = 2 * at + 1
         if child >= size:
             break
         a = heap[child]
+        of_a = gains[a] * weight[a]
         if child + 1 < size:
             b = heap[child + 1]
-            if gains[b] > gains[a] or (gains[b] == gains[a] and b < a):
+            of_b = gains[b] * weight[b]
+            if of_b > of_a or (of_b == of_a and b < a):
                 child += 1
-                a = b
-        if gains[moving] > gains[a] or (gains[moving] == gains[a] and moving < a):
+                a, of_a = b, of_b
+        if key > of_a or (key == of_a and moving < a):
             break
         heap[at] = a
         at = child
@@ -128,53 +161,84 @@ def _sift(heap: Longs, size: int, at: int, gains: Longs) -> None:
 
 
 @_compiled
-def lazy_greedy(columns: Levels, gains: Longs, best: Levels, k: int, order: Longs) -> None:
-    """Write the `k` sources of greedy facility location into `order`; `best` and `gains` are used up (Minoux 1978).
+def admits(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Longs) -> Any:
+    """Tell whether a source may still be chosen; one that may not never may again (rules.py says why).
 
-    gains: `(n_sources,)` what each source adds to `best`. A gain never grows as the set does, so an old one is an upper
-    bound, and only the source on top of the heap has to be brought up to date. Where few targets have changed since,
-    only these are looked at: the last changes are kept in a ring.
+    group: `(n_sources,)`; least, most: by group, how many must and how many may still come; cost: `(n_sources,)`;
+    room: what is left of the cost, and how many rows may still come beyond those that must.
+    """
+    g = group[s]
+    return most[g] > 0 and cost[s] <= room[0] and (least[g] > 0 or room[1] > 0)
+
+
+@_compiled
+def admit(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Longs) -> None:
+    """Count a source that was chosen."""
+    g = group[s]
+    if least[g] > 0:
+        least[g] -= 1
+    else:
+        room[1] -= 1
+    most[g] -= 1
+    room[0] -= cost[s]
+
+
+@_compiled
+def lazy_greedy(
+    columns: Levels, heap: Longs, gains: Longs, weight: Doubles, bonus: Longs, best: Levels, group: Longs,
+    least: Longs, most: Longs, cost: Longs, room: Longs, order: Longs,
+) -> int:  # fmt: skip
+    """Write sources of greedy coverage into `order` until it is full or none is admitted; return how many (Minoux 1978).
+
+    heap: the candidates, used up like `gains`, `best`, `least`, `most` and `room`. gains: `(n_sources,)` what each
+    source adds to `best`, its bonus included. A gain never grows as the set does, so an old one is an upper bound, and
+    only the source on top of the heap has to be brought up to date. Where few targets have changed since, only these are
+    looked at: the last changes are kept in a ring.
     """
     n_sources, n_targets = columns.shape
-    room = max(n_targets // 32, 1)
-    changed, before, after = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
+    ring = max(n_targets // 32, 1)
+    changed, before, after = np.empty(ring, np.int32), np.empty(ring, np.int32), np.empty(ring, np.int32)
     changes = 0
     seen = np.zeros(n_sources, np.int64)
-    heap = np.arange(n_sources)
-    for at in range(n_sources // 2 - 1, -1, -1):
-        _sift(heap, n_sources, at, gains)
-    size = n_sources
-    for step in range(k):
-        while True:
-            s = heap[0]
-            behind = changes - seen[s]
-            if behind == 0:
-                break
+    size = len(heap)
+    for at in range(size // 2 - 1, -1, -1):
+        _sift(heap, size, at, gains, weight)
+    chosen = 0
+    while size > 0 and chosen < len(order):
+        s = heap[0]
+        behind = changes - seen[s]
+        fits = admits(s, group, least, most, cost, room)
+        if fits and behind > 0:
             column = columns[s]
-            if behind > room:
-                gains[s] = gain_of(column, best)
+            if behind > ring:
+                gains[s] = gain_of(column, best) + bonus[s]
             else:
                 lost = np.int64(0)
-                at = seen[s] % room
+                at = seen[s] % ring
                 for _ in range(behind):
                     x = column[changed[at]]
                     lost += max(min(x, after[at]) - before[at], 0)
-                    at = at + 1 if at + 1 < room else 0
+                    at = at + 1 if at + 1 < ring else 0
                 gains[s] -= lost
             seen[s] = changes
-            _sift(heap, size, 0, gains)
-        s = heap[0]
-        order[step] = s
+            _sift(heap, size, 0, gains, weight)
+            continue
         size -= 1
         heap[0] = heap[size]
-        _sift(heap, size, 0, gains)
+        _sift(heap, size, 0, gains, weight)
+        if not fits:
+            continue
+        admit(s, group, least, most, cost, room)
+        order[chosen] = s
+        chosen += 1
         column = columns[s]
         for t in range(n_targets):
             if column[t] > best[t]:
-                at = changes % room
+                at = changes % ring
                 changed[at], before[at], after[at] = t, best[t], column[t]
                 best[t] = column[t]
                 changes += 1
+    return chosen
 
 
 @_compiled

@@ -33,10 +33,12 @@ class Scale:
     unit: float
 
     @classmethod
-    def of(cls, *matrices: UtilityMatrix) -> Scale:
+    def of(cls, *matrices: UtilityMatrix, references: Sequence[Reference] = ()) -> Scale:
         """Return the scale that all matrices of an objective share; raises DataError where a utility is infinite."""
         extents = [_extent(matrix) for matrix in matrices]
-        return cls._spanning(np.concatenate([e[0] for e in extents]), np.concatenate([e[1] for e in extents]))
+        lows = [*(e[0] for e in extents), *(np.array([known.low]) for known in references)]
+        highs = [*(e[1] for e in extents), *(known.best[~np.isnan(known.best)] for known in references)]
+        return cls._spanning(np.concatenate(lows), np.concatenate(highs))
 
     @classmethod
     def _spanning(cls, lows: _Doubles, highs: _Doubles) -> Scale:
@@ -56,6 +58,47 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
+class Reference:
+    """What a second set of sources does for each target of an objective (`max_q`, `max_e` in method.md 4).
+
+    best: `(n_targets,)` float64, the highest utility of any of its rows for the target, NaN where none is known.
+    low: the lowest utility of its rows for any target, inf where none is known; it counts for the shared constant.
+    """
+
+    target_ids: tuple[str, ...]
+    best: _Doubles
+    low: float
+
+    def __post_init__(self) -> None:
+        bad = np.flatnonzero(np.isinf(self.best))
+        if len(bad) or self.low == -math.inf:
+            some = _some([self.target_ids[t] for t in bad]) or "its lowest"
+            raise DataError(f"Infinite utilities of the second set cannot be selected on: {some}.")
+
+    @classmethod
+    def of(cls, matrix: UtilityMatrix) -> Reference:
+        """Return what the sources of a matrix do for its targets; raises DataError where a utility is infinite."""
+        refuse_infinite(matrix)
+        values = np.asarray(matrix.values)
+        best = np.fmax.reduce(values, axis=1, initial=np.nan).astype(np.float64)
+        low = float(np.fmin.reduce(values, axis=None, initial=np.nan))
+        return cls(matrix.target_ids, best, math.inf if math.isnan(low) else low)
+
+    def levels(self, target_ids: Sequence[str], scale: Scale) -> kernels.Levels:
+        """Return the levels of `best` in the order of the given targets; 0 where none is known.
+
+        Raises UsageError where the targets are other ones.
+        """
+        if set(target_ids) != set(self.target_ids):
+            raise UsageError("the second set was compared with other targets than those of the matrix")
+        best = self.best[positions(self.target_ids, target_ids)]
+        known = ~np.isnan(best)
+        levels = np.zeros(len(best), np.int32)
+        levels[known] = scale.levels(best[known])
+        return levels
+
+
+@dataclass(frozen=True, eq=False)
 class Similarity:
     """Non-negative similarities: `levels` is `(n_targets, n_sources)` int32 in Fortran order, in units of `scale`.
 
@@ -70,10 +113,11 @@ class Similarity:
     known: kernels.Longs
 
 
-def similarity(matrix: UtilityMatrix, scale: Scale | None = None) -> Similarity:
+def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool = False) -> Similarity:
     """Return utility minus one constant, the lowest finite utility, as levels; the only copy that selection makes.
 
-    NaN (masked or missing) gives no coverage, also on the diagonal (method.md 4). scale: given, by `Scale.of` over all
+    reuse: write the levels into the matrix's own memory where its layout allows, so that there is no copy; the matrix is
+    gone then. NaN (masked or missing) gives no coverage, also on the diagonal (method.md 4). scale: given, by `Scale.of` over all
     of them, where several matrices share their constant.
 
     Raises DataError, naming the ids, for infinite utilities and for ids that occur twice.
@@ -85,11 +129,16 @@ def similarity(matrix: UtilityMatrix, scale: Scale | None = None) -> Similarity:
     lows, highs, known = _extent(matrix)
     scale = scale or Scale._spanning(lows, highs)
     targets, sources = _order(matrix.target_ids), _order(matrix.source_ids)
-    out = np.empty((len(sources), len(targets)), np.int32)
-    columns = matrix.values.T
+    columns, stay = matrix.values.T, np.arange(len(sources))
+    reuse = reuse and columns.flags.c_contiguous and columns.dtype == np.float32
+    out = columns.view(np.int32) if reuse else np.empty((len(sources), len(targets)), np.int32)
+    across = targets[:0] if np.array_equal(targets, np.arange(len(targets))) else targets
+    down = stay if reuse else sources
     kernels.in_threads(
-        lambda a, b: kernels.to_levels(columns, a, b, sources, targets, scale.low, 1 / scale.unit, out), len(sources)
+        lambda a, b: kernels.to_levels(columns, a, b, down, across, scale.low, 1 / scale.unit, out), len(sources)
     )
+    if reuse and not np.array_equal(sources, stay):
+        kernels.reorder(out, sources)
     return Similarity(
         tuple(matrix.target_ids[i] for i in targets),
         tuple(matrix.source_ids[i] for i in sources),
@@ -107,7 +156,7 @@ def facility_location_value(matrix: UtilityMatrix, ids: Sequence[str]) -> float:
     """
     scale = Scale.of(matrix)
     best = np.full(len(matrix.target_ids), scale.low)
-    for column in _columns(matrix, ids):
+    for column in positions(matrix.source_ids, ids):
         np.fmax(best, matrix.values[:, column], out=best)
     return int(scale.levels(best).sum()) * scale.unit
 
@@ -117,7 +166,7 @@ def mean_utility_value(matrix: UtilityMatrix, ids: Sequence[str]) -> float:
 
     Raises UsageError for ids that the matrix does not have.
     """
-    return math.fsum(x for x in matrix.mean_per_source()[_columns(matrix, ids)] if not math.isnan(x))
+    return math.fsum(x for x in matrix.mean_per_source()[positions(matrix.source_ids, ids)] if not math.isnan(x))
 
 
 def refuse_infinite(matrix: UtilityMatrix) -> None:
@@ -149,11 +198,12 @@ def _order(ids: Sequence[str]) -> npt.NDArray[np.intp]:
     return np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.intp)
 
 
-def _columns(matrix: UtilityMatrix, ids: Sequence[str]) -> npt.NDArray[np.intp]:
-    place = {item: i for i, item in enumerate(matrix.source_ids)}
+def positions(known: Sequence[str], ids: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Return where each of `ids` stands in `known`. Raises UsageError for ids that are not there."""
+    place = {item: i for i, item in enumerate(known)}
     unknown = [item for item in ids if item not in place]
     if unknown:
-        raise UsageError(f"Ids that are no source of this matrix: {_some(unknown)}.")
+        raise UsageError(f"Ids that are not on this axis of the matrix: {_some(unknown)}.")
     return np.array([place[item] for item in ids], dtype=np.intp)
 
 

@@ -227,6 +227,21 @@ def test_levels_are_as_fine_as_float32() -> None:
     assert np.abs(sim.levels * sim.scale.unit - (values.astype(np.float64) - values.min())).max() <= sim.scale.unit / 2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_levels_in_the_memory_of_the_matrix_are_the_same(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.normal(size=(7, 9)).astype(np.float32)
+    values[random.random((7, 9)) < 0.2] = NAN
+    ids = [f"r{i}" for i in random.permutation(9)]
+    fresh = similarity(matrix(values, ids[:7], ids))
+    given = matrix(values, ids[:7], ids)
+    reused = similarity(given, reuse=True)
+    assert np.shares_memory(reused.levels, given.values)
+    assert (reused.source_ids, reused.target_ids) == (fresh.source_ids, fresh.target_ids)
+    assert np.array_equal(reused.levels, fresh.levels)
+    assert reused.known.tolist() == fresh.known.tolist()
+
+
 def test_values_of_unknown_ids_are_refused() -> None:
     with pytest.raises(UsageError, match="nowhere"):
         facility_location_value(matrix([[1, 2]]), ["s0", "nowhere"])

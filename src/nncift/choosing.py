@@ -1,0 +1,172 @@
+"""Selection in a run: remove duplicates, choose by the objective and its rules, value the controls, write the account.
+
+`nncift run` and `nncift select` both come through here. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.config import RunSettings
+from nncift.errors import UsageError
+from nncift.files import atomic, fingerprint, write_json
+from nncift.pairs import UtilityMatrix
+from nncift.rundir import RunDir
+from nncift.select import Problem, Subset, pose
+from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
+from nncift.select.objectives import Reference
+from nncift.table import FILE as ROWS
+from nncift.table import Rows
+from nncift.wishes import Settled
+
+Floats = npt.NDArray[np.float32]
+RANDOM_DRAWS = 10
+FILES = ("subset.jsonl", "selection.parquet", "selection.json", ROWS)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What is chosen from: utilities, what a second set does for each target (where the objective needs it), embeddings.
+
+    shared: targets and sources are the same rows, so that a row that is removed is no target either.
+    """
+
+    matrix: UtilityMatrix
+    reference: Reference | None
+    vectors: Floats
+    shared: bool
+
+    def without(self, removed: Collection[str]) -> Ground:
+        """Return the ground without some rows."""
+        if not removed:
+            return self
+        matrix, reference = self.matrix, self.reference
+        sources = [i for i, item in enumerate(matrix.source_ids) if item not in removed]
+        targets = [i for i, item in enumerate(matrix.target_ids) if not self.shared or item not in removed]
+        target_ids = tuple(matrix.target_ids[i] for i in targets)
+        if reference is not None:
+            place = {item: i for i, item in enumerate(reference.target_ids)}
+            reference = Reference(target_ids, reference.best[[place[item] for item in target_ids]], reference.low)
+        values = matrix.values.T[np.ix_(sources, targets)].T
+        rest = UtilityMatrix(target_ids, tuple(matrix.source_ids[i] for i in sources), values)
+        return Ground(rest, reference, self.vectors[sources], self.shared)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A selection, and what it is told with. score: mean utility of every row of the pool, NaN where none is known."""
+
+    subset: Subset
+    score: npt.NDArray[np.float64]
+    told: dict[str, Any]
+
+
+def choose(
+    directory: RunDir, keys: MutableMapping[str, str], settings: RunSettings, rows: Rows, settled: Settled,
+    ground: Callable[[], Ground], *, embedding_control: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Select in a run, write `selection.parquet`, `subset.jsonl` and the rows, and return what is told, with the ids.
+
+    keys: fingerprints of the stages so far; that of this stage is added. ground: not called where this selection is finished.
+    """
+    objective, seed = str(settings.objective), settings.seed
+    # Rows go into the files as they are, with what no model sees of them.
+    identity = sorted([item, source, raw] for item, source, raw in zip(rows.ids, rows.sources, rows.raw, strict=True))
+    keys["select"] = fingerprint(
+        "select", keys["fit"], keys.get("existing"), objective, seed, identity, settled.identity, settings.quota
+    )
+    with directory.stage("select", keys["select"], FILES) as stage:
+        if not stage.done:
+            with directory.measured("score"):
+                found = ground()
+            rows.save(directory.file(ROWS))
+            chosen = solve(rows, settled, found, objective=objective, seed=seed, embedding_control=embedding_control)
+            write_account(directory.file("selection.parquet"), rows, settled, chosen)
+            write_subset(directory.file("subset.jsonl"), rows, chosen)
+            write_json(directory.file("selection.json"), {**chosen.told, "ids": list(chosen.subset.ids)})
+    told: dict[str, Any] = directory.read_json("selection.json")
+    return told
+
+
+def solve(
+    rows: Rows, settled: Settled, whole: Ground, *, objective: str, seed: int, embedding_control: bool = True
+) -> Chosen:
+    """Select from the rows, and value the controls under the same matrix and rules.
+
+    embedding_control: also value what embeddings alone would select, which costs as much again as the selection.
+    """
+    if whole.matrix.source_ids != rows.ids:
+        raise UsageError("the matrix is not over this pool: its sources are other rows")
+    score = whole.matrix.mean_per_source()
+    rest, kept = whole.without(settled.removed), rows.without(settled.removed)
+    problem = pose(rest.matrix, objective, rest.reference, reuse=True)
+    subset = problem.choose(settled.k, seed, settled.rules)
+    controls = _controls(problem, kept, rest.vectors, settled, len(subset), seed, embedding_control)
+    told = {
+        "objective": objective, "budget": len(subset), "value": subset.value,
+        "upper_bound": subset.upper_bound, "share_of_optimum": subset.share_of_optimum, "controls": controls,
+        "removed_duplicates": len(settled.removed),
+    }  # fmt: skip
+    if rows.tokens is not None:
+        told["tokens"] = sum(rows.tokens[rows.place[item]] for item in subset.ids)
+    return Chosen(subset, score, told)
+
+
+def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> None:
+    """Write one line per row of the pool: chosen ones with rank and gain, the others with what they would still add."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    subset, ids = chosen.subset, rows.ids
+    rank = {item: place for place, item in enumerate(subset.ids, 1)}
+    gain = dict(zip(subset.ids, subset.gains.tolist(), strict=True))
+    reasons = {**subset.reasons, **{item: twin.reason() for item, twin in settled.removed.items()}}
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "source": pa.array(rows.sources, pa.string()),
+            "rank": pa.array([rank.get(item) for item in ids], pa.int64()),
+            "selected": pa.array([item in rank for item in ids], pa.bool_()),
+            "gain": pa.array([gain.get(item) for item in ids], pa.float64()),
+            "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64()),
+            "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
+            "reason": pa.array([reasons[item] for item in ids], pa.string()),
+            "length": pa.array(rows.length, pa.int64()),
+        }
+    )
+    with atomic(path) as part:
+        pq.write_table(table, part)
+
+
+def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
+    """Write the chosen rows as they were, in rank order, one a line."""
+    with atomic(path) as part, part.open("wb") as handle:
+        for item in chosen.subset.ids:
+            handle.write(rows.raw[rows.place[item]].encode("utf-8") + b"\n")
+
+
+def _controls(
+    problem: Problem, rows: Rows, vectors: Floats, settled: Settled, size: int, seed: int, embedding: bool
+) -> dict[str, float | None]:
+    """Return the objective's value of selections by the same rules that know no utility; random is a mean over draws."""
+    ids, rules, k = rows.ids, settled.rules, settled.k
+
+    def value(order: list[str]) -> float:
+        return problem.value(rules.take(order, k))
+
+    # In proportion by source as far as the selection's size goes, and anything after that where rules pass rows over.
+    by_source = stratified_ids(ids, rows.sources, size, seed)
+    taken = set(by_source)
+    by_source += [item for item in random_ids(ids, len(ids), seed) if item not in taken]
+    return {
+        "random": float(np.mean([value(random_ids(ids, len(ids), seed + draw)) for draw in range(RANDOM_DRAWS)])),
+        "stratified": value(by_source),
+        "longest": value(longest_ids(ids, rows.length, len(ids))),
+        "embedding": problem.value(embedding_ids(ids, vectors, k, rules)) if embedding else None,
+    }

@@ -1,0 +1,28 @@
+"""`nncift select`: choose again from a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nncift.commands.shell import command, selection_options
+
+
+@click.command(name="select")
+@click.argument("run", type=click.Path(path_type=Path))
+@selection_options
+@click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: the run's]")
+@click.option("--out", type=click.Path(path_type=Path), help="New directory.  [default: replace the run's selection]")
+@command
+def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> dict[str, Any]:
+    """Choose again from a finished RUN: another budget, objective or rules; no model is loaded."""
+    from nncift.reselect import reselect
+
+    told = reselect(run, {name: value for name, value in flags.items() if value is not None and value != ()}, out)
+    if show:
+        from nncift.show_select import show_selection
+
+        show_selection(told)
+    return told

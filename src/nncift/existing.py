@@ -1,0 +1,54 @@
+"""The existing set: rows that were trained on already. They are sources only, are never labelled, and need vectors alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nncift.config import EncoderSettings
+from nncift.data import Examples
+from nncift.encode import EmbeddingCache, create
+from nncift.errors import DataError
+from nncift.files import atomic, write_json
+from nncift.ground import Existing
+from nncift.rundir import RunDir
+from nncift.stages import Work, language_model
+
+VECTORS, ABOUT = "existing.npy", "existing.json"
+
+
+def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
+    """Return the existing set with its vectors, embedded unless that is done; None where there is none."""
+    if rows is None:
+        return None
+    if not rows:
+        raise DataError("the existing set has no usable row; leave --existing out, or give other files")
+    given = dict(work.encoder.describe()) if work.encoder else None
+    contents = sorted({row.content_hash: row.text for row in rows}.items())
+    key = work.key("existing", [content for content, _ in contents], work.settings.part(EncoderSettings), given)
+    with work.directory.stage("existing", key, (VECTORS, ABOUT)) as stage:
+        if not stage.done:
+            encoder = work.encoder or create(
+                work.settings.encoder, device=work.settings.device, load_lm=lambda: language_model(work.teacher)
+            )
+            with work.progress("embedding existing rows", len(contents)) as advance:
+                embedded = EmbeddingCache(encoder).embed([text for _, text in contents], advance)
+            stage.cost.model_tokens += embedded.tokens
+            stage.cost.model_passes += embedded.fresh
+            with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
+                np.save(stream, embedded.vectors, allow_pickle=False)
+            write_json(work.directory.file(ABOUT), {"contents": [content for content, _ in contents]})
+    return load_existing(work.directory)
+
+
+def load_existing(directory: RunDir) -> Existing:
+    """Read the existing set of a run. Raises DataError where it is damaged."""
+    told: dict[str, Any] = directory.read_json(ABOUT, {})
+    try:
+        vectors = np.load(directory.file(VECTORS), allow_pickle=False)
+        if len(vectors) != len(told["contents"]):
+            raise ValueError(f"{len(vectors)} vectors for {len(told['contents'])} rows")
+        return Existing(vectors, tuple(told["contents"]))
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise DataError(f"{str(directory.path / VECTORS)!r} is damaged ({error}); delete it and run again") from error

@@ -1,0 +1,104 @@
+"""From a trained student to what an objective chooses from: the utilities, and how well a second set serves each target.
+
+Known labels are exact and the rest is predicted (method.md 1), also for rows of a second set that the pool has too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.choosing import Ground
+from nncift.errors import UsageError
+from nncift.pairs import UtilityMatrix
+from nncift.select.objectives import Reference
+from nncift.student.model import Student
+from nncift.student.score import best_per_target
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Existing:
+    """The rows that were trained on already. vectors: `(n, d)` embeddings; contents: their content hashes."""
+
+    vectors: Floats
+    contents: tuple[str, ...]
+
+
+def default_objective(*, pointwise: bool, target: bool, existing: bool) -> str:
+    """Return the objective that fits the sets at hand (method.md 4)."""
+    if pointwise:
+        return "topk"
+    return "flcg" if existing else "fl2mi" if target else "fl"
+
+
+def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: bool) -> None:
+    """Raise UsageError where an objective lacks the set that it is about, or has one that it would not look at."""
+    if pointwise and objective not in ("topk", "random"):
+        raise UsageError(f"--objective {objective} needs utilities of pairs, and this teacher gives scores; use topk")
+    if objective in ("flmi", "fl2mi") and not target:
+        raise UsageError(f"--objective {objective} is about a target set; give --target FILE, or use fl")
+    if objective == "flcg" and not existing:
+        raise UsageError("--objective flcg is about rows that were trained on already; give --existing FILE, or use fl")
+    if existing and objective != "flcg":
+        raise UsageError(
+            f"--existing was given, and --objective {objective} does not look at it; use flcg, or leave it out"
+        )
+
+
+def ground_of(
+    objective: str, student: Student, matrix: Callable[[], UtilityMatrix], targets: Floats, sources: Floats,
+    contents: Mapping[str, str], existing: Existing | None, *, shared: bool,
+) -> Ground:  # fmt: skip
+    """Return what an objective chooses from.
+
+    matrix: gives it, known labels exact and the rest predicted, over the run's targets and sources; targets, sources:
+    embeddings of these, sources in the order of `contents`.
+    contents: content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all predicted where
+    the run has a target set of its own.
+    """
+    if objective == "flmi":
+        return _aimed(student, tuple(contents), targets, sources)
+    known, reference = matrix(), None
+    if objective == "flcg" and existing is not None:
+        reference = _already(student, known, targets, sources, contents, existing)
+    return Ground(known, reference, sources, shared)
+
+
+def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats) -> Ground:
+    """Return the pool against itself, and how well the target set's rows serve each of its rows."""
+    as_targets = student.project_targets(pool)
+    values = student.predict_block(as_targets, student.project_sources(pool))
+    np.fill_diagonal(values, np.nan)
+    best, low = best_per_target(student, as_targets, student.project_sources(wanted))
+    return Ground(UtilityMatrix(ids, ids, values), Reference(ids, best.astype(np.float64), low), pool, True)
+
+
+def _already(
+    student: Student,
+    matrix: UtilityMatrix,
+    targets: Floats,
+    sources: Floats,
+    contents: Mapping[str, str],
+    existing: Existing,
+) -> Reference:
+    """Return how well the existing rows serve each target; one that the pool has too serves as the pool's row does."""
+    place = {contents[item]: s for s, item in enumerate(matrix.source_ids)}
+    twins = sorted({place[content] for content in existing.contents if content in place})
+    # A copy of a target serves it, though the pool's row itself is masked there: that entry alone is predicted.
+    others = [i for i, content in enumerate(existing.contents) if content not in place]
+    as_targets = student.project_targets(targets)
+    best, low = best_per_target(student, as_targets, student.project_sources(existing.vectors[others]))
+    target_place = {item: t for t, item in enumerate(matrix.target_ids)}
+    for s in twins:
+        column = matrix.values[:, s].astype(np.float32)
+        own = target_place.get(matrix.source_ids[s])
+        if own is not None:
+            column[own] = student.predict_block(as_targets[[own]], student.project_sources(sources[[s]]))[0, 0]
+        best = np.fmax(best, column)
+        low = min(low, float(np.nanmin(column, initial=np.inf)))
+    return Reference(matrix.target_ids, best.astype(np.float64), low)

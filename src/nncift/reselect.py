@@ -1,0 +1,180 @@
+"""Choosing again from a finished run, without its input files, its language model, or torch: `nncift select`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift import config
+from nncift.choosing import Ground, choose, solve, write_account, write_subset
+from nncift.config import RunSettings
+from nncift.errors import DataError, UsageError
+from nncift.existing import VECTORS as EXISTING
+from nncift.existing import load_existing
+from nncift.files import write_json
+from nncift.ground import ground_of, refuse_unfit
+from nncift.labels import LabelStore
+from nncift.pairs import LabelledPairs
+from nncift.plan import BASE
+from nncift.rows import SCORE
+from nncift.rundir import MANIFEST, SUMMARY, RunDir
+from nncift.stages import Vectors, predict
+from nncift.student.model import Student
+from nncift.table import FILE as ROWS
+from nncift.table import Rows
+from nncift.wishes import Wishes
+
+Floats = npt.NDArray[np.float32]
+EMBEDDING_CONTROL_ROWS = 5000
+"""Pools up to this size also get the control that selects by embeddings alone; it costs as much as the selection."""
+
+
+def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> dict[str, Any]:
+    """Select again from a finished run, and return what is told of it.
+
+    given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
+    selection, summary and manifest are replaced. Raises UsageError where there is no finished run or a setting does not fit it,
+    InfeasibleError where the wish cannot be met.
+    """
+    settings = _settings(run, given)
+    if out is not None:
+        _refuse_used(out)
+    with RunDir(run, settings) as directory:
+        rows = Rows.load(run / ROWS)
+        labels = read_labels(run / "labels")
+        axes = next(iter(labels.values()))
+        _refuse_other_rows(rows, axes.source_ids)
+        pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
+        sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": (run / EXISTING).exists()}
+        if settings.objective != "flcg" and "objective" in given:
+            # Rows that were trained on already stay in the run for another time.
+            sets["existing"] = False
+        refuse_unfit(str(settings.objective), **sets)
+        wishes = Wishes.read(settings)
+        wishes.check(rows)
+        vectors = _vectors(run, axes)
+        settled = wishes.settle(rows, vectors.sources)
+        ground = partial(_ground, directory, settings, rows, labels, vectors, shared=not target and not pointwise)
+        control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
+        told: dict[str, Any]
+        if out is None:
+            keys = {name: _mark(directory, name) for name in ("fit", "existing")}
+            _rewrite_manifest(directory)
+            told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control)
+            told.pop("ids")
+            _rewrite_summary(directory, told)
+        else:
+            chosen = solve(
+                rows,
+                settled,
+                ground(),
+                objective=str(settings.objective),
+                seed=settings.seed,
+                embedding_control=control,
+            )
+            out.mkdir(parents=True, exist_ok=True)
+            write_account(out / "selection.parquet", rows, settled, chosen)
+            write_subset(out / "subset.jsonl", rows, chosen)
+            told = chosen.told
+            write_json(out / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
+    return {
+        "run": str(run),
+        "out": str(out or run),
+        "pool": len(rows.ids),
+        "selected": told["budget"],
+        "selection": told,
+    }
+
+
+def read_labels(folder: Path) -> dict[str, LabelledPairs]:
+    """Return the utilities of a finished run by split, whatever its teacher was. Raises DataError where they are gone."""
+    if any(folder.glob("rows-*.json")):
+        from nncift.labelling import RowLabelling
+
+        # Utilities of measured rows are on disk: the teacher, which could derive them anew, is not needed.
+        return RowLabelling(folder, None).utilities()  # type: ignore[arg-type]
+    store = LabelStore.open(folder)
+    if store.plan is None:
+        raise DataError(f"there are no labels in {str(folder)!r}; use a finished run")
+    return store.utilities(relative=bool((store.plan.entries.split == BASE).any()))
+
+
+def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
+    if not (run / SUMMARY).exists() or not (run / MANIFEST).exists():
+        raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
+    return config.resolve({**config.load(run / MANIFEST), **given})
+
+
+def _ground(
+    directory: RunDir,
+    settings: RunSettings,
+    rows: Rows,
+    labels: dict[str, LabelledPairs],
+    vectors: Vectors,
+    *,
+    shared: bool,
+) -> Ground:
+    student = Student.load(directory.path / "student")
+    return ground_of(
+        str(settings.objective), student, partial(predict, student, vectors, labels, shared=shared), vectors.targets,
+        vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),
+        load_existing(directory) if settings.objective == "flcg" else None, shared=shared,
+    )  # fmt: skip
+
+
+def _vectors(run: Path, axes: LabelledPairs) -> Vectors:
+    """Return the embeddings on the axes of the labels."""
+    told = RunDir(run, RunSettings()).read_json("embeddings.json", {})
+    try:
+        found: Floats = np.load(run / "embeddings.npy", allow_pickle=False)
+        place = {item: row for row, item in enumerate(told["ids"])}
+        sources = found[[place[item] for item in axes.source_ids]]
+        if axes.target_ids == SCORE:
+            return Vectors(np.zeros((1, 0), np.float32), sources, 0)
+        return Vectors(found[[place[item] for item in axes.target_ids]], sources, 0)
+    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"the embeddings of {str(run)!r} cannot be read ({error}); run the same `nncift run` again"
+        ) from error
+
+
+def _refuse_other_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:
+    if rows.ids != source_ids:
+        raise DataError("the rows and the labels of this run do not belong together; run the same `nncift run` again")
+
+
+def _refuse_used(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {str(out)!r} exists and is not empty; give a new directory")
+
+
+def _mark(directory: RunDir, stage: str) -> Any:
+    return directory.read_json(f"stages/{stage}.json", {}).get("fingerprint")
+
+
+def _rewrite_manifest(directory: RunDir) -> None:
+    """Write the new settings with the record of the run, less what is recorded anew."""
+    import yaml
+
+    before = yaml.safe_load((directory.path / MANIFEST).read_text(encoding="utf-8")).get("record", {})
+    summary = directory.read_json(SUMMARY)
+    directory.write_manifest({name: value for name, value in before.items() if name not in ("versions", "machine")})
+    # Kept until the new one takes its place: all but the selection in it still holds.
+    write_json(directory.file(SUMMARY), summary)
+
+
+def _rewrite_summary(directory: RunDir, told: dict[str, Any]) -> None:
+    summary = directory.read_json(SUMMARY)
+    costs = {name: cost.to_json() for name, cost in directory.costs().items()}
+    ledger = {
+        **summary["ledger"],
+        "stages": costs,
+        "seconds": round(sum(cost["seconds"] for cost in costs.values()), 3),
+    }
+    write_json(directory.file("ledger.json"), ledger)
+    write_json(directory.file(SUMMARY), {**summary, "selected": told["budget"], "selection": told, "ledger": ledger})

@@ -1,0 +1,115 @@
+"""Quotas: how few and how many of the chosen rows a group may have, a group being the rows that share a column's value."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil, floor
+
+from nncift.errors import InfeasibleError, UsageError
+
+_AMOUNT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(%?)")
+_EXAMPLE = "COLUMN:min=5%,max=40% or COLUMN=VALUE:min=100"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A share of the selected rows, or a number of them."""
+
+    value: Fraction
+    is_share: bool
+    text: str
+
+    def rows(self, k: int) -> Fraction:
+        """Return how many of `k` rows this is."""
+        return self.value * k if self.is_share else self.value
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One `--quota`: for one value of a column, or for each where `value` is None."""
+
+    column: str
+    value: str | None
+    least: Amount | None
+    most: Amount | None
+
+    @classmethod
+    def parse(cls, text: str) -> Wish:
+        """Read `COLUMN:min=5%,max=40%` or `COLUMN=VALUE:min=100`. Raises UsageError."""
+        head, colon, tail = text.rpartition(":")
+        column, equals, value = head.partition("=")
+        bounds: dict[str, Amount] = {}
+        for part in tail.split(","):
+            name, _, amount = part.partition("=")
+            found = _AMOUNT.fullmatch(amount.strip())
+            if not colon or not column or name.strip() not in ("min", "max") or name.strip() in bounds or not found:
+                raise UsageError(f"--quota {text!r} was given; expected {_EXAMPLE}")
+            share = bool(found[2])
+            bounds[name.strip()] = Amount(Fraction(found[1]) / (100 if share else 1), share, amount.strip())
+        return cls(column, value if equals else None, bounds.get("min"), bounds.get("max"))
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Wishes over one column. group: the column's value of every row, as text."""
+
+    column: str
+    wishes: tuple[Wish, ...]
+    group: Mapping[str, str] = field(repr=False)
+
+    def bounds(self, name: str, k: int) -> tuple[int, int]:
+        """Return the fewest and the most of `k` rows that the group of this name may have; the last wish for it counts."""
+        least, most = Fraction(0), Fraction(k)
+        for wish in sorted(self.wishes, key=lambda wish: wish.value is not None):
+            if wish.value in (None, name):
+                least = wish.least.rows(k) if wish.least else least
+                most = wish.most.rows(k) if wish.most else most
+        return ceil(least), min(floor(most), k)
+
+    def check(self, free: Sequence[str], k: int, include: AbstractSet[str]) -> None:
+        """Raise InfeasibleError, naming the conflict, unless `k` of the rows `free` with all of `include` can keep this."""
+        there, owed = Counter(self.group[item] for item in free), Counter(self.group[item] for item in include)
+        if unknown := sorted({wish.value for wish in self.wishes if wish.value is not None} - set(there)):
+            raise UsageError(f"--quota names {self.column}={unknown[0]}, and no row has it; there are {_some(there)}")
+        needed = possible = 0
+        for name in sorted(there):
+            least, most = self.bounds(name, k)
+            if least > there[name]:
+                raise InfeasibleError(
+                    f"The quota asks for at least {least} of {k} rows with {self.column} {name}, and there are {there[name]}; "
+                    "lower its min or the budget"
+                )
+            if least > most or owed[name] > most:
+                what = f"{owed[name]} rows of it must be chosen" if owed[name] > most else f"its minimum is {least}"
+                raise InfeasibleError(f"The quota allows {most} of {k} rows with {self.column} {name}, and {what}")
+            needed += max(least, owed[name])
+            possible += min(most, there[name])
+        if needed > k:
+            raise InfeasibleError(
+                f"The quotas over {self.column} and the rows that must be chosen ask for {needed} rows together, and the "
+                f"budget is {k}"
+            )
+        if possible < k:
+            raise InfeasibleError(
+                f"The quotas over {self.column} allow {possible} rows together, and the budget is {k}; raise a max or lower "
+                "the budget"
+            )
+
+
+def one_column(texts: Sequence[str]) -> tuple[Wish, ...]:
+    """Read all `--quota` of a selection. Raises UsageError where they are over several columns."""
+    wishes = tuple(Wish.parse(text) for text in texts)
+    if len({wish.column for wish in wishes}) > 1:
+        names = ", ".join(dict.fromkeys(wish.column for wish in wishes))
+        raise UsageError(f"quotas over several columns were given ({names}); give them over one")
+    return wishes
+
+
+def _some(there: Mapping[str, int]) -> str:
+    names = sorted(there)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

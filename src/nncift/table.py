@@ -1,0 +1,111 @@
+"""The rows of a pool as a selection needs them, kept in the run so that choosing again reads no input file and no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nncift.data import Examples
+from nncift.errors import DataError, UsageError
+from nncift.files import atomic
+
+FILE = "rows.parquet"
+_TEXTS = ("id", "source", "content", "raw")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One entry per row of the pool. length: characters of the response; tokens: of the whole row, None where not counted.
+
+    content: hash of what models see; raw: the original row as JSON text.
+    """
+
+    ids: tuple[str, ...]
+    sources: tuple[str, ...]
+    content: tuple[str, ...]
+    length: tuple[int, ...]
+    raw: tuple[str, ...]
+    tokens: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, pool: Examples, tokens: Mapping[str, int] | None = None) -> Rows:
+        """Return the rows of a pool."""
+        return cls(
+            pool.ids,
+            tuple(row.source for row in pool),
+            tuple(row.content_hash for row in pool),
+            tuple(len(row.response) for row in pool),
+            tuple(row.raw for row in pool),
+            None if tokens is None else tuple(tokens[row.id] for row in pool),
+        )
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Where each id stands."""
+        return {item: place for place, item in enumerate(self.ids)}
+
+    def column(self, name: str) -> dict[str, str]:
+        """Return the text of a column for every row: `source` is the file, other names are fields of the original row.
+
+        Raises UsageError where a row lacks it.
+        """
+        if name == "source":
+            return dict(zip(self.ids, self.sources, strict=True))
+        found: dict[str, str] = {}
+        lacking = []
+        for item, raw in zip(self.ids, self.raw, strict=True):
+            row: dict[str, Any] = json.loads(raw)
+            if name in row:
+                found[item] = row[name] if isinstance(row[name], str) else json.dumps(row[name])
+            else:
+                lacking.append(item)
+        if lacking:
+            raise UsageError(
+                f"--quota names the column {name!r}, and {len(lacking)} of {len(self.ids)} rows lack it, the first "
+                f"{lacking[0]!r}; there is also `source`, the file of each row"
+            )
+        return found
+
+    def without(self, ids: Collection[str]) -> Rows:
+        """Return the rows but these."""
+        keep = [place for place, item in enumerate(self.ids) if item not in ids]
+        ids, sources, content, raw = (
+            tuple(part[i] for i in keep) for part in (self.ids, self.sources, self.content, self.raw)
+        )
+        tokens = None if self.tokens is None else tuple(self.tokens[i] for i in keep)
+        return Rows(ids, sources, content, tuple(self.length[i] for i in keep), raw, tokens)
+
+    def save(self, path: Path) -> None:
+        """Write Parquet."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {
+            "id": pa.array(self.ids, pa.string()), "source": pa.array(self.sources, pa.string()),
+            "content": pa.array(self.content, pa.string()), "length": pa.array(self.length, pa.int64()),
+            "tokens": pa.array(self.tokens or [None] * len(self.ids), pa.int64()), "raw": pa.array(self.raw, pa.string()),
+        }  # fmt: skip
+        with atomic(path) as part:
+            pq.write_table(pa.table(columns), part, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path) -> Rows:
+        """Read what `save` wrote. Raises DataError where it is missing or damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+            texts = {name: tuple(table[name].to_pylist()) for name in _TEXTS}
+            tokens: Sequence[int | None] = table["tokens"].to_pylist()
+            counted = tuple(n for n in tokens if n is not None)
+            return cls(
+                texts["id"], texts["source"], texts["content"], tuple(table["length"].to_pylist()), texts["raw"],
+                counted if len(counted) == len(tokens) else None,
+            )  # fmt: skip
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise DataError(f"{str(path)!r} cannot be read ({error}); run the same `nncift run` again") from error

@@ -1,0 +1,317 @@
+"""`nncift select` and `nncift compare` on a finished run, and target and existing sets end to end."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import nncift
+from nncift.comparing import compare
+from nncift.data import Examples
+from nncift.errors import DataError, InfeasibleError, UsageError
+from nncift.evaluate.fidelity import measure
+from nncift.reselect import reselect
+from nncift.results import Run
+from nncift.student import fit
+from nncift.teachers import Chunk, ChunkLabels
+
+Write = Callable[..., Path]
+
+
+class WordTeacher:
+    """Rates a pair by the words that both rows have; no model."""
+
+    name = "delift"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    relative = True
+
+    def __init__(self) -> None:
+        self.options = {"teacher": "delift", "model": "words"}
+        self._words: dict[str, set[str]] = {}
+
+    def prepare(self, examples: Examples) -> tuple[()]:
+        self._words.update({row.id: set(row.text.split()) for row in examples})
+        return ()
+
+    def label(self, chunk: Chunk) -> ChunkLabels:
+        values = [self._distance(target, chunk.source) for target in chunk.targets]
+        return ChunkLabels(np.array(values, np.float32), len(values))
+
+    def _distance(self, target: str, source: str | None) -> float:
+        if source is None:
+            return 1.0
+        a, b = self._words[target], self._words[source]
+        return 1 - len(a & b) / len(a | b)
+
+    def describe(self) -> dict[str, Any]:
+        return {"teacher": "words"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hastened() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nncift.stages.measure", partial(measure, resamples=20))
+        patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=60))
+        yield
+
+
+def topic(name: str, index: int) -> dict[str, str]:
+    words = [f"{name}{(index * step) % 7}" for step in (1, 2, 3)]
+    return {
+        "id": f"{name}-{index:03d}",
+        "instruction": f"{name} {' '.join(words)}",
+        "output": f"{name} {words[0]}",
+        "kind": name,
+    }
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a pool of three topics in two files, and rows of one topic that are in no pool."""
+    folder = tmp_path_factory.mktemp("files")
+    return {
+        "one": write(folder / "one.jsonl", [topic("sums", i) for i in range(20)]),
+        "two": write(folder / "two.jsonl", [topic(name, i) for name in ("poem", "code") for i in range(20)]),
+        "sums": write(folder / "sums.jsonl", [topic("sums", i) | {"id": f"new-{i}"} for i in range(20, 44)]),
+    }
+
+
+def select(files: dict[str, Path], out: Path, **given: Any) -> Run:
+    settings = {"encoder": "hash", "labels": 0.4, "budget": 12, **given}
+    return nncift.run([files["one"], files["two"]], teacher=WordTeacher(), out=out, **settings)
+
+
+@pytest.fixture(scope="module")
+def done(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("done")
+        patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        return select(files, folder / "run").path
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(done, tmp_path / "copy"))
+
+
+def of_topic(ids: Any, name: str) -> int:
+    return sum(name in item for item in ids)
+
+
+def ids_in(folder: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in (folder / "subset.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("objective", [None, "flmi"])
+def test_a_target_set_draws_the_selection_to_its_topic(
+    files: dict[str, Path], tmp_path: Path, objective: str | None
+) -> None:
+    run = select(
+        files, tmp_path / "run", target=files["sums"], labels=0.7, **({"objective": objective} if objective else {})
+    )
+    assert run.summary["selection"]["objective"] == (objective or "fl2mi")
+    # Seven rows of the topic differ; when all are in, nothing serves the target set any better.
+    assert of_topic(run.subset.ids[:5], "sums") == 5
+
+
+def test_an_existing_set_keeps_the_selection_from_its_topic(files: dict[str, Path], tmp_path: Path) -> None:
+    with_it = select(files, tmp_path / "a", existing=files["one"])
+    assert with_it.summary["selection"]["objective"] == "flcg"
+    # The pool's own rows of the topic exist already: whatever they serve is served.
+    assert of_topic(with_it.subset.ids[:8], "sums") == 0
+    again = select(files, tmp_path / "a", existing=files["sums"])
+    assert of_topic(again.subset.ids[:8], "sums") == 0
+
+
+def test_target_and_existing_together_select_for_the_target_what_is_missing(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    run = select(files, tmp_path / "run", target=files["sums"], existing=files["one"], labels=0.7)
+    assert run.summary["selection"]["objective"] == "flcg"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"objective": "flmi"}, "give --target"),
+        ({"objective": "fl2mi"}, "give --target"),
+        ({"objective": "flcg"}, "give --existing"),
+        ({"objective": "fl", "existing": "one"}, "does not look at it"),
+    ],
+)
+def test_objectives_without_their_set_are_refused(
+    files: dict[str, Path], tmp_path: Path, given: dict[str, str], said: str
+) -> None:
+    given = {name: str(files.get(value, value)) for name, value in given.items()}
+    with pytest.raises(UsageError, match=said):
+        select(files, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"quota": "source:min=60%"}, "ask for 16 rows together, and the budget is 12"),
+        ({"quota": "source:max=10%"}, "allow 2 rows together"),
+        ({"quota": "kind=poem:min=90%,max=5"}, "allows 5 of 12 rows with kind poem"),
+        ({"budget": "100%", "exclude": "ids"}, "must not be chosen"),
+        ({"budget": 61}, "only 60 rows"),
+    ],
+)
+def test_infeasible_wishes_are_refused_before_anything_is_computed(
+    files: dict[str, Path], tmp_path: Path, given: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "ids").write_text("sums-001\npoem-002\n")
+    if "exclude" in given:
+        given = {**given, "exclude": str(tmp_path / "ids")}
+    with pytest.raises(InfeasibleError, match=said):
+        select(files, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("sums-001\n\n")
+    (tmp_path / "out").write_text("poem-000\npoem-001\n")
+    rules = {"quota": ("kind:min=20%,max=50%",), "include": str(tmp_path / "in"), "exclude": str(tmp_path / "out")}
+    told = reselect(done, rules, tmp_path / "again")
+    chosen = ids_in(tmp_path / "again")
+    assert chosen[0] == "sums-001"
+    assert not {"poem-000", "poem-001"} & set(chosen)
+    assert all(3 <= of_topic(chosen, kind) <= 6 for kind in ("sums", "poem", "code"))
+    assert told["selected"] == len(chosen) == 12
+    controls = told["selection"]["controls"]
+    assert set(controls) == {"random", "stratified", "longest", "embedding"}
+    assert max(controls.values()) <= told["selection"]["upper_bound"]
+
+
+def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
+    told = reselect(done, {"budget": "60tok"}, tmp_path / "again")
+    table = pq.read_table(done / "rows.parquet").to_pydict()
+    tokens = dict(zip(table["id"], table["tokens"], strict=True))
+    assert told["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
+    with pytest.raises(InfeasibleError, match="the pool has only"):
+        reselect(done, {"budget": "1Mtok"}, tmp_path / "other")
+    with pytest.raises(InfeasibleError, match="shortest row"):
+        reselect(done, {"budget": "1tok"}, tmp_path / "other")
+
+
+def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
+    # A topic has 7 different rows: what repeats their words has the same content.
+    told = reselect(done, {"dedup": "exact", "budget": "100%"}, tmp_path / "again")
+    assert told["selected"] == 21
+    assert told["selection"]["removed_duplicates"] == 39
+    table = pq.read_table(tmp_path / "again" / "selection.parquet").to_pydict()
+    reason = dict(zip(table["id"], table["reason"], strict=True))
+    assert reason["sums-007"] == "Removed before the selection: sums-000 has the same content."
+    with pytest.raises(InfeasibleError, match="--dedup removes are not counted"):
+        reselect(done, {"dedup": "exact", "budget": 22}, tmp_path / "other")
+    assert reselect(done, {"dedup": "near:0.5", "budget": "100%"}, tmp_path / "near")["selected"] < 21
+
+
+def test_choosing_again_in_place_is_what_run_would_do(files: dict[str, Path], copy: Path) -> None:
+    before = json.loads((copy / "summary.json").read_text())
+    told = reselect(copy, {"budget": "20", "objective": "topk"})
+    summary = json.loads((copy / "summary.json").read_text())
+    assert summary["selected"] == told["selected"] == 20
+    assert summary["selection"] == told["selection"]
+    assert {**summary, "selected": 0, "selection": 0, "ledger": 0} == {
+        **before,
+        "selected": 0,
+        "selection": 0,
+        "ledger": 0,
+    }
+    manifest = yaml.safe_load((copy / "manifest.yaml").read_text())
+    assert (manifest["budget"], manifest["objective"]) == ("20", "topk")
+    assert manifest["record"]["rows_read"] == 60
+    stamp = (copy / "subset.jsonl").stat().st_mtime_ns
+    again = select(files, copy, budget=20, objective="topk")
+    assert (copy / "subset.jsonl").stat().st_mtime_ns == stamp
+    assert again.summary["selection"] == told["selection"]
+    assert again.subset.ids == tuple(ids_in(copy))
+
+
+def test_the_same_wish_gives_the_same_bytes(done: Path, tmp_path: Path) -> None:
+    reselect(done, {}, tmp_path / "again")
+    for name in ("subset.jsonl", "selection.parquet"):
+        assert (tmp_path / "again" / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_choosing_again_loads_neither_torch_nor_transformers(done: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from nncift import cli; sys.argv = ['nncift', 'select', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "bad = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules); assert not bad, bad"
+    )
+    arguments = [str(done), "--budget", "5", "--quiet", "--out", str(tmp_path / "again")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    assert len(ids_in(tmp_path / "again")) == 5
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_only_finished_runs_can_be_chosen_from(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(UsageError, match="no finished run"):
+        reselect(tmp_path / folder, {"budget": "5"})
+
+
+def test_a_used_directory_is_not_written_to(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        reselect(done, {"budget": "5"}, tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["flcg", "fl2mi"])
+def test_choosing_again_cannot_ask_for_sets_that_the_run_lacks(done: Path, tmp_path: Path, objective: str) -> None:
+    with pytest.raises(UsageError, match="give --"):
+        reselect(done, {"objective": objective}, tmp_path / "again")
+
+
+def test_a_run_that_knows_no_rows_says_what_to_do(copy: Path) -> None:
+    (copy / "rows.parquet").unlink()
+    with pytest.raises(DataError, match="run the same `nncift run` again"):
+        reselect(copy, {"budget": "5"})
+
+
+def test_a_selection_compared_with_itself(done: Path) -> None:
+    told = compare(done, done)
+    assert told["overlap"]["jaccard"] == 1
+    assert told["overlap"]["both_by_chance"] == pytest.approx(12 * 12 / 60)
+    assert told["coverage"]["a"] == told["coverage"]["b"]
+    for groups in told["shifts"].values():
+        assert sum(group["a"] for group in groups) == pytest.approx(1)
+        assert all(group["a"] == group["b"] for group in groups)
+
+
+def test_two_selections_are_compared_by_hand(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("".join(f"poem-{i:03d}\n" for i in range(10)))
+    reselect(done, {"budget": "10", "include": str(tmp_path / "in")}, tmp_path / "poems")
+    told = compare(done, tmp_path / "poems", clusters=3)
+    shift = {group["group"]: group for group in told["shifts"]["source"]}
+    assert shift["two"]["b"] == 1
+    assert shift["one"]["pool"] == pytest.approx(1 / 3)
+    assert told["overlap"]["b"] == 10
+    both = len(set(ids_in(done)) & set(ids_in(tmp_path / "poems")))
+    assert told["overlap"]["both"] == both
+    # Ten rows of one topic of three cover the pool worse than twelve that were chosen to cover it.
+    assert told["coverage"]["b"] < told["coverage"]["a"] <= 1
+    assert len(told["shifts"]["cluster"]) == 3
+
+
+def test_directories_without_a_selection_are_refused(done: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no readable selection"):
+        compare(done, tmp_path)
