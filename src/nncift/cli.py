@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from nncift import __version__
+from nncift.commands.export import export_command
 from nncift.commands.shell import assignment, command, progress
 from nncift.errors import NnciftError, ResourceError, UsageError
 
@@ -158,6 +159,9 @@ def doctor_command(show: bool) -> dict[str, Any]:
 
         show_doctor(told)
     return told
+
+
+cli.add_command(export_command)
 
 
 def main() -> None:
