@@ -34,6 +34,7 @@ def _show(told: dict[str, Any]) -> None:
     from nncift.show import console, show_warnings
 
     out = console()
+    out.soft_wrap = True
     out.print(f"Wrote {told['rows']} of {told['selected']} selected rows for {told['to']}: {', '.join(told['files'])}")
     for reason, count in Counter(row["reason"] for row in told["left_out"]).most_common():
         out.print(f"Left out, {count} x {reason} (ids: --json)")
