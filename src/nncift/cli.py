@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from nncift import __version__
+from nncift.commands.explain import explain_command
 from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
 from nncift.commands.shell import assignment, command, progress
@@ -169,6 +170,7 @@ def doctor_command(show: bool) -> dict[str, Any]:
     return told
 
 
+cli.add_command(explain_command)
 cli.add_command(export_command)
 cli.add_command(inspect_command)
 

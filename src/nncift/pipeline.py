@@ -20,6 +20,7 @@ from nncift.encode import Encoder
 from nncift.errors import UsageError
 from nncift.progress import Progress, silent
 from nncift.results import Run, choose, finish
+from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
 from nncift.select import parse_budget
 from nncift.stages import (
@@ -119,6 +120,7 @@ def execute(
         vectors = embed(work, axes)
         labels = label(work, axes, plan)
         student, fidelity = fit_student(work, vectors, labels)
+        write_rows_file(directory.path, axes.sources, axes.targets)
         matrix = partial(predict, student, vectors, labels, shared=axes.shared)
         subset, selection = choose(work, axes.sources, matrix, vectors.sources, budget)
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
