@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nncift.errors import UsageError
 from nncift.finished import Choice, FinishedRun, Floats
@@ -51,17 +53,31 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
 
 def served_best(run: FinishedRun, example_id: str, best: int = BEST) -> list[dict[str, Any]]:
     """Return the targets with the highest utilities of a row; empty for a pointwise teacher, which has none."""
+    return served_by(run, [example_id], best)[0]
+
+
+def served_by(run: FinishedRun, ids: Sequence[str], best: int = BEST) -> list[list[dict[str, Any]]]:
+    """Return for each of some rows the targets with its highest utilities, ties by id."""
     if run.pointwise:
-        return []
-    values, known = run.block(run.target_ids, [example_id])
-    column = np.nan_to_num(values[:, 0], nan=-np.inf)
-    order = sorted(range(len(column)), key=lambda at: (-column[at], run.target_ids[at]))[:best]
+        return [[] for _ in ids]
+    found = []
+    step = max(1, BLOCK // len(run.target_ids))
+    for start in range(0, len(ids), step):
+        values, known = run.block(run.target_ids, ids[start : start + step])
+        values = np.nan_to_num(values, nan=-np.inf)
+        found += [_highest(run, values[:, at], known[:, at], best) for at in range(values.shape[1])]
+    return found
+
+
+def _highest(run: FinishedRun, column: Floats, known: npt.NDArray[np.bool_], best: int) -> list[dict[str, Any]]:
+    top = np.arange(len(column)) if len(column) <= best else np.argpartition(-column, best - 1)[:best]
     width = run.pair_half_width
+    order = sorted(top.tolist(), key=lambda at: (-column[at], run.target_ids[at]))
     return [
         {
-            "target": run.target_ids[at], "utility": float(column[at]), "known": bool(known[at, 0]),
-            "low": None if known[at, 0] or width is None else float(column[at] - width),
-            "high": None if known[at, 0] or width is None else float(column[at] + width),
+            "target": run.target_ids[at], "utility": float(column[at]), "known": bool(known[at]),
+            "low": None if known[at] or width is None else float(column[at] - width),
+            "high": None if known[at] or width is None else float(column[at] + width),
         }
         for at in order if np.isfinite(column[at])
     ]  # fmt: skip

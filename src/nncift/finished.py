@@ -125,24 +125,39 @@ class FinishedRun:
         vectors, place = self._vectors
         return np.asarray(vectors[[place[name] for name in ids]], np.float32)
 
+    @cached_property
+    def _axes(self) -> tuple[_Axis, _Axis]:
+        """Targets and sources, with what the student needs of each."""
+        student, blank = self.student, np.zeros((1, 0), np.float32)
+        targets = student.project_targets(blank if self.pointwise else self.vectors(self.target_ids))
+        sources = student.project_sources(self.vectors(self.rows.sources))
+        return _Axis.of(self.target_ids, targets), _Axis.of(self.rows.sources, sources)
+
+    @cached_property
+    def _known(self) -> _Known:
+        targets, sources = self._axes
+        return _Known.of(list(self.labels.values()), targets.place, sources.place)
+
     def block(self, targets: Sequence[str], sources: Sequence[str]) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return utilities `(n_targets, n_sources)` as the selection saw them, and which the teacher gave.
 
         Known values are exact, the others predicted; NaN for a row as its own target and for what the teacher could not give.
+        Raises KeyError for ids that are not on their axis.
         """
-        student = self.student
-        across = student.project_targets(np.zeros((1, 0), np.float32) if self.pointwise else self.vectors(targets))
-        values = np.asarray(student.predict_block(across, student.project_sources(self.vectors(sources))))
+        across, along = self._axes
+        t, s = across.codes(targets), along.codes(sources)
+        values = np.asarray(self.student.predict_block(across.projected[t], along.projected[s]))
         known = np.zeros(values.shape, bool)
-        for pairs in self.labels.values():
-            t, s = _codes(pairs.target_ids, targets)[pairs.target], _codes(pairs.source_ids, sources)[pairs.source]
-            here = (t >= 0) & (s >= 0)
-            values[t[here], s[here]] = pairs.value[here]
-            known[t[here], s[here]] = True
-        at = {name: place for place, name in enumerate(sources)}
-        for row, name in enumerate(targets):
-            if name in at:
-                values[row, at[name]] = np.nan
+        line = np.full(len(across.ids), -1, np.int64)
+        line[t] = np.arange(len(t))
+        for column, code in enumerate(s):
+            of, value = self._known.of_source(code)
+            here = line[of] >= 0
+            values[line[of[here]], column] = value[here]
+            known[line[of[here]], column] = True
+            itself = across.place.get(along.ids[code], -1)
+            if itself >= 0 and line[itself] >= 0:
+                values[line[itself], column] = np.nan
         return values, known
 
     def predicted(self, pairs: LabelledPairs) -> Floats:
@@ -175,10 +190,52 @@ class FinishedRun:
         return dict(told)
 
 
-def _codes(axis: Sequence[str], wanted: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return for every id of an axis its place among the wanted, -1 where it is not."""
-    place = {name: at for at, name in enumerate(wanted)}
-    return np.array([place.get(name, -1) for name in axis], np.int64)
+@dataclass(frozen=True)
+class _Axis:
+    """An axis: ids, the place of each, and projections `(n, hidden)`."""
+
+    ids: tuple[str, ...]
+    place: dict[str, int]
+    projected: Floats
+
+    @classmethod
+    def of(cls, ids: tuple[str, ...], projected: Floats) -> _Axis:
+        return cls(ids, {name: at for at, name in enumerate(ids)}, projected)
+
+    def codes(self, wanted: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the places of some ids."""
+        if wanted is self.ids:
+            return np.arange(len(self.ids))
+        return np.fromiter((self.place[name] for name in wanted), np.int64, len(wanted))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The teacher's utilities, grouped by source: those of source k are entries `start[k]` to `start[k + 1]`."""
+
+    target: npt.NDArray[np.int64]
+    value: Floats
+    start: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parts: list[LabelledPairs], targets: dict[str, int], sources: dict[str, int]) -> _Known:
+        across, along, values = [], [], []
+        for pairs in parts:
+            t = np.array([targets.get(name, -1) for name in pairs.target_ids], np.int64)[pairs.target]
+            s = np.array([sources.get(name, -1) for name in pairs.source_ids], np.int64)[pairs.source]
+            here = (t >= 0) & (s >= 0)
+            across.append(t[here])
+            along.append(s[here])
+            values.append(pairs.value[here])
+        source = np.concatenate(along)
+        order = np.argsort(source, kind="stable")
+        start = np.searchsorted(source[order], np.arange(len(sources) + 1))
+        return cls(np.concatenate(across)[order], np.concatenate(values)[order], start)
+
+    def of_source(self, code: int | np.integer[Any]) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Return target codes and values of a source."""
+        entries = slice(self.start[code], self.start[code + 1])
+        return self.target[entries], self.value[entries]
 
 
 def _used(axis: Sequence[str], codes: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.int32]]:

@@ -19,6 +19,7 @@ from nncift.data import Examples, read
 from nncift.encode import Encoder
 from nncift.errors import UsageError
 from nncift.progress import Progress, silent
+from nncift.report import write_report
 from nncift.results import Run, choose, finish
 from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
@@ -124,7 +125,10 @@ def execute(
         matrix = partial(predict, student, vectors, labels, shared=axes.shared)
         subset, selection = choose(work, axes.sources, matrix, vectors.sources, budget)
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
-        return finish(work, axes, subset, selection, rejected, fidelity, notes)
+        done = finish(work, axes, subset, selection, rejected, fidelity, notes)
+        with progress("writing the report", 1):
+            write_report(done.path)
+        return done
 
 
 @contextmanager
