@@ -13,6 +13,9 @@ import click
 
 from nncift import __version__
 from nncift.commands.compare import compare_command
+from nncift.commands.explain import explain_command
+from nncift.commands.export import export_command
+from nncift.commands.inspect import inspect_command
 from nncift.commands.select import select_command
 from nncift.commands.shell import assignment, command, progress, selection_options
 from nncift.errors import NnciftError, ResourceError, UsageError
@@ -60,12 +63,13 @@ def cli() -> None:
 @click.option("--device", help="auto, cpu, cuda, cuda:0 or mps.  [default: auto]")
 @click.option("--seed", type=int, help="One seed for everything.  [default: 0]")
 @click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
+@click.option("--print-config", is_flag=True, help="Print all settings as commented YAML for --config, and stop.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @command
 def run_command(
-    show: bool, config_: Path | None, dry_run: bool, out: Path | None, map_: tuple[str, ...], **flags: Any
-) -> dict[str, Any]:
+    show: bool, config_: Path | None, print_config: bool, dry_run: bool, out: Path | None, map_: tuple[str, ...], **flags: Any
+) -> dict[str, Any]:  # fmt: skip
     """Select rows of POOL files that are worth training on."""
     from nncift import config
 
@@ -76,6 +80,12 @@ def run_command(
         assigned = [assignment("--option", item) for item in flags["option"]]
         given["option"] = {name: _typed(name, value) for name, value in assigned}
     settings = config.resolve(given, config_)
+    if print_config:
+        from nncift.commands.settings import commented
+
+        if show:
+            click.echo(commented(settings, run_command), nl=False)
+        return settings.model_dump(mode="json")
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
@@ -166,8 +176,8 @@ def doctor_command(show: bool) -> dict[str, Any]:
     return told
 
 
-cli.add_command(select_command)
-cli.add_command(compare_command)
+for further in (compare_command, explain_command, export_command, inspect_command, select_command):
+    cli.add_command(further)
 
 
 def main() -> None:

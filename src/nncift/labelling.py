@@ -20,7 +20,7 @@ from nncift.errors import DataError
 from nncift.files import atomic, fingerprint, write_json
 from nncift.labels import LabelStore
 from nncift.pairs import LabelledPairs
-from nncift.plan import LabelPlan, Wish, describe, grow
+from nncift.plan import BASE, LabelPlan, Wish, describe, grow
 from nncift.progress import Progress
 from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
 from nncift.teachers import RowTeacher, Teacher
@@ -220,19 +220,7 @@ class RowLabelling:
 
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split. Raises DataError where their file is missing, damaged or of another plan."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        plan = self._plan
-        try:
-            arrays = load_file(self._file)
-            names = sorted({name.split(".")[0] for name in arrays})
-            parts = {name: [arrays[f"{name}.{part}"] for part in ("target", "source", "value")] for name in names}
-        except (OSError, SafetensorError, KeyError) as error:
-            raise DataError(
-                f"{str(self._file)!r} cannot be read: {error}; delete the folder stages and run again"
-            ) from error
-        return {name: LabelledPairs(plan.target_ids, plan.source_ids, *found) for name, found in parts.items()}
+        return load_utilities(self._folder, self._plan)
 
     def counts(self) -> dict[str, int]:
         """Return the number of measured rows, and of the pairs among them by split."""
@@ -257,10 +245,6 @@ class RowLabelling:
         return self._folder / "once.json"
 
     @property
-    def _file(self) -> Path:
-        return self._folder / f"utility-{fingerprint(sorted(self._plan.measured))}.safetensors"
-
-    @property
     def _plan(self) -> RowPlan:
         if self._store.plan is None:
             raise DataError("the labels of this run are gone; use another --out")
@@ -274,8 +258,27 @@ class RowLabelling:
             for name, pairs in utilities.items()
             for part in ("target", "source", "value")
         }
-        with atomic(self._file) as part:
+        with atomic(_utility_file(self._folder, self._plan)) as part:
             save_file(arrays, part)
+
+
+def load_utilities(folder: Path, plan: RowPlan) -> dict[str, LabelledPairs]:
+    """Return the utilities that a row teacher left. Raises DataError where their file is missing, damaged or of another plan."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = _utility_file(folder, plan)
+    try:
+        arrays = load_file(file)
+        names = sorted({name.split(".")[0] for name in arrays})
+        parts = {name: [arrays[f"{name}.{part}"] for part in ("target", "source", "value")] for name in names}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{str(file)!r} cannot be read: {error}; delete the folder stages and run again") from error
+    return {name: LabelledPairs(plan.target_ids, plan.source_ids, *found) for name, found in parts.items()}
+
+
+def _utility_file(folder: Path, plan: RowPlan) -> Path:
+    return folder / f"utility-{fingerprint(sorted(plan.measured))}.safetensors"
 
 
 def open_labels(folder: Path, teacher: Teacher | RowTeacher) -> Labelling:
@@ -283,3 +286,14 @@ def open_labels(folder: Path, teacher: Teacher | RowTeacher) -> Labelling:
     if isinstance(teacher, RowTeacher):
         return RowLabelling(folder, teacher)
     return PairLabelling(folder, teacher)
+
+
+def read_utilities(folder: Path) -> dict[str, LabelledPairs]:
+    """Return the utilities of a finished run by split, without its teacher. Raises DataError where there are none."""
+    if (store := LabelStore.open(folder)).plan is not None:
+        # Labels without an example in front are planned for relative teachers alone.
+        relative = bool((store.plan.entries.split == BASE).any())
+        return store.utilities(relative=relative)
+    if (rows := RowLabelStore.open(folder)).plan is not None:
+        return load_utilities(folder, rows.plan)
+    raise DataError(f"there are no labels in {str(folder)!r}; run the same command again")

@@ -22,7 +22,9 @@ from nncift.errors import UsageError
 from nncift.existing import embed_existing
 from nncift.ground import ground_of
 from nncift.progress import Progress, silent
+from nncift.report import write_report
 from nncift.results import Run, finish
+from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
 from nncift.stages import (
     Work,
@@ -137,6 +139,7 @@ def execute(
         settled = wishes.settle(rows, vectors.sources)
         labels = label(work, axes, plan)
         student, fidelity = fit_student(work, vectors, labels)
+        write_rows_file(directory.path, axes.sources, axes.targets)
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
         ground = partial(
@@ -146,7 +149,10 @@ def execute(
         selection = choose(work.directory, work.keys, settings, rows, settled, ground)
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
-        return finish(work, axes, subset, selection, rejected, fidelity, notes)
+        done = finish(work, axes, subset, selection, rejected, fidelity, notes)
+        with progress("writing the report", 1):
+            write_report(done.path)
+        return done
 
 
 @contextmanager

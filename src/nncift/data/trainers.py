@@ -1,0 +1,184 @@
+"""What each trainer accepts, as functions from a conversation to a row of its file (docs/export.md).
+
+Each either returns the row or raises UnusableError with the reason for which the trainer would drop or misread it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nncift.data.conversation import MEDIA, Call, Conversation, Speech
+from nncift.data.records import Row
+from nncift.data.turns import UnusableError
+
+PLACEHOLDERS = {"image": "<image>", "image_url": "<image>", "input_image": "<image>", "video": "<video>", "audio": "<audio>",
+                "input_audio": "<audio>"}  # fmt: skip
+_TEXT = ("text", "input_text", "output_text")
+
+
+def trl(conversation: Conversation, *, last: bool, parts: bool) -> Row:
+    """TRL: `messages` of system, user, assistant and tool turns, never beside `prompt`.
+
+    `tools` as JSON text, so that schemas of several tools are one type. last: where earlier assistant turns are not to be
+    learned from, `prompt` and `completion`, which is how TRL is told so. parts: contents are lists of parts in all rows.
+    """
+    turns = [_openai(turn, arguments=lambda call: call.value, parts=parts) for turn in conversation.turns]
+    row: Row = {"prompt": turns[:-1], "completion": turns[-1:]} if last else {"messages": turns}
+    if conversation.tools is not None:
+        row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
+    return {**row, **conversation.media}
+
+
+def axolotl(conversation: Conversation, *, last: bool, parts: bool) -> Row:
+    """Axolotl (`type: chat_template`): `messages`, tool arguments and tool parameters as JSON text.
+
+    last: every turn says in `training` whether it is learned from.
+    """
+    turns = [_openai(turn, arguments=lambda call: call.text, parts=parts) for turn in conversation.turns]
+    if last:
+        turns = [{**turn, "training": place == len(turns) - 1} for place, turn in enumerate(turns)]
+    row: Row = {"messages": turns}
+    if conversation.tools is not None:
+        row["tools"] = [_with_text_parameters(tool) for tool in conversation.tools]
+    return {**row, **conversation.media}
+
+
+def alpaca(conversation: Conversation) -> Row:
+    """LLaMA-Factory, Alpaca: instruction, input (always there) and output; `system` and `history` where the row has them."""
+    fields = conversation.alpaca
+    if fields is None:
+        raise UnusableError("format: the row is no Alpaca row")
+    turns = list(conversation.turns)
+    row: Row = {key: fields[key] for key in ("instruction", "input", "output")}
+    if turns[0].role == "system":
+        row["system"] = turns.pop(0).content
+    earlier = [str(turn.content) for turn in turns[:-2]]
+    if earlier:
+        row["history"] = [[earlier[k], earlier[k + 1]] for k in range(0, len(earlier), 2)]
+    return {**row, **conversation.media}
+
+
+def sharegpt(conversation: Conversation) -> Row:
+    """LLaMA-Factory, ShareGPT: human/gpt/function_call/observation in alternation, an even count after the system turn.
+
+    Tools and tool calls as JSON text; results of several calls at once are one observation, as the trainer would join them.
+    Raises UnusableError where the trainer would skip the row.
+    """
+    turns = _joined_results(conversation.turns)
+    media: dict[str, list[Any]] = {}
+    said = [{"from": _sharegpt_role(turn), "value": _sharegpt_text(turn, media)} for turn in turns]
+    spoken = said[1:] if said[0]["from"] == "system" else said
+    for place, turn in enumerate(spoken):
+        allowed = ("gpt", "function_call") if place % 2 else ("human", "observation")
+        if turn["from"] not in allowed:
+            raise UnusableError(
+                f"turns do not alternate: turn {place + 1} is {turn['from']}, and LLaMA-Factory skips rows with another than "
+                f"{' or '.join(allowed)} there"
+            )
+    row: Row = {"conversations": said}
+    if conversation.tools is not None:
+        row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
+    return {**row, **media, **conversation.media}
+
+
+def dataset_info(name: str, file: str, rows: Iterable[Row]) -> dict[str, Any]:
+    """Return the stanza that LLaMA-Factory needs in `dataset_info.json`: it ignores columns that are not named there."""
+    columns = {key for row in rows for key in row}
+    more = {key: key for key in ("system", "history", "tools", *MEDIA) if key in columns}
+    if "conversations" not in columns:
+        known = {"prompt": "instruction", "query": "input", "response": "output"}
+        return {name: {"file_name": file, "formatting": "alpaca", "columns": {**known, **more}}}
+    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+            "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}  # fmt: skip
+    columns_of = {"messages": "conversations", **more}
+    return {name: {"file_name": file, "formatting": "sharegpt", "columns": columns_of, "tags": tags}}
+
+
+def _openai(turn: Speech, *, arguments: Callable[[Call], Any], parts: bool) -> Row:
+    row: Row = {"role": turn.role}
+    if turn.content is not None:
+        content = turn.content
+        if parts and isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        elif isinstance(content, list) and not parts:
+            content = "\n".join(_text_of(part) for part in content)
+        elif isinstance(content, list):
+            content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        row["content"] = content
+    if turn.calls:
+        row["tool_calls"] = [
+            {
+                **({} if call.id is None else {"id": call.id}),
+                "type": "function",
+                "function": {"name": call.name, "arguments": arguments(call)},
+            }
+            for call in turn.calls
+        ]
+    return {**row, **turn.extra}
+
+
+def _with_text_parameters(tool: Any) -> Any:
+    inner = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(inner, dict) or isinstance(inner.get("parameters", ""), str):
+        return tool
+    return {**tool, "function": {**inner, "parameters": json.dumps(inner["parameters"], ensure_ascii=False)}}
+
+
+def _joined_results(turns: tuple[Speech, ...]) -> list[Speech]:
+    joined: list[Speech] = []
+    for turn in turns:
+        if turn.role == "tool" and joined and joined[-1].role == "tool":
+            joined[-1] = Speech("tool", f"{_flat(joined[-1])}\n{_flat(turn)}")
+        else:
+            joined.append(turn)
+    return joined
+
+
+def _sharegpt_role(turn: Speech) -> str:
+    if turn.calls:
+        if _flat(turn).strip():
+            raise UnusableError("text beside a tool call: a function_call turn of LLaMA-Factory holds the call alone")
+        return "function_call"
+    return {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}[turn.role]
+
+
+def _sharegpt_text(turn: Speech, media: dict[str, list[Any]]) -> str:
+    if turn.calls:
+        calls = [{"name": call.name, "arguments": call.value} for call in turn.calls]
+        return json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
+    return _flat(turn, media)
+
+
+def _flat(turn: Speech, media: dict[str, list[Any]] | None = None) -> str:
+    """Return a turn's content as text; a part that is no text becomes its placeholder, its path goes into `media`."""
+    if not isinstance(turn.content, list):
+        return turn.content or ""
+    texts = []
+    for part in turn.content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind in _TEXT:
+            texts.append(_text_of(part))
+            continue
+        if kind not in PLACEHOLDERS:
+            raise UnusableError(f"media: LLaMA-Factory has no placeholder for a part of type {kind!r}")
+        texts.append(PLACEHOLDERS[kind])
+        path = _path_of(part)
+        if path is not None and media is not None:
+            media.setdefault(f"{PLACEHOLDERS[kind][1:-1]}s", []).append(path)
+    return "\n".join(texts)
+
+
+def _text_of(part: Any) -> str:
+    return part if isinstance(part, str) else str(part.get("text", ""))
+
+
+def _path_of(part: Row) -> Any:
+    for key in ("image", "image_url", "video", "audio", "path", "url"):
+        value = part.get(key)
+        if isinstance(value, dict):
+            value = value.get("url")
+        if value is not None:
+            return value
+    return None

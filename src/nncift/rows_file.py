@@ -1,0 +1,95 @@
+"""`rows.parquet` of a run: every usable row of both axes as it was read, so that a finished run explains itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nncift.data import Example, Examples
+from nncift.data.formats import Layout, parse, prompt_text
+from nncift.errors import DataError
+from nncift.files import atomic, fingerprint
+
+NAME = "rows.parquet"
+COLUMNS = ("id", "source", "line", "turns", "prompt_chars", "response_chars", "raw")
+MARK = b"nncift.rows"
+
+
+def write_rows_file(folder: Path, sources: Examples, targets: Examples | None) -> None:
+    """Write the rows, sources first; a file that holds the same rows already stays as it is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / NAME
+    key = fingerprint(*([row.id, row.source, row.raw] for part in (sources, targets or ()) for row in part)).encode()
+    if path.exists() and _mark(path) == key:
+        return
+    rows = [(axis, row) for axis, part in (("source", sources), ("target", targets or ())) for row in part]
+    table = pa.table(
+        {
+            "axis": [axis for axis, _ in rows],
+            "id": [row.id for _, row in rows],
+            "source": [row.source for _, row in rows],
+            "line": pa.array([row.line for _, row in rows], pa.int64()),
+            "turns": pa.array([len(row.messages) + 1 for _, row in rows], pa.int32()),
+            "prompt_chars": pa.array([len(row.prompt) for _, row in rows], pa.int64()),
+            "response_chars": pa.array([len(row.response) for _, row in rows], pa.int64()),
+            "raw": [row.raw for _, row in rows],
+        }
+    )
+    with atomic(path) as part:
+        pq.write_table(table.replace_schema_metadata({MARK: key}), part, compression="zstd")
+
+
+@dataclass(frozen=True)
+class RowsFile:
+    """The rows of a finished run by id. Columns are read at once, a row's text when it is asked for."""
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...] | None
+    columns: dict[str, list[Any]]
+    place: dict[str, int]
+    layout: Layout
+
+    @classmethod
+    def open(cls, folder: Path, layout: Layout) -> RowsFile:
+        """Read the file. Raises DataError where there is none, or where it is damaged."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = folder / NAME
+        try:
+            columns = pq.read_table(path).to_pydict()
+            ids, axes = columns["id"], columns["axis"]
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"{str(path)!r} cannot be read ({str(error).splitlines()[0]}); run the same command again, which writes it"
+            ) from error
+        targets = tuple(name for name, axis in zip(ids, axes, strict=True) if axis == "target")
+        sources = tuple(name for name, axis in zip(ids, axes, strict=True) if axis == "source")
+        return cls(sources, targets or None, columns, {name: at for at, name in enumerate(ids)}, layout)
+
+    def column(self, name: str, ids: Iterable[str]) -> list[Any]:
+        """Return a column's values for these ids."""
+        values = self.columns[name]
+        return [values[self.place[item]] for item in ids]
+
+    def example(self, item: str) -> Example:
+        """Return a row as it was read. Raises KeyError for an unknown id."""
+        at = self.place[item]
+        made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns["raw"][at])
+        told = parse(made.row, self.layout)
+        return Example(item, prompt_text(told.messages), told.response, told.messages, made.source, made.line, made.raw)
+
+
+def _mark(path: Path) -> bytes | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: bytes | None = (pq.read_schema(path).metadata or {}).get(MARK)
+    except (OSError, pa.ArrowException):
+        return None
+    return found

