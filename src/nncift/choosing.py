@@ -85,7 +85,6 @@ def choose(
         if not stage.done:
             with directory.measured("score"):
                 found = ground()
-            rows.save(directory.file(ROWS))
             chosen = solve(rows, settled, found, objective=objective, seed=seed, embedding_control=embedding_control)
             write_account(directory.file("selection.parquet"), rows, settled, chosen)
             write_subset(directory.file("subset.jsonl"), rows, chosen)

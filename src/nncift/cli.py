@@ -39,11 +39,17 @@ def cli() -> None:
 )
 @click.option("--model", help="The teacher's language model: a local folder or a hub name.")
 @click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
-@click.option("--labels", help="Share of each axis (5%) or number of pairs that the teacher labels.  [default: 5%]")
-@click.option("--plan", help="block, scatter or rows.  [default: what fits the teacher]")
-@click.option("--student", help="Network: paper.  [default: paper]")
+@click.option(
+    "--labels", help="Share of each axis (5%), number of pairs, or auto: until more bring nothing.  [default: 5%]"
+)
+@click.option("--plan", help="scatter, active, block or rows.  [default: what fits the teacher]")
+@click.option("--student", help="Network: product, towers or paper.  [default: product]")
 @click.option("--recipe", help="How it is trained: default or paper.  [default: default]")
-@click.option("--features", help="What it reads: text.  [default: text]")
+@click.option("--features", help="What it reads: text, or probe, one pass of the model per row.  [default: text]")
+@click.option("--gate/--no-gate", default=None, help="Use free similarity where it selects better.  [default: gate]")
+@click.option("--min-spearman", type=float, help="Stop with exit code 5 below this rank correlation on unseen items.")
+@click.option("--min-skill", type=float, help="Stop with exit code 5 below this selection skill on held-out items.")
+@click.option("--max-labels", help="How far labels may grow for these, or with --labels auto: 10% or 20000.")
 @click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: what fits]")
 @selection_options
 @click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")

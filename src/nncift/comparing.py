@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from nncift.errors import DataError, UsageError
 from nncift.seeds import derive, shuffled
+from nncift.student.views import TEXT
+from nncift.vectors import VectorFiles
 
 Floats = npt.NDArray[np.float32]
 _BLOCK = 1 << 24
@@ -60,7 +62,8 @@ def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> dict[str,
     if not ids:
         raise UsageError(f"{str(a)!r} and {str(b)!r} have no row in common; compare selections from one pool")
     in_a, in_b = (np.array([item in way.selected for item in ids]) for way in (one, other))
-    vectors = _embeddings(one.run, ids)
+    files = VectorFiles(one.run)
+    vectors = files.views.take(files.of(ids), TEXT)
     drawn = set(shuffled(ids, seed, "compare")[: int(in_a.sum())])
     lengths = np.array([one.length[item] for item in ids])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]))
@@ -135,15 +138,3 @@ def _bin(edges: npt.NDArray[np.float64], length: int) -> str:
 
 def _median(lengths: npt.NDArray[np.int64]) -> float | None:
     return float(np.median(lengths)) if len(lengths) else None
-
-
-def _embeddings(run: Path, ids: Sequence[str]) -> Floats:
-    try:
-        place = {
-            item: row
-            for row, item in enumerate(json.loads((run / "embeddings.json").read_text(encoding="utf-8"))["ids"])
-        }
-        vectors: Floats = np.load(run / "embeddings.npy", allow_pickle=False)
-        return vectors[[place[item] for item in ids]]
-    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
-        raise DataError(f"the embeddings of {str(run)!r} cannot be read ({error}); is the run still there?") from error

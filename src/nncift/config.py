@@ -64,7 +64,7 @@ class LabelSettings(_Settings):
     """How much is labelled, and where."""
 
     labels: str = "5%"
-    plan: Literal["block", "scatter", "rows"] | None = None
+    plan: Literal["block", "scatter", "active", "rows"] | None = None
     test_items: int = Field(default=30, ge=2)
     validation_items: int = Field(default=20, ge=2)
 
@@ -77,9 +77,23 @@ class LabelSettings(_Settings):
 class StudentSettings(_Settings):
     """What learns from the labels."""
 
-    student: Literal["paper"] = "paper"
+    student: str = "product"
     recipe: Literal["default", "paper"] = "default"
-    features: Literal["text"] = "text"
+    features: Literal["text", "probe"] = "text"
+    gate: bool = True
+
+
+class GateSettings(_Settings):
+    """How good the student must be, and how far labels may grow for it."""
+
+    min_spearman: float | None = Field(default=None, ge=-1, le=1)
+    min_skill: float | None = Field(default=None, le=1)
+    max_labels: str | None = None
+
+    @field_validator("max_labels", mode="before")
+    @classmethod
+    def _most_as_text(cls, value: Any) -> Any:
+        return _amount_as_text(value)
 
 
 class SelectSettings(_Settings):
@@ -103,7 +117,9 @@ class SelectSettings(_Settings):
         return (value,) if isinstance(value, str) else value
 
 
-class RunSettings(DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, SelectSettings):
+class RunSettings(
+    DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, GateSettings, SelectSettings
+):
     """All settings of a run."""
 
     seed: int = Field(default=0, ge=0)
@@ -127,7 +143,9 @@ def _amount_as_text(value: Any) -> Any:
 SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing"})
 """Settings that only the last stage depends on."""
 
-GROWING = SELECTION | {"pool", "limit", "labels", "strict", "device", "format", "map"}
+GROWING = SELECTION | {
+    "pool", "limit", "labels", "strict", "device", "format", "map", "min_spearman", "min_skill", "max_labels",
+}  # fmt: skip
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
 

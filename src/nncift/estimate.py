@@ -17,8 +17,10 @@ from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.encode import Encoder, create
 from nncift.errors import UsageError
+from nncift.growing import rungs
 from nncift.labelling import Axes
 from nncift.plan import LabelPlan, describe, grow
+from nncift.probe import Probe
 from nncift.rows import RowPlan, grow_rows
 from nncift.seeds import shuffled
 from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, wish_of
@@ -55,7 +57,11 @@ def estimate(
         targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
     budget = Wishes.read(settings).check(Rows.of(sources))
-    told = _by_row(settings, axes, teacher) if isinstance(teacher, RowTeacher) else _by_pair(settings, axes, teacher)
+    by_row = isinstance(teacher, RowTeacher)
+    # Where labels may grow, the price is that of the last round.
+    most = rungs(settings, axes, by_row=by_row, have=0)[-1]
+    told = _by_row(most, axes, teacher) if isinstance(teacher, RowTeacher) else _by_pair(most, axes, teacher)
+    probing = _probing(settings, axes, teacher)
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
     label, full = told["label"], told["full_teacher"]
     return {
@@ -63,7 +69,9 @@ def estimate(
         "rejected": len(pool.rejected) + len(refused),
         "selected": budget,
         **told,
-        "saving": 1 - label["passes"] / full["passes"] if full["passes"] else 0.0,
+        "labels_at_most": most.labels,
+        "probe": probing,
+        "saving": 1 - (label["passes"] + probing["passes"]) / full["passes"] if full["passes"] else 0.0,
         "embed": {"rows": len(axes.rows), "seconds": round(_embedding_seconds(axes.rows, encoder, settings.seed), 2)},
         "bytes": _bytes(told.pop("label_bytes"), axes, int(encoder.describe()["dim"])),
         "note": teacher.describe().get("note"),
@@ -121,6 +129,21 @@ def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) 
     once = np.array([getattr(teacher, "warm_up_passes", 0), tokens, tokens * each[2] / max(each[1], 1.0)])
     planned, full = (each * count + once for count in (len(plan.measured), plan.full_rows))
     return Cost(round(float(planned[0])), *planned[1:].tolist()), Cost(round(float(full[0])), *full[1:].tolist())
+
+
+def _probing(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -> dict[str, Any]:
+    """Return passes and seconds of asking the model once about every row, none of them cached; zeros without a probe."""
+    if settings.features != "probe":
+        return {"passes": 0, "seconds": 0.0}
+    probe = Probe(language_model(teacher, "--features probe"), settings.template)
+    drawn = [
+        axes.rows.by_id(item) for item in shuffled(axes.rows.ids, settings.seed, "estimate", "probe")[:TIMED_TEXTS]
+    ]
+    probe.read(drawn[:1])
+    began = time.perf_counter()
+    probe.read(drawn)
+    each = (time.perf_counter() - began) / len(drawn)
+    return {"passes": len(axes.rows), "seconds": round(each * len(axes.rows), 2)}
 
 
 def _by_pair(settings: RunSettings, axes: Axes, teacher: Teacher) -> dict[str, Any]:

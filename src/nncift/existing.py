@@ -13,7 +13,7 @@ from nncift.errors import DataError
 from nncift.files import atomic, write_json
 from nncift.ground import Existing
 from nncift.rundir import RunDir
-from nncift.stages import Work, language_model
+from nncift.stages import Work, language_model, probed
 
 VECTORS, ABOUT = "existing.npy", "existing.json"
 
@@ -24,21 +24,24 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
         return None
     if not rows:
         raise DataError("the existing set has no usable row; leave --existing out, or give other files")
+    # One row of a kind: what serves a target serves it once.
+    rows = Examples(tuple({row.content_hash: row for row in sorted(rows, key=lambda row: row.content_hash)}.values()))
     given = dict(work.encoder.describe()) if work.encoder else None
-    contents = sorted({row.content_hash: row.text for row in rows}.items())
-    key = work.key("existing", [content for content, _ in contents], work.settings.part(EncoderSettings), given)
+    contents, features = [row.content_hash for row in rows], work.settings.features
+    key = work.key("existing", contents, work.settings.part(EncoderSettings), given, features, work.keys.get("probe"))
     with work.directory.stage("existing", key, (VECTORS, ABOUT)) as stage:
         if not stage.done:
             encoder = work.encoder or create(
                 work.settings.encoder, device=work.settings.device, load_lm=lambda: language_model(work.teacher)
             )
             with work.progress("embedding existing rows", len(contents)) as advance:
-                embedded = EmbeddingCache(encoder).embed([text for _, text in contents], advance)
+                embedded = EmbeddingCache(encoder).embed([row.text for row in rows], advance)
             stage.cost.model_tokens += embedded.tokens
             stage.cost.model_passes += embedded.fresh
+            parts = [embedded.vectors, *([probed(work, rows, stage).vectors] if features == "probe" else [])]
             with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
-                np.save(stream, embedded.vectors, allow_pickle=False)
-            write_json(work.directory.file(ABOUT), {"contents": [content for content, _ in contents]})
+                np.save(stream, np.concatenate(parts, axis=1), allow_pickle=False)
+            write_json(work.directory.file(ABOUT), {"contents": contents})
     return load_existing(work.directory)
 
 

@@ -25,6 +25,8 @@ from nncift.rows import SCORE
 from nncift.rows_file import RowsFile
 from nncift.rundir import MANIFEST, SUMMARY
 from nncift.student.model import Student
+from nncift.student.views import TEXT
+from nncift.vectors import VectorFiles
 
 Floats = npt.NDArray[np.float32]
 HELD_OUT = ("validation", "test")
@@ -112,25 +114,19 @@ class FinishedRun:
         return Student.load(self.path / "student")
 
     @cached_property
-    def _vectors(self) -> tuple[Floats, dict[str, int]]:
-        ids = self._json("embeddings.json")["ids"]
-        try:
-            vectors: Floats = np.load(self.path / "embeddings.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"embeddings.npy of {str(self.path)!r} cannot be read: {error}") from error
-        return vectors, {name: at for at, name in enumerate(ids)}
+    def _files(self) -> VectorFiles:
+        return VectorFiles(self.path)
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         """Return embeddings of rows, `(n, dim)`, of unit norm."""
-        vectors, place = self._vectors
-        return np.asarray(vectors[[place[name] for name in ids]], np.float32)
+        return self._files.views.take(self._files.of(ids), TEXT)
 
     @cached_property
     def _axes(self) -> tuple[_Axis, _Axis]:
         """Targets and sources, with what the student needs of each."""
         student, blank = self.student, np.zeros((1, 0), np.float32)
-        targets = student.project_targets(blank if self.pointwise else self.vectors(self.target_ids))
-        sources = student.project_sources(self.vectors(self.rows.sources))
+        targets = student.project_targets(blank if self.pointwise else self._files.of(self.target_ids))
+        sources = student.project_sources(self._files.of(self.rows.sources))
         return _Axis.of(self.target_ids, targets), _Axis.of(self.rows.sources, sources)
 
     @cached_property
@@ -165,9 +161,9 @@ class FinishedRun:
         student = self.student
         targets, t = _used(pairs.target_ids, pairs.target)
         sources, s = _used(pairs.source_ids, pairs.source)
-        across = student.project_targets(np.zeros((1, 0), np.float32) if self.pointwise else self.vectors(targets))
+        across = student.project_targets(np.zeros((1, 0), np.float32) if self.pointwise else self._files.of(targets))
         moved = LabelledPairs(tuple(targets), tuple(sources), t, s, pairs.value)
-        return student.predict_pairs(moved, across, student.project_sources(self.vectors(sources)))
+        return student.predict_pairs(moved, across, student.project_sources(self._files.of(sources)))
 
     @cached_property
     def pair_half_width(self) -> float | None:

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Existing:
-    """The rows that were trained on already. vectors: `(n, d)` embeddings; contents: their content hashes."""
+    """The rows that were trained on already. vectors: `(n, d)`, as the student reads them; contents: their content hashes."""
 
     vectors: Floats
     contents: tuple[str, ...]
@@ -57,7 +57,7 @@ def ground_of(
     """Return what an objective chooses from.
 
     matrix: gives it, known labels exact and the rest predicted, over the run's targets and sources; targets, sources:
-    embeddings of these, sources in the order of `contents`.
+    vectors of these, sources in the order of `contents`.
     contents: content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all predicted where
     the run has a target set of its own.
     """
@@ -66,7 +66,7 @@ def ground_of(
     known, reference = matrix(), None
     if objective == "flcg" and existing is not None:
         reference = _already(student, known, targets, sources, contents, existing)
-    return Ground(known, reference, sources, shared)
+    return Ground(known, reference, student.text_of(sources), shared)
 
 
 def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats) -> Ground:
@@ -75,7 +75,9 @@ def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats)
     values = student.predict_block(as_targets, student.project_sources(pool))
     np.fill_diagonal(values, np.nan)
     best, low = best_per_target(student, as_targets, student.project_sources(wanted))
-    return Ground(UtilityMatrix(ids, ids, values), Reference(ids, best.astype(np.float64), low), pool, True)
+    return Ground(
+        UtilityMatrix(ids, ids, values), Reference(ids, best.astype(np.float64), low), student.text_of(pool), True
+    )
 
 
 def _already(

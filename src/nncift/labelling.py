@@ -24,6 +24,7 @@ from nncift.plan import BASE, LabelPlan, Wish, describe, grow
 from nncift.progress import Progress
 from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
 from nncift.teachers import RowTeacher, Teacher
+from nncift.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class Labelling(Protocol):
         """Return the number of labels by split."""
         ...
 
+    def training(self) -> int:
+        """Return what is planned to train on: pairs, or rows of the sources; 0 before there is a plan."""
+        ...
+
     def full_passes(self) -> int:
         """Return the passes of the full teacher."""
         ...
@@ -140,9 +145,20 @@ class PairLabelling:
         done = store.progress()
         return Spent(done.tokens, done.passes, before)
 
+    def after(self, wish: Wish, vectors: Vectors, seed: int) -> LabelPlan | None:
+        """Return the plan grown by a round of an active wish, from the labels so far; None after the last round."""
+        from nncift.active import next_round
+
+        relative = self._teacher.relative
+        return next_round(self._plan, self.utilities(), vectors, wish, seed, relative=relative)
+
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split."""
         return self._store.utilities(relative=self._teacher.relative)
+
+    def training(self) -> int:
+        """Return the training pairs that are planned."""
+        return 0 if self._store.plan is None else describe(self._store.plan)["train"]
 
     def counts(self) -> dict[str, int]:
         """Return the planned labels by split."""
@@ -221,6 +237,10 @@ class RowLabelling:
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split. Raises DataError where their file is missing, damaged or of another plan."""
         return load_utilities(self._folder, self._plan)
+
+    def training(self) -> int:
+        """Return the rows that are planned to train on."""
+        return 0 if self._store.plan is None else len(self._store.plan.train_sources)
 
     def counts(self) -> dict[str, int]:
         """Return the number of measured rows, and of the pairs among them by split."""

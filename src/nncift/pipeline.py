@@ -20,7 +20,9 @@ from nncift.data import Examples, read
 from nncift.encode import Encoder
 from nncift.errors import UsageError
 from nncift.existing import embed_existing
+from nncift.fitting import predict, refuse_unfit_student
 from nncift.ground import ground_of
+from nncift.growing import climb, rungs
 from nncift.progress import Progress, silent
 from nncift.report import write_report
 from nncift.results import Run, finish
@@ -29,11 +31,8 @@ from nncift.rundir import RunDir
 from nncift.stages import (
     Work,
     embed,
-    fit_student,
-    label,
     named_target,
     plan_labels,
-    predict,
     refuse_impossible,
     token_counts,
     usable_rows,
@@ -124,6 +123,7 @@ def execute(
         target = read_target(settings)
     if existing is None:
         existing = read_existing(settings)
+    refuse_unfit_student(settings)
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
@@ -131,15 +131,17 @@ def execute(
         axes, rejected = usable_rows(work, pool, wanted)
         wishes = Wishes.read(settings)
         wishes.check(Rows.of(axes.sources))
+        rounds = rungs(settings, axes, by_row=isinstance(teacher, RowTeacher), have=work.labels().training())
+        work.settings = rounds[0]
         plan = plan_labels(work, axes)
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.write_manifest({"rows_read": len(pool), "rejected": len(pool.rejected)})
         vectors, before = embed(work, axes), embed_existing(work, existing)
-        rows = Rows.of(axes.sources, token_counts(work, axes.sources))
-        settled = wishes.settle(rows, vectors.sources)
-        labels = label(work, axes, plan)
-        student, fidelity = fit_student(work, vectors, labels)
-        write_rows_file(directory.path, axes.sources, axes.targets)
+        tokens = token_counts(work, axes.sources)
+        rows = Rows.of(axes.sources, tokens)
+        settled = wishes.settle(rows, vectors.text)
+        labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
+        write_rows_file(directory.path, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
         ground = partial(

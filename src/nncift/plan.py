@@ -5,7 +5,7 @@ and leave earlier ones where they are. Training, validation and test items are d
 quadrant is measured:
 
 - `train`: pairs of training items. `block` labels u of the targets by u of the sources, `scatter` spreads the same
-  number of pairs evenly over all rows and columns.
+  number of pairs evenly over all rows and columns, `active` scatters half of them and adds the rest round by round.
 - `validation`: pairs of validation items, for early stopping.
 - `test` (Q4): pairs of test items, both unseen. `q2`: test targets with seen sources. `q3`: seen targets with test sources.
 - `base`: targets without an example, for relative teachers.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ NO_SOURCE = -1
 SMALLEST_POOL = 20
 SEEN_BESIDE_TEST = 10
 CHUNK_TARGETS = 256
+FIRST = 0.5
+"""Share of an active plan's training pairs that is scattered before anything is known."""
+
 DENSE = 0.3
 """Share of all pairs above which a scatter is drawn from the list of free pairs, since matching would get stuck."""
 
@@ -113,7 +116,7 @@ class LabelPlan:
 class Wish:
     """How much to label.
 
-    share: u, of each axis; or count: of pairs. kind: block or scatter. test_items, validation_items: upper bounds,
+    share: u, of each axis; or count: of pairs. kind: block, scatter or active. test_items, validation_items: upper bounds,
     a tenth and a fifteenth of a small pool.
     """
 
@@ -126,7 +129,12 @@ class Wish:
     def pairs(self, targets: int, sources: int) -> int:
         """Return the number of training pairs that this wish stands for."""
         height, width = self.sides(targets, sources)
-        return self.count if self.count is not None and self.kind == "scatter" else height * width
+        return self.count if self.count is not None and self.kind != "block" else height * width
+
+    def scattered(self, targets: int, sources: int) -> int:
+        """Return the number of training pairs that are spread evenly; the rest of an active plan comes later."""
+        pairs = self.pairs(targets, sources)
+        return math.ceil(FIRST * pairs) if self.kind == "active" else pairs
 
     def sides(self, targets: int, sources: int) -> tuple[int, int]:
         """Return the sides of the block that this wish stands for, at least 2 by 2."""
@@ -198,6 +206,19 @@ def grow(
     grown = len(added) or len(target_ids) > len(old.target_ids) or len(source_ids) > len(old.source_ids)
     generations = (*old.generations, added) if grown else old.generations
     return LabelPlan(tuple(target_ids), tuple(source_ids), shared, roles, generations)
+
+
+def extended(plan: LabelPlan, target: Codes, source: Codes, *, relative: bool) -> LabelPlan:
+    """Return the plan with a generation of further training pairs, given by codes into its axes; planned ones are left out."""
+    axes = _Axes(tuple(sorted(plan.target_ids)), tuple(sorted(plan.source_ids)), plan.shared, plan.roles)
+    orders = (plan.target_ids, plan.source_ids, axes.target_ids, axes.source_ids)
+    adding = _Adding(axes, _recoded(plan.entries, *orders))
+    nothing = np.zeros(len(target), np.int8)
+    pairs = _recoded(Entries(target, source, nothing, np.zeros(len(target), np.int32)), *orders)
+    adding.add(pairs.target, pairs.source, TRAIN)
+    added = adding.entries(relative=relative, first_chunk=plan.chunks)
+    added = _recoded(added, axes.target_ids, axes.source_ids, plan.target_ids, plan.source_ids)
+    return replace(plan, generations=(*plan.generations, added))
 
 
 def refuse_small(rows: int) -> None:
@@ -361,7 +382,7 @@ def _scatter(adding: _Adding, wish: Wish, seed: int, rank: int) -> None:
     old_target, old_source = adding.pairs(TRAIN)
     masked = len(np.intersect1d(targets, sources)) if axes.shared else 0
     room = len(targets) * len(sources) - masked
-    wanted = min(wish.pairs(len(axes.target_ids), len(axes.source_ids)), room) - len(old_target)
+    wanted = min(wish.scattered(len(axes.target_ids), len(axes.source_ids)), room) - len(old_target)
     if wanted <= 0:
         return
     random = generator(seed, "scatter", str(rank))

@@ -17,16 +17,17 @@ from nncift.errors import DataError, UsageError
 from nncift.existing import VECTORS as EXISTING
 from nncift.existing import load_existing
 from nncift.files import write_json
+from nncift.fitting import predict
 from nncift.ground import ground_of, refuse_unfit
 from nncift.labels import LabelStore
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE
 from nncift.rows import SCORE
 from nncift.rundir import MANIFEST, SUMMARY, RunDir
-from nncift.stages import Vectors, predict
 from nncift.student.model import Student
 from nncift.table import FILE as ROWS
 from nncift.table import Rows
+from nncift.vectors import VectorFiles, Vectors
 from nncift.wishes import Wishes
 
 Floats = npt.NDArray[np.float32]
@@ -57,8 +58,8 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         refuse_unfit(str(settings.objective), **sets)
         wishes = Wishes.read(settings)
         wishes.check(rows)
-        vectors = _vectors(run, axes)
-        settled = wishes.settle(rows, vectors.sources)
+        vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
+        settled = wishes.settle(rows, vectors.text)
         ground = partial(_ground, directory, settings, rows, labels, vectors, shared=not target and not pointwise)
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         told: dict[str, Any]
@@ -125,22 +126,6 @@ def _ground(
         vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),
         load_existing(directory) if settings.objective == "flcg" else None, shared=shared,
     )  # fmt: skip
-
-
-def _vectors(run: Path, axes: LabelledPairs) -> Vectors:
-    """Return the embeddings on the axes of the labels."""
-    told = RunDir(run, RunSettings()).read_json("embeddings.json", {})
-    try:
-        found: Floats = np.load(run / "embeddings.npy", allow_pickle=False)
-        place = {item: row for row, item in enumerate(told["ids"])}
-        sources = found[[place[item] for item in axes.source_ids]]
-        if axes.target_ids == SCORE:
-            return Vectors(np.zeros((1, 0), np.float32), sources, 0)
-        return Vectors(found[[place[item] for item in axes.target_ids]], sources, 0)
-    except (OSError, ValueError, EOFError, KeyError, IndexError, TypeError) as error:
-        raise DataError(
-            f"the embeddings of {str(run)!r} cannot be read ({error}); run the same `nncift run` again"
-        ) from error
 
 
 def _refuse_other_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:

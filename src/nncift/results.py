@@ -52,6 +52,10 @@ def finish(
         "selected": len(subset),
         "teacher": settings.teacher,
         "student": settings.student,
+        "features": settings.features,
+        "gate": fidelity["gate"],
+        "growth": fidelity["growth"],
+        "pair_interval": fidelity["pair_interval"],
         "plan": settings.plan,
         "labels": labelling.counts(),
         "fidelity": fidelity["fidelity"],
@@ -71,9 +75,10 @@ def _ledger(work: Work, labels: Labelling) -> dict[str, Any]:
     stages = {name: cost.to_json() for name, cost in work.directory.costs().items()}
     labelling = stages["label"]
     passes = labelling["model_passes"]
+    # Hidden states of the teacher's own model are passes of it too.
     if work.settings.encoder == "lm":
-        # Hidden states of the teacher's own model are passes of it too.
         passes += stages["embed"]["model_passes"]
+    passes += stages.get("probe", {}).get("model_passes", 0)
     full = labels.full_passes()
     return {
         "stages": stages,

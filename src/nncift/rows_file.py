@@ -1,8 +1,11 @@
-"""`rows.parquet` of a run: every usable row of both axes as it was read, so that a finished run explains itself alone."""
+"""`rows.parquet` of a run: every usable row of both axes as it was read, so that a finished run explains itself alone.
+
+`nncift select` reads it too, as `table.Rows`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +16,30 @@ from nncift.errors import DataError
 from nncift.files import atomic, fingerprint
 
 NAME = "rows.parquet"
-COLUMNS = ("id", "source", "line", "turns", "prompt_chars", "response_chars", "raw")
 MARK = b"nncift.rows"
 
 
-def write_rows_file(folder: Path, sources: Examples, targets: Examples | None) -> None:
-    """Write the rows, sources first; a file that holds the same rows already stays as it is."""
+def write_rows_file(folder: Path, sources: Examples, targets: Examples | None, tokens: Mapping[str, int]) -> None:
+    """Write the rows, sources first; a file that holds the same rows already stays as it is.
+
+    tokens: of each source as a whole; none are known where the mapping is empty.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / NAME
-    key = fingerprint(*([row.id, row.source, row.raw] for part in (sources, targets or ()) for row in part)).encode()
+    rows = [(axis, row) for axis, part in (("source", sources), ("target", targets or ())) for row in part]
+    key = fingerprint(*([axis, row.id, row.source, row.raw, tokens.get(row.id)] for axis, row in rows)).encode()
     if path.exists() and _mark(path) == key:
         return
-    rows = [(axis, row) for axis, part in (("source", sources), ("target", targets or ())) for row in part]
     table = pa.table(
         {
             "axis": [axis for axis, _ in rows],
             "id": [row.id for _, row in rows],
             "source": [row.source for _, row in rows],
             "line": pa.array([row.line for _, row in rows], pa.int64()),
+            "content": [row.content_hash for _, row in rows],
+            "tokens": pa.array([tokens.get(row.id) for _, row in rows], pa.int64()),
             "turns": pa.array([len(row.messages) + 1 for _, row in rows], pa.int32()),
             "prompt_chars": pa.array([len(row.prompt) for _, row in rows], pa.int64()),
             "response_chars": pa.array([len(row.response) for _, row in rows], pa.int64()),

@@ -11,36 +11,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nncift import subtasks
-from nncift.config import EncoderSettings, LabelSettings, RunSettings, StudentSettings, TeacherSettings
+from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.data import Examples
 from nncift.data.examples import Rejection
-from nncift.encode import EmbeddingCache, Encoder, create
-from nncift.errors import DataError, ResourceError, UsageError
-from nncift.evaluate.fidelity import measure
+from nncift.encode import Embedded, EmbeddingCache, Encoder, create
+from nncift.errors import DataError, UsageError
 from nncift.files import atomic, fingerprint, write_json
 from nncift.ground import default_objective, refuse_unfit
-from nncift.labelling import Axes, Labelling, open_labels
-from nncift.labels import combine
+from nncift.labelling import Axes, Labelling, PairLabelling, open_labels
 from nncift.lm import CausalLM
-from nncift.memory import free_memory
-from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.pairs import LabelledPairs
 from nncift.plan import LabelPlan, Wish, parse_labels, refuse_small
+from nncift.probe import Probe, features_of
 from nncift.progress import Progress, silent
 from nncift.rows import SCORE, RowPlan
-from nncift.rundir import RunDir
-from nncift.seeds import derive
-from nncift.student.model import Student, hybrid_matrix
+from nncift.rundir import RunDir, Stage
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher
+from nncift.vectors import VectorFiles, Vectors
 from nncift.wishes import Wishes
 
-Floats = npt.NDArray[np.float32]
 FEWEST_TARGETS = 3
 TEACHER = "labels/teacher.json"
-QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
 
 
 @dataclass
@@ -63,15 +57,6 @@ class Work:
     def labels(self) -> Labelling:
         """Return the run's labels as they are on disk."""
         return open_labels(self.directory.file("labels"), self.teacher)
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Embeddings of both axes, `(n_targets, dim)` and `(n_sources, dim)`; a pointwise teacher's target has dim 0."""
-
-    targets: Floats
-    sources: Floats
-    truncated: int
 
 
 def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> tuple[Axes, tuple[Rejection, ...]]:
@@ -141,13 +126,16 @@ def refuse_impossible(
     `topk` for pointwise teachers, `flcg` with an existing set, `fl2mi` with a target set, else `fl`. Raises DataError for too
     few rows, UsageError and InfeasibleError for labels, budgets, rules, and plans or objectives that do not fit.
     """
-    parse_labels(settings.labels)
+    if settings.labels != "auto":
+        parse_labels(settings.labels)
     refuse_small(len(pool))
     Wishes.read(settings).check(Rows.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
     plan = settings.plan or ("rows" if by_row else "scatter")
     if by_row != (plan == "rows"):
-        fitting = "rows, since it is paid by the row" if by_row else "block or scatter, since it is paid by the pair"
+        fitting = (
+            "rows, since it is paid by the row" if by_row else "scatter, active or block, since it is paid by the pair"
+        )
         raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
     aimed = bool(settings.target) or target is not None
     if aimed and pointwise:
@@ -164,9 +152,9 @@ def refuse_impossible(
 
 
 def embed(work: Work, axes: Axes) -> Vectors:
-    """Return the vectors of all rows.
+    """Return the vectors of all rows: embeddings, and what a probe finds where the student is to read it.
 
-    Raises DataError where those of an earlier session cannot be read.
+    Raises DataError where those of an earlier session cannot be read, UsageError for a probe without a language model.
     """
     vectors_file = work.directory.file("embeddings.npy")
     # An encoder given as an object may differ from the one that its name stands for.
@@ -189,19 +177,43 @@ def embed(work: Work, axes: Axes) -> Vectors:
                 "tokens": _token_counts(work.teacher, rows, embedded.counts),
             }  # fmt: skip
             write_json(work.directory.file("embeddings.json"), about)
-    about = work.directory.read_json("embeddings.json")
-    try:
-        vectors: Floats = np.load(vectors_file, allow_pickle=False)
-        place = {item: row for row, item in enumerate(about["ids"])}
-        # The vectors lie in the order of the session that made them.
-        sources = vectors[[place[item] for item in axes.sources.ids]]
-        if axes.pointwise:
-            targets = np.zeros((1, 0), np.float32)
-        else:
-            targets = sources if axes.targets is None else vectors[[place[item] for item in axes.targets.ids]]
-        return Vectors(targets, sources, int(about["truncated"]))
-    except (ValueError, EOFError, KeyError, IndexError, TypeError) as error:
-        raise DataError(f"{str(vectors_file)!r} is damaged ({error}); delete it and run again") from error
+    _probe(work, rows)
+    return VectorFiles(work.directory.path).on(axes.target_ids, axes.sources.ids)
+
+
+def _probe(work: Work, rows: Examples) -> None:
+    """Ask the teacher's model once about every row, where the student is to read that."""
+    if work.settings.features != "probe":
+        return
+    left = ("probe.npy", "probe.json")
+    key = work.key("probe", work.keys["embed"], work.settings.part(TeacherSettings))
+    with work.directory.stage("probe", key, left) as stage:
+        if not stage.done:
+            found = probed(work, rows, stage)
+            with atomic(work.directory.file("probe.npy")) as part, part.open("wb") as stream:
+                np.save(stream, found.vectors, allow_pickle=False)
+            asked = probe_of(work)
+            about = {
+                "ids": rows.ids,
+                "views": asked.views.to_json(),
+                "probe": asked.describe(),
+                "truncated": found.truncated,
+            }
+            write_json(work.directory.file("probe.json"), about)
+
+
+def probed(work: Work, rows: Examples, stage: Stage) -> Embedded:
+    """Return what the probe finds of rows, its passes charged to a stage."""
+    with work.progress("probing rows", len(rows)) as advance:
+        found = features_of(probe_of(work), rows, advance)
+    stage.cost.model_tokens += found.tokens
+    stage.cost.model_passes += found.fresh
+    return found
+
+
+def probe_of(work: Work) -> Probe:
+    """Return the probe of the teacher's model. Raises UsageError where the teacher has none."""
+    return Probe(language_model(work.teacher, "--features probe"), work.settings.template)
 
 
 def token_counts(work: Work, rows: Examples) -> dict[str, int] | None:
@@ -227,8 +239,15 @@ def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
     before; DataError where too few rows are usable.
     """
     settings = work.settings
+    # What an active plan asks next depends on what its student reads.
+    reads = [settings.part(EncoderSettings), settings.features] if settings.plan == "active" else []
     key = work.key(
-        "label", _identity(axes.rows), settings.part(LabelSettings), settings.part(TeacherSettings), settings.seed
+        "label",
+        _identity(axes.rows),
+        settings.part(LabelSettings),
+        settings.part(TeacherSettings),
+        settings.seed,
+        *reads,
     )
     labelling = work.labels()
     if work.directory.is_done("label", key):
@@ -249,95 +268,25 @@ def wish_of(settings: RunSettings) -> Wish:
     return Wish(share, count, settings.plan or "scatter", settings.test_items, settings.validation_items)
 
 
-def label(work: Work, axes: Axes, plan: LabelPlan | RowPlan | None) -> dict[str, LabelledPairs]:
-    """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split."""
-    labelling, rows = work.labels(), axes.rows
+def label(work: Work, axes: Axes, plan: LabelPlan | RowPlan | None, vectors: Vectors) -> dict[str, LabelledPairs]:
+    """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split.
+
+    An active plan grows round by round, from the labels that are there and the vectors.
+    """
+    labelling, rows, settings = work.labels(), axes.rows, work.settings
     with work.directory.stage("label", work.keys["label"]) as stage:
-        if not stage.done and plan is not None:
+        before = None
+        while not stage.done and plan is not None:
             write_json(work.directory.file(TEACHER), dict(work.teacher.describe()))
             spent = labelling.compute(plan, lambda ids: _prepare(work, rows.subset(ids)), work.progress)
+            before = spent.seconds_before if before is None else before
             # What a killed session had labelled is known from its chunks alone; this session's time is added on leaving.
-            stage.cost.seconds = max(stage.cost.seconds, spent.seconds_before)
+            stage.cost.seconds = max(stage.cost.seconds, before)
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
+            plan = None
+            if settings.plan == "active" and isinstance(labelling, PairLabelling):
+                plan = labelling.after(wish_of(settings), vectors, settings.seed)
     return labelling.utilities()
-
-
-def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
-    """Train the student, measure its fidelity beside the baselines, and save both."""
-    settings = work.settings
-    key = work.key("fit", work.keys["label"], work.keys["embed"], settings.part(StudentSettings), settings.seed)
-    folder = work.directory.file("student")
-    left = ("student/student.json", "student/student.safetensors", "fidelity.json")
-    with work.directory.stage("fit", key, left) as stage:
-        if not stage.done:
-            from nncift.student.fit import RECIPES, fit
-
-            recipe = RECIPES[settings.recipe]
-            with work.progress("fitting the student", recipe.epochs) as advance:
-                fitted = fit(
-                    labels["train"], labels["validation"], vectors.targets, vectors.sources, recipe=recipe,
-                    seed=derive(settings.seed, "student"), advance=lambda epoch: advance(1),
-                )  # fmt: skip
-            student, told = _measured(work, fitted.student, vectors, labels)
-            told["course"] = {
-                "epochs": len(fitted.train_loss), "best_epoch": fitted.best_epoch,
-                "train_mse": [_number(x) for x in fitted.train_loss],
-                "validation_mse": [_number(x) for x in fitted.validation_loss],
-            }  # fmt: skip
-            student.save(folder)
-            write_json(work.directory.file("fidelity.json"), told)
-    return Student.load(folder), work.directory.read_json("fidelity.json")
-
-
-def predict(
-    student: Student,
-    vectors: Vectors,
-    labels: dict[str, LabelledPairs],
-    *,
-    shared: bool,
-    subtask_of: Mapping[str, str] | None = None,
-) -> UtilityMatrix:
-    """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
-
-    subtask_of: each target's subtask; then what is left is one target, the subtask that a source helps most. Raises
-    ResourceError where it does not fit in memory.
-    """
-    needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
-    free = free_memory()
-    if free is not None and needed > free:
-        raise ResourceError(
-            f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
-            f"copy, and {free / 1e9:.1f} GB are free; use --limit, or a machine with more memory"
-        )
-    targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
-    matrix = hybrid_matrix(student, targets, sources, combine(labels), shared=shared)
-    return matrix if subtask_of is None else subtasks.best_subtask(matrix, subtask_of)
-
-
-def _measured(
-    work: Work, student: Student, vectors: Vectors, labels: dict[str, LabelledPairs]
-) -> tuple[Student, dict[str, Any]]:
-    """Return the student with all it needs to score alone, and its fidelity as JSON."""
-    from nncift.evaluate.baselines import fit_baselines, predict_quadrants
-    from nncift.evaluate.intervals import interval_of_mean_utility
-
-    targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
-    # A pointwise teacher has seen and unseen rows, and no quadrants in between.
-    quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
-    fitted = fit_baselines(labels["train"], labels["validation"], vectors.targets, vectors.sources)
-    predictions = predict_quadrants(fitted, quadrants)
-    predictions["student"] = {name: student.predict_pairs(pairs, targets, sources) for name, pairs in quadrants.items()}
-    train_mean = float(quadrants["q1"].value.mean(dtype=np.float64))
-    fidelity = measure(quadrants, predictions, train_mean, derive(work.settings.seed, "fidelity"))
-    held_out = combine(labels, ("validation", "test")).present()
-    interval = interval_of_mean_utility(held_out, student.predict_pairs(held_out, targets, sources))
-    encoder = work.directory.read_json("embeddings.json")["encoder"]
-    about = {"teacher": work.teacher.name, "model": work.settings.model, "interval": interval.note()}
-    whole = Student(
-        student.network, student.weights, student.mean, student.scale, encoder, targets, interval.half_width, about
-    )
-    told = {**fidelity.to_json(), "train_mean": train_mean, "interval": interval.note()}
-    return whole, told
 
 
 def _prepare(work: Work, rows: Examples) -> None:
@@ -395,13 +344,9 @@ def _refuse_other_teacher(work: Work) -> None:
         )
 
 
-def language_model(teacher: Teacher | RowTeacher) -> CausalLM:
-    """Return the teacher's language model. Raises UsageError where it has none."""
-    lm = getattr(teacher, "lm", None)
+def language_model(teacher: Teacher | RowTeacher, wish: str = "--encoder lm") -> CausalLM:
+    """Return the teacher's language model. Raises UsageError, naming the wish, where it has none."""
+    lm = getattr(teacher, "lm", None) or getattr(getattr(teacher, "reader", None), "lm", None)
     if not isinstance(lm, CausalLM):
-        raise UsageError(f"--encoder lm needs a teacher with a language model; {teacher.name} has none")
+        raise UsageError(f"{wish} needs a teacher with a language model; {teacher.name} has none")
     return lm
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else round(value, 8)

@@ -11,9 +11,10 @@ from typing import Any
 
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
-from nncift.files import atomic
+from nncift.rows_file import NAME as FILE
 
-FILE = "rows.parquet"
+__all__ = ["FILE", "Rows"]
+
 _TEXTS = ("id", "source", "content", "raw")
 
 
@@ -79,32 +80,21 @@ class Rows:
         tokens = None if self.tokens is None else tuple(self.tokens[i] for i in keep)
         return Rows(ids, sources, content, tuple(self.length[i] for i in keep), raw, tokens)
 
-    def save(self, path: Path) -> None:
-        """Write Parquet."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = {
-            "id": pa.array(self.ids, pa.string()), "source": pa.array(self.sources, pa.string()),
-            "content": pa.array(self.content, pa.string()), "length": pa.array(self.length, pa.int64()),
-            "tokens": pa.array(self.tokens or [None] * len(self.ids), pa.int64()), "raw": pa.array(self.raw, pa.string()),
-        }  # fmt: skip
-        with atomic(path) as part:
-            pq.write_table(pa.table(columns), part, compression="zstd")
-
     @classmethod
     def load(cls, path: Path) -> Rows:
-        """Read what `save` wrote. Raises DataError where it is missing or damaged."""
+        """Read the sources of a run's rows file (`rows_file`). Raises DataError where it is missing or damaged."""
         import pyarrow as pa
+        import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         try:
             table = pq.read_table(path)
+            table = table.filter(pc.equal(table["axis"], "source"))
             texts = {name: tuple(table[name].to_pylist()) for name in _TEXTS}
             tokens: Sequence[int | None] = table["tokens"].to_pylist()
             counted = tuple(n for n in tokens if n is not None)
             return cls(
-                texts["id"], texts["source"], texts["content"], tuple(table["length"].to_pylist()), texts["raw"],
+                texts["id"], texts["source"], texts["content"], tuple(table["response_chars"].to_pylist()), texts["raw"],
                 counted if len(counted) == len(tokens) else None,
             )  # fmt: skip
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:

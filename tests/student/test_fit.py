@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -6,10 +6,33 @@ import torch
 
 from nncift.errors import DataError
 from nncift.pairs import LabelledPairs
-from nncift.student.fit import RECIPES, PaperNetwork, Recipe, fit
+from nncift.student import fit as fitting
+from nncift.student.fit import RECIPES, PaperNetwork, Recipe
+from nncift.student.model import Student
+from nncift.student.networks import Lesson
+from nncift.student.views import Views
 
 Array = np.ndarray
 QUICK = Recipe(learning_rate=3e-3, epochs=60, batch=64, patience=10)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    student: Student
+    train_loss: list[float]
+    validation_loss: list[float]
+    best_epoch: int
+
+
+def fit(
+    train: LabelledPairs, validation: LabelledPairs, targets: Array, sources: Array, *, recipe: Recipe, seed: int,
+    hidden: int = 100,
+) -> Fitted:  # fmt: skip
+    lesson = Lesson(train, validation, targets, sources, Views.of({"text": sources.shape[1]}))
+    learned = fitting.fit(lesson, recipe=recipe, seed=seed, hidden=hidden)
+    student = Student("paper", learned.weights, learned.mean, learned.scale)
+    course = learned.course
+    return Fitted(student, course["train_mse"], course["validation_mse"], course["best_epoch"])
 
 
 def unit(n: int, dim: int, seed: int) -> Array:

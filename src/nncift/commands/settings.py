@@ -12,6 +12,7 @@ import yaml
 from nncift.config import (
     DataSettings,
     EncoderSettings,
+    GateSettings,
     LabelSettings,
     RunSettings,
     SelectSettings,
@@ -19,7 +20,7 @@ from nncift.config import (
     TeacherSettings,
 )
 
-PARTS = (DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, SelectSettings)
+PARTS = (DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, GateSettings, SelectSettings)
 WITHOUT_FLAG = {
     "pool": "Files of instruction examples, or hub:org/name[:split].",
     "test_items": "Rows held out on each axis to measure fidelity.",

@@ -6,7 +6,6 @@ embeddings alone, the full teacher, and an oracle that knows every row's skill a
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from nncift.demo import model_path
 from nncift.demo.world import Truth, make_world, read_truth
 from nncift.evaluate.metrics import skill
 from nncift.files import fingerprint, write_json
+from nncift.finished import FinishedRun
 from nncift.pairs import UtilityMatrix
 from nncift.pipeline import execute, read_pool
 from nncift.progress import Progress, silent
@@ -63,7 +63,9 @@ def play(
     began = time.perf_counter()
     true = true_matrix(teacher, pool, folder / "truth", progress)
     seconds = time.perf_counter() - began
-    truth = judge(true, pool, read_truth(files.truth), run.subset.ids, _vectors(folder / "run", true.source_ids), seed)
+    truth = judge(
+        true, pool, read_truth(files.truth), run.subset.ids, FinishedRun(folder / "run").vectors(true.source_ids), seed
+    )
     truth["seconds"] = round(seconds, 2)
     told = {**run.summary, "truth": truth}
     write_report(run.path, truth)
@@ -148,13 +150,6 @@ def oracle(pool: Examples, known: Mapping[str, Truth], budget: int) -> list[str]
             ranked.append((rounds[truth.skill], -size[truth.skill], truth.skill, example.id))
             rounds[truth.skill] += 1
     return [item for *_, item in sorted(ranked)[:budget]]
-
-
-def _vectors(run: Path, ids: Sequence[str]) -> np.ndarray[Any, Any]:
-    """Return the run's embeddings in the order of these ids."""
-    place = {item: row for row, item in enumerate(json.loads((run / "embeddings.json").read_text("utf-8"))["ids"])}
-    vectors: np.ndarray[Any, Any] = np.load(run / "embeddings.npy", allow_pickle=False)
-    return vectors[[place[item] for item in ids]]
 
 
 def _mean(values: Any) -> float:

@@ -9,6 +9,8 @@ NAMES = {
     "additive": "the additive baseline",
     "mean": "the training mean",
     "hidden": "cosine similarity of the hidden states",
+    "output": "cosine similarity of the output gradients",
+    "sum": "the sum of all similarities",
     "ridge": "ridge on the product of the embeddings",
 }
 METRICS = {"spearman": "Spearman correlation", "r2": "R^2"}

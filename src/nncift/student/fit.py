@@ -1,4 +1,4 @@
-"""Training the student on labelled pairs (method.md 2).
+"""Training the paper's network on labelled pairs (method.md 2).
 
 Two recipes. `paper`: the published settings, raw labels, 20 epochs, no validation. `default`: standardised labels, early
 stop on the loss over pairs of held-out items. Both train the factorised network: a batch projects each of its examples
@@ -17,7 +17,7 @@ import torch
 
 from nncift.errors import DataError
 from nncift.pairs import LabelledPairs
-from nncift.student.model import Student
+from nncift.student.networks import Learned, Lesson
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,16 +54,6 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A trained student and its course: mean squared error per epoch in label units, and the epoch that was kept."""
-
-    student: Student
-    train_loss: tuple[float, ...]
-    validation_loss: tuple[float, ...]
-    best_epoch: int
-
-
 class PaperNetwork(torch.nn.Module):
     """`v relu(W [e_t ; e_s] + b) + c`, with `W` kept as its two halves (NN-CIFT, InfluenceNetwork)."""
 
@@ -91,22 +81,15 @@ class PaperNetwork(torch.nn.Module):
 
 
 def fit(
-    train: LabelledPairs,
-    validation: LabelledPairs,
-    target_vectors: Floats,
-    source_vectors: Floats,
-    *,
-    recipe: Recipe,
-    seed: int,
-    hidden: int = 100,
-    advance: Callable[[int], None] = lambda epoch: None,
-) -> Fitted:
-    """Train a network on labelled pairs; vectors lie on the axes of the pairs. Pairs without a value are left out.
+    lesson: Lesson, *, recipe: Recipe, seed: int, hidden: int = 100, advance: Callable[[int], None] = lambda epoch: None
+) -> Learned:
+    """Train a network on a lesson. Pairs without a value are left out.
 
     Deterministic from the seed on one machine. Raises DataError where no training pair has a value, or where a recipe
     with early stopping has no validation pair.
     """
-    train, validation = train.present(), validation.present()
+    train, validation = lesson.train.present(), lesson.validation.present()
+    target_vectors, source_vectors = lesson.targets, lesson.sources
     if not len(train):
         raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
     if recipe.patience is not None and not len(validation):
@@ -130,8 +113,13 @@ def fit(
                 best, best_epoch, kept = loss, epoch, _weights(network)
             elif epoch - best_epoch >= recipe.patience:
                 break
-    student = Student("paper", kept, mean, scale)
-    return Fitted(student, tuple(courses[0]), tuple(courses[1]), best_epoch)
+    course = {
+        "epochs": len(courses[0]),
+        "best_epoch": best_epoch,
+        "train_mse": [_number(loss) for loss in courses[0]],
+        "validation_mse": [_number(loss) for loss in courses[1]],
+    }
+    return Learned(kept, mean, scale, course)
 
 
 def _epoch(
@@ -180,3 +168,7 @@ def _scaling(values: Floats) -> tuple[float, float]:
 
 def _weights(network: torch.nn.Module) -> dict[str, Floats]:
     return {name: value.detach().numpy().copy() for name, value in network.named_parameters()}
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else round(value, 8)

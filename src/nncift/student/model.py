@@ -1,7 +1,7 @@
 """A trained student: its weights, label scaling and fingerprints; it projects, predicts, scores, saves and loads.
 
-Nothing here needs torch: a pair is a few steps over two projections (method.md 2, exact factorisation). On disk a student
-is `student.safetensors` and `student.json`.
+Nothing here needs torch: a pair is a few steps over two projections (method.md 2, exact factorisation), which its network
+(`student.networks`) takes. On disk a student is `student.safetensors` and `student.json`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,10 @@ from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json
 from nncift.pairs import Pairs, UtilityMatrix
-from nncift.student.kernels import relu_block, relu_pairs
+from nncift.student.networks import Network, network
+from nncift.student.views import TEXT, Views
 
 Floats = npt.NDArray[np.float32]
-SHAPES = {
-    "target_weight": ("target_dim", "hidden"),
-    "source_weight": ("source_dim", "hidden"),
-    "hidden_bias": ("hidden",),
-    "output_weight": ("hidden",),
-    "output_bias": (),
-}
 SCORE_BLOCK = 1 << 24
 
 
@@ -49,11 +44,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class Student:
-    """The InfluenceNetwork `v relu(W_t e_t + W_s e_s + b) + c`, in units of the labels after `mean` and `scale`.
+    """A network with its weights, in units of the labels after `mean` and `scale`.
 
-    weights: named arrays, see SHAPES. mean, scale: of the training labels; a prediction is `output * scale + mean`.
-    encoder: description of the encoder whose vectors it reads. targets: projections of the run's targets
-    `(n_targets, hidden)`, which scores average over. half_width: of the 90 % interval of a new row's score.
+    network: its name, see `student.networks`. weights: named float32 arrays. mean, scale: of the training labels; a prediction
+    is `output * scale + mean`. encoder: description of the encoder whose vectors it reads. targets: projections of the run's
+    targets `(n_targets, width)`, which scores average over. half_width: of the 90 % interval of a new row's score.
+    views: what its vectors consist of; None = the embedding alone. probe: description of the probe whose features it reads
+    beside the embedding; None = text alone.
     """
 
     network: str
@@ -64,6 +61,13 @@ class Student:
     targets: Floats | None = None
     half_width: float | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    views: Views | None = None
+    probe: Mapping[str, Any] | None = None
+
+    @cached_property
+    def net(self) -> Network:
+        """The network. Raises UsageError for an unknown name, DataError for weights that do not fit."""
+        return network(self.network)(self.weights, self.mean, self.scale, self.views)
 
     @property
     def parameters(self) -> int:
@@ -71,20 +75,24 @@ class Student:
         return sum(int(array.size) for array in self.weights.values())
 
     def project_targets(self, vectors: Floats) -> Floats:
-        """Return `(n_targets, hidden)`: what a pair needs of its target, the hidden bias included."""
-        return np.asarray(vectors @ self.weights["target_weight"] + self.weights["hidden_bias"], np.float32)
+        """Return `(n_targets, width)`: what a pair needs of its target."""
+        return self.net.project_targets(vectors)
 
     def project_sources(self, vectors: Floats) -> Floats:
-        """Return `(n_sources, hidden)`: what a pair needs of its source."""
-        return np.asarray(vectors @ self.weights["source_weight"], np.float32)
+        """Return `(n_sources, width)`: what a pair needs of its source."""
+        return self.net.project_sources(vectors)
 
     def predict_pairs(self, pairs: Pairs, targets: Floats, sources: Floats) -> Floats:
         """Return `(n_pairs,)` predictions; targets and sources are projections on the axes of the pairs."""
-        return relu_pairs(targets, sources, pairs.target, pairs.source, *self._output())
+        return self.net.pairs(targets, sources, pairs.target, pairs.source)
 
     def predict_block(self, targets: Floats, sources: Floats) -> Floats:
         """Return predictions `(n_targets, n_sources)` for all pairs of two sets of projections, in Fortran order."""
-        return relu_block(targets, sources, *self._output()).T
+        return self.net.block(targets, sources)
+
+    def text_of(self, vectors: Floats) -> Floats:
+        """Return the embeddings among the vectors that this student reads."""
+        return vectors if self.views is None else self.views.take(vectors, TEXT)
 
     def mean_per_source(self, sources: Floats) -> npt.NDArray[np.float64]:
         """Return the mean prediction of each source over the run's targets, `(n_sources,)`, block by block."""
@@ -97,9 +105,9 @@ class Student:
         return np.concatenate(parts) if parts else np.empty(0)
 
     def score(self, examples: Examples, *, encoder: Encoder | None = None, device: str = "auto") -> Scores:
-        """Score new rows from their text alone; no language model is loaded unless it was the encoder.
+        """Score new rows: from their text alone, or with one pass of the teacher's model per row where the student reads a probe.
 
-        Raises UsageError where the encoder at hand is not the one that the student was trained with.
+        Raises UsageError where encoder or model at hand are not those that the student was trained with.
         """
         if encoder is None:
             encoder = create(str(self.encoder["encoder"]), device=device, load_lm=self._load_lm)
@@ -108,6 +116,10 @@ class Student:
                 f"this student reads vectors of {dict(self.encoder)}; the encoder at hand is {dict(encoder.describe())}"
             )
         vectors = EmbeddingCache(encoder).embed([example.text for example in examples]).vectors
+        if self.probe is not None:
+            from nncift.probe import features_of, probe_like
+
+            vectors = np.concatenate([vectors, features_of(probe_like(self.probe, device), examples).vectors], axis=1)
         score = self.mean_per_source(self.project_sources(vectors))
         width = self.half_width
         return Scores(
@@ -128,7 +140,8 @@ class Student:
         described = {
             "network": self.network, "mean": self.mean, "scale": self.scale, "encoder": dict(self.encoder),
             "half_width": self.half_width, "parameters": self.parameters, "about": dict(self.about),
-            "sha256": digest,
+            "views": None if self.views is None else self.views.to_json(),
+            "probe": None if self.probe is None else dict(self.probe), "sha256": digest,
         }  # fmt: skip
         write_json(folder / "student.json", described)
 
@@ -147,17 +160,21 @@ class Student:
             targets = arrays.pop("projected_targets", None)
             student = cls(
                 told["network"], arrays, float(told["mean"]), float(told["scale"]), dict(told["encoder"]), targets,
-                told["half_width"], dict(told["about"]),
+                told["half_width"], dict(told["about"]), None if told["views"] is None else Views.of(told["views"]),
+                told["probe"],
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise DataError(f"there is no readable student in {str(path)!r}: {_reason(error)}") from error
-        _check_shapes(student, path)
+        try:
+            width = student.net.width
+        except (DataError, UsageError) as error:
+            raise DataError(f"the student in {str(path)!r} cannot be used: {error}") from error
+        stored = student.targets
+        if stored is not None and (stored.dtype != np.float32 or stored.ndim != 2 or stored.shape[1] != width):
+            raise DataError(
+                f"the student in {str(path)!r} has projected_targets of shape {stored.shape}, expected (targets, {width})"
+            )
         return student
-
-    def _output(self) -> tuple[Floats, float]:
-        """Return the output layer in label units."""
-        weight = self.weights["output_weight"] * np.float32(self.scale)
-        return weight, float(self.weights["output_bias"]) * self.scale + self.mean
 
     def _targets(self) -> Floats:
         if self.targets is None:
@@ -180,21 +197,6 @@ def _digest(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _check_shapes(student: Student, path: Path) -> None:
-    """Refuse arrays that do not agree: compiled code would read beyond their ends."""
-    arrays, shapes = dict(student.weights), dict(SHAPES)
-    if student.targets is not None:
-        arrays["projected_targets"], shapes["projected_targets"] = student.targets, ("targets", "hidden")
-    sizes: dict[str, int] = {}
-    for name, axes in shapes.items():
-        found = arrays[name].shape if name in arrays and arrays[name].dtype == np.float32 else None
-        expected = found is not None and len(found) == len(axes)
-        if expected and found is not None:
-            expected = all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, found, strict=True))
-        if not expected:
-            raise DataError(f"the student in {str(path)!r} has {name} of shape {found}, expected {axes} to agree")
 
 
 def hybrid_matrix(student: Student, targets: Floats, sources: Floats, known: Any, *, shared: bool) -> UtilityMatrix:

@@ -1,0 +1,158 @@
+"""The student's stages: train it, measure it beside what is free, use the better one, and predict (method.md 2).
+
+The gate: where a free similarity selects clearly better on held-out items than the student that was asked for, selection and
+scores use that similarity, and the run says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift import subtasks
+from nncift.config import StudentSettings
+from nncift.errors import ResourceError, UsageError
+from nncift.files import write_json
+from nncift.labels import combine
+from nncift.memory import free_memory
+from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.seeds import derive
+from nncift.stages import Work, probe_of
+from nncift.student.model import Student, hybrid_matrix
+from nncift.student.networks import Learned, Lesson, network
+from nncift.student.views import TEXT
+from nncift.vectors import Vectors
+
+QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
+HELD_OUT = ("validation", "test")
+STUDENT = "student"
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A student with its predictions: of pairs by split, `(n_pairs,)` each."""
+
+    student: Student
+    targets: Floats
+    sources: Floats
+
+    @classmethod
+    def of(cls, name: str, learned: Learned, vectors: Vectors) -> Candidate:
+        """Project all items."""
+        student = Student(name, learned.weights, learned.mean, learned.scale, views=vectors.views)
+        return cls(student, student.project_targets(vectors.targets), student.project_sources(vectors.sources))
+
+    def predict(self, pairs: LabelledPairs) -> Floats:
+        """Return predictions `(n_pairs,)`."""
+        return self.student.predict_pairs(pairs, self.targets, self.sources)
+
+
+def refuse_unfit_student(settings: StudentSettings) -> None:
+    """Raise UsageError for an unknown network, and for a recipe that it does not have."""
+    recipes = network(settings.student).recipes
+    if settings.recipe not in recipes:
+        raise UsageError(
+            f"--recipe {settings.recipe} is not one of the student {settings.student}, which has {', '.join(recipes)}; the "
+            "published recipe belongs to --student paper"
+        )
+
+
+def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
+    """Train the student, measure its fidelity beside the baselines, choose by the gate, and save."""
+    settings = work.settings
+    given = [work.keys[name] for name in ("label", "embed", "probe") if name in work.keys]
+    key = work.key("fit", *given, settings.part(StudentSettings), settings.seed)
+    folder = work.directory.file("student")
+    left = ("student/student.json", "student/student.safetensors", "fidelity.json")
+    with work.directory.stage("fit", key, left) as stage:
+        if not stage.done:
+            lesson = Lesson(labels["train"], labels["validation"], vectors.targets, vectors.sources, vectors.views)
+            with work.progress("fitting the student", 0) as advance:
+                learned = network(settings.student).learn(
+                    lesson,
+                    recipe=settings.recipe,
+                    seed=derive(settings.seed, "student"),
+                    advance=lambda step: advance(1),
+                )
+            student, told = _measured(work, learned, lesson, vectors, labels)
+            student.save(folder)
+            write_json(work.directory.file("fidelity.json"), {**told, "course": dict(learned.course)})
+    return Student.load(folder), work.directory.read_json("fidelity.json")
+
+
+def predict(
+    student: Student,
+    vectors: Vectors,
+    labels: dict[str, LabelledPairs],
+    *,
+    shared: bool,
+    subtask_of: Mapping[str, str] | None = None,
+) -> UtilityMatrix:
+    """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
+
+    subtask_of: each target's subtask; then what is left is one target, the subtask that a source helps most. Raises
+    ResourceError where it does not fit in memory.
+    """
+    needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
+    free = free_memory()
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
+            f"copy, and {free / 1e9:.1f} GB are free; use --limit, or a machine with more memory"
+        )
+    targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
+    matrix = hybrid_matrix(student, targets, sources, combine(labels), shared=shared)
+    return matrix if subtask_of is None else subtasks.best_subtask(matrix, subtask_of)
+
+
+def _measured(
+    work: Work, learned: Learned, lesson: Lesson, vectors: Vectors, labels: dict[str, LabelledPairs]
+) -> tuple[Student, dict[str, Any]]:
+    """Return the student that the gate lets through, with all it needs to score alone, and its fidelity as JSON."""
+    from nncift.evaluate.baselines import fit_baselines, predict_quadrants
+    from nncift.evaluate.fidelity import measure
+    from nncift.evaluate.gate import choose
+    from nncift.evaluate.intervals import interval_of_mean_utility, interval_of_pairs
+    from nncift.student.free import free_students
+
+    settings = work.settings
+    candidates = {STUDENT: Candidate.of(settings.student, learned, vectors)}
+    candidates |= {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson).items()}
+    # A pointwise teacher has seen and unseen rows, and no quadrants in between.
+    quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
+    wanted = vectors.targets if not vectors.targets.shape[1] else vectors.views.take(vectors.targets, TEXT)
+    predictions = predict_quadrants(
+        fit_baselines(labels["train"], labels["validation"], wanted, vectors.text), quadrants
+    )
+    predictions |= {
+        name: {quadrant: candidate.predict(pairs) for quadrant, pairs in quadrants.items()}
+        for name, candidate in candidates.items()
+    }
+    train_mean = float(quadrants["q1"].value.mean(dtype=np.float64))
+    fidelity = measure(quadrants, predictions, train_mean, derive(settings.seed, "fidelity"))
+    blocks = [labels[name].present() for name in HELD_OUT]
+    gate = choose(
+        blocks, {name: [of.predict(block) for block in blocks] for name, of in candidates.items()},
+        derive(settings.seed, "gate"), enforced=settings.gate,
+    )  # fmt: skip
+    used = candidates[gate.used]
+    held_out = combine(labels, HELD_OUT).present()
+    scores = interval_of_mean_utility(held_out, used.predict(held_out))
+    pairs = interval_of_pairs(*((block, used.predict(block)) for block in blocks))
+    encoder = work.directory.read_json("embeddings.json")["encoder"]
+    about = {"teacher": work.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
+    whole = replace(
+        used.student, encoder=encoder, targets=used.targets, half_width=scores.half_width, about=about,
+        probe=probe_of(work).describe() if settings.features == "probe" else None,
+    )  # fmt: skip
+    told = {
+        **fidelity.to_json(), "train_mean": train_mean, "interval": scores.note(), "pair_interval": pairs.to_json(),
+        "gate": gate.to_json(), "parameters": used.student.parameters,
+    }  # fmt: skip
+    told["verdicts"] = [*gate.warnings(), *told["verdicts"]]
+    return whole, told

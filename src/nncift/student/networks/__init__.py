@@ -1,0 +1,108 @@
+"""The networks that a student can have, behind one protocol (docs/method.md, section 2).
+
+A network turns every item into a projection, once, and the value of a pair is cheap arithmetic on two projections; no
+concatenated pair is ever built. Other packages add networks as entry points of `nncift.students`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import UsageError
+from nncift.pairs import LabelledPairs
+from nncift.student.views import Views
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
+Weights = Mapping[str, Floats]
+
+NETWORKS: Mapping[str, str] = {
+    "paper": "nncift.student.networks.paper:Paper",
+    "towers": "nncift.student.networks.bilinear:Towers",
+    "product": "nncift.student.networks.bilinear:Product",
+}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a network learns from.
+
+    train, validation: labelled pairs, missing values removed. targets, sources: `(n_targets, dim)` and `(n_sources, dim)` on the
+    axes of the pairs; dim 0 for a pointwise teacher's one target. views: what the vectors consist of.
+    """
+
+    train: LabelledPairs
+    validation: LabelledPairs
+    targets: Floats
+    sources: Floats
+    views: Views
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Weights of a trained network, the labels' mean and scale, and the course of training as JSON."""
+
+    weights: dict[str, Floats]
+    mean: float
+    scale: float
+    course: Mapping[str, Any]
+
+
+class Network(Protocol):
+    """A trained network: made from weights, and from `views` what its vectors consist of.
+
+    Raises DataError on construction where weights are missing or do not fit each other: compiled code would read beyond their
+    ends. A prediction is in units of the labels.
+    """
+
+    recipes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None: ...
+
+    @classmethod
+    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
+        """Train on a lesson; deterministic from the seed on one machine. Raises DataError where labels are too few."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers per projection."""
+        ...
+
+    def project_targets(self, vectors: Floats) -> Floats:
+        """Return `(n_targets, width)`."""
+        ...
+
+    def project_sources(self, vectors: Floats) -> Floats:
+        """Return `(n_sources, width)`."""
+        ...
+
+    def block(self, targets: Floats, sources: Floats) -> Floats:
+        """Return `(n_targets, n_sources)` predictions for all pairs of two sets of projections, in Fortran order."""
+        ...
+
+    def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:
+        """Return `(n_pairs,)` predictions for pairs given by codes into projections."""
+        ...
+
+
+def network(name: str) -> type[Network]:
+    """Return the network registered under a name. Raises UsageError for a name that nobody registered."""
+    known = dict(NETWORKS)
+    if name not in known:
+        known |= {entry.name: entry.value for entry in metadata.entry_points(group="nncift.students")}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(f"--student {name!r} was given; expected one of {', '.join(sorted(known))}{hint}")
+    module, _, attribute = known[name].partition(":")
+    found: type[Network] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,0 +1,155 @@
+"""Bilinear networks: a low-rank product of both items, an additive part for each, and a path from their similarity.
+
+`f(t, s) = u_t . v_s + sum_v p_v(cos_v(t, s))`. u and v are linear in the items' views, and hold the biases of both items too
+(docs/method.md, section 2). For `towers` every p_v is a straight line, so that a prediction is one inner product of two
+projections, and nearest-neighbour search works on them. For `product` it is a polynomial of the cosine, which can single out
+near neighbours. Without labels that say otherwise, what is left is similarity, the free baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from nncift.errors import DataError
+from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
+from nncift.student.networks.shapes import agree
+from nncift.student.similarity import POWERS, add_polynomial, powers_of
+from nncift.student.views import Views, unit
+
+SHAPES = {
+    "target_weight": ("target_dim", "rank"),
+    "target_bias": ("rank",),
+    "source_weight": ("source_dim", "rank"),
+    "source_bias": ("rank",),
+}
+GATHERED = 1 << 15
+"""Pairs whose projections are gathered at once."""
+
+
+class _Bilinear:
+    """What both share. powers: how many powers of a cosine there are."""
+
+    powers: ClassVar[int]
+    recipes: ClassVar[tuple[str, ...]] = ("default",)
+
+    def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None:
+        if views is None:
+            raise DataError("a bilinear student lacks the account of what its vectors consist of (views)")
+        self._views, self._weights = views, weights
+        self._scale, self._mean = np.float32(scale), np.float32(mean)
+        self._alike = tuple(name for name in views.similar if f"{name}_powers" in weights)
+        shapes = dict(SHAPES)
+        for name in self._alike:
+            shapes |= {f"{name}_powers": ("powers",), f"{name}_centre": (name,)}
+        sizes = agree(weights, shapes)
+        wrong = [name for name in self._alike if sizes[name] != _width(views, name)]
+        if wrong or sizes["source_dim"] != views.dim or sizes.get("powers", self.powers) != self.powers:
+            raise DataError(f"a student's weights do not fit its views {views.to_json()}: {sizes}")
+        self.rank = sizes["rank"]
+
+    @classmethod
+    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
+        """Solve the ridge regression of `student.ridge`; the seed changes nothing."""
+        from nncift.student.ridge import solve
+
+        return solve(lesson, powers=cls.powers, advance=advance)
+
+    @property
+    def width(self) -> int:
+        """Numbers per projection: the rank, then the views whose cosines count."""
+        return self.rank + sum(_width(self._views, name) for name in self._alike)
+
+    def project_targets(self, vectors: Floats) -> Floats:
+        """Return `(n_targets, width)`; a pointwise teacher's target has vectors of width 0."""
+        if not vectors.shape[1]:
+            return np.repeat(self._weights["target_bias"][None, :], len(vectors), axis=0)
+        parts = self._units(vectors)
+        towers = parts @ self._weights["target_weight"] + self._weights["target_bias"]
+        return self._joined(towers, parts, fold=True)
+
+    def project_sources(self, vectors: Floats) -> Floats:
+        """Return `(n_sources, width)`."""
+        parts = self._units(vectors)
+        return self._joined(parts @ self._weights["source_weight"] + self._weights["source_bias"], parts, fold=False)
+
+    def block(self, targets: Floats, sources: Floats) -> Floats:
+        """Return `(n_targets, n_sources)` predictions, in Fortran order."""
+        out = sources[:, : self._inner] @ targets[:, : self._inner].T
+        for place, weights in self._curves():
+            add_polynomial(out, sources[:, place] @ targets[:, place].T, weights)
+        out *= self._scale
+        out += self._mean
+        return out.T
+
+    def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:
+        """Return `(n_pairs,)` predictions."""
+        found = np.empty(len(target), np.float32)
+        for start in range(0, len(target), GATHERED):
+            here = slice(start, start + GATHERED)
+            t, s = targets[target[here]], sources[source[here]]
+            total = np.einsum("nd,nd->n", t[:, : self._inner], s[:, : self._inner])
+            for place, weights in self._curves():
+                total += powers_of(np.einsum("nd,nd->n", t[:, place], s[:, place]), len(weights)) @ weights
+            found[here] = total
+        return found * self._scale + self._mean
+
+    @property
+    def _inner(self) -> int:
+        """Leading numbers of a projection that make a plain inner product."""
+        return self.rank
+
+    def _curves(self) -> list[tuple[slice, Floats]]:
+        """Return where each view lies in a projection, with the weights of its cosine's powers."""
+        found, start = [], self.rank
+        for name in self._alike:
+            stop = start + _width(self._views, name)
+            found.append((slice(start, stop), self._weights[f"{name}_powers"]))
+            start = stop
+        return found
+
+    def _units(self, vectors: Floats) -> Floats:
+        """Return the vectors with every view that has a cosine centred and at length 1."""
+        parts = np.array(vectors, np.float32)
+        for name in self._views.similar:
+            place = self._views.place(name)
+            parts[:, place] = unit(parts[:, place], self._weights.get(f"{name}_centre"))
+        return parts
+
+    def _joined(self, towers: Floats, parts: Floats, *, fold: bool) -> Floats:
+        alike = [parts[:, self._views.place(name)] for name in self._alike]
+        return np.asarray(np.concatenate([towers, *alike], axis=1), np.float32)
+
+
+class Towers(_Bilinear):
+    """Two towers: a prediction is one inner product of two projections, scaled and shifted into label units."""
+
+    powers: ClassVar[int] = 1
+
+    @property
+    def _inner(self) -> int:
+        return self.width
+
+    def _curves(self) -> list[tuple[slice, Floats]]:
+        return []
+
+    def _joined(self, towers: Floats, parts: Floats, *, fold: bool) -> Floats:
+        # The straight line's slope goes into the targets.
+        alike = [
+            parts[:, self._views.place(name)] * (self._weights[f"{name}_powers"][0] if fold else np.float32(1))
+            for name in self._alike
+        ]
+        return np.asarray(np.concatenate([towers, *alike], axis=1), np.float32)
+
+
+class Product(_Bilinear):
+    """Towers and polynomials of the cosines."""
+
+    powers: ClassVar[int] = len(POWERS)
+
+
+def _width(views: Views, name: str) -> int:
+    place = views.place(name)
+    return int(place.stop - place.start)

@@ -1,0 +1,233 @@
+"""Training of bilinear networks: one ridge regression, solved in closed form (docs/method.md, section 2).
+
+Items are described by principal components of their views, found over all items at hand, labelled or not. The features of a
+pair are its target's components, its source's, all products of the two, and powers of the cosines. The penalty is chosen on
+pairs of validation items. Cost: linear in pairs, and no epoch, learning rate or seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from nncift.errors import DataError
+from nncift.pairs import LabelledPairs
+from nncift.student.networks import Floats, Learned, Lesson
+from nncift.student.similarity import powers_of
+from nncift.student.views import STATS, TEXT, centre_of, unit
+
+Doubles = npt.NDArray[np.float64]
+
+COMPONENTS = {"text": 16, "hidden": 12, "output": 16, "stats": 8}
+"""Principal components of each view where there are several."""
+
+ALONE = 32
+"""Components where a view is the only one."""
+
+POINTWISE = 128
+"""Components of each view where there are no products of two items."""
+
+WEIGHT = {STATS: 0.7}
+"""Size of a view's components beside the others'; statistics of few tokens are noisy."""
+
+CURVES = 3.0
+"""Size of a cosine's powers beside a product of components, whose squares add up to about 1: they are penalised less."""
+
+PENALTIES = tuple(float(x) for x in np.logspace(-3, 3, 13))
+"""Penalties that validation chooses from, for 10,000 pairs; they grow with the pairs."""
+
+UNVALIDATED = 10.0
+CHUNK = 1 << 13
+
+
+@dataclass(frozen=True)
+class Items:
+    """Both axes as the regression sees them.
+
+    target, source: components `(n, rank)`. target_alike, source_alike: by view, vectors of length 1. weight, bias: the linear map
+    from views to components, `(dim, rank)` and `(rank,)`.
+    """
+
+    target: Floats
+    source: Floats
+    target_alike: dict[str, Floats]
+    source_alike: dict[str, Floats]
+    weight: Floats
+    bias: Floats
+    centres: dict[str, Floats]
+
+
+def solve(lesson: Lesson, *, powers: int, advance: Callable[[int], None] = lambda step: None) -> Learned:
+    """Fit a bilinear network. Raises DataError where no training pair has a label."""
+    train, validation = lesson.train.present(), lesson.validation.present()
+    if not len(train):
+        raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
+    items = describe(lesson)
+    features = _Features(items, powers, pointwise=not lesson.targets.shape[1])
+    mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
+    scale = spread if spread > 0 else 1.0
+    label = (train.value.astype(np.float64) - mean) / scale
+    solved = _Ridge.of(features, train, label, advance)
+    held = (validation.value.astype(np.float64) - mean) / scale
+    weights, offset, penalty, errors = solved.best(features, validation, held)
+    course = {
+        "penalty": penalty,
+        "penalties": list(PENALTIES),
+        "validation_mse": [round(error * scale**2, 8) for error in errors],
+    }
+    return Learned(features.unfolded(weights, offset), mean, scale, course)
+
+
+def describe(lesson: Lesson) -> Items:
+    """Return both axes in principal components over all items."""
+    views, pointwise = lesson.views, not lesson.targets.shape[1]
+    axes = [lesson.sources] if pointwise or lesson.targets is lesson.sources else [lesson.targets, lesson.sources]
+    parts: dict[str, list[Floats]] = {}
+    centres: dict[str, Floats] = {}
+    weight, bias, rank = np.zeros((views.dim, 0), np.float32), np.zeros(0, np.float32), 0
+    for name in views.names:
+        raw = [views.take(axis, name) for axis in axes]
+        if name in views.similar:
+            centres[name] = centre_of(name, raw)
+            raw = [unit(part, centres[name]) for part in raw]
+        parts[name] = raw
+        most = POINTWISE if pointwise else ALONE if len(views.names) == 1 else COMPONENTS.get(name, ALONE)
+        own, shift = _components(np.concatenate(raw), most, WEIGHT.get(name, 1.0) / np.sqrt(len(views.names)))
+        weight = np.concatenate([weight, np.zeros((views.dim, own.shape[1]), np.float32)], axis=1)
+        weight[views.place(name), rank:] = own
+        bias = np.concatenate([bias, shift])
+        rank += own.shape[1]
+    joined = [
+        np.concatenate([parts[name][at] for name in views.names], axis=1) @ weight + bias for at in range(len(axes))
+    ]
+    alike = [{name: parts[name][at] for name in views.similar} for at in range(len(axes))]
+    if pointwise:
+        return Items(np.zeros((len(lesson.targets), 0), np.float32), joined[0], {}, {}, weight, bias, centres)
+    return Items(joined[0], joined[-1], alike[0], alike[-1], weight, bias, centres)
+
+
+def _components(vectors: Floats, most: int, size: float) -> tuple[Floats, Floats]:
+    """Return the linear map `(d, k)` and shift `(k,)` to at most `most` principal components of mean squared length size^2."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    centred = vectors - mean
+    covariance = (centred.T @ centred).astype(np.float64) / len(vectors)
+    values, axes = linalg.eigh(covariance)
+    kept = np.flatnonzero(values > max(float(values[-1]), 0.0) * 1e-7)[::-1][:most]
+    if not len(kept):
+        return np.zeros((vectors.shape[1], 0), np.float32), np.zeros(0, np.float32)
+    found = axes[:, kept] * (size / np.sqrt(float(values[kept].sum())))
+    return found.astype(np.float32), (-mean @ found).astype(np.float32)
+
+
+class _Features:
+    """Features of pairs, and the way back from their weights to a network's."""
+
+    def __init__(self, items: Items, powers: int, *, pointwise: bool) -> None:
+        self.items, self.powers, self.pointwise = items, powers, pointwise
+        self._alike = tuple(items.source_alike)
+        t, s = items.target.shape[1], items.source.shape[1]
+        self._sizes = (t, s, t * s, powers * len(self._alike))
+        self.count = sum(self._sizes)
+
+    def chunks(self, pairs: LabelledPairs) -> Iterator[tuple[slice, Floats]]:
+        """Yield chunks of pairs and their features, `(n, count)`."""
+        for start in range(0, len(pairs), CHUNK):
+            here = slice(start, min(start + CHUNK, len(pairs)))
+            yield here, self._of(pairs.target[here], pairs.source[here])
+
+    def _of(self, target: npt.NDArray[np.int32], source: npt.NDArray[np.int32]) -> Floats:
+        t, s = self.items.target[target], self.items.source[source]
+        parts = [t, s, (t[:, :, None] * s[:, None, :]).reshape(len(t), -1)]
+        for name in self._alike:
+            cosine = np.einsum("nd,nd->n", self.items.target_alike[name][target], self.items.source_alike[name][source])
+            parts.append(np.float32(CURVES) * powers_of(cosine, self.powers))
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def unfolded(self, weights: Doubles, offset: float) -> dict[str, Floats]:
+        """Return a bilinear network's weights: products become the inner product of two projections, biases two more numbers."""
+        items, edges = self.items, np.cumsum(self._sizes)[:-1]
+        own_t, own_s, product, curves = np.split(weights, edges)
+        rank = items.target.shape[1]
+        matrix = product.reshape(rank, items.source.shape[1])
+        dim = len(items.weight)
+        target_dim = 0 if self.pointwise else dim
+        into_t = np.zeros((target_dim, rank + 2))
+        bias_t, bias_s = np.zeros(rank + 2), np.zeros(rank + 2)
+        into_s = np.zeros((dim, rank + 2))
+        if not self.pointwise:
+            into_t[:, :rank] = items.weight
+            bias_t[:rank] = items.bias
+            into_t[:, rank] = items.weight @ own_t
+            bias_t[rank] = items.bias @ own_t
+        into_s[:, :rank] = items.weight @ matrix.T
+        bias_s[:rank] = matrix @ items.bias
+        # The target's own part meets a 1, and a 1 meets the source's own part with the constant.
+        bias_s[rank] = bias_t[rank + 1] = 1.0
+        into_s[:, rank + 1] = items.weight @ own_s
+        bias_s[rank + 1] = items.bias @ own_s + offset
+        found = {"target_weight": into_t, "target_bias": bias_t, "source_weight": into_s, "source_bias": bias_s}
+        for at, name in enumerate(self._alike):
+            found[f"{name}_powers"] = CURVES * curves[at * self.powers : (at + 1) * self.powers]
+            found[f"{name}_centre"] = items.centres[name]
+        return {name: np.asarray(array, np.float32) for name, array in found.items()}
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """The regression's system, small side: features times features, or pairs times pairs where those are fewer."""
+
+    system: Doubles
+    right: Doubles
+    mean: Doubles
+    features: Floats | None
+    pairs: int
+
+    @classmethod
+    def of(cls, features: _Features, train: LabelledPairs, label: Doubles, advance: Callable[[int], None]) -> _Ridge:
+        """Accumulate the system chunk by chunk."""
+        if features.count > len(train):
+            every = np.concatenate([chunk for _, chunk in features.chunks(train)])
+            mean = every.mean(axis=0, dtype=np.float64)
+            every -= mean.astype(np.float32)
+            advance(1)
+            return cls((every @ every.T).astype(np.float64), label, mean, every, len(train))
+        gram, total = np.zeros((features.count, features.count)), np.zeros(features.count)
+        right = np.zeros(features.count)
+        for here, chunk in features.chunks(train):
+            gram += chunk.T @ chunk
+            total += chunk.sum(axis=0, dtype=np.float64)
+            right += chunk.T.astype(np.float64) @ label[here]
+        advance(1)
+        mean = total / len(train)
+        # The labels have mean 0, so the features' mean drops out of their products with them.
+        return cls(gram - len(train) * np.outer(mean, mean), right, mean, None, len(train))
+
+    def best(
+        self, features: _Features, validation: LabelledPairs, held: Doubles
+    ) -> tuple[Doubles, float, float, list[float]]:
+        """Return weights and offset under the penalty with the smallest validation error, that penalty, and all errors."""
+        seen = [chunk for _, chunk in features.chunks(validation)]
+        every = np.concatenate(seen).astype(np.float64) - self.mean if seen else None
+        best, errors = (np.inf, UNVALIDATED, np.zeros(features.count)), []
+        # The strongest first: where several do equally well, the one that claims least is kept.
+        for penalty in reversed(PENALTIES if every is not None else (UNVALIDATED,)):
+            weights = self._weights(penalty)
+            error = float(np.mean((every @ weights - held) ** 2)) if every is not None else 0.0
+            errors.append(error)
+            if error < best[0]:
+                best = error, penalty, weights
+        return best[2], float(-self.mean @ best[2]), best[1], errors[::-1] if every is not None else []
+
+    def _weights(self, penalty: float) -> Doubles:
+        system = np.array(self.system, order="F")
+        system[np.diag_indices(len(system))] += penalty * self.pairs / 1e4
+        factor = linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+        found = np.asarray(linalg.cho_solve(factor, self.right, check_finite=False))
+        return found if self.features is None else np.asarray(self.features.T @ found)
+
+
+__all__ = ["TEXT", "Items", "describe", "solve"]

@@ -1,0 +1,83 @@
+"""The vectors that a student reads, on both axes: embeddings, and beside them what a probe found (docs/cli.md, files).
+
+`embeddings.npy` holds all rows' embeddings, `probe.npy` their probe features where `--features probe` was asked for; the JSON
+files beside them say which row lies where.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import DataError
+from nncift.rows import SCORE
+from nncift.student.views import TEXT, Views
+
+Floats = npt.NDArray[np.float32]
+
+EMBEDDINGS, PROBE = "embeddings", "probe"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Vectors of both axes, `(n_targets, dim)` and `(n_sources, dim)`; a pointwise teacher's target has dim 0.
+
+    views: what they consist of, the embedding first. truncated: rows longer than the encoder reads.
+    """
+
+    targets: Floats
+    sources: Floats
+    views: Views
+    truncated: int = 0
+
+    @property
+    def text(self) -> Floats:
+        """Embeddings of the sources, of unit norm."""
+        return self.views.take(self.sources, TEXT)
+
+
+class VectorFiles:
+    """The vectors of a run's rows, by id."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self.views = Views.of({TEXT: 0})
+        self.truncated = 0
+        parts = []
+        for name in (EMBEDDINGS, *([PROBE] if (run / f"{PROBE}.json").exists() else [])):
+            try:
+                told = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+                vectors: Floats = np.load(run / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                place = {item: row for row, item in enumerate(told["ids"])}
+                if vectors.ndim != 2 or len(vectors) != len(place):
+                    raise ValueError(f"{vectors.shape} for {len(place)} rows")
+                views = {TEXT: vectors.shape[1]} if name == EMBEDDINGS else dict(told["views"])
+                self.truncated += int(told["truncated"]) if name == EMBEDDINGS else 0
+            except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError) as error:
+                raise DataError(f"{str(run / name)!r}.npy is damaged ({error}); delete it and run again") from error
+            parts.append((vectors, place))
+            self.views = Views.of(views if name == EMBEDDINGS else {**self.views.to_json(), **views})
+        self._parts = parts
+
+    def of(self, ids: Sequence[str]) -> Floats:
+        """Return the vectors of rows, `(n, dim)`. Raises DataError for a row that has none."""
+        try:
+            found = [vectors[[place[item] for item in ids]] for vectors, place in self._parts]
+        except (KeyError, IndexError) as error:
+            raise DataError(
+                f"{str(self._run / EMBEDDINGS)!r}.npy has no vector of {error}; delete it and run again"
+            ) from error
+        return np.concatenate(found, axis=1, dtype=np.float32)
+
+    def on(self, target_ids: Sequence[str], source_ids: Sequence[str]) -> Vectors:
+        """Return the vectors of both axes; where they are the same rows, one array serves both."""
+        sources = self.of(source_ids)
+        if tuple(target_ids) == SCORE:
+            return Vectors(np.zeros((1, 0), np.float32), sources, self.views, self.truncated)
+        same = tuple(target_ids) == tuple(source_ids)
+        return Vectors(sources if same else self.of(target_ids), sources, self.views, self.truncated)
