@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from nncift.errors import DataError
 from nncift.pairs import LabelledPairs
 from nncift.student.networks import Floats, Learned, Lesson
 from nncift.student.similarity import powers_of
-from nncift.student.views import STATS, TEXT, centre_of, unit
+from nncift.student.views import STATS, centre_of, unit
 
 Doubles = npt.NDArray[np.float64]
 
@@ -223,11 +224,11 @@ class _Ridge:
         return best[2], float(-self.mean @ best[2]), best[1], errors[::-1] if every is not None else []
 
     def _weights(self, penalty: float) -> Doubles:
-        system = np.array(self.system, order="F")
-        system[np.diag_indices(len(system))] += penalty * self.pairs / 1e4
-        factor = linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
-        found = np.asarray(linalg.cho_solve(factor, self.right, check_finite=False))
-        return found if self.features is None else np.asarray(self.features.T @ found)
+        # Solved by eigenvalues, found once for all penalties: sums in float32 leave some a little below 0, where Cholesky ends.
+        values, axes = self._axes
+        found = axes @ ((axes.T @ self.right) / (np.maximum(values, 0.0) + penalty * self.pairs / 1e4))
+        return np.asarray(found if self.features is None else self.features.T @ found)
 
-
-__all__ = ["TEXT", "Items", "describe", "solve"]
+    @cached_property
+    def _axes(self) -> tuple[Doubles, Doubles]:
+        return linalg.eigh(self.system, check_finite=False, driver="evd")
