@@ -13,6 +13,7 @@ from nncift.data import read
 from nncift.errors import DataError, UsageError
 from nncift.pairs import UtilityMatrix
 from nncift.pipeline import run
+from nncift.reselect import reselect
 from nncift.subtasks import BEST, best_subtask, names
 from nncift.teachers.less import Less
 
@@ -69,6 +70,12 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     assert [
         row["id"] for row in map(json.loads, (tmp_path / "run" / "subset.jsonl").read_text("utf-8").splitlines())
     ] == best
+    told = reselect(tmp_path / "run", {"budget": "4"}, tmp_path / "again")
+    assert told["selected"] == 4
+    again = (tmp_path / "again" / "subset.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in again] == best[:4]
+    with pytest.raises(UsageError, match="needs --objective topk, not fl"):
+        reselect(tmp_path / "run", {"objective": "fl"}, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ class Row:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
+    def without(self, tokens: int) -> Row:
+        """Return the row less so many tokens of its prompt's start, which are read in front of it."""
+        return Row(self.prompt[tokens:], self.response)
+
 
 @dataclass(frozen=True)
 class Reading:

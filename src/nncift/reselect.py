@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift import config
+from nncift import config, subtasks
 from nncift.choosing import Ground, choose, solve, write_account, write_subset
 from nncift.config import RunSettings
 from nncift.errors import DataError, UsageError
@@ -56,6 +56,8 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             # Rows that were trained on already stay in the run for another time.
             sets["existing"] = False
         refuse_unfit(str(settings.objective), **sets)
+        if subtasks.kept(directory) is not None:
+            subtasks.refuse_other(str(settings.objective))
         wishes = Wishes.read(settings)
         wishes.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
@@ -120,11 +122,12 @@ def _ground(
     *,
     shared: bool,
 ) -> Ground:
-    student = Student.load(directory.path / "student")
+    student, subtask_of = Student.load(directory.path / "student"), subtasks.kept(directory)
+    matrix = partial(predict, student, vectors, labels, shared=shared, subtask_of=subtask_of)
     return ground_of(
-        str(settings.objective), student, partial(predict, student, vectors, labels, shared=shared), vectors.targets,
-        vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),
-        load_existing(directory) if settings.objective == "flcg" else None, shared=shared,
+        str(settings.objective), student, matrix, vectors.targets, vectors.sources,
+        dict(zip(rows.ids, rows.content, strict=True)), load_existing(directory) if settings.objective == "flcg" else None,
+        shared=shared,
     )  # fmt: skip
 
 

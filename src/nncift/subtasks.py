@@ -36,12 +36,16 @@ def refuse_unfit(column: str | None, target: Examples | None, objective: str) ->
         raise UsageError(
             f"the option subtask={column} names subtasks of a target set, and there is none; give --target"
         )
-    if objective != "topk":
-        raise UsageError(
-            f"the option subtask={column} scores a row by the subtask that it helps most, which needs --objective topk, not "
-            f"{objective}"
-        )
+    refuse_other(objective)
     names(target, column)
+
+
+def refuse_other(objective: str) -> None:
+    """Raise UsageError for an objective that does not choose by score."""
+    if objective not in ("topk", "random"):
+        raise UsageError(
+            f"with subtasks, a row is scored by the one that it helps most, which needs --objective topk, not {objective}"
+        )
 
 
 def keep(directory: RunDir, target: Examples | None, column: str | None) -> dict[str, str] | None:

@@ -166,8 +166,10 @@ def test_cost_counts_the_prefix_once(llama: CausalLM) -> None:
     teacher = prepared(llama)
     rows = [len(teacher._targets[name]) for name in ("t0", "t1")]
     prefix = 1 + len(teacher.wording.block(example("s0", *SOURCES["s0"]), 48).ids)
-    assert teacher.label(Chunk(0, None, ("t0", "t1"))).tokens == sum(rows) + 2
-    assert teacher.label(Chunk(0, "s0", ("t0", "t1"))).tokens == prefix + sum(rows)
+    # Both begin with the three tokens of `Instruction:\n`, which are read once, as part of the prefix.
+    assert teacher.label(Chunk(0, None, ("t0", "t1"))).tokens == (1 + 3) + sum(rows) - 2 * 3
+    assert teacher.label(Chunk(0, "s0", ("t0", "t1"))).tokens == (prefix + 3) + sum(rows) - 2 * 3
+    assert teacher.label(Chunk(0, None, ("t0",))).tokens == 1 + rows[0]
     llama._fast_prefix = False
     assert teacher.label(Chunk(0, "s0", ("t0", "t1"))).tokens == 2 * prefix + sum(rows)
 
@@ -188,7 +190,8 @@ def test_a_long_example_loses_the_start_of_its_prompt_only(llama: CausalLM, monk
     kept = words[words.index(":") + 1 : words.index("Response")]
     assert kept == LONG.split()[-len(kept) :]
     assert 0 < len(kept) < 65
-    assert words[-3:] == ["sum", "of", "ten"]
+    # Behind the example stands what all targets begin with.
+    assert words[-5:] == ["sum", "of", "ten", "Instruction", ":"]
 
 
 def test_a_shortened_example_fills_its_room(llama: CausalLM) -> None:
@@ -329,3 +332,13 @@ def test_half_precision_stays_close(llama_folder: Path, llama: CausalLM) -> None
     half.prepare(pool(**TARGETS, **SOURCES))
     exact = utility(prepared(llama), list(TARGETS), list(SOURCES))
     np.testing.assert_allclose(utility(half, list(TARGETS), list(SOURCES)), exact, rtol=0, atol=0.05)
+
+
+def test_targets_that_differ_in_their_response_alone_keep_a_token_that_predicts_it(llama: CausalLM) -> None:
+    same = {"t0": ("name a bird", "sky bird"), "t1": ("name a bird", "red bird and tree"), "t2": ("name a bird", "sea")}
+    teacher = Delift(llama)
+    teacher.prepare(pool(**same, **SOURCES))
+    for source in (None, "s0"):
+        together = teacher.label(Chunk(0, source, tuple(same))).values
+        alone = [float(teacher.label(Chunk(0, source, (name,))).values[0]) for name in same]
+        np.testing.assert_allclose(together, alone, atol=1e-6)

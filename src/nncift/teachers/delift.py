@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -97,13 +98,16 @@ class Delift:
         fitting = [index for index, row in enumerate(rows) if len(ids) + len(row) <= self.lm.context]
         tokens = 0
         if fitting:
+            common = _common_start([rows[index].prompt for index in fitting])
+            front, rest = (*ids, *common), {index: rows[index].without(len(common)) for index in fitting}
             # A sequence without an example has its first token in every row: a prefix of one token saves nothing.
-            prefix = self.lm.prefix(ids if block.ids else ())
+            alone = not block.ids and not common
+            prefix = self.lm.prefix(() if alone else front)
             again = 0 if prefix.cache is not None else len(prefix.ids)
             tokens += len(prefix.ids) - again
-            for places in batches([len(rows[index]) for index in fitting], self.reader.batch_tokens, len(ids)):
+            for places in batches([len(rest[index]) for index in fitting], self.reader.batch_tokens, len(front)):
                 batch = [fitting[place] for place in places]
-                scored = [rows[index] if block.ids else _behind(ids, rows[index]) for index in batch]
+                scored = [_behind(ids, rest[index]) if alone else rest[index] for index in batch]
                 tokens += sum(map(len, scored)) + again * len(scored)
                 for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
                     values[index] = self._distance(logs)
@@ -131,3 +135,11 @@ class Delift:
 
 def _behind(ids: Sequence[int], row: Row) -> Row:
     return Row((*ids, *row.prompt), row.response)
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the tokens that several prompts begin with, such as a template's; each keeps one that predicts its response."""
+    if len(prompts) < 2:
+        return ()
+    found = takewhile(lambda column: len(set(column)) == 1, zip(*(prompt[:-1] for prompt in prompts), strict=False))
+    return tuple(column[0] for column in found)
