@@ -1,50 +1,86 @@
 """Free students: similarity alone, with a slope and an intercept from the training labels and nothing else learned.
 
-They are the baselines that a student has to beat (method.md 2), as students, so that selection can use one where it is better.
+They are the baselines that a student has to beat (method.md 2), as students, so that selection can use one where it is better;
+and they are where the ridge regression of the others starts.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from nncift.pairs import LabelledPairs
 from nncift.student.networks import Floats, Learned, Lesson
 from nncift.student.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
+
+Doubles = npt.NDArray[np.float64]
 
 NAMES = {TEXT: "cosine", HIDDEN: "hidden", OUTPUT: "output"}
 SUM = "sum"
 """The cosines of all views, each in units of its spread over the training pairs."""
 
 
-def free_students(lesson: Lesson) -> dict[str, Learned]:
-    """Return similarity students (networks `towers`) by name, those whose slope is positive; none for a pointwise teacher."""
-    train, views = lesson.train.present(), lesson.views
-    if not len(train) or not lesson.targets.shape[1]:
-        return {}
-    cosine: dict[str, Floats] = {}
-    centres: dict[str, Floats] = {}
-    for name in views.similar:
+@dataclass(frozen=True)
+class Alike:
+    """Both axes of a lesson, view by view, as vectors of length 1 after `centres` were taken off."""
+
+    target: dict[str, Floats]
+    source: dict[str, Floats]
+    centres: dict[str, Floats]
+
+    @classmethod
+    def of(cls, lesson: Lesson) -> Alike:
+        """Centre and scale the views that have a cosine; none for a pointwise teacher."""
+        target, source, centres = {}, {}, {}
         same = lesson.targets is lesson.sources
-        raw = [views.take(axis, name) for axis in ((lesson.sources,) if same else (lesson.targets, lesson.sources))]
-        centres[name] = centre_of(name, raw)
-        parts = [unit(part, centres[name]) for part in raw]
-        cosine[name] = np.einsum("nd,nd->n", parts[0][train.target], parts[-1][train.source])
-    spread = {name: float(values.std()) or 1.0 for name, values in cosine.items()}
+        for name in lesson.views.similar if lesson.targets.shape[1] else ():
+            axes = (lesson.sources,) if same else (lesson.targets, lesson.sources)
+            raw = [lesson.views.take(axis, name) for axis in axes]
+            centres[name] = centre_of(name, raw)
+            parts = [unit(part, centres[name]) for part in raw]
+            target[name], source[name] = parts[0], parts[-1]
+        return cls(target, source, centres)
+
+    def cosine(self, name: str, pairs: LabelledPairs) -> Doubles:
+        """Return the cosines of pairs in a view, `(n_pairs,)`."""
+        found = np.einsum("nd,nd->n", self.target[name][pairs.target], self.source[name][pairs.source])
+        return np.asarray(found, np.float64)
+
+
+def free_lines(lesson: Lesson, alike: Alike) -> dict[str, tuple[float, dict[str, float]]]:
+    """Return by name the intercept, and the slope of every view's cosine, fitted to the training labels.
+
+    Only those that rise: where alike items help each other less, similarity is no predictor to select by.
+    """
+    train = lesson.train.present()
+    cosine = {name: alike.cosine(name, train) for name in alike.centres}
     wanted = {NAMES[name]: {name: 1.0} for name in cosine}
     if len(cosine) > 1:
-        wanted[SUM] = {name: 1.0 / spread[name] for name in cosine}
+        wanted[SUM] = {name: 1.0 / (float(values.std()) or 1.0) for name, values in cosine.items()}
     found = {}
     for name, sizes in wanted.items():
-        x = np.sum([size * cosine[view].astype(np.float64) for view, size in sizes.items()], axis=0)
-        slope, intercept = np.polynomial.polynomial.polyfit(x, train.value.astype(np.float64), 1)[::-1]
+        x = np.sum([size * cosine[view] for view, size in sizes.items()], axis=0)
+        spread = float(np.var(x))
+        slope = float(np.mean((x - x.mean()) * train.value)) / spread if spread > 0 else 0.0
         if slope > 0:
-            found[name] = Learned(_weights(lesson, sizes, centres), float(intercept), float(slope), {})
+            intercept = float(train.value.mean(dtype=np.float64)) - slope * float(x.mean())
+            found[name] = intercept, {view: slope * size for view, size in sizes.items()}
     return found
 
 
-def _weights(lesson: Lesson, sizes: dict[str, float], centres: dict[str, Floats]) -> dict[str, Floats]:
-    """Return the weights of towers that hold nothing but similarity."""
+def free_students(lesson: Lesson) -> dict[str, Learned]:
+    """Return similarity students (networks `towers`) by name, those whose slope is positive; none for a pointwise teacher."""
+    if not len(lesson.train.present()):
+        return {}
+    alike = Alike.of(lesson)
     nothing, zero = np.zeros((lesson.views.dim, 1), np.float32), np.zeros(1, np.float32)
-    weights = {"target_weight": nothing, "target_bias": zero, "source_weight": nothing, "source_bias": zero}
-    for view, size in sizes.items():
-        weights |= {f"{view}_powers": np.array([size], np.float32), f"{view}_centre": centres[view]}
-    return weights
+    empty = {"target_weight": nothing, "target_bias": zero, "source_weight": nothing, "source_bias": zero}
+    found = {}
+    for name, (intercept, slopes) in free_lines(lesson, alike).items():
+        weights = dict(empty)
+        for view, slope in slopes.items():
+            weights |= {f"{view}_powers": np.array([slope], np.float32), f"{view}_centre": alike.centres[view]}
+        found[name] = Learned(weights, intercept, 1.0, {})
+    return found

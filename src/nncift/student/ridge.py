@@ -7,7 +7,7 @@ pairs of validation items. Cost: linear in pairs, and no epoch, learning rate or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from scipy import linalg
 
 from nncift.errors import DataError
 from nncift.pairs import LabelledPairs
+from nncift.student.free import Alike, free_lines
 from nncift.student.networks import Floats, Learned, Lesson
 from nncift.student.similarity import powers_of
 from nncift.student.views import STATS, centre_of, unit
@@ -71,16 +72,54 @@ def solve(lesson: Lesson, *, powers: int, advance: Callable[[int], None] = lambd
     features = _Features(items, powers, pointwise=not lesson.targets.shape[1])
     mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
     scale = spread if spread > 0 else 1.0
-    label = (train.value.astype(np.float64) - mean) / scale
-    solved = _Ridge.of(features, train, label, advance)
-    held = (validation.value.astype(np.float64) - mean) / scale
+    start = _Start.of(lesson, train, validation, mean)
+    solved = _Ridge.of(features, train, (train.value - start.predict(train)) / scale, advance)
+    held = (validation.value - start.predict(validation)) / scale
     weights, offset, penalty, errors = solved.best(features, validation, held)
+    made = features.unfolded(weights, offset + (start.intercept - mean) / scale)
+    for name, slope in start.slopes.items():
+        made[f"{name}_powers"][0] += slope / scale
     course = {
+        "start": start.name,
         "penalty": penalty,
         "penalties": list(PENALTIES),
         "validation_mse": [round(error * scale**2, 8) for error in errors],
     }
-    return Learned(features.unfolded(weights, offset), mean, scale, course)
+    return Learned(made, mean, scale, course)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the regression starts from, and stays at under the strongest penalty: the free similarity that predicts best.
+
+    slopes: by view, of the cosine. cosine: of pairs in a view.
+    """
+
+    name: str
+    intercept: float
+    slopes: Mapping[str, float]
+    cosine: Callable[[str, LabelledPairs], Doubles]
+
+    @classmethod
+    def of(cls, lesson: Lesson, train: LabelledPairs, validation: LabelledPairs, mean: float) -> _Start:
+        """Take the free student with the smallest error on validation pairs, the training mean where none beats it."""
+        judged = validation if len(validation) else train
+        alike = Alike.of(lesson)
+        best = cls("mean", mean, {}, alike.cosine)
+        error = float(np.mean((judged.value - best.predict(judged)) ** 2))
+        for name, (intercept, slopes) in free_lines(lesson, alike).items():
+            other = cls(name, intercept, slopes, alike.cosine)
+            missed = float(np.mean((judged.value - other.predict(judged)) ** 2))
+            if missed < error:
+                best, error = other, missed
+        return best
+
+    def predict(self, pairs: LabelledPairs) -> Doubles:
+        """Return `(n_pairs,)` values in label units."""
+        found = np.full(len(pairs), self.intercept)
+        for name, slope in self.slopes.items():
+            found += slope * self.cosine(name, pairs)
+        return found
 
 
 def describe(lesson: Lesson) -> Items:
@@ -204,7 +243,7 @@ class _Ridge:
             right += chunk.T.astype(np.float64) @ label[here]
         advance(1)
         mean = total / len(train)
-        # The labels have mean 0, so the features' mean drops out of their products with them.
+        right -= mean * label.sum()
         return cls(gram - len(train) * np.outer(mean, mean), right, mean, None, len(train))
 
     def best(
