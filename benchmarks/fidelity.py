@@ -312,8 +312,8 @@ def _spread(found: list[dict[str, float]]) -> dict[str, Any]:
 def demo_world(rows: int, cache: Path) -> World:
     """Return the demo world under DELIFT."""
     from nncift.demo import model_path
-    from nncift.demo.play import true_matrix
     from nncift.demo.world import make_world
+    from nncift.evaluate.truth import true_matrix
     from nncift.teachers.delift import Delift
 
     folder = cache / f"demo-{rows}"

@@ -13,6 +13,7 @@ import click
 
 from nncift import __version__
 from nncift.commands.compare import compare_command
+from nncift.commands.evaluate import evaluate_command
 from nncift.commands.explain import explain_command
 from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
@@ -182,7 +183,7 @@ def doctor_command(show: bool) -> dict[str, Any]:
     return told
 
 
-for further in (compare_command, explain_command, export_command, inspect_command, select_command):
+for further in (compare_command, evaluate_command, explain_command, export_command, inspect_command, select_command):
     cli.add_command(further)
 
 

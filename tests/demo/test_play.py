@@ -6,8 +6,9 @@ import pytest
 
 from nncift.data import read
 from nncift.demo import make_world, read_truth
-from nncift.demo.play import judge, oracle, play, true_matrix
+from nncift.demo.play import judge, oracle, play
 from nncift.demo.world import Truth
+from nncift.evaluate.truth import true_matrix
 from nncift.pairs import UtilityMatrix
 from nncift.teachers import Chunk, ChunkLabels
 

@@ -19,7 +19,8 @@ from nncift.data import Examples
 from nncift.demo import model_path
 from nncift.demo.world import Truth, make_world, read_truth
 from nncift.evaluate.metrics import skill
-from nncift.files import fingerprint, write_json
+from nncift.evaluate.truth import true_matrix
+from nncift.files import write_json
 from nncift.finished import FinishedRun
 from nncift.pairs import UtilityMatrix
 from nncift.pipeline import execute, read_pool
@@ -28,8 +29,6 @@ from nncift.report import write_report
 from nncift.select import select
 from nncift.select.baselines import embedding_ids, random_ids
 from nncift.select.objectives import facility_location_value
-from nncift.store import RowStore
-from nncift.teachers import Chunk, Teacher
 from nncift.teachers.delift import Delift
 
 RANDOM_DRAWS = 50
@@ -71,25 +70,6 @@ def play(
     write_report(run.path, truth)
     write_json(folder / "demo.json", told)
     return told
-
-
-def true_matrix(teacher: Teacher, pool: Examples, folder: Path, progress: Progress = silent) -> UtilityMatrix:
-    """Return all pairs' utilities by the teacher, the diagonal masked; stored by source, so that it can be resumed."""
-    teacher.prepare(pool)
-    ids = tuple(sorted(pool.ids))
-    store = RowStore.open(
-        folder / "utility", len(ids) + 1, len(ids), header={"of": fingerprint(ids, dict(teacher.describe()))}
-    )
-    groups = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
-    with progress("labelling every pair, to know the truth", len(ids) + 1) as advance:
-        for row, source in enumerate([None, *ids]):
-            if not store.filled[row]:
-                parts = [teacher.label(Chunk(row, source, group)).values for group in groups]
-                store.write(row, np.concatenate(parts))
-            advance(1)
-    values = np.asfortranarray(store.values[0][:, None] - store.values[1:].T)
-    np.fill_diagonal(values, np.nan)
-    return UtilityMatrix(ids, ids, values)
 
 
 def judge(

@@ -1,0 +1,88 @@
+"""The full teacher: every pair's utility, which no run needs and every claim is judged by; computed once, and resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nncift.data import Examples
+from nncift.errors import UsageError
+from nncift.files import fingerprint
+from nncift.pairs import UtilityMatrix
+from nncift.progress import Progress, silent
+from nncift.rows import SCORE
+from nncift.store import RowStore
+from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
+
+CHUNK = 128
+ROWS = 16
+
+
+def true_matrix(
+    teacher: Teacher | RowTeacher,
+    sources: Examples,
+    folder: Path,
+    progress: Progress = silent,
+    *,
+    targets: Examples | None = None,
+) -> UtilityMatrix:
+    """Return all pairs' utilities by the teacher, ids ascending on both axes; stored under `folder`, so that it can be resumed.
+
+    targets: None = the sources themselves, and the diagonal is masked. A pointwise teacher's scores have the one target `SCORE`.
+    Raises UsageError where the teacher refuses a row, and the errors of the teacher.
+    """
+    pool = sources if targets is None else Examples((*sources, *targets))
+    refused = teacher.prepare(pool)
+    if refused:
+        raise UsageError(f"the teacher refuses {len(refused)} of {len(pool)} rows, the first: {refused[0]}")
+    along = tuple(sorted(sources.ids))
+    across = along if targets is None else tuple(sorted(targets.ids))
+    if isinstance(teacher, RowTeacher):
+        return _from_rows(teacher, across, along, folder, progress, shared=targets is None)
+    header = {"of": fingerprint(along, dict(teacher.describe()), *([] if targets is None else [across]))}
+    # The targets without an example come first, for teachers that compare with them.
+    first: list[str | None] = [None] if teacher.relative else []
+    store = RowStore.open(folder / "utility", len(first) + len(along), len(across), header=header)
+    groups = [across[start : start + CHUNK] for start in range(0, len(across), CHUNK)]
+    with progress("labelling every pair", len(first) + len(along)) as advance:
+        for row, source in enumerate([*first, *along]):
+            if not store.filled[row]:
+                parts = [teacher.label(Chunk(row, source, group)).values for group in groups]
+                store.write(row, np.concatenate(parts))
+            advance(1)
+    raw = np.asarray(store.values)
+    values = np.asfortranarray(raw[0][:, None] - raw[1:].T if first else raw.T)
+    if targets is None:
+        np.fill_diagonal(values, np.nan)
+    return UtilityMatrix(across, along, values)
+
+
+def _from_rows(
+    teacher: RowTeacher,
+    across: tuple[str, ...],
+    along: tuple[str, ...],
+    folder: Path,
+    progress: Progress,
+    *,
+    shared: bool,
+) -> UtilityMatrix:
+    """Measure every row; all pairs follow."""
+    every = tuple(dict.fromkeys([*along, *across]))
+    header = {"of": fingerprint(every, dict(teacher.describe()))}
+    store = RowStore.open(folder / "rows", len(every), teacher.width, header=header)
+    with progress("measuring every row", len(every)) as advance:
+        for start in range(0, len(every), ROWS):
+            here = np.arange(start, min(start + ROWS, len(every)))
+            if not np.all(store.filled[here]):
+                store.write(here, teacher.measure([every[row] for row in here]).values)
+            advance(len(here))
+    place = {item: row for row, item in enumerate(every)}
+    sources = np.asarray(store.values[[place[item] for item in along]], np.float32)
+    if teacher.kind == "pointwise" or not isinstance(teacher, FeatureTeacher):
+        return UtilityMatrix(SCORE, along, np.asfortranarray(sources[:, :1].T))
+    targets = np.asarray(store.values[[place[item] for item in across]], np.float32)
+    values = np.asfortranarray(teacher.utility(targets, sources))
+    if shared:
+        np.fill_diagonal(values, np.nan)
+    return UtilityMatrix(across, along, values)
