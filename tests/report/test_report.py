@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,33 @@ def test_two_hundred_thousand_rows_make_a_report_below_two_megabytes(run: Finish
     page = render({"made_from": "", "nncift": "1", "run": "large", **numbers(Large(run, 200_000))})
     assert len(page.encode()) < 2_000_000
     assert "sampled of 200,000 rows" in page
+
+
+def test_choosing_again_makes_the_report_again(done: Path, tmp_path: Path) -> None:
+    from nncift.reselect import reselect
+
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy)
+    reselect(copy, {"budget": "5"})
+    assert json.loads((copy / "report.json").read_text())["asked"]["selected"] == 5
+    assert "of 60 rows selected" in (copy / "report.html").read_text("utf-8")
+
+
+def test_removed_duplicates_are_told_and_explained(tmp_path: Path) -> None:
+    import nncift
+    from nncift.explain import explain
+
+    rows = [{"id": f"r{k}", "instruction": f"say {k % 37}", "output": "word " * (1 + k % 37)} for k in range(40)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = nncift.run(
+        tmp_path / "pool.jsonl",
+        teacher="length",
+        labels=0.3,
+        budget=5,
+        encoder="hash",
+        dedup="exact",
+        out=tmp_path / "run",
+    )
+    assert "<b>3</b> duplicates were removed before the selection" in (made.path / "report.html").read_text("utf-8")
+    gone = next(choice.id for choice in FinishedRun(made.path).choices.values() if choice.reason.startswith("Removed"))
+    assert "taken out before the selection" in explain(made.path, gone)["change"][0]
