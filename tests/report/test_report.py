@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,9 @@ class Large(FinishedRun):
         dim = small.vectors(small.rows.sources[:1]).shape[1]
         vectors = rng.normal(size=(rows, dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.__dict__["_vectors"] = (vectors, {name: k for k, name in enumerate(ids)})
+        place = {name: k for k, name in enumerate(ids)}
+        views = small._files.views
+        self.__dict__["_files"] = SimpleNamespace(of=lambda some: vectors[[place[name] for name in some]], views=views)
 
 
 def test_a_large_pool_is_sampled_and_the_page_says_so(run: FinishedRun) -> None:
