@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment that forbids bytecode compiles every library anew at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint format bench clean
+.PHONY: setup demo test test-slow lint format bench docs dist clean
 
 setup: .venv/.ready
 
@@ -35,5 +35,19 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/speed.py
 
+# The documentation as a site, in site/; a broken link or an unknown name fails.
+docs: .venv/.docs-ready
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+.venv/.docs-ready: .venv/.ready
+	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e ".[docs]"
+	touch $@
+
+# Wheel and source archive, in dist/; then the wheel alone, in a fresh environment, runs the demo.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pytest -m slow --timeout=1200 tests/test_distribution.py
+
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache

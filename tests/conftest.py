@@ -86,6 +86,12 @@ def row(index: int) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def make_row() -> Callable[[int], dict[str, str]]:
+    """Return the function that makes the rows of a pool."""
+    return row
+
+
 @pytest.fixture
 def write_pool(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a pool of `n` generated rows, from `start` on, and gives its path."""

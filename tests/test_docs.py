@@ -1,62 +1,211 @@
 """What README and docs show is run as it stands, on small stand-ins for the user's files and model."""
 
+import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+import nncift
+from nncift import cli, encode
+
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+MADE_FIRST = "nncift run alpaca.jsonl --model MODEL --labels 5% --budget 30% --out runs/alpaca --quiet"
 
 
-def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+class Block(NamedTuple):
+    """A block of a page: fenced with a language, or indented (language `shell`)."""
+
+    language: str
+    text: str
 
 
-def test_the_readme_example_runs_as_printed(
-    llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pool(60, "alpaca.jsonl")
-    write_pool(5, "new.jsonl", start=60)
-    (tmp_path / "org").mkdir()
-    (tmp_path / "org" / "model").symlink_to(llama_folder)
-    monkeypatch.chdir(tmp_path)
-    (example,) = blocks("README.md", "python")
-    # The words of the fixture mean nothing to a sentence encoder, and hashing them needs no model.
-    names: dict[str, Any] = {}
-    exec(compile(example.replace("labels=0.05", 'labels=0.2, encoder="hash"'), "README.md", "exec"), names)
-    assert len(names["run"].subset) == 18
-    assert len(names["scores"].ids) == 5
+def blocks(page: str) -> Iterator[Block]:
+    """Yield the blocks of a page in order."""
+    fence, lines, before = "", list[str](), ""
+    for line in [*(ROOT / page).read_text(encoding="utf-8").splitlines(), ""]:
+        if fence:
+            if line.strip() == "```":
+                yield Block(fence, "\n".join(lines) + "\n")
+                fence, lines = "", []
+            else:
+                lines.append(line)
+        elif line.startswith("```"):
+            fence, lines = line[3:].strip() or "text", []
+        elif line.startswith("    ") and (lines or not before.strip()):
+            # After a line of text it continues a list or an option, and is no block.
+            lines.append(line)
+        elif lines:
+            # Indented by more than four spaces: part of a list, and no command.
+            yield Block(
+                "toml" if lines[0].startswith("        ") else "shell", "\n".join(x.strip() for x in lines) + "\n"
+            )
+            lines = []
+        before = line
 
 
-def test_every_make_target_that_the_pages_name_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for page in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"^    make ([a-z-]+)", (ROOT / page).read_text(), flags=re.MULTILINE):
-            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{page} names make {target}"
+@pytest.fixture(scope="module")
+def template(
+    tmp_path_factory: pytest.TempPathFactory, llama_folder: Path, make_row: Callable[[int], dict[str, str]]
+) -> Path:
+    """Return a folder as a reader of the pages would have it: files, models, and a finished run."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, first, last in (
+        ("alpaca.jsonl", 0, 120), ("new.jsonl", 200, 205), ("gsm8k.jsonl", 0, 50), ("code.jsonl", 50, 90),
+        ("wanted.jsonl", 300, 325),
+    ):  # fmt: skip
+        (folder / name).write_text("".join(json.dumps(make_row(index)) + "\n" for index in range(first, last)))
+    for model in ("MODEL", "org/model", "Qwen/Qwen2.5-1.5B"):
+        (folder / model).parent.mkdir(exist_ok=True)
+        (folder / model).symlink_to(llama_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        without_a_sentence_encoder(patch)
+        command(MADE_FIRST, patch)
+    return folder
+
+
+@pytest.fixture
+def reader(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the reader's folder, made the current one."""
+    folder = tmp_path / "reader"
+    shutil.copytree(template, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    without_a_sentence_encoder(monkeypatch)
+    return folder
+
+
+def without_a_sentence_encoder(patch: pytest.MonkeyPatch) -> None:
+    """Let `minilm` be the hash encoder: the words of the rows mean nothing to a sentence encoder, and hashing is quick."""
+    create: Callable[..., Any] = encode.create
+
+    def made(name: str, **given: Any) -> Any:
+        return create("hash" if name == "minilm" else name, **given)
+
+    for module in ("nncift.encode", "nncift.stages", "nncift.student.model"):
+        patch.setattr(f"{module}.create", made)
+
+
+def command(line: str, patch: pytest.MonkeyPatch) -> None:
+    """Run a command of a page in this process."""
+    words = shlex.split(line, comments=True)
+    if words[1] == "demo":
+        words += ["--rows", "50", "--labels", "20"]
+    patch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0, line
+
+
+def shell(text: str, patch: pytest.MonkeyPatch) -> None:
+    """Run every line, or check it where running it would install something or start a make."""
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        if words[0] == "nncift":
+            command(line, patch)
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), line
+        elif words[:2] == ["pip", "install"]:
+            known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(known), line
+        elif "_NNCIFT_COMPLETE" in line:
+            (wanted,) = re.findall(r"_NNCIFT_COMPLETE=(\w+)", line)
+            script = [sys.executable, "-c", "from nncift.cli import cli; cli(prog_name='nncift')"]
+            done = subprocess.run(
+                script, env={**os.environ, "_NNCIFT_COMPLETE": wanted}, capture_output=True, text=True
+            )
+            if "bash" not in wanted or shutil.which("bash"):
+                assert "_NNCIFT_COMPLETE" in done.stdout, done.stderr
+        else:
+            pytest.fail(f"a page shows a line that no test runs: {line}")
+
+
+def names_of(page: str) -> dict[str, Any]:
+    """Return what a block of a page takes for granted."""
+    if page != "docs/teachers.md":
+        return {}
+    import torch
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return {"model": model, "optimizer": optimizer, "folder": "."}
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_block_of_a_page_runs_as_it_stands(page: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = names_of(page)
+    for language, text in blocks(page):
+        if page == "README.md":
+            # Its blocks are ways to the same directory, each on its own.
+            shutil.rmtree("runs", ignore_errors=True)
+        if language in ("shell", "sh", "bash"):
+            shell(text, monkeypatch)
+        elif language == "python":
+            exec(compile(text, page, "exec"), names)
+        elif language == "toml":
+            tomllib.loads(text)
+        elif language == "yaml" and "grades:" in text:
+            Path("prompts.yaml").write_text(text)
+            nncift.teachers.SelectIt("MODEL", rating_prompts="prompts.yaml")
+        else:
+            pytest.fail(f"{page} has a block in {language!r}, which no test runs")
+
+
+def test_blocks_are_found_in_both_forms() -> None:
+    assert {block.language for page in NAMES for block in blocks(page)} >= {"shell", "python", "sh", "toml"}
+    assert any("nncift inspect" in block.text for block in blocks("docs/index.md"))
 
 
 def test_every_link_between_the_pages_leads_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+    for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-@pytest.mark.parametrize("command", ["run", "score", "demo", "doctor"])
-def test_every_command_of_the_page_answers_help(command: str) -> None:
-    assert f"`nncift {command}" in (ROOT / "docs" / "cli.md").read_text()
-    done = subprocess.run([sys.executable, "-m", "nncift", command, "--help"], capture_output=True, text=True)
+def test_every_page_is_in_the_navigation() -> None:
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f" {page.relative_to(ROOT / 'docs')}\n" in listed, f"name {page.name} in the nav of mkdocs.yml"
+
+
+def test_every_command_of_the_page_answers_help() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    for name in cli.cli.commands:
+        assert f"`nncift {name}" in page, name
+    done = subprocess.run([sys.executable, "-m", "nncift", "doctor", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--json" in done.stdout
 
 
 def test_the_worked_example_is_the_teacher_that_ships() -> None:
-    (example,) = blocks("docs/add-a-teacher.md", "python")
+    (example,) = [block.text for block in blocks("docs/add-a-teacher.md") if block.language == "python"]
     source = (ROOT / "src" / "nncift" / "teachers" / "ifd.py").read_text(encoding="utf-8")
     assert example == source
     assert len(source.splitlines()) < 85
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    if shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None:
+        pytest.skip("mkdocs is not installed: pip install nncift[docs]")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "def explain" not in (tmp_path / "site" / "api" / "index.html").read_text()
+    assert "why_not" in (tmp_path / "site" / "api" / "index.html").read_text()

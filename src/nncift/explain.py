@@ -163,11 +163,13 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
         return _kept(run, choice)
     if last is None:
         return ["Nothing was selected; a larger budget would have to be given."]
+    if choice.would_add is None:
+        return ["It was taken out before the selection, and did not compete; `nncift select` with other rules lets it."]
     ahead = 1 + sum(
         (other.would_add or 0) > (choice.would_add or 0) for other in run.choices.values() if not other.selected
     )
     found = []
-    if choice.would_add is not None and last.gain is not None:
+    if last.gain is not None:
         missing = last.gain - choice.would_add
         found.append(
             f"It would add {choice.would_add:.4g}; the last chosen row, {last.id}, added {last.gain:.4g}. It would have to add "
@@ -176,9 +178,10 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
             else f"It would add {choice.would_add:.4g}, as much as the last chosen row, {last.id}: a rule or a tie decided."
         )
     if (choice.would_add or 0) > 0:
+        first = {1: "No other dropped row", 2: "1 other dropped row"}.get(ahead, f"{ahead - 1:,} other dropped rows")
         found.append(
-            f"{ahead - 1:,} other dropped rows would add more. With a budget of about {len(run.chosen) + ahead:,} rows it would "
-            "be chosen, if those came first; gains shrink as rows are chosen, so this is an estimate."
+            f"{first} would add more. With a budget of about {len(run.chosen) + ahead:,} rows it would be chosen; gains shrink "
+            "as rows are chosen, so this is an estimate."
         )
     else:
         found.append(

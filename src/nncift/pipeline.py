@@ -37,6 +37,7 @@ from nncift.stages import (
     token_counts,
     usable_rows,
 )  # fmt: skip
+from nncift.student.card import write_card
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher, registry
 from nncift.wishes import Wishes
@@ -153,6 +154,7 @@ def execute(
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
         done = finish(work, axes, subset, selection, rejected, fidelity, notes)
         with progress("writing the report", 1):
+            write_card(done.path)
             write_report(done.path)
         return done
 

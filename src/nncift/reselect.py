@@ -19,9 +19,9 @@ from nncift.existing import load_existing
 from nncift.files import write_json
 from nncift.fitting import predict
 from nncift.ground import ground_of, refuse_unfit
-from nncift.labels import LabelStore
+from nncift.labelling import read_utilities
 from nncift.pairs import LabelledPairs
-from nncift.plan import BASE
+from nncift.report import write_report
 from nncift.rows import SCORE
 from nncift.rundir import MANIFEST, SUMMARY, RunDir
 from nncift.student.model import Student
@@ -47,7 +47,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         _refuse_used(out)
     with RunDir(run, settings) as directory:
         rows = Rows.load(run / ROWS)
-        labels = read_labels(run / "labels")
+        labels = read_utilities(run / "labels")
         axes = next(iter(labels.values()))
         _refuse_other_rows(rows, axes.source_ids)
         pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
@@ -85,6 +85,9 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             write_subset(out / "subset.jsonl", rows, chosen)
             told = chosen.told
             write_json(out / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
+    if out is None:
+        # After the lock: the old page tells of the selection that was replaced.
+        write_report(run)
     return {
         "run": str(run),
         "out": str(out or run),
@@ -92,19 +95,6 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         "selected": told["budget"],
         "selection": told,
     }
-
-
-def read_labels(folder: Path) -> dict[str, LabelledPairs]:
-    """Return the utilities of a finished run by split, whatever its teacher was. Raises DataError where they are gone."""
-    if any(folder.glob("rows-*.json")):
-        from nncift.labelling import RowLabelling
-
-        # Utilities of measured rows are on disk: the teacher, which could derive them anew, is not needed.
-        return RowLabelling(folder, None).utilities()  # type: ignore[arg-type]
-    store = LabelStore.open(folder)
-    if store.plan is None:
-        raise DataError(f"there are no labels in {str(folder)!r}; use a finished run")
-    return store.utilities(relative=bool((store.plan.entries.split == BASE).any()))
 
 
 def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:

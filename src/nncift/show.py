@@ -61,7 +61,7 @@ def show_run(run: Run) -> None:
         f"{seconds(ledger['full_teacher_seconds'])} at the measured rate."
     )
     show_warnings(out, run.warnings)
-    out.print(Text(f"Files: {run.path}/report.html, subset.jsonl, selection.parquet", no_wrap=True, overflow="ignore"))
+    out.print(Text(f"Files: {run.path}/subset.jsonl, selection.parquet, report.html", no_wrap=True, overflow="ignore"))
 
 
 def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:

@@ -1,7 +1,9 @@
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -220,7 +222,9 @@ class Large(FinishedRun):
         dim = small.vectors(small.rows.sources[:1]).shape[1]
         vectors = rng.normal(size=(rows, dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.__dict__["_vectors"] = (vectors, {name: k for k, name in enumerate(ids)})
+        place = {name: k for k, name in enumerate(ids)}
+        views = small._files.views
+        self.__dict__["_files"] = SimpleNamespace(of=lambda some: vectors[[place[name] for name in some]], views=views)
 
 
 def test_a_large_pool_is_sampled_and_the_page_says_so(run: FinishedRun) -> None:
@@ -240,3 +244,33 @@ def test_two_hundred_thousand_rows_make_a_report_below_two_megabytes(run: Finish
     page = render({"made_from": "", "nncift": "1", "run": "large", **numbers(Large(run, 200_000))})
     assert len(page.encode()) < 2_000_000
     assert "sampled of 200,000 rows" in page
+
+
+def test_choosing_again_makes_the_report_again(done: Path, tmp_path: Path) -> None:
+    from nncift.reselect import reselect
+
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy)
+    reselect(copy, {"budget": "5"})
+    assert json.loads((copy / "report.json").read_text())["asked"]["selected"] == 5
+    assert "of 60 rows selected" in (copy / "report.html").read_text("utf-8")
+
+
+def test_removed_duplicates_are_told_and_explained(tmp_path: Path) -> None:
+    import nncift
+    from nncift.explain import explain
+
+    rows = [{"id": f"r{k}", "instruction": f"say {k % 37}", "output": "word " * (1 + k % 37)} for k in range(40)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = nncift.run(
+        tmp_path / "pool.jsonl",
+        teacher="length",
+        labels=0.3,
+        budget=5,
+        encoder="hash",
+        dedup="exact",
+        out=tmp_path / "run",
+    )
+    assert "<b>3</b> duplicates were removed before the selection" in (made.path / "report.html").read_text("utf-8")
+    gone = next(choice.id for choice in FinishedRun(made.path).choices.values() if choice.reason.startswith("Removed"))
+    assert "taken out before the selection" in explain(made.path, gone)["change"][0]

@@ -93,8 +93,11 @@ def _knee(places: npt.NDArray[np.int_], values: npt.NDArray[np.float64]) -> int 
     return int(np.argmax(y - x))
 
 
-def uncovered(run: FinishedRun, served: Cover, sample: Sample) -> dict[str, Any]:
-    """Return the targets that the selection serves worst, and how well it serves regions of the pool (k-means on embeddings)."""
+def uncovered(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> dict[str, Any]:
+    """Return the targets that the selection serves worst, and how well it serves regions of the pool.
+
+    ids: rows to find regions among, all or an unbiased sample.
+    """
     order = np.argsort(np.nan_to_num(served.best, nan=-np.inf), kind="stable")[:8]
     worst = [
         {
@@ -103,12 +106,11 @@ def uncovered(run: FinishedRun, served: Cover, sample: Sample) -> dict[str, Any]
         }
         for at in order
     ]  # fmt: skip
-    return {"worst": worst, "regions": _regions(run, served, sample)}
+    return {"worst": worst, "regions": _regions(run, served, sample, ids)}
 
 
-def _regions(run: FinishedRun, served: Cover, sample: Sample) -> list[dict[str, Any]]:
-    """Return regions of the sampled rows, worst served first: share of rows and of chosen rows, mean coverage, typical words."""
-    ids = sample.ids
+def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return regions by k-means on embeddings, least chosen first: rows, chosen rows, mean coverage, typical words."""
     count = min(REGIONS, len(ids) // 10)
     if count < 2:
         return []

@@ -10,6 +10,9 @@ from nncift.explain import cover, sampled_targets
 from nncift.finished import FinishedRun
 from nncift.report import coverage, heldout, rows, shift
 from nncift.report.samples import draw
+from nncift.seeds import shuffled
+
+REGION_ROWS = 2000
 
 
 def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[st
         "map": rows.plane(run, sample),
         "pairs": heldout.extremes(run, sample),
         "pairs_are_scores": run.pointwise,
-        "uncovered": {"worst": [], "regions": []},
+        "uncovered": {"among": 0, "worst": [], "regions": []},
         "near_copies": rows.near_copies(run, sample),
         "warnings": list(run.summary.get("warnings", [])),
         "rows": rows.listed(run, sample),
@@ -39,9 +42,11 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[st
                     "targets": len(targets), "of_targets": len(run.target_ids)},
     }  # fmt: skip
     if not run.pointwise and run.chosen:
-        # Regions are told over rows of the pool, which are targets too where there is no target set.
-        looked_at = targets if run.rows.targets else tuple(dict.fromkeys((*targets, *sample.ids)))
-        told["uncovered"] = coverage.uncovered(run, cover(run, looked_at), sample)
+        # A sample of its own: half of the rows that are shown one by one are chosen ones.
+        among = shuffled(run.rows.sources, run.settings.seed, "report", "regions")[:REGION_ROWS]
+        # Rows of the pool are targets too where there is no target set.
+        looked_at = targets if run.rows.targets else tuple(dict.fromkeys((*targets, *among)))
+        told["uncovered"] = {"among": len(among), **coverage.uncovered(run, cover(run, looked_at), sample, among)}
     told["truth"] = dict(truth) if truth else None
     told["headline"] = _headline(run, told)
     return told

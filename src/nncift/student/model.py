@@ -22,6 +22,7 @@ from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json
 from nncift.pairs import Pairs, UtilityMatrix
+from nncift.student.hub import student_folder
 from nncift.student.networks import Network, network
 from nncift.student.views import TEXT, Views
 
@@ -146,12 +147,15 @@ class Student:
         write_json(folder / "student.json", described)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Student:
-        """Read a student from a folder. Raises DataError where a file is missing, damaged or of other shapes."""
+    def load(cls, folder: str | Path, *, revision: str | None = None) -> Student:
+        """Read a student from a folder, the directory of a run, or the hub (`org/name`, at a revision).
+
+        Raises DataError where a file is missing, damaged or of other shapes, ResourceError where the hub does not give it.
+        """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        path = Path(folder)
+        path = student_folder(folder, revision=revision)
         try:
             told = json.loads((path / "student.json").read_text(encoding="utf-8"))
             if told["sha256"] != _digest(path / "student.safetensors"):
