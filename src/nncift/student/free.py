@@ -6,6 +6,7 @@ and they are where the ridge regression of the others starts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,12 +76,33 @@ def free_students(lesson: Lesson) -> dict[str, Learned]:
     if not len(lesson.train.present()):
         return {}
     alike = Alike.of(lesson)
+    lines = free_lines(lesson, alike)
+    return {
+        name: Learned(_towers(lesson, alike, slopes), intercept, 1.0, {}) for name, (intercept, slopes) in lines.items()
+    }
+
+
+def tail_of(lesson: Lesson, spread: float) -> tuple[dict[str, Floats], float] | None:
+    """Return weights and mean of a tail: similarity over all views with this spread over the training pairs, in label units.
+
+    None where similarity predicts nothing, or is the same for all pairs.
+    """
+    train = lesson.train.present()
+    alike = Alike.of(lesson)
+    lines = free_lines(lesson, alike)
+    name = SUM if SUM in lines else next(iter(lines), None)
+    if name is None:
+        return None
+    slopes = lines[name][1]
+    x = np.sum([slope * alike.cosine(view, train) for view, slope in slopes.items()], axis=0)
+    size = spread / float(x.std())
+    return _towers(lesson, alike, {view: size * slope for view, slope in slopes.items()}), size * float(x.mean())
+
+
+def _towers(lesson: Lesson, alike: Alike, slopes: Mapping[str, float]) -> dict[str, Floats]:
+    """Return the weights of towers that hold nothing but similarity."""
     nothing, zero = np.zeros((lesson.views.dim, 1), np.float32), np.zeros(1, np.float32)
-    empty = {"target_weight": nothing, "target_bias": zero, "source_weight": nothing, "source_bias": zero}
-    found = {}
-    for name, (intercept, slopes) in free_lines(lesson, alike).items():
-        weights = dict(empty)
-        for view, slope in slopes.items():
-            weights |= {f"{view}_powers": np.array([slope], np.float32), f"{view}_centre": alike.centres[view]}
-        found[name] = Learned(weights, intercept, 1.0, {})
-    return found
+    weights = {"target_weight": nothing, "target_bias": zero, "source_weight": nothing, "source_bias": zero}
+    for view, slope in slopes.items():
+        weights |= {f"{view}_powers": np.array([slope], np.float32), f"{view}_centre": alike.centres[view]}
+    return weights

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,14 @@ from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json
 from nncift.pairs import Pairs, UtilityMatrix
 from nncift.student.hub import student_folder
-from nncift.student.networks import Network, network
+from nncift.student.networks import Predictor, network
+from nncift.student.networks.bilinear import Towers
+from nncift.student.networks.tailed import Tailed
 from nncift.student.views import TEXT, Views
 
 Floats = npt.NDArray[np.float32]
 SCORE_BLOCK = 1 << 24
+TAIL = "tail."
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Student:
     is `output * scale + mean`. encoder: description of the encoder whose vectors it reads. targets: projections of the run's
     targets `(n_targets, width)`, which scores average over. half_width: of the 90 % interval of a new row's score.
     views: what its vectors consist of; None = the embedding alone. probe: description of the probe whose features it reads
-    beside the embedding; None = text alone.
+    beside the embedding; None = text alone. tail: weights of the similarity that coverage objectives see on top, see
+    `for_coverage`; tail_mean: what it adds on average, taken off.
     """
 
     network: str
@@ -64,11 +68,24 @@ class Student:
     about: Mapping[str, Any] = field(default_factory=dict)
     views: Views | None = None
     probe: Mapping[str, Any] | None = None
+    tail: Mapping[str, Floats] | None = None
+    tail_mean: float = 0.0
+    covers: bool = False
 
     @cached_property
-    def net(self) -> Network:
+    def net(self) -> Predictor:
         """The network. Raises UsageError for an unknown name, DataError for weights that do not fit."""
-        return network(self.network)(self.weights, self.mean, self.scale, self.views)
+        base = network(self.network)(self.weights, self.mean, self.scale, self.views)
+        if not self.covers or self.tail is None:
+            return base
+        return Tailed(base, Towers(self.tail, -self.tail_mean, 1.0, self.views))
+
+    def for_coverage(self) -> Student:
+        """Return the student as coverage objectives see it: with the tail that regression takes away (`networks.tailed`).
+
+        Its values are for selection alone, and no prediction of utilities.
+        """
+        return replace(self, covers=True, targets=None)
 
     @property
     def parameters(self) -> int:
@@ -133,6 +150,7 @@ class Student:
 
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.array(array, np.float32, order="C") for name, array in self.weights.items()}
+        arrays |= {f"{TAIL}{name}": np.array(array, np.float32) for name, array in (self.tail or {}).items()}
         if self.targets is not None:
             arrays["projected_targets"] = np.ascontiguousarray(self.targets, np.float32)
         with atomic(folder / "student.safetensors") as part:
@@ -142,7 +160,7 @@ class Student:
             "network": self.network, "mean": self.mean, "scale": self.scale, "encoder": dict(self.encoder),
             "half_width": self.half_width, "parameters": self.parameters, "about": dict(self.about),
             "views": None if self.views is None else self.views.to_json(),
-            "probe": None if self.probe is None else dict(self.probe), "sha256": digest,
+            "probe": None if self.probe is None else dict(self.probe), "tail_mean": self.tail_mean, "sha256": digest,
         }  # fmt: skip
         write_json(folder / "student.json", described)
 
@@ -162,15 +180,17 @@ class Student:
                 raise DataError(f"the student in {str(path)!r} is damaged: its two files do not belong together")
             arrays = load_file(path / "student.safetensors")
             targets = arrays.pop("projected_targets", None)
+            tail = {name.removeprefix(TAIL): arrays.pop(name) for name in list(arrays) if name.startswith(TAIL)}
             student = cls(
                 told["network"], arrays, float(told["mean"]), float(told["scale"]), dict(told["encoder"]), targets,
                 told["half_width"], dict(told["about"]), None if told["views"] is None else Views.of(told["views"]),
-                told["probe"],
+                told["probe"], tail or None, float(told["tail_mean"]),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise DataError(f"there is no readable student in {str(path)!r}: {_reason(error)}") from error
         try:
             width = student.net.width
+            _ = student.for_coverage().net
         except (DataError, UsageError) as error:
             raise DataError(f"the student in {str(path)!r} cannot be used: {error}") from error
         stored = student.targets

@@ -56,21 +56,8 @@ class Learned:
     course: Mapping[str, Any]
 
 
-class Network(Protocol):
-    """A trained network: made from weights, and from `views` what its vectors consist of.
-
-    Raises DataError on construction where weights are missing or do not fit each other: compiled code would read beyond their
-    ends. A prediction is in units of the labels.
-    """
-
-    recipes: ClassVar[tuple[str, ...]]
-
-    def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None: ...
-
-    @classmethod
-    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
-        """Train on a lesson; deterministic from the seed on one machine. Raises DataError where labels are too few."""
-        ...
+class Predictor(Protocol):
+    """Predicts pairs from projections of their two items, in units of the labels."""
 
     @property
     def width(self) -> int:
@@ -91,6 +78,23 @@ class Network(Protocol):
 
     def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:
         """Return `(n_pairs,)` predictions for pairs given by codes into projections."""
+        ...
+
+
+class Network(Predictor, Protocol):
+    """A trained network: made from weights, and from `views` what its vectors consist of.
+
+    Raises DataError on construction where weights are missing or do not fit each other: compiled code would read beyond their
+    ends. recipes: ways to train it.
+    """
+
+    recipes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None: ...
+
+    @classmethod
+    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
+        """Train on a lesson; deterministic from the seed on one machine. Raises DataError where labels are too few."""
         ...
 
 
