@@ -43,7 +43,11 @@ class Scale:
     @classmethod
     def _spanning(cls, lows: _Doubles, highs: _Doubles) -> Scale:
         """Return the scale from the lowest of `lows` to the highest of `highs`; inf and -inf mean no utility at all."""
-        low, high = float(lows.min(initial=math.inf)), float(highs.max(initial=-math.inf))
+        return cls.over(float(lows.min(initial=math.inf)), float(highs.max(initial=-math.inf)))
+
+    @classmethod
+    def over(cls, low: float, high: float) -> Scale:
+        """Return the scale of utilities from `low` to `high`; inf and -inf where there is none."""
         if low >= high:
             return cls(low if low == high else 0.0, 1.0)
         return cls(low, math.ldexp(1.0, math.frexp(high - low)[1] - _LEVELS))
@@ -116,9 +120,9 @@ class Similarity:
 def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool = False) -> Similarity:
     """Return utility minus one constant, the lowest finite utility, as levels; the only copy that selection makes.
 
-    reuse: write the levels into the matrix's own memory where its layout allows, so that there is no copy; the matrix is
-    gone then. NaN (masked or missing) gives no coverage, also on the diagonal (method.md 4). scale: given, by `Scale.of` over all
-    of them, where several matrices share their constant.
+    NaN (masked or missing) gives no coverage, also on the diagonal (method.md 4). scale: given, by `Scale.of` over all of
+    them, where several matrices share their constant. reuse: write the levels into the matrix's own memory where its layout
+    allows, so that there is no copy at all; the matrix is gone then.
 
     Raises DataError, naming the ids, for infinite utilities and for ids that occur twice.
     """

@@ -1,0 +1,60 @@
+"""Graphs of predicted utilities: the student scores every row's neighbours and a few rows from afar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.pairs import Pairs
+from nncift.seeds import generator
+from nncift.select.neighbours import Neighbours
+from nncift.select.sparse import Graph
+
+if TYPE_CHECKING:
+    from nncift.student.model import Student
+
+Floats = npt.NDArray[np.float32]
+_PAIRS = 1 << 22
+
+
+def scored_graph(
+    student: Student,
+    ids: tuple[str, ...],
+    targets: Floats,
+    sources: Floats,
+    known: Neighbours,
+    *,
+    far: int = 8,
+    seed: int = 0,
+) -> Graph:
+    """Return the student's predictions for the neighbours of every row and `far` random others of the same rows.
+
+    targets, sources: embeddings `(n, d)` of the rows on each axis. The random ones show what neighbours by embedding cannot:
+    rows that help although they are far, and how low utilities go.
+    """
+    n, near = known.codes.shape
+    random = generator(seed, "select", "far")
+    codes = np.empty((n, near + far), np.int32)
+    codes[:, :near] = known.codes
+    # Drawn among the others: places from the own one on are moved up by one.
+    drawn = random.integers(max(n - 1, 1), size=(n, far), dtype=np.int32)
+    codes[:, near:] = (drawn + (drawn >= np.arange(n, dtype=np.int32)[:, None])) if n > 1 else -1
+    _drop_repeats(codes, near)
+    a, b = student.project_targets(targets), student.project_sources(sources)
+    utility = np.full(codes.shape, np.nan, np.float32)
+    step = max(1, _PAIRS // max(near + far, 1))
+    for at in range(0, n, step):
+        block = codes[at : at + step]
+        there = block >= 0
+        target = np.repeat(np.arange(at, at + len(block), dtype=np.int32), there.sum(axis=1))
+        utility[at : at + step][there] = student.predict_pairs(Pairs(ids, ids, target, block[there]), a, b)
+    return Graph(ids, ids, codes, utility)
+
+
+def _drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:
+    """Strike out what was drawn from afar and is a neighbour, or was drawn twice."""
+    for e in range(near, codes.shape[1]):
+        again = (codes[:, :e] == codes[:, e : e + 1]).any(axis=1)
+        codes[again, e] = -1

@@ -1,0 +1,161 @@
+"""Facility location on a graph: every target knows the utilities of a few sources only, the others give it nothing.
+
+For pools whose matrix would not fit. Values are those of the graph: a lower bound on the value under the whole matrix with the
+same constant, since a missing pair counts as the lowest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import DataError, UsageError
+from nncift.seeds import derive, generator
+from nncift.select import sparse_kernels as kernels
+from nncift.select.budget import check_count
+from nncift.select.objectives import Scale, positions
+from nncift.threads import in_threads
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
+Optimiser = Literal["lazy", "stochastic", "partition"]
+_SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Utilities of a few sources for every target: `sources` (codes, -1 for none) and `utility`, `(n_targets, k)` each.
+
+    NaN is a missing utility and gives nothing.
+    """
+
+    target_ids: tuple[str, ...]
+    source_ids: tuple[str, ...]
+    sources: Codes
+    utility: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A choice on a graph, in rank order. gains: what each added; upper_bound: no set of this size has a higher value."""
+
+    ids: tuple[str, ...]
+    gains: npt.NDArray[np.float64]
+    value: float
+    upper_bound: float
+
+    @property
+    def share_of_optimum(self) -> float:
+        """Return a lower bound on value / value of the best set of this size, both on the graph."""
+        return self.value / self.upper_bound if self.upper_bound > 0 else 1.0
+
+
+class SparseCoverage:
+    """`fl` on a graph. Sources are in the order of their ids, so that ties by position are ties by id."""
+
+    def __init__(self, graph: Graph) -> None:
+        """Turn utilities into levels by source. Raises DataError, naming ids, where a utility is infinite."""
+        known = (graph.sources >= 0) & ~np.isnan(graph.utility)
+        infinite = np.argwhere(np.isinf(graph.utility) & known)
+        if len(infinite):
+            pairs = ", ".join(
+                f"target {graph.target_ids[t]} with source {graph.source_ids[graph.sources[t, e]]}"
+                for t, e in infinite[:_SHOWN]
+            )
+            raise DataError(f"Infinite utilities cannot be selected on ({len(infinite)} pairs have one): {pairs}.")
+        values = graph.utility[known]
+        self._scale = Scale.over(float(values.min(initial=np.inf)), float(values.max(initial=-np.inf)))
+        levels = np.zeros(graph.utility.shape, np.int32)
+        levels[known] = self._scale.levels(values.astype(np.float64))
+        order = np.array(sorted(range(len(graph.source_ids)), key=graph.source_ids.__getitem__), np.int64)
+        place = np.empty(len(order), np.int32)
+        place[order] = np.arange(len(order), dtype=np.int32)
+        self.source_ids = tuple(graph.source_ids[s] for s in order)
+        sources = np.where(known, place[graph.sources], np.int32(-1)).astype(np.int32)
+        self._edges = kernels.transpose(sources, levels, len(order))
+        self._n_targets = len(graph.target_ids)
+
+    def choose(
+        self,
+        k: int,
+        *,
+        optimiser: Optimiser = "lazy",
+        seed: int = 0,
+        epsilon: float = 0.01,
+        parts: int = 8,
+        spare: float = 2.0,
+    ) -> Solution:
+        """Return `k` sources.
+
+        lazy: as plain greedy would choose, ties by id. stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of the
+        rest. partition: lazy greedy in each of so many random parts takes `spare` times its share, and a second one chooses
+        among these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give.
+        """
+        n = len(self.source_ids)
+        check_count(k, n)
+        if optimiser == "lazy":
+            order, by = self._lazy(np.arange(n), k)
+        elif optimiser == "stochastic":
+            order, by = np.empty(k, np.int64), np.empty(k, np.int64)
+            sample = math.ceil(n / max(k, 1) * math.log(1 / epsilon))
+            kernels.stochastic(
+                np.arange(n),
+                sample,
+                derive(seed, "select", "stochastic") % 2**32,
+                *self._edges,
+                self._unserved(),
+                order,
+                by,
+            )
+        elif optimiser == "partition":
+            order, by = self._in_parts(k, seed, parts, spare)
+        else:
+            raise UsageError(f"unknown optimiser {optimiser!r}; expected lazy, stochastic or partition")
+        return self._solution(order, by)
+
+    def value(self, ids: Sequence[str]) -> float:
+        """Return the value of a set on the graph. Raises UsageError for ids that are no sources."""
+        best = self._unserved()
+        for s in positions(self.source_ids, ids):
+            kernels.choose(s, *self._edges, best)
+        return int(best.sum(dtype=np.int64)) * self._scale.unit
+
+    def _unserved(self) -> npt.NDArray[np.int32]:
+        return np.zeros(self._n_targets, np.int32)
+
+    def _gains(self, best: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        gains = np.empty(len(self.source_ids), np.int64)
+        in_threads(lambda a, b: kernels.gains_of(a, b, *self._edges, best, gains), len(gains))
+        return gains
+
+    def _lazy(self, candidates: npt.NDArray[np.int64], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        best = self._unserved()
+        order, by = np.empty(k, np.int64), np.empty(k, np.int64)
+        chosen = kernels.lazy(candidates.copy(), self._gains(best), *self._edges, best, order, by)
+        return order[:chosen], by[:chosen]
+
+    def _in_parts(
+        self, k: int, seed: int, parts: int, spare: float
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
+        pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
+        share = math.ceil(spare * k / len(pieces)) if pieces else 0
+        first = [self._lazy(piece, min(len(piece), share))[0] for piece in pieces]
+        union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
+        return self._lazy(union, min(k, len(union)))
+
+    def _solution(self, order: npt.NDArray[np.int64], by: npt.NDArray[np.int64]) -> Solution:
+        best, unit = self._unserved(), self._scale.unit
+        for s in order:
+            kernels.choose(s, *self._edges, best)
+        left = self._gains(best)
+        left[order] = 0
+        value = int(by.sum())
+        bound = value + int(np.partition(left, max(len(left) - len(order), 0))[max(len(left) - len(order), 0) :].sum())
+        ids = tuple(self.source_ids[s] for s in order)
+        return Solution(ids, by.astype(np.float64) * unit, value * unit, bound * unit)

@@ -1,0 +1,138 @@
+"""Compiled loops of selection on a graph; each source's targets lie side by side (compressed columns), as exact levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Levels = npt.NDArray[np.int32]
+Codes = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+
+
+@numba.njit(cache=True, nogil=True)
+def transpose(sources: Codes, levels: Levels, n_sources: int) -> tuple[Longs, Codes, Levels]:
+    """Return starts `(n_sources + 1,)`, targets and levels by source, for `(n_targets, k)` edges by target; -1 is no edge."""
+    starts = np.zeros(n_sources + 1, np.int64)
+    for t in range(sources.shape[0]):
+        for e in range(sources.shape[1]):
+            if sources[t, e] >= 0:
+                starts[sources[t, e] + 1] += 1
+    for s in range(n_sources):
+        starts[s + 1] += starts[s]
+    place = starts[:-1].copy()
+    targets, found = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.int32)
+    for t in range(sources.shape[0]):
+        for e in range(sources.shape[1]):
+            s = sources[t, e]
+            if s >= 0:
+                targets[place[s]], found[place[s]] = t, levels[t, e]
+                place[s] += 1
+    return starts, targets, found
+
+
+@numba.njit(cache=True, nogil=True)
+def gain_of(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) -> Any:
+    """Return what a source adds to targets that are served at `best`."""
+    total = np.int64(0)
+    for e in range(starts[s], starts[s + 1]):
+        total += max(levels[e] - best[targets[e]], 0)
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def gains_of(start: int, stop: int, starts: Longs, targets: Codes, levels: Levels, best: Levels, gains: Longs) -> None:
+    """Write what each source adds to targets that are served at `best`."""
+    for s in range(start, stop):
+        gains[s] = gain_of(s, starts, targets, levels, best)
+
+
+@numba.njit(cache=True, nogil=True)
+def choose(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) -> None:
+    """Raise `best` to what a source gives."""
+    for e in range(starts[s], starts[s + 1]):
+        t = targets[e]
+        best[t] = max(best[t], levels[e])
+
+
+@numba.njit(cache=True, nogil=True)
+def sift(heap: Longs, size: int, at: int, gains: Longs) -> None:
+    """Let the entry at a position sink: the highest gain is on top, the lowest position first among equals."""
+    moving = heap[at]
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size:
+            a, b = heap[child], heap[child + 1]
+            if gains[b] > gains[a] or (gains[b] == gains[a] and b < a):
+                child += 1
+        a = heap[child]
+        if gains[moving] > gains[a] or (gains[moving] == gains[a] and moving < a):
+            break
+        heap[at] = a
+        at = child
+    heap[at] = moving
+
+
+@numba.njit(cache=True, nogil=True)
+def lazy(
+    heap: Longs, gains: Longs, starts: Longs, targets: Codes, levels: Levels, best: Levels, order: Longs, by: Longs
+) -> int:
+    """Write the sources of lazy greedy into `order` and their gains into `by`; return how many (Minoux 1978).
+
+    heap: the candidates, used up like `gains` (what each adds to `best`) and `best`.
+    """
+    size, chosen = len(heap), 0
+    for at in range(size // 2 - 1, -1, -1):
+        sift(heap, size, at, gains)
+    fresh = np.full(len(gains), -1, np.int64)
+    while size > 0 and chosen < len(order):
+        s = heap[0]
+        if fresh[s] != chosen:
+            gain = gain_of(s, starts, targets, levels, best)
+            fresh[s] = chosen
+            if gain < gains[s]:
+                gains[s] = gain
+                sift(heap, size, 0, gains)
+                continue
+        size -= 1
+        heap[0] = heap[size]
+        sift(heap, size, 0, gains)
+        order[chosen], by[chosen] = s, gains[s]
+        chosen += 1
+        choose(s, starts, targets, levels, best)
+    return chosen
+
+
+@numba.njit(cache=True, nogil=True)
+def stochastic(
+    rest: Longs,
+    sample: int,
+    seed: int,
+    starts: Longs,
+    targets: Codes,
+    levels: Levels,
+    best: Levels,
+    order: Longs,
+    by: Longs,
+) -> None:
+    """Write sources into `order`, each the best of `sample` drawn from those that are left (Mirzasoleiman et al. 2015)."""
+    np.random.seed(seed)
+    size = len(rest)
+    for step in range(len(order)):
+        top, top_at, top_by = rest[0], 0, np.int64(-1)
+        for draw in range(min(sample, size)):
+            # Drawn without replacement: what was looked at moves to the end for this step.
+            end = size - draw
+            at = np.random.randint(0, end)
+            s = rest[at]
+            rest[at], rest[end - 1] = rest[end - 1], s
+            gain = gain_of(s, starts, targets, levels, best)
+            if gain > top_by or (gain == top_by and s < top):
+                top, top_at, top_by = s, end - 1, gain
+        rest[top_at], rest[size - 1] = rest[size - 1], rest[top_at]
+        size -= 1
+        order[step], by[step] = top, top_by
+        choose(top, starts, targets, levels, best)
