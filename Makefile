@@ -33,7 +33,7 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --write
 
 # The documentation as a site, in site/; a broken link or an unknown name fails.
 docs: .venv/.docs-ready

@@ -1,6 +1,7 @@
-"""Speed, side by side in one run: `make bench`, or `python benchmarks/speed.py [--only pairs|fl|teachers|costs] [--json]`.
+"""Speed, side by side in one run: `make bench`, or `python benchmarks/speed.py [--only PART] [--json] [--write]`.
 
-Plain versions are written here as anyone would write them first; medians of several repeats; ratios are within one run.
+Parts: pairs, fl, sparse, teachers, costs. Plain versions are written here as anyone would write them first; the peers come from
+the registry into an environment of their own. Medians of several repeats; ratios are within one run.
 """
 
 from __future__ import annotations
@@ -12,76 +13,84 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pair_scoring
+import peers
+import sparse
 import teachers
 
 REPEATS = 5
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+NOTE = (
+    "Written by `python benchmarks/speed.py --write`; `make bench` measures all of it, and the teachers, which have\n"
+    "[a page of their own](teachers.md). Medians of several repeats; ratios are within one run."
+)
+TITLES = {
+    "pairs": "All pairs of two sets",
+    "fl": "Facility location on a dense matrix, 30 % selected",
+    "sparse": "Facility location on a neighbour graph, 10 % selected",
+}
 
 
-def seconds(action: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Return the median seconds of an action after one warm-up."""
-    action()
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
-
-
-def pairs(size: int = 4096, dim: int = 1024, hidden: int = 100) -> dict[str, Any]:
-    """Score all pairs of `size` x `size` items: fused kernel, batched concatenation, one pair per call."""
-    import torch
-
-    from nncift.student.kernels import relu_block
-
-    random = np.random.default_rng(0)
-    a = random.normal(size=(size, hidden)).astype(np.float32)
-    b = random.normal(size=(size, hidden)).astype(np.float32)
-    weights = random.normal(size=hidden).astype(np.float32)
-    fused = seconds(lambda: relu_block(a, b, weights, 0.0)) / size**2
-
-    network = torch.nn.Sequential(torch.nn.Linear(2 * dim, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
-    vectors = torch.randn(256, dim)
-    batch = torch.cat([vectors, vectors.flip(0)], dim=1)
-
-    def concatenated() -> None:
-        with torch.inference_mode():
-            for row in vectors[:16]:
-                network(torch.cat([row.expand(256, dim), vectors], dim=1))
-
-    def one_by_one() -> None:
-        with torch.inference_mode():
-            for row in batch:
-                network(row)
-
-    plain = seconds(concatenated) / (16 * 256)
-    single = seconds(one_by_one) / 256
-    return {
-        "fused_pairs_per_second": 1 / fused,
-        "fused_billion_pair_hidden_steps_per_second": hidden / fused / 1e9,
-        "times_faster_than_batched_concatenation": plain / fused,
-        "times_faster_than_one_pair_per_call": single / fused,
-    }
-
-
-def facility_location(sizes: tuple[int, ...] = (2000, 5000)) -> dict[str, Any]:
-    """Select 30 % of clustered points by facility location on their cosines, reasons included."""
+def facility_location(sizes: tuple[int, ...], with_peers: bool) -> dict[str, Any]:
+    """Select 30 % of clustered points by facility location on their cosines; the peers get the same matrix."""
     from nncift.pairs import UtilityMatrix
-    from nncift.select import select
+    from nncift.select import pose, select
 
-    found = {}
+    found: dict[str, Any] = {}
     for size in sizes:
         random = np.random.default_rng(0)
         centres = random.normal(size=(50, 64))
         points = centres[random.integers(50, size=size)] + 0.5 * random.normal(size=(size, 64))
-        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
         ids = tuple(f"{index:06d}" for index in range(size))
-        matrix = UtilityMatrix(ids, ids, np.asfortranarray((points @ points.T).astype(np.float32)))
-        found[f"seconds_at_{size}"] = seconds(lambda matrix=matrix, size=size: select(matrix, int(0.3 * size)), 3)  # type: ignore[misc]
+        # Not negative, since the peers take similarities as they are.
+        similarity = np.maximum(points @ points.T, 0)
+        matrix = UtilityMatrix(ids, ids, similarity.T)
+        k, repeats = int(0.3 * size), 3 if size <= 5000 else 1
+        select(UtilityMatrix(ids[:50], ids[:50], np.asfortranarray(similarity[:50, :50])), 5)
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            subset = select(matrix, k)
+            times.append(time.perf_counter() - began)
+        told: dict[str, Any] = {
+            "seconds_with_reasons": statistics.median(times),
+            "share_of_optimum": subset.share_of_optimum,
+        }
+        if with_peers and size <= 5000:
+            problem = pose(matrix)
+            for library in peers.PEERS:
+                other = peers.choose(library, similarity, k)
+                told[f"{library}_seconds"] = None if other is None else other["seconds"]
+                if other is not None:
+                    theirs = problem.value([ids[place] for place in other["places"]])
+                    told[f"times_faster_than_{library}"] = other["seconds"] / told["seconds_with_reasons"]
+                    told[f"value_over_that_of_{library}"] = subset.value / theirs
+        found[f"{size}_rows"] = told
     return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    versions = {name: metadata.version(name) for name in ("numpy", "numba", "torch")}
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    load = f"{os.getloadavg()[0]:.1f}"
+    return {
+        "platform": platform.platform(terse=True), "cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
+        **versions, "load_at_start": load, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def show(values: dict[str, Any], depth: int) -> None:
@@ -91,28 +100,77 @@ def show(values: dict[str, Any], depth: int) -> None:
             print(f"{'  ' * depth}{key}")
             show(value, depth + 1)
         else:
-            print(
-                f"{'  ' * depth}{key.replace('_', ' ')}: {value if isinstance(value, str | int) else f'{value:,.4g}'}"
-            )
+            print(f"{'  ' * depth}{key.replace('_', ' ')}: {figure(value)}")
+
+
+def figure(value: Any) -> str:
+    """Return a figure as text."""
+    if value is None:
+        return f"none in {peers.LIMIT_S} s"
+    return str(value) if isinstance(value, str | int) else f"{value:,.4g}"
+
+
+def write(told: dict[str, Any]) -> None:
+    """Put the measured parts in the place of the earlier ones in speed.json, and write speed.md anew from all of them."""
+    path = RESULTS / "speed.json"
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for part in TITLES:
+        if part in told:
+            # The neighbour graph is measured size by size.
+            before = known.get(part, {}).get("figures", {}) if part == "sparse" else {}
+            known[part] = {"machine": told["machine"], "figures": {**before, **told[part]}}
+    path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    lines = ["# Speed", "", NOTE, ""]
+    for part, title in TITLES.items():
+        if part in known:
+            facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known[part]["machine"].items())
+            lines += [f"## {title}", "", f"`python benchmarks/speed.py --only {part}` on: {facts}.", ""]
+            lines += [*_table(known[part]["figures"]), ""]
+    (RESULTS / "speed.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _table(figures: dict[str, Any]) -> list[str]:
+    """Return a table of figures: one column, or one for each of several sizes."""
+    groups = {name: values for name, values in figures.items() if isinstance(values, dict)}
+    if not groups:
+        return [
+            "| | |",
+            "|---|---:|",
+            *(f"| {name.replace('_', ' ')} | {figure(value)} |" for name, value in figures.items()),
+        ]
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    head = [name.replace("_", " ") for name in groups]
+    lines = [f"| | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
+    for name in names:
+        cells = [figure(values[name]) if name in values else "" for values in groups.values()]
+        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
     """Run the chosen comparisons and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["pairs", "fl", "teachers", "costs"])
+    parser.add_argument("--only", choices=["pairs", "fl", "sparse", "teachers", "costs"])
     parser.add_argument("--model", help="a small local model; that of the demo where none is given")
     parser.add_argument("--data", help="rows for the teachers; those of the demo where none are given")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the teachers' comparisons")
+    parser.add_argument("--sizes", help="rows, with commas between; for fl and sparse")
+    parser.add_argument("--no-peers", action="store_true", help="leave out submodlib-py and apricot-select")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write docs/results/speed.md and speed.json")
     given = parser.parse_args()
+    sizes = tuple(int(size) for size in given.sizes.split(",")) if given.sizes else None
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "pairs": pairs,
-        "fl": facility_location,
+        "pairs": lambda: pair_scoring.compare(REPEATS),
+        "fl": lambda: facility_location(sizes or (2000, 5000, 20_000), not given.no_peers),
+        "sparse": lambda: sparse.compare(sizes or (10_000, 100_000, 300_000, 1_000_000)),
         "teachers": lambda: teachers.compare(given.model, given.data, REPEATS, given.threads),
         "costs": lambda: teachers.costs(given.model, given.data),
     }
-    told: dict[str, Any] = {"machine": {"platform": platform.platform(), "cores": os.cpu_count()}}
+    told: dict[str, Any] = {"machine": machine()}
     told.update({name: part() for name, part in parts.items() if given.only in (None, name)})
+    if given.write:
+        write(told)
     if given.json:
         print(json.dumps(told))
         return
