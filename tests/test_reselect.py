@@ -22,6 +22,7 @@ from nncift.evaluate.fidelity import measure
 from nncift.reselect import reselect
 from nncift.results import Run
 from nncift.student import fit
+from nncift.table import Rows
 from nncift.teachers import Chunk, ChunkLabels
 
 Write = Callable[..., Path]
@@ -202,8 +203,8 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
 
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
     told = reselect(done, {"budget": "60tok"}, tmp_path / "again")
-    table = pq.read_table(done / "rows.parquet").to_pydict()
-    tokens = dict(zip(table["id"], table["tokens"], strict=True))
+    rows = Rows.load(done)
+    tokens = dict(zip(rows.ids, rows.tokens or (), strict=True))
     assert told["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
     with pytest.raises(InfeasibleError, match="the pool has only"):
         reselect(done, {"budget": "1Mtok"}, tmp_path / "other")

@@ -21,13 +21,12 @@ from nncift.rundir import RunDir
 from nncift.select import Problem, Subset, pose
 from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
 from nncift.select.objectives import Reference
-from nncift.table import FILE as ROWS
 from nncift.table import Rows
 from nncift.wishes import Settled
 
 Floats = npt.NDArray[np.float32]
 RANDOM_DRAWS = 10
-FILES = ("subset.jsonl", "selection.parquet", "selection.json", ROWS)
+FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +70,7 @@ def choose(
     directory: RunDir, keys: MutableMapping[str, str], settings: RunSettings, rows: Rows, settled: Settled,
     ground: Callable[[], Ground], *, embedding_control: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Select in a run, write `selection.parquet`, `subset.jsonl` and the rows, and return what is told, with the ids.
+    """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
 
     keys: fingerprints of the stages so far; that of this stage is added. ground: not called where this selection is finished.
     """

@@ -25,7 +25,7 @@ from nncift.report import write_report
 from nncift.rows import SCORE
 from nncift.rundir import MANIFEST, SUMMARY, RunDir
 from nncift.student.model import Student
-from nncift.table import FILE as ROWS
+from nncift.rows_file import NAME
 from nncift.table import Rows
 from nncift.vectors import VectorFiles, Vectors
 from nncift.wishes import Wishes
@@ -39,14 +39,14 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
     """Select again from a finished run, and return what is told of it.
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
-    selection, summary and manifest are replaced. Raises UsageError where there is no finished run or a setting does not fit it,
-    InfeasibleError where the wish cannot be met.
+    selection, summary, report and manifest are replaced. Raises UsageError where there is no finished run or a setting does
+    not fit it, InfeasibleError where the wish cannot be met.
     """
     settings = _settings(run, given)
     if out is not None:
         _refuse_used(out)
     with RunDir(run, settings) as directory:
-        rows = Rows.load(run / ROWS)
+        rows = Rows.load(run / NAME)
         labels = read_utilities(run / "labels")
         axes = next(iter(labels.values()))
         _refuse_other_rows(rows, axes.source_ids)
@@ -71,6 +71,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control)
             told.pop("ids")
             _rewrite_summary(directory, told)
+            write_report(run)
         else:
             chosen = solve(
                 rows,
@@ -112,12 +113,12 @@ def _ground(
     *,
     shared: bool,
 ) -> Ground:
-    student, subtask_of = Student.load(directory.path / "student"), subtasks.kept(directory)
-    matrix = partial(predict, student, vectors, labels, shared=shared, subtask_of=subtask_of)
+    student = Student.load(directory.path / "student")
+    matrix = partial(predict, student, vectors, labels, shared=shared, subtask_of=subtasks.kept(directory))
     return ground_of(
-        str(settings.objective), student, matrix, vectors.targets, vectors.sources,
-        dict(zip(rows.ids, rows.content, strict=True)), load_existing(directory) if settings.objective == "flcg" else None,
-        shared=shared,
+        str(settings.objective), student, matrix, vectors.targets,
+        vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),
+        load_existing(directory) if settings.objective == "flcg" else None, shared=shared,
     )  # fmt: skip
 
 
