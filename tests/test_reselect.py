@@ -288,6 +288,15 @@ def test_a_run_that_knows_no_rows_says_what_to_do(copy: Path) -> None:
         reselect(copy, {"budget": "5"})
 
 
+def test_predictions_that_are_not_finite_are_refused_with_their_rows(copy: Path) -> None:
+    vectors = np.load(copy / "embeddings.npy")
+    ids = json.loads((copy / "embeddings.json").read_text())["ids"]
+    vectors[3] = np.nan
+    np.save(copy / "embeddings.npy", vectors)
+    with pytest.raises(DataError, match=rf"not finite for 1 source rows \({ids[3]}\)"):
+        reselect(copy, {"budget": "5"})
+
+
 def test_a_selection_compared_with_itself(done: Path) -> None:
     told = compare(done, done)
     assert told["overlap"]["jaccard"] == 1

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.choosing import Ground
-from nncift.errors import UsageError
+from nncift.errors import DataError, UsageError
 from nncift.pairs import UtilityMatrix
 from nncift.select.objectives import Reference
 from nncift.student.model import Student
@@ -61,12 +61,25 @@ def ground_of(
     contents: content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all predicted where
     the run has a target set of its own.
     """
+    _refuse_not_finite(student, targets, sources, tuple(contents))
     if objective == "flmi":
         return _aimed(student, tuple(contents), targets, sources)
     known, reference = matrix(), None
     if objective == "flcg" and existing is not None:
         reference = _already(student, known, targets, sources, contents, existing)
     return Ground(known, reference, student.text_of(sources), shared)
+
+
+def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:
+    """Raise DataError, naming the rows, where a prediction would be NaN or infinite: it would pass for a missing value."""
+    for axis, known in (("source", student.project_sources(sources)), ("target", student.project_targets(targets))):
+        bad = np.flatnonzero(~np.isfinite(known).all(axis=1))
+        if len(bad):
+            names = [ids[i] if axis == "source" or len(known) == len(ids) else f"target {i + 1}" for i in bad[:5]]
+            raise DataError(
+                f"the student's predictions are not finite for {len(bad)} {axis} rows ({', '.join(names)}); its weights or their "
+                "embeddings are damaged: use another --out"
+            )
 
 
 def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats) -> Ground:
