@@ -45,6 +45,8 @@ def student(vectors: Floats) -> Student:
 
     from nncift.pairs import LabelledPairs
     from nncift.student.fit import RECIPES, fit
+    from nncift.student.networks import Lesson
+    from nncift.student.views import TEXT, Views
 
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
@@ -55,8 +57,9 @@ def student(vectors: Floats) -> Student:
         t, s = (random.integers(len(rows), size=size).astype(np.int32) for _ in range(2))
         return LabelledPairs(ids, ids, t, s, np.einsum("pd,pd->p", rows[t], rows[s]).astype(np.float32))
 
-    recipe = replace(RECIPES["default"], epochs=5)
-    return fit(pairs(20_000), pairs(2_000), rows, rows, recipe=recipe, seed=0).student
+    lesson = Lesson(pairs(20_000), pairs(2_000), rows, rows, Views.of({TEXT: rows.shape[1]}))
+    learned = fit(lesson, recipe=replace(RECIPES["default"], epochs=5), seed=0)
+    return Student("paper", learned.weights, learned.mean, learned.scale)
 
 
 def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:

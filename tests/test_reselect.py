@@ -225,6 +225,36 @@ def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
     assert reselect(done, {"dedup": "near:0.5", "budget": "100%"}, tmp_path / "near")["selected"] < 21
 
 
+def test_a_graph_of_all_neighbours_selects_like_the_whole_matrix(done: Path, tmp_path: Path) -> None:
+    told = reselect(done, {"neighbours": 59, "budget": 6}, tmp_path / "graph")
+    whole = reselect(done, {"budget": 6}, tmp_path / "whole")
+    assert ids_in(tmp_path / "graph") == ids_in(tmp_path / "whole")
+    assert told["selection"]["value"] == pytest.approx(whole["selection"]["value"])
+    assert told["selection"]["neighbours"] == {"each": 59, "recall": 1.0}
+    for name, value in told["selection"]["controls"].items():
+        if name != "embedding":
+            assert value == pytest.approx(whole["selection"]["controls"][name])
+    table = pq.read_table(tmp_path / "graph" / "selection.parquet").to_pydict()
+    assert all(table["reason"])
+    assert np.corrcoef(table["score"], pq.read_table(tmp_path / "whole" / "selection.parquet")["score"])[0, 1] > 0.9
+
+
+def test_fewer_neighbours_keep_most_of_the_value(files: dict[str, Path], tmp_path: Path) -> None:
+    run = select(files, tmp_path / "run", neighbours=8)
+    told = run.summary["selection"]
+    assert told["neighbours"]["each"] == 8
+    assert told["controls"]["random"] < told["value"] <= told["upper_bound"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"objective": "topk"}, "by fl over"), ({"budget": "9tok"}, "tokens"), ({"dedup": "exact"}, "--dedup")],
+)
+def test_a_graph_does_coverage_alone(done: Path, tmp_path: Path, given: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        reselect(done, {"neighbours": 8, **given}, tmp_path / "again")
+
+
 def test_choosing_again_in_place_is_what_run_would_do(files: dict[str, Path], copy: Path) -> None:
     before = json.loads((copy / "summary.json").read_text())
     told = reselect(copy, {"budget": "20", "objective": "topk"})

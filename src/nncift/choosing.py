@@ -20,7 +20,9 @@ from nncift.pairs import UtilityMatrix
 from nncift.rundir import RunDir
 from nncift.select import Problem, Subset, pose
 from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
+from nncift.select.neighbours import Neighbours
 from nncift.select.objectives import Reference
+from nncift.select.sparse import Graph, SparseCoverage
 from nncift.table import Rows
 from nncift.wishes import Settled
 
@@ -57,6 +59,15 @@ class Ground:
         return Ground(rest, reference, self.vectors[sources], self.shared)
 
 
+@dataclass(frozen=True, eq=False)
+class OnGraph:
+    """What is chosen from where all pairs would not fit. neighbours: of every row by embedding; score: estimated means."""
+
+    graph: Graph
+    neighbours: Neighbours
+    score: npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A selection, and what it is told with. score: mean utility of every row of the pool, NaN where none is known."""
@@ -68,7 +79,7 @@ class Chosen:
 
 def choose(
     directory: RunDir, keys: MutableMapping[str, str], settings: RunSettings, rows: Rows, settled: Settled,
-    ground: Callable[[], Ground], *, embedding_control: bool = True,
+    ground: Callable[[], Ground | OnGraph], *, embedding_control: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
 
@@ -78,7 +89,15 @@ def choose(
     # Rows go into the files as they are, with what no model sees of them.
     identity = sorted([item, source, raw] for item, source, raw in zip(rows.ids, rows.sources, rows.raw, strict=True))
     keys["select"] = fingerprint(
-        "select", keys["fit"], keys.get("existing"), objective, seed, identity, settled.identity, settings.quota
+        "select",
+        keys["fit"],
+        keys.get("existing"),
+        objective,
+        seed,
+        identity,
+        settled.identity,
+        settings.quota,
+        settings.neighbours,
     )
     with directory.stage("select", keys["select"], FILES) as stage:
         if not stage.done:
@@ -93,12 +112,14 @@ def choose(
 
 
 def solve(
-    rows: Rows, settled: Settled, whole: Ground, *, objective: str, seed: int, embedding_control: bool = True
+    rows: Rows, settled: Settled, whole: Ground | OnGraph, *, objective: str, seed: int, embedding_control: bool = True
 ) -> Chosen:
     """Select from the rows, and value the controls under the same matrix and rules.
 
     embedding_control: also value what embeddings alone would select, which costs as much again as the selection.
     """
+    if isinstance(whole, OnGraph):
+        return _on_graph(rows, settled, whole, seed)
     if whole.matrix.source_ids != rows.ids:
         raise UsageError("the matrix is not over this pool: its sources are other rows")
     score = whole.matrix.mean_per_source()
@@ -114,6 +135,27 @@ def solve(
     if rows.tokens is not None:
         told["tokens"] = sum(rows.tokens[rows.place[item]] for item in subset.ids)
     return Chosen(subset, score, told)
+
+
+def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int) -> Chosen:
+    """Select on a graph by coverage, and value the controls on it too."""
+    problem = SparseCoverage(found.graph)
+    subset = problem.account(problem.choose(settled.k))
+    ids, near = rows.ids, found.neighbours
+    alone = SparseCoverage(Graph(ids, ids, near.codes, np.where(near.codes >= 0, near.cosine, np.float32(np.nan))))
+    draws = [problem.value(random_ids(ids, settled.k, seed + draw)) for draw in range(RANDOM_DRAWS)]
+    told = {
+        "objective": "fl", "budget": len(subset), "value": subset.value, "upper_bound": subset.upper_bound,
+        "share_of_optimum": subset.share_of_optimum, "removed_duplicates": 0,
+        "neighbours": {"each": near.codes.shape[1], "recall": near.recall},
+        "controls": {
+            "random": float(np.mean(draws)),
+            "stratified": problem.value(stratified_ids(ids, rows.sources, settled.k, seed)),
+            "longest": problem.value(longest_ids(ids, rows.length, settled.k)),
+            "embedding": problem.value(alone.choose(settled.k).ids),
+        },
+    }  # fmt: skip
+    return Chosen(subset, found.score, told)
 
 
 def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> None:

@@ -105,6 +105,7 @@ class SelectSettings(_Settings):
     include: str | None = None
     exclude: str | None = None
     dedup: str | None = None
+    neighbours: int | None = Field(default=None, ge=1)
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -140,7 +141,7 @@ def _amount_as_text(value: Any) -> Any:
     return f"{100 * number:.10g}%" if 0 < number <= 1 else repr(number)
 
 
-SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing"})
+SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours"})
 """Settings that only the last stage depends on."""
 
 GROWING = SELECTION | {

@@ -103,7 +103,7 @@ def predict(
     if free is not None and needed > free:
         raise ResourceError(
             f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
-            f"copy, and {free / 1e9:.1f} GB are free; use --limit, or a machine with more memory"
+            f"copy, and {free / 1e9:.1f} GB are free; use --neighbours 64, --limit, or a machine with more memory"
         )
     targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
     matrix = hybrid_matrix(student, targets, sources, combine(labels), shared=shared)

@@ -11,14 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nncift.choosing import Ground
+from nncift.choosing import Ground, OnGraph
+from nncift.config import SelectSettings
 from nncift.errors import DataError, UsageError
-from nncift.pairs import UtilityMatrix
+from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.seeds import generator
+from nncift.select.budget import parse_tokens
+from nncift.select.graphs import scored_graph, with_known
+from nncift.select.neighbours import nearest
 from nncift.select.objectives import Reference
 from nncift.student.model import Student
-from nncift.student.score import best_per_target
+from nncift.student.score import best_per_target, mean_per_source
 
 Floats = npt.NDArray[np.float32]
+SCORED_TARGETS = 2000
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,41 @@ def ground_of(
     if objective == "flcg" and existing is not None:
         reference = _already(student, known, targets, sources, contents, existing)
     return Ground(known, reference, student.text_of(sources), shared)
+
+
+def graph_of(student: Student, known: LabelledPairs, sources: Floats, neighbours: int, seed: int) -> OnGraph:
+    """Return a graph of the pool's rows: the nearest of each by embedding and a few random ones.
+
+    Known labels are exact, the rest is predicted. A row's score is its mean over at most SCORED_TARGETS rows, drawn by the seed.
+    """
+    ids = known.source_ids
+    _refuse_not_finite(student, sources, sources, ids)
+    near = nearest(student.text_of(sources), min(neighbours, max(len(ids) - 1, 1)), seed=seed)
+    graph = with_known(scored_graph(student, ids, sources, sources, near, seed=seed), known)
+    drawn = np.sort(generator(seed, "select", "scored").permutation(len(ids))[:SCORED_TARGETS])
+    score = mean_per_source(student, student.project_targets(sources[drawn]), student.project_sources(sources))
+    return OnGraph(graph, near, score)
+
+
+def refuse_graph(settings: SelectSettings, objective: str, *, shared: bool) -> None:
+    """Raise UsageError where a selection on a graph of neighbours is asked for what only the whole matrix gives."""
+    if settings.neighbours is None:
+        return
+    if objective != "fl" or not shared:
+        raise UsageError(
+            f"--neighbours selects by fl over the pool's own rows, and the objective is {objective}; leave it out"
+        )
+    rules = {
+        "--quota": settings.quota,
+        "--include": settings.include,
+        "--exclude": settings.exclude,
+        "--dedup": settings.dedup,
+    }
+    named = [flag for flag, value in rules.items() if value]
+    if parse_tokens(settings.budget) is not None:
+        named.append("a budget of tokens")
+    if named:
+        raise UsageError(f"--neighbours does not go with {', '.join(named)}; leave one of them out")
 
 
 def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:

@@ -7,22 +7,23 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nncift import config, subtasks
-from nncift.choosing import choose
+from nncift.choosing import Ground, OnGraph, choose
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.encode import Encoder
 from nncift.errors import UsageError
 from nncift.existing import embed_existing
 from nncift.fitting import predict, refuse_unfit_student
-from nncift.ground import ground_of
+from nncift.ground import graph_of, ground_of
 from nncift.growing import climb, rungs
+from nncift.labels import combine
 from nncift.progress import Progress, silent
 from nncift.report import write_report
 from nncift.results import Run, finish
@@ -145,10 +146,12 @@ def execute(
         write_rows_file(directory.path, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
-        ground = partial(
+        ground: Callable[[], Ground | OnGraph] = partial(
             ground_of, str(settings.objective), student, matrix, vectors.targets, vectors.sources,
             dict(zip(rows.ids, rows.content, strict=True)), before, shared=axes.shared,
         )  # fmt: skip
+        if settings.neighbours is not None:
+            ground = partial(graph_of, student, combine(labels), vectors.sources, settings.neighbours, settings.seed)
         selection = choose(work.directory, work.keys, settings, rows, settled, ground)
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))

@@ -11,21 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift import config, subtasks
-from nncift.choosing import Ground, choose, solve, write_account, write_subset
+from nncift.choosing import Ground, OnGraph, choose, solve, write_account, write_subset
 from nncift.config import RunSettings
 from nncift.errors import DataError, UsageError
 from nncift.existing import VECTORS as EXISTING
 from nncift.existing import load_existing
 from nncift.files import write_json
 from nncift.fitting import predict
-from nncift.ground import ground_of, refuse_unfit
+from nncift.ground import graph_of, ground_of, refuse_graph, refuse_unfit
 from nncift.labelling import read_utilities
+from nncift.labels import combine
 from nncift.pairs import LabelledPairs
 from nncift.report import write_report
 from nncift.rows import SCORE
+from nncift.rows_file import NAME
 from nncift.rundir import MANIFEST, SUMMARY, RunDir
 from nncift.student.model import Student
-from nncift.rows_file import NAME
 from nncift.table import Rows
 from nncift.vectors import VectorFiles, Vectors
 from nncift.wishes import Wishes
@@ -58,6 +59,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         refuse_unfit(str(settings.objective), **sets)
         if subtasks.kept(directory) is not None:
             subtasks.refuse_other(str(settings.objective))
+        refuse_graph(settings, str(settings.objective), shared=not target and not pointwise)
         wishes = Wishes.read(settings)
         wishes.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
@@ -112,8 +114,10 @@ def _ground(
     vectors: Vectors,
     *,
     shared: bool,
-) -> Ground:
+) -> Ground | OnGraph:
     student = Student.load(directory.path / "student")
+    if settings.neighbours is not None:
+        return graph_of(student, combine(labels), vectors.sources, settings.neighbours, settings.seed)
     matrix = partial(predict, student, vectors, labels, shared=shared, subtask_of=subtasks.kept(directory))
     return ground_of(
         str(settings.objective), student, matrix, vectors.targets,

@@ -19,7 +19,7 @@ from nncift.data.examples import Rejection
 from nncift.encode import Embedded, EmbeddingCache, Encoder, create
 from nncift.errors import DataError, UsageError
 from nncift.files import atomic, fingerprint, write_json
-from nncift.ground import default_objective, refuse_unfit
+from nncift.ground import default_objective, refuse_graph, refuse_unfit
 from nncift.labelling import Axes, Labelling, PairLabelling, open_labels
 from nncift.lm import CausalLM
 from nncift.pairs import LabelledPairs
@@ -147,6 +147,7 @@ def refuse_impossible(
     sets = {"pointwise": pointwise, "target": aimed, "existing": bool(settings.existing) or existing is not None}
     objective = settings.objective or default_objective(**sets)
     refuse_unfit(objective, **sets)
+    refuse_graph(settings, objective, shared=not aimed and not pointwise)
     subtasks.refuse_unfit(subtasks.column_of(teacher), target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective})
 

@@ -45,6 +45,10 @@ def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--include", help="File of ids, one a line, that must be selected."),
             click.option("--exclude", help="File of ids, one a line, that must not be selected."),
+            click.option(
+                "--neighbours", type=int,
+                help="Select on a graph of so many nearest rows each (32 to 64), where all pairs would not fit in memory.",
+            ),
             click.option("--dedup", help="exact or near:0.95: remove duplicates before selecting.  [default: keep them]"),
         )
     ):  # fmt: skip

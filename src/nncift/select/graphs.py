@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nncift.pairs import Pairs
+from nncift.pairs import LabelledPairs, Pairs
 from nncift.seeds import generator
 from nncift.select.neighbours import Neighbours
 from nncift.select.sparse import Graph
@@ -51,6 +51,20 @@ def scored_graph(
         target = np.repeat(np.arange(at, at + len(block), dtype=np.int32), there.sum(axis=1))
         utility[at : at + step][there] = student.predict_pairs(Pairs(ids, ids, target, block[there]), a, b)
     return Graph(ids, ids, codes, utility)
+
+
+def with_known(graph: Graph, known: LabelledPairs) -> Graph:
+    """Return the graph with known utilities in the place of predicted ones; pairs that are no edge stay out."""
+    n = len(graph.source_ids)
+    keys = known.target.astype(np.int64) * n + known.source
+    order = np.argsort(keys, kind="stable")
+    utility = graph.utility.copy()
+    edges = np.arange(len(graph.target_ids), dtype=np.int64)[:, None] * n + graph.sources
+    place = np.minimum(np.searchsorted(keys[order], edges), max(len(keys) - 1, 0))
+    if len(keys):
+        found = (keys[order][place] == edges) & (graph.sources >= 0)
+        utility[found] = known.value[order][place[found]]
+    return Graph(graph.target_ids, graph.source_ids, graph.sources, utility)
 
 
 def _drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError, UsageError
 from nncift.seeds import derive, generator
+from nncift.select import Subset
 from nncift.select import sparse_kernels as kernels
 from nncift.select.budget import check_count
 from nncift.select.objectives import Scale, positions
@@ -118,12 +119,37 @@ class SparseCoverage:
             raise UsageError(f"unknown optimiser {optimiser!r}; expected lazy, stochastic or partition")
         return self._solution(order, by)
 
+    def account(self, solution: Solution) -> Subset:
+        """Return the solution with what every other row would still add, and a reason for every row."""
+        order = positions(self.source_ids, solution.ids)
+        left = self._left(order) * self._scale.unit
+        k, gains = len(order), solution.gains.tolist()
+        last = f"the last chosen row added {gains[-1]:.4g}" if k else "no row was chosen"
+        chosen = set(solution.ids)
+        out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in chosen}
+        reasons = {
+            item: f"Not chosen: would still add {gain:.4g} of coverage on the graph of neighbours, {last}."
+            for item, gain in out.items()
+        }
+        for rank, (item, gain) in enumerate(zip(solution.ids, gains, strict=True), 1):
+            reasons[item] = f"Chosen at rank {rank} of {k}: adds {gain:.4g} of coverage on the graph of neighbours."
+        return Subset("fl", solution.ids, solution.gains, solution.value, solution.upper_bound, out, reasons)
+
     def value(self, ids: Sequence[str]) -> float:
         """Return the value of a set on the graph. Raises UsageError for ids that are no sources."""
         best = self._unserved()
         for s in positions(self.source_ids, ids):
             kernels.choose(s, *self._edges, best)
         return int(best.sum(dtype=np.int64)) * self._scale.unit
+
+    def _left(self, order: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """Return what every source would add to the chosen ones, 0 for these."""
+        best = self._unserved()
+        for s in order:
+            kernels.choose(s, *self._edges, best)
+        left = self._gains(best)
+        left[order] = 0
+        return left
 
     def _unserved(self) -> npt.NDArray[np.int32]:
         return np.zeros(self._n_targets, np.int32)
@@ -150,11 +176,7 @@ class SparseCoverage:
         return self._lazy(union, min(k, len(union)))
 
     def _solution(self, order: npt.NDArray[np.int64], by: npt.NDArray[np.int64]) -> Solution:
-        best, unit = self._unserved(), self._scale.unit
-        for s in order:
-            kernels.choose(s, *self._edges, best)
-        left = self._gains(best)
-        left[order] = 0
+        unit, left = self._scale.unit, self._left(order)
         value = int(by.sum())
         bound = value + int(np.partition(left, max(len(left) - len(order), 0))[max(len(left) - len(order), 0) :].sum())
         ids = tuple(self.source_ids[s] for s in order)
