@@ -22,7 +22,6 @@ from nncift.ground import graph_of, ground_of, refuse_graph, refuse_unfit
 from nncift.labelling import read_utilities
 from nncift.labels import combine
 from nncift.pairs import LabelledPairs
-from nncift.report import write_report
 from nncift.rows import SCORE
 from nncift.rows_file import NAME
 from nncift.rundir import MANIFEST, SUMMARY, RunDir
@@ -73,6 +72,8 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control)
             told.pop("ids")
             _rewrite_summary(directory, told)
+            from nncift.report import write_report
+
             write_report(run)
         else:
             chosen = solve(
