@@ -60,7 +60,7 @@ class WordTeacher:
 @pytest.fixture(autouse=True, scope="module")
 def hastened() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nncift.stages.measure", partial(measure, resamples=20))
+        patch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
         patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=60))
         yield
 
@@ -203,7 +203,7 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
 
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
     told = reselect(done, {"budget": "60tok"}, tmp_path / "again")
-    rows = Rows.load(done)
+    rows = Rows.load(done / "rows.parquet")
     tokens = dict(zip(rows.ids, rows.tokens or (), strict=True))
     assert told["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
     with pytest.raises(InfeasibleError, match="the pool has only"):

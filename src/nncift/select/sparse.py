@@ -26,6 +26,8 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 Optimiser = Literal["lazy", "stochastic", "partition"]
 _SHOWN = 5
+_WHOLE = 2000
+"""Selections up to this size are made whole in every part before they are merged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +96,8 @@ class SparseCoverage:
         """Return `k` sources.
 
         lazy: as plain greedy would choose, ties by id. stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of the
-        rest. partition: lazy greedy in each of so many random parts takes `spare` times its share, and a second one chooses
-        among these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give.
+        rest. partition: lazy greedy in each of so many random parts takes `spare` times its share (a selection of up to 2,000
+        whole), and a second one chooses among these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give.
         """
         n = len(self.source_ids)
         check_count(k, n)
@@ -170,7 +172,8 @@ class SparseCoverage:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
         pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
-        share = math.ceil(spare * k / len(pieces)) if pieces else 0
+        # A part that takes few sees the largest clusters only: small selections are made whole in every part.
+        share = max(math.ceil(spare * k / max(len(pieces), 1)), min(k, _WHOLE))
         first = [self._lazy(piece, min(len(piece), share))[0] for piece in pieces]
         union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
         return self._lazy(union, min(k, len(union)))
