@@ -95,9 +95,10 @@ class SparseCoverage:
     ) -> Solution:
         """Return `k` sources.
 
-        lazy: as plain greedy would choose, ties by id. stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of the
-        rest. partition: lazy greedy in each of so many random parts takes `spare` times its share (a selection of up to 2,000
-        whole), and a second one chooses among these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give.
+        lazy: as plain greedy would choose, ties by id. stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of
+        the rest. partition: lazy greedy in each of so many random parts takes `spare` times its share (a selection of up to
+        2,000 whole), and a second one chooses among these; both rounds count every target. Raises InfeasibleError for a `k`
+        that the graph cannot give.
         """
         n = len(self.source_ids)
         check_count(k, n)
