@@ -72,9 +72,6 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control)
             told.pop("ids")
             _rewrite_summary(directory, told)
-            from nncift.report import write_report
-
-            write_report(run)
         else:
             chosen = solve(
                 rows,
@@ -90,6 +87,8 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             told = chosen.told
             write_json(out / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
     if out is None:
+        from nncift.report import write_report
+
         # After the lock: the old page tells of the selection that was replaced.
         write_report(run)
     return {
