@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from nncift.data import Examples, read
 from nncift.evaluate.gate import choose as gate
 from nncift.evaluate.intervals import interval_of_pairs
 from nncift.evaluate.metrics import r2, skill, spearman
-from nncift.fitting import Candidate
+from nncift.fitting import Candidate, tailed
 from nncift.pairs import LabelledPairs, UtilityMatrix
 from nncift.plan import NO_SOURCE, SPLITS, LabelPlan, Wish, grow
 from nncift.seeds import shuffled
@@ -171,12 +171,14 @@ def one(world: World, student: str, recipe: str, features: str, plan: str, count
     candidates |= {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson).items()}
     blocks = [labels["validation"], labels["test"]]
     told = gate(blocks, {name: [of.predict(block) for block in blocks] for name, of in candidates.items()}, seed)
-    used = candidates[told.used]
+    # As in a run: coverage sees a tail where the plan has not looked at near pairs.
+    chooser = made if plan == "active" else replace(made, student=tailed(made, lesson, blocks))
+    used = chooser if told.used == "student" else candidates[told.used]
     roles = current.roles
     return {
         **on_unseen(world, made, labels, set(roles.test_sources)),
-        **world.skills(hybrid(made, labels)),
-        "gate": {"used": told.used, **({} if used is made else world.skills(hybrid(used, labels)))},
+        **world.skills(hybrid(chooser, vectors, labels)),
+        "gate": {"used": told.used, **({} if used is chooser else world.skills(hybrid(used, vectors, labels)))},
         "free": best_free(world, features),
         "coverage": coverage(world, made, labels, {*roles.test_sources, *roles.validation_sources}),
         "seconds": seconds,
@@ -184,13 +186,15 @@ def one(world: World, student: str, recipe: str, features: str, plan: str, count
     }
 
 
-def hybrid(made: Candidate, labels: Mapping[str, LabelledPairs]) -> UtilityMatrix:
-    """Return what selection sees: known labels exact, the rest predicted."""
+def hybrid(made: Candidate, vectors: Vectors, labels: Mapping[str, LabelledPairs]) -> UtilityMatrix:
+    """Return what selection sees: known labels exact, the rest predicted, with the student's tail."""
     parts = [labels[name] for name in SPLITS if name != "base"]
     first = parts[0]
     joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("target", "source", "value"))
     known = LabelledPairs(first.target_ids, first.source_ids, *joined)
-    return hybrid_matrix(made.student, made.targets, made.sources, known, shared=True)
+    student = made.student.for_coverage()
+    across, along = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
+    return hybrid_matrix(student, across, along, known, shared=True)
 
 
 def on_unseen(world: World, made: Candidate, labels: Mapping[str, LabelledPairs], test: set[str]) -> dict[str, float]:

@@ -35,13 +35,15 @@ FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 class Ground:
     """What is chosen from: utilities, what a second set does for each target (where the objective needs it), embeddings.
 
-    shared: targets and sources are the same rows, so that a row that is removed is no target either.
+    shared: targets and sources are the same rows, so that a row that is removed is no target either. score: mean utility of each
+    source; None = the matrix's own means.
     """
 
     matrix: UtilityMatrix
     reference: Reference | None
     vectors: Floats
     shared: bool
+    score: npt.NDArray[np.float64] | None = None
 
     def without(self, removed: Collection[str]) -> Ground:
         """Return the ground without some rows."""
@@ -122,7 +124,7 @@ def solve(
         return _on_graph(rows, settled, whole, seed)
     if whole.matrix.source_ids != rows.ids:
         raise UsageError("the matrix is not over this pool: its sources are other rows")
-    score = whole.matrix.mean_per_source()
+    score = whole.matrix.mean_per_source() if whole.score is None else whole.score
     rest, kept = whole.without(settled.removed), rows.without(settled.removed)
     problem = pose(rest.matrix, objective, rest.reference, reuse=True)
     subset = problem.choose(settled.k, seed, settled.rules)

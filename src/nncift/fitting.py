@@ -6,7 +6,7 @@ scores use that similarity, and the run says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from nncift.memory import free_memory
 from nncift.pairs import LabelledPairs, UtilityMatrix
 from nncift.seeds import derive
 from nncift.stages import Work, probe_of
+from nncift.student.free import free_students, tail_of
 from nncift.student.model import Student, hybrid_matrix
 from nncift.student.networks import Learned, Lesson, network
 from nncift.student.views import TEXT
@@ -50,6 +51,17 @@ class Candidate:
     def predict(self, pairs: LabelledPairs) -> Floats:
         """Return predictions `(n_pairs,)`."""
         return self.student.predict_pairs(pairs, self.targets, self.sources)
+
+
+def tailed(used: Candidate, lesson: Lesson, blocks: Sequence[LabelledPairs]) -> Student:
+    """Return a student with the tail that coverage objectives see: as wide as its residuals on held-out pairs.
+
+    For students of plans that looked at few near pairs (docs/method.md, section 2).
+    """
+    errors = [block.value - used.predict(block) for block in blocks if len(block)]
+    spread = float(np.std(np.concatenate(errors))) if errors else 0.0
+    found = tail_of(lesson, spread) if lesson.targets.shape[1] and spread > 0 else None
+    return used.student if found is None else replace(used.student, tail=found[0], tail_mean=found[1])
 
 
 def refuse_unfit_student(settings: StudentSettings) -> None:
@@ -118,7 +130,6 @@ def _measured(
     from nncift.evaluate.fidelity import measure
     from nncift.evaluate.gate import choose
     from nncift.evaluate.intervals import interval_of_mean_utility, interval_of_pairs
-    from nncift.student.free import free_students
 
     settings = work.settings
     candidates = {STUDENT: Candidate.of(settings.student, learned, vectors)}
@@ -146,8 +157,10 @@ def _measured(
     pairs = interval_of_pairs(*((block, used.predict(block)) for block in blocks))
     encoder = work.directory.read_json("embeddings.json")["encoder"]
     about = {"teacher": work.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
+    looked = settings.plan == "active" or gate.used != STUDENT
     whole = replace(
-        used.student, encoder=encoder, targets=used.targets, half_width=scores.half_width, about=about,
+        used.student if looked else tailed(used, lesson, blocks),
+        encoder=encoder, targets=used.targets, half_width=scores.half_width, about=about,
         probe=probe_of(work).describe() if settings.features == "probe" else None,
     )  # fmt: skip
     told = {

@@ -27,6 +27,10 @@ Floats = npt.NDArray[np.float32]
 SCORED_TARGETS = 2000
 
 
+COVERING = ("fl", "flmi", "fl2mi", "flcg")
+"""Objectives that live on each target's best source."""
+
+
 @dataclass(frozen=True)
 class Existing:
     """The rows that were trained on already. vectors: `(n, d)`, as the student reads them; contents: their content hashes."""
@@ -57,23 +61,26 @@ def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: boo
 
 
 def ground_of(
-    objective: str, student: Student, matrix: Callable[[], UtilityMatrix], targets: Floats, sources: Floats,
+    objective: str, student: Student, matrix: Callable[[Student], UtilityMatrix], targets: Floats, sources: Floats,
     contents: Mapping[str, str], existing: Existing | None, *, shared: bool,
 ) -> Ground:  # fmt: skip
     """Return what an objective chooses from.
 
-    matrix: gives it, known labels exact and the rest predicted, over the run's targets and sources; targets, sources:
-    vectors of these, sources in the order of `contents`.
+    matrix: gives it, known labels exact and the rest predicted by a student, over the run's targets and sources; targets,
+    sources: vectors of these, sources in the order of `contents`. Coverage objectives see the student's tail, scores do not.
     contents: content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all predicted where
     the run has a target set of its own.
     """
     _refuse_not_finite(student, targets, sources, tuple(contents))
     if objective == "flmi":
         return _aimed(student, tuple(contents), targets, sources)
-    known, reference = matrix(), None
+    known, reference, score = matrix(student), None, None
+    if objective in COVERING and student.tail is not None:
+        score, student = known.mean_per_source(), student.for_coverage()
+        known = matrix(student)
     if objective == "flcg" and existing is not None:
         reference = _already(student, known, targets, sources, contents, existing)
-    return Ground(known, reference, student.text_of(sources), shared)
+    return Ground(known, reference, student.text_of(sources), shared, score)
 
 
 def graph_of(student: Student, known: LabelledPairs, sources: Floats, neighbours: int, seed: int) -> OnGraph:
@@ -84,7 +91,7 @@ def graph_of(student: Student, known: LabelledPairs, sources: Floats, neighbours
     ids = known.source_ids
     _refuse_not_finite(student, sources, sources, ids)
     near = nearest(student.text_of(sources), min(neighbours, max(len(ids) - 1, 1)), seed=seed)
-    graph = with_known(scored_graph(student, ids, sources, sources, near, seed=seed), known)
+    graph = with_known(scored_graph(student.for_coverage(), ids, sources, sources, near, seed=seed), known)
     drawn = np.sort(generator(seed, "select", "scored").permutation(len(ids))[:SCORED_TARGETS])
     score = mean_per_source(student, student.project_targets(sources[drawn]), student.project_sources(sources))
     return OnGraph(graph, near, score)
@@ -125,13 +132,14 @@ def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: 
 
 def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats) -> Ground:
     """Return the pool against itself, and how well the target set's rows serve each of its rows."""
-    as_targets = student.project_targets(pool)
-    values = student.predict_block(as_targets, student.project_sources(pool))
+    score = mean_per_source(student, student.project_targets(pool), student.project_sources(pool))
+    covering = student.for_coverage()
+    as_targets = covering.project_targets(pool)
+    values = covering.predict_block(as_targets, covering.project_sources(pool))
     np.fill_diagonal(values, np.nan)
-    best, low = best_per_target(student, as_targets, student.project_sources(wanted))
-    return Ground(
-        UtilityMatrix(ids, ids, values), Reference(ids, best.astype(np.float64), low), student.text_of(pool), True
-    )
+    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted))
+    reference = Reference(ids, best.astype(np.float64), low)
+    return Ground(UtilityMatrix(ids, ids, values), reference, student.text_of(pool), True, score)
 
 
 def _already(

@@ -145,7 +145,7 @@ def execute(
         labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
         write_rows_file(directory.path, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
-        matrix = partial(predict, student, vectors, labels, shared=axes.shared, subtask_of=subtask_of)
+        matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of)
         ground: Callable[[], Ground | OnGraph] = partial(
             ground_of, str(settings.objective), student, matrix, vectors.targets, vectors.sources,
             dict(zip(rows.ids, rows.content, strict=True)), before, shared=axes.shared,

@@ -118,7 +118,7 @@ def _ground(
     student = Student.load(directory.path / "student")
     if settings.neighbours is not None:
         return graph_of(student, combine(labels), vectors.sources, settings.neighbours, settings.seed)
-    matrix = partial(predict, student, vectors, labels, shared=shared, subtask_of=subtasks.kept(directory))
+    matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, subtask_of=subtasks.kept(directory))
     return ground_of(
         str(settings.objective), student, matrix, vectors.targets,
         vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),

@@ -149,7 +149,8 @@ def _by_budget(run: FinishedRun, vectors: Vectors, true: UtilityMatrix, objectiv
     from nncift.fitting import predict
 
     shared = not run.pointwise and run.rows.targets is None
-    matrix = predict(run.student, vectors, run.labels, shared=shared)
+    student = run.student.for_coverage() if objective == "fl" else run.student
+    matrix = predict(student, vectors, run.labels, shared=shared)
     problem, given = pose(true, objective), pose(matrix, objective)
     found = []
     for budget in BUDGETS:
