@@ -157,9 +157,10 @@ def _measured(
     pairs = interval_of_pairs(*((block, used.predict(block)) for block in blocks))
     encoder = work.directory.read_json("embeddings.json")["encoder"]
     about = {"teacher": work.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
-    looked = settings.plan == "active" or gate.used != STUDENT
+    # The published recipe stays what it is, and active plans have labels where the tail would be guessed.
+    as_it_is = settings.plan == "active" or settings.recipe == "paper" or gate.used != STUDENT
     whole = replace(
-        used.student if looked else tailed(used, lesson, blocks),
+        used.student if as_it_is else tailed(used, lesson, blocks),
         encoder=encoder, targets=used.targets, half_width=scores.half_width, about=about,
         probe=probe_of(work).describe() if settings.features == "probe" else None,
     )  # fmt: skip

@@ -54,6 +54,7 @@ def play(
     files = make_world(rows, seed).write(folder / "world")
     settings = RunSettings(
         pool=(str(files.pool),), model=str(model_path()), labels=labels, budget=budget, encoder=encoder, seed=seed,
+        features="probe", plan="active",
         device="cpu",
     )  # fmt: skip
     pool = read_pool(settings)
