@@ -383,10 +383,11 @@ INTRODUCTION = """# Fidelity: students beside what is free
 
 `python benchmarks/fidelity.py` on {machine}; mean ± standard deviation over {seeds} seeds of held-out items, plan and
 training on one world. R² and Spearman are on all pairs of 30 unseen items. Skill: 0 is random, 1 the full teacher, both under
-the true matrix; known labels stand in the matrix. `after the gate`: where the run would have used a free similarity instead,
-its skill counts (at 1, 5, 10 and 30 %). All but active plans and the published recipe select with the tail (method, section 2). `worst - free`: the lowest difference, over seeds and budgets, to the best similarity
-that is free under the same features, at each budget the best in hindsight. `90 % covers`: share of pairs of untouched items
-within their 90 % interval. Labels do not count validation and test pairs.
+the true matrix; known labels stand in the matrix. All but active plans and the published recipe select with the tail
+([method](../method.md), section 2). `after the gate`: where the run would have used a free similarity instead, its skill counts
+(at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and budgets, to the best similarity that is free under
+the same features, at each budget the best in hindsight. `90 % covers`: share of pairs of untouched items within their 90 %
+interval. Labels do not count validation and test pairs.
 """
 
 

@@ -30,6 +30,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[st
         "shift": shift.tables(run),
         "held_out": heldout.held_out(run),
         "quadrants": _quadrants(run),
+        "gate": _gate(run),
         "scores": rows.scores(run),
         "map": rows.plane(run, sample),
         "pairs": heldout.extremes(run, sample),
@@ -80,33 +81,60 @@ def _quadrants(run: FinishedRun) -> list[dict[str, Any]]:
     return found
 
 
+def _gate(run: FinishedRun) -> list[dict[str, Any]]:
+    """Return the held-out selection skill of the student and of what is free, the best first; empty where it is unknown."""
+    gate = run.fidelity.get("gate") or {}
+    network = str(run.summary.get("student", "student"))
+    found = [
+        {"who": name, "name": f"student ({network})" if name == "student" else NAMES.get(name, name), **of,
+         "used": name == gate.get("used")}
+        for name, of in gate.get("skill", {}).items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda line: (-line["skill"], line["who"]))
+
+
 def _headline(run: FinishedRun, told: dict[str, Any]) -> dict[str, Any]:
     """Return the answer in one sentence and the few figures that it rests on."""
     q4 = [line for line in told["quadrants"] if line["quadrant"] == "q4" and line["spearman"] is not None]
     student = next((line for line in q4 if line["who"] == "student"), None)
-    rivals = [line for line in q4 if line["who"] != "student"]
-    best = max(rivals, key=lambda line: line["spearman"], default=None)
+    best = max((line for line in q4 if line["who"] != "student"), key=lambda line: line["spearman"], default=None)
+    verdict, level = _by_skill(told["gate"]) if told["gate"] else _by_rank(student, best, told["warnings"])
     value, controls = told["value"].get("value"), told["value"].get("controls", {})
     above = [name for name, other in controls.items() if value is not None and other is not None and other >= value]
-    if student is None:
-        verdict, level = (
-            "How well the student predicts new rows could not be measured: too few held-out pairs.",
-            "unknown",
-        )
-    elif best is not None and best["spearman"] >= student["spearman"]:
-        verdict = (
-            f"On rows it has not seen, {best['name']} orders pairs at least as well as the student "
-            f"({best['spearman']:.2f} against {student['spearman']:.2f} Spearman): read the warnings before you train on this."
-        )
-        level = "doubt"
-    else:
-        rival = "" if best is None else f", the best baseline, {best['name']}, {best['spearman']:.2f}"
-        verdict = (
-            f"On rows it has not seen, the student reaches a Spearman correlation of {student['spearman']:.2f}{rival}."
-        )
-        level = "fair" if not told["warnings"] else "doubt"
     if above:
         names = ", ".join(coverage.CONTROLS.get(name, name) for name in above)
         verdict += f" By its own measure, the selection is no better than: {names}."
         level = "doubt"
     return {"verdict": verdict, "level": level, "student": student, "best_baseline": best}
+
+
+def _by_skill(gate: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return sentence and level from what selects well on held-out rows, where 0 is chance and 1 the teacher's labels."""
+    used = next(line for line in gate if line["used"])
+    rival = next((line for line in gate if line is not used), None)
+    beside = f"; {rival['name']} reaches {rival['skill']:.2f}" if rival else ""
+    verdict = (
+        f"On rows it has not seen, what {'the ' if used['who'] == 'student' else ''}{used['name']} selects is worth {used['skill']:.2f} of the way from chance to what the "
+        f"teacher's own labels select (standard error {used['error']:.2f}){beside}."
+    )
+    if used["who"] != "student":
+        return f"{verdict} It is free: the student did worse, and its labels bought little.", "doubt"
+    if used["skill"] <= 2 * used["error"]:
+        return f"{verdict} That cannot be told from chance: read the warnings before you train on this.", "doubt"
+    return verdict, "fair"
+
+
+def _by_rank(student: dict[str, Any] | None, best: dict[str, Any] | None, warnings: list[str]) -> tuple[str, str]:
+    """Return sentence and level from rank correlations, where no skill could be measured."""
+    if student is None:
+        return "How well the student predicts new rows could not be measured: too few held-out pairs.", "unknown"
+    if best is not None and best["spearman"] >= student["spearman"]:
+        return (
+            f"On rows it has not seen, {best['name']} orders pairs at least as well as the student "
+            f"({best['spearman']:.2f} against {student['spearman']:.2f} Spearman): read the warnings before you train on this."
+        ), "doubt"
+    rival = "" if best is None else f", the best baseline, {best['name']}, {best['spearman']:.2f}"
+    verdict = (
+        f"On rows it has not seen, the student reaches a Spearman correlation of {student['spearman']:.2f}{rival}."
+    )
+    return verdict, "doubt" if warnings else "fair"
