@@ -123,7 +123,9 @@ def _check_refusals(made: type[Network], learned: Learned, lesson: Lesson) -> No
     for name, array in learned.weights.items():
         broken: dict[str, Any] = {"float64": array.astype(np.float64)}
         broken |= {"an axis more": array[None]}
-        broken |= {f"axis {axis} cut": np.delete(array, 0, axis=axis) for axis in range(array.ndim) if array.shape[axis]}
+        broken |= {
+            f"axis {axis} cut": np.delete(array, 0, axis=axis) for axis in range(array.ndim) if array.shape[axis]
+        }
         for how, other in broken.items():
             _require_network(
                 not _accepts(made, {**learned.weights, name: other}, learned, lesson), f"takes {name} with {how}", made

@@ -59,7 +59,9 @@ class VectorFiles:
                 views = {TEXT: vectors.shape[1]} if name == EMBEDDINGS else dict(told["views"])
                 self.truncated += int(told["truncated"]) if name == EMBEDDINGS else 0
             except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError) as error:
-                raise DataError(f"{str(run / f'{name}.npy')!r} is damaged ({error}); delete it and run again") from error
+                raise DataError(
+                    f"{str(run / f'{name}.npy')!r} is damaged ({error}); delete it and run again"
+                ) from error
             parts.append((vectors, place))
             self.views = Views.of(views if name == EMBEDDINGS else {**self.views.to_json(), **views})
         self._parts = parts

@@ -49,7 +49,11 @@ def lesson(vectors: Callable[..., np.ndarray]) -> Callable[..., Lesson]:
     """Return a function that makes a lesson: two thirds of the rows to train on, a sixth to validate on, the rest unseen."""
 
     def make(
-        value: np.ndarray | None = None, x: np.ndarray | None = None, views: str | Views = "text", *, pointwise: bool = False
+        value: np.ndarray | None = None,
+        x: np.ndarray | None = None,
+        views: str | Views = "text",
+        *,
+        pointwise: bool = False,
     ) -> Lesson:
         own = VIEWS[views] if isinstance(views, str) else views
         x = vectors(36 if value is None else len(value), own) if x is None else x

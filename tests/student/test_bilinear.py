@@ -75,7 +75,10 @@ def test_block_and_pairs_are_the_formula(name: str, views: str, vectors: Draw) -
 @pytest.mark.parametrize("views", VIEWS)
 def test_a_prediction_of_towers_is_one_inner_product(views: str, vectors: Draw) -> None:
     student = made("towers", VIEWS[views])
-    targets, sources = student.project_targets(vectors(5, VIEWS[views])), student.project_sources(vectors(9, VIEWS[views], 1))
+    targets, sources = (
+        student.project_targets(vectors(5, VIEWS[views])),
+        student.project_sources(vectors(9, VIEWS[views], 1)),
+    )
     inner = targets @ sources.T
     found = student.predict_block(targets, sources)
     assert found == pytest.approx(inner * student.scale + student.mean, abs=1e-6)
@@ -110,7 +113,7 @@ def test_pairs_are_gathered_in_parts_without_a_seam(vectors: Draw, monkeypatch: 
     t, s = (part.ravel().astype(np.int32) for part in np.indices((7, 7)))
     whole = student.net.pairs(targets, sources, t, s)
     monkeypatch.setattr("nncift.student.networks.bilinear.GATHERED", 5)
-    assert np.array_equal(student.net.pairs(targets, sources, t, s), whole)
+    assert student.net.pairs(targets, sources, t, s) == pytest.approx(whole, abs=1e-6)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object], **told: object) -> None:
@@ -150,7 +153,8 @@ def test_weights_that_do_not_fit_are_refused_on_loading(name: str, poison: str, 
 
 
 @pytest.mark.parametrize(
-    "told", [{"views": None}, {"views": {"text": 7}}, {"network": "towers"}, {"network": "paper"}, {"network": "nobody"}]
+    "told",
+    [{"views": None}, {"views": {"text": 7}}, {"network": "towers"}, {"network": "paper"}, {"network": "nobody"}],
 )
 def test_a_description_that_does_not_fit_is_refused(told: dict[str, object], tmp_path: Path) -> None:
     made("product", VIEWS["text"]).save(tmp_path)
