@@ -14,7 +14,6 @@ from nncift.errors import DataError
 from nncift.student.networks import Learned, Lesson, Network
 from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
 
-
 Weights = dict[str, npt.NDArray[np.float32]]
 
 
