@@ -125,7 +125,9 @@ def test_a_plan_that_is_used_up_ends() -> None:
     assert set(train_pairs(last)) == {(t, s) for t in free for s in free if t != s}
 
 
-def drawn(free: Sequence[int], taken: Mapping[int, Sequence[int]], count: int, cap: int | None = None) -> set[tuple[int, int]]:
+def drawn(
+    free: Sequence[int], taken: Mapping[int, Sequence[int]], count: int, cap: int | None = None
+) -> set[tuple[int, int]]:
     """Return the pairs drawn among 30 rows, by positions."""
     ids = tuple(IDS[:30])
     x = np.stack([text(item) for item in ids])

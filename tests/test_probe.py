@@ -165,7 +165,10 @@ def test_many_logits_are_taken_in_parts(probe: Probe, monkeypatch: pytest.Monkey
 
 def test_a_long_prompt_loses_its_start_and_a_long_response_its_end(probe: Probe) -> None:
     room = probe.lm.context
-    prompts = example("p", "cat " * 3 * room + "name a bird", "bird"), example("q", "dog " * 3 * room + "name a bird", "bird")
+    prompts = (
+        example("p", "cat " * 3 * room + "name a bird", "bird"),
+        example("q", "dog " * 3 * room + "name a bird", "bird"),
+    )
     answers = example("a", "name", "sea tree " * room + "cat"), example("b", "name", "sea tree " * room + "dog")
     found, counts = probe.read([*prompts, *answers])
     assert (counts > room).all()
