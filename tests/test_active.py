@@ -1,6 +1,8 @@
 """Plan `active`: which pairs its rounds take."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -85,7 +87,7 @@ def test_the_last_round_ends_at_the_wish_whatever_it_is() -> None:
 @pytest.mark.parametrize("targets", [None, OTHERS])
 def test_rounds_take_no_pair_that_is_set_apart_taken_or_masked(targets: Sequence[str] | None) -> None:
     done = rounds(IDS, WISH, targets)
-    for before, plan in zip(done[:-1], done[1:], strict=True):
+    for before, plan in itertools.pairwise(done):
         assert plan.roles == before.roles
         assert plan.generations[:-1] == before.generations
     pairs, roles = train_pairs(done[-1]), done[-1].roles
@@ -161,5 +163,5 @@ def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = drawn(range(30), {t: [t] for t in range(30)}, 60)
     monkeypatch.setattr(score, "SMALLEST_TILE", 4)
-    monkeypatch.setattr(nncift.active, "tiles", lambda *sides: score.tiles(*sides, cap=4 * 4 * 7))
+    monkeypatch.setattr(nncift.active, "tiles", partial(score.tiles, cap=4 * 4 * 7))
     assert drawn(range(30), {t: [t] for t in range(30)}, 60) == whole

@@ -185,7 +185,7 @@ def test_a_long_prompt_loses_its_start_and_a_long_response_its_end(probe: Probe)
 
 
 def test_rows_that_were_read_are_not_read_again(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = features_of(probe, Examples(POOL[:5]))
+    first = features_of(probe, Examples(tuple(list(POOL)[:5])))
     assert first.fresh == 5
     asked: list[int] = []
     read = CausalLM.read

@@ -295,7 +295,7 @@ def test_an_active_run_that_is_killed_in_every_round_ends_with_the_same_bytes(
     pool = write(tmp_path / "pool.jsonl", range(ROWS))
 
     def go(out: str, chunks: int) -> int:
-        command = [sys.executable, script, pool, llama_folder, tmp_path / out, str(chunks)]
+        command: list[str | Path] = [sys.executable, script, pool, llama_folder, tmp_path / out, str(chunks)]
         return subprocess.run(command, check=False).returncode
 
     assert go("straight", -1) == 0
@@ -320,7 +320,8 @@ def test_an_active_run_that_is_stopped_ends_as_if_it_had_not_been(
     pool = write(tmp_path / "pool.jsonl", range(ROWS))
     given: dict[str, Any] = {"plan": "active", "labels": 200}
     straight = select(pool, llama_folder, tmp_path / "straight", **given)
-    label, asked = nncift.teachers.Delift.label, []
+    label = nncift.teachers.Delift.label
+    asked: list[tuple[str | None, tuple[str, ...]]] = []
 
     def stopping(self: Any, chunk: Any) -> Any:
         if len(asked) in stops:
@@ -342,5 +343,5 @@ def test_an_active_run_that_is_stopped_ends_as_if_it_had_not_been(
     assert len(asked) == len(set(asked)) == plan.chunks
     names = [path.relative_to(straight.path) for path in (straight.path / "labels").glob("values-???.npy")]
     assert len(names) == 3
-    for name in ("subset.jsonl", "selection.parquet", *names):
+    for name in (Path("subset.jsonl"), Path("selection.parquet"), *names):
         assert (halting.path / name).read_bytes() == (straight.path / name).read_bytes()

@@ -18,7 +18,8 @@ def test_the_rank_by_hand() -> None:
     # largest in size, that of -19.
     residual = np.arange(1.0, 20.0) * np.where(np.arange(19) % 2, 1, -1)
     found = interval_of_mean_utility(held_out(np.stack([residual, residual], axis=1)), np.zeros(38))
-    assert (found.half_width, found.items) == (pytest.approx(19 - 10 / 19), 19)
+    assert found.half_width == pytest.approx(19 - 10 / 19)
+    assert found.items == 19
     assert found.note() == "90% interval for new rows from 19 held-out rows."
 
 

@@ -103,8 +103,8 @@ def test_a_saved_student_predicts_the_same_bytes(name: str, views: str, vectors:
     student.save(tmp_path)
     found = Student.load(tmp_path)
     assert found.views == VIEWS[views]
-    blocks = [of.predict_block(of.project_targets(x), of.project_sources(x)) for of in (student, found)]
-    assert np.array_equal(*blocks)
+    one, two = (of.predict_block(of.project_targets(x), of.project_sources(x)) for of in (student, found))
+    assert np.array_equal(one, two)
 
 
 def test_pairs_are_gathered_in_parts_without_a_seam(vectors: Draw, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ class Constant:
         return Learned({"slope": slope}, float(lesson.train.value.mean()), 1.0, {"epochs": 0})
 
     def project_targets(self, vectors: Floats) -> Floats:
-        return (vectors @ self._slope)[:, None]
+        return np.asarray((vectors @ self._slope)[:, None], np.float32)
 
     def project_sources(self, vectors: Floats) -> Floats:
         return self.project_targets(vectors)
@@ -84,7 +84,7 @@ class Centring(Constant):
 
     def project_sources(self, vectors: Floats) -> Floats:
         found = super().project_sources(vectors)
-        return found - found.mean()
+        return np.asarray(found - found.mean(), np.float32)
 
 
 class Positions(Constant):
@@ -99,7 +99,8 @@ class Trusting(Constant):
 
 class Careless(Constant):
     def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None:
-        self._slope, self._mean, self._scale = weights.get("slope"), np.float32(mean), np.float32(scale)
+        slope = weights.get("slope", np.zeros(1, np.float32))
+        self._slope, self._mean, self._scale = slope, np.float32(mean), np.float32(scale)
 
 
 class Untold(Constant):

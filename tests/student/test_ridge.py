@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,13 +56,15 @@ def by_scikit_learn(lesson: Lesson, learned: Learned, powers: int, pairs: Labell
     train = lesson.train
     items = describe(lesson)
 
-    def cosine(of: LabelledPairs) -> np.ndarray:
+    def cosine(of: LabelledPairs) -> Any:
         return (items.target_alike["text"][of.target].astype(float) * items.source_alike["text"][of.source]).sum(axis=1)
 
     line = np.polyfit(cosine(train), train.value.astype(float), 1)
-    start = {"cosine": lambda of: np.polyval(line, cosine(of)), "mean": lambda of: np.full(len(of), learned.mean)}
+    start: dict[str, Callable[[LabelledPairs], Any]] = {
+        "cosine": lambda of: np.polyval(line, cosine(of)), "mean": lambda of: np.full(len(of), learned.mean),
+    }  # fmt: skip
     begin = start[str(learned.course["start"])]
-    solver = Ridge(alpha=float(learned.course["penalty"]) * len(train) / 1e4)
+    solver: Any = Ridge(alpha=float(learned.course["penalty"]) * len(train) / 1e4)
     solver.fit(explicit(lesson, train, powers), train.value - begin(train))
     return np.asarray(begin(pairs) + solver.predict(explicit(lesson, pairs, powers)))
 
@@ -197,7 +200,7 @@ def test_equal_labels_and_equal_vectors_are_learned_without_dividing_by_nothing(
     whole = (
         lesson(np.full((36, 36), 0.25))
         if what == "labels"
-        else lesson(x=np.tile(np.float32([1, 0, 0, 0, 0, 0]), (36, 1)))
+        else lesson(x=np.tile(np.array([1, 0, 0, 0, 0, 0], np.float32), (36, 1)))
     )
     learned = solve(whole, powers=6)
     found = predict("product", learned, whole, whole.validation)
