@@ -143,7 +143,7 @@ def test_people_get_figures_beside_their_baselines(call: Call, done: Path, llama
         "saving",
     ):
         assert words in found.out
-    assert "run/report.html, subset.jsonl, selection.parquet" in found.out
+    assert "run/subset.jsonl, selection.parquet, report.html" in found.out
 
 
 def test_flags_override_the_settings_file(call: Call, done: Path, tmp_path: Path) -> None:

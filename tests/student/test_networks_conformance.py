@@ -32,7 +32,8 @@ class Constant:
         return Learned({"slope": slope}, float(lesson.train.value.mean()), 1.0, {"epochs": 0})
 
     def project_targets(self, vectors: Floats) -> Floats:
-        return np.asarray((vectors @ self._slope)[:, None], np.float32)
+        found: Floats = (vectors @ self._slope)[:, None]
+        return found
 
     def project_sources(self, vectors: Floats) -> Floats:
         return self.project_targets(vectors)
@@ -41,7 +42,7 @@ class Constant:
         return np.asarray(np.asfortranarray(targets @ sources.T) * self._scale + self._mean, order="F")
 
     def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:
-        return targets[target, 0] * sources[source, 0] * self._scale + self._mean
+        return np.asarray(targets[target, 0] * sources[source, 0] * self._scale + self._mean, np.float32)
 
 
 class NoRecipe(Constant):
