@@ -143,7 +143,7 @@ def test_people_get_figures_beside_their_baselines(call: Call, done: Path, llama
         "saving",
     ):
         assert words in found.out
-    assert "run/subset.jsonl" in found.out
+    assert "run/subset.jsonl, selection.parquet, report.html" in found.out
 
 
 def test_flags_override_the_settings_file(call: Call, done: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_the_installed_command_passes_the_exit_code_on() -> None:
         (["run", "a.jsonl"], "--out DIR is missing"),
         (["run", "a.jsonl", "--out", "run"], "give --model"),
         (["run", "a.jsonl", "--out", "run", "--teacher", "deflt"], "did you mean 'delift'?"),
-        (["run", "a.jsonl", "--out", "run", "--plan", "chess"], "'block', 'scatter' or 'rows'"),
+        (["run", "a.jsonl", "--out", "run", "--plan", "chess"], "'block', 'scatter', 'active' or 'rows'"),
         (["run", "--out", "run", "--model", "m"], "no pool was given"),
         (["run", "a.jsonl", "--out", "run", "--model", "m", "--map", "prompt"], "NAME=COLUMN"),
         (["score", "a.jsonl"], "Missing option"),

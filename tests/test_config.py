@@ -36,7 +36,7 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
     [
         ("seed", "abc", "'seed' was given as 'abc'.*integer"),
         ("limit", 0, "'limit' was given as 0.*greater than or equal to 1"),
-        ("plan", "chess", "'plan' was given as 'chess'.*'block', 'scatter' or 'rows'"),
+        ("plan", "chess", "'plan' was given as 'chess'.*'block', 'scatter', 'active' or 'rows'"),
         ("labels", ["5%"], "'labels' was given as.*string"),
         ("budget", True, "'budget' was given as True.*string"),
         ("map", "prompt", "'map' was given as 'prompt'.*dict"),
@@ -83,7 +83,8 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_a_stage_takes_only_its_own_settings() -> None:
     assert RunSettings(recipe="paper").part(StudentSettings) == {
-        "student": "paper",
+        "student": "product",
         "recipe": "paper",
         "features": "text",
+        "gate": True,
     }

@@ -69,7 +69,7 @@ class Features:
 @pytest.fixture(autouse=True)
 def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
-    monkeypatch.setattr("nncift.stages.measure", partial(measure, resamples=20))
+    monkeypatch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
     monkeypatch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=10))
 
 
@@ -268,9 +268,9 @@ def test_a_target_set_that_cannot_be_used_is_told_of(tmp_path: Path, write_pool:
 @pytest.mark.parametrize(
     ("teacher", "given", "said"),
     [("less", {"plan": "scatter"}, "--plan scatter does not fit the teacher less; use rows"),
-     ("delift", {"plan": "rows"}, "--plan rows does not fit the teacher delift; use block or scatter"),
-     ("length", {"objective": "fl"}, "--objective fl needs utilities of pairs, and the teacher length gives scores"),
-     ("less", {"target": True}, "with --target, say what to select for: --objective"),
+     ("delift", {"plan": "rows"}, "--plan rows does not fit the teacher delift; use scatter, active or block"),
+     ("length", {"objective": "fl"}, "--objective fl needs utilities of pairs, and this teacher gives scores; use topk"),
+     ("less", {"objective": "fl2mi"}, "--objective fl2mi is about a target set; give --target FILE"),
      ("length", {"target": True, "objective": "topk"}, "--target was given, and the teacher length rates rows without"),
      ("less", {"option": {"projektion": 3}}, "the teacher less has no option 'projektion'; did you mean 'projection'"),
      ("less", {"option": {"model": "x"}}, "has no option 'model'"),

@@ -66,7 +66,7 @@ class RuleTeacher:
 
 def hasten(patch: pytest.MonkeyPatch) -> None:
     """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
-    patch.setattr("nncift.stages.measure", partial(measure, resamples=20))
+    patch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
     patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=15))
 
 
@@ -470,11 +470,24 @@ def test_a_pool_of_examples_will_do(tmp_path: Path, write_pool: Write) -> None:
     assert len(select(nncift.read(write_pool(40)), tmp_path / "run").subset) == 8
 
 
-@pytest.mark.parametrize("recipe", ["default", "paper"])
-@pytest.mark.parametrize("plan", ["block", "scatter"])
-def test_every_plan_and_recipe_runs(tmp_path: Path, write_pool: Write, plan: str, recipe: str) -> None:
-    run = select(write_pool(40), tmp_path / "run", plan=plan, recipe=recipe)
-    assert (run.summary["plan"], len(run.subset)) == (plan, 8)
+@pytest.mark.parametrize(
+    ("student", "recipe"), [("paper", "default"), ("paper", "paper"), ("towers", "default"), ("product", "default")]
+)
+@pytest.mark.parametrize("plan", ["block", "scatter", "active"])
+def test_every_plan_student_and_recipe_runs(
+    tmp_path: Path, write_pool: Write, plan: str, student: str, recipe: str
+) -> None:
+    given: dict[str, Any] = {"plan": plan, "student": student, "recipe": recipe}
+    run = select(write_pool(40), tmp_path / "run", **given, gate=False)
+    assert (run.summary["plan"], run.summary["student"], len(run.subset)) == (plan, student, 8)
+    assert nncift.Student.load(run.path / "student").network == student
+
+
+@pytest.mark.parametrize("student", ["towers", "product"])
+def test_the_published_recipe_belongs_to_the_papers_network(tmp_path: Path, write_pool: Write, student: str) -> None:
+    with pytest.raises(UsageError, match=rf"--recipe paper is not one of the student {student}.*--student paper"):
+        select(write_pool(40), tmp_path / "run", student=student, recipe="paper")
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_planned_target_is_asked_once_alone(tmp_path: Path, write_pool: Write) -> None:

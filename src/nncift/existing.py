@@ -38,10 +38,14 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
                 embedded = EmbeddingCache(encoder).embed([row.text for row in rows], advance)
             stage.cost.model_tokens += embedded.tokens
             stage.cost.model_passes += embedded.fresh
-            parts = [embedded.vectors, *([probed(work, rows, stage).vectors] if features == "probe" else [])]
+            # Passes of the teacher's model: hidden states that are embeddings, and what a probe asks.
+            passes, parts = (embedded.fresh if work.settings.encoder == "lm" else 0), [embedded.vectors]
+            if features == "probe":
+                found = probed(work, rows, stage)
+                passes, parts = passes + found.fresh, [*parts, found.vectors]
             with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
                 np.save(stream, np.concatenate(parts, axis=1), allow_pickle=False)
-            write_json(work.directory.file(ABOUT), {"contents": contents})
+            write_json(work.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})
     return load_existing(work.directory)
 
 

@@ -133,7 +133,9 @@ def _measured(
 
     settings = work.settings
     candidates = {STUDENT: Candidate.of(settings.student, learned, vectors)}
-    candidates |= {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson).items()}
+    # All are measured, as the baselines they are; only those that rise are candidates.
+    rivals = {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson, rising=False).items()}
+    candidates |= {name: rivals[name] for name in free_students(lesson)}
     # A pointwise teacher has seen and unseen rows, and no quadrants in between.
     quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
     wanted = vectors.targets if not vectors.targets.shape[1] else vectors.views.take(vectors.targets, TEXT)
@@ -142,7 +144,7 @@ def _measured(
     )
     predictions |= {
         name: {quadrant: candidate.predict(pairs) for quadrant, pairs in quadrants.items()}
-        for name, candidate in candidates.items()
+        for name, candidate in (candidates | rivals).items()
     }
     train_mean = float(quadrants["q1"].value.mean(dtype=np.float64))
     fidelity = measure(quadrants, predictions, train_mean, derive(settings.seed, "fidelity"))

@@ -12,6 +12,7 @@ import numpy as np
 from nncift.data import Examples, write_rejected
 from nncift.data.examples import Rejection
 from nncift.errors import ResourceError
+from nncift.existing import ABOUT as EXISTING
 from nncift.files import atomic, write_json
 from nncift.labelling import Axes, Labelling
 from nncift.rundir import SUMMARY
@@ -79,6 +80,7 @@ def _ledger(work: Work, labels: Labelling) -> dict[str, Any]:
     if work.settings.encoder == "lm":
         passes += stages["embed"]["model_passes"]
     passes += stages.get("probe", {}).get("model_passes", 0)
+    passes += work.directory.read_json(EXISTING, {}).get("teacher_passes", 0)
     full = labels.full_passes()
     return {
         "stages": stages,

@@ -137,6 +137,8 @@ def refuse_impossible(
             "rows, since it is paid by the row" if by_row else "scatter, active or block, since it is paid by the pair"
         )
         raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
+    if settings.features == "probe" and not _has_language_model(teacher):
+        raise _no_language_model(teacher, "--features probe")
     aimed = bool(settings.target) or target is not None
     if aimed and pointwise:
         raise UsageError(
@@ -349,5 +351,14 @@ def language_model(teacher: Teacher | RowTeacher, wish: str = "--encoder lm") ->
     """Return the teacher's language model. Raises UsageError, naming the wish, where it has none."""
     lm = getattr(teacher, "lm", None) or getattr(getattr(teacher, "reader", None), "lm", None)
     if not isinstance(lm, CausalLM):
-        raise UsageError(f"{wish} needs a teacher with a language model; {teacher.name} has none")
+        raise _no_language_model(teacher, wish)
     return lm
+
+
+def _has_language_model(teacher: Teacher | RowTeacher) -> bool:
+    """Tell whether `language_model` would look for one; nothing is loaded."""
+    return not {"lm", "reader"}.isdisjoint(dir(teacher))
+
+
+def _no_language_model(teacher: Teacher | RowTeacher, wish: str) -> UsageError:
+    return UsageError(f"{wish} needs a teacher with a language model; {teacher.name} has none")

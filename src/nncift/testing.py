@@ -1,18 +1,24 @@
-"""A conformance kit: `check_teacher` puts any teacher, ours or a plug-in, through what nncift relies on."""
+"""A conformance kit: `check_teacher` and `check_network` put a plug-in, or one of ours, through what nncift relies on."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nncift.data.examples import Examples
+from nncift.errors import DataError
+from nncift.student.networks import Learned, Lesson, Network
 from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
+
+Weights = dict[str, npt.NDArray[np.float32]]
 
 
 class ConformanceError(AssertionError):
-    """A teacher does not do what its protocol says."""
+    """A teacher or a network does not do what its protocol says."""
 
 
 def check_teacher(teacher: Teacher | RowTeacher, examples: Examples, *, tolerance: float = 1e-4) -> None:
@@ -50,6 +56,92 @@ def check_teacher(teacher: Teacher | RowTeacher, examples: Examples, *, toleranc
         "describes itself differently when asked again",
         teacher,
     )
+
+
+def check_network(made: type[Network], lesson: Lesson, *, tolerance: float = 1e-4) -> None:
+    """Raise ConformanceError with a sentence where a student's network breaks its protocol (`student.networks`).
+
+    lesson: with labels to train and to validate on, and at least four targets (one for a pointwise teacher) and sources.
+    Checked for every recipe: training is the same when repeated, and leaves finite float32 weights and a course that JSON can
+    hold; projections have the protocol's shape and type, and an item's does not depend on the others (to `tolerance`, in units
+    of the labels' spread); a block of pairs and a list of them agree; weights that do not fit each other are refused with a
+    DataError and never read.
+    """
+    recipes = getattr(made, "recipes", ())
+    sound = isinstance(recipes, tuple) and bool(recipes) and all(isinstance(name, str) for name in recipes)
+    _require_network(sound, f"has recipes {recipes!r}, not a tuple of names", made)
+    for recipe in recipes:
+        learned, again = (made.learn(lesson, recipe=recipe, seed=3, advance=lambda step: None) for _ in range(2))
+        _check_learned(made, learned, again)
+        net = made(learned.weights, learned.mean, learned.scale, lesson.views)
+        _check_predictions(made, net, lesson, tolerance * max(float(learned.scale), 1e-12))
+        _check_refusals(made, learned, lesson)
+
+
+def _check_learned(made: type[Network], learned: Learned, again: Learned) -> None:
+    for name, array in learned.weights.items():
+        sound = isinstance(array, np.ndarray) and array.dtype == np.float32 and bool(np.isfinite(array).all())
+        _require_network(sound, f"learns {name} that is not an array of finite float32 numbers", made)
+    same = learned.weights.keys() == again.weights.keys() and all(
+        np.array_equal(array, again.weights[name]) for name, array in learned.weights.items()
+    )
+    same = same and (learned.mean, learned.scale) == (again.mean, again.scale)
+    _require_network(same, "learns something else from the same lesson and seed", made)
+    _require_network(bool(learned.scale > 0), f"has labels of scale {learned.scale}; expected one above 0", made)
+    _require_network(_is_json(dict(learned.course)), "has a course that JSON cannot hold", made)
+
+
+def _check_predictions(made: type[Network], net: Network, lesson: Lesson, tolerance: float) -> None:
+    vectors = {"targets": lesson.targets, "sources": lesson.sources}
+    project = {"targets": net.project_targets, "sources": net.project_sources}
+    sides = {axis: project[axis](vectors[axis]) for axis in vectors}
+    for axis, found in sides.items():
+        shape = (len(vectors[axis]), net.width)
+        _require_network(found.shape == shape, f"projects {axis} to {found.shape}, not {shape}", made)
+        _require_network(found.dtype == np.float32, f"projects {axis} to {found.dtype}, not float32", made)
+    targets, sources = sides["targets"], sides["sources"]
+    block = net.block(targets, sources)
+    shape = (len(targets), len(sources))
+    _require_network(block.shape == shape, f"predicts a block of {block.shape}, not (targets, sources) {shape}", made)
+    _require_network(block.dtype == np.float32, f"predicts a block in {block.dtype}, not float32", made)
+    _require_network(bool(block.flags.f_contiguous), "predicts a block that is not in Fortran order", made)
+    for axis, alone in (
+        ("target", net.block(project["targets"](vectors["targets"][:1]), sources[:4]) - block[:1, :4]),
+        ("source", net.block(targets[:4], project["sources"](vectors["sources"][:1])) - block[:4, :1]),
+    ):
+        _require_network(bool(np.abs(alone).max() <= tolerance), f"predicts a {axis} differently beside others", made)
+    # Reversed and repeated, so that codes taken for positions in the list are found out.
+    t, s = (part.ravel()[::-1].astype(np.int32) for part in np.indices(shape))
+    t, s = np.concatenate([t, t[:3]]), np.concatenate([s, s[:3]])
+    pairs = net.pairs(targets, sources, t, s)
+    _require_network(pairs.shape == t.shape, f"predicts {pairs.shape} for {len(t)} pairs", made)
+    _require_network(bool(np.abs(pairs - block[t, s]).max() <= tolerance), "predicts pairs unlike their block", made)
+
+
+def _check_refusals(made: type[Network], learned: Learned, lesson: Lesson) -> None:
+    for name, array in learned.weights.items():
+        broken: dict[str, Any] = {"float64": array.astype(np.float64)}
+        broken |= {"an axis more": array[None]}
+        broken |= {
+            f"axis {axis} cut": np.delete(array, 0, axis=axis) for axis in range(array.ndim) if array.shape[axis]
+        }
+        for how, other in broken.items():
+            _require_network(
+                not _accepts(made, {**learned.weights, name: other}, learned, lesson), f"takes {name} with {how}", made
+            )
+    _require_network(not _accepts(made, {}, learned, lesson), "takes no weights at all", made)
+
+
+def _accepts(made: type[Network], weights: Weights, learned: Learned, lesson: Lesson) -> bool:
+    try:
+        made(weights, learned.mean, learned.scale, lesson.views)
+    except DataError:
+        return False
+    except Exception as error:
+        raise ConformanceError(
+            f"the network {made.__name__} meets weights that do not fit with {type(error).__name__}, not DataError: {error}"
+        ) from error
+    return True
 
 
 def _check_rows(teacher: RowTeacher, ids: Sequence[str], tolerance: float) -> None:
@@ -98,6 +190,11 @@ def _check_pairs(teacher: Teacher, ids: Sequence[str], tolerance: float) -> None
 def _require(holds: bool, what: str, teacher: object) -> None:
     if not holds:
         raise ConformanceError(f"the teacher {getattr(teacher, 'name', type(teacher).__name__)} {what}")
+
+
+def _require_network(holds: bool, what: str, made: type[Network]) -> None:
+    if not holds:
+        raise ConformanceError(f"the network {getattr(made, '__name__', made)} {what}")
 
 
 def _close(one: object, other: object, tolerance: float) -> bool:

@@ -59,7 +59,9 @@ class VectorFiles:
                 views = {TEXT: vectors.shape[1]} if name == EMBEDDINGS else dict(told["views"])
                 self.truncated += int(told["truncated"]) if name == EMBEDDINGS else 0
             except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError) as error:
-                raise DataError(f"{str(run / name)!r}.npy is damaged ({error}); delete it and run again") from error
+                raise DataError(
+                    f"{str(run / f'{name}.npy')!r} is damaged ({error}); delete it and run again"
+                ) from error
             parts.append((vectors, place))
             self.views = Views.of(views if name == EMBEDDINGS else {**self.views.to_json(), **views})
         self._parts = parts
@@ -70,7 +72,7 @@ class VectorFiles:
             found = [vectors[[place[item] for item in ids]] for vectors, place in self._parts]
         except (KeyError, IndexError) as error:
             raise DataError(
-                f"{str(self._run / EMBEDDINGS)!r}.npy has no vector of {error}; delete it and run again"
+                f"the vectors in {str(self._run)!r} lack one of {error}; delete {EMBEDDINGS}.npy and run again"
             ) from error
         return np.concatenate(found, axis=1, dtype=np.float32)
 

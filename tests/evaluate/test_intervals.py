@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nncift.errors import UsageError
-from nncift.evaluate.intervals import interval_of_mean_utility
+from nncift.evaluate.intervals import interval_of_mean_utility, interval_of_pairs
 from nncift.pairs import LabelledPairs
 
 
@@ -14,12 +14,22 @@ def held_out(rows: np.ndarray) -> LabelledPairs:
 
 
 def test_the_rank_by_hand() -> None:
-    # 19 rows of two targets with mean residuals 1..19: rank ceil(20 * 0.9) = 18.
+    # 19 rows of two targets with mean residuals -1, 2, -3 .. -19, mean -10/19: rank ceil(20 * 0.9) = 18 of 19 is the second
+    # largest in size, that of -19.
+    residual = np.arange(1.0, 20.0) * np.where(np.arange(19) % 2, 1, -1)
+    found = interval_of_mean_utility(held_out(np.stack([residual, residual], axis=1)), np.zeros(38))
+    assert found.half_width == pytest.approx(19 - 10 / 19)
+    assert found.items == 19
+    assert found.note() == "90% interval for new rows from 19 held-out rows."
+
+
+def test_the_noise_of_few_targets_is_taken_off() -> None:
+    # Each row's two labels lie 0.5 off its mean: their variance is 2 * 0.25 / (2 - 1), that of their mean half of it.
     residual = np.arange(1.0, 20.0) * np.where(np.arange(19) % 2, 1, -1)
     rows = np.stack([residual + 0.5, residual - 0.5], axis=1)
     found = interval_of_mean_utility(held_out(rows), np.zeros(38))
-    assert (found.half_width, found.items) == (18.0, 19)
-    assert found.note() == "90% interval for new rows from 19 held-out rows."
+    shrunk = np.sqrt(1 - 0.25 / np.var(residual, ddof=1))
+    assert found.half_width == pytest.approx((19 - 10 / 19) * shrunk)
 
 
 def test_nine_rows_are_the_fewest_for_ninety_percent() -> None:
@@ -31,11 +41,12 @@ def test_nine_rows_are_the_fewest_for_ninety_percent() -> None:
 
 
 def test_missing_labels_and_nothing_at_all() -> None:
-    rows = np.full((12, 3), 2.0)
+    # Eleven rows with residuals 0..10 over their two labels that are there: centred -5..5, and rank 11 of 11.
+    rows = np.repeat(np.arange(12.0)[:, None] + 0.5, 3, axis=1)
     rows[:, 1] = np.nan
     rows[11] = np.nan
     found = interval_of_mean_utility(held_out(rows), np.full(36, 0.5))
-    assert (found.half_width, found.items) == (1.5, 11)
+    assert (found.half_width, found.items) == (5.0, 11)
     assert interval_of_mean_utility(held_out(np.empty((0, 1))), np.empty(0)).half_width is None
 
 
@@ -56,3 +67,50 @@ def test_wrong_input_is_refused() -> None:
         interval_of_mean_utility(held_out(np.ones((2, 2))), np.ones(4), level=90)
     with pytest.raises(UsageError, match="one for each pair"):
         interval_of_mean_utility(held_out(np.ones((2, 2))), np.ones(3))
+
+
+def test_new_rows_are_covered_over_all_targets_and_not_only_the_held_out_ones() -> None:
+    # A label is the row's own effect, the target's, and noise; the run's targets are many, and their effects cancel out.
+    rng = np.random.default_rng(1)
+    covered = []
+    for _ in range(300):
+        row, target = rng.normal(size=400), rng.normal(size=20)
+        labels = row[:80, None] + target[None] + 2 * rng.normal(size=(80, 20))
+        found = interval_of_mean_utility(held_out(labels), np.zeros(labels.size))
+        assert found.half_width is not None
+        covered.append(np.mean(np.abs(row[80:]) <= found.half_width))
+    assert 0.87 <= np.mean(covered) <= 0.93
+
+
+def crossed(rng: np.random.Generator, n: int) -> LabelledPairs:
+    """Return labels of n by n items with effects of both."""
+    return held_out(rng.normal(size=n)[:, None] + rng.normal(size=n)[None] + rng.normal(size=(n, n)))
+
+
+def test_new_pairs_are_covered_as_often_as_was_asked_for() -> None:
+    rng = np.random.default_rng(2)
+    covered, told = [], []
+    for _ in range(150):
+        blocks = [(pairs, np.zeros(len(pairs))) for pairs in (crossed(rng, 40), crossed(rng, 60))]
+        found = interval_of_pairs(*blocks)
+        assert found.half_width is not None
+        assert found.coverage is not None
+        covered.append(np.mean(np.abs(crossed(rng, 50).value) <= found.half_width))
+        told.append(found.coverage)
+    assert 0.87 <= np.mean(covered) <= 0.93
+    assert 0.87 <= np.mean(told) <= 0.93
+
+
+def test_the_coverage_that_is_told_is_that_of_the_validation_pairs_interval_on_the_test_pairs() -> None:
+    # Nine validation items, all errors different: rank ceil(10 * 0.9) = 9 of 9, the largest error, 81.
+    validation = held_out(np.arange(1.0, 82).reshape(9, 9))
+    test = held_out(np.full((9, 9), 81.0) + np.arange(9)[None])
+    found = interval_of_pairs((validation, np.zeros(81)), (test, np.zeros(81)))
+    assert found.coverage == pytest.approx(1 / 9)
+    assert found.items == 18
+
+
+def test_few_items_have_no_interval_however_many_pairs() -> None:
+    wide = held_out(np.random.default_rng(0).normal(size=(3, 500)))
+    found = interval_of_pairs((wide, np.zeros(len(wide))), (wide, np.zeros(len(wide))))
+    assert (found.half_width, found.coverage, found.items) == (None, None, 6)

@@ -50,10 +50,10 @@ class Alike:
         return np.asarray(found, np.float64)
 
 
-def free_lines(lesson: Lesson, alike: Alike) -> dict[str, tuple[float, dict[str, float]]]:
+def free_lines(lesson: Lesson, alike: Alike, *, rising: bool = True) -> dict[str, tuple[float, dict[str, float]]]:
     """Return by name the intercept, and the slope of every view's cosine, fitted to the training labels.
 
-    Only those that rise: where alike items help each other less, similarity is no predictor to select by.
+    rising: only those that rise; where alike items help each other less, similarity is no predictor to select by.
     """
     train = lesson.train.present()
     cosine = {name: alike.cosine(name, train) for name in alike.centres}
@@ -65,18 +65,18 @@ def free_lines(lesson: Lesson, alike: Alike) -> dict[str, tuple[float, dict[str,
         x = np.sum([size * cosine[view] for view, size in sizes.items()], axis=0)
         spread = float(np.var(x))
         slope = float(np.mean((x - x.mean()) * train.value)) / spread if spread > 0 else 0.0
-        if slope > 0:
+        if slope > 0 or not rising:
             intercept = float(train.value.mean(dtype=np.float64)) - slope * float(x.mean())
             found[name] = intercept, {view: slope * size for view, size in sizes.items()}
     return found
 
 
-def free_students(lesson: Lesson) -> dict[str, Learned]:
-    """Return similarity students (networks `towers`) by name, those whose slope is positive; none for a pointwise teacher."""
+def free_students(lesson: Lesson, *, rising: bool = True) -> dict[str, Learned]:
+    """Return similarity students (networks `towers`) by name, `rising` as in `free_lines`; none for a pointwise teacher."""
     if not len(lesson.train.present()):
         return {}
     alike = Alike.of(lesson)
-    lines = free_lines(lesson, alike)
+    lines = free_lines(lesson, alike, rising=rising)
     return {
         name: Learned(_towers(lesson, alike, slopes), intercept, 1.0, {}) for name, (intercept, slopes) in lines.items()
     }

@@ -42,10 +42,12 @@ class _Bilinear:
         self._scale, self._mean = np.float32(scale), np.float32(mean)
         self._alike = tuple(name for name in views.similar if f"{name}_powers" in weights)
         shapes = dict(SHAPES)
-        for name in self._alike:
-            shapes |= {f"{name}_powers": ("powers",), f"{name}_centre": (name,)}
+        shapes |= {f"{name}_powers": ("powers",) for name in self._alike}
+        centred = [name for name in views.similar if name in self._alike or f"{name}_centre" in weights]
+        shapes |= {f"{name}_centre": (name,) for name in centred}
         sizes = agree(weights, shapes)
-        wrong = [name for name in self._alike if sizes[name] != _width(views, name)]
+        wrong = [name for name in centred if sizes[name] != _width(views, name)]
+        wrong += ["target_dim"] if sizes["target_dim"] not in (0, views.dim) else []
         if wrong or sizes["source_dim"] != views.dim or sizes.get("powers", self.powers) != self.powers:
             raise DataError(f"a student's weights do not fit its views {views.to_json()}: {sizes}")
         self.rank = sizes["rank"]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from nncift.errors import DataError
 from nncift.student.kernels import relu_block, relu_pairs
 from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
 from nncift.student.networks.shapes import agree
@@ -27,7 +28,10 @@ class Paper:
     recipes: ClassVar[tuple[str, ...]] = ("default", "paper")
 
     def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None:
-        self.width = agree(weights, SHAPES)["hidden"]
+        sizes = agree(weights, SHAPES)
+        self.width = sizes["hidden"]
+        if views is not None and (sizes["source_dim"] != views.dim or sizes["target_dim"] not in (0, views.dim)):
+            raise DataError(f"a student's weights do not fit its views {views.to_json()}: {sizes}")
         self._weights = weights
         # The output layer in label units.
         self._output = weights["output_weight"] * np.float32(scale), float(weights["output_bias"]) * scale + mean

@@ -11,7 +11,10 @@ from nncift.student.networks import Weights
 
 
 def agree(weights: Weights, shapes: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Return the size of every axis. Raises DataError where an array is missing, not float32, or of another shape."""
+    """Return the size of every axis.
+
+    Raises DataError where an array is missing, not float32, of another shape, or holds something that is no finite number.
+    """
     sizes: dict[str, int] = {}
     for name, axes in shapes.items():
         found = weights[name].shape if name in weights and weights[name].dtype == np.float32 else None
@@ -20,4 +23,6 @@ def agree(weights: Weights, shapes: Mapping[str, tuple[str, ...]]) -> dict[str, 
             fits = all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, found, strict=True))
         if not fits:
             raise DataError(f"a student's {name} has the shape {found}; expected {axes} to agree")
+        if not np.isfinite(weights[name]).all():
+            raise DataError(f"a student's {name} holds values that are no finite numbers")
     return sizes

@@ -1,0 +1,46 @@
+"""Gates and growing labels, as a user types them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Call = Callable[..., Any]
+
+
+def test_a_gate_that_is_not_reached_is_exit_code_5(
+    call: Call, write_pool: Callable[..., Path], tmp_path: Path, llama_folder: Path
+) -> None:
+    command = [
+        "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "80", "--out",
+        tmp_path / "run", "--quiet", "--json",
+    ]  # fmt: skip
+    found = call(*command, "--min-spearman", "1", "--max-labels", "120")
+    assert found.code == 5
+    assert found.out == ""
+    assert "Traceback" not in found.err
+    said = " ".join(found.err.split())
+    assert "--min-spearman 1 was asked for and the Spearman correlation on unseen items is" in said
+    assert "with 120 labels to learn from" in said
+    assert not (tmp_path / "run" / "subset.jsonl").exists()
+    # Without the gate, from the labels that are there.
+    command[command.index("80")] = "120"
+    again = call(*command)
+    assert again.code == 0
+    told = json.loads(again.out)
+    assert (told["selected"], told["labels"]["train"]) == (8, 120)
+
+
+def test_auto_takes_no_number_and_says_how_it_grew(
+    call: Call, write_pool: Callable[..., Path], tmp_path: Path, llama_folder: Path
+) -> None:
+    found = call(
+        "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "auto",
+        "--max-labels", "160", "--plan", "active", "--student", "towers", "--out", tmp_path / "run", "--quiet", "--json",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    told = json.loads(found.out)
+    assert [step["labels"] for step in told["growth"]] == [80, 160]
+    assert (told["plan"], told["student"], told["labels"]["train"]) == ("active", "towers", 160)
+    kept = json.loads((tmp_path / "run" / "growth.json").read_text())
+    assert kept == told["growth"]

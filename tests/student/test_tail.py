@@ -1,0 +1,97 @@
+"""The tail that coverage objectives see on top of predictions."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from nncift.errors import DataError
+from nncift.student import model
+from nncift.student.free import tail_of
+from nncift.student.model import Student
+from nncift.student.networks import Lesson, network
+
+Make = Callable[..., Lesson]
+
+
+def planted(lesson: Make, vectors: Callable[..., np.ndarray]) -> Lesson:
+    x = vectors(36)
+    noise = np.random.default_rng(1).normal(size=(36, 36))
+    return lesson(0.5 + 0.2 * (x @ x.T) + 0.1 * noise, x)
+
+
+def trained(name: str, whole: Lesson, spread: float = 0.25) -> Student:
+    learned = network(name).learn(whole, recipe="default", seed=0, advance=lambda step: None)
+    tail = tail_of(whole, spread)
+    assert tail is not None
+    student = Student(name, learned.weights, learned.mean, learned.scale, views=whole.views)
+    student = replace(student, tail=tail[0], tail_mean=tail[1], encoder={"encoder": "hash"})
+    return replace(student, targets=student.project_targets(whole.targets))
+
+
+def block(student: Student, whole: Lesson) -> np.ndarray:
+    return student.predict_block(student.project_targets(whole.targets), student.project_sources(whole.sources))
+
+
+@pytest.mark.parametrize("name", ["paper", "towers", "product"])
+def test_coverage_sees_similarity_of_the_residuals_spread_on_top(
+    name: str, lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    whole = planted(lesson, vectors)
+    student = trained(name, whole)
+    plain, seen = block(student, whole), block(student.for_coverage(), whole)
+    cosine = whole.sources @ whole.targets.T
+    trained_on = cosine[whole.train.target, whole.train.source]
+    added = 0.25 * (cosine - trained_on.mean()) / trained_on.std()
+    assert seen == pytest.approx(plain + added, abs=1e-4)
+    covering = student.for_coverage()
+    sides = covering.project_targets(whole.targets), covering.project_sources(whole.sources)
+    pairs = covering.predict_pairs(whole.train, *sides)
+    assert pairs == pytest.approx(seen[whole.train.target, whole.train.source], abs=1e-4)
+    assert seen.flags.f_contiguous
+
+
+def test_scores_are_mean_utilities_without_a_tail(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
+    whole = planted(lesson, vectors)
+    student = trained("product", whole)
+    sources = student.project_sources(whole.sources)
+    bare = replace(student, tail=None)
+    assert np.array_equal(student.mean_per_source(sources), bare.mean_per_source(sources))
+
+
+def test_similarity_that_predicts_nothing_is_no_tail(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
+    x = vectors(36)
+    assert tail_of(lesson(-(x @ x.T), x), 0.1) is None
+
+
+def test_all_views_are_in_a_tail_of_the_asked_spread_and_mean_nothing(lesson: Make) -> None:
+    whole = lesson(views="probe")
+    of_text = whole.views.take(whole.sources, "text") @ whole.views.take(whole.sources, "text").T
+    whole = lesson(of_text, whole.sources, "probe")
+    tail = tail_of(whole, 0.3)
+    assert tail is not None
+    towers = Student("towers", tail[0], -tail[1], 1.0, views=whole.views)
+    values = block(towers, whole)[whole.train.target, whole.train.source]
+    assert values.std() == pytest.approx(0.3, rel=1e-4)
+    assert values.mean() == pytest.approx(0, abs=1e-4)
+
+
+def test_a_saved_tail_is_the_same_and_a_poisoned_one_is_refused(
+    lesson: Make, vectors: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    whole = planted(lesson, vectors)
+    student = trained("product", whole)
+    student.save(tmp_path)
+    assert np.array_equal(block(Student.load(tmp_path).for_coverage(), whole), block(student.for_coverage(), whole))
+    arrays = load_file(tmp_path / "student.safetensors")
+    name = f"{model.TAIL}text_centre"
+    save_file({**arrays, name: arrays[name][:-1].copy()}, tmp_path / "student.safetensors")
+    told = json.loads((tmp_path / "student.json").read_text())
+    told["sha256"] = model._digest(tmp_path / "student.safetensors")
+    (tmp_path / "student.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match="cannot be used"):
+        Student.load(tmp_path)
