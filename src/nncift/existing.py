@@ -42,7 +42,7 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
             passes, parts = (embedded.fresh if work.settings.encoder == "lm" else 0), [embedded.vectors]
             if features == "probe":
                 found = probed(work, rows, stage)
-                passes, parts = passes + found.fresh, [*parts, found.vectors]
+                passes, parts = passes + len(rows), [*parts, found.vectors]
             with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
                 np.save(stream, np.concatenate(parts, axis=1), allow_pickle=False)
             write_json(work.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})

@@ -206,11 +206,12 @@ def _probe(work: Work, rows: Examples) -> None:
 
 
 def probed(work: Work, rows: Examples, stage: Stage) -> Embedded:
-    """Return what the probe finds of rows, its passes charged to a stage."""
+    """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their outcome."""
     with work.progress("probing rows", len(rows)) as advance:
         found = features_of(probe_of(work), rows, advance)
-    stage.cost.model_tokens += found.tokens
-    stage.cost.model_passes += found.fresh
+    limit = language_model(work.teacher).context
+    stage.cost.model_tokens += sum(min(count, limit) for count in found.counts)
+    stage.cost.model_passes += len(rows)
     return found
 
 

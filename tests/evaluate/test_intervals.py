@@ -14,11 +14,10 @@ def held_out(rows: np.ndarray) -> LabelledPairs:
 
 
 def test_the_rank_by_hand() -> None:
-    # 19 rows of two targets with mean residuals -1, 2, -3 .. -19, mean -10/19: rank ceil(20 * 0.9) = 18 of 19 is the second
-    # largest in size, that of -19.
+    # 19 rows of two targets with mean residuals -1, 2, -3 .. -19: rank ceil(20 * 0.9) = 18 of 19 is the second largest in size.
     residual = np.arange(1.0, 20.0) * np.where(np.arange(19) % 2, 1, -1)
     found = interval_of_mean_utility(held_out(np.stack([residual, residual], axis=1)), np.zeros(38))
-    assert found.half_width == pytest.approx(19 - 10 / 19)
+    assert found.half_width == pytest.approx(18)
     assert found.items == 19
     assert found.note() == "90% interval for new rows from 19 held-out rows."
 
@@ -29,7 +28,13 @@ def test_the_noise_of_few_targets_is_taken_off() -> None:
     rows = np.stack([residual + 0.5, residual - 0.5], axis=1)
     found = interval_of_mean_utility(held_out(rows), np.zeros(38))
     shrunk = np.sqrt(1 - 0.25 / np.var(residual, ddof=1))
-    assert found.half_width == pytest.approx((19 - 10 / 19) * shrunk)
+    mean = -10 / 19
+    assert found.half_width == pytest.approx(mean + (18 - mean) * shrunk)
+
+
+def test_a_bias_on_new_rows_is_covered() -> None:
+    # All rows are missed by 1.5, and nothing else: an interval of no width would cover none of them.
+    assert interval_of_mean_utility(held_out(np.full((20, 3), 1.5)), np.zeros(60)).half_width == 1.5
 
 
 def test_nine_rows_are_the_fewest_for_ninety_percent() -> None:
@@ -41,12 +46,12 @@ def test_nine_rows_are_the_fewest_for_ninety_percent() -> None:
 
 
 def test_missing_labels_and_nothing_at_all() -> None:
-    # Eleven rows with residuals 0..10 over their two labels that are there: centred -5..5, and rank 11 of 11.
+    # Eleven rows with residuals 0..10 over their two labels that are there, and rank 11 of 11.
     rows = np.repeat(np.arange(12.0)[:, None] + 0.5, 3, axis=1)
     rows[:, 1] = np.nan
     rows[11] = np.nan
     found = interval_of_mean_utility(held_out(rows), np.full(36, 0.5))
-    assert (found.half_width, found.items) == (5.0, 11)
+    assert (found.half_width, found.items) == (10.0, 11)
     assert interval_of_mean_utility(held_out(np.empty((0, 1))), np.empty(0)).half_width is None
 
 

@@ -43,8 +43,8 @@ def interval_of_mean_utility(
     residuals the ceil((m+1) level)-th smallest in size covers one more exchangeable row with at least that probability.
     A mean over the few held-out targets is noisier than one over all targets: what the pairs of a row scatter around its
     mean, divided by their number, is taken off the residuals' variance (analysis of variance in one way), and the residuals
-    shrink in proportion; their mean, which is the held-out targets' and not the row's, is taken off too. What still bends
-    the promise: validation rows also decided the penalty, which narrows the interval a little.
+    shrink towards their mean in proportion. What still bends the promise: the mean residual of the few held-out targets, which
+    widens the interval, and that validation rows also decided the penalty, which narrows it a little.
     Raises UsageError for a level outside (0, 1) and for predictions of another length.
     """
     if not 0 < level < 1:
@@ -67,10 +67,11 @@ def interval_of_mean_utility(
 def _of_all_targets(error: Array, within: Array, count: npt.NDArray[np.intp]) -> Array:
     """Return the residuals of rows as they would be over many targets; a pointwise teacher has one, and never comes here."""
     noise = float((within**2).sum()) / max(1, len(within) - len(count)) / float(count.mean())
-    centred = error - error.mean()
-    spread = float((centred**2).sum()) / (len(error) - 1)
-    shrunk: Array = centred * np.sqrt(max(0.0, 1.0 - noise / spread)) if spread > 0 else centred
-    return shrunk
+    mean = float(error.mean())
+    spread = float(((error - mean) ** 2).sum()) / (len(error) - 1)
+    share = float(np.sqrt(max(0.0, 1.0 - noise / spread))) if spread > 0 else 1.0
+    # The mean stays: it may be a bias on new rows, and then it has to be covered.
+    return mean + (error - mean) * share
 
 
 @dataclass(frozen=True)

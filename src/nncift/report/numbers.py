@@ -111,11 +111,12 @@ def _headline(run: FinishedRun, told: dict[str, Any]) -> dict[str, Any]:
 def _by_skill(gate: list[dict[str, Any]]) -> tuple[str, str]:
     """Return sentence and level from what selects well on held-out rows, where 0 is chance and 1 the teacher's labels."""
     used = next(line for line in gate if line["used"])
+    who = f"the {used['name']}" if used["who"] == "student" else used["name"]
     rival = next((line for line in gate if line is not used), None)
     beside = f"; {rival['name']} reaches {rival['skill']:.2f}" if rival else ""
     verdict = (
-        f"On rows it has not seen, what {'the ' if used['who'] == 'student' else ''}{used['name']} selects is worth {used['skill']:.2f} of the way from chance to what the "
-        f"teacher's own labels select (standard error {used['error']:.2f}){beside}."
+        f"On rows it has not seen, what {who} selects is worth {used['skill']:.2f} of the way from chance to what the teacher's "
+        f"own labels select (standard error {used['error']:.2f}){beside}."
     )
     if used["who"] != "student":
         return f"{verdict} It is free: the student did worse, and its labels bought little.", "doubt"

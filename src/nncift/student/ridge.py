@@ -126,6 +126,9 @@ def describe(lesson: Lesson) -> Items:
     """Return both axes in principal components over all items."""
     views, pointwise = lesson.views, not lesson.targets.shape[1]
     axes = [lesson.sources] if pointwise or lesson.targets is lesson.sources else [lesson.targets, lesson.sources]
+    ids = [lesson.train.source_ids] if len(axes) == 1 else [lesson.train.target_ids, lesson.train.source_ids]
+    # Summed in the order of ids: that of the rows decides nothing, not even in the last bit.
+    order = np.argsort([item for part in ids for item in part], kind="stable")
     parts: dict[str, list[Floats]] = {}
     centres: dict[str, Floats] = {}
     weight, bias, rank = np.zeros((views.dim, 0), np.float32), np.zeros(0, np.float32), 0
@@ -136,7 +139,7 @@ def describe(lesson: Lesson) -> Items:
             raw = [unit(part, centres[name]) for part in raw]
         parts[name] = raw
         most = POINTWISE if pointwise else ALONE if len(views.names) == 1 else COMPONENTS.get(name, ALONE)
-        own, shift = _components(np.concatenate(raw), most, WEIGHT.get(name, 1.0) / np.sqrt(len(views.names)))
+        own, shift = _components(np.concatenate(raw)[order], most, WEIGHT.get(name, 1.0) / np.sqrt(len(views.names)))
         weight = np.concatenate([weight, np.zeros((views.dim, own.shape[1]), np.float32)], axis=1)
         weight[views.place(name), rank:] = own
         bias = np.concatenate([bias, shift])
