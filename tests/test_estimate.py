@@ -36,6 +36,18 @@ class Priced:
         return {}
 
 
+def test_an_active_plan_is_priced_with_all_its_rounds(write_pool: Callable[..., Path]) -> None:
+    pool = read(write_pool(50))
+    told = {
+        plan: estimate(RunSettings(labels="20%", plan=plan, budget="10"), pool, Priced(), encoder=HashEncoder())[
+            "labels"
+        ]
+        for plan in ("scatter", "active")
+    }
+    assert told["active"] == told["scatter"]
+    assert told["active"]["train"] == 100
+
+
 def test_tokens_are_extrapolated_from_the_start_of_a_chunk_and_its_targets(write_pool: Callable[..., Path]) -> None:
     pool = read(write_pool(50))
     told = estimate(RunSettings(labels="20%", budget="10"), pool, Priced(), encoder=HashEncoder())

@@ -7,7 +7,7 @@ and large, since a chunk costs a start (its example in front) and then something
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -148,10 +148,13 @@ def _probing(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -
 
 def _by_pair(settings: RunSettings, axes: Axes, teacher: Teacher) -> dict[str, Any]:
     """Return a plan of pairs with its cost, and the cost of every pair."""
+    wish = wish_of(settings)
+    if wish.kind == "active":
+        # Later rounds label as many pairs as if all were scattered; which ones only their labels can tell.
+        wish = replace(wish, kind="scatter")
     plan = grow(
-        None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared,
-        relative=teacher.relative,
-    )  # fmt: skip
+        None, axes.target_ids, axes.sources.ids, wish, settings.seed, shared=axes.shared, relative=teacher.relative
+    )
     planned, full = cost(plan, teacher, axes.rows, settings.seed)
     return {
         "labels": describe(plan),

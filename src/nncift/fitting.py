@@ -20,6 +20,7 @@ from nncift.files import write_json
 from nncift.labels import combine
 from nncift.memory import free_memory
 from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.plan import FIRST
 from nncift.seeds import derive
 from nncift.stages import Work, probe_of
 from nncift.student.free import free_students, tail_of
@@ -53,13 +54,15 @@ class Candidate:
         return self.student.predict_pairs(pairs, self.targets, self.sources)
 
 
-def tailed(used: Candidate, lesson: Lesson, blocks: Sequence[LabelledPairs]) -> Student:
+def tailed(used: Candidate, lesson: Lesson, blocks: Sequence[LabelledPairs], plan: str) -> Student:
     """Return a student with the tail that coverage objectives see: as wide as its residuals on held-out pairs.
 
-    For students of plans that looked at few near pairs (docs/method.md, section 2).
+    An active plan has looked at near pairs, and its student knows what they hold: with one label there per target nothing is
+    left to guess (docs/method.md, section 2).
     """
+    near = (1 - FIRST) * len(lesson.train) / max(1, len(lesson.targets)) if plan == "active" else 0.0
     errors = [block.value - used.predict(block) for block in blocks if len(block)]
-    spread = float(np.std(np.concatenate(errors))) if errors else 0.0
+    spread = max(0.0, 1.0 - near) * float(np.std(np.concatenate(errors))) if errors else 0.0
     found = tail_of(lesson, spread) if lesson.targets.shape[1] and spread > 0 else None
     return used.student if found is None else replace(used.student, tail=found[0], tail_mean=found[1])
 
@@ -159,10 +162,10 @@ def _measured(
     pairs = interval_of_pairs(*((block, used.predict(block)) for block in blocks))
     encoder = work.directory.read_json("embeddings.json")["encoder"]
     about = {"teacher": work.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
-    # The published recipe stays what it is, and active plans have labels where the tail would be guessed.
-    as_it_is = settings.plan == "active" or settings.recipe == "paper" or gate.used != STUDENT
+    # The published recipe stays what it is.
+    as_it_is = settings.recipe == "paper" or gate.used != STUDENT
     whole = replace(
-        used.student if as_it_is else tailed(used, lesson, blocks),
+        used.student if as_it_is else tailed(used, lesson, blocks, str(settings.plan)),
         encoder=encoder, targets=used.targets, half_width=scores.half_width, about=about,
         probe=probe_of(work).describe() if settings.features == "probe" else None,
     )  # fmt: skip
