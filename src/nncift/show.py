@@ -18,7 +18,8 @@ from nncift.results import Run
 
 PREDICTORS = {
     "student": "student", "mean": "training mean", "additive": "additive ridge", "cosine": "cosine",
-    "hidden": "hidden-state cosine", "ridge": "product ridge",
+    "hidden": "hidden-state cosine", "output": "output-gradient cosine", "sum": "sum of the cosines",
+    "ridge": "product ridge",
 }  # fmt: skip
 
 
@@ -53,6 +54,8 @@ def show_run(run: Run) -> None:
         f"{labels['train']} {what} to learn from, {labels['validation']} to validate, {tested} to test."
     )
     out.print(fidelity_table(told))
+    if told["gate"]["skill"]:
+        out.print(gate_table(told["gate"]))
     out.print(value_table(told["selection"]))
     out.print(cost_table(ledger))
     out.print(
@@ -125,6 +128,18 @@ def fidelity_table(told: Mapping[str, Any]) -> Table:
             interval(found["spearman_interval"]), number(found["mse"], None), str(found["pairs"]),
             end_section=(name, quadrant) == ("student", "q4"),
         )  # fmt: skip
+    return table
+
+
+def gate_table(gate: Mapping[str, Any]) -> Table:
+    """Return the selection skill of the student and of what is free on held-out rows, and which of them the run uses."""
+    table = Table(title="Selection skill on held-out rows (0 chance, 1 the teacher's labels)", title_justify="left")
+    for name in ("predictor", "skill", "standard error"):
+        table.add_column(name, justify="left" if name == "predictor" else "right")
+    for name, found in gate["skill"].items():
+        used = name == gate["used"]
+        shown = f"{PREDICTORS.get(name, name)}{' (used)' if used else ''}"
+        table.add_row(shown, number(found["skill"], 2), number(found["error"], 2), style="bold" if used else None)
     return table
 
 
