@@ -19,7 +19,7 @@ from nncift.errors import ResourceError, UsageError
 from nncift.files import write_json
 from nncift.labels import combine
 from nncift.memory import free_memory
-from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.pairs import LabelledPairs, Predicted
 from nncift.plan import FIRST
 from nncift.seeds import derive
 from nncift.stages import Work, probe_of
@@ -107,11 +107,11 @@ def predict(
     *,
     shared: bool,
     subtask_of: Mapping[str, str] | None = None,
-) -> UtilityMatrix:
+) -> Predicted:
     """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
 
-    subtask_of: each target's subtask; then what is left is one target, the subtask that a source helps most. Raises
-    ResourceError where it does not fit in memory.
+    A student `for_coverage` adds its tail to what is predicted. subtask_of: each target's subtask; then what is left is one
+    target, the subtask that a source helps most. Raises ResourceError where it does not fit in memory.
     """
     needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
     free = free_memory()
@@ -120,9 +120,19 @@ def predict(
             f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
             f"copy, and {free / 1e9:.1f} GB are free; use --neighbours 64, --limit, or a machine with more memory"
         )
-    targets, sources = student.project_targets(vectors.targets), student.project_sources(vectors.sources)
-    matrix = hybrid_matrix(student, targets, sources, combine(labels), shared=shared)
-    return matrix if subtask_of is None else subtasks.best_subtask(matrix, subtask_of)
+    known, plain = combine(labels), replace(student, covers=False)
+    targets, sources = plain.project_targets(vectors.targets), plain.project_sources(vectors.sources)
+    matrix = hybrid_matrix(plain, targets, sources, known, shared=shared)
+    if subtask_of is not None:
+        return Predicted(subtasks.best_subtask(matrix, subtask_of), None)
+    if not student.covers or student.tail is None:
+        return Predicted(matrix, None)
+    score = matrix.mean_per_source()
+    student.add_tail(matrix, vectors.targets, vectors.sources)
+    matrix.values[known.target, known.source] = known.value
+    if shared:
+        np.fill_diagonal(matrix.values, np.nan)
+    return Predicted(matrix, score)
 
 
 def _measured(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from nncift.choosing import Ground, OnGraph
 from nncift.config import SelectSettings
 from nncift.errors import DataError, UsageError
-from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.pairs import LabelledPairs, Predicted, UtilityMatrix
 from nncift.seeds import generator
 from nncift.select.budget import parse_tokens
 from nncift.select.graphs import scored_graph, with_known
@@ -61,7 +61,7 @@ def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: boo
 
 
 def ground_of(
-    objective: str, student: Student, matrix: Callable[[Student], UtilityMatrix], targets: Floats, sources: Floats,
+    objective: str, student: Student, matrix: Callable[[Student], Predicted], targets: Floats, sources: Floats,
     contents: Mapping[str, str], existing: Existing | None, *, shared: bool,
 ) -> Ground:  # fmt: skip
     """Return what an objective chooses from.
@@ -74,13 +74,14 @@ def ground_of(
     _refuse_not_finite(student, targets, sources, tuple(contents))
     if objective == "flmi":
         return _aimed(student, tuple(contents), targets, sources)
-    known, reference, score = matrix(student), None, None
-    if objective in COVERING and student.tail is not None:
-        score, student = known.mean_per_source(), student.for_coverage()
-        known = matrix(student)
+    reference = None
+    if objective in COVERING:
+        student = student.for_coverage()
+    found = matrix(student)
+    known = found.matrix
     if objective == "flcg" and existing is not None:
         reference = _already(student, known, targets, sources, contents, existing)
-    return Ground(known, reference, student.text_of(sources), shared, score)
+    return Ground(known, reference, student.text_of(sources), shared, found.score)
 
 
 def graph_of(student: Student, known: LabelledPairs, sources: Floats, neighbours: int, seed: int) -> OnGraph:

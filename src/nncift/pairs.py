@@ -69,3 +69,11 @@ class UtilityMatrix:
             total = np.where(present, block, 0).sum(axis=0, dtype=np.float64)
             np.divide(total, count, out=mean[start : start + step], where=count > 0)
         return mean
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What is selected from. score: mean utility of each source where the matrix holds more than that (a tail), else None."""
+
+    matrix: UtilityMatrix
+    score: npt.NDArray[np.float64] | None

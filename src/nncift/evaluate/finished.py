@@ -150,7 +150,7 @@ def _by_budget(run: FinishedRun, vectors: Vectors, true: UtilityMatrix, objectiv
 
     shared = not run.pointwise and run.rows.targets is None
     student = run.student.for_coverage() if objective == "fl" else run.student
-    matrix = predict(student, vectors, run.labels, shared=shared)
+    matrix = predict(student, vectors, run.labels, shared=shared).matrix
     problem, given = pose(true, objective), pose(matrix, objective)
     found = []
     for budget in BUDGETS:

@@ -87,6 +87,16 @@ class Student:
         """
         return replace(self, covers=True, targets=None)
 
+    def add_tail(self, matrix: UtilityMatrix, targets: Floats, sources: Floats) -> None:
+        """Add the tail to all values of a matrix, in place, some sources at a time; targets and sources: vectors of its axes."""
+        if self.tail is None:
+            return
+        tail = Towers(self.tail, -self.tail_mean, 1.0, self.views)
+        across, along = tail.project_targets(targets), tail.project_sources(sources)
+        step = max(1, SCORE_BLOCK // max(1, len(across)))
+        for start in range(0, len(along), step):
+            matrix.values[:, start : start + step] += tail.block(across, along[start : start + step])
+
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""

@@ -25,6 +25,9 @@ SHAPES = {
     "source_weight": ("source_dim", "rank"),
     "source_bias": ("rank",),
 }
+AT_ONCE = 1 << 21
+"""Pairs of a block that are computed at once."""
+
 GATHERED = 1 << 15
 """Pairs whose projections are gathered at once."""
 
@@ -79,11 +82,16 @@ class _Bilinear:
 
     def block(self, targets: Floats, sources: Floats) -> Floats:
         """Return `(n_targets, n_sources)` predictions, in Fortran order."""
-        out = sources[:, : self._inner] @ targets[:, : self._inner].T
-        for place, weights in self._curves():
-            add_polynomial(out, sources[:, place] @ targets[:, place].T, weights)
-        out *= self._scale
-        out += self._mean
+        out = np.empty((len(sources), len(targets)), np.float32)
+        # A few rows at a time: what is added to them is then still in the cache, and no second matrix is held.
+        step = max(1, AT_ONCE // max(1, len(targets)))
+        for start in range(0, len(sources), step):
+            here, into = sources[start : start + step], out[start : start + step]
+            np.matmul(here[:, : self._inner], targets[:, : self._inner].T, out=into)
+            for place, weights in self._curves():
+                add_polynomial(into, here[:, place] @ targets[:, place].T, weights)
+            into *= self._scale
+            into += self._mean
         return out.T
 
     def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:
