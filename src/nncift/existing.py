@@ -8,12 +8,12 @@ import numpy as np
 
 from nncift.config import EncoderSettings
 from nncift.data import Examples
-from nncift.encode import EmbeddingCache, create
+from nncift.encode import EmbeddingCache
 from nncift.errors import DataError
 from nncift.files import atomic, write_json
 from nncift.ground import Existing
 from nncift.rundir import RunDir
-from nncift.stages import Work, language_model, probed
+from nncift.stages import Work, encoder_of, probed
 
 VECTORS, ABOUT = "existing.npy", "existing.json"
 
@@ -31,9 +31,7 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
     key = work.key("existing", contents, work.settings.part(EncoderSettings), given, features, work.keys.get("probe"))
     with work.directory.stage("existing", key, (VECTORS, ABOUT)) as stage:
         if not stage.done:
-            encoder = work.encoder or create(
-                work.settings.encoder, device=work.settings.device, load_lm=lambda: language_model(work.teacher)
-            )
+            encoder = encoder_of(work)
             with work.progress("embedding existing rows", len(contents)) as advance:
                 embedded = EmbeddingCache(encoder).embed([row.text for row in rows], advance)
             stage.cost.model_tokens += embedded.tokens

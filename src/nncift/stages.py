@@ -166,9 +166,7 @@ def embed(work: Work, axes: Axes) -> Vectors:
     key = work.key("embed", _identity(rows), work.settings.part(EncoderSettings), given)
     with work.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
-            encoder = work.encoder or create(
-                work.settings.encoder, device=work.settings.device, load_lm=lambda: language_model(work.teacher)
-            )
+            encoder = encoder_of(work)
             with work.progress("embedding rows", len(rows)) as advance:
                 embedded = EmbeddingCache(encoder).embed([example.text for example in rows], advance)
             stage.cost.model_tokens += embedded.tokens
@@ -182,6 +180,14 @@ def embed(work: Work, axes: Axes) -> Vectors:
             write_json(work.directory.file("embeddings.json"), about)
     _probe(work, rows)
     return VectorFiles(work.directory.path).on(axes.target_ids, axes.sources.ids)
+
+
+def encoder_of(work: Work) -> Encoder:
+    """Return the encoder at hand, or the one that the settings name."""
+    settings = work.settings
+    return work.encoder or create(
+        settings.encoder, device=settings.device, load_lm=lambda: language_model(work.teacher)
+    )
 
 
 def _probe(work: Work, rows: Examples) -> None:
