@@ -24,6 +24,7 @@ from nncift.files import atomic, write_json
 from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
+from nncift.student.networks.bilinear import Towers
 from nncift.student.networks.tailed import tail_network, with_tail
 from nncift.student.views import TEXT, Views
 
@@ -90,6 +91,11 @@ class Student:
     def tail_net(self) -> Predictor | None:
         """The tail alone, over the same vectors; None where there is none."""
         return None if self.tail is None else tail_network(self.tail, self.tail_mean, self.views)
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether a prediction is the inner product of two projections, scaled up and shifted."""
+        return isinstance(self.net, Towers)
 
     @property
     def parameters(self) -> int:
