@@ -62,7 +62,8 @@ class Workshop:
         settings = run.settings
         # What a teacher draws (a warm-up, a projection) follows the seed; one that draws nothing is the same for all.
         drawn = settings.seed if registry.takes(settings.teacher, "seed") else None
-        key = fingerprint("truth", settings.part(TeacherSettings), settings.encoder, sorted(run.rows.sources), drawn)
+        encoder = settings.encoder if registry.takes(settings.teacher, "encoder") else None
+        key = fingerprint("truth", settings.part(TeacherSettings), encoder, sorted(run.rows.sources), drawn)
         return truth_of(run, self.folder / "truth" / key, device=self.device, progress=self.progress)
 
     def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -56,6 +56,19 @@ class Pool(_Part):
         return self
 
 
+@dataclass(frozen=True)
+class Combination:
+    """Settings of one run of a sweep. names: what each part of `over` is called in it."""
+
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """All names in one."""
+        return ", ".join(self.names) or "run"
+
+
 class Analysis(_Part):
     """One question, asked of one pool.
 
@@ -76,14 +89,21 @@ class Analysis(_Part):
     options: dict[str, Any] = Field(default_factory=dict)
     seeds: int | None = Field(default=None, ge=1)
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """Return every combination of `over`, in the order written; a value that is a mapping sets several settings at once."""
+    def combinations(self) -> list[Combination]:
+        """Return every combination of `over`, in the order written.
+
+        A value that is a mapping sets several settings at once, under the name that it has as `as`.
+        """
         found = []
         for values in itertools.product(*self.over.values()):
             settings: dict[str, Any] = {}
+            names = []
             for name, value in zip(self.over, values, strict=True):
-                settings |= value if isinstance(value, dict) else {name: value}
-            found.append(settings)
+                several = dict(value) if isinstance(value, dict) else {name: value}
+                own = several.pop("as", None)
+                names.append(str(own) if own is not None else ", ".join(f"{key} {of}" for key, of in several.items()))
+                settings |= several
+            found.append(Combination(tuple(names), settings))
         return found
 
 
@@ -157,8 +177,8 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"the study {path.name}, {where or 'as a whole'}: {first['msg']}") from error
     for analysis in grid.analyses:
-        for settings in analysis.combinations():
-            check(analysis, settings)
+        for chosen in analysis.combinations():
+            check(analysis, chosen.settings)
     return Study(grid, left)
 
 

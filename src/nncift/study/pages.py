@@ -9,7 +9,7 @@ from typing import Any
 from nncift.study import figures
 from nncift.study.figures import Line
 from nncift.study.grid import Analysis
-from nncift.study.tables import Spread, markdown, named
+from nncift.study.tables import Spread, markdown
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -24,7 +24,7 @@ class Page:
 
 def sweep_page(analysis: Analysis, records: Records) -> Page:
     """Return fidelity, cost and skill of every combination."""
-    groups = _grouped(records, lambda record: named(record["chosen"]))
+    groups = _grouped(records, lambda record: str(record["name"]))
     head = ["run", "R²", "Spearman", "best free R²", "MSE", "passes", "saving", "seconds"]
     rows = []
     for name, found in groups.items():
@@ -39,7 +39,7 @@ def sweep_page(analysis: Analysis, records: Records) -> Page:
     drawn: dict[str, str] = {}
     if analysis.truth:
         text += [
-            "\nSkill under the true matrix (0 = random, 1 = selected on the truth):\n",
+            "\nSkill under the true matrix (0 = random, 1 = selected on the truth), and behind the stroke that of embeddings alone:\n",
             _skill_table(groups, analysis),
         ]
         text.append("\nSeconds by stage, means over seeds:\n\n" + _stage_table(groups))
@@ -80,14 +80,16 @@ def _skill_table(groups: Mapping[str, list[Mapping[str, Any]]], analysis: Analys
     head = ["run", *(f"{budget:.0%}" for budget in analysis.budgets)]
     rows: list[list[Any]] = []
     for name, found in groups.items():
-        rows.append(
-            [name, *(Spread.of(_at(record, budget, "skill") for record in found) for budget in analysis.budgets)]
-        )
-    free = [record for found in groups.values() for record in found]
-    alone = [Spread.of(_at(record, budget, "embeddings_skill") for record in free) for budget in analysis.budgets]
-    if any(spread is not None for spread in alone):
-        rows.append(["embeddings alone", *alone])
+        rows.append([name, *(_beside_embeddings(found, budget) for budget in analysis.budgets)])
     return markdown(head, rows)
+
+
+def _beside_embeddings(records: Records, budget: float) -> str | None:
+    own = Spread.of(_at(record, budget, "skill") for record in records)
+    alone = Spread.of(_at(record, budget, "embeddings_skill") for record in records)
+    if own is None or alone is None:
+        return None if own is None else own.text()
+    return f"{own.text()} / {alone.mean:.2f}"
 
 
 def _stage_table(groups: Mapping[str, list[Mapping[str, Any]]]) -> str:
@@ -102,16 +104,24 @@ def _stage_table(groups: Mapping[str, list[Mapping[str, Any]]]) -> str:
 
 def _skill_lines(analysis: Analysis, records: Records) -> str:
     """Return skill against labels, a panel per budget, a line per other setting."""
+    place = list(analysis.over).index("labels")
+
+    def others(record: Mapping[str, Any]) -> str:
+        return ", ".join(name for at, name in enumerate(record["names"]) if at != place)
+
+    def labels(record: Mapping[str, Any]) -> str:
+        return str(record["names"][place])
+
     panels = {}
     for budget in analysis.budgets:
         drawn = []
-        others = _grouped(records, lambda record: named(_without(record["chosen"], "labels")))
-        for name, found in others.items():
-            by_labels = _grouped(found, lambda record: str(record["chosen"]["labels"]))
-            passes = [_mean(record["passes"] for record in here) for here in by_labels.values()]
-            skill = [Spread.of(_at(record, budget, "skill") for record in here) for here in by_labels.values()]
-            drawn.append(Line(name, passes, skill))
-        every = sorted({place for line in drawn for place in line.x})
+        for name, found in _grouped(records, others).items():
+            by_labels = _grouped(found, labels).values()
+            passes = [_mean(record["passes"] for record in here) for here in by_labels]
+            drawn.append(
+                Line(name, passes, [Spread.of(_at(one, budget, "skill") for one in here) for here in by_labels])
+            )
+        every = sorted({x for line in drawn for x in line.x})
         alone = Spread.of(_at(record, budget, "embeddings_skill") for record in records)
         drawn.append(Line("embeddings alone", [every[0], every[-1]], [alone, alone], plain=True))
         panels[f"budget {budget:.0%}"] = drawn
@@ -144,10 +154,6 @@ def _best_free(record: Mapping[str, Any]) -> float | None:
 def _at(record: Mapping[str, Any], budget: float, name: str) -> float | None:
     found: float | None = next(step for step in record["skill"] if step["budget"] == budget).get(name)
     return found
-
-
-def _without(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != name}
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -19,9 +19,9 @@ def sweep(shop: Workshop, analysis: Analysis, seeds: range) -> list[dict[str, An
     with shop.progress(f"{analysis.name}: runs", len(combinations) * len(seeds)) as advance:
         for chosen in combinations:
             for seed in seeds:
-                key = {"run": {**analysis.run, **chosen}, "budgets": list(analysis.budgets), "seed": seed}
-                found.append(shop.cell(analysis, key, partial(_measured, shop, analysis, chosen, seed)))
-                found[-1] |= {"chosen": chosen}
+                key = {"run": {**analysis.run, **chosen.settings}, "budgets": list(analysis.budgets), "seed": seed}
+                found.append(shop.cell(analysis, key, partial(_measured, shop, analysis, chosen.settings, seed)))
+                found[-1] |= {"name": chosen.name, "names": list(chosen.names)}
                 advance(1)
     return found
 

@@ -55,11 +55,6 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def named(settings: Mapping[str, Any]) -> str:
-    """Return the settings of a combination in a few words: `labels 5000, plan active`."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "all"
-
-
 def _text(cell: Cell, digits: int) -> str:
     if cell is None:
         return "-"
