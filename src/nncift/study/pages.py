@@ -39,7 +39,7 @@ def sweep_page(analysis: Analysis, records: Records) -> Page:
     drawn: dict[str, str] = {}
     if analysis.truth:
         text += [
-            "\nSkill under the true matrix (0 = random, 1 = selected on the truth), and behind the stroke that of embeddings alone:\n",
+            "\nSkill under the true matrix (0 = random, 1 = selected on the truth); behind the stroke, of embeddings alone:\n",
             _skill_table(groups, analysis),
         ]
         text.append("\nSeconds by stage, means over seeds:\n\n" + _stage_table(groups))
