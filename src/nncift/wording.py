@@ -71,6 +71,12 @@ class Wording:
         """Return what decides the tokens, for fingerprints."""
         return {"chat": str(self._tokenizer.chat_template) if self.chat else None, "text": self.text}
 
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """Ids that the wording itself puts behind every response, such as a chat template's end mark; mostly none or one."""
+        mark = self._frame[1] if self.chat else self.text.split("{response}", 1)[1]
+        return tuple(self._ids(mark.strip()))
+
     def tokens(self, example: Example) -> Tokens:
         """Tokenise an example as a target. Raises DataError where the chat template refuses its turns."""
         prompt, response, _ = self._parts(example.messages, example.response)

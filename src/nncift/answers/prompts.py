@@ -1,0 +1,48 @@
+"""How a test item reads to the model: examples in front, where there are any, and then its own prompt (method.md 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nncift.data.examples import Example
+from nncift.errors import DataError
+from nncift.lm import CausalLM, Row
+from nncift.teachers.reader import too_long
+from nncift.wording import Wording
+
+InFrontOf = Mapping[str, Sequence[Example]]
+"""Test id -> the examples in front of it, the last one closest to the prompt; an id that is missing has none."""
+
+
+class Prompts:
+    """Test items as rows of tokens for one model; an example that stands in front of many items is tokenised once."""
+
+    def __init__(self, lm: CausalLM, wording: Wording, before: InFrontOf | None = None) -> None:
+        self.lm, self.wording = lm, wording
+        self._before: InFrontOf = before or {}
+        self._blocks: dict[Example, tuple[int, ...]] = {}
+
+    def row(self, example: Example, room: int = 0) -> Row:
+        """Return an item whole, its examples in front, with at least `room` tokens of the context left behind its prompt.
+
+        Raises DataError where the item cannot be worded, or is too long: nothing is cut here (see `in_context`).
+        """
+        tokens = self.wording.tokens(example)
+        front = [token for shown in self._before.get(example.id, ()) for token in self._block(shown)]
+        row = Row((*self.wording.bos, *front, *tokens.prompt), tokens.response)
+        if not row.prompt or not row.response:
+            raise DataError("no tokens: its prompt or its response is empty under this template")
+        needed = len(row.prompt) + (room or len(row.response))
+        if needed > self.lm.context:
+            raise DataError(too_long(needed, self.lm))
+        return row
+
+    def _block(self, example: Example) -> tuple[int, ...]:
+        if example not in self._blocks:
+            self._blocks[example] = self.wording.block(example, self.lm.context).ids
+        return self._blocks[example]
+
+
+def reason(error: DataError) -> str:
+    """Return an error's message on one line, as the reason of a failure."""
+    return " ".join(str(error).split())
