@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from nncift.answers.prompts import InFrontOf, Prompts, reason
+from nncift.answers.prompts import InFrontOf, Prompts, log_probabilities, reason
 from nncift.data.examples import Examples
 from nncift.errors import DataError
 from nncift.lm import CausalLM, Row
 from nncift.progress import Progress, silent
-from nncift.teachers.reader import batches
 from nncift.wording import Wording
 
 NO_NUMBER = "the model gave no number; its weights may be damaged, or the precision too low"
@@ -57,7 +56,8 @@ def response_losses(
             rows[example.id] = prompts.row(example)
         except DataError as error:
             failures[example.id] = reason(error)
-    found = _mean_losses(lm, rows, progress, batch_tokens)
+    logs = log_probabilities(lm, rows, "reading responses", progress, batch_tokens)
+    found = {item: -float(np.mean(values, dtype=np.float64)) for item, values in logs.items()}
     failures |= dict.fromkeys((item for item, value in found.items() if not math.isfinite(value)), NO_NUMBER)
     read = [item not in failures for item in examples.ids]
     return Losses(
@@ -76,15 +76,3 @@ def perplexity(losses: Losses) -> float:
     if not read.any():
         return math.nan
     return float(np.exp(np.average(losses.loss[read], weights=losses.tokens[read])))
-
-
-def _mean_losses(lm: CausalLM, rows: Mapping[str, Row], progress: Progress, batch_tokens: int) -> dict[str, float]:
-    ids, start = list(rows), lm.prefix(())
-    found: dict[str, float] = {}
-    with progress("reading responses", len(ids)) as advance:
-        for batch in batches([len(rows[item]) for item in ids], batch_tokens):
-            here = [ids[index] for index in batch]
-            for item, logs in zip(here, lm.log_probabilities(start, [rows[item] for item in here]), strict=True):
-                found[item] = -float(np.mean(logs, dtype=np.float64))
-            advance(len(here))
-    return found

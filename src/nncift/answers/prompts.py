@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from nncift.data.examples import Example
 from nncift.errors import DataError
 from nncift.lm import CausalLM, Row
-from nncift.teachers.reader import too_long
+from nncift.progress import Progress
+from nncift.teachers.reader import batches, too_long
 from nncift.wording import Wording
+
+Key = TypeVar("Key")
 
 InFrontOf = Mapping[str, Sequence[Example]]
 """Test id -> the examples in front of it, the last one closest to the prompt; an id that is missing has none."""
@@ -39,8 +47,22 @@ class Prompts:
 
     def _block(self, example: Example) -> tuple[int, ...]:
         if example not in self._blocks:
-            self._blocks[example] = self.wording.block(example, self.lm.context).ids
+            self._blocks[example] = self.wording.block(example, sys.maxsize).ids
         return self._blocks[example]
+
+
+def log_probabilities(
+    lm: CausalLM, rows: Mapping[Key, Row], what: str, progress: Progress, batch_tokens: int
+) -> dict[Key, npt.NDArray[np.float32]]:
+    """Return the log-probabilities of every row's response tokens, `(n_response,)` each, many rows to a pass."""
+    keys, start = list(rows), lm.prefix(())
+    found: dict[Key, npt.NDArray[np.float32]] = {}
+    with progress(what, len(keys)) as advance:
+        for batch in batches([len(rows[key]) for key in keys], batch_tokens):
+            here = [keys[index] for index in batch]
+            found.update(zip(here, lm.log_probabilities(start, [rows[key] for key in here]), strict=True))
+            advance(len(here))
+    return found
 
 
 def reason(error: DataError) -> str:
