@@ -103,13 +103,32 @@ def test_an_answer_ends_at_any_of_the_models_end_tokens(
     assert answer.ended
 
 
-def test_an_end_mark_of_the_wording_ends_an_answer(llama: CausalLM, rows: Examples) -> None:
-    wording = Wording(llama.tokenizer)
-    ids = greedy(llama, [*wording.bos, *wording.tokens(rows[1]).prompt], 6, set())
-    wording.__dict__["end"] = tuple(ids[2:4])
-    answer = generate(llama, rows[1:2], wording, max_new_tokens=6)[0]
-    assert answer.text == llama.tokenizer.decode(ids[:2], skip_special_tokens=True)
+def worded(lm: CausalLM, mark: list[int], *, chat: bool) -> Wording:
+    """Return a wording that puts these tokens behind every response."""
+    wording = Wording(lm.tokenizer)
+    wording.__dict__["end"] = tuple(mark)
+    wording.chat = chat
+    wording.tokens = Wording(lm.tokenizer).tokens  # type: ignore[method-assign]
+    return wording
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_chat_templates_end_mark_ends_an_answer(llama: CausalLM, rows: Examples, size: int) -> None:
+    plain = Wording(llama.tokenizer)
+    ids = greedy(llama, [*plain.bos, *plain.tokens(rows[1]).prompt], 8, set())
+    at = next(k for k in range(1, 7) if ids[k] not in ids[:k])
+    answer = generate(llama, rows[1:2], worded(llama, ids[at : at + size], chat=True), max_new_tokens=8)[0]
+    assert answer.text == llama.tokenizer.decode(ids[:at], skip_special_tokens=True)
     assert answer.ended
+
+
+def test_what_a_plain_template_puts_behind_is_cut_off_the_end_alone(llama: CausalLM, rows: Examples) -> None:
+    plain = Wording(llama.tokenizer)
+    ids = greedy(llama, [*plain.bos, *plain.tokens(rows[1]).prompt], 6, set())
+    answer = generate(llama, rows[1:2], worded(llama, ids[2:4], chat=False), max_new_tokens=6)[0]
+    assert answer.text == llama.tokenizer.decode(ids, skip_special_tokens=True)
+    answer = generate(llama, rows[1:2], worded(llama, ids[5:6], chat=False), max_new_tokens=6)[0]
+    assert answer.text == llama.tokenizer.decode(ids[:5], skip_special_tokens=True)
 
 
 def test_a_prompt_without_room_has_failed_and_its_neighbours_have_not(

@@ -90,7 +90,7 @@ class _Writer:
         self.lm, self.wording = lm, wording
         own = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
         ends = [own] if isinstance(own, int) else list(own or ())
-        mark = wording.end
+        mark = wording.end if wording.chat else ()
         # An end mark of several tokens is cut off afterwards: the model cannot be stopped by a single one of them.
         self.stops = sorted({*ends, *wording.eos, *(mark if len(mark) == 1 else ())})
         self.padding_is_exact = self._try_padding()
@@ -124,14 +124,22 @@ class _Writer:
 
     def read(self, ids: Ids) -> tuple[str, bool]:
         """Return the text of an answer's tokens, and whether the model ended it."""
-        mark = self.wording.end
-        places = (at for at in range(len(ids) - len(mark) + 1) if mark and ids[at : at + len(mark)] == mark)
-        end = next(places, None)
+        end = self._end_mark(ids)
         ended = end is not None or (bool(ids) and ids[-1] in self.stops)
         kept = ids[:end]
         if kept and kept[-1] in self.stops:
             kept = kept[:-1]
+        mark = self.wording.end
+        if mark and kept[-len(mark) :] == mark:
+            kept = kept[: -len(mark)]
         return str(self.lm.tokenizer.decode(list(kept), skip_special_tokens=True)), ended
+
+    def _end_mark(self, ids: Ids) -> int | None:
+        """Return where a chat template's end mark begins, None where there is none."""
+        # What a plain template puts behind a response may be mere text, such as a full stop, which ends nothing.
+        mark = self.wording.end if self.wording.chat else ()
+        places = (at for at in range(len(ids) - len(mark) + 1) if mark and ids[at : at + len(mark)] == mark)
+        return next(places, None)
 
     def _to_stop(self, ids: Sequence[int]) -> Ids:
         end = next((at + 1 for at, token in enumerate(ids) if token in self.stops), len(ids))
