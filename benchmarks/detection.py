@@ -32,8 +32,8 @@ def measure(
     lm = CausalLM.load(model, device="cpu")
     teacher = Delift(lm)
     done = run(
-        pool, teacher=teacher, encoder=wish.encoder, labels=wish.labels, budget="10%", seed=wish.seed, device="cpu",
-        out=folder / f"run-{wish.labels}",
+        pool, teacher=teacher, encoder=wish.encoder, labels=wish.labels, features=wish.features, plan=wish.plan, budget="10%",
+        seed=wish.seed, device="cpu", out=folder / f"run-{wish.labels}-{wish.features}-{wish.plan}-{wish.encoder}",
     )  # fmt: skip
     matrix = true_matrix(teacher, pool, folder / "truth")
     share = done.summary["ledger"]["teacher_passes"] / done.summary["ledger"]["full_teacher_passes"]
@@ -63,7 +63,14 @@ def show(what: str, found: Found) -> None:
     print(f"\n{what}: {found.bad} bad rows, {found.good} good ones, {found.left_out} without some score")
     for name, area in found.auc.items():
         interval = found.intervals[name]
-        print(f"  {name:28s} {area:.3f}" + ("" if interval is None else f"  [{interval[0]:.3f}, {interval[1]:.3f}]"))
+        print(f"  {name:36s} {area: .3f}" + _shown(interval))
+    for one in found.differences:
+        if one.other != "random":
+            print(f"  {f'{one.score} less {one.other}':36s} {one.difference:+.3f}" + _shown(one.interval))
+
+
+def _shown(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"  [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def main() -> None:
@@ -72,6 +79,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--labels", default="20%")
     parser.add_argument("--encoder", default="hash")
+    parser.add_argument("--features", default="probe")
+    parser.add_argument("--plan", default="active")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=0.2, help="share of real rows whose responses are exchanged")
     parser.add_argument("--model", type=Path)
