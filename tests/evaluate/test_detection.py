@@ -144,6 +144,24 @@ def test_bad_data_reads_matrices_and_runs(pool: nncift.Examples, tmp_path: Path)
     assert {one.other for one in found.differences} == {"random", "length"}
 
 
+def test_a_run_on_losses_finds_high_ones_suspicious(pool: nncift.Examples, llama_folder: Path, tmp_path: Path) -> None:
+    made = nncift.run(
+        pool, teacher="loss", model=str(llama_folder), encoder="hash", labels="100%", budget="30%", out=tmp_path / "run"
+    )
+    scores, free = (
+        detection.run_scores(made.path),
+        detection.free_scores(pool, CausalLM.load(llama_folder, device="cpu")),
+    )
+    assert max(scores.values()) < 0
+    assert [scores[name] for name in pool.ids] == pytest.approx([free["loss"][name] for name in pool.ids], abs=1.0)
+
+
+def test_a_name_for_two_scores_is_refused(pool: nncift.Examples) -> None:
+    matrix = UtilityMatrix(("t",), pool.ids, np.ones((1, len(pool)), np.float32))
+    with pytest.raises(UsageError, match="'length' names two scores"):
+        bad_data(pool, pool.ids[:6], matrices={"length": matrix})
+
+
 def test_a_row_of_the_pool_without_a_score_is_counted(pool: nncift.Examples) -> None:
     values = np.ones((2, len(pool) - 1), np.float32)
     matrix = UtilityMatrix(("t", "u"), pool.ids[1:], np.asfortranarray(values))

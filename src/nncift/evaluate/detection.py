@@ -8,6 +8,7 @@ above 1 last); `ifd ratio` has the ratio itself turned around, high being suspic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,16 +138,25 @@ def bad_data(
     """Return how well teachers, their students and what is free find known-bad rows of a pool.
 
     bad: ids of the bad rows. runs: name -> directory of a finished run on these examples; its rows' scores are its student's (and
-    its teacher's where it was asked). matrices: name -> every pair's utility by a teacher (`truth.true_matrix`). lm: a model for
-    loss and IFD, which are left out without one. Length and random are always there, and random is what all are held against.
+    its teacher's where it was asked). matrices: name -> every pair's utility by a teacher (`truth.true_matrix`), a low mean being
+    suspicious. lm: a model for loss and IFD, which are left out without one. Length and random are always there. The others are
+    held against random, loss and length. Raises UsageError where a name stands for two scores, and the errors of `find_bad`.
     """
-    scores: dict[str, Scores] = {name: matrix_scores(matrix) for name, matrix in (matrices or {}).items()}
-    scores |= {name: run_scores(folder) for name, folder in (runs or {}).items()}
-    scores |= free_scores(examples, lm, seed)
+    parts: list[dict[str, Scores]] = [
+        {name: matrix_scores(matrix) for name, matrix in (matrices or {}).items()},
+        {name: run_scores(folder) for name, folder in (runs or {}).items()},
+        free_scores(examples, lm, seed),
+    ]
+    twice = [name for name, count in Counter(name for part in parts for name in part).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"{twice[0]!r} names two scores; random, length, loss, ifd and ifd ratio are those of the rows alone"
+        )
     within = set(examples.ids)
-    scores = {name: {item: value for item, value in of.items() if item in within} for name, of in scores.items()}
-    # Every row of the pool is judged or counted as left out.
-    scores = {name: {**dict.fromkeys(examples.ids, np.nan), **of} for name, of in scores.items()}
+    # Every row of the pool is judged, or counted as left out.
+    scores = {
+        name: {item: of.get(item, np.nan) for item in examples.ids} for part in parts for name, of in part.items()
+    }
     missing = set(bad) - within
     if missing:
         raise UsageError(f"{len(missing)} ids of bad rows are not in the pool, the first: {min(missing)!r}")
@@ -160,9 +170,10 @@ def matrix_scores(matrix: UtilityMatrix) -> dict[str, float]:
 
 
 def run_scores(folder: Path) -> dict[str, float]:
-    """Return the score of every row of a finished run: its mean utility as the run's selection saw it."""
-    choices = FinishedRun(folder).choices
-    return {item: np.nan if choice.score is None else float(choice.score) for item, choice in choices.items()}
+    """Return the score of every row of a finished run, its mean utility as the selection saw it; a loss is turned around."""
+    run = FinishedRun(folder)
+    sign = -1.0 if run.settings.teacher == "loss" else 1.0
+    return {item: np.nan if row.score is None else sign * float(row.score) for item, row in run.choices.items()}
 
 
 def free_scores(examples: Examples, lm: CausalLM | None = None, seed: int = 0) -> dict[str, Scores]:
