@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import pair_scoring
 import peers
+import plots
 import sparse
 import teachers
 
 REPEATS = 5
+COSTS = "speed-rows.svg"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 NOTE = (
     "Written by `python benchmarks/speed.py --write`; `make bench` measures all of it, and the teachers, which have\n"
@@ -121,7 +123,11 @@ def write(told: dict[str, Any]) -> None:
         if part in told:
             # The neighbour graph is measured size by size.
             before = known.get(part, {}).get("figures", {}) if part == "sparse" else {}
-            known[part] = {"machine": told["machine"], "figures": {**before, **told[part]}}
+            figures = {**before, **told[part]}
+            if part == "sparse":
+                figures = dict(sorted(figures.items(), key=lambda item: item[1]["rows"] if "_rows" in item[0] else 0))
+                (RESULTS / COSTS).write_text(plots.cost_against_rows(figures), encoding="utf-8")
+            known[part] = {"machine": told["machine"], "figures": figures}
     path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     lines = ["# Speed", "", NOTE, ""]
     for part, title in TITLES.items():
@@ -129,6 +135,8 @@ def write(told: dict[str, Any]) -> None:
             facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known[part]["machine"].items())
             lines += [f"## {title}", "", f"`python benchmarks/speed.py --only {part}` on: {facts}.", ""]
             lines += [*_table(known[part]["figures"]), ""]
+            if part == "sparse" and (RESULTS / COSTS).exists():
+                lines += [f"![Seconds and memory against the number of rows]({COSTS})", ""]
     (RESULTS / "speed.md").write_text("\n".join(lines), encoding="utf-8")
 
 

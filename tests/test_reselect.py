@@ -19,11 +19,15 @@ from nncift.comparing import compare
 from nncift.data import Examples
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.evaluate.fidelity import measure
+from nncift.finished import FinishedRun
+from nncift.ground import graph_of
+from nncift.labels import combine
 from nncift.reselect import reselect
 from nncift.results import Run
 from nncift.student import fit
 from nncift.table import Rows
 from nncift.teachers import Chunk, ChunkLabels
+from nncift.vectors import VectorFiles
 
 Write = Callable[..., Path]
 
@@ -248,11 +252,66 @@ def test_fewer_neighbours_keep_most_of_the_value(files: dict[str, Path], tmp_pat
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"objective": "topk"}, "by fl over"), ({"budget": "9tok"}, "tokens"), ({"dedup": "exact"}, "--dedup")],
+    [
+        ({"neighbours": 8, "objective": "topk"}, "by fl over"),
+        ({"neighbours": 8, "optimiser": "partition", "budget": "90tok"}, "tokens; use lazy"),
+        ({"optimiser": "stochastic"}, "give --neighbours"),
+    ],
 )
-def test_a_graph_does_coverage_alone(done: Path, tmp_path: Path, given: dict[str, str], said: str) -> None:
+def test_a_graph_does_coverage_alone(done: Path, tmp_path: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        reselect(done, {"neighbours": 8, **given}, tmp_path / "again")
+        reselect(done, given, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"budget": 8, "quota": ["source:min=2,max=5"]},
+        {"budget": "120tok"},
+        {"budget": 7, "dedup": "exact"},
+        {"budget": 7, "include": "sums-001\nsums-009\n", "exclude": "sums-000\n"},
+    ],
+)
+def test_rules_on_a_graph_of_all_neighbours_are_those_of_the_matrix(
+    done: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    for name in ("include", "exclude"):
+        if name in given:
+            (tmp_path / name).write_text(given[name])
+            given = {**given, name: str(tmp_path / name)}
+    told = reselect(done, {**given, "neighbours": 59}, tmp_path / "graph")["selection"]
+    whole = reselect(done, given, tmp_path / "whole")["selection"]
+    assert ids_in(tmp_path / "graph") == ids_in(tmp_path / "whole")
+    for name in ("value", "upper_bound", "tokens", "removed_duplicates"):
+        assert told[name] == pytest.approx(whole[name])
+    # Embeddings alone see a row beside its neighbours, and not itself.
+    same = {name: value for name, value in whole["controls"].items() if name != "embedding"}
+    assert {name: told["controls"][name] for name in same} == pytest.approx(same)
+
+
+@pytest.mark.parametrize("optimiser", ["stochastic", "partition"])
+def test_cheaper_optimisers_work_in_a_run(done: Path, tmp_path: Path, optimiser: str) -> None:
+    told = reselect(done, {"neighbours": 8, "budget": 12, "optimiser": optimiser}, tmp_path / "other")["selection"]
+    lazy = reselect(done, {"neighbours": 8, "budget": 12}, tmp_path / "lazy")["selection"]
+    assert told["optimiser"] == optimiser
+    assert told["budget"] == 12
+    assert 0.9 * lazy["value"] <= told["value"] <= told["upper_bound"]
+
+
+def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp_path: Path) -> None:
+    run = select(files, tmp_path / "run", student="towers", gate=False)
+    done = FinishedRun(run.path)
+    known, student = combine(done.labels), done.student.for_coverage()
+    vectors = VectorFiles(run.path).on(known.target_ids, known.source_ids).sources
+    found = graph_of(done.student, known, vectors, done.settings.model_copy(update={"neighbours": 3}), 0)
+    predicted = student.predict_block(student.project_targets(vectors), student.project_sources(vectors))
+    np.fill_diagonal(predicted, -np.inf)
+    highest = -np.sort(-predicted, axis=1)[:, :3]
+    assert np.take_along_axis(predicted, found.neighbours.codes, axis=1) == pytest.approx(highest, abs=1e-5)
+    assert found.alike is not None
+    assert not np.array_equal(found.alike.codes, found.neighbours.codes)
+    told = reselect(run.path, {"neighbours": 3, "budget": 6}, tmp_path / "graph")["selection"]
+    assert told["controls"]["embedding"] is not None
 
 
 def test_choosing_again_in_place_is_what_run_would_do(files: dict[str, Path], copy: Path) -> None:

@@ -22,7 +22,7 @@ from nncift.select import Problem, Subset, pose
 from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
 from nncift.select.neighbours import Neighbours
 from nncift.select.objectives import Reference
-from nncift.select.sparse import Graph, SparseCoverage
+from nncift.select.sparse import Graph, Optimiser, SparseCoverage
 from nncift.table import Rows
 from nncift.wishes import Settled
 
@@ -63,11 +63,17 @@ class Ground:
 
 @dataclass(frozen=True, eq=False)
 class OnGraph:
-    """What is chosen from where all pairs would not fit. neighbours: of every row by embedding; score: estimated means."""
+    """What is chosen from where all pairs would not fit, rows that are removed first left out.
+
+    neighbours: of every row, which the graph was made of; score: estimated means of all rows, the removed ones too. alike:
+    neighbours by embedding, for the control; None where they were not looked for. optimiser: see `SparseCoverage.choose`.
+    """
 
     graph: Graph
     neighbours: Neighbours
     score: npt.NDArray[np.float64]
+    alike: Neighbours | None = None
+    optimiser: Optimiser = "lazy"
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def choose(
         settled.identity,
         settings.quota,
         settings.neighbours,
+        *([] if settings.optimiser in (None, "lazy") else [settings.optimiser]),
     )
     with directory.stage("select", keys["select"], FILES) as stage:
         if not stage.done:
@@ -132,30 +139,28 @@ def solve(
     told = {
         "objective": objective, "budget": len(subset), "value": subset.value,
         "upper_bound": subset.upper_bound, "share_of_optimum": subset.share_of_optimum, "controls": controls,
-        "removed_duplicates": len(settled.removed),
+        "removed_duplicates": len(settled.removed), **_tokens(rows, subset),
     }  # fmt: skip
-    if rows.tokens is not None:
-        told["tokens"] = sum(rows.tokens[rows.place[item]] for item in subset.ids)
     return Chosen(subset, score, told)
 
 
 def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int) -> Chosen:
     """Select on a graph by coverage, and value the controls on it too."""
-    problem = SparseCoverage(found.graph)
-    subset = problem.account(problem.choose(settled.k))
-    ids, near = rows.ids, found.neighbours
-    alone = SparseCoverage(Graph(ids, ids, near.codes, np.where(near.codes >= 0, near.cosine, np.float32(np.nan))))
-    draws = [problem.value(random_ids(ids, settled.k, seed + draw)) for draw in range(RANDOM_DRAWS)]
+    problem, rules = SparseCoverage(found.graph), settled.rules
+    solution = problem.choose(settled.k, rules=rules, optimiser=found.optimiser, seed=seed)
+    subset = problem.account(solution, rules)
+    kept = rows.without(settled.removed) if settled.removed else rows
+    embedding = None
+    if found.alike is not None:
+        codes, cosine = found.alike.codes, found.alike.cosine
+        alone = SparseCoverage(Graph(kept.ids, kept.ids, codes, np.where(codes >= 0, cosine, np.float32(np.nan))))
+        embedding = problem.value(alone.choose(settled.k, rules=rules).ids)
     told = {
         "objective": "fl", "budget": len(subset), "value": subset.value, "upper_bound": subset.upper_bound,
-        "share_of_optimum": subset.share_of_optimum, "removed_duplicates": 0,
-        "neighbours": {"each": near.codes.shape[1], "recall": near.recall},
-        "controls": {
-            "random": float(np.mean(draws)),
-            "stratified": problem.value(stratified_ids(ids, rows.sources, settled.k, seed)),
-            "longest": problem.value(longest_ids(ids, rows.length, settled.k)),
-            "embedding": problem.value(alone.choose(settled.k).ids),
-        },
+        "share_of_optimum": subset.share_of_optimum, "removed_duplicates": len(settled.removed), "optimiser": found.optimiser,
+        "neighbours": {"each": found.neighbours.codes.shape[1], "recall": found.neighbours.recall},
+        "controls": {**_plain_controls(problem.value, kept, settled, len(subset), seed), "embedding": embedding},
+        **_tokens(rows, subset),
     }  # fmt: skip
     return Chosen(subset, found.score, told)
 
@@ -196,11 +201,19 @@ def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
 def _controls(
     problem: Problem, rows: Rows, vectors: Floats, settled: Settled, size: int, seed: int, embedding: bool
 ) -> dict[str, float | None]:
-    """Return the objective's value of selections by the same rules that know no utility; random is a mean over draws."""
-    ids, rules, k = rows.ids, settled.rules, settled.k
+    """Return the objective's value of selections by the same rules that know no utility."""
+    alone = problem.value(embedding_ids(rows.ids, vectors, settled.k, settled.rules)) if embedding else None
+    return {**_plain_controls(problem.value, rows, settled, size, seed), "embedding": alone}
+
+
+def _plain_controls(
+    value_of: Callable[[list[str]], float], rows: Rows, settled: Settled, size: int, seed: int
+) -> dict[str, float | None]:
+    """Return the values of random, stratified and longest rows under the same rules; random is a mean over draws."""
+    ids = rows.ids
 
     def value(order: list[str]) -> float:
-        return problem.value(rules.take(order, k))
+        return value_of(settled.rules.take(order, settled.k))
 
     # In proportion by source as far as the selection's size goes, and anything after that where rules pass rows over.
     by_source = stratified_ids(ids, rows.sources, size, seed)
@@ -210,5 +223,11 @@ def _controls(
         "random": float(np.mean([value(random_ids(ids, len(ids), seed + draw)) for draw in range(RANDOM_DRAWS)])),
         "stratified": value(by_source),
         "longest": value(longest_ids(ids, rows.length, len(ids))),
-        "embedding": problem.value(embedding_ids(ids, vectors, k, rules)) if embedding else None,
     }
+
+
+def _tokens(rows: Rows, subset: Subset) -> dict[str, int]:
+    """Return the tokens of the chosen rows, where they were counted."""
+    if rows.tokens is None:
+        return {}
+    return {"tokens": sum(rows.tokens[rows.place[item]] for item in subset.ids)}

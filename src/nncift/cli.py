@@ -19,6 +19,7 @@ from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
 from nncift.commands.select import select_command
 from nncift.commands.shell import assignment, command, progress, selection_options
+from nncift.commands.study import study_command
 from nncift.errors import NnciftError, ResourceError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -183,7 +184,9 @@ def doctor_command(show: bool) -> dict[str, Any]:
     return told
 
 
-for further in (compare_command, evaluate_command, explain_command, export_command, inspect_command, select_command):
+for further in (
+    compare_command, evaluate_command, explain_command, export_command, inspect_command, select_command, study_command,
+):  # fmt: skip
     cli.add_command(further)
 
 

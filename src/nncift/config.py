@@ -106,6 +106,7 @@ class SelectSettings(_Settings):
     exclude: str | None = None
     dedup: str | None = None
     neighbours: int | None = Field(default=None, ge=1)
+    optimiser: Literal["lazy", "stochastic", "partition"] | None = None
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -141,7 +142,9 @@ def _amount_as_text(value: Any) -> Any:
     return f"{100 * number:.10g}%" if 0 < number <= 1 else repr(number)
 
 
-SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours"})
+SELECTION = frozenset(
+    {"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours", "optimiser"}
+)
 """Settings that only the last stage depends on."""
 
 GROWING = SELECTION | {

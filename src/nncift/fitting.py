@@ -19,13 +19,13 @@ from nncift.errors import ResourceError, UsageError
 from nncift.files import write_json
 from nncift.labels import combine
 from nncift.memory import free_memory
-from nncift.pairs import LabelledPairs, Predicted
+from nncift.pairs import LabelledPairs, Predicted, UtilityMatrix
 from nncift.plan import FIRST
 from nncift.seeds import derive
 from nncift.stages import Work, probe_of
 from nncift.student.free import free_students, tail_of
 from nncift.student.model import Student, hybrid_matrix
-from nncift.student.networks import Learned, Lesson, network
+from nncift.student.networks import Learned, Lesson, Predictor, network
 from nncift.student.views import TEXT
 from nncift.vectors import Vectors
 
@@ -120,19 +120,41 @@ def predict(
             f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
             f"copy, and {free / 1e9:.1f} GB are free; use --neighbours 64, --limit, or a machine with more memory"
         )
-    known, plain = combine(labels), replace(student, covers=False)
-    targets, sources = plain.project_targets(vectors.targets), plain.project_sources(vectors.sources)
-    matrix = hybrid_matrix(plain, targets, sources, known, shared=shared)
+    # Subtasks are told apart by what a source does for them, not by what it may be the best for.
+    used = student if subtask_of is None else replace(student, covers=False)
+    known = combine(labels)
+    targets, sources = used.project_targets(vectors.targets), used.project_sources(vectors.sources)
+    matrix = hybrid_matrix(used, targets, sources, known, shared=shared)
     if subtask_of is not None:
         return Predicted(subtasks.best_subtask(matrix, subtask_of), None)
-    if not student.covers or student.tail is None:
-        return Predicted(matrix, None)
-    score = matrix.mean_per_source()
-    student.add_tail(matrix, vectors.targets, vectors.sources)
-    matrix.values[known.target, known.source] = known.value
-    if shared:
-        np.fill_diagonal(matrix.values, np.nan)
+    tail = used.tail_net if used.covers else None
+    score = None if tail is None else _mean_without_tail(matrix, tail, vectors, known, shared=shared)
     return Predicted(matrix, score)
+
+
+def _mean_without_tail(
+    matrix: UtilityMatrix, tail: Predictor, vectors: Vectors, known: LabelledPairs, *, shared: bool
+) -> npt.NDArray[np.float64]:
+    """Return the mean utility of each source, `(n_sources,)`, from a matrix whose predicted values hold a tail too.
+
+    A tail is an inner product of projections, so its sum over targets is one with their sum; known and masked pairs hold none.
+    """
+    targets, sources = tail.project_targets(vectors.targets), tail.project_sources(vectors.sources)
+    total = tail.block(targets.mean(axis=0, dtype=np.float64)[None].astype(np.float32), sources)[0] * float(
+        len(targets)
+    )
+    count = np.full(len(sources), len(targets)) - np.bincount(
+        known.source[~np.isfinite(known.value)], minlength=len(sources)
+    )
+    without = [(known.target, known.source)]
+    if shared:
+        itself = np.arange(len(sources), dtype=np.int32)
+        without.append((itself, itself))
+        count -= 1
+    for target, source in without:
+        total = total - np.bincount(source, tail.pairs(targets, sources, target, source), len(sources))
+    added = np.divide(total, count, out=np.zeros(len(sources)), where=count > 0)
+    return np.asarray(matrix.mean_per_source() - added, np.float64)
 
 
 def _measured(

@@ -5,7 +5,7 @@ Known labels are exact and the rest is predicted (method.md 1), also for rows of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from nncift.pairs import LabelledPairs, Predicted, UtilityMatrix
 from nncift.seeds import generator
 from nncift.select.budget import parse_tokens
 from nncift.select.graphs import scored_graph, with_known
-from nncift.select.neighbours import nearest
+from nncift.select.neighbours import EXACT_ROWS, Neighbours, lifted, nearest
 from nncift.select.objectives import Reference
 from nncift.student.model import Student
 from nncift.student.score import best_per_target, mean_per_source
@@ -84,39 +84,51 @@ def ground_of(
     return Ground(known, reference, student.text_of(sources), shared, found.score)
 
 
-def graph_of(student: Student, known: LabelledPairs, sources: Floats, neighbours: int, seed: int) -> OnGraph:
-    """Return a graph of the pool's rows: the nearest of each by embedding and a few random ones.
+def graph_of(
+    student: Student, known: LabelledPairs, sources: Floats, settings: SelectSettings, seed: int, removed: Collection[str] = ()
+) -> OnGraph:  # fmt: skip
+    """Return a graph of the pool's rows: the nearest of each and a few random ones, less the rows that are removed first.
 
-    Known labels are exact, the rest is predicted. A row's score is its mean over at most SCORED_TARGETS rows, drawn by the seed.
+    A network whose predictions are inner products (`towers`) finds each target's nearest by these, others by embedding. Known
+    labels are exact, the rest is predicted. A row's score is its mean over at most SCORED_TARGETS rows, drawn by the seed.
+    sources: vectors of all rows, in the order of `known`.
     """
-    ids = known.source_ids
-    _refuse_not_finite(student, sources, sources, ids)
-    near = nearest(student.text_of(sources), min(neighbours, max(len(ids) - 1, 1)), seed=seed)
-    graph = with_known(scored_graph(student.for_coverage(), ids, sources, sources, near, seed=seed), known)
-    drawn = np.sort(generator(seed, "select", "scored").permutation(len(ids))[:SCORED_TARGETS])
+    _refuse_not_finite(student, sources, sources, known.source_ids)
+    drawn = np.sort(generator(seed, "select", "scored").permutation(len(sources))[:SCORED_TARGETS])
     score = mean_per_source(student, student.project_targets(sources[drawn]), student.project_sources(sources))
-    return OnGraph(graph, near, score)
+    keep = np.array([place for place, item in enumerate(known.source_ids) if item not in removed], np.int64)
+    ids, rows = tuple(known.source_ids[place] for place in keep), sources if not removed else sources[keep]
+    covering, k = student.for_coverage(), min(settings.neighbours or 0, max(len(keep) - 1, 1))
+    alike: Neighbours | None
+    if covering.is_inner_product:
+        queries, vectors = lifted(covering.project_targets(rows), covering.project_sources(rows))
+        near = nearest(vectors, k, queries=queries, seed=seed)
+        # For the control that selects by embeddings alone; on large pools it would double the search.
+        alike = nearest(student.text_of(rows), k, seed=seed) if len(ids) <= EXACT_ROWS else None
+    else:
+        near = alike = nearest(student.text_of(rows), k, seed=seed)
+    graph = with_known(scored_graph(covering, ids, rows, rows, near, seed=seed), known)
+    return OnGraph(graph, near, score, alike, settings.optimiser or "lazy")
 
 
 def refuse_graph(settings: SelectSettings, objective: str, *, shared: bool) -> None:
     """Raise UsageError where a selection on a graph of neighbours is asked for what only the whole matrix gives."""
     if settings.neighbours is None:
+        if settings.optimiser not in (None, "lazy"):
+            raise UsageError(
+                f"--optimiser {settings.optimiser} works on a graph of neighbours; give --neighbours 64, or lazy"
+            )
         return
     if objective != "fl" or not shared:
         raise UsageError(
             f"--neighbours selects by fl over the pool's own rows, and the objective is {objective}; leave it out"
         )
-    rules = {
-        "--quota": settings.quota,
-        "--include": settings.include,
-        "--exclude": settings.exclude,
-        "--dedup": settings.dedup,
-    }
+    rules = {"--quota": settings.quota, "--include": settings.include, "--exclude": settings.exclude}
     named = [flag for flag, value in rules.items() if value]
     if parse_tokens(settings.budget) is not None:
         named.append("a budget of tokens")
-    if named:
-        raise UsageError(f"--neighbours does not go with {', '.join(named)}; leave one of them out")
+    if named and settings.optimiser not in (None, "lazy"):
+        raise UsageError(f"--optimiser {settings.optimiser} does not go with {', '.join(named)}; use lazy")
 
 
 def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:

@@ -151,7 +151,9 @@ def execute(
             dict(zip(rows.ids, rows.content, strict=True)), before, shared=axes.shared,
         )  # fmt: skip
         if settings.neighbours is not None:
-            ground = partial(graph_of, student, combine(labels), vectors.sources, settings.neighbours, settings.seed)
+            ground = partial(
+                graph_of, student, combine(labels), vectors.sources, settings, settings.seed, settled.removed
+            )
         selection = choose(work.directory, work.keys, settings, rows, settled, ground)
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))

@@ -28,7 +28,7 @@ from nncift.rundir import MANIFEST, SUMMARY, RunDir
 from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.vectors import VectorFiles, Vectors
-from nncift.wishes import Wishes
+from nncift.wishes import Settled, Wishes
 
 Floats = npt.NDArray[np.float32]
 EMBEDDING_CONTROL_ROWS = 5000
@@ -63,7 +63,9 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         wishes.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
         settled = wishes.settle(rows, vectors.text)
-        ground = partial(_ground, directory, settings, rows, labels, vectors, shared=not target and not pointwise)
+        ground = partial(
+            _ground, directory, settings, rows, labels, vectors, settled, shared=not target and not pointwise
+        )
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         told: dict[str, Any]
         if out is None:
@@ -112,12 +114,13 @@ def _ground(
     rows: Rows,
     labels: dict[str, LabelledPairs],
     vectors: Vectors,
+    settled: Settled,
     *,
     shared: bool,
 ) -> Ground | OnGraph:
     student = Student.load(directory.path / "student")
     if settings.neighbours is not None:
-        return graph_of(student, combine(labels), vectors.sources, settings.neighbours, settings.seed)
+        return graph_of(student, combine(labels), vectors.sources, settings, settings.seed, settled.removed)
     matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, subtask_of=subtasks.kept(directory))
     return ground_of(
         str(settings.objective), student, matrix, vectors.targets,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nncift.errors import DataError, InfeasibleError, ResourceError, UsageError
 from nncift.pairs import UtilityMatrix
 from nncift.select import select
-from nncift.select.neighbours import Floats, cells, nearest
+from nncift.select.neighbours import Floats, cells, lifted, nearest
 from nncift.select.sparse import Graph, SparseCoverage
 
 NAN = float("nan")
@@ -143,6 +143,25 @@ def test_neighbours_by_cells_tell_what_they_miss() -> None:
     poor = nearest(vectors, 10, exact=False, probes=1)
     assert poor.recall < known.recall
     assert (known.codes != np.arange(3000)[:, None]).all()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_highest_products_of_two_projections_are_found(exact: bool) -> None:
+    random = np.random.default_rng(1)
+    targets = points(2000)
+    # Lengths differ, so that the highest product is not the highest cosine.
+    sources = targets * random.uniform(0.5, 2.0, size=(2000, 1)).astype(np.float32)
+    queries, vectors = lifted(targets, sources)
+    known = nearest(vectors, 10, queries=queries, exact=exact)
+    product = targets @ sources.T
+    np.fill_diagonal(product, -np.inf)
+    true = np.argsort(-product, axis=1, kind="stable")[:, :10]
+    share = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(known.codes, true, strict=True)])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(2000), abs=1e-3)
+    assert share == pytest.approx(1.0 if exact else known.recall, abs=0.03)
+    assert share > 0.8
+    by_cosine = nearest(points(2000), 10).codes
+    assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(by_cosine, true, strict=True)]) < 0.8
 
 
 def test_duplicates_by_the_thousand_and_few_rows() -> None:

@@ -10,11 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError
-from nncift.fitting import Candidate, tailed
+from nncift.fitting import Candidate, predict, tailed
 from nncift.student import model
 from nncift.student.free import tail_of
 from nncift.student.model import Student
 from nncift.student.networks import Lesson, network
+from nncift.student.networks.bilinear import Product
+from nncift.student.networks.tailed import Tailed
 from nncift.vectors import Vectors
 
 Make = Callable[..., Lesson]
@@ -63,6 +65,37 @@ def test_scores_are_mean_utilities_without_a_tail(lesson: Make, vectors: Callabl
     sources = student.project_sources(whole.sources)
     bare = replace(student, tail=None)
     assert np.array_equal(student.mean_per_source(sources), bare.mean_per_source(sources))
+
+
+@pytest.mark.parametrize("name", ["paper", "towers", "product"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_scores_beside_a_covering_matrix_are_means_of_labels_and_plain_predictions(
+    name: str, shared: bool, lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    whole = planted(lesson, vectors)
+    student = trained(name, whole)
+    some = whole.train.take(np.arange(0, len(whole.train), 3))
+    # One that the teacher could not give.
+    some.value[5] = np.nan
+    both = Vectors(whole.targets, whole.sources, whole.views)
+    found = predict(student.for_coverage(), both, {"train": some}, shared=shared)
+    plain = predict(student, both, {"train": some}, shared=shared)
+    assert found.score is not None
+    assert plain.score is None
+    assert found.score == pytest.approx(plain.matrix.mean_per_source(), abs=1e-5)
+    known = found.matrix.values[some.target, some.source]
+    assert np.array_equal(known, some.value, equal_nan=True)
+
+
+def test_a_product_takes_its_tail_in_and_a_network_without_cosines_stands_beside_it(
+    lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    whole = planted(lesson, vectors)
+    assert isinstance(trained("product", whole).for_coverage().net, Product)
+    assert isinstance(trained("paper", whole).for_coverage().net, Tailed)
+    other = trained("product", whole)
+    tail = {**(other.tail or {}), "text_centre": other.weights["text_centre"] + np.float32(0.1)}
+    assert isinstance(replace(other, tail=tail).for_coverage().net, Tailed)
 
 
 def test_similarity_that_predicts_nothing_is_no_tail(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:

@@ -49,6 +49,10 @@ def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--neighbours", type=int,
                 help="Select on a graph of so many nearest rows each (32 to 64), where all pairs would not fit in memory.",
             ),
+            click.option(
+                "--optimiser",
+                help="With --neighbours: lazy, stochastic, or partition (in parts, then among their choices).  [default: lazy]",
+            ),
             click.option("--dedup", help="exact or near:0.95: remove duplicates before selecting.  [default: keep them]"),
         )
     ):  # fmt: skip

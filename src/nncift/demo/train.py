@@ -48,6 +48,10 @@ class TrainSettings:
     spread: float = 0.08
 
 
+SHAPE = ("width", "inner", "layers", "heads")
+"""What makes a model of another size."""
+
+
 @dataclass(frozen=True)
 class _Row:
     prompt: str
@@ -288,11 +292,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the model, the tokenizer and train.log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=TrainSettings.steps)
+    for name in SHAPE:
+        parser.add_argument(f"--{name}", type=int, default=getattr(TrainSettings, name))
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     options.out.mkdir(parents=True, exist_ok=True)
-    settings = TrainSettings(seed=options.seed, steps=options.steps)
+    shape = {name: getattr(options, name) for name in SHAPE}
+    settings = TrainSettings(seed=options.seed, steps=options.steps, **shape)
     with (options.out / "train.log").open("w", encoding="utf-8") as log:
 
         def say(line: str) -> None:

@@ -7,7 +7,7 @@ the skill of the run's selection and the coverage of its intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def evaluate(
         "full_teacher": None,
     }
     if full_teacher:
-        told["full_teacher"] = _against_truth(run, vectors, _truth(run, device, progress))
+        told["full_teacher"] = _against_truth(run, vectors, truth_of(run, device=device, progress=progress))
     write_json(path / FILE, told)
     return told
 
@@ -106,7 +106,13 @@ def _measured(
     return found
 
 
-def _truth(run: FinishedRun, device: str, progress: Progress) -> UtilityMatrix:
+def truth_of(
+    run: FinishedRun, folder: Path | None = None, *, device: str = "auto", progress: Progress = silent
+) -> UtilityMatrix:
+    """Return all pairs' utilities by the run's teacher, computed once and resumable.
+
+    folder: where they are kept, so that runs with one teacher and pool can share them; by default in the run.
+    """
     from nncift.teachers import registry
 
     settings = run.settings
@@ -117,7 +123,7 @@ def _truth(run: FinishedRun, device: str, progress: Progress) -> UtilityMatrix:
     targets = None
     if run.rows.targets is not None:
         targets = Examples(tuple(run.rows.example(item) for item in run.rows.targets))
-    return true_matrix(teacher, sources, run.path / "truth", progress, targets=targets)
+    return true_matrix(teacher, sources, folder or run.path / "truth", progress, targets=targets)
 
 
 def _against_truth(run: FinishedRun, vectors: Vectors, true: UtilityMatrix) -> dict[str, Any]:
@@ -140,24 +146,33 @@ def _against_truth(run: FinishedRun, vectors: Vectors, true: UtilityMatrix) -> d
     return {
         "objective": objective, "passes": len(true.target_ids) * len(true.source_ids) if true.target_ids != SCORE else len(ids),
         "selected": sizes["run"], "value": values, "skill": skills,
-        "skill_by_budget": _by_budget(run, vectors, true, objective), "coverage": _coverage(run, true),
+        "skill_by_budget": skill_by_budget(run, true, objective, BUDGETS), "coverage": _coverage(run, true),
     }  # fmt: skip
 
 
-def _by_budget(run: FinishedRun, vectors: Vectors, true: UtilityMatrix, objective: str) -> list[dict[str, Any]]:
-    """Return the skill of the run's matrix at some budgets, without the rules that the run had."""
+def skill_by_budget(
+    run: FinishedRun, true: UtilityMatrix, objective: str, shares: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the skill under the truth of what the run's matrix and embeddings alone select, without the run's rules."""
     from nncift.fitting import predict
 
     shared = not run.pointwise and run.rows.targets is None
     student = run.student.for_coverage() if objective == "fl" else run.student
-    matrix = predict(student, vectors, run.labels, shared=shared).matrix
+    matrix = predict(student, VectorFiles(run.path).on(*_axes(run.labels)), run.labels, shared=shared).matrix
     problem, given = pose(true, objective), pose(matrix, objective)
     found = []
-    for budget in BUDGETS:
+    for budget in shares:
         k = max(1, round(budget * len(true.source_ids)))
         random, full = _random(problem, true.source_ids, k), float(problem.value(list(problem.choose(k, 0).ids)))
-        value = float(problem.value(list(given.choose(k, 0).ids)))
-        found.append({"budget": budget, "rows": k, "skill": skill(value, random, full)})
+        line = {
+            "budget": budget,
+            "rows": k,
+            "skill": skill(float(problem.value(list(given.choose(k, 0).ids))), random, full),
+        }
+        if not run.pointwise:
+            alone = embedding_ids(true.source_ids, run.vectors(true.source_ids), k)
+            line["embeddings_skill"] = skill(float(problem.value(alone)), random, full)
+        found.append(line)
     return found
 
 

@@ -56,15 +56,26 @@ def scored_graph(
 def with_known(graph: Graph, known: LabelledPairs) -> Graph:
     """Return the graph with known utilities in the place of predicted ones; pairs that are no edge stay out."""
     n = len(graph.source_ids)
-    keys = known.target.astype(np.int64) * n + known.source
+    target, source = _codes(known.target_ids, graph.target_ids), _codes(known.source_ids, graph.source_ids)
+    there = (target[known.target] >= 0) & (source[known.source] >= 0)
+    keys = target[known.target[there]] * n + source[known.source[there]]
     order = np.argsort(keys, kind="stable")
+    keys, value = keys[order], known.value[there][order]
     utility = graph.utility.copy()
     edges = np.arange(len(graph.target_ids), dtype=np.int64)[:, None] * n + graph.sources
-    place = np.minimum(np.searchsorted(keys[order], edges), max(len(keys) - 1, 0))
+    place = np.minimum(np.searchsorted(keys, edges), max(len(keys) - 1, 0))
     if len(keys):
-        found = (keys[order][place] == edges) & (graph.sources >= 0)
-        utility[found] = known.value[order][place[found]]
+        found = (keys[place] == edges) & (graph.sources >= 0)
+        utility[found] = value[place[found]]
     return Graph(graph.target_ids, graph.source_ids, graph.sources, utility)
+
+
+def _codes(ids: tuple[str, ...], among: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return the place of every id among others, -1 where it is not there."""
+    if ids == among:
+        return np.arange(len(ids), dtype=np.int64)
+    place = {item: i for i, item in enumerate(among)}
+    return np.array([place.get(item, -1) for item in ids], np.int64)
 
 
 def _drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:

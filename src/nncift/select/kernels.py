@@ -137,7 +137,7 @@ def raise_to(columns: Levels, order: Longs, start: int, stop: int, best: Levels)
 
 
 @_compiled
-def _sift(heap: Longs, size: int, at: int, gains: Longs, weight: Doubles) -> None:
+def sift(heap: Longs, size: int, at: int, gains: Longs, weight: Doubles) -> None:
     """Let the entry at a position sink: the highest weighted gain is on top, the lowest position first among equals."""
     moving = heap[at]
     key = gains[moving] * weight[moving]
@@ -202,7 +202,7 @@ def lazy_greedy(
     seen = np.zeros(n_sources, np.int64)
     size = len(heap)
     for at in range(size // 2 - 1, -1, -1):
-        _sift(heap, size, at, gains, weight)
+        sift(heap, size, at, gains, weight)
     chosen = 0
     while size > 0 and chosen < len(order):
         s = heap[0]
@@ -221,11 +221,11 @@ def lazy_greedy(
                     at = at + 1 if at + 1 < ring else 0
                 gains[s] -= lost
             seen[s] = changes
-            _sift(heap, size, 0, gains, weight)
+            sift(heap, size, 0, gains, weight)
             continue
         size -= 1
         heap[0] = heap[size]
-        _sift(heap, size, 0, gains, weight)
+        sift(heap, size, 0, gains, weight)
         if not fits:
             continue
         admit(s, group, least, most, cost, room)

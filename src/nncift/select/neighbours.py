@@ -29,8 +29,9 @@ _RECALL_ROWS = 200
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The `k` nearest other rows of every row: codes and cosines, `(n, k)` each, nearest first, -1 where there are fewer.
+    """The `k` nearest other rows of every row: codes and products, `(n, k)` each, nearest first, -1 where there are fewer.
 
+    The products are cosines for vectors of unit norm.
     recall: share of the true nearest rows that were found, on a sample; 1 for exact search.
     """
 
@@ -40,12 +41,14 @@ class Neighbours:
 
 
 def nearest(
-    vectors: Floats, k: int, *, seed: int = 0, exact: bool | None = None, probes: int = 12, cap: int = CAP
-) -> Neighbours:
-    """Return the `k` nearest rows of every row; vectors: `(n, d)` of unit norm.
+    vectors: Floats, k: int, *, queries: Floats | None = None, seed: int = 0, exact: bool | None = None, probes: int = 12,
+    cap: int = CAP,
+) -> Neighbours:  # fmt: skip
+    """Return the `k` nearest other rows of every row by inner product; vectors: `(n, d)`, of unit norm where that is a cosine.
 
-    exact: compare all pairs; by default up to 50,000 rows. probes: cells that a row is compared with. cap: bytes for one block of
-    cosines. Ties go to the row that comes first. Raises ResourceError for a cap below the smallest block.
+    queries: `(n, d)` what a row is looked for with, where that is not its own vector. exact: compare all pairs; by default up to
+    50,000 rows. probes: cells that a row is compared with. cap: bytes for one block of products. Ties go to the row that comes
+    first. Raises ResourceError for a cap below the smallest block.
     """
     n = len(vectors)
     codes, cosine = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
@@ -55,22 +58,49 @@ def nearest(
         raise ResourceError(
             f"a memory cap of {cap} bytes was given, and one row of cosines takes {4 * n}; give at least that"
         )
+    asked = vectors if queries is None else queries
     everything = np.arange(n, dtype=np.int32)
     if exact:
-        _compare(vectors, everything, vectors, everything, codes, cosine, cap)
+        _compare(asked, everything, vectors, everything, codes, cosine, cap)
         return Neighbours(codes, cosine, 1.0)
     centre, cell = cells(vectors, max(2, round(math.sqrt(n))), seed)
     # Rows of a cell side by side, so that comparing cells is one product of matrices.
     order = np.argsort(cell, kind="stable").astype(np.int32)
     lined, starts = vectors[order], np.searchsorted(cell[order], np.arange(len(centre) + 1))
+    mine, first = order, starts
+    if queries is not None:
+        asking = _nearest_centre(queries, centre)
+        mine = np.argsort(asking, kind="stable").astype(np.int32)
+        first = np.searchsorted(asking[mine], np.arange(len(centre) + 1))
     near = np.argsort(-(centre @ centre.T), axis=1, kind="stable")[:, :probes]
     for c in range(len(centre)):
-        mine = slice(starts[c], starts[c + 1])
-        places = np.concatenate([np.arange(starts[other], starts[other + 1]) for other in np.sort(near[c])])
-        if mine.stop > mine.start:
-            _compare(lined[mine], order[mine], lined[places], order[places], codes, cosine, cap)
+        here = mine[first[c] : first[c + 1]]
+        if not len(here):
+            continue
+        rows = lined[first[c] : first[c + 1]] if queries is None else queries[here]
+        # A query's products with the centres are its own: those of its cell stand for them only where they are one set.
+        close = near[c] if queries is None else _closest(rows, centre, probes)
+        places = np.concatenate([np.arange(starts[other], starts[other + 1]) for other in np.sort(close)])
+        _compare(rows, here, lined[places], order[places], codes, cosine, cap)
     del lined
-    return Neighbours(codes, cosine, _recall(vectors, codes, seed))
+    return Neighbours(codes, cosine, _recall(vectors, asked, codes, seed))
+
+
+def _closest(rows: Floats, centre: Floats, probes: int) -> Codes:
+    """Return the centres with the highest mean product with some rows."""
+    return np.argsort(-(centre @ rows.mean(axis=0)), kind="stable")[:probes].astype(np.int32)
+
+
+def lifted(targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
+    """Return `(n, d + 1)` queries and vectors of unit norm whose products rank sources as those of `(n, d)` projections do.
+
+    What has the highest product with a query is then also what is nearest to it (Bachrach et al. 2014).
+    """
+    squared = np.einsum("nd,nd->n", sources, sources, dtype=np.float64)
+    longest = max(float(squared.max(initial=0.0)), 1e-30)
+    rest = np.sqrt(np.maximum(longest - squared, 0)).astype(np.float32)
+    vectors = np.asarray(np.concatenate([sources, rest[:, None]], axis=1) / np.float32(math.sqrt(longest)), np.float32)
+    return np.concatenate([targets, np.zeros((len(targets), 1), np.float32)], axis=1), vectors
 
 
 def cells(vectors: Floats, count: int, seed: int) -> tuple[Floats, Codes]:
@@ -104,7 +134,7 @@ def _compare(
         in_threads(partial(_keep_nearest, block, mine, mine, other_codes, codes, cosine), len(block))
 
 
-def _recall(vectors: Floats, codes: Codes, seed: int) -> float:
+def _recall(vectors: Floats, queries: Floats, codes: Codes, seed: int) -> float:
     """Return the share of the true nearest rows that are among `codes`, on a sample of rows."""
     random = generator(seed, "select", "recall")
     drawn = random.choice(len(vectors), size=min(_RECALL_ROWS, len(vectors)), replace=False)
@@ -112,7 +142,7 @@ def _recall(vectors: Floats, codes: Codes, seed: int) -> float:
     true, cosine = np.full_like(codes[rows], -1), np.full(codes[rows].shape, -np.inf, np.float32)
     step = CAP // (4 * len(rows))
     for at in range(0, len(vectors), step):
-        block = vectors[rows] @ vectors[at : at + step].T
+        block = queries[rows] @ vectors[at : at + step].T
         other = np.arange(at, at + block.shape[1], dtype=np.int32)
         in_threads(partial(_keep_nearest, block, rows, places, other, true, cosine), len(block))
     found = sum(len(np.intersect1d(a, b)) for a, b in zip(true, codes[rows], strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,14 @@ from nncift.seeds import derive, generator
 from nncift.select import Subset
 from nncift.select import sparse_kernels as kernels
 from nncift.select.budget import check_count
+from nncift.select.coverage import bound_on_more
 from nncift.select.objectives import Scale, positions
+from nncift.select.rules import NO_RULES, Rules
 from nncift.threads import in_threads
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
+_Longs = npt.NDArray[np.int64]
 Optimiser = Literal["lazy", "stochastic", "partition"]
 _SHOWN = 5
 _WHOLE = 2000
@@ -87,23 +90,29 @@ class SparseCoverage:
         self,
         k: int,
         *,
+        rules: Rules = NO_RULES,
         optimiser: Optimiser = "lazy",
         seed: int = 0,
         epsilon: float = 0.01,
         parts: int = 8,
         spare: float = 2.0,
     ) -> Solution:
-        """Return `k` sources.
+        """Return `k` sources, with a capacity as many as fit.
 
-        lazy: as plain greedy would choose, ties by id. stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of
-        the rest. partition: lazy greedy in each of so many random parts takes `spare` times its share (a selection of up to
-        2,000 whole), and a second one chooses among these; both rounds count every target. Raises InfeasibleError for a `k`
-        that the graph cannot give.
+        lazy: as plain greedy would choose, ties by id; with a capacity by gain or by gain per token, whichever is worth more.
+        stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of the rest. partition: lazy greedy in each of so
+        many random parts takes `spare` times its share (a selection of up to 2,000 whole), and a second one chooses among
+        these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give, UsageError for
+        rules beside another optimiser than lazy.
         """
         n = len(self.source_ids)
         check_count(k, n)
+        if optimiser not in get_args(Optimiser):
+            raise UsageError(f"unknown optimiser {optimiser!r}; expected lazy, stochastic or partition")
+        if rules != NO_RULES and optimiser != "lazy":
+            raise UsageError(f"rules (quotas, rows in or out, tokens) go with the optimiser lazy, not with {optimiser}")
         if optimiser == "lazy":
-            order, by = self._lazy(np.arange(n), k)
+            order, by = self._greedy(k, rules)
         elif optimiser == "stochastic":
             order, by = np.empty(k, np.int64), np.empty(k, np.int64)
             sample = math.ceil(n / max(k, 1) * math.log(1 / epsilon))
@@ -116,13 +125,11 @@ class SparseCoverage:
                 order,
                 by,
             )
-        elif optimiser == "partition":
-            order, by = self._in_parts(k, seed, parts, spare)
         else:
-            raise UsageError(f"unknown optimiser {optimiser!r}; expected lazy, stochastic or partition")
-        return self._solution(order, by)
+            order, by = self._in_parts(k, seed, parts, spare)
+        return self._solution(order, by, rules)
 
-    def account(self, solution: Solution) -> Subset:
+    def account(self, solution: Solution, rules: Rules = NO_RULES) -> Subset:
         """Return the solution with what every other row would still add, and a reason for every row."""
         order = positions(self.source_ids, solution.ids)
         left = self._left(order) * self._scale.unit
@@ -130,12 +137,16 @@ class SparseCoverage:
         last = f"the last chosen row added {gains[-1]:.4g}" if k else "no row was chosen"
         chosen = set(solution.ids)
         out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in chosen}
+        where = "of coverage on the graph of neighbours"
         reasons = {
-            item: f"Not chosen: would still add {gain:.4g} of coverage on the graph of neighbours, {last}."
+            item: f"Not chosen: must not be in; would add {gain:.4g} {where}."
+            if item in rules.exclude
+            else f"Not chosen: would still add {gain:.4g} {where}, {last}."
             for item, gain in out.items()
         }
         for rank, (item, gain) in enumerate(zip(solution.ids, gains, strict=True), 1):
-            reasons[item] = f"Chosen at rank {rank} of {k}: adds {gain:.4g} of coverage on the graph of neighbours."
+            how = "Must be in" if item in rules.include else "Chosen"
+            reasons[item] = f"{how} at rank {rank} of {k}: adds {gain:.4g} {where}."
         return Subset("fl", solution.ids, solution.gains, solution.value, solution.upper_bound, out, reasons)
 
     def value(self, ids: Sequence[str]) -> float:
@@ -162,15 +173,30 @@ class SparseCoverage:
         in_threads(lambda a, b: kernels.gains_of(a, b, *self._edges, best, gains), len(gains))
         return gains
 
-    def _lazy(self, candidates: npt.NDArray[np.int64], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        best = self._unserved()
-        order, by = np.empty(k, np.int64), np.empty(k, np.int64)
-        chosen = kernels.lazy(candidates.copy(), self._gains(best), *self._edges, best, order, by)
+    def _greedy(self, k: int, rules: Rules) -> tuple[_Longs, _Longs]:
+        """Choose by gain, with a capacity also by gain per token, and return the better one (Leskovec et al. 2007)."""
+        found = self._lazy(None, k, rules)
+        if rules.capacity is None:
+            return found
+        other = self._lazy(None, k, rules, per_cost=True)
+        return other if other[1].sum() > found[1].sum() else found
+
+    def _lazy(
+        self, candidates: _Longs | None, k: int, rules: Rules = NO_RULES, *, per_cost: bool = False
+    ) -> tuple[_Longs, _Longs]:
+        """Return positions and gains; candidates: None = every row that the rules allow, those that must be in first."""
+        best, ledger = self._unserved(), rules.ledger(self.source_ids, k)
+        weight = 1.0 / np.maximum(ledger.cost, 1) if per_cost else np.ones(len(self.source_ids))
+        order, by, chosen = np.empty(k, np.int64), np.empty(k, np.int64), 0
+        for heap in [ledger.forced, ledger.candidates] if candidates is None else [candidates.copy()]:
+            if len(heap) and chosen < k:
+                chosen += kernels.lazy(
+                    heap, self._gains(best), weight, *self._edges, best, ledger.group, ledger.least, ledger.most,
+                    ledger.cost, ledger.room, order[chosen:], by[chosen:],
+                )  # fmt: skip
         return order[:chosen], by[:chosen]
 
-    def _in_parts(
-        self, k: int, seed: int, parts: int, spare: float
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _in_parts(self, k: int, seed: int, parts: int, spare: float) -> tuple[_Longs, _Longs]:
         shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
         pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
         # A part that takes few sees the largest clusters only: small selections are made whole in every part.
@@ -179,9 +205,10 @@ class SparseCoverage:
         union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
         return self._lazy(union, min(k, len(union)))
 
-    def _solution(self, order: npt.NDArray[np.int64], by: npt.NDArray[np.int64]) -> Solution:
+    def _solution(self, order: _Longs, by: _Longs, rules: Rules) -> Solution:
         unit, left = self._scale.unit, self._left(order)
+        out = np.setdiff1d(np.arange(len(left)), order)
         value = int(by.sum())
-        bound = value + int(np.partition(left, max(len(left) - len(order), 0))[max(len(left) - len(order), 0) :].sum())
+        bound = value + bound_on_more(left[out], [self.source_ids[s] for s in out.tolist()], len(order), rules)
         ids = tuple(self.source_ids[s] for s in order)
         return Solution(ids, by.astype(np.float64) * unit, value * unit, bound * unit)

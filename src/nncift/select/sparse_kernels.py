@@ -8,9 +8,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from nncift.select.kernels import Doubles, Longs, admit, admits, sift
+
 Levels = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.int32]
-Longs = npt.NDArray[np.int64]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -59,47 +60,35 @@ def choose(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) 
 
 
 @numba.njit(cache=True, nogil=True)
-def sift(heap: Longs, size: int, at: int, gains: Longs) -> None:
-    """Let the entry at a position sink: the highest gain is on top, the lowest position first among equals."""
-    moving = heap[at]
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size:
-            a, b = heap[child], heap[child + 1]
-            if gains[b] > gains[a] or (gains[b] == gains[a] and b < a):
-                child += 1
-        a = heap[child]
-        if gains[moving] > gains[a] or (gains[moving] == gains[a] and moving < a):
-            break
-        heap[at] = a
-        at = child
-    heap[at] = moving
-
-
-@numba.njit(cache=True, nogil=True)
 def lazy(
-    heap: Longs, gains: Longs, starts: Longs, targets: Codes, levels: Levels, best: Levels, order: Longs, by: Longs
-) -> int:
+    heap: Longs, gains: Longs, weight: Doubles, starts: Longs, targets: Codes, levels: Levels, best: Levels, group: Longs,
+    least: Longs, most: Longs, cost: Longs, room: Longs, order: Longs, by: Longs,
+) -> int:  # fmt: skip
     """Write the sources of lazy greedy into `order` and their gains into `by`; return how many (Minoux 1978).
 
-    heap: the candidates, used up like `gains` (what each adds to `best`) and `best`.
+    heap: the candidates, used up like `gains` (what each adds to `best`), `best` and the rules' counts (see `kernels.admits`).
+    The highest gain times weight comes next.
     """
     size, chosen = len(heap), 0
     for at in range(size // 2 - 1, -1, -1):
-        sift(heap, size, at, gains)
+        sift(heap, size, at, gains, weight)
     fresh = np.full(len(gains), -1, np.int64)
     while size > 0 and chosen < len(order):
         s = heap[0]
-        if fresh[s] != chosen:
+        fits = admits(s, group, least, most, cost, room)
+        if fits and fresh[s] != chosen:
             gain = gain_of(s, starts, targets, levels, best)
             fresh[s] = chosen
             if gain < gains[s]:
                 gains[s] = gain
-                sift(heap, size, 0, gains)
+                sift(heap, size, 0, gains, weight)
                 continue
         size -= 1
         heap[0] = heap[size]
-        sift(heap, size, 0, gains)
+        sift(heap, size, 0, gains, weight)
+        if not fits:
+            continue
+        admit(s, group, least, most, cost, room)
         order[chosen], by[chosen] = s, gains[s]
         chosen += 1
         choose(s, starts, targets, levels, best)

@@ -21,11 +21,11 @@ from nncift.data.examples import Examples
 from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json
-from nncift.pairs import Pairs, UtilityMatrix
+from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
 from nncift.student.networks.bilinear import Towers
-from nncift.student.networks.tailed import Tailed
+from nncift.student.networks.tailed import tail_network, with_tail
 from nncift.student.views import TEXT, Views
 
 Floats = npt.NDArray[np.float32]
@@ -78,7 +78,7 @@ class Student:
         base = network(self.network)(self.weights, self.mean, self.scale, self.views)
         if not self.covers or self.tail is None:
             return base
-        return Tailed(base, Towers(self.tail, -self.tail_mean, 1.0, self.views))
+        return with_tail(base, self.tail, self.tail_mean, self.views)
 
     def for_coverage(self) -> Student:
         """Return the student as coverage objectives see it: with the tail that regression takes away (`networks.tailed`).
@@ -87,15 +87,15 @@ class Student:
         """
         return replace(self, covers=True, targets=None)
 
-    def add_tail(self, matrix: UtilityMatrix, targets: Floats, sources: Floats) -> None:
-        """Add the tail to all values of a matrix, in place, some sources at a time; targets and sources: vectors of its axes."""
-        if self.tail is None:
-            return
-        tail = Towers(self.tail, -self.tail_mean, 1.0, self.views)
-        across, along = tail.project_targets(targets), tail.project_sources(sources)
-        step = max(1, SCORE_BLOCK // max(1, len(across)))
-        for start in range(0, len(along), step):
-            matrix.values[:, start : start + step] += tail.block(across, along[start : start + step])
+    @property
+    def tail_net(self) -> Predictor | None:
+        """The tail alone, over the same vectors; None where there is none."""
+        return None if self.tail is None else tail_network(self.tail, self.tail_mean, self.views)
+
+    @property
+    def is_inner_product(self) -> bool:
+        """Whether a prediction is the inner product of two projections, scaled up and shifted."""
+        return isinstance(self.net, Towers)
 
     @property
     def parameters(self) -> int:
@@ -233,7 +233,9 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def hybrid_matrix(student: Student, targets: Floats, sources: Floats, known: Any, *, shared: bool) -> UtilityMatrix:
+def hybrid_matrix(
+    student: Student, targets: Floats, sources: Floats, known: LabelledPairs, *, shared: bool
+) -> UtilityMatrix:
     """Return the matrix used for selection: known labels exact, the rest predicted, the diagonal masked.
 
     targets, sources: projections on the axes of `known` (LabelledPairs). A label that the teacher could not give stays

@@ -105,6 +105,14 @@ def settings_of(made: type[Any]) -> dict[str, bool]:
     return found
 
 
+def takes(name: str, setting: str) -> bool:
+    """Tell whether a teacher's constructor takes a setting, such as `model`, or `seed` where it draws at random.
+
+    Raises UsageError for an unknown teacher.
+    """
+    return setting in settings_of(teacher_class(name.partition(":")[0]))
+
+
 def _unpacked(hint: Any) -> Iterable[str]:
     """Return the keys of the TypedDict in `Unpack[...]`; none for keyword arguments of any name."""
     return get_type_hints(get_args(hint)[0]) if get_origin(hint) is Unpack else ()

@@ -9,7 +9,7 @@ near neighbours. Without labels that say otherwise, what is left is similarity, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -32,7 +32,7 @@ GATHERED = 1 << 15
 """Pairs whose projections are gathered at once."""
 
 
-class _Bilinear:
+class Bilinear:
     """What both share. powers: how many powers of a cosine there are."""
 
     powers: ClassVar[int]
@@ -62,6 +62,22 @@ class _Bilinear:
 
         return solve(lesson, powers=cls.powers, advance=advance)
 
+    def with_line(self, slopes: Weights, shift: float) -> Self | None:
+        """Return the sum of this network and a similarity, straight lines of the cosines plus a shift, as one network.
+
+        slopes: weights of towers that hold nothing else. None where this network does not have those cosines.
+        """
+        weights = dict(self._weights)
+        for name in (name.removesuffix("_powers") for name in slopes if name.endswith("_powers")):
+            centre = f"{name}_centre"
+            same = name in self._alike and centre in slopes and np.array_equal(weights[centre], slopes[centre])
+            if not same:
+                return None
+            powers = weights[f"{name}_powers"].copy()
+            powers[0] += slopes[f"{name}_powers"][0] / self._scale
+            weights[f"{name}_powers"] = powers
+        return type(self)(weights, float(self._mean) + shift, float(self._scale), self._views)
+
     @property
     def width(self) -> int:
         """Numbers per projection: the rank, then the views whose cosines count."""
@@ -85,13 +101,15 @@ class _Bilinear:
         out = np.empty((len(sources), len(targets)), np.float32)
         # A few rows at a time: what is added to them is then still in the cache, and no second matrix is held.
         step = max(1, AT_ONCE // max(1, len(targets)))
+        inner, curves = targets[:, : self._inner] * self._scale, self._curves()
+        room = np.empty((min(step, len(sources)) if curves else 0, len(targets)), np.float32)
         for start in range(0, len(sources), step):
             here, into = sources[start : start + step], out[start : start + step]
-            np.matmul(here[:, : self._inner], targets[:, : self._inner].T, out=into)
-            for place, weights in self._curves():
-                add_polynomial(into, here[:, place] @ targets[:, place].T, weights)
-            into *= self._scale
+            np.matmul(here[:, : self._inner], inner.T, out=into)
             into += self._mean
+            for place, weights in curves:
+                cosine = np.matmul(here[:, place], targets[:, place].T, out=room[: len(here)])
+                add_polynomial(into, cosine, weights * self._scale)
         return out.T
 
     def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:
@@ -133,7 +151,7 @@ class _Bilinear:
         return np.asarray(np.concatenate([towers, *alike], axis=1), np.float32)
 
 
-class Towers(_Bilinear):
+class Towers(Bilinear):
     """Two towers: a prediction is one inner product of two projections, scaled and shifted into label units."""
 
     powers: ClassVar[int] = 1
@@ -154,7 +172,7 @@ class Towers(_Bilinear):
         return np.asarray(np.concatenate([towers, *alike], axis=1), np.float32)
 
 
-class Product(_Bilinear):
+class Product(Bilinear):
     """Towers and polynomials of the cosines."""
 
     powers: ClassVar[int] = len(POWERS)

@@ -8,7 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from nncift.student.networks import Codes, Floats, Predictor
+from nncift.student.networks import Codes, Floats, Predictor, Weights
+from nncift.student.networks.bilinear import Bilinear, Towers
+from nncift.student.views import Views
+
+AT_ONCE = 1 << 24
+"""Pairs whose tail is computed at once, so that no second matrix is held."""
+
+
+def tail_network(weights: Weights, mean: float, views: Views | None) -> Towers:
+    """Return the tail alone, which is 0 on average over the training pairs; mean: what its similarity is there."""
+    return Towers(weights, -mean, 1.0, views)
+
+
+def with_tail(base: Predictor, weights: Weights, mean: float, views: Views | None) -> Predictor:
+    """Return a network plus its tail: as one network where it holds the same cosines, which halves the work, else as two."""
+    joined = base.with_line(weights, -mean) if isinstance(base, Bilinear) else None
+    return Tailed(base, tail_network(weights, mean, views)) if joined is None else joined
 
 
 class Tailed:
@@ -34,7 +50,9 @@ class Tailed:
         """Return `(n_targets, n_sources)`, in Fortran order."""
         edge = self._base.width
         found = self._base.block(np.ascontiguousarray(targets[:, :edge]), np.ascontiguousarray(sources[:, :edge]))
-        found += self._tail.block(targets[:, edge:], sources[:, edge:])
+        step = max(1, AT_ONCE // max(1, len(targets)))
+        for start in range(0, len(sources), step):
+            found[:, start : start + step] += self._tail.block(targets[:, edge:], sources[start : start + step, edge:])
         return found
 
     def pairs(self, targets: Floats, sources: Floats, target: Codes, source: Codes) -> Floats:

@@ -1,0 +1,79 @@
+"""What a study computes, piece by piece: every piece is a file, so that a study that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nncift.config import RunSettings, TeacherSettings
+from nncift.evaluate.finished import truth_of
+from nncift.files import fingerprint, write_json
+from nncift.finished import FinishedRun
+from nncift.pairs import UtilityMatrix
+from nncift.progress import Progress, silent
+from nncift.rundir import SUMMARY
+from nncift.study.grid import Analysis, check
+from nncift.study.pools import Ready
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where a study works: its folder, its pools, the device of its models."""
+
+    folder: Path
+    pools: Mapping[str, Ready]
+    device: str = "auto"
+    progress: Progress = silent
+
+    def settings(self, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> RunSettings:
+        """Return the settings of one run: the analysis's, its pool's, and what was chosen among combinations."""
+        from nncift.teachers import registry
+
+        pool = self.pools[analysis.pool]
+        found = check(analysis, chosen)
+        given: dict[str, Any] = {
+            "pool": pool.files, "seed": seed, "device": self.device, "budget": f"{100 * analysis.budgets[0]:.10g}%",
+        }  # fmt: skip
+        if registry.takes(found.teacher, "model"):
+            given["model"] = pool.model
+        return found.model_copy(update=given)
+
+    def run(self, settings: RunSettings) -> FinishedRun:
+        """Return the run with these settings, made where it is not finished; analyses with the same settings share it."""
+        from nncift.pipeline import execute, read_pool, workspace_of
+        from nncift.teachers import registry
+
+        told = settings.model_dump(mode="json", exclude={"device"})
+        folder = self.folder / "runs" / fingerprint("run", told)
+        if not (folder / SUMMARY).exists():
+            teacher = registry.create(
+                settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(folder)
+            )
+            execute(settings, read_pool(settings), folder, teacher=teacher, progress=self.progress)
+        return FinishedRun(folder)
+
+    def truth(self, run: FinishedRun) -> UtilityMatrix:
+        """Return all pairs' utilities by a run's teacher; runs whose teacher asks the same share them."""
+        from nncift.teachers import registry
+
+        settings = run.settings
+        # What a teacher draws (a warm-up, a projection) follows the seed; one that draws nothing is the same for all.
+        drawn = settings.seed if registry.takes(settings.teacher, "seed") else None
+        encoder = settings.encoder if registry.takes(settings.teacher, "encoder") else None
+        key = fingerprint("truth", settings.part(TeacherSettings), encoder, sorted(run.rows.sources), drawn)
+        return truth_of(run, self.folder / "truth" / key, device=self.device, progress=self.progress)
+
+    def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what is stored under a key of an analysis, computed where it is not there yet."""
+        mark = fingerprint("cell", analysis.kind, self.pools[analysis.pool].files, dict(key))
+        path = self.folder / analysis.name / "cells" / f"{mark}.json"
+        if path.exists():
+            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return stored
+        found = {**key, **compute()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+        return found

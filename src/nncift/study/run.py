@@ -1,0 +1,96 @@
+"""`nncift study`: run every analysis of a study, and write its records, tables and figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from nncift.doctor import examine
+from nncift.errors import UsageError
+from nncift.files import write_json, write_text
+from nncift.progress import Progress, silent
+from nncift.study.cells import Workshop
+from nncift.study.grid import PRESETS, Analysis, Study, load
+from nncift.study.layers import CONFIGURATIONS, layers
+from nncift.study.pages import Page, layers_page, sweep_page
+from nncift.study.pools import prepare
+from nncift.study.sweep import sweep
+from nncift.study.tables import as_csv
+
+Records = list[dict[str, Any]]
+KINDS: Mapping[str, tuple[Callable[[Workshop, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
+    "sweep": (sweep, sweep_page),
+    "layers": (layers, layers_page),
+}
+
+
+def preset(name: str) -> Path:
+    """Return the file of a preset. Raises UsageError for one that there is not."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in PRESETS.glob("*.yaml")))
+        raise UsageError(f"there is no preset {name!r}; there are {known}")
+    return path
+
+
+def plan(study: Study) -> dict[str, Any]:
+    """Return what a study would compute: cells of every analysis, and what is left out."""
+    return {
+        "study": study.grid.name,
+        "analyses": {
+            analysis.name: {
+                "kind": analysis.kind, "pool": analysis.pool, "seeds": len(study.seeds(analysis)),
+                "runs": len(analysis.combinations()) * len(study.seeds(analysis)),
+                **({"networks": len(CONFIGURATIONS)} if analysis.kind == "layers" else {}),
+            }
+            for analysis in study.grid.analyses
+        },
+        "left_out": dict(study.left_out),
+    }  # fmt: skip
+
+
+def study(
+    path: Path, out: Path, *, given: Mapping[str, list[str]] | None = None, only: Collection[str] = (),
+    device: str = "auto", progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a study, or some of its analyses, and write `study.json` and for each analysis `NAME.json`, `.csv`, `.md` and figures.
+
+    What is finished in `out` is not computed again. given: see `grid.load`. Raises the errors of `nncift.errors`.
+    """
+    found = load(path, given or {})
+    names = [analysis.name for analysis in found.grid.analyses]
+    if unknown := sorted(set(only) - set(names) - set(found.left_out)):
+        raise UsageError(f"--only {unknown[0]}: the study has no such analysis; it has {', '.join(names)}")
+    if lacking := sorted(set(only) & set(found.left_out)):
+        raise UsageError(f"--only {lacking[0]}: {found.left_out[lacking[0]]}")
+    wanted = [analysis for analysis in found.grid.analyses if not only or analysis.name in only]
+    out.mkdir(parents=True, exist_ok=True)
+    pools = {
+        name: prepare(name, found.grid.pools[name], out / "pools" / name)
+        for name in dict.fromkeys(analysis.pool for analysis in wanted)
+    }
+    shop = Workshop(out, pools, device, progress)
+    told: dict[str, Any] = {}
+    for analysis in wanted:
+        began = time.perf_counter()
+        compute, describe = KINDS[analysis.kind]
+        records = compute(shop, analysis, found.seeds(analysis))
+        page = describe(analysis, records)
+        told[analysis.name] = _write(out, analysis, records, page, time.perf_counter() - began)
+    summary = {"study": found.grid.name, "analyses": told, "left_out": dict(found.left_out), "machine": examine()}
+    write_json(out / "study.json", summary)
+    return summary
+
+
+def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds: float) -> dict[str, Any]:
+    """Write what an analysis found, and return what is told of it. seconds: of this session; what was stored costs none."""
+    files = [f"{analysis.name}.{kind}" for kind in ("json", "csv", "md")] + list(page.figures)
+    write_json(out / files[0], {"analysis": analysis.model_dump(mode="json"), "records": records})
+    write_text(out / files[1], as_csv(records))
+    pictures = "".join(f"\n![{analysis.name}]({name})\n" for name in page.figures)
+    write_text(out / files[2], f"# {analysis.name}\n\n{analysis.about}\n\n{page.text}{pictures}")
+    for name, svg in page.figures.items():
+        write_text(out / name, svg)
+    return {"kind": analysis.kind, "records": len(records), "files": files, "seconds": round(seconds, 1)}
