@@ -251,3 +251,29 @@ def test_an_empty_prompt_cannot_be_shortened(tokenizer: Any) -> None:
     block = Wording(tokenizer).block(example("", "tree " * 20), 5)
     assert not block.shortened
     assert len(block.ids) > 20
+
+
+def test_a_shortened_example_is_what_its_block_reads(tokenizer: Any) -> None:
+    wording = Wording(tokenizer)
+    talk = example("two?", "2", ("user", "one?"), ("assistant", "1"))
+    whole = len(wording.block(talk, 1000).ids)
+    assert wording.shortened(talk, whole) is talk
+    cut = wording.shortened(talk, whole - 6)
+    assert wording.block(cut, 1000).ids == wording.block(talk, whole - 6).ids
+    assert cut.prompt == plain_prompt(cut.messages)
+    assert (cut.id, cut.response, cut.raw) == (talk.id, talk.response, talk.raw)
+
+
+@pytest.mark.parametrize(
+    ("template", "mark"),
+    [(CHATML, "<|im_end|>"), (LLAMA3, "<|eot|>"), (MISTRAL, "<|endoftext|>"), (THINKING, "<|im_end|>")],
+)
+def test_the_end_of_a_response_is_the_chat_templates_mark(tokenizer: Any, template: str, mark: str) -> None:
+    assert chat(tokenizer, template).end == (tokenizer.convert_tokens_to_ids(mark),)
+
+
+def test_plain_text_ends_with_what_its_template_puts_behind(tokenizer: Any, tmp_path: Path) -> None:
+    assert Wording(tokenizer).end == ()
+    path = tmp_path / "own.txt"
+    path.write_text("Q: {prompt}\nA: {response}\n!")
+    assert Wording(tokenizer, str(path)).end == tuple(Wording(tokenizer)._ids("!"))

@@ -8,7 +8,7 @@ stands before them and a prefix cache is exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,12 @@ class Wording:
         """Return what decides the tokens, for fingerprints."""
         return {"chat": str(self._tokenizer.chat_template) if self.chat else None, "text": self.text}
 
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """Ids that the wording itself puts behind every response, such as a chat template's end mark; mostly none or one."""
+        mark = self._frame[1] if self.chat else self.text.split("{response}", 1)[1]
+        return tuple(self._ids(mark.strip()))
+
     def tokens(self, example: Example) -> Tokens:
         """Tokenise an example as a target. Raises DataError where the chat template refuses its turns."""
         prompt, response, _ = self._parts(example.messages, example.response)
@@ -84,17 +90,28 @@ class Wording:
         block can stay longer than `limit` when its response alone is. Raises DataError where the chat template refuses
         the turns, whole or cut.
         """
-        whole = self._block_ids(example.messages, example.response)
+        kept = self._fitted(example, limit)
+        return Block(tuple(self._block_ids(kept, example.response)), shortened=kept is not example.messages)
+
+    def shortened(self, example: Example, limit: int) -> Example:
+        """Return an example cut as `block` cuts it, or itself where nothing is cut; its original row stays whole."""
+        kept = self._fitted(example, limit)
+        if kept is example.messages:
+            return example
+        return replace(example, prompt=plain_prompt(kept), messages=tuple(kept))
+
+    def _fitted(self, example: Example, limit: int) -> Sequence[Message]:
+        """Return the turns before the response, themselves where they fit, else less as few characters as needed."""
         low, high = 1, sum(len(message.content) for message in example.messages)
-        if len(whole) <= limit or not high:
-            return Block(tuple(whole), shortened=False)
+        if len(self._block_ids(example.messages, example.response)) <= limit or not high:
+            return example.messages
         while low < high:
             middle = (low + high) // 2
             if len(self._block_ids(self._cut(example.messages, middle), example.response)) <= limit:
                 high = middle
             else:
                 low = middle + 1
-        return Block(tuple(self._block_ids(self._cut(example.messages, low), example.response)), shortened=True)
+        return self._cut(example.messages, low)
 
     def _cut(self, messages: Sequence[Message], characters: int) -> list[Message]:
         """Drop characters from the start of the turns; turns that lose all are dropped, save the last.

@@ -72,6 +72,12 @@ class Rater:
 
     def rate(self, ids: Sequence[str]) -> tuple[Doubles, int]:
         """Return token scores `(n_rows, r)` and the tokens that were read."""
+        chances, tokens = self.chances(ids)
+        self.reader.refuse_nan(ids, chances)
+        return token_scores(chances), tokens
+
+    def chances(self, ids: Sequence[str]) -> tuple[Doubles, int]:
+        """Return `P'_k`, the grades' probabilities `(n_rows, r, K)`, and the tokens that were read."""
         chances = np.empty((len(ids), len(self.forms), self.grades))
         tokens = 0
         for group in self._groups:
@@ -84,8 +90,7 @@ class Rater:
             found, read = self._grade(self._prefixes[group[0]], bodies, forms)
             chances[:, group] = found
             tokens += read
-        self.reader.refuse_nan(ids, chances)
-        return token_scores(chances), tokens
+        return chances, tokens
 
     @cached_property
     def _groups(self) -> list[list[int]]:

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from nncift.answers.in_context import examples_in_front
+from nncift.answers.prompts import Prompts
+from nncift.data.examples import Example, Examples
+from nncift.encode import Floats, HashEncoder
+from nncift.errors import UsageError
+from nncift.lm import CausalLM
+from nncift.wording import Wording
+
+Make = Callable[..., Example]
+
+
+def vectors_of(texts: Sequence[str]) -> Floats:
+    return HashEncoder().encode(texts)[0]
+
+
+@pytest.fixture
+def wording(llama: CausalLM) -> Wording:
+    return Wording(llama.tokenizer)
+
+
+def test_the_nearest_by_their_prompts_stand_last(llama: CausalLM, wording: Wording, make: Make) -> None:
+    chosen = Examples((make("far", "sea", "red blue"), make("near", "red blue green"), make("mid", "red sky", "dog")))
+    found = examples_in_front(chosen, Examples((make("t", "red blue", "sea"),)), vectors_of, 2, llama, wording)
+    assert [one.id for one in found["t"]] == ["mid", "near"]
+    assert (found.shown, found.shortened, found.left_out, found.same) == (2, 0, 0, 0)
+
+
+def test_a_test_item_among_the_chosen_is_never_shown_to_itself(llama: CausalLM, wording: Wording, make: Make) -> None:
+    chosen = Examples((make("own", "red blue"), make("other", "sea sky")))
+    found = examples_in_front(chosen, Examples((make("t", "red blue"),)), vectors_of, 2, llama, wording)
+    assert [one.id for one in found["t"]] == ["other"]
+    assert found.same == 1
+
+
+def test_examples_are_cut_from_their_prompts_start_and_the_query_is_whole(
+    llama: CausalLM, wording: Wording, make: Make
+) -> None:
+    long = make("long", "cat " * 100 + "red blue", "one two")
+    test = make("t", "red blue", "sea")
+    found = examples_in_front(Examples((long,)), Examples((test,)), vectors_of, 1, llama, wording, max_new_tokens=8)
+    (shown,) = found["t"]
+    assert found.shortened == 1
+    assert long.prompt.endswith(shown.prompt)
+    assert (shown.response, shown.raw) == (long.response, long.raw)
+    row = Prompts(llama, wording, found).row(test, room=8)
+    assert row.prompt[-len(wording.tokens(test).prompt) :] == wording.tokens(test).prompt
+    # One more character would not have fitted.
+    longer = long.prompt[-len(shown.prompt) - 4 :]
+    assert len(row.prompt) + 8 <= llama.context
+    grown = len(wording.block(make("x", longer, "one two"), 999).ids) - len(wording.block(shown, 999).ids)
+    assert len(row.prompt) + 8 + grown > llama.context
+
+
+def test_a_response_is_never_cut_so_an_example_may_be_left_out(llama: CausalLM, wording: Wording, make: Make) -> None:
+    chosen = Examples((make("huge", "red blue", "cat " * 90), make("small", "red")))
+    test = make("t", "red blue", "sea")
+    found = examples_in_front(chosen, Examples((test,)), vectors_of, 2, llama, wording, max_new_tokens=8)
+    assert [one.id for one in found["t"]] == ["small"]
+    assert (found.shown, found.left_out) == (1, 1)
+
+
+def test_a_test_item_that_cannot_be_worded_gets_none_and_is_told(
+    llama: CausalLM, wording: Wording, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nncift.errors import DataError
+
+    def refuse(example: Example) -> None:
+        raise DataError("refused")
+
+    monkeypatch.setattr(wording, "tokens", refuse)
+    found = examples_in_front(
+        Examples((make("a", "red"),)), Examples((make("t", "sea"),)), vectors_of, 1, llama, wording
+    )
+    assert found["t"] == ()
+    assert found.failures == {"t": "refused"}
+
+
+def test_order_of_the_chosen_carries_no_meaning(llama: CausalLM, wording: Wording, make: Make) -> None:
+    rows = [make(f"{k}", f"red {'blue ' * (k % 3)}") for k in range(6)]
+    tests = Examples((make("t", "red blue", "sea"), make("u", "blue", "sea")))
+    one = examples_in_front(Examples(tuple(rows)), tests, vectors_of, 3, llama, wording)
+    random = np.random.default_rng(0).permutation(6)
+    other = examples_in_front(Examples(tuple(rows[k] for k in random)), tests, vectors_of, 3, llama, wording)
+    assert one == other
+
+
+def test_no_chosen_examples_and_k_of_nothing(llama: CausalLM, wording: Wording, make: Make) -> None:
+    tests = Examples((make("t", "red"),))
+    assert examples_in_front(Examples(()), tests, vectors_of, 2, llama, wording)["t"] == ()
+    with pytest.raises(UsageError, match="at least 1"):
+        examples_in_front(tests, tests, vectors_of, 0, llama, wording)
