@@ -29,7 +29,10 @@ SMALL: dict[str, Any] = {
             "kind": "sweep",
             "pool": "world",
             "run": {"teacher": "delift-se", "encoder": "hash", "test_items": 6, "validation_items": 6},
-            "over": {"labels": ["40%", "60%"], "learns": [{"as": "curves", "student": "product"}, {"as": "lines", "student": "towers"}]},
+            "over": {
+                "labels": ["40%", "60%"],
+                "learns": [{"as": "curves", "student": "product"}, {"as": "lines", "student": "towers"}],
+            },
             "budgets": [0.1, 0.3],
             "truth": True,
         },
