@@ -45,7 +45,10 @@ from nncift.errors import UsageError
 @click.option("--dropout", type=float, help="LoRA's dropout.  [default: 0.05]")
 @click.option("--seeds", type=int, help="Training runs of every arm.  [default: 3]")
 @click.option("--seed", type=int, help="The first of them.  [default: 0]")
-@click.option("--metrics", help="Of loss, exact, rouge1, rougeL, embedding, judge, with commas.  [default: loss,exact]")
+@click.option(
+    "--metrics", help="Of loss, exact, rouge1, rougeL, embedding, choice, judge, with commas.  [default: loss,exact]"
+)
+@click.option("--questions", help="File of multiple-choice questions, for the metric choice.")
 @click.option("--max-new-tokens", type=int, help="Longest answer.  [default: 150]")
 @click.option("--in-context", type=int, help="Also judge the untrained model with so many rows of each arm in front.")
 @click.option("--judge", multiple=True, metavar="NAME=VALUE", help="An option of the metric judge; may be repeated.")

@@ -58,7 +58,9 @@ def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> dict[
     told: dict[str, Any] = {
         name: _mean([one[name] for one in facts]) for name in ("rows", "steps", "epochs", "tokens") if name in facts[0]
     }
-    told["unusable"] = max(int(one.get("unusable", 0)) for one in facts)
+    for name in ("shown", "shortened", "left_out"):
+        if name in facts[0]:
+            told[name] = _mean([one[name] for one in facts])
     told["seconds"] = {
         name: _mean([outcome.cost.get(name, 0.0) for outcome in outcomes]) for name in ("training", "judging")
     }

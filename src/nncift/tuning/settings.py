@@ -24,6 +24,7 @@ class TuneSettings(BaseModel):
     map: dict[str, str] = Field(default_factory=dict)
     limit_test: int | None = Field(default=None, ge=1)
     drop_seen: bool = False
+    questions: str | None = None
 
     arms: tuple[str, ...] = DEFAULT_ARMS
     budget: tuple[str, ...] = ()
@@ -79,6 +80,8 @@ def resolve(given: Mapping[str, Any]) -> TuneSettings:
         raise UsageError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     if not settings.arms or not settings.metrics:
         raise UsageError("--arms and --metrics each name at least one")
+    if settings.judge and "judge" not in settings.metrics:
+        raise UsageError("--judge was given, and judge is not among --metrics")
     if "small-teacher" in settings.arms and settings.small_model is None:
         raise UsageError(
             "the arm small-teacher takes its labels from a smaller model than the one that is trained; name it with --small-model"
