@@ -36,7 +36,9 @@ def test_it_prints_tables_and_leaves_files(call: Call, command: list[Any], tmp_p
 
 
 def test_json_is_what_is_stored_and_nothing_else_is_printed(call: Call, command: list[Any]) -> None:
-    found = call(*command, "--arms", "selected,random,none", "--equal", "steps", "--budget", "4", "--budget", "5", "--json")
+    found = call(
+        *command, "--arms", "selected,random,none", "--equal", "steps", "--budget", "4", "--budget", "5", "--json"
+    )
     assert found.code == 0, found.err
     told = json.loads(found.out)
     assert [(result["how"], result["budget"], result["rows"]) for result in told["results"]] == [
@@ -53,7 +55,16 @@ def test_questions_are_asked_too(call: Call, command: list[Any], tmp_path: Path)
     ]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = call(
-        *command, "--arms", "selected,none", "--metrics", "choice", "--questions", questions, "--in-context", "1", "--json"
+        *command,
+        "--arms",
+        "selected,none",
+        "--metrics",
+        "choice",
+        "--questions",
+        questions,
+        "--in-context",
+        "1",
+        "--json",
     )
     assert found.code == 0, found.err
     told = json.loads(found.out)
@@ -81,7 +92,16 @@ def test_wrong_usage_is_exit_code_2(call: Call, command: list[Any], flags: list[
 def test_a_judge_grades_and_its_failures_are_counted(call: Call, command: list[Any], llama_folder: Path) -> None:
     # Its vocabulary has no digits, so it cannot tell grades apart.
     found = call(
-        *command, "--arms", "none", "--metrics", "judge", "--judge", f"model={llama_folder}", "--judge", "device=cpu", "--json"
+        *command,
+        "--arms",
+        "none",
+        "--metrics",
+        "judge",
+        "--judge",
+        f"model={llama_folder}",
+        "--judge",
+        "device=cpu",
+        "--json",
     )
     assert found.code in (2, 3, 6)
     assert "Traceback" not in found.err

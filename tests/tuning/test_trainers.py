@@ -20,24 +20,23 @@ Write = Callable[..., Path]
 
 
 @pytest.mark.slow
-def test_the_loss_of_a_batch_is_that_of_trl(llama: CausalLM, write_pool: Write) -> None:
-    collators = pytest.importorskip("trl.trainer.sft_trainer")
-    rows = list(Lessons.of(read(write_pool(6)), Wording(llama.tokenizer), llama.context).rows.values())
-    collate = collators.DataCollatorForLanguageModeling(pad_token_id=2, completion_only_loss=True)
-    batch = collate(
-        [
-            {
-                "input_ids": [*row.prompt, *row.response],
-                "completion_mask": [0] * len(row.prompt) + [1] * len(row.response),
-            }
-            for row in rows
-        ]
-    )
-    expected = llama.model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
-    ).loss
+def test_the_loss_of_a_batch_is_that_of_trl(llama: CausalLM, write_pool: Write, tmp_path: Path) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    examples = read(write_pool(6))
+    rows = list(Lessons.of(examples, Wording(llama.tokenizer), llama.context).rows.values())
+    texts = [{"prompt": f"Instruction:\n{row.prompt}\n\nResponse:\n", "completion": row.response} for row in examples]
+    llama.tokenizer.pad_token = llama.tokenizer.eos_token
+    trainer = trl.SFTTrainer(
+        model=llama.model,
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path), per_device_eval_batch_size=6, bf16=False, use_cpu=True, report_to=[],
+            completion_only_loss=True, disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(texts), eval_dataset=datasets.Dataset.from_list(texts),
+        processing_class=llama.tokenizer,
+    )  # fmt: skip
     found = summed_loss(llama, rows) / sum(len(row.response) for row in rows)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found) == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="the extra quantised is not installed")

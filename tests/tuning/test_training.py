@@ -42,8 +42,8 @@ def test_prompt_answer_and_end_are_in_the_input(llama: CausalLM, lessons: Lesson
         row, tokenizer = lessons.rows[example.id], llama.tokenizer
         assert row.prompt[0] == tokenizer.bos_token_id
         assert row.response[-1] == tokenizer.eos_token_id
-        assert str(tokenizer.decode(row.response[:-1])).split() == example.response.split()
-        read_words = str(tokenizer.decode(row.prompt[1:])).split()
+        assert str(tokenizer.decode(list(row.response[:-1]))).split() == example.response.split()
+        read_words = str(tokenizer.decode(list(row.prompt[1:]))).split()
         assert [word for word in read_words if word in example.prompt.split()] == example.prompt.split()
         assert len(row) == lessons.lengths([example.id])[example.id]
 
@@ -149,8 +149,8 @@ def test_a_long_row_loses_its_prompts_start_and_never_its_response(llama: Causal
     assert "response" in found.unusable["hopeless"]
     row = found.rows["long"]
     assert llama.context - 3 <= len(row) <= llama.context
-    assert str(llama.tokenizer.decode(row.response[:-1])).split() == ["cat", "bird"]
-    assert "blue" in str(llama.tokenizer.decode(row.prompt))
+    assert str(llama.tokenizer.decode(list(row.response[:-1]))).split() == ["cat", "bird"]
+    assert "blue" in str(llama.tokenizer.decode(list(row.prompt)))
 
 
 def test_the_method_follows_the_size() -> None:

@@ -62,7 +62,10 @@ class Bench:
         given = self._settings
         method = method_of(given.method, self.parameters)
         own = {name: getattr(given, name) for name in ("learning_rate", "batch", "epochs")}
-        values = {**defaults(method, self.parameters), **{name: value for name, value in own.items() if value is not None}}
+        values = {
+            **defaults(method, self.parameters),
+            **{name: value for name, value in own.items() if value is not None},
+        }
         return Recipe(method, steps=given.steps, rank=given.rank, alpha=given.alpha, dropout=given.dropout, **values)
 
     @cached_property
