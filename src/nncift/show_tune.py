@@ -25,7 +25,7 @@ def show_tune(told: Mapping[str, Any], out_folder: Path) -> None:
     for line in READING:
         out.print(line)
     show_warnings(out, told["notes"])
-    out.print(Text(f"Files: {out_folder}/tune.md, tune.json", no_wrap=True, overflow="ignore"))
+    out.print(Text(f"Files: {out_folder}/tune.html, tune.md, tune.json", no_wrap=True, overflow="ignore"))
 
 
 def _table(name: str, rows: Sequence[Sequence[str]], left: int) -> Table:

@@ -32,7 +32,7 @@ def test_it_prints_tables_and_leaves_files(call: Call, command: list[Any], tmp_p
     assert found.code == 0, found.err
     for text in ("Equal steps", "Equal tokens", "selected", "none", "One seed: the intervals"):
         assert text in found.out
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"tune.json", "tune.md", "cells"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"tune.json", "tune.md", "tune.html", "cells"}
 
 
 def test_json_is_what_is_stored_and_nothing_else_is_printed(call: Call, command: list[Any]) -> None:

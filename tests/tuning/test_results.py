@@ -7,6 +7,7 @@ import pytest
 
 from nncift.answers.compare import compare
 from nncift.tuning.cells import Outcome
+from nncift.tuning.chart import html
 from nncift.tuning.exam import Marks, Values
 from nncift.tuning.page import page
 from nncift.tuning.results import Group, tell, verdict, within
@@ -66,15 +67,23 @@ def test_nothing_is_called_equal_and_nothing_is_said_without_an_interval() -> No
 
 def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
     told = {
-        "run": "runs/a", "test_rows": 40, "seeds": 3, "notes": ["One | note."], "seconds": 9.0,
+        "run": "runs/a", "test_rows": 40, "seeds": 3, "notes": ["One <note>."], "seconds": 9.0,
         "model": {"name": "tiny", "parameters": 10, "trained_parameters": 10},
         "recipe": {"method": "whole", "learning_rate": 1e-3, "batch": 4, "epochs": 5.0, "steps": None},
         "costs": {"teacher": {"teacher_passes": 1600}}, "machine": {"device": "cpu", "platform": "here"},
-        "metrics": {name: {"unit": unit} for name, (unit, _) in UNITS.items()},
+        "metrics": {
+            name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in UNITS.items()
+        },
         "results": [tell(group, UNITS, 0)],
     }  # fmt: skip
     text = page(told)
+    drawn = html(told)
     assert "The rows of teacher cost 1,600 passes of a model." in text
     assert "(3 failed)" in text
     line = next(line for line in text.splitlines() if line.startswith("| loss | selected | random |"))
     assert "| 40/0/0 | better |" in line
+    assert "One &lt;note&gt;." in drawn
+    assert drawn.count("<svg") == 2
+    # Two arms beside random, in each of the metrics.
+    assert drawn.count("<circle") == 4
+    assert 'class="better"' in drawn

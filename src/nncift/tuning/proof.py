@@ -33,11 +33,12 @@ Chosen = Mapping[str, Mapping[int, tuple[str, ...]]]
 def tune(
     path: str | Path, given: Mapping[str, Any], out: Path | None = None, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Train and judge every arm of a finished run, write `tune.json` and `tune.md`, and return what is in the former.
+    """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
 
     given: settings (`TuneSettings`), `test` among them. out: a folder, by default `tune` in the run; cells that are finished
     there are taken as they are. Raises the errors of `nncift.errors`.
     """
+    from nncift.tuning.chart import html
     from nncift.tuning.page import page
 
     run, settings = FinishedRun(path), resolve(given)
@@ -47,6 +48,7 @@ def tune(
     told = proof.told()
     write_json(proof.folder / "tune.json", told)
     write_text(proof.folder / "tune.md", page(told))
+    write_text(proof.folder / "tune.html", html(told))
     return told
 
 

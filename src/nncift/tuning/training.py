@@ -171,7 +171,11 @@ class Pupil:
         with seeded(model, derive(seed, "tune", "dropout")), self.lm._threads():
             for value in values:
                 value.requires_grad_(True)
-            optimizer = torch.optim.AdamW(values, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0)
+            optimizer = torch.optim.AdamW(
+                values, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0,
+                # One kernel over all weights: a tenth less time where they are many and small.
+                fused=self.lm.device.type in ("cpu", "cuda"),
+            )  # fmt: skip
             model.train()
             try:
                 for step, update in enumerate(updates):
