@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from nncift.answers.compare import compare
+from nncift.errors import UsageError
 from nncift.tuning.cells import Outcome
 from nncift.tuning.chart import html
 from nncift.tuning.exam import Marks, Values
 from nncift.tuning.page import page
-from nncift.tuning.results import Group, tell, verdict, within
+from nncift.tuning.results import Group, joined, tell, verdict, within
 
 UNITS = {"loss": ("nats per token", False), "exact": ("%", True)}
 FACTS = {"rows": 4, "steps": 2, "epochs": 1.0, "tokens": 80, "training_loss": [2.0, 1.0]}
@@ -47,7 +48,8 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
     by = {(one["metric"], one["arm"], one["against"]): one for one in told["comparisons"]}
     assert by["loss", "selected", "random"]["difference"] == pytest.approx(-1)
     assert by["loss", "selected", "random"]["verdict"] == "better"
-    assert by["loss", "random", "selected"]["verdict"] == "worse"
+    assert by["loss", "none", "selected"]["verdict"] == "worse"
+    assert ("loss", "random", "selected") not in by
     assert by["loss", "selected", "random"]["wins"] == 40
     exact = by["exact", "none", "selected"]
     assert (exact["difference"], exact["items"], exact["left_out"]) == (0, 39, 1)
@@ -87,3 +89,18 @@ def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
     # Two arms beside random, in each of the metrics.
     assert drawn.count("<circle") == 4
     assert 'class="better"' in drawn
+
+
+def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
+    drawn = {**group.outcomes, "teacher": group.outcomes["none"]}
+    one = Group("context", "10%", 4, drawn)
+    both = joined([one, one])
+    assert {arm: len(found) for arm, found in both.outcomes.items()} == {
+        "selected": 6, "random": 6, "teacher": 6, "none": 1
+    }  # fmt: skip
+    assert (
+        tell(both, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"][:3]
+        == (tell(one, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"])
+    )
+    with pytest.raises(UsageError, match="cannot be joined"):
+        joined([one, Group("steps", "10%", 4, drawn)])

@@ -46,6 +46,8 @@ class Arm:
 
 
 def _selected(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
+    passes = pool.run.summary["ledger"]["teacher_passes"]
+    pool.costs.setdefault("selected", {})["teacher_passes"] = passes
     return budget.rows
 
 

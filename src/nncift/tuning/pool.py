@@ -20,7 +20,11 @@ from nncift.table import Rows
 
 @dataclass
 class Pool:
-    """A run's rows as arms see them. lm: gives the untouched model that is trained. costs: by arm, what choosing cost."""
+    """A run's rows as arms see them.
+
+    lm: gives the untouched model that is trained. truth_folder: where the full teacher's values are kept, None = in the run.
+    costs: by arm, what choosing cost.
+    """
 
     run: FinishedRun
     folder: Path
@@ -28,6 +32,7 @@ class Pool:
     small_model: str | None = None
     template: str | None = None
     device: str = "auto"
+    truth_folder: Path | None = None
     progress: Progress = silent
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -58,5 +63,5 @@ class Pool:
 
     @cached_property
     def truth(self) -> UtilityMatrix:
-        """All pairs' utilities by the run's teacher; computed once for the run, and kept in it."""
-        return truth_of(self.run, self.device, self.progress)
+        """All pairs' utilities by the run's teacher; computed once and kept, by default in the run."""
+        return truth_of(self.run, self.truth_folder, device=self.device, progress=self.progress)

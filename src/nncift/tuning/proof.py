@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,20 @@ Chosen = Mapping[str, Mapping[int, tuple[str, ...]]]
 
 
 def tune(
-    path: str | Path, given: Mapping[str, Any], out: Path | None = None, progress: Progress = silent
-) -> dict[str, Any]:
+    path: str | Path, given: Mapping[str, Any], out: Path | None = None, progress: Progress = silent, *,
+    truth: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
 
     given: settings (`TuneSettings`), `test` among them. out: a folder, by default `tune` in the run; cells that are finished
-    there are taken as they are. Raises the errors of `nncift.errors`.
+    there are taken as they are. truth: where the full teacher's values are kept, by default in the run. Raises the errors of
+    `nncift.errors`.
     """
     from nncift.tuning.chart import html
     from nncift.tuning.page import page
 
-    run, settings = FinishedRun(path), resolve(given)
-    if "teacher" in settings.arms:
-        refuse_objective(run)
-    proof = Proof(run, settings, run.path / "tune" if out is None else out, progress)
+    run = FinishedRun(path)
+    proof = Proof(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
     told = proof.told()
     write_json(proof.folder / "tune.json", told)
     write_text(proof.folder / "tune.md", page(told))
@@ -62,34 +63,55 @@ class Work:
 
 
 class Proof:
-    """All cells of one tune, computed where they are missing."""
+    """All cells of one tune, computed where they are missing. units: of every metric, and whether higher is better."""
 
-    def __init__(self, run: FinishedRun, settings: TuneSettings, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, run: FinishedRun, settings: TuneSettings, folder: Path, progress: Progress = silent, *,
+        truth: Path | None = None,
+    ) -> None:  # fmt: skip
         self.run, self.settings, self.folder, self._progress = run, settings, folder, progress
+        if "teacher" in settings.arms:
+            refuse_objective(run)
         tests = held_out(run, settings)
         self._bench = Bench(run, settings, run.rows.pool, tests.rows)
         self._bench.notes.extend(tests.notes)
         folder.mkdir(parents=True, exist_ok=True)
         self._cells = Cells(folder, tests.rows.ids)
         self._pool = Pool(
-            run, folder, lambda: self._bench.lm, settings.small_model, self._bench.template, settings.device, progress
-        )
+            run, folder, lambda: self._bench.lm, small_model=settings.small_model, template=self._bench.template,
+            device=settings.device, truth_folder=truth, progress=progress,
+        )  # fmt: skip
+        # Now, so that what cannot be judged is refused before anything is chosen.
+        self.units = self._bench.exam.units
+
+    @cached_property
+    def _chosen(self) -> dict[Budget, Chosen]:
+        wishes = self.settings.budget or (None,)
+        budgets = [Budget(wish, selected_ids(self.run, wish, self.folder / "selections")) for wish in wishes]
+        return {budget: self._choose(budget) for budget in budgets}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What is set side by side, budget by budget; missing cells are computed."""
+        wanted = [
+            work
+            for seed in self._seeds
+            for budget, arms in self._chosen.items()
+            for work in self._of(budget, arms, seed)
+        ]
+        outcomes = self._outcomes({work.cell: work for work in wanted})
+        return [
+            Group(how, budget.name, budget.k, self._by_arm(how, budget, outcomes))
+            for budget in self._chosen
+            for how in self.settings.hows
+        ]
 
     def told(self) -> dict[str, Any]:
         """Compute what is missing and return everything that is reported."""
-        bench, units = self._bench, self._bench.exam.units
-        budgets = [
-            Budget(wish, selected_ids(self.run, wish, self.folder / "selections"))
-            for wish in (self.settings.budget or (None,))
-        ]
-        chosen = {budget: self._chosen(budget) for budget in budgets}
-        wanted = [work for seed in self._seeds for budget in budgets for work in self._of(budget, chosen[budget], seed)]
-        outcomes = self._outcomes({work.cell: work for work in wanted})
-        groups = [
-            Group(how, budget.name, budget.k, self._by_arm(how, budget, outcomes))
-            for budget in budgets
-            for how in self.settings.hows
-        ]
+        bench, groups = self._bench, self.groups
+        spent = {
+            id(one): sum(one.cost.values()) for group in groups for found in group.outcomes.values() for one in found
+        }
         return {
             "run": str(self.run.path),
             "test_rows": len(bench.exam.tests),
@@ -99,15 +121,16 @@ class Proof:
             },
             "recipe": {**bench.recipe.describe(), "epochs": bench.recipe.epochs, "steps": bench.recipe.steps},
             "seeds": self.settings.seeds,
+            "seed": self.settings.seed,
             "in_context": self.settings.in_context,
-            "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in units.items()},
+            "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in self.units.items()},
             "arms": {name: arm.about for name, arm in ARMS.items() if name in self.settings.arms},
             "choosing": {
-                budget.name: _overlaps(budget, arms, bench.lessons.unusable) for budget, arms in chosen.items()
+                budget.name: _overlaps(budget, arms, bench.lessons.unusable) for budget, arms in self._chosen.items()
             },
             "costs": self._pool.costs,
-            "results": [tell(group, units, self.settings.seed) for group in groups],
-            "seconds": round(sum(sum(outcome.cost.values()) for outcome in outcomes.values()), 3),
+            "results": [tell(group, self.units, self.settings.seed) for group in groups],
+            "seconds": round(sum(spent.values()), 3),
             "machine": _machine(bench.lm),
             "notes": [*bench.notes, *self._about_rows()],
         }  # fmt: skip
@@ -116,7 +139,7 @@ class Proof:
     def _seeds(self) -> range:
         return range(self.settings.seed, self.settings.seed + self.settings.seeds)
 
-    def _chosen(self, budget: Budget) -> Chosen:
+    def _choose(self, budget: Budget) -> Chosen:
         """Return the rows of every arm by seed; arms that are not drawn choose once."""
         found = {}
         for name, arm in ARMS.items():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nncift.answers.compare import Comparison, compare
+from nncift.errors import UsageError
 from nncift.tuning.arms import ARMS
 from nncift.tuning.cells import Outcome
 from nncift.tuning.exam import LOSS, Values
@@ -39,17 +40,44 @@ class Group:
         return np.stack([outcome.marks.values[metric] for outcome in self.outcomes[arm]])
 
 
+def joined(parts: Sequence[Group]) -> Group:
+    """Return the groups of several runs, of one budget and over the same test rows, as one whose seeds are all of theirs.
+
+    An arm with a single outcome in a run counts as often as that run has seeds, so that seeds stay beside each other; the
+    untouched model stays one. Raises UsageError where the groups are not of one kind, or differ in their arms.
+    """
+    first = parts[0]
+    for part in parts:
+        if (part.how, part.k, set(part.outcomes)) != (first.how, first.k, set(first.outcomes)):
+            raise UsageError(
+                f"groups of {part.how} with {part.k} rows and {first.how} with {first.k} rows, or of other arms, cannot be joined"
+            )
+    found: dict[str, list[Outcome]] = {arm: [] for arm in first.outcomes}
+    for part in parts:
+        seeds = max(map(len, part.outcomes.values()))
+        for arm, outcomes in part.outcomes.items():
+            found[arm] += outcomes if len(outcomes) == seeds else [*outcomes] * seeds
+    if UNTRAINED in found:
+        found[UNTRAINED] = found[UNTRAINED][:1]
+    return Group(first.how, first.budget, first.k, found)
+
+
 def tell(group: Group, units: Mapping[str, tuple[str, bool]], seed: int) -> dict[str, Any]:
     """Return what a group of cells says, as JSON: arms by name, and comparisons by metric."""
     arms = {arm: _arm(group, arm, units) for arm in ARMS if arm in group.outcomes}
     comparisons = [
         {"metric": metric, "arm": arm, "against": other, **_side_by_side(group, arm, other, metric, higher, seed)}
         for metric, (_, higher) in units.items()
-        for other in AGAINST
         for arm in arms
-        if other in arms and arm != other
+        for other in AGAINST
+        if other in arms and _is_asked(arm, other)
     ]
     return {"how": group.how, "budget": group.budget, "rows": group.k, "arms": arms, "comparisons": comparisons}
+
+
+def _is_asked(arm: str, other: str) -> bool:
+    """Return whether an arm is set beside another: every pair once, the selection and then the teacher first."""
+    return arm not in AGAINST or AGAINST.index(arm) < AGAINST.index(other)
 
 
 def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> dict[str, Any]:
