@@ -128,8 +128,8 @@ def _epoch(
                 }
         model.train()
         try:
-            for rate, update in zip(rates, updates, strict=True):
-                optimizer.param_groups[0]["lr"] = rate
+            for now, update in zip(rates, updates, strict=True):
+                optimizer.param_groups[0]["lr"] = now
                 for batch in batches([rows[place] for place in update], batch_tokens):
                     losses = row_losses(
                         model, [rows[update[place]] for place in batch], next(iter(parameters.values())).device
