@@ -147,6 +147,14 @@ def test_rules_are_redrawn_but_answers_follow_the_table(family: str) -> None:
     assert said == [first.opening, *expected]
 
 
+def test_the_pool_does_not_depend_on_the_number_of_test_rows() -> None:
+    few, many = make_world(150, 3, test_rows=10), make_world(150, 3, test_rows=180)
+    assert few.pool == many.pool
+    assert few.test == many.test[:10]
+    prompts = {(row["instruction"], row["input"]) for row in many.pool}
+    assert not prompts & {(row["instruction"], row["input"]) for row in many.test}
+
+
 def test_files_round_trip(world: World, tmp_path: Path) -> None:
     files = world.write(tmp_path / "new" / "folder")
     assert tuple(json.loads(line) for line in files.pool.read_text().splitlines()) == world.pool

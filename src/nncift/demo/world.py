@@ -20,6 +20,9 @@ from nncift.errors import DataError, UsageError
 from nncift.seeds import derive, generator
 
 BLOCK = 50
+TEST_FIRST = 100
+"""Test rows that are drawn before the pool."""
+
 _SAFE_ROWS_PER_SKILL = 2
 _WORDS = (3, 6)
 _TRIES = 24
@@ -96,17 +99,19 @@ def make_world(
     rows: size of the pool. skills: how many rules exist, 2 to 48. corrupted, duplicates: shares of pool rows with a
     wrong answer and of exact repetitions of clean rows under another id. zipf: the skill of rank r gets rows in
     proportion to 1 / r**zipf, beside two clean rows that every skill has once the pool has 4 * skills rows.
-    test_rows: clean held-out rows, evenly from all skills. Raises UsageError for impossible settings.
+    test_rows: clean held-out rows, evenly from all skills; the pool is the same for any number of them. Raises UsageError for
+    impossible settings.
     """
     _check(rows, skills, corrupted, duplicates, zipf, test_rows)
     drawn = _draw_skills(skills, seed)
     rank_shares = np.arange(1, skills + 1, dtype=float) ** -zipf
     draft = _Draft(seed, drawn, rank_shares / rank_shares.sum(), corrupted, duplicates)
-    test = [
-        draft.clean_row("test", index, index % skills, draft.generator("test", index)) for index in range(test_rows)
-    ]
+    # No row has another's words in their order, so what is drawn first is what later rows avoid: the pool must not depend on
+    # how many test rows are asked for.
+    test = [draft.test_row(index) for index in range(TEST_FIRST)]
     for block in range(-(-rows // BLOCK)):
         draft.add_block(block)
+    test = [*test, *(draft.test_row(index) for index in range(TEST_FIRST, test_rows))][:test_rows]
     pool = draft.pool[:rows]
     kept = {row["id"] for row in [*pool, *test]}
     truth = {row_id: known for row_id, known in draft.truth.items() if row_id in kept}
@@ -139,6 +144,10 @@ class _Draft:
 
     def generator(self, part: str, index: int) -> np.random.Generator:
         return generator(self.seed, "demo", part, str(index))
+
+    def test_row(self, index: int) -> dict[str, str]:
+        """Return the held-out row with this number; the skills take turns."""
+        return self.clean_row("test", index, index % len(self.skills), self.generator("test", index))
 
     def add_block(self, block: int) -> None:
         """Add BLOCK pool rows: some surely clean, some corrupted, some repeating earlier rows, in random places."""

@@ -39,8 +39,9 @@ def true_matrix(
     along = tuple(sorted(sources.ids))
     across = along if targets is None else tuple(sorted(targets.ids))
     if isinstance(teacher, RowTeacher):
-        return _from_rows(teacher, across, along, folder, progress, shared=targets is None)
-    header = {"of": fingerprint(along, dict(teacher.describe()), *([] if targets is None else [across]))}
+        return _from_rows(teacher, pool, across, along, folder, progress, shared=targets is None)
+    other = [] if targets is None else [_contents(pool, across)]
+    header = {"of": fingerprint(_contents(pool, along), dict(teacher.describe()), *other)}
     # The targets without an example come first, for teachers that compare with them.
     first: list[str | None] = [None] if teacher.relative else []
     store = RowStore.open(folder / "utility", len(first) + len(along), len(across), header=header)
@@ -58,8 +59,14 @@ def true_matrix(
     return UtilityMatrix(across, along, values)
 
 
+def _contents(pool: Examples, ids: tuple[str, ...]) -> list[list[str]]:
+    """Return ids with hashes of what the teacher reads of them: rows of other content may have the same ids."""
+    return [[item, pool.by_id(item).content_hash] for item in ids]
+
+
 def _from_rows(
     teacher: RowTeacher,
+    pool: Examples,
     across: tuple[str, ...],
     along: tuple[str, ...],
     folder: Path,
@@ -69,7 +76,7 @@ def _from_rows(
 ) -> UtilityMatrix:
     """Measure every row; all pairs follow."""
     every = tuple(dict.fromkeys([*along, *across]))
-    header = {"of": fingerprint(every, dict(teacher.describe()))}
+    header = {"of": fingerprint(_contents(pool, every), dict(teacher.describe()))}
     store = RowStore.open(folder / "rows", len(every), teacher.width, header=header)
     with progress("measuring every row", len(every)) as advance:
         for start in range(0, len(every), ROWS):
