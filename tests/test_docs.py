@@ -64,7 +64,7 @@ def template(
     folder = tmp_path_factory.mktemp("reader")
     for name, first, last in (
         ("alpaca.jsonl", 0, 120), ("new.jsonl", 200, 205), ("gsm8k.jsonl", 0, 50), ("code.jsonl", 50, 90),
-        ("wanted.jsonl", 300, 325),
+        ("wanted.jsonl", 300, 325), ("test.jsonl", 299, 304),
     ):  # fmt: skip
         (folder / name).write_text("".join(json.dumps(make_row(index)) + "\n" for index in range(first, last)))
     for model in ("MODEL", "org/model", "Qwen/Qwen2.5-1.5B"):
@@ -104,6 +104,8 @@ def command(line: str, patch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line, comments=True)
     if words[1] == "demo":
         words += ["--rows", "50", "--labels", "20"]
+    if words[1] == "tune":
+        words += ["--steps", "1", "--seeds", "1", "--max-new-tokens", "4"]
     patch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as caught:
         cli.main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import sys
 import traceback
@@ -18,8 +17,9 @@ from nncift.commands.explain import explain_command
 from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
 from nncift.commands.select import select_command
-from nncift.commands.shell import assignment, command, progress, selection_options
+from nncift.commands.shell import assignment, command, progress, selection_options, typed
 from nncift.commands.study import study_command
+from nncift.commands.tune import tune_command
 from nncift.errors import NnciftError, ResourceError, UsageError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -86,7 +86,7 @@ def run_command(
         given["map"] = dict(assignment("--map", item) for item in map_)
     if given.get("option"):
         assigned = [assignment("--option", item) for item in flags["option"]]
-        given["option"] = {name: _typed(name, value) for name, value in assigned}
+        given["option"] = {name: typed(name, value) for name, value in assigned}
     settings = config.resolve(given, config_)
     if print_config:
         from nncift.commands.settings import commented
@@ -186,6 +186,7 @@ def doctor_command(show: bool) -> dict[str, Any]:
 
 for further in (
     compare_command, evaluate_command, explain_command, export_command, inspect_command, select_command, study_command,
+    tune_command,
 ):  # fmt: skip
     cli.add_command(further)
 
@@ -226,17 +227,3 @@ def main() -> None:
 def _say(text: str, code: int) -> int:
     click.echo(text, err=True)
     return code
-
-
-def _typed(name: str, text: str) -> Any:
-    """Return an option's value, read as YAML; a number such as 2e-5 is text to YAML 1.1, and a number to people."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--option {name}={text!r} was given, and its value cannot be read as YAML") from error
-    if isinstance(value, str) and value[-1:].isdigit():
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value

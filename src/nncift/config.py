@@ -10,12 +10,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nncift.errors import DataError, UsageError
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -158,12 +160,16 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
 
     Raises DataError for a file that cannot be read, UsageError for an unknown name or a value of the wrong kind.
     """
-    values = {**(load(file) if file else {}), **given}
-    unknown = sorted(set(values) - set(RunSettings.model_fields))
+    return checked(RunSettings, {**(load(file) if file else {}), **given})
+
+
+def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Make settings of a kind. Raises UsageError for an unknown name or a value of the wrong kind."""
+    unknown = sorted(set(values) - set(kind.model_fields))
     if unknown:
-        raise UsageError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], RunSettings.model_fields)}")
+        raise UsageError(f"there is no setting {unknown[0]!r}{nearest(unknown[0], kind.model_fields)}")
     try:
-        return RunSettings(**values)
+        return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

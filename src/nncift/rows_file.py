@@ -83,6 +83,16 @@ class RowsFile:
         values = self.columns[name]
         return [values[self.place[item]] for item in ids]
 
+    @property
+    def pool(self) -> Examples:
+        """The sources as they were read."""
+        return Examples(tuple(map(self.example, self.sources)))
+
+    @property
+    def wanted(self) -> Examples | None:
+        """The target set as it was read; None where the pool's rows are the targets."""
+        return None if self.targets is None else Examples(tuple(map(self.example, self.targets)))
+
     def example(self, item: str) -> Example:
         """Return a row as it was read. Raises KeyError for an unknown id."""
         at = self.place[item]

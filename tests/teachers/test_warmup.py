@@ -15,7 +15,7 @@ from nncift.lm import CausalLM, Row
 from nncift.teachers.checkpoints import Checkpoint, bring
 from nncift.teachers.passes import batches, row_losses
 from nncift.teachers.trainable import LoraShape, Trainable, attention_modules
-from nncift.teachers.warmup import Recipe, _rate, train
+from nncift.teachers.warmup import Recipe, rate, train
 
 ROWS = [Row((1, 9 + k, 12), tuple((7 + k * j) % 40 + 3 for j in range(1, 4 + k % 3))) for k in range(6)]
 RECIPE = Recipe(share=0.5, epochs=3, learning_rate=0.01, batch_rows=4)
@@ -210,10 +210,10 @@ def test_a_warm_up_that_diverges_says_so(llama_folder: Path) -> None:
 
 
 def test_rate_rises_for_three_percent_and_falls_in_a_line() -> None:
-    rates = [_rate(step, 100) for step in range(100)]
+    rates = [rate(step, 100) for step in range(100)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[99] == pytest.approx(1 / 97)
-    assert [_rate(step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert [rate(step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_batches_hold_all_rows_once_within_their_tokens() -> None:

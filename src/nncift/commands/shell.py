@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -67,6 +68,20 @@ def assignment(flag: str, text: str) -> tuple[str, str]:
         example = "NAME=COLUMN, such as prompt=question" if flag == "--map" else "NAME=VALUE, such as projection=4096"
         raise UsageError(f"{flag} {text!r} was given; expected {example}")
     return name, value
+
+
+def typed(name: str, text: str) -> Any:
+    """Return an option's value, read as YAML; a number such as 2e-5 is text to YAML 1.1, and a number to people."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--option {name}={text!r} was given, and its value cannot be read as YAML") from error
+    if isinstance(value, str) and value[-1:].isdigit():
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def progress(show: bool) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from nncift.data import Examples
 from nncift.errors import UsageError
 from nncift.evaluate.gate import choose
 from nncift.evaluate.metrics import r2, skill, spearman
@@ -119,11 +118,7 @@ def truth_of(
     teacher = registry.create(
         settings, device, seed=settings.seed, encoder=settings.encoder, workspace=run.path / "labels" / "teacher"
     )
-    sources = Examples(tuple(run.rows.example(item) for item in run.rows.sources))
-    targets = None
-    if run.rows.targets is not None:
-        targets = Examples(tuple(run.rows.example(item) for item in run.rows.targets))
-    return true_matrix(teacher, sources, folder or run.path / "truth", progress, targets=targets)
+    return true_matrix(teacher, run.rows.pool, folder or run.path / "truth", progress, targets=run.rows.wanted)
 
 
 def _against_truth(run: FinishedRun, vectors: Vectors, true: UtilityMatrix) -> dict[str, Any]:

@@ -56,7 +56,11 @@ class Workshop:
         return FinishedRun(folder)
 
     def truth(self, run: FinishedRun) -> UtilityMatrix:
-        """Return all pairs' utilities by a run's teacher; runs whose teacher asks the same share them."""
+        """Return all pairs' utilities by a run's teacher."""
+        return truth_of(run, self.truth_folder(run), device=self.device, progress=self.progress)
+
+    def truth_folder(self, run: FinishedRun) -> Path:
+        """Return where they are kept: runs whose teacher asks the same share them."""
         from nncift.teachers import registry
 
         settings = run.settings
@@ -64,7 +68,7 @@ class Workshop:
         drawn = settings.seed if registry.takes(settings.teacher, "seed") else None
         encoder = settings.encoder if registry.takes(settings.teacher, "encoder") else None
         key = fingerprint("truth", settings.part(TeacherSettings), encoder, sorted(run.rows.sources), drawn)
-        return truth_of(run, self.folder / "truth" / key, device=self.device, progress=self.progress)
+        return self.folder / "truth" / key
 
     def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what is stored under a key of an analysis, computed where it is not there yet."""

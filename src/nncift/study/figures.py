@@ -84,8 +84,12 @@ def dots(panels: Mapping[str, Sequence[Dot]], x_label: str, *, reference: float 
 
 def as_svg(figure: Figure) -> str:
     """Return a figure as SVG text without a date."""
+    import matplotlib
+
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    # Texts stay texts, and ids do not change from one drawing to the next.
+    with matplotlib.rc_context({"svg.hashsalt": "nncift", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
@@ -98,8 +102,6 @@ def panels_of(count: int, height: float = _PANEL[1]) -> tuple[Figure, list[Axes]
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 9}):
-        # Texts stay texts, and ids do not change from one drawing to the next.
-        matplotlib.rcParams.update({"svg.hashsalt": "nncift", "svg.fonttype": "none"})
         figure = Figure(figsize=(_PANEL[0] * count, height), layout="constrained")
         found = list(figure.subplots(1, count, squeeze=False)[0])
     for axes in found:

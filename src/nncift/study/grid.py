@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from nncift import config
 from nncift.config import RunSettings
 from nncift.errors import DataError, UsageError
+from nncift.plan import parse_labels
 
 PRESETS = Path(__file__).parent / "presets"
 Kind = Literal["sweep", "layers", "tune", "bad-data"]
@@ -188,7 +189,10 @@ def check(analysis: Analysis, settings: Mapping[str, Any]) -> RunSettings:
     if fixed := sorted({"pool", "seed", "budget", "model", "limit"} & set(given)):
         raise UsageError(f"analysis {analysis.name!r} sets {fixed[0]!r}, which its pool, seeds and budgets decide")
     try:
-        return config.resolve(given)
+        found = config.resolve(given)
+        if found.labels != "auto":
+            parse_labels(found.labels)
+        return found
     except UsageError as error:
         raise UsageError(f"analysis {analysis.name!r}: {error}") from error
 

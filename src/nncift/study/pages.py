@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nncift.study import figures
-from nncift.study.figures import Line
+from nncift.study.figures import Dot, Line
 from nncift.study.grid import Analysis
 from nncift.study.tables import Spread, markdown
 
@@ -158,3 +158,107 @@ def _at(record: Mapping[str, Any], budget: float, name: str) -> float | None:
 
 def _shape(shape: Sequence[int]) -> str:
     return f"{len(shape)} x {shape[0]:,}"
+
+
+def tune_page(analysis: Analysis, records: Records) -> Page:
+    """Return every arm's values and how they compare, and each arm's difference to the run's selection with its interval."""
+    from nncift.tuning.page import READING, arm_rows, comparison_rows, title
+
+    if not records:
+        return Page("Nothing was trained.\n")
+    first = records[0]
+    text = [_about_tuning(first)]
+    for record in records:
+        text.append(f"## {title(record)}\n")
+        for rows in (arm_rows(record, record["metrics"]), comparison_rows(record, record["metrics"])):
+            text.append(markdown(rows[0], rows[1:]))
+    text.append("\n".join(f"- {line}" for line in READING))
+    drawn = {}
+    for metric, about in first["metrics"].items():
+        panels = {
+            f"{_HOW[record['how']]}, {record['budget']}": [
+                Dot(
+                    one["arm"],
+                    one["difference"],
+                    None if one["interval"] is None else (one["interval"][0], one["interval"][1]),
+                )
+                for one in record["comparisons"]
+                if (one["metric"], one["against"]) == (metric, "selected") and one["difference"] is not None
+            ]
+            for record in records
+        }
+        better = "higher" if about["higher_is_better"] else "lower"
+        label = f"{metric} less that of the run's selection ({about['unit']}; {better} is better)"
+        drawn[f"{analysis.name}-{metric}.svg"] = figures.dots(panels, label, reference=0.0)
+    return Page("\n".join(text) + "\n", drawn)
+
+
+_HOW = {"steps": "equal steps", "tokens": "equal tokens", "context": "in context"}
+
+
+def _about_tuning(record: Mapping[str, Any]) -> str:
+    passes = record["passes"]
+    share = _mean(one["teacher_passes"] / one["full_teacher_passes"] for one in passes)
+    lines = [
+        f"{record['seeds']} seeds of labels, student, selection and training; {record['test_rows']} test rows.",
+        f"The run's selection cost {_mean(one['teacher_passes'] for one in passes):,.0f} passes of the teacher's model, "
+        f"{share:.2%} of the {passes[0]['full_teacher_passes']:,} of the full teacher.",
+    ]
+    if record["left_out"]:
+        lines.append(f"Not among the arms, since no smaller model was given: {', '.join(record['left_out'])}.")
+    return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def bad_data_page(analysis: Analysis, records: Records) -> Page:
+    """Return the area under the ROC curve of every score, means over seeds, and what it is beside the free ones."""
+    text, panels = [], {}
+    for what, found in _grouped(records, lambda record: str(record["bad"])).items():
+        areas: dict[str, list[float]] = {}
+        for record in found:
+            for name, area in record["found"]["auc"].items():
+                areas.setdefault(_plain(name), []).append(area)
+        first = found[0]["found"]
+        intervals = {_plain(name): interval for name, interval in first["intervals"].items()}
+        rows = [
+            [name, Spread.of(values), _bounds(intervals.get(name))]
+            for name, values in sorted(areas.items(), key=lambda item: -_mean(item[1]))
+        ]
+        without = f", {first['left_out']} rows left out that lack a score" if first["left_out"] else ""
+        rows_judged = first["bad"] + first["good"]
+        text.append(f"## {what}: {first['bad']} bad rows among {rows_judged}, {len(found)} seeds{without}\n")
+        text.append(markdown(["score (a low one is suspicious)", "area", "95 % interval over rows, first seed"], rows))
+        text.append(_area_differences(found))
+        panels[what] = [
+            Dot(
+                name,
+                _mean(values),
+                None if intervals.get(name) is None else tuple(intervals[name]),
+                plain="student" not in name,
+            )
+            for name, values in areas.items()
+        ]
+    return Page(
+        "\n".join(text), {f"{analysis.name}.svg": figures.dots(panels, "area under the ROC curve", reference=0.5)}
+    )
+
+
+def _area_differences(found: Records) -> str:
+    """Return how much larger the areas of teachers and students are than the free ones', means over seeds."""
+    held: dict[tuple[str, str], list[float]] = {}
+    bounds: dict[tuple[str, str], Any] = {}
+    for record in found:
+        for one in record["found"]["differences"]:
+            pair = _plain(one["score"]), one["other"]
+            held.setdefault(pair, []).append(one["difference"])
+            bounds.setdefault(pair, one["interval"])
+    rows = [[score, other, Spread.of(values), _bounds(bounds[score, other])] for (score, other), values in held.items()]
+    return markdown(["score", "less", "difference", "95 % interval, first seed"], rows)
+
+
+def _plain(name: str) -> str:
+    """Return a score's name without the share of passes, which differs from seed to seed."""
+    return name.split(" (")[0]
+
+
+def _bounds(interval: Sequence[float] | None) -> str | None:
+    return None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"

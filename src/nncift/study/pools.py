@@ -43,15 +43,16 @@ def prepare(name: str, pool: Pool, folder: Path) -> Ready:
         raise UsageError(f"pool {name!r} holds out {pool.hold_out} rows, and there are {len(rows)}")
     held = set(shuffled(rows.ids, 0, "study", "hold out")[: pool.hold_out])
     test = _write(folder / "test.jsonl", Examples(tuple(row for row in rows if row.id in held))) if held else pool.test
+    kept = Examples(tuple(row for row in rows if row.id not in held))
+    return Ready(name, write_pool(folder / "pool", kept), test, None, model, pool.small_model)
+
+
+def write_pool(folder: Path, rows: Examples) -> tuple[str, ...]:
+    """Write rows as they were read, a file per source, so that a run still knows where a row comes from."""
     by_source: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.id not in held:
-            by_source[Path(row.source).stem].append(row.id)
-    # One file per source, so that a run still knows where a row comes from.
-    files_of = tuple(
-        _write(folder / "pool" / f"{stem}.jsonl", rows.subset(ids)) for stem, ids in sorted(by_source.items())
-    )
-    return Ready(name, files_of, test, None, model, pool.small_model)
+        by_source[Path(row.source).stem].append(row.id)
+    return tuple(_write(folder / f"{stem}.jsonl", rows.subset(ids)) for stem, ids in sorted(by_source.items()))
 
 
 def _write(path: Path, rows: Examples) -> str:

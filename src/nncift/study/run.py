@@ -11,18 +11,22 @@ from nncift.doctor import examine
 from nncift.errors import UsageError
 from nncift.files import write_json, write_text
 from nncift.progress import Progress, silent
+from nncift.study.bad_data import bad_data
 from nncift.study.cells import Workshop
 from nncift.study.grid import PRESETS, Analysis, Study, load
 from nncift.study.layers import CONFIGURATIONS, layers
-from nncift.study.pages import Page, layers_page, sweep_page
+from nncift.study.pages import Page, bad_data_page, layers_page, sweep_page, tune_page
 from nncift.study.pools import prepare
 from nncift.study.sweep import sweep
 from nncift.study.tables import as_csv
+from nncift.study.tuning import tune_arms
 
 Records = list[dict[str, Any]]
 KINDS: Mapping[str, tuple[Callable[[Workshop, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
     "sweep": (sweep, sweep_page),
     "layers": (layers, layers_page),
+    "tune": (tune_arms, tune_page),
+    "bad-data": (bad_data, bad_data_page),
 }
 
 

@@ -103,6 +103,18 @@ class Trainable:
             name = sorted(absent or odd.unexpected_keys)[0]
             raise DataError(f"the LoRA checkpoint {str(folder)!r} names other parameters than the first one: {name}")
 
+    def renew(self, seed: int) -> None:
+        """Draw fresh LoRA matrices, which change nothing before they are trained; a model that trains whole stays as it is."""
+        if self._adapted is None:
+            return
+        from peft.tuners.lora import LoraLayer
+
+        with seeded(self.model, seed):
+            for module in self.model.modules():
+                if isinstance(module, LoraLayer):
+                    layer: Any = module
+                    layer.reset_lora_parameters("default", init_lora_weights=True)
+
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Return a copy of the trained weights, on the CPU."""
         return {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
@@ -147,6 +159,20 @@ def attention_modules(model: nn.Module) -> list[str]:
             "no attention projections were found by name in this model; name the modules for LoRA with the option targets, "
             "or train all parameters with lora=False"
         )
+    return found
+
+
+def linear_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of all linear layers but the one that gives the logits. Raises UsageError where there are none."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found = tuple(
+        name for name, module in model.named_modules() if isinstance(module, Linear | Conv1D) and module is not head
+    )
+    if not found:
+        raise UsageError("this model has no linear layers for LoRA; train all parameters instead (--method whole)")
     return found
 
 

@@ -112,7 +112,7 @@ def _epoch(
     order = [int(place) for place in shuffled(map(str, range(len(rows))), seed, "warm-up", str(epoch))]
     updates = [order[at : at + recipe.batch_rows] for at in range(0, len(order), recipe.batch_rows)]
     rates = [
-        recipe.learning_rate * _rate(epoch * len(updates) + at, recipe.epochs * len(updates))
+        recipe.learning_rate * rate(epoch * len(updates) + at, recipe.epochs * len(updates))
         for at in range(len(updates))
     ]
     with trainable.at(before.weights), seeded(model, derive(seed, "warm-up", str(epoch))):
@@ -128,8 +128,8 @@ def _epoch(
                 }
         model.train()
         try:
-            for rate, update in zip(rates, updates, strict=True):
-                optimizer.param_groups[0]["lr"] = rate
+            for now, update in zip(rates, updates, strict=True):
+                optimizer.param_groups[0]["lr"] = now
                 for batch in batches([rows[place] for place in update], batch_tokens):
                     losses = row_losses(
                         model, [rows[update[place]] for place in batch], next(iter(parameters.values())).device
@@ -153,7 +153,7 @@ def _epoch(
     return Checkpoint(weights, sum(rates) / len(rates), before.step + len(updates), *moments)
 
 
-def _rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int) -> float:
     """Return the share of the learning rate at a step from 0: up over the first 3 % of all, then down in a line, never 0."""
     rise = int(WARMING * steps)
     return (step + 1) / (rise + 1) if step < rise else (steps - step) / (steps - rise)
