@@ -50,8 +50,10 @@ def generate(
 
     max_new_tokens: most tokens of an answer, fewer where the context ends sooner. before: by id, examples in front.
     batch_tokens: tokens that are held at once, prompts and answers, padding included. Prompts of several lengths share a
-    batch where the architecture gives the same logits behind padding, which is tried; else a batch has one length. The
-    model's own sampling settings are left aside. A prompt that leaves no room for a token is an answer with a failure.
+    batch where the architecture gives the same logits behind padding, which is tried; else a batch has one length. In float32
+    an answer is the one that its prompt would get alone, except where two tokens are tied within rounding; `batch_tokens=1`
+    reads every prompt alone. The model's own sampling settings are left aside. A prompt that leaves no room for a token is an
+    answer with a failure.
     Raises UsageError for fewer than one new token.
     """
     if max_new_tokens < 1:
