@@ -106,6 +106,8 @@ def command(line: str, patch: pytest.MonkeyPatch) -> None:
         words += ["--rows", "50", "--labels", "20"]
     if words[1] == "tune":
         words += ["--steps", "1", "--seeds", "1", "--max-new-tokens", "4"]
+    if words[1] == "study":
+        words += ["--dry-run"]
     patch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -163,6 +165,9 @@ def test_every_block_of_a_page_runs_as_it_stands(page: str, reader: Path, monkey
             exec(compile(text, page, "exec"), names)
         elif language == "toml":
             tomllib.loads(text)
+        elif language == "yaml" and "analyses:" in text:
+            Path("study.yaml").write_text(text)
+            command("nncift study study.yaml --set data=alpaca.jsonl --set model=MODEL", monkeypatch)
         elif language == "yaml" and "grades:" in text:
             Path("prompts.yaml").write_text(text)
             nncift.teachers.SelectIt("MODEL", rating_prompts="prompts.yaml")
