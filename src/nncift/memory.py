@@ -1,13 +1,83 @@
-"""How much memory is free."""
+"""How much memory is free, and a cap on what this process may take."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
+
+from nncift.errors import UsageError
+
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?i?)b?", re.IGNORECASE)
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes of a size such as 8G, 500M or 2GiB. Raises UsageError for anything else, and for less than 1 M."""
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * UNITS[found[2].lower()]) if found and found[2].lower() in UNITS else 0
+    if size < UNITS["m"]:
+        raise UsageError(f"--max-mem {text!r} was given; expected a size such as 8G or 500M, at least 1M")
+    return size
 
 
 def free_memory() -> int | None:
-    """Return the bytes that can be had without swapping; all of the machine's where only that is known; else None."""
+    """Return the bytes that can be had without swapping, within the cap of `capped` where there is one.
+
+    All of the machine's where only that is known; None where nothing is.
+    """
+    free = _free_on_machine()
+    most, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if most == resource.RLIM_INFINITY:
+        return free
+    left = max(0, most - taken())
+    return left if free is None else min(free, left)
+
+
+def taken() -> int:
+    """Return the bytes of this process that count against a cap: all private memory that can be written, touched or not."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+@contextlib.contextmanager
+def capped(most: int | None) -> Iterator[None]:
+    """Let this process take at most so many bytes (None: what it likes); the system refuses it more.
+
+    What is asked beyond raises MemoryError, or RuntimeError in torch. Memory maps of files do not count. A lower cap that exists
+    already stays.
+    """
+    if most is None:
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = most if before == resource.RLIM_INFINITY else min(most, before)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+def _free_on_machine() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,0 +1,46 @@
+"""A cap on memory: what it is worth in bytes, and that the system holds to it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nncift.errors import UsageError
+from nncift.memory import capped, free_memory, parse_memory, taken
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8G", 8 * 10**9), ("500 MB", 500 * 10**6), ("1.5gib", 3 * 2**29), ("2000000", 2 * 10**6)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "8X", "-1G", "10k", "G"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="such as 8G"):
+        parse_memory(text)
+
+
+def test_free_memory_ends_at_the_cap_and_the_cap_ends_with_the_block() -> None:
+    before = free_memory()
+    with capped(taken() + 50_000_000):
+        left = free_memory()
+        assert left is not None
+        assert 30_000_000 < left <= 50_000_000
+        with capped(taken() + 10**12):
+            assert (free_memory() or 0) <= 50_000_000
+    assert before is None or (free_memory() or 0) > 50_000_000
+
+
+def test_more_than_the_cap_is_refused_by_the_system() -> None:
+    with capped(taken() + 100_000_000), pytest.raises(MemoryError):
+        np.ones(50_000_000)
+    assert np.ones(50_000_000)[0] == 1
+
+
+def test_no_cap_changes_nothing() -> None:
+    code = "import resource as r; from nncift.memory import capped\nwith capped(None): print(r.getrlimit(r.RLIMIT_DATA)[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "-1"
