@@ -73,10 +73,14 @@ def cli() -> None:
 @click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
 @click.option("--print-config", is_flag=True, help="Print all settings as commented YAML for --config, and stop.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
+@click.option(
+    "--shard", metavar="I/K", help="Do part I of K of embedding and labelling, beside others; then run without."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @command
 def run_command(
-    show: bool, config_: Path | None, print_config: bool, dry_run: bool, out: Path | None, map_: tuple[str, ...], **flags: Any
+    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, out: Path | None,
+    map_: tuple[str, ...], **flags: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Select rows of POOL files that are worth training on."""
     from nncift import config
@@ -113,6 +117,19 @@ def run_command(
             from nncift.show import show_estimate
 
             show_estimate(told)
+        return told
+    if shard is not None:
+        from nncift.scale.sharded import run_shard
+        from nncift.scale.shards import Shard
+
+        told = run_shard(
+            settings, pool, Path(str(out)), Shard.parse(shard), teacher=teacher, target=target, existing=existing,
+            progress=progress(show),
+        )  # fmt: skip
+        if show:
+            from nncift.show_scale import show_shard
+
+            show_shard(told)
         return told
     run = pipeline.execute(
         settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show)

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -234,6 +234,53 @@ class Embedded:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Block:
+    """Texts that are encoded in one go. place: among all ranges of texts. keys: hashes of the texts, in their order."""
+
+    place: int
+    keys: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+KeepBlock = Callable[[Block, Floats, npt.NDArray[np.int32]], None]
+
+
+class BlockEncoder(Protocol):
+    """Who encodes blocks."""
+
+    def found(self) -> Iterator[tuple[Sequence[str], Floats, npt.NDArray[np.int32]]]:
+        """Yield what is encoded already elsewhere: keys, vectors and token counts."""
+        ...
+
+    def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
+        """Encode blocks, and keep each one's vectors and token counts."""
+        ...
+
+
+class _Alone:
+    """Encodes in this process."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def found(self) -> Iterator[tuple[Sequence[str], Floats, npt.NDArray[np.int32]]]:
+        return iter(())
+
+    def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
+        for block in blocks:
+            keep(block, *self._encoder.encode(block.texts))
+
+
+def _blocks(wanted: Mapping[str, str], known: Mapping[str, object]) -> list[Block]:
+    keys, found = list(wanted), []
+    for place, start in enumerate(range(0, len(keys), BLOCK)):
+        missing = tuple(key for key in keys[start : start + BLOCK] if key not in known)
+        if missing:
+            found.append(Block(place, missing, tuple(wanted[key] for key in missing)))
+    return found
+
+
 class EmbeddingCache:
     """Vectors on disk by content, one folder per encoder fingerprint."""
 
@@ -241,31 +288,47 @@ class EmbeddingCache:
         self._encoder = encoder
         self._folder = (root or cache_folder()) / "embeddings" / fingerprint(dict(encoder.describe()))
 
-    def embed(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None) -> Embedded:
+    def embed(
+        self,
+        texts: Sequence[str],
+        advance: Callable[[int], None] = lambda done: None,
+        by: BlockEncoder | None = None,
+    ) -> Embedded:
         """Return the vectors of texts, encoding those that are not in the cache; `advance` hears of finished texts.
 
-        Raises DataError where the encoder gives vectors that are not finite.
+        Blocks are ranges of the different texts in their order, without those that are known: what is encoded beside what
+        depends on texts and cache alone. by: who encodes the blocks, this process by default. Raises DataError where the encoder
+        gives vectors that are not finite.
         """
+        by = by or _Alone(self._encoder)
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32] for text in texts]
         wanted = dict(zip(keys, texts, strict=True))
-        dim = int(self._encoder.describe()["dim"])
+        described = self._encoder.describe()
+        dim, limit = int(described["dim"]), described["max_tokens"]
         known = self._load(wanted, dim)
-        missing = [key for key in wanted if key not in known]
-        advance(len(texts) - len(missing))
+        for told, vectors, counts in by.found():
+            fresh = [row for row, key in enumerate(told) if key in wanted and key not in known]
+            if fresh and vectors.shape == (len(told), dim):
+                self._save([told[row] for row in fresh], vectors[fresh], counts[fresh])
+                known.update((told[row], (vectors[row], int(counts[row]))) for row in fresh)
+        blocks = _blocks(wanted, known)
+        missing = sum(len(block.texts) for block in blocks)
+        advance(len(texts) - missing)
         tokens = 0
-        limit = self._encoder.describe()["max_tokens"]
-        for start in range(0, len(missing), BLOCK):
-            block = missing[start : start + BLOCK]
-            vectors, counts = self._encoder.encode([wanted[key] for key in block])
+
+        def keep(block: Block, vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
+            nonlocal tokens
             if not np.isfinite(vectors).all():
                 raise DataError("the encoder gave vectors that are not finite; its weights may be damaged")
-            self._save(block, vectors, counts)
-            known.update(zip(block, zip(vectors, counts.tolist(), strict=True), strict=True))
+            self._save(block.keys, vectors, counts)
+            known.update(zip(block.keys, zip(vectors, counts.tolist(), strict=True), strict=True))
             tokens += int(np.minimum(counts, limit).sum() if limit else counts.sum())
-            advance(len(block))
+            advance(len(block.texts))
+
+        by.encode(blocks, keep)
         vectors = np.array([known[key][0] for key in keys], np.float32).reshape(len(keys), dim)
         truncated = sum(limit is not None and known[key][1] > limit for key in keys)
-        return Embedded(vectors, truncated, len(missing), tokens, tuple(known[key][1] for key in keys))
+        return Embedded(vectors, truncated, missing, tokens, tuple(known[key][1] for key in keys))
 
     def _load(self, wanted: Mapping[str, str], dim: int) -> dict[str, tuple[Floats, int]]:
         from safetensors import SafetensorError

@@ -29,6 +29,8 @@ from nncift.report import write_report
 from nncift.results import Run, finish
 from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
+from nncift.scale.pieces import Engine, Here
+from nncift.scale.shards import Joining
 from nncift.stages import (
     Work,
     embed,
@@ -119,8 +121,12 @@ def execute(
     existing: Examples | None = None,
     encoder: Encoder | None = None,
     progress: Progress = silent,
+    engine: Engine | None = None,
 ) -> Run:
-    """Run every stage that is not finished yet, and return the run."""
+    """Run every stage that is not finished yet, and return the run.
+
+    engine: has the pieces of stages done, in this process by default; what shards left is taken first.
+    """
     if target is None:
         target = read_target(settings)
     if existing is None:
@@ -129,7 +135,8 @@ def execute(
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
-        work = Work(directory, settings, teacher, encoder, progress)
+        joining = Joining(directory.path, engine or Here())
+        work = Work(directory, settings, teacher, encoder, progress, engine=joining)
         axes, rejected = usable_rows(work, pool, wanted)
         wishes = Wishes.read(settings)
         wishes.check(Rows.of(axes.sources))
@@ -143,6 +150,7 @@ def execute(
         rows = Rows.of(axes.sources, tokens)
         settled = wishes.settle(rows, vectors.text)
         labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
+        joining.tidy()
         write_rows_file(directory.path, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of)
@@ -156,7 +164,7 @@ def execute(
             )
         selection = choose(work.directory, work.keys, settings, rows, settled, ground)
         subset = axes.sources.subset(selection.pop("ids"))
-        notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
+        notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
         done = finish(work, axes, subset, selection, rejected, fidelity, notes)
         with progress("writing the report", 1):
             write_card(done.path)
