@@ -43,8 +43,8 @@ def start(
 
     def begin(out: str, shard: str | None = None, engine: Any = None, **more: Any) -> Run | dict[str, Any]:
         given = {
-            "pool": str(pool), "teacher": "delift", "model": str(llama_folder), "encoder": "hash", "labels": "40%", "budget": "20%",
-            "template": "plain", "test_items": 4, "validation_items": 3, **more,
+            "pool": str(pool), "teacher": "delift", "model": str(llama_folder), "encoder": "hash", "labels": "40%",
+            "budget": "20%", "template": "plain", "test_items": 4, "validation_items": 3, **more,
         }  # fmt: skip
         settings = config.resolve(given)
         # As in a process of its own: what is embedded is not known from elsewhere.

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nncift import encode
+from nncift import config, encode
 from nncift.errors import ResourceError, UsageError
 from nncift.rundir import RunDir
 from nncift.scale.shards import Shard, shadow_of
-from nncift.config import RunSettings
+from nncift.teachers import Chunk, ChunkLabels
+from nncift.teachers.delift import Delift
 
 from .conftest import content
 
 Start = Callable[..., Any]
-TEACHERS = {
-    "pairs": {},
+LESS: Mapping[str, Any] = {
+    "teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}
+}  # fmt: skip
+SLOWER: Mapping[str, Mapping[str, Any]] = {
     "active": {"plan": "active"},
     "auto": {"labels": "auto", "max_labels": "30%"},
     "probe": {"features": "probe"},
-    "less": {"teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}},
-    "selectit": {"teacher": "ifd", "labels": "30%"},
+    "ifd": {"teacher": "ifd", "labels": "30%"},
 }
 
 
@@ -34,15 +39,106 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nncift.rows.CHUNK_ROWS", 3)
 
 
-@pytest.mark.parametrize("case", TEACHERS)
-def test_joined_shards_are_the_run_of_one_process(case: str, start: Start, tmp_path: Path) -> None:
-    start("alone", **TEACHERS[case])
-    rounds = 0
-    while not (told := start("joined", "1/3", **TEACHERS[case]))["finished"]:
-        told = [start("joined", shard, **TEACHERS[case]) for shard in ("3/3", "2/3")][-1]
-        rounds += 1
-        assert rounds < 9
-    done = start("joined", **TEACHERS[case])
+def flip(file: Path, at: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 4
+    file.write_bytes(data)
+
+
+def test_what_is_missing_damaged_or_foreign_is_named_and_made_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start("alone")
+    label, asked = Delift.label, []
+
+    def counted(teacher: Delift, chunk: Chunk) -> ChunkLabels:
+        asked.append(chunk)
+        return label(teacher, chunk)
+
+    monkeypatch.setattr(Delift, "label", counted)
+    first = start("joined", "3/3")
+    assert 0 < first["stages"]["label"]["pieces"] == len(asked)
+    assert start("joined", "3/3")["stages"]["label"]["pieces"] == 0
+    start("joined", "1/3")
+    start("joined", "2/4", variant="logprob")
+    (sound,), (damaged,) = ((tmp_path / "joined/shards" / of).glob("label-*") for of in ("1-of-3", "3-of-3"))
+    (cut,) = (tmp_path / "joined/shards/1-of-3").glob("embed-*")
+    flip(damaged, damaged.stat().st_size - 1)
+    os.truncate(cut, cut.stat().st_size - 1)
+    (foreign,) = (tmp_path / "joined/shards/2-of-4").glob("label-*")
+    asked.clear()
+    done = start("joined")
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
-    assert done.warnings == start("alone", **TEACHERS[case]).warnings
-    assert not (tmp_path / "joined" / "shards").exists()
+    for file, why in (
+        (damaged, "does not match its checksum"),
+        (cut, "ends in the middle"),
+        (foreign, "another model"),
+    ):
+        assert any(str(file) in note and why in note for note in done.warnings), (why, done.warnings)
+    # A third was missing, and one piece was damaged.
+    assert len(asked) == first["left"]["label"] // 2 + 1
+    assert foreign.exists()
+    assert not sound.exists()
+
+
+def test_shards_of_less_train_one_warm_up(start: Start, tmp_path: Path) -> None:
+    start("alone", **LESS)
+    for shard in ("2/2", "1/2"):
+        told = start("joined", shard, **LESS)
+    assert told["finished"]
+    warm = tmp_path / "joined/labels/teacher"
+    before = {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")}
+    start("joined", **LESS)
+    assert before
+    assert {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")} == before
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOWER)
+def test_shards_go_round_by_round(case: str, start: Start, tmp_path: Path) -> None:
+    start("alone", **SLOWER[case])
+    calls = 0
+    while not start("joined", f"{calls % 3 + 1}/3", **SLOWER[case])["finished"]:
+        calls += 1
+        assert calls < 30
+    done = start("joined", **SLOWER[case])
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+    assert not any("shard" in note for note in done.warnings)
+    assert not (tmp_path / "joined/shards").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--teacher", "less", "--option", "projection=32", "--option", "rank=2")])
+def test_shards_work_at_once(
+    more: tuple[str, ...], llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "nncift", "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "hash",
+        "--labels", "40%", "--budget", "20%", "--template", "plain", "--quiet", *more,
+    ]  # fmt: skip
+    subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
+    joined = [*command, "--out", str(tmp_path / "joined")]
+    running = [subprocess.Popen([*joined, "--shard", f"{number}/3"]) for number in (1, 2, 3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    subprocess.run(joined, check=True)
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+
+
+def test_locks_keep_apart_what_excludes_each_other(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", config.resolve({})
+    with shadow_of(run, Shard(1, 3)), shadow_of(run, Shard(2, 3)):
+        with pytest.raises(ResourceError, match="shard 2/3"), shadow_of(run, Shard(2, 3)):
+            pass
+        with pytest.raises(ResourceError, match="another process"), RunDir(run, settings):
+            pass
+    with RunDir(run, settings), pytest.raises(ResourceError, match="without --shard"), shadow_of(run, Shard(1, 3)):
+        pass
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])
+def test_a_shard_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="i from 1 to k"):
+        Shard.parse(text)
+    assert str(Shard.parse("2/3")) == "2/3"

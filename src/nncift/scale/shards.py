@@ -1,8 +1,8 @@
 """Shards: processes that do a part of a run's pieces each and leave the outcomes in the run directory (docs/scale.md).
 
-`shards/2-of-3/` holds what shard 2 of 3 has done, one file per stage and per hash of what decides its outcomes: the model that was
-asked, its wording and precision. A shard reads the run and never writes into it: it works on a shadow of it, which goes when the
-process ends. A run without a shard takes what is in these files, does what is missing, and removes them.
+`shards/2-of-3/` holds what shard 2 of 3 has done, one file per stage and per hash of what decides its outcomes: the model, its
+wording and precision. A shard reads the run and never writes into it: it works on a shadow of it, which goes when the process ends.
+A run without a shard takes what is in these files, does what is missing, and removes them.
 """
 
 from __future__ import annotations
