@@ -79,8 +79,9 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @command
 def run_command(
-    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, out: Path | None,
-    map_: tuple[str, ...], **flags: Any,
+    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, engine: str,
+    address: str | None, workers: int | None, gpus_per_worker: float | None, out: Path | None, map_: tuple[str, ...],
+    **flags: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Select rows of POOL files that are worth training on."""
     from nncift import config
@@ -101,8 +102,10 @@ def run_command(
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
+    from nncift.scale.start import ClusterSettings, engine_of
     from nncift.teachers import registry
 
+    cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     teacher = registry.create(
         settings, settings.device, seed=settings.seed, encoder=settings.encoder,
         workspace=None if dry_run else pipeline.workspace_of(out),
@@ -131,9 +134,11 @@ def run_command(
 
             show_shard(told)
         return told
-    run = pipeline.execute(
-        settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show)
-    )
+    with engine_of(cluster, settings, Path(str(out))) as hired:
+        run = pipeline.execute(
+            settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show),
+            engine=hired,
+        )  # fmt: skip
     if show:
         from nncift.show import show_run
 

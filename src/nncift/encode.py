@@ -24,6 +24,7 @@ from nncift.files import atomic, fingerprint
 from nncift.lm import CausalLM
 from nncift.loading import fingerprint as model_fingerprint
 from nncift.loading import locate, resolve_device
+from nncift.scale.memory import free_cache
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -93,9 +94,7 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
         """Encode texts; sentence-transformers sorts by length and batches."""
-        vectors = self.model.encode(
-            list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
+        vectors = self._encoded(list(texts))
         counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
             "input_ids"
         ]
@@ -103,6 +102,24 @@ class SentenceEncoder:
         # A model in half precision has normalised in half precision.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, np.array([len(ids) for ids in counts], np.int32)
+
+    def _encoded(self, texts: list[str]) -> Any:
+        """Encode in batches that are halved, for good, where memory runs out. Raises ResourceError where one text is too much."""
+        import torch
+
+        while True:
+            try:
+                return self.model.encode(
+                    texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+                )
+            except torch.OutOfMemoryError as error:
+                if self._batch_size == 1:
+                    raise ResourceError(
+                        f"the encoder {self.name!r} cannot hold one text in the device's memory; use --device cpu"
+                    ) from error
+            # Only now: while the error is handled, its frames hold the batch's memory.
+            self._batch_size //= 2
+            free_cache()
 
     def describe(self) -> Mapping[str, Any]:
         """Return name, weights and limits."""
@@ -136,11 +153,11 @@ class LanguageModelEncoder:
         batch: list[int] = []
         for index in sorted(range(len(ids)), key=lambda position: (len(ids[position]), position)):
             if batch and (len(batch) + 1) * len(ids[index]) > self._batch_tokens:
-                vectors[batch] = self._pool([ids[position] for position in batch])
+                vectors[batch] = self._pooled([ids[position] for position in batch])
                 batch = []
             batch.append(index)
         if batch:
-            vectors[batch] = self._pool([ids[position] for position in batch])
+            vectors[batch] = self._pooled([ids[position] for position in batch])
         return vectors, counts
 
     def describe(self) -> Mapping[str, Any]:
@@ -157,6 +174,9 @@ class LanguageModelEncoder:
     def _tokens(self, text: str) -> list[int]:
         encoded = self.lm.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
         return [int(token) for token in encoded] or [0]
+
+    def _pooled(self, ids: Sequence[Sequence[int]]) -> Floats:
+        return np.stack(self.lm.fits.run(ids, len, lambda part: list(self._pool(part))))
 
     def _pool(self, ids: Sequence[Sequence[int]]) -> Floats:
         import torch

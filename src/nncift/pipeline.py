@@ -31,6 +31,7 @@ from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
 from nncift.scale.pieces import Engine, Here
 from nncift.scale.shards import Joining
+from nncift.scale.start import ClusterSettings, engine_of
 from nncift.stages import (
     Work,
     embed,
@@ -55,12 +56,14 @@ def run(
     existing: Examples | str | Path | Sequence[str | Path] | None = None,
     encoder: str | Encoder = "minilm",
     progress: Progress = silent,
+    cluster: ClusterSettings | None = None,
     **settings: Any,
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
     pool, and the optional target and existing sets: examples already read, or files. teacher and encoder: names or objects.
-    out: the run directory; one that exists is continued or extended. Raises the errors of `nncift.errors`.
+    out: the run directory; one that exists is continued or extended. cluster: whose workers embed and label.
+    Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
     if isinstance(teacher, str):
@@ -77,16 +80,18 @@ def run(
         teacher = registry.create(
             resolved, resolved.device, seed=resolved.seed, encoder=resolved.encoder, workspace=workspace_of(out)
         )
-    return execute(
-        resolved,
-        pool if isinstance(pool, Examples) else read_pool(resolved),
-        out,
-        teacher=teacher,
-        target=target if isinstance(target, Examples) else read_target(resolved),
-        existing=existing if isinstance(existing, Examples) else read_existing(resolved),
-        encoder=None if isinstance(encoder, str) else encoder,
-        progress=progress,
-    )
+    with engine_of(cluster, resolved, Path(out)) as engine:
+        return execute(
+            resolved,
+            pool if isinstance(pool, Examples) else read_pool(resolved),
+            out,
+            teacher=teacher,
+            target=target if isinstance(target, Examples) else read_target(resolved),
+            existing=existing if isinstance(existing, Examples) else read_existing(resolved),
+            encoder=None if isinstance(encoder, str) else encoder,
+            progress=progress,
+            engine=engine,
+        )
 
 
 def read_pool(settings: RunSettings) -> Examples:

@@ -54,6 +54,9 @@ def start(
         rows = pipeline.read_pool(settings)
         if shard is not None:
             return run_shard(settings, rows, path, Shard.parse(shard), teacher=teacher)
-        return pipeline.execute(settings, rows, path, teacher=teacher, engine=engine)
+        if engine is None:
+            return pipeline.execute(settings, rows, path, teacher=teacher)
+        with engine(settings, out) as hired:
+            return pipeline.execute(settings, rows, path, teacher=teacher, engine=hired)
 
     return begin

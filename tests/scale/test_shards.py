@@ -120,9 +120,10 @@ def test_shards_work_at_once(
     ]  # fmt: skip
     subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
     joined = [*command, "--out", str(tmp_path / "joined")]
-    running = [subprocess.Popen([*joined, "--shard", f"{number}/3"]) for number in (1, 2, 3)]
+    elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
+    running = [subprocess.Popen([*joined, "--shard", f"{number}/3"], env=elsewhere) for number in (1, 2, 3)]
     assert [process.wait() for process in running] == [0, 0, 0]
-    subprocess.run(joined, check=True)
+    subprocess.run(joined, check=True, env=elsewhere)
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
 
 

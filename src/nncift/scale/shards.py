@@ -1,7 +1,7 @@
 """Shards: processes that do a part of a run's pieces each and leave the outcomes in the run directory (docs/scale.md).
 
 `shards/2-of-3/` holds what shard 2 of 3 has done, one file per stage and per hash of what decides its outcomes: the model, its
-wording and precision. A shard reads the run and never writes into it: it works on a shadow of it, which goes when the process ends.
+wording and precision. A shard reads the run and never writes into it: it works on a shadow of it, which goes at the end.
 A run without a shard takes what is in these files, does what is missing, and removes them.
 """
 
