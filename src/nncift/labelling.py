@@ -156,7 +156,10 @@ class PairLabelling:
             labels = ChunkLabels(as_floats(outcome, "values"), outcome.tokens, bool(outcome.told["shortened"]))
             store.write(generation, piece.task, positions, labels, outcome.seconds)
 
-        work.each("label", "labelling pairs", [piece for *_, piece in pending.values()], keep)
+        try:
+            work.each("label", "labelling pairs", [piece for *_, piece in pending.values()], keep)
+        finally:
+            store.flush()
         done = store.progress()
         return Spent(done.tokens, done.passes, before)
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ MAGIC = b"nncift1\n"
 _HEAD = struct.Struct("<8sQ32s")
 MOST = 2**32
 """Bytes of a record above which its length is taken to be damaged."""
+SYNC_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ def names(file: Path) -> Iterator[str]:
 
 
 class Writer:
-    """Appends records to a file, each on disk before the next is begun. names: the sound pieces that it holds."""
+    """Appends records to a file. names: the sound pieces that it holds.
+
+    What is added outlives a kill of the process at once, and a crash of the machine within SYNC_SECONDS of work.
+    """
 
     def __init__(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -137,14 +142,21 @@ class Writer:
                     # Cut off, so that what is appended can be read.
                     os.truncate(file, part.at)
         self._stream = file.open("ab")
+        self._synced = time.monotonic()
 
     def add(self, record: Record) -> None:
         """Append a record."""
         self._stream.write(pack(record))
         self._stream.flush()
-        os.fsync(self._stream.fileno())
         self.names.add(record.piece)
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self._sync()
 
     def close(self) -> None:
         """Close the file."""
+        self._sync()
         self._stream.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
