@@ -51,6 +51,9 @@ def measured(rows: int) -> dict[str, float]:
         folder = Path(name)
         write_rows(folder / "pool.jsonl", rows)
         found["bytes_of_a_row_in_the_file"] = (folder / "pool.jsonl").stat().st_size / rows
+        began = time.perf_counter()
+        read(folder / "pool.jsonl")
+        found["rows_read_a_second"] = rows / (time.perf_counter() - began)
         tracemalloc.start()
         pool = read(folder / "pool.jsonl")
         found["bytes_of_a_row_in_memory"] = tracemalloc.get_traced_memory()[0] / rows
@@ -98,15 +101,17 @@ def passes(n: int) -> dict[str, int]:
 def sizes(n: int, per: dict[str, float]) -> dict[str, float]:
     """Return gigabytes by what holds them."""
     return {
-        f"embeddings.npy, {DIM} numbers a row": n * DIM * 4 / 1e9,
-        "the same once more in the cache by content, and in shards until they are joined": 2 * n * DIM * 4 / 1e9,
-        "probe.npy, 1,289 numbers a row": n * 1289 * 4 / 1e9,
-        "pool.json": n * per["bytes_of_a_row_in_pool_json"] / 1e9,
-        "rows.parquet": n * per["bytes_of_a_row_in_rows_parquet"] / 1e9,
-        "labels: a plan's ids": n * per["bytes_of_a_row_in_a_plan"] / 1e9,
-        "labels: 2 million pairs, 17 bytes each": 2e6 * 17 / 1e9,
-        "rows in memory, in the driver and in every shard": n * per["bytes_of_a_row_in_memory"] / 1e9,
-        "the matrix of all pairs and its copy (without `--neighbours`)": 8 * n * n / 1e9,
+        f"disk: `embeddings.npy`, {DIM} numbers a row": n * DIM * 4 / 1e9,
+        "disk: the same in the cache by content, and once more in shards until they are joined": 2 * n * DIM * 4 / 1e9,
+        "disk: `probe.npy`, 1,289 numbers a row": n * 1289 * 4 / 1e9,
+        "disk: `rows.parquet`": n * per["bytes_of_a_row_in_rows_parquet"] / 1e9,
+        "disk: `pool.json`, and the ids of a label plan": n
+        * (per["bytes_of_a_row_in_pool_json"] + per["bytes_of_a_row_in_a_plan"])
+        / 1e9,
+        "disk: 2 million labels, 18 bytes each, and 33 a chunk": 2e6 * (18 + 33) / 1e9,
+        "memory: rows, in the driver and in every shard": n * per["bytes_of_a_row_in_memory"] / 1e9,
+        "memory: vectors while they are put together, two copies": 2 * n * DIM * 4 / 1e9,
+        "memory: the matrix of all pairs and its copy (without `--neighbours`)": 8 * n * n / 1e9,
     }
 
 
@@ -140,7 +145,7 @@ def main() -> None:
     for name, count in told["passes"].items():
         hours = " | ".join(f"{count / rate / given.gpus / 3600:,.2f} h" for rate in RATES)
         print(f"| {name} | {count:,} | {hours} |")
-    print("\n| holds | GB |\n|---|---:|")
+    print("\n| what | GB |\n|---|---:|")
     for name, size in told["gigabytes"].items():
         print(f"| {name} | {size:,.1f} |")
 

@@ -73,6 +73,10 @@ def cli() -> None:
 @click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
 @click.option("--print-config", is_flag=True, help="Print all settings as commented YAML for --config, and stop.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
+@click.option("--engine", default="local", show_default=True, help="local, or ray: workers of a cluster (extra ray).")
+@click.option("--address", help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT.  [default: a local one]")
+@click.option("--workers", type=int, help="Workers of --engine ray.  [default: one per CPU, or as GPUs allow]")
+@click.option("--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 0]")
 @click.option(
     "--shard", metavar="I/K", help="Do part I of K of embedding and labelling, beside others; then run without."
 )
@@ -102,9 +106,11 @@ def run_command(
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
+    from nncift.scale.shards import Shard
     from nncift.scale.start import ClusterSettings, engine_of
     from nncift.teachers import registry
 
+    part = None if shard is None else Shard.parse(shard)
     cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     teacher = registry.create(
         settings, settings.device, seed=settings.seed, encoder=settings.encoder,
@@ -121,12 +127,11 @@ def run_command(
 
             show_estimate(told)
         return told
-    if shard is not None:
+    if part is not None:
         from nncift.scale.sharded import run_shard
-        from nncift.scale.shards import Shard
 
         told = run_shard(
-            settings, pool, Path(str(out)), Shard.parse(shard), teacher=teacher, target=target, existing=existing,
+            settings, pool, Path(str(out)), part, teacher=teacher, target=target, existing=existing,
             progress=progress(show),
         )  # fmt: skip
         if show:

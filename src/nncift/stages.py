@@ -71,8 +71,9 @@ class Work:
         """What does pieces in this process."""
         return Hands(self.teacher, lambda: encoder_of(self), lambda: probe_of(self))
 
-    def each(self, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
-        """Keep what other processes have finished of a job, and have the rest done."""
+    def each(self, job: Job, pieces: Sequence[Piece], keep: Keep) -> float:
+        """Keep what other processes have finished of a job, and have the rest done; return the seconds of the others."""
+        others = 0.0
         todo = {piece.name: piece for piece in pieces}
         with self.progress(job.what, sum(piece.size for piece in pieces)) as advance:
 
@@ -82,15 +83,18 @@ class Work:
 
             for name, outcome in self.engine.found(job, todo):
                 kept(todo.pop(name), outcome)
+                others += outcome.seconds
             self.engine.each(self.hands, job, list(todo.values()), kept)
+        return others
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Labourer:
-    """Labels by the engine of a run. rows: on both axes."""
+    """Labels by the engine of a run. rows: on both axes. others: seconds of other processes whose labels were taken."""
 
     work: Work
     rows: Examples
+    others: float = 0.0
 
     @cached_property
     def _content(self) -> dict[str, str]:
@@ -104,7 +108,7 @@ class _Labourer:
 
     def each(self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep) -> None:
         job = Job("label", hand, fingerprint(dict(self.work.teacher.describe())), what, self.rows)
-        self.work.each(job, pieces, keep)
+        self.others += self.work.each(job, pieces, keep)
 
 
 def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> tuple[Axes, tuple[Rejection, ...]]:
@@ -356,10 +360,11 @@ def label(
         before = None
         while not stage.done and plan is not None:
             write_json(work.directory.file(TEACHER), dict(work.teacher.describe()))
-            spent = labelling.compute(plan, _Labourer(work, rows))
+            labourer = _Labourer(work, rows)
+            spent = labelling.compute(plan, labourer)
             before = spent.seconds_before if before is None else before
             # What a killed session had labelled is known from its chunks alone; this session's time is added on leaving.
-            stage.cost.seconds = max(stage.cost.seconds, before)
+            stage.cost.seconds = max(stage.cost.seconds, before) + labourer.others
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
             plan = None
             if settings.plan == "active" and isinstance(labelling, PairLabelling):

@@ -89,7 +89,9 @@ def test_shards_of_less_train_one_warm_up(start: Start, tmp_path: Path) -> None:
     assert told["finished"]
     warm = tmp_path / "joined/labels/teacher"
     before = {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")}
-    start("joined", **LESS)
+    done = start("joined", **LESS)
+    assert done.ledger["stages"]["label"]["seconds"] > told["stages"]["label"]["seconds"] > 0
+    assert done.ledger["stages"]["embed"]["seconds"] > told["stages"]["embed"]["seconds"] > 0
     assert before
     assert {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")} == before
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
@@ -107,6 +109,20 @@ def test_shards_go_round_by_round(case: str, start: Start, tmp_path: Path) -> No
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
     assert not any("shard" in note for note in done.warnings)
     assert not (tmp_path / "joined/shards").exists()
+
+
+@pytest.mark.slow
+def test_ray_by_the_command_line(llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "nncift", "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "lm",
+        "--labels", "40%", "--budget", "20%", "--template", "plain", "--quiet",
+    ]  # fmt: skip
+    subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
+    elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
+    subprocess.run(
+        [*command, "--out", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2"], check=True, env=elsewhere
+    )
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
 
 
 @pytest.mark.slow
