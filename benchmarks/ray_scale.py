@@ -4,6 +4,9 @@ The same labels are made by this process, by one local Ray worker and by two, on
 have loaded their model before the clock starts; how long that takes is told apart. Labels of all three are compared to the byte.
 Beside seconds on the clock stand seconds of CPU time of every process, which other work on the machine does not stretch: where
 cores are shared, only these tell what Ray adds, and how evenly workers share the work (the busiest process bounds the time).
+
+`--waiting 0.005`: workers wait so many seconds for every pass and compute nothing, as a driver sees workers on GPUs: then seconds
+on the clock tell how far driver and Ray keep up, also on cores that are busy.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nncift import config
 from nncift.config import RunSettings
@@ -32,8 +37,11 @@ from nncift.files import fingerprint
 from nncift.plan import LabelPlan
 from nncift.rundir import RunDir
 from nncift.scale.cluster import OnRay
-from nncift.scale.pieces import Engine, Here, Job, Piece
-from nncift.scale.start import ClusterSettings, engine_of
+from nncift.scale.hands import Hands
+from nncift.scale.pieces import Engine, Here, Job, Keep, Outcome, Piece
+from nncift.scale.records import Record, pack
+from nncift.scale.start import ClusterSettings
+from nncift.scale.worker import Order, Worker
 from nncift.stages import Work, label, plan_labels, refuse_impossible, usable_rows
 from nncift.teachers import registry
 
@@ -59,6 +67,35 @@ class Measured:
         return self.driver + sum(self.workers)
 
 
+def waited(piece: Piece) -> Outcome:
+    """Wait for as long as a piece shall take, and give zeros."""
+    time.sleep(float(os.environ["NNCIFT_WAIT"]) * piece.size)
+    return Outcome({"values": np.zeros(piece.size, np.float32)}, 0, piece.size, told={"shortened": False})
+
+
+class Waiter(Worker):
+    """A worker that computes nothing."""
+
+    def do(self, order: Order) -> list[bytes]:
+        """Wait."""
+        return [pack(Record(order.job.key, piece.name, waited(piece))) for piece in order.pieces]
+
+
+class Waiters(OnRay):
+    """A cluster that computes nothing."""
+
+    made_of = Waiter
+
+
+class WaitingHere(Here):
+    """A run in this process that computes nothing."""
+
+    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+        """Wait."""
+        for piece in pieces:
+            keep(piece, waited(piece))
+
+
 def cpu_seconds(process: int) -> float:
     """Return the CPU time of a process so far, all threads (Linux)."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -76,7 +113,7 @@ def measure(settings: RunSettings, pool: Examples, engine: Engine, workers: int)
         job = Job("label", "label", fingerprint(dict(teacher.describe())), "", axes.rows)
         chunks = [chunk for chunk, _ in plan.generation_chunks(0) if chunk.source is not None][: 4 * workers]
         first = [
-            Piece(str(chunk.index), place, chunk, 10**6, (*chunk.targets, str(chunk.source)))
+            Piece(str(chunk.index), place, chunk, len(chunk.targets), (*chunk.targets, str(chunk.source)))
             for place, chunk in enumerate(chunks)
         ]
         began = time.perf_counter()
@@ -95,12 +132,13 @@ def measure(settings: RunSettings, pool: Examples, engine: Engine, workers: int)
 
 
 @contextmanager
-def hired(workers: int, settings: RunSettings) -> Iterator[Engine]:
+def hired(workers: int, settings: RunSettings, *, waiting: bool) -> Iterator[Engine]:
     """Give an engine: this process for 0 workers, else a local cluster of its own."""
     if not workers:
-        yield Here()
+        yield WaitingHere() if waiting else Here()
         return
-    with engine_of(ClusterSettings(workers=workers), settings, Path(tempfile.gettempdir())) as engine:
+    made = Waiters if waiting else OnRay
+    with made(settings, Path(tempfile.gettempdir()), ClusterSettings(workers=workers)) as engine:
         yield engine
 
 
@@ -113,8 +151,10 @@ def main() -> None:
     parser.add_argument("--labels", default="50%")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--waiting", type=float, help="Seconds that a pass takes without computing anything.")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    os.environ["NNCIFT_WAIT"] = str(given.waiting or 0)
     settings = config.resolve(
         {"teacher": "delift", "model": given.model, "labels": given.labels, "encoder": "hash", "device": "cpu"}
     )
@@ -123,7 +163,7 @@ def main() -> None:
     found: dict[int, list[Measured]] = {}
     for _ in range(given.rounds):
         for workers in (0, 1, given.workers):
-            with hired(workers, settings) as engine:
+            with hired(workers, settings, waiting=given.waiting is not None) as engine:
                 found.setdefault(workers, []).append(measure(settings, pool, engine, max(1, workers)))
     none, one, more = found[0], found[1], found[given.workers]
     ratios = {
@@ -135,6 +175,7 @@ def main() -> None:
     told: dict[str, Any] = {
         "rows": len(pool),
         "workers": given.workers,
+        "waiting": given.waiting,
         "rounds": given.rounds,
         "machine": {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
         "same_labels": len({run.labels for runs in found.values() for run in runs}) == 1,

@@ -43,7 +43,12 @@ class _Hand:
 
 
 class OnRay:
-    """Workers of a Ray cluster, used as a context manager; they start with the first job and stay until the end."""
+    """Workers of a Ray cluster, used as a context manager; they start with the first job and stay until the end.
+
+    made_of: what a worker's process runs. lost: workers that were lost so far.
+    """
+
+    made_of: type[Worker] = Worker
 
     def __init__(self, settings: RunSettings, run: Path, cluster: ClusterSettings) -> None:
         if importlib.util.find_spec("ray") is None:
@@ -201,7 +206,7 @@ class OnRay:
 
         threads = os.environ.get("OMP_NUM_THREADS", "1")
         kept = {name: value for name, value in os.environ.items() if name.startswith(("NNCIFT_", "HF_", "NUMBA_"))}
-        made = ray.remote(Worker).options(
+        made = ray.remote(self.made_of).options(
             num_cpus=1,
             num_gpus=self._cluster.gpus_per_worker,
             max_restarts=0,
