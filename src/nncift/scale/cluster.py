@@ -26,6 +26,7 @@ from nncift.scale.worker import Order, Worker, orders
 
 log = logging.getLogger(__name__)
 
+PASSED_ON = ("HF_HUB_OFFLINE", "NUMBA_NUM_THREADS")
 AHEAD = 2
 """Orders that a worker has at a time, so that it does not wait for the next."""
 TRIES = 3
@@ -205,7 +206,8 @@ class OnRay:
         import ray
 
         threads = os.environ.get("OMP_NUM_THREADS", "1")
-        kept = {name: value for name, value in os.environ.items() if name.startswith(("NNCIFT_", "HF_", "NUMBA_"))}
+        # No more than these: what is in a runtime environment, anyone on the cluster can read.
+        kept = {name: value for name, value in os.environ.items() if name.startswith("NNCIFT_") or name in PASSED_ON}
         made = ray.remote(self.made_of).options(
             num_cpus=1,
             num_gpus=self._cluster.gpus_per_worker,
