@@ -16,6 +16,7 @@ import pytest
 
 import nncift
 from nncift import cli, encode
+from nncift.scale.start import ClusterSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -139,6 +140,27 @@ def shell(text: str, patch: pytest.MonkeyPatch) -> None:
             pytest.fail(f"a page shows a line that no test runs: {line}")
 
 
+def array(text: str, patch: pytest.MonkeyPatch) -> None:
+    """Run a script of SLURM, once for every task of its array."""
+    tasks = range(1, int(found[1]) + 1) if (found := re.search(r"--array=1-(\d+)", text)) else [1]
+    for task in tasks:
+        own = text.replace("$SLURM_ARRAY_TASK_ID", str(task)).replace("$SLURM_ARRAY_TASK_COUNT", str(len(tasks)))
+        assert "$" not in own
+        shell(own, patch)
+
+
+def ray_lines(text: str) -> None:
+    """Check lines that need a cluster: flags are read and fit each other, and nothing is started (tests/scale does)."""
+    for line in text.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:2] == ["nncift", "run"]:
+            given = cli.run_command.make_context("run", words[2:]).params
+            flags = {name: given[name] for name in ("address", "workers", "gpus_per_worker")}
+            assert ClusterSettings.of(given["engine"], given["shard"], **flags) is not None, line
+        elif words:
+            assert words[:2] == ["ray", "start"], line
+
+
 def names_of(page: str) -> dict[str, Any]:
     """Return what a block of a page takes for granted."""
     if page != "docs/teachers.md":
@@ -161,6 +183,10 @@ def test_every_block_of_a_page_runs_as_it_stands(page: str, reader: Path, monkey
             shutil.rmtree("runs", ignore_errors=True)
         if language in ("shell", "sh", "bash"):
             shell(text, monkeypatch)
+        elif language == "slurm":
+            array(text, monkeypatch)
+        elif language == "ray":
+            ray_lines(text)
         elif language == "python":
             exec(compile(text, page, "exec"), names)
         elif language == "toml":

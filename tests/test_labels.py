@@ -30,6 +30,7 @@ def work_off(store: LabelStore, most: int | None = None) -> list[int]:
     for generation, chunk, positions in list(store.pending())[:most]:
         store.write(generation, chunk, positions, teach(chunk), 0.25)
         done.append(chunk.index)
+    store.flush()
     return done
 
 
@@ -56,6 +57,20 @@ def test_an_interrupted_store_goes_on_where_it_was_and_ends_with_the_same_bytes(
         halting += work_off(LabelStore.open(tmp_path / "halting"), most)
     assert halting == straight
     assert files(tmp_path / "halting") == files(tmp_path / "straight")
+
+
+def test_what_waits_for_the_disk_is_there_after_a_second_and_lost_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LabelStore.open(tmp_path)
+    store.adopt(made())
+    pending = list(store.pending())
+    for seconds, left in ((3600.0, len(pending)), (0.0, len(pending) - 2)):
+        monkeypatch.setattr("nncift.labels.FLUSH_SECONDS", seconds)
+        generation, chunk, positions = pending.pop()
+        store.write(generation, chunk, positions, teach(chunk), 0.25)
+        assert len(list(LabelStore.open(tmp_path).pending())) == left
+    assert store.progress().seconds == 0.5
 
 
 def test_a_chunk_without_its_flag_is_computed_again(tmp_path: Path) -> None:

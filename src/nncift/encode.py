@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from nncift.files import atomic, fingerprint
 from nncift.lm import CausalLM
 from nncift.loading import fingerprint as model_fingerprint
 from nncift.loading import locate, resolve_device
+from nncift.scale.memory import free_cache
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -93,9 +94,7 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
         """Encode texts; sentence-transformers sorts by length and batches."""
-        vectors = self.model.encode(
-            list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
+        vectors = self._encoded(list(texts))
         counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
             "input_ids"
         ]
@@ -103,6 +102,24 @@ class SentenceEncoder:
         # A model in half precision has normalised in half precision.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, np.array([len(ids) for ids in counts], np.int32)
+
+    def _encoded(self, texts: list[str]) -> Any:
+        """Encode in batches that are halved, for good, where memory runs out. Raises ResourceError where one text is too much."""
+        import torch
+
+        while True:
+            try:
+                return self.model.encode(
+                    texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+                )
+            except torch.OutOfMemoryError as error:
+                if self._batch_size == 1:
+                    raise ResourceError(
+                        f"the encoder {self.name!r} cannot hold one text in the device's memory; use --device cpu"
+                    ) from error
+            # Only now: while the error is handled, its frames hold the batch's memory.
+            self._batch_size //= 2
+            free_cache()
 
     def describe(self) -> Mapping[str, Any]:
         """Return name, weights and limits."""
@@ -136,11 +153,11 @@ class LanguageModelEncoder:
         batch: list[int] = []
         for index in sorted(range(len(ids)), key=lambda position: (len(ids[position]), position)):
             if batch and (len(batch) + 1) * len(ids[index]) > self._batch_tokens:
-                vectors[batch] = self._pool([ids[position] for position in batch])
+                vectors[batch] = self._pooled([ids[position] for position in batch])
                 batch = []
             batch.append(index)
         if batch:
-            vectors[batch] = self._pool([ids[position] for position in batch])
+            vectors[batch] = self._pooled([ids[position] for position in batch])
         return vectors, counts
 
     def describe(self) -> Mapping[str, Any]:
@@ -157,6 +174,9 @@ class LanguageModelEncoder:
     def _tokens(self, text: str) -> list[int]:
         encoded = self.lm.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
         return [int(token) for token in encoded] or [0]
+
+    def _pooled(self, ids: Sequence[Sequence[int]]) -> Floats:
+        return np.stack(self.lm.fits.run(ids, len, lambda part: list(self._pool(part))))
 
     def _pool(self, ids: Sequence[Sequence[int]]) -> Floats:
         import torch
@@ -234,6 +254,53 @@ class Embedded:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Block:
+    """Texts that are encoded in one go. place: among all ranges of texts. keys: hashes of the texts, in their order."""
+
+    place: int
+    keys: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+KeepBlock = Callable[[Block, Floats, npt.NDArray[np.int32]], None]
+
+
+class BlockEncoder(Protocol):
+    """Who encodes blocks."""
+
+    def found(self) -> Iterator[tuple[Sequence[str], Floats, npt.NDArray[np.int32]]]:
+        """Yield what is encoded already elsewhere: keys, vectors and token counts."""
+        ...
+
+    def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
+        """Encode blocks, and keep each one's vectors and token counts."""
+        ...
+
+
+class _Alone:
+    """Encodes in this process."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def found(self) -> Iterator[tuple[Sequence[str], Floats, npt.NDArray[np.int32]]]:
+        return iter(())
+
+    def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
+        for block in blocks:
+            keep(block, *self._encoder.encode(block.texts))
+
+
+def _blocks(wanted: Mapping[str, str], known: Mapping[str, object]) -> list[Block]:
+    keys, found = list(wanted), []
+    for place, start in enumerate(range(0, len(keys), BLOCK)):
+        missing = tuple(key for key in keys[start : start + BLOCK] if key not in known)
+        if missing:
+            found.append(Block(place, missing, tuple(wanted[key] for key in missing)))
+    return found
+
+
 class EmbeddingCache:
     """Vectors on disk by content, one folder per encoder fingerprint."""
 
@@ -241,31 +308,47 @@ class EmbeddingCache:
         self._encoder = encoder
         self._folder = (root or cache_folder()) / "embeddings" / fingerprint(dict(encoder.describe()))
 
-    def embed(self, texts: Sequence[str], advance: Callable[[int], None] = lambda done: None) -> Embedded:
+    def embed(
+        self,
+        texts: Sequence[str],
+        advance: Callable[[int], None] = lambda done: None,
+        by: BlockEncoder | None = None,
+    ) -> Embedded:
         """Return the vectors of texts, encoding those that are not in the cache; `advance` hears of finished texts.
 
-        Raises DataError where the encoder gives vectors that are not finite.
+        Blocks are ranges of the different texts in their order, without those that are known: what is encoded beside what
+        depends on texts and cache alone. by: who encodes the blocks, this process by default. Raises DataError where the encoder
+        gives vectors that are not finite.
         """
+        by = by or _Alone(self._encoder)
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32] for text in texts]
         wanted = dict(zip(keys, texts, strict=True))
-        dim = int(self._encoder.describe()["dim"])
+        described = self._encoder.describe()
+        dim, limit = int(described["dim"]), described["max_tokens"]
         known = self._load(wanted, dim)
-        missing = [key for key in wanted if key not in known]
-        advance(len(texts) - len(missing))
+        for told, vectors, counts in by.found():
+            fresh = [row for row, key in enumerate(told) if key in wanted and key not in known]
+            if fresh and vectors.shape == (len(told), dim):
+                self._save([told[row] for row in fresh], vectors[fresh], counts[fresh])
+                known.update((told[row], (vectors[row], int(counts[row]))) for row in fresh)
+        blocks = _blocks(wanted, known)
+        missing = sum(len(block.texts) for block in blocks)
+        advance(len(texts) - missing)
         tokens = 0
-        limit = self._encoder.describe()["max_tokens"]
-        for start in range(0, len(missing), BLOCK):
-            block = missing[start : start + BLOCK]
-            vectors, counts = self._encoder.encode([wanted[key] for key in block])
+
+        def keep(block: Block, vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
+            nonlocal tokens
             if not np.isfinite(vectors).all():
                 raise DataError("the encoder gave vectors that are not finite; its weights may be damaged")
-            self._save(block, vectors, counts)
-            known.update(zip(block, zip(vectors, counts.tolist(), strict=True), strict=True))
+            self._save(block.keys, vectors, counts)
+            known.update(zip(block.keys, zip(vectors, counts.tolist(), strict=True), strict=True))
             tokens += int(np.minimum(counts, limit).sum() if limit else counts.sum())
-            advance(len(block))
+            advance(len(block.texts))
+
+        by.encode(blocks, keep)
         vectors = np.array([known[key][0] for key in keys], np.float32).reshape(len(keys), dim)
         truncated = sum(limit is not None and known[key][1] > limit for key in keys)
-        return Embedded(vectors, truncated, len(missing), tokens, tuple(known[key][1] for key in keys))
+        return Embedded(vectors, truncated, missing, tokens, tuple(known[key][1] for key in keys))
 
     def _load(self, wanted: Mapping[str, str], dim: int) -> dict[str, tuple[Floats, int]]:
         from safetensors import SafetensorError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from nncift.errors import DataError
 from nncift.files import atomic, write_json
 from nncift.ground import Existing
 from nncift.rundir import RunDir
+from nncift.scale.pieces import Here
 from nncift.stages import Work, encoder_of, probed
 
 VECTORS, ABOUT = "existing.npy", "existing.json"
@@ -39,7 +41,8 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
             # Passes of the teacher's model: hidden states that are embeddings, and what a probe asks.
             passes, parts = (embedded.fresh if work.settings.encoder == "lm" else 0), [embedded.vectors]
             if features == "probe":
-                found = probed(work, rows, stage)
+                # Shards leave nothing about these rows; what they left about others is paid for already.
+                found = probed(replace(work, engine=Here()), rows, stage)
                 passes, parts = passes + len(rows), [*parts, found.vectors]
             with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
                 np.save(stream, np.concatenate(parts, axis=1), allow_pickle=False)

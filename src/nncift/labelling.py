@@ -7,9 +7,9 @@ the cost of the full teacher.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +21,9 @@ from nncift.files import atomic, fingerprint, write_json
 from nncift.labels import LabelStore
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, LabelPlan, Wish, describe, grow
-from nncift.progress import Progress
 from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
-from nncift.teachers import RowTeacher, Teacher
+from nncift.scale.pieces import Keep, Outcome, Piece, as_floats
+from nncift.teachers import ChunkLabels, RowLabels, RowTeacher, Teacher
 from nncift.vectors import Vectors
 
 
@@ -62,7 +62,20 @@ class Spent:
     seconds_before: float
 
 
-Prepare = Callable[[Sequence[str]], None]
+class Labourer(Protocol):
+    """Has pieces of a plan labelled."""
+
+    def name(self, kind: str, source: str | None, ids: Sequence[str]) -> str:
+        """Return a hash of what a piece is about: its rows and their content."""
+        ...
+
+    def know(self, ids: Sequence[str]) -> None:
+        """Make the teacher of this process know rows."""
+        ...
+
+    def each(self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep) -> None:
+        """Have pieces done by a method of `Hands` and keep what becomes of each."""
+        ...
 
 
 class Labelling(Protocol):
@@ -76,8 +89,8 @@ class Labelling(Protocol):
         """Return the plan that the wish asks for; nothing is written."""
         ...
 
-    def compute(self, plan: LabelPlan | RowPlan, prepare: Prepare, progress: Progress) -> Spent:
-        """Label what is pending; `prepare` makes the teacher know the rows that it needs."""
+    def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
+        """Have what is pending labelled, and keep it."""
         ...
 
     def utilities(self) -> dict[str, LabelledPairs]:
@@ -125,23 +138,28 @@ class PairLabelling:
             relative=self._teacher.relative,
         )
 
-    def compute(self, plan: LabelPlan | RowPlan, prepare: Prepare, progress: Progress) -> Spent:
+    def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
         """Label chunk by chunk."""
         if not isinstance(plan, LabelPlan):
             raise DataError("this run was planned for a teacher that is paid by the row; use another --out")
-        store, teacher = self._store, self._teacher
+        store = self._store
         store.adopt(plan)
         before = store.progress().seconds
-        pending = list(store.pending())
-        prepare(
-            sorted({item for _, chunk, _ in pending for item in (*chunk.targets, chunk.source) if item is not None})
-        )
-        with progress("labelling pairs", sum(len(chunk.targets) for _, chunk, _ in pending)) as advance:
-            for generation, chunk, positions in pending:
-                began = time.perf_counter()
-                labels = teacher.label(chunk)
-                store.write(generation, chunk, positions, labels, time.perf_counter() - began)
-                advance(len(chunk.targets))
+        pending = {}
+        for generation, chunk, positions in store.pending():
+            ids = tuple(item for item in (*chunk.targets, chunk.source) if item is not None)
+            name = work.name("pair", chunk.source, ids)
+            pending[name] = generation, positions, Piece(name, chunk.index, chunk, len(chunk.targets), ids)
+
+        def keep(piece: Piece, outcome: Outcome) -> None:
+            generation, positions, _ = pending[piece.name]
+            labels = ChunkLabels(as_floats(outcome, "values"), outcome.tokens, bool(outcome.told["shortened"]))
+            store.write(generation, piece.task, positions, labels, outcome.seconds)
+
+        try:
+            work.each("label", "labelling pairs", [piece for *_, piece in pending.values()], keep)
+        finally:
+            store.flush()
         done = store.progress()
         return Spent(done.tokens, done.passes, before)
 
@@ -211,22 +229,27 @@ class RowLabelling:
         """Return the grown plan."""
         return grow_rows(self._store.plan, axes.target_ids, axes.sources.ids, wish, seed, shared=axes.shared)
 
-    def compute(self, plan: LabelPlan | RowPlan, prepare: Prepare, progress: Progress) -> Spent:
+    def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
         """Measure chunk by chunk, then derive the utilities of all pairs among measured rows."""
         if not isinstance(plan, RowPlan):
             raise DataError("this run was planned for a teacher that is paid by the pair; use another --out")
         store, teacher = self._store, self._teacher
         store.adopt(plan)
-        prepare(sorted(plan.measured))
+        work.know(sorted(plan.measured))
         store.set_width(teacher.width)
         before = store.progress().seconds
-        pending = list(store.pending())
-        with progress("measuring rows", sum(len(ids) for *_, ids in pending)) as advance:
-            for generation, index, ids in pending:
-                began = time.perf_counter()
-                labels = teacher.measure(ids)
-                store.write(generation, index, labels, time.perf_counter() - began)
-                advance(len(ids))
+        sizes = [0, *accumulate(len(chunks) for chunks in plan.chunks)]
+        pending = {}
+        for generation, index, ids in store.pending():
+            name = work.name("rows", None, ids)
+            pending[name] = generation, index, Piece(name, sizes[generation] + index, ids, len(ids), ids)
+
+        def keep(piece: Piece, outcome: Outcome) -> None:
+            generation, index, _ = pending[piece.name]
+            labels = RowLabels(as_floats(outcome, "values"), outcome.tokens, outcome.passes)
+            store.write(generation, index, labels, outcome.seconds)
+
+        work.each("measure", "measuring rows", [piece for *_, piece in pending.values()], keep)
         self._save(store.utilities(teacher))
         done = store.progress()
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.

@@ -7,6 +7,7 @@ cost of every chunk, whose flag is set last: a chunk that was interrupted is com
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from nncift.store import RowStore
 from nncift.teachers import Chunk, ChunkLabels
 
 COSTS = ("tokens", "passes", "seconds", "shortened")
+FLUSH_SECONDS = 1.0
+"""How much finished work may wait to be put on disk: what a kill costs beside the chunk that it interrupts."""
+
+_Finished = tuple[npt.NDArray[np.intp], npt.NDArray[np.float32], int, list[float]]
+"""Positions, values, index and cost of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class LabelStore:
     def __init__(self, folder: Path, plan: LabelPlan | None) -> None:
         self._folder = folder
         self._opened: dict[int, tuple[RowStore, RowStore]] = {}
+        self._waiting: dict[int, list[_Finished]] = {}
+        self._flushed = time.monotonic()
         self.plan = plan
 
     @classmethod
@@ -88,7 +96,7 @@ class LabelStore:
     def pending(self) -> Iterator[tuple[int, Chunk, npt.NDArray[np.intp]]]:
         """Yield the chunks without labels: generation, chunk, and the positions of its entries."""
         for generation in range(len(self._plan.generations)):
-            _, done = self._stores(generation)
+            _, done = self._written(generation)
             chunks = self._plan.generation_chunks(generation)
             first = chunks[0][0].index if chunks else 0
             for chunk, positions in chunks:
@@ -98,12 +106,23 @@ class LabelStore:
     def write(
         self, generation: int, chunk: Chunk, positions: npt.NDArray[np.intp], labels: ChunkLabels, seconds: float
     ) -> None:
-        """Keep a chunk's values and cost, flag last."""
-        values, done = self._stores(generation)
-        values.write(positions, labels.values[:, None])
-        first = int(self._plan.generations[generation].chunk.min())
+        """Keep a chunk's values and cost; they are on disk after `flush`, which comes by itself once FLUSH_SECONDS are over."""
         passes = int(np.isfinite(labels.values).sum())
-        done.write(chunk.index - first, [labels.tokens, passes, seconds, labels.shortened])
+        cost = [labels.tokens, passes, seconds, labels.shortened]
+        self._waiting.setdefault(generation, []).append((positions, labels.values, chunk.index, cost))
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put the chunks that wait on disk, all at once, since a disk takes as long for one as for many; flags come last."""
+        for generation, chunks in self._waiting.items():
+            values, done = self._stores(generation)
+            positions, found, indices, costs = zip(*chunks, strict=True)
+            values.write(np.concatenate(positions), np.concatenate(found)[:, None])
+            first = int(self._plan.generations[generation].chunk.min())
+            done.write(np.array(indices, np.intp) - first, np.array(costs, np.float64))
+        self._waiting.clear()
+        self._flushed = time.monotonic()
 
     def progress(self) -> Progress:
         """Sum up the finished chunks."""
@@ -111,7 +130,7 @@ class LabelStore:
         cost = np.zeros(len(COSTS))
         pairs = missing = blocks = 0
         for generation, entries in enumerate(plan.generations):
-            values, done = self._stores(generation)
+            values, done = self._written(generation)
             cost += done.values[np.asarray(done.filled)].sum(axis=0)
             paired = np.asarray(values.filled) & (entries.source != NO_SOURCE)
             pairs += int(paired.sum())
@@ -126,7 +145,7 @@ class LabelStore:
         """
         plan = self._plan
         entries = plan.entries
-        stores = [self._stores(generation)[0] for generation in range(len(plan.generations))]
+        stores = [self._written(generation)[0] for generation in range(len(plan.generations))]
         if not all(np.all(store.filled) for store in stores):
             raise DataError(f"labels in {str(self._folder)!r} are not complete; run the same command again")
         raw = np.concatenate([np.asarray(store.values[:, 0]) for store in stores])
@@ -150,6 +169,11 @@ class LabelStore:
         if self.plan is None:
             raise DataError("this run has no label plan yet")
         return self.plan
+
+    def _written(self, generation: int) -> tuple[RowStore, RowStore]:
+        """Return the values and costs of a generation, nothing left waiting."""
+        self.flush()
+        return self._stores(generation)
 
     def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
         if generation not in self._opened:

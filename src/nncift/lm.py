@@ -22,6 +22,7 @@ import numpy.typing as npt
 from nncift.errors import ResourceError, UsageError
 from nncift.loading import ModelSource as ModelSource
 from nncift.loading import context_limit, fingerprint, first_line, load_model, locate, resolve_device, resolve_dtype
+from nncift.scale.memory import Fits
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,7 @@ class CausalLM:
         self.fingerprint = fingerprint
         self.context = context
         self.device = next(model.parameters()).device
+        self.fits = Fits()
         self._small = self.device.type == "cpu" and model.num_parameters() < SMALL
         self._fast_head, self._fast_prefix = self._try_shortcuts()
 
@@ -164,7 +166,7 @@ class CausalLM:
 
         if not ids or not self._fast_prefix:
             return Prefix(tuple(ids), None)
-        with torch.inference_mode(), self._threads():
+        with self._reading(f"a prefix of {len(ids)} tokens"):
             self._refuse_unknown(torch.tensor(ids))
             output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
         return Prefix(tuple(ids), output.past_key_values)
@@ -173,19 +175,21 @@ class CausalLM:
         """Return the log-probability of every response token of every row, teacher-forced, float32.
 
         The logits at position k - 1 predict token k. Rows are padded on the right, which a causal model cannot see.
-        One forward pass over all rows: the caller chooses how many. Every row needs a token before its response.
-        Raises ResourceError for token ids that the model does not have, and where the device's memory is too small.
+        One forward pass over all rows, several where they do not fit into memory at once: the caller chooses how many. Every row
+        needs a token before its response. Raises ResourceError for token ids that the model does not have, and where the device's
+        memory is too small for one row.
         """
+        with self._reading(f"one row of up to {max(map(len, rows))} tokens behind {len(prefix.ids)}"):
+            return self.fits.run(rows, len, lambda part: self._scored(prefix, part), before=len(prefix.ids))
+
+    def _scored(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         before: tuple[int, ...] = () if prefix.cache is not None else prefix.ids
         laid = _laid_out(rows, before)
         self._refuse_unknown(laid.ids)
-        with self._reading(f"{len(rows)} rows of {laid.ids.shape[1]} tokens behind {len(prefix.ids)}"):
-            given: dict[str, Any] = {"use_cache": False}
-            if prefix.cache is not None:
-                given = {"use_cache": True, "past_key_values": prefix.repeated(len(rows))}
-            values = self._gold(laid, given)
-            flat = values.cpu().numpy()
-        return _split(flat, rows)
+        given: dict[str, Any] = {"use_cache": False}
+        if prefix.cache is not None:
+            given = {"use_cache": True, "past_key_values": prefix.repeated(len(rows))}
+        return _split(self._gold(laid, given).cpu().numpy(), rows)
 
     def read(self, rows: Sequence[Row]) -> list[Reading]:
         """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
@@ -194,11 +198,14 @@ class CausalLM:
         empty, and then so are its log-probabilities; otherwise the row needs a token before it. Raises ResourceError as
         `log_probabilities` does.
         """
+        with self._reading(f"one row of up to {max(map(len, rows))} tokens"):
+            return self.fits.run(rows, len, self._shown)
+
+    def _shown(self, rows: Sequence[Row]) -> list[Reading]:
         laid = _laid_out(rows, ())
         self._refuse_unknown(laid.ids)
-        with self._reading(f"{len(rows)} rows of {laid.ids.shape[1]} tokens"):
-            hidden, values = self._hidden_and_gold(laid)
-            states, flat = hidden.float().cpu().numpy(), values.cpu().numpy()
+        hidden, values = self._hidden_and_gold(laid)
+        states, flat = hidden.float().cpu().numpy(), values.cpu().numpy()
         return [
             Reading(logs, states[index, : len(row)])
             for index, (row, logs) in enumerate(zip(rows, _split(flat, rows), strict=True))
@@ -258,7 +265,7 @@ class CausalLM:
                 yield
         except torch.OutOfMemoryError as error:
             raise ResourceError(
-                f"{what} do not fit into the memory of {self.device}; try --dtype bfloat16 or a smaller --context"
+                f"{what} does not fit into the memory of {self.device}; try --dtype bfloat16 or a smaller --context"
             ) from error
 
     @contextmanager

@@ -29,6 +29,9 @@ from nncift.report import write_report
 from nncift.results import Run, finish
 from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
+from nncift.scale.pieces import Engine, Here
+from nncift.scale.shards import Joining
+from nncift.scale.start import ClusterSettings, engine_of
 from nncift.stages import (
     Work,
     embed,
@@ -53,12 +56,14 @@ def run(
     existing: Examples | str | Path | Sequence[str | Path] | None = None,
     encoder: str | Encoder = "minilm",
     progress: Progress = silent,
+    cluster: ClusterSettings | None = None,
     **settings: Any,
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
     pool, and the optional target and existing sets: examples already read, or files. teacher and encoder: names or objects.
-    out: the run directory; one that exists is continued or extended. Raises the errors of `nncift.errors`.
+    out: the run directory; one that exists is continued or extended. cluster: whose workers embed and label.
+    Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
     if isinstance(teacher, str):
@@ -75,16 +80,18 @@ def run(
         teacher = registry.create(
             resolved, resolved.device, seed=resolved.seed, encoder=resolved.encoder, workspace=workspace_of(out)
         )
-    return execute(
-        resolved,
-        pool if isinstance(pool, Examples) else read_pool(resolved),
-        out,
-        teacher=teacher,
-        target=target if isinstance(target, Examples) else read_target(resolved),
-        existing=existing if isinstance(existing, Examples) else read_existing(resolved),
-        encoder=None if isinstance(encoder, str) else encoder,
-        progress=progress,
-    )
+    with engine_of(cluster, resolved, Path(out)) as engine:
+        return execute(
+            resolved,
+            pool if isinstance(pool, Examples) else read_pool(resolved),
+            out,
+            teacher=teacher,
+            target=target if isinstance(target, Examples) else read_target(resolved),
+            existing=existing if isinstance(existing, Examples) else read_existing(resolved),
+            encoder=None if isinstance(encoder, str) else encoder,
+            progress=progress,
+            engine=engine,
+        )
 
 
 def read_pool(settings: RunSettings) -> Examples:
@@ -119,8 +126,12 @@ def execute(
     existing: Examples | None = None,
     encoder: Encoder | None = None,
     progress: Progress = silent,
+    engine: Engine | None = None,
 ) -> Run:
-    """Run every stage that is not finished yet, and return the run."""
+    """Run every stage that is not finished yet, and return the run.
+
+    engine: has the pieces of stages done, in this process by default; what shards left is taken first.
+    """
     if target is None:
         target = read_target(settings)
     if existing is None:
@@ -129,7 +140,8 @@ def execute(
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
-        work = Work(directory, settings, teacher, encoder, progress)
+        joining = Joining(directory.path, engine or Here())
+        work = Work(directory, settings, teacher, encoder, progress, engine=joining)
         axes, rejected = usable_rows(work, pool, wanted)
         wishes = Wishes.read(settings)
         wishes.check(Rows.of(axes.sources))
@@ -143,6 +155,7 @@ def execute(
         rows = Rows.of(axes.sources, tokens)
         settled = wishes.settle(rows, vectors.text)
         labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
+        joining.tidy()
         write_rows_file(directory.path, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of)
@@ -156,7 +169,7 @@ def execute(
             )
         selection = choose(work.directory, work.keys, settings, rows, settled, ground)
         subset = axes.sources.subset(selection.pop("ids"))
-        notes = (*pool.notes, *_truncation(vectors.truncated, len(axes.rows)))
+        notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
         done = finish(work, axes, subset, selection, rejected, fidelity, notes)
         with progress("writing the report", 1):
             write_card(done.path)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.data.examples import Example, Examples
-from nncift.encode import Embedded, EmbeddingCache
+from nncift.encode import BlockEncoder, Embedded, EmbeddingCache
 from nncift.errors import DataError, UsageError
 from nncift.lm import CausalLM, Reading, Row
 from nncift.seeds import generator
@@ -167,19 +167,28 @@ class _Cached:
         self.texts = [
             json.dumps([[turn.role, turn.content] for turn in row.messages] + [row.response]) for row in examples
         ]
-        self._rows = dict(zip(self.texts, examples, strict=True))
+        self.rows = dict(zip(self.texts, examples, strict=True))
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
-        return self._probe.read([self._rows[text] for text in texts])
+        return self._probe.read([self.rows[text] for text in texts])
 
     def describe(self) -> Mapping[str, Any]:
         return {**self._probe.describe(), "dim": self._probe.views.dim, "max_tokens": self._probe.lm.context}
 
 
-def features_of(probe: Probe, examples: Examples, advance: Callable[[int], None] = lambda done: None) -> Embedded:
-    """Return the features of rows, `(n, dim)`, those that were read before from the cache. Raises DataError, ResourceError."""
+def features_of(
+    probe: Probe,
+    examples: Examples,
+    advance: Callable[[int], None] = lambda done: None,
+    by: Callable[[Mapping[str, Example]], BlockEncoder] | None = None,
+) -> Embedded:
+    """Return the features of rows, `(n, dim)`, those that were read before from the cache.
+
+    by: makes who reads the blocks, from the row that every text stands for; this process by default. Raises DataError,
+    ResourceError.
+    """
     cached = _Cached(probe, examples)
-    return EmbeddingCache(cached).embed(cached.texts, advance)
+    return EmbeddingCache(cached).embed(cached.texts, advance, None if by is None else by(cached.rows))
 
 
 def probe_like(described: Mapping[str, Any], device: str = "auto") -> Probe:

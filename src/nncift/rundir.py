@@ -29,7 +29,7 @@ from nncift.ledger import StageCost, Stopwatch
 
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
-BEFORE_MANIFEST = frozenset({".lock", "stages", "costs.json", "pool.json", "unusable.json", "labels"})
+BEFORE_MANIFEST = frozenset({".lock", "stages", "costs.json", "pool.json", "unusable.json", "labels", "shards"})
 """What a run can leave that was refused or killed before its settings were settled."""
 
 PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")

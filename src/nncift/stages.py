@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from nncift import subtasks
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.data import Examples
-from nncift.data.examples import Rejection
+from nncift.data.examples import Example, Rejection
 from nncift.encode import Embedded, EmbeddingCache, Encoder, create
 from nncift.errors import DataError, UsageError
 from nncift.files import atomic, fingerprint, write_json
@@ -28,6 +29,9 @@ from nncift.probe import Probe, features_of
 from nncift.progress import Progress, silent
 from nncift.rows import SCORE, RowPlan
 from nncift.rundir import RunDir, Stage
+from nncift.scale.blocks import ByEngine
+from nncift.scale.hands import Hands
+from nncift.scale.pieces import Engine, Here, Job, Keep, Outcome, Piece, Unfinished
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher
 from nncift.vectors import VectorFiles, Vectors
@@ -39,7 +43,10 @@ TEACHER = "labels/teacher.json"
 
 @dataclass
 class Work:
-    """What every stage works with. keys: fingerprints of the stages so far. prepared: the teacher knows all rows."""
+    """What every stage works with.
+
+    keys: fingerprints of the stages so far. prepared: the teacher knows all rows. engine: has the pieces of stages done.
+    """
 
     directory: RunDir
     settings: RunSettings
@@ -48,6 +55,7 @@ class Work:
     progress: Progress = silent
     keys: dict[str, str] = field(default_factory=dict)
     prepared: bool = False
+    engine: Engine = field(default_factory=Here)
 
     def key(self, stage: str, *parts: Any) -> str:
         """Set and return the fingerprint of a stage."""
@@ -57,6 +65,50 @@ class Work:
     def labels(self) -> Labelling:
         """Return the run's labels as they are on disk."""
         return open_labels(self.directory.file("labels"), self.teacher)
+
+    @property
+    def hands(self) -> Hands:
+        """What does pieces in this process."""
+        return Hands(self.teacher, lambda: encoder_of(self), lambda: probe_of(self))
+
+    def each(self, job: Job, pieces: Sequence[Piece], keep: Keep) -> float:
+        """Keep what other processes have finished of a job, and have the rest done; return the seconds of the others."""
+        others = 0.0
+        todo = {piece.name: piece for piece in pieces}
+        with self.progress(job.what, sum(piece.size for piece in pieces)) as advance:
+
+            def kept(piece: Piece, outcome: Outcome) -> None:
+                keep(piece, outcome)
+                advance(piece.size)
+
+            for name, outcome in self.engine.found(job, todo):
+                kept(todo.pop(name), outcome)
+                others += outcome.seconds
+            self.engine.each(self.hands, job, list(todo.values()), kept)
+        return others
+
+
+@dataclass
+class _Labourer:
+    """Labels by the engine of a run. rows: on both axes. others: seconds of other processes whose labels were taken."""
+
+    work: Work
+    rows: Examples
+    others: float = 0.0
+
+    @cached_property
+    def _content(self) -> dict[str, str]:
+        return {row.id: row.content_hash for row in self.rows}
+
+    def name(self, kind: str, source: str | None, ids: Sequence[str]) -> str:
+        return fingerprint(kind, source, [[item, self._content[item]] for item in ids])
+
+    def know(self, ids: Sequence[str]) -> None:
+        self.work.hands.know(self.rows.subset(ids))
+
+    def each(self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep) -> None:
+        job = Job("label", hand, fingerprint(dict(self.work.teacher.describe())), what, self.rows)
+        self.others += self.work.each(job, pieces, keep)
 
 
 def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> tuple[Axes, tuple[Rejection, ...]]:
@@ -159,18 +211,27 @@ def embed(work: Work, axes: Axes) -> Vectors:
 
     Raises DataError where those of an earlier session cannot be read, UsageError for a probe without a language model.
     """
+    embed_rows(work, axes.rows)
+    probe_rows(work, axes.rows)
+    return VectorFiles(work.directory.path).on(axes.target_ids, axes.sources.ids)
+
+
+def embed_rows(work: Work, rows: Examples) -> None:
+    """Embed rows. Raises Unfinished where other shards must do the rest."""
     vectors_file = work.directory.file("embeddings.npy")
     # An encoder given as an object may differ from the one that its name stands for.
     given = dict(work.encoder.describe()) if work.encoder else None
-    rows = axes.rows
     key = work.key("embed", _identity(rows), work.settings.part(EncoderSettings), given)
     with work.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
             encoder = encoder_of(work)
-            with work.progress("embedding rows", len(rows)) as advance:
-                embedded = EmbeddingCache(encoder).embed([example.text for example in rows], advance)
-            stage.cost.model_tokens += embedded.tokens
-            stage.cost.model_passes += embedded.fresh
+            job = Job("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
+            by = ByEngine(work.engine, replace(work.hands, encoder=lambda: encoder), job)
+            with work.progress(job.what, len(rows)) as advance:
+                embedded = EmbeddingCache(encoder).embed([example.text for example in rows], advance, by)
+            stage.cost.model_tokens += embedded.tokens + by.others.tokens
+            stage.cost.model_passes += embedded.fresh + by.others.passes
+            stage.cost.seconds += by.others.seconds
             with atomic(vectors_file) as part, part.open("wb") as stream:
                 np.save(stream, embedded.vectors, allow_pickle=False)
             about = {
@@ -178,8 +239,6 @@ def embed(work: Work, axes: Axes) -> Vectors:
                 "tokens": _token_counts(work.teacher, rows, embedded.counts),
             }  # fmt: skip
             write_json(work.directory.file("embeddings.json"), about)
-    _probe(work, rows)
-    return VectorFiles(work.directory.path).on(axes.target_ids, axes.sources.ids)
 
 
 def encoder_of(work: Work) -> Encoder:
@@ -190,8 +249,8 @@ def encoder_of(work: Work) -> Encoder:
     )
 
 
-def _probe(work: Work, rows: Examples) -> None:
-    """Ask the teacher's model once about every row, where the student is to read that."""
+def probe_rows(work: Work, rows: Examples) -> None:
+    """Ask the teacher's model once about every row, where the student is to read that. Raises Unfinished as `embed_rows`."""
     if work.settings.features != "probe":
         return
     left = ("probe.npy", "probe.json")
@@ -213,8 +272,18 @@ def _probe(work: Work, rows: Examples) -> None:
 
 def probed(work: Work, rows: Examples, stage: Stage) -> Embedded:
     """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their outcome."""
-    with work.progress("probing rows", len(rows)) as advance:
-        found = features_of(probe_of(work), rows, advance)
+    probe = probe_of(work)
+    job = Job("probe", "ask", fingerprint(probe.describe()), "probing rows")
+    others = []
+
+    def by_engine(of: Mapping[str, Example]) -> ByEngine:
+        hands = replace(work.hands, probe=lambda: probe)
+        others.append(ByEngine(work.engine, hands, job, lambda texts: [of[text] for text in texts]))
+        return others[0]
+
+    with work.progress(job.what, len(rows)) as advance:
+        found = features_of(probe, rows, advance, by_engine)
+    stage.cost.seconds += sum(by.others.seconds for by in others)
     limit = language_model(work.teacher).context
     stage.cost.model_tokens += sum(min(count, limit) for count in found.counts)
     stage.cost.model_passes += len(rows)
@@ -278,32 +347,31 @@ def wish_of(settings: RunSettings) -> Wish:
     return Wish(share, count, settings.plan or "scatter", settings.test_items, settings.validation_items)
 
 
-def label(work: Work, axes: Axes, plan: LabelPlan | RowPlan | None, vectors: Vectors) -> dict[str, LabelledPairs]:
+def label(
+    work: Work, axes: Axes, plan: LabelPlan | RowPlan | None, vectors: Vectors | None
+) -> dict[str, LabelledPairs]:
     """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split.
 
-    An active plan grows round by round, from the labels that are there and the vectors.
+    An active plan grows round by round, from the labels that are there and the vectors; vectors: None in a shard that waits for
+    those of others. Raises Unfinished where other shards must do what is left.
     """
     labelling, rows, settings = work.labels(), axes.rows, work.settings
     with work.directory.stage("label", work.keys["label"]) as stage:
         before = None
         while not stage.done and plan is not None:
             write_json(work.directory.file(TEACHER), dict(work.teacher.describe()))
-            spent = labelling.compute(plan, lambda ids: _prepare(work, rows.subset(ids)), work.progress)
+            labourer = _Labourer(work, rows)
+            spent = labelling.compute(plan, labourer)
             before = spent.seconds_before if before is None else before
             # What a killed session had labelled is known from its chunks alone; this session's time is added on leaving.
-            stage.cost.seconds = max(stage.cost.seconds, before)
+            stage.cost.seconds = max(stage.cost.seconds, before) + labourer.others
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
             plan = None
             if settings.plan == "active" and isinstance(labelling, PairLabelling):
+                if vectors is None:
+                    raise Unfinished("embed", 0)
                 plan = labelling.after(wish_of(settings), vectors, settings.seed)
     return labelling.utilities()
-
-
-def _prepare(work: Work, rows: Examples) -> None:
-    """Make the teacher know rows that were found usable before. Raises DataError where it refuses one now."""
-    refused = work.teacher.prepare(rows)
-    if refused:
-        raise DataError(f"the teacher refuses a row that it took before: {refused[0]}")
 
 
 def _refuse_few_targets(rows: int) -> None:

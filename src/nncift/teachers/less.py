@@ -279,20 +279,22 @@ class Less:
         adam = Adam(checkpoint, self.adam, device)
         found = np.empty((2, len(rows), k), dtype=np.float32)
         with self.trainable.at(checkpoint.weights):
-            for batch in self._batches(rows):
-                target, source = torch.zeros((2, len(batch), k), device=device)
 
-                def consume(
-                    name: str, here: slice, gradients: torch.Tensor,
-                    target: torch.Tensor = target, source: torch.Tensor = source,
-                ) -> None:  # fmt: skip
+            def measure(places: Sequence[int]) -> Sequence[int]:
+                target, source = torch.zeros((2, len(places), k), device=device)
+
+                def consume(name: str, here: slice, gradients: torch.Tensor) -> None:
                     self.projection.add(name, gradients, target[here])
                     if self.adam != "none":
                         self.projection.add(name, adam.direction(name, gradients), source[here])
 
-                self._gradients.run([rows[place] for place in batch], consume)
-                found[0, batch] = target.cpu().numpy()
-                found[1, batch] = (target if self.adam == "none" else source).cpu().numpy()
+                self._gradients.run([rows[place] for place in places], consume)
+                found[0, places] = target.cpu().numpy()
+                found[1, places] = (target if self.adam == "none" else source).cpu().numpy()
+                return places
+
+            for batch in self._batches(rows):
+                self.lm.fits.run(batch, lambda place: len(rows[place]), measure)
         return found
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:

@@ -6,6 +6,7 @@ Every epoch leaves a checkpoint with the optimiser's state; a loop that was stop
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,10 @@ def draw(rows: Mapping[str, Row], recipe: Recipe, seed: int, record: Path | None
         found = {"key": key, "ids": drawn, "tokens": tokens}
         if record is not None:
             record.parent.mkdir(parents=True, exist_ok=True)
-            write_json(record, found)
+            # Shards that begin at the same time draw the same rows, and each puts them on record.
+            own = record.with_name(f"{record.stem}-{os.getpid()}{record.suffix}")
+            write_json(own, found)
+            os.replace(own, record)
     return [Row(prompt, response) for prompt, response in found["tokens"]]
 
 

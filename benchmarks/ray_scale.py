@@ -1,0 +1,194 @@
+"""What Ray costs and gives: `python benchmarks/ray_scale.py --model FOLDER --data FILE [--rows 60] [--rounds 3] [--json]`.
+
+The same labels are made by this process, by one local Ray worker and by two, one thread each, in turn, several times. The workers
+have loaded their model before the clock starts; how long that takes is told apart. Labels of all three are compared to the byte.
+Beside seconds on the clock stand seconds of CPU time of every process, which other work on the machine does not stretch: where
+cores are shared, only these tell what Ray adds, and how evenly workers share the work (the busiest process bounds the time).
+
+`--waiting 0.005`: workers wait so many seconds for every pass and compute nothing, as a driver sees workers on GPUs: then seconds
+on the clock tell how far driver and Ray keep up, also on cores that are busy.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is loaded, and for the workers, which inherit it.
+os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift import config
+from nncift.config import RunSettings
+from nncift.data import Examples, read
+from nncift.files import fingerprint
+from nncift.plan import LabelPlan
+from nncift.rundir import RunDir
+from nncift.scale.cluster import OnRay
+from nncift.scale.hands import Hands
+from nncift.scale.pieces import Engine, Here, Job, Keep, Outcome, Piece
+from nncift.scale.records import Record, pack
+from nncift.scale.start import ClusterSettings
+from nncift.scale.worker import Order, Worker
+from nncift.stages import Work, label, plan_labels, refuse_impossible, usable_rows
+from nncift.teachers import registry
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds until all workers have their model, and of labelling: on the clock, and CPU time of driver and workers."""
+
+    ready: float
+    seconds: float
+    driver: float
+    workers: tuple[float, ...]
+    labels: bytes
+
+    @property
+    def busiest(self) -> float:
+        """CPU seconds of the busiest process."""
+        return max(self.driver, *self.workers) if self.workers else self.driver
+
+    @property
+    def together(self) -> float:
+        """CPU seconds of all processes."""
+        return self.driver + sum(self.workers)
+
+
+def waited(piece: Piece) -> Outcome:
+    """Wait for as long as a piece shall take, and give zeros."""
+    time.sleep(float(os.environ["NNCIFT_WAIT"]) * piece.size)
+    return Outcome({"values": np.zeros(piece.size, np.float32)}, 0, piece.size, told={"shortened": False})
+
+
+class Waiter(Worker):
+    """A worker that computes nothing."""
+
+    def do(self, order: Order) -> list[bytes]:
+        """Wait."""
+        return [pack(Record(order.job.key, piece.name, waited(piece))) for piece in order.pieces]
+
+
+class Waiters(OnRay):
+    """A cluster that computes nothing."""
+
+    made_of = Waiter
+
+
+class WaitingHere(Here):
+    """A run in this process that computes nothing."""
+
+    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+        """Wait."""
+        for piece in pieces:
+            keep(piece, waited(piece))
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time of a process so far, all threads (Linux)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(settings: RunSettings, pool: Examples, engine: Engine, workers: int) -> Measured:
+    """Label and measure."""
+    teacher = registry.create(settings, "cpu")
+    with tempfile.TemporaryDirectory() as folder, RunDir(Path(folder) / "run", settings) as directory:
+        work = Work(directory, settings, teacher, engine=engine)
+        axes, _ = usable_rows(work, pool)
+        plan = plan_labels(work, axes)
+        assert isinstance(plan, LabelPlan)
+        job = Job("label", "label", fingerprint(dict(teacher.describe())), "", axes.rows)
+        chunks = [chunk for chunk, _ in plan.generation_chunks(0) if chunk.source is not None][: 4 * workers]
+        first = [
+            Piece(str(chunk.index), place, chunk, len(chunk.targets), (*chunk.targets, str(chunk.source)))
+            for place, chunk in enumerate(chunks)
+        ]
+        began = time.perf_counter()
+        # Until all workers are there, and then once more, so that each has done something.
+        there = 0
+        while there < workers:
+            there = len(engine.processes()) if isinstance(engine, OnRay) else workers
+            engine.each(work.hands, job, first, lambda piece, outcome: None)
+        processes = [os.getpid(), *(engine.processes() if isinstance(engine, OnRay) else [])]
+        ready, before = time.perf_counter(), [cpu_seconds(process) for process in processes]
+        label(work, axes, plan, None)
+        seconds = time.perf_counter() - ready
+        spent = [cpu_seconds(process) - was for process, was in zip(processes, before, strict=True)]
+        labels = (directory.path / "labels" / "values-000.npy").read_bytes()
+        return Measured(ready - began, seconds, spent[0], tuple(spent[1:]), labels)
+
+
+@contextmanager
+def hired(workers: int, settings: RunSettings, *, waiting: bool) -> Iterator[Engine]:
+    """Give an engine: this process for 0 workers, else a local cluster of its own."""
+    if not workers:
+        yield WaitingHere() if waiting else Here()
+        return
+    made = Waiters if waiting else OnRay
+    with made(settings, Path(tempfile.gettempdir()), ClusterSettings(workers=workers)) as engine:
+        yield engine
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--rows", type=int, default=60)
+    parser.add_argument("--labels", default="50%")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--waiting", type=float, help="Seconds that a pass takes without computing anything.")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    os.environ["NNCIFT_WAIT"] = str(given.waiting or 0)
+    settings = config.resolve(
+        {"teacher": "delift", "model": given.model, "labels": given.labels, "encoder": "hash", "device": "cpu"}
+    )
+    pool = read(given.data, limit=given.rows)
+    settings = refuse_impossible(settings, pool, registry.create(settings, "cpu"))
+    found: dict[int, list[Measured]] = {}
+    for _ in range(given.rounds):
+        for workers in (0, 1, given.workers):
+            with hired(workers, settings, waiting=given.waiting is not None) as engine:
+                found.setdefault(workers, []).append(measure(settings, pool, engine, max(1, workers)))
+    none, one, more = found[0], found[1], found[given.workers]
+    ratios = {
+        "overhead_of_one_worker_clock": [b.seconds / a.seconds - 1 for a, b in zip(none, one, strict=True)],
+        "overhead_of_one_worker_cpu": [b.together / a.together - 1 for a, b in zip(none, one, strict=True)],
+        "speedup_clock": [b.seconds / c.seconds for b, c in zip(one, more, strict=True)],
+        "speedup_busiest_process_cpu": [b.busiest / c.busiest for b, c in zip(one, more, strict=True)],
+    }
+    told: dict[str, Any] = {
+        "rows": len(pool),
+        "workers": given.workers,
+        "waiting": given.waiting,
+        "rounds": given.rounds,
+        "machine": {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
+        "same_labels": len({run.labels for runs in found.values() for run in runs}) == 1,
+        "runs": {
+            ("no Ray" if not workers else f"{workers} workers"): [
+                {name: value for name, value in asdict(run).items() if name != "labels"} for run in runs
+            ]
+            for workers, runs in found.items()
+        },
+        **{name: {"median": statistics.median(each), "each": each} for name, each in ratios.items()},
+    }
+    print(json.dumps(told, indent=None if given.json else 2))
+
+
+if __name__ == "__main__":
+    main()

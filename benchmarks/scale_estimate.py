@@ -1,0 +1,154 @@
+"""What ten million rows and 64 GPUs would take, on paper: `python benchmarks/scale_estimate.py [--rows 10000000] [--gpus 64]`.
+
+Measured here, on generated rows: bytes of memory and on disk per row, and how fast one driver keeps chunks of labels and a shard
+its records. The rest is arithmetic: passes from the plan, hours by assumed passes a second of a GPU, since none was at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.data import read
+from nncift.files import write_json
+from nncift.labels import LabelStore
+from nncift.plan import Wish, grow
+from nncift.rows_file import write_rows_file
+from nncift.scale.pieces import Outcome
+from nncift.scale.records import Record, Writer
+from nncift.scale.records import read as read_records
+from nncift.teachers import ChunkLabels
+
+WORDS = (
+    "the of a sort list name add sum red blue green cat dog bird sky sea tree house long short first last word".split()
+)
+RATES = (10, 50, 200)
+"""Assumed passes a second of an 8B model on one GPU."""
+DIM = 1024
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Write rows of about 80 words each."""
+    random = np.random.default_rng(0)
+    with path.open("w", encoding="utf-8") as stream:
+        for number in range(rows):
+            words = [WORDS[place] for place in random.integers(len(WORDS), size=80)]
+            row = {"id": f"{number:08d}", "instruction": " ".join(words[:20]), "output": " ".join(words[20:])}
+            stream.write(json.dumps(row) + "\n")
+
+
+def measured(rows: int) -> dict[str, float]:
+    """Return bytes per row and rates, measured in this process."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder / "pool.jsonl", rows)
+        found["bytes_of_a_row_in_the_file"] = (folder / "pool.jsonl").stat().st_size / rows
+        began = time.perf_counter()
+        read(folder / "pool.jsonl")
+        found["rows_read_a_second"] = rows / (time.perf_counter() - began)
+        tracemalloc.start()
+        pool = read(folder / "pool.jsonl")
+        found["bytes_of_a_row_in_memory"] = tracemalloc.get_traced_memory()[0] / rows
+        tracemalloc.stop()
+        write_json(folder / "pool.json", {row.id: row.content_hash for row in pool})
+        found["bytes_of_a_row_in_pool_json"] = (folder / "pool.json").stat().st_size / rows
+        write_rows_file(folder, pool, None, {})
+        found["bytes_of_a_row_in_rows_parquet"] = (folder / "rows.parquet").stat().st_size / rows
+        store = LabelStore.open(folder / "labels")
+        store.adopt(grow(None, pool.ids, pool.ids, Wish(None, 2000, "scatter", 30, 20), 0, shared=True, relative=True))
+        found["bytes_of_a_row_in_a_plan"] = (folder / "labels" / "plan-000.json").stat().st_size / rows
+        pending = list(store.pending())
+        began = time.perf_counter()
+        for generation, chunk, positions in pending:
+            store.write(generation, chunk, positions, ChunkLabels(np.zeros(len(positions), np.float32), 0), 0.0)
+        store.flush()
+        found["chunks_kept_a_second"] = len(pending) / (time.perf_counter() - began)
+        block = Outcome({"vectors": np.ones((512, DIM), np.float32)})
+        writer, began = Writer(folder / "embed.pieces"), time.perf_counter()
+        for number in range(100):
+            writer.add(Record("job", str(number), block))
+        writer.close()
+        found["gb_of_records_written_a_second"] = (
+            100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
+        )
+        began = time.perf_counter()
+        assert sum(1 for _ in read_records(folder / "embed.pieces")) == 100
+        found["gb_of_records_read_a_second"] = (
+            100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
+        )
+    return found
+
+
+def passes(n: int) -> dict[str, int]:
+    """Return passes of the 8B model by what is asked for; held-out items (50) and their few thousand pairs are left out."""
+    return {
+        "`--labels 2000000`, scatter: pairs, and each target once without an example": 4_000_000,
+        "`--labels 20000000`, scatter": 20_000_000 + n,
+        "`--labels 1%`, block or scatter: (n/100)² pairs": (n // 100) ** 2 + (n if n < 10**10 else 0),
+        "`--features probe`: every row once": n,
+        "LESS, `--labels 1%`, 4 checkpoints: rows, each forward and backward": 4 * (n // 100),
+    }
+
+
+def sizes(n: int, per: dict[str, float]) -> dict[str, float]:
+    """Return gigabytes by what holds them."""
+    return {
+        f"disk: `embeddings.npy`, {DIM} numbers a row": n * DIM * 4 / 1e9,
+        "disk: the same in the cache by content, and once more in shards until they are joined": 2 * n * DIM * 4 / 1e9,
+        "disk: `probe.npy`, 1,289 numbers a row": n * 1289 * 4 / 1e9,
+        "disk: `rows.parquet`": n * per["bytes_of_a_row_in_rows_parquet"] / 1e9,
+        "disk: `pool.json`, and the ids of a label plan": n
+        * (per["bytes_of_a_row_in_pool_json"] + per["bytes_of_a_row_in_a_plan"])
+        / 1e9,
+        "disk: 2 million labels, 18 bytes each, and 33 a chunk": 2e6 * (18 + 33) / 1e9,
+        "memory: rows, in the driver and in every shard": n * per["bytes_of_a_row_in_memory"] / 1e9,
+        "memory: vectors while they are put together, two copies": 2 * n * DIM * 4 / 1e9,
+        "memory: the matrix of all pairs and its copy (without `--neighbours`)": 8 * n * n / 1e9,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--gpus", type=int, default=64)
+    parser.add_argument("--measured-rows", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    n, per = given.rows, measured(given.measured_rows)
+    told: dict[str, Any] = {
+        "rows": n,
+        "gpus": given.gpus,
+        "measured": per,
+        "passes": passes(n),
+        "gigabytes": sizes(n, per),
+    }
+    if given.json:
+        print(json.dumps(told))
+        return
+    for name, value in per.items():
+        print(f"{name.replace('_', ' ')}: {value:,.1f}")
+    print(
+        "\n| asked for | passes | "
+        + " | ".join(f"{rate} passes/s" for rate in RATES)
+        + " |\n|---|---:|"
+        + "---:|" * len(RATES)
+    )
+    for name, count in told["passes"].items():
+        hours = " | ".join(f"{count / rate / given.gpus / 3600:,.2f} h" for rate in RATES)
+        print(f"| {name} | {count:,} | {hours} |")
+    print("\n| what | GB |\n|---|---:|")
+    for name, size in told["gigabytes"].items():
+        print(f"| {name} | {size:,.1f} |")
+
+
+if __name__ == "__main__":
+    main()

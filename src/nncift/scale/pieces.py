@@ -1,0 +1,113 @@
+"""Pieces of a stage: blocks of rows to embed or probe, chunks of the label plan; and engines, which have them done.
+
+What a piece consists of is fixed by rows and plan alone, never by who does it, so that a run's numbers are the same whichever
+engine did them. A stage hands its pieces to the engine of its `Work` and keeps the outcomes; it does not ask where they were
+computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.data.examples import Examples
+
+if TYPE_CHECKING:
+    from nncift.scale.hands import Hands
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is computed in one go.
+
+    name: hash of its content, the same in every process. place: its position among all pieces of its job, done or not. task:
+    what a worker is given. size: steps of progress. ids: rows that a teacher must know for it.
+    """
+
+    name: str
+    place: int
+    task: Any
+    size: int
+    ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a piece: arrays by name, and what it cost: tokens and passes of a model, and seconds."""
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    tokens: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What pieces have in common.
+
+    stage: whose cost they are. hand: the method of `Hands` that does them. key: hash of all that decides outcomes beside the
+    piece itself: model, wording, precision. what: for people. rows: where the rows are found that a teacher must know.
+    """
+
+    stage: str
+    hand: str
+    key: str
+    what: str
+    rows: Examples | None = None
+
+
+Keep = Callable[[Piece, Outcome], None]
+Each = Callable[[Job, Sequence[Piece], Keep], None]
+"""Has pieces done and keeps what becomes of each."""
+
+
+class Engine(Protocol):
+    """Has pieces done."""
+
+    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
+        """Yield what other processes have finished of a job, all of it or what is wanted: the piece's name and its outcome."""
+        ...
+
+    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+        """Have pieces done and keep every outcome, in this thread. Raises Unfinished where others must do the rest."""
+        ...
+
+
+class Unfinished(Exception):  # noqa: N818 - no error: a shard has done its part
+    """A stage waits for pieces that other shards do. left: how many."""
+
+    def __init__(self, stage: str, left: int) -> None:
+        super().__init__(f"{left} pieces of {stage} are left for other shards")
+        self.stage, self.left = stage, left
+
+
+class Here:
+    """The engine of a run in one process: one piece after the other."""
+
+    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
+        """Yield nothing: there are no other processes."""
+        return iter(())
+
+    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+        """Do all pieces."""
+        hands.prepare(job, pieces)
+        for piece in pieces:
+            keep(piece, timed(hands, job, piece))
+
+
+def timed(hands: Hands, job: Job, piece: Piece) -> Outcome:
+    """Do a piece and measure its seconds."""
+    began = time.perf_counter()
+    outcome: Outcome = getattr(hands, job.hand)(piece.task)
+    return replace(outcome, seconds=time.perf_counter() - began)
+
+
+def as_floats(outcome: Outcome, name: str) -> npt.NDArray[np.float32]:
+    """Return an array of an outcome as float32."""
+    return np.asarray(outcome.arrays[name], np.float32)

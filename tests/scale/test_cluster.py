@@ -1,0 +1,143 @@
+"""Ray: what workers do is what one process does, to the byte, also where workers and machines are lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncift import config, encode
+from nncift.errors import ResourceError, UsageError
+from nncift.scale import cluster
+from nncift.scale.cluster import OnRay
+from nncift.scale.start import ClusterSettings
+
+from .conftest import content
+
+Start = Callable[..., Any]
+
+
+def test_flags_that_do_not_fit_are_refused() -> None:
+    assert ClusterSettings.of("local", "1/2", workers=None) is None
+    for engine, shard, given, why in (
+        ("spark", None, {}, "local or ray"), ("local", None, {"workers": 2}, "goes with --engine ray"),
+        ("ray", "1/2", {}, "give one of them"), ("ray", None, {"workers": 0}, "at least 1"),
+        ("ray", None, {"gpus_per_worker": -1}, "0 or more"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=why):
+            ClusterSettings.of(engine, shard, **given)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"nncift\[ray\]"):
+        OnRay(config.resolve({}), tmp_path, ClusterSettings())
+
+
+class Killing(OnRay):
+    """Kills something when so many outcomes have come back from labelling."""
+
+    def __init__(self, *given: Any, after: int, kill: Callable[[OnRay], None]) -> None:
+        super().__init__(*given)
+        self._after, self._kill = after, kill
+
+    def each(self, hands: Any, job: Any, pieces: Any, keep: Any) -> None:
+        """Keep, count and kill."""
+        came = 0
+
+        def kept(piece: Any, outcome: Any) -> None:
+            nonlocal came
+            keep(piece, outcome)
+            came += job.stage == "label"
+            if came == self._after:
+                self._kill(self)
+
+        super().each(hands, job, pieces, kept)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few rows be many blocks and orders."""
+    monkeypatch.setattr(encode, "BLOCK", 7)
+    monkeypatch.setattr("nncift.rows.CHUNK_ROWS", 3)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture
+def two_workers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes an engine of two local workers."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield lambda settings, out: OnRay(settings, tmp_path / out, ClusterSettings(workers=2))
+    ray.shutdown()
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "delift": {"plan": "active"},
+    "less": {"teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}},
+    "probe": {"features": "probe", "encoder": "lm"},
+}
+
+
+@pytest.mark.slow
+def test_two_workers_are_one_process(start: Start, two_workers: Callable[..., Any], tmp_path: Path) -> None:
+    for case, more in CASES.items():
+        start(f"{case}-alone", **more)
+        start(case, engine=two_workers, **more)
+        assert content(tmp_path / case) == content(tmp_path / f"{case}-alone")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_but_time(start: Start, tmp_path: Path) -> None:
+    start("alone")
+    engines = []
+
+    def kill(engine: OnRay) -> None:
+        os.kill(engine.processes()[0], signal.SIGKILL)
+
+    def made(settings: Any, out: str) -> OnRay:
+        engines.append(Killing(settings, tmp_path / out, ClusterSettings(workers=2), after=5, kill=kill))
+        return engines[0]
+
+    start("killed", engine=made)
+    assert engines[0].lost == 1
+    assert content(tmp_path / "killed") == content(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_lost_machine_costs_nothing_but_time(start: Start, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    start("alone")
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        others = [machines.add_node(num_cpus=1) for _ in range(3)]
+        machines.wait_for_nodes()
+        engines = []
+
+        def made(settings: Any, out: str) -> OnRay:
+            given = ClusterSettings(address=machines.address, workers=4)
+            engines.append(
+                Killing(settings, tmp_path / out, given, after=5, kill=lambda engine: machines.remove_node(others[0]))
+            )
+            return engines[0]
+
+        start("lost", engine=made)
+        assert content(tmp_path / "lost") == content(tmp_path / "alone")
+        assert engines[0].lost >= 1
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+
+
+@pytest.mark.slow
+def test_what_a_worker_raises_is_raised_here(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PATIENCE", 5.0)
+    engine = lambda settings, out: OnRay(settings, tmp_path / out, ClusterSettings(workers=1, gpus_per_worker=1))  # noqa: E731
+    with pytest.raises(ResourceError, match="no worker could be had"):
+        start("run", engine=engine)
