@@ -8,6 +8,7 @@ architecture allows them is tried on loading against its plain forward pass; whe
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,6 +161,19 @@ class CausalLM:
         """Whether the logits are the output embeddings' output and nothing else, so that they can be had position by position."""
         return self._fast_head
 
+    def with_cache(self, cache: Any) -> dict[str, Any]:
+        """Return the arguments of a pass that reads and grows a cache; transformers 5.24 gave it another name."""
+        return {"use_cache": True, self._cache_name: cache}
+
+    def cache_of(self, output: Any) -> Any:
+        """Return the cache that a pass left."""
+        return getattr(output, self._cache_name)
+
+    @cached_property
+    def _cache_name(self) -> str:
+        known = inspect.signature(self.model.base_model.forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
     def prefix(self, ids: Sequence[int]) -> Prefix:
         """Compute what rows behind `ids` share. One forward pass over `ids`; none when `ids` is empty."""
         import torch
@@ -169,7 +183,7 @@ class CausalLM:
         with self._reading(f"a prefix of {len(ids)} tokens"):
             self._refuse_unknown(torch.tensor(ids))
             output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
-        return Prefix(tuple(ids), output.past_key_values)
+        return Prefix(tuple(ids), self.cache_of(output))
 
     def log_probabilities(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """Return the log-probability of every response token of every row, teacher-forced, float32.
@@ -188,7 +202,7 @@ class CausalLM:
         self._refuse_unknown(laid.ids)
         given: dict[str, Any] = {"use_cache": False}
         if prefix.cache is not None:
-            given = {"use_cache": True, "past_key_values": prefix.repeated(len(rows))}
+            given = self.with_cache(prefix.repeated(len(rows)))
         return _split(self._gold(laid, given).cpu().numpy(), rows)
 
     def read(self, rows: Sequence[Row]) -> list[Reading]:

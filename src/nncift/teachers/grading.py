@@ -153,7 +153,7 @@ def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form
     starts = [len(row) - len(branch) - 1 for row, branch in zip(rows, form.branches * len(texts), strict=True)]
     with torch.inference_mode(), lm._threads():
         cache = prefix.repeated(len(rows))
-        logits = _logits(lm, rows, starts, past_key_values=cache, use_cache=cache is not None)
+        logits = _logits(lm, rows, starts, **({"use_cache": False} if cache is None else lm.with_cache(cache)))
     return _normalised(logits.reshape(len(texts), -1, logits.shape[1]), form)
 
 
@@ -176,12 +176,10 @@ def shared_probabilities(
     places = lengths + torch.arange(max(map(len, ends)))
     with torch.inference_mode(), lm._threads():
         cache = prefix.repeated(len(bodies))
-        cache = lm.model.base_model(
-            input_ids=_padded(lm, bodies), past_key_values=cache, use_cache=True
-        ).past_key_values
+        cache = lm.cache_of(lm.model.base_model(input_ids=_padded(lm, bodies), **lm.with_cache(cache)))
         cache.batch_repeat_interleave(len(ends))
         logits = _logits(
-            lm, ends * len(bodies), starts * len(bodies), past_key_values=cache, use_cache=True,
+            lm, ends * len(bodies), starts * len(bodies), **lm.with_cache(cache),
             attention_mask=seen.long().to(lm.device), position_ids=places.to(lm.device),
         )  # fmt: skip
     logits = logits.reshape(len(bodies), -1, logits.shape[1])
