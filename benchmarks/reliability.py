@@ -211,7 +211,8 @@ def tables(found: dict[str, Any]) -> str:
     if found["faults"]:
         counted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for fault in found["faults"]:
-            counted[_artefact(fault["where"]), f"{fault['command']}"][fault["outcome"]] += 1
+            command = "run" if fault["command"] == "run" else "read"
+            counted[_artefact(fault["where"]), command][fault["outcome"]] += 1
         columns = (MENDED, UNTOUCHED, REFUSED, SILENT)
         lines += [
             f"| damaged | command | faults | {' | '.join(columns[:3])} | silent |",
