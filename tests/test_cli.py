@@ -430,7 +430,7 @@ def test_control_c_is_exit_code_130_and_the_same_command_goes_on(
         "--budget", "5", "--out", tmp_path / "run", "--quiet",
     ]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        flags = tmp_path / "run" / "labels" / "chunks-000.filled.npy"
+        flags = tmp_path / "run" / "labels" / "chunks-000.sums.npy"
         for _ in range(600):
             if flags.exists():
                 break

@@ -19,6 +19,7 @@ from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, UsageError
 from nncift.evaluate.fidelity import measure
+from nncift.finished import FinishedRun
 from nncift.lm import CausalLM
 from nncift.results import Run
 from nncift.rows import RowLabelStore
@@ -329,19 +330,30 @@ def test_a_run_of_an_object_can_be_repeated_from_its_manifest(
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors"])
-def test_damaged_utilities_are_named(tmp_path: Path, write_pool: Write, content: bytes) -> None:
+def test_damaged_utilities_are_named_and_follow_from_the_rows_again(
+    tmp_path: Path, write_pool: Write, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     run = select(write_pool(40), tmp_path / "run")
+    before = contents(run.path)
     (file,) = (run.path / "labels").glob("utility-*.safetensors")
     file.write_bytes(content)
     with pytest.raises(DataError, match=file.name):
-        select(write_pool(40), tmp_path / "run")
+        FinishedRun(run.path).labels  # noqa: B018 - a property that reads
+    select(write_pool(40), tmp_path / "run", idle := Features())
+    assert idle.asked == []
+    assert file.name in caplog.text
+    assert file.read_bytes() == before[f"labels/{file.name}"]
 
 
-def test_a_damaged_record_of_the_warm_up_is_named(tmp_path: Path, write_pool: Write) -> None:
+def test_a_damaged_record_of_the_warm_up_is_named_and_written_again(
+    tmp_path: Path, write_pool: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     run = select(write_pool(40), tmp_path / "run")
+    before = contents(run.path)
     (run.path / "labels" / "once.json").write_text("[]")
-    with pytest.raises(DataError, match=r"once\.json"):
-        select(write_pool(40), tmp_path / "run")
+    select(write_pool(40), tmp_path / "run")
+    assert "once.json" in caplog.text
+    assert contents(run.path)["labels/once.json"] == before["labels/once.json"]
 
 
 def test_rows_without_a_value_are_warned_of(tmp_path: Path, write_pool: Write) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nncift.errors import DataError
+from nncift.files import read_json
 from nncift.labels import LabelStore, combine
 from nncift.plan import BASE, Entries, LabelPlan, Roles, Wish, grow
 from nncift.teachers import Chunk, ChunkLabels
@@ -194,7 +195,7 @@ def test_a_damaged_plan_is_named(tmp_path: Path, name: str, content: bytes) -> N
 def test_codes_beyond_the_axes_are_damage(tmp_path: Path) -> None:
     LabelStore.open(tmp_path).adopt(made())
     path = tmp_path / "plan-000.json"
-    head = json.loads(path.read_text())
+    head = read_json(path)
     path.write_text(json.dumps({**head, "source_ids": head["source_ids"][:5]}))
     with pytest.raises(DataError, match="beyond the axes"):
         LabelStore.open(tmp_path)

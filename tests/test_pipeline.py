@@ -437,12 +437,16 @@ def test_lost_files_of_a_finished_stage_are_made_again(tmp_path: Path, write_poo
         assert contents(run.path)[name] == before[name]
 
 
-def test_a_damaged_array_is_named(tmp_path: Path, write_pool: Write) -> None:
+def test_a_damaged_array_is_named_and_made_again(
+    tmp_path: Path, write_pool: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     pool = write_pool(40)
     run = select(pool, tmp_path / "run")
+    before = (run.path / "embeddings.npy").read_bytes()
     (run.path / "embeddings.npy").write_bytes(b"not an array")
-    with pytest.raises(DataError, match=r"embeddings\.npy"):
-        select(pool, tmp_path / "run")
+    select(pool, tmp_path / "run")
+    assert "embeddings.npy is damaged" in caplog.text
+    assert (run.path / "embeddings.npy").read_bytes() == before
 
 
 def test_another_encoder_object_is_not_served_with_old_vectors(tmp_path: Path, write_pool: Write) -> None:

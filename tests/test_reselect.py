@@ -382,6 +382,7 @@ def test_predictions_that_are_not_finite_are_refused_with_their_rows(copy: Path)
     ids = json.loads((copy / "embeddings.json").read_text())["ids"]
     vectors[3] = np.nan
     np.save(copy / "embeddings.npy", vectors)
+    (copy / "stages" / "embed.json").unlink()
     with pytest.raises(DataError, match=rf"not finite for 1 source rows \({ids[3]}\)"):
         reselect(copy, {"budget": "5"})
 

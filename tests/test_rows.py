@@ -258,7 +258,7 @@ def test_another_width_is_refused(tmp_path: Path) -> None:
     ("name", "content"),
     [("rows-000.json", "{"), ("rows-000.json", "[]"), ("rows-000.json", "{}"), ("rows-001.json", '{"chunks": 3}'),
      ("width.json", "wide"), ("width.json", "[2]"), ("rowvalues-000.npy", "x"), ("rowvalues-000.json", "x"),
-     ("rowcosts-000.filled.npy", "")],
+     ("rowcosts-000.sums.npy", "")],
 )  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     plan = plan_of(names(40), 0.2)

@@ -17,7 +17,7 @@ from nncift.commands.explain import explain_command
 from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
 from nncift.commands.select import select_command
-from nncift.commands.shell import assignment, command, progress, selection_options, typed
+from nncift.commands.shell import assignment, command, offline_option, progress, selection_options, typed
 from nncift.commands.study import study_command
 from nncift.commands.tune import tune_command
 from nncift.errors import NnciftError, ResourceError, UsageError
@@ -81,6 +81,7 @@ def cli() -> None:
     "--shard", metavar="I/K", help="Do part I of K of embedding and labelling, beside others; then run without."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
+@offline_option
 @command
 def run_command(
     show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, engine: str,
@@ -159,6 +160,7 @@ def run_command(
 @click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
 @click.option("--limit", type=int, help="As in run.")
 @click.option("--device", default="auto", help="Device of the encoder.")
+@offline_option
 @command
 def score_command(
     show: bool, new: tuple[str, ...], run_: Path, out: Path, format_: str, map_: tuple[str, ...], limit: int | None,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift import checksums
 from nncift.errors import DataError, UsageError
 from nncift.seeds import derive, shuffled
 from nncift.student.views import TEXT
@@ -36,6 +37,7 @@ class Selection:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        checksums.verify(path, "selection.parquet", "selection.json")
         try:
             table = pq.read_table(path / "selection.parquet", columns=["id", "source", "length", "selected"])
             ids = table["id"].to_pylist()

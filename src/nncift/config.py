@@ -155,6 +155,10 @@ GROWING = SELECTION | {
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
 
+MOST_BYTES = 1 << 24
+"""Longest settings file."""
+
+
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
     """Join a settings file and given values (which win) into checked settings.
 
@@ -179,13 +183,24 @@ def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 def load(path: Path) -> dict[str, Any]:
     """Read a settings file without checking its values; the `record` of a manifest is left out."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        values = _parsed(path)
+    # An integer of too many digits is a ValueError.
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"the settings file {str(path)!r} cannot be read: {reason}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise DataError(f"the settings file {str(path)!r} must hold names and values, such as `labels: 5%`")
     return {name: value for name, value in values.items() if name != "record"}
+
+
+def _parsed(path: Path) -> Any:
+    """Parse a file without aliases: a few lines of them can stand for more values than memory holds."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+    text = path.read_text(encoding="utf-8")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it has an alias (*name), which settings do not need; write the value out")
+    return yaml.safe_load(text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

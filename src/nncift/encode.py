@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError, NnciftError, ResourceError
-from nncift.files import atomic, fingerprint
+from nncift.files import fingerprint, read_arrays, write_arrays
 from nncift.lm import CausalLM
 from nncift.loading import fingerprint as model_fingerprint
-from nncift.loading import locate, resolve_device
+from nncift.loading import locate, refuse_code, resolve_device
 from nncift.scale.memory import free_cache
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 BLOCK = 512
@@ -77,6 +80,7 @@ class SentenceEncoder:
         """The model, loaded on first use."""
         # Looked for first, since the import takes seconds.
         folder = str(self.folder)
+        refuse_code(self.folder)
         from sentence_transformers import SentenceTransformer
 
         try:
@@ -244,7 +248,7 @@ class Embedded:
     """Vectors of texts, `(n, dim)` float32 of unit norm, and how they came about.
 
     truncated: texts longer than the encoder reads. fresh, tokens: texts and tokens that went through the encoder now.
-    counts: tokens of every text before truncation, by the encoder's tokenizer.
+    counts: tokens of every text before truncation, by the encoder's tokenizer. read: tokens that all texts take.
     """
 
     vectors: Floats
@@ -252,6 +256,7 @@ class Embedded:
     fresh: int
     tokens: int
     counts: tuple[int, ...]
+    read: int
 
 
 @dataclass(frozen=True)
@@ -348,22 +353,22 @@ class EmbeddingCache:
         by.encode(blocks, keep)
         vectors = np.array([known[key][0] for key in keys], np.float32).reshape(len(keys), dim)
         truncated = sum(limit is not None and known[key][1] > limit for key in keys)
-        return Embedded(vectors, truncated, missing, tokens, tuple(known[key][1] for key in keys))
+        every = tuple(known[key][1] for key in keys)
+        read = sum(min(count, limit or count) for count in every)
+        return Embedded(vectors, truncated, missing, tokens, every, read)
 
     def _load(self, wanted: Mapping[str, str], dim: int) -> dict[str, tuple[Floats, int]]:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         found: dict[str, tuple[Floats, int]] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
-                block = load_file(path)
+                block = read_arrays(path)
                 keys = [bytes(key).hex() for key in block["keys"]]
                 shapes = (block["vectors"].shape, block["tokens"].shape)
                 if shapes != ((len(keys), dim), (len(keys),)) or not np.isfinite(block["vectors"]).all():
                     raise ValueError(f"shapes {shapes}")
-            except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            except (OSError, KeyError, TypeError, ValueError) as error:
                 # A damaged block of a cache is no loss: its texts are encoded again.
+                log.warning("%s is damaged (%s); its texts are encoded again", path, error)
                 path.unlink(missing_ok=True)
                 continue
             for row, key in enumerate(keys):
@@ -372,13 +377,11 @@ class EmbeddingCache:
         return found
 
     def _save(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
-        from safetensors.numpy import save_file
-
         self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
         raw = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 16)
-        with atomic(self._folder / f"{name}-{os.getpid()}.safetensors") as part:
-            save_file({"keys": raw, "vectors": np.ascontiguousarray(vectors), "tokens": counts}, part)
+        stored: dict[str, npt.NDArray[Any]] = {"keys": raw, "vectors": vectors, "tokens": counts}
+        write_arrays(self._folder / f"{name}-{os.getpid()}.safetensors", stored)
 
 
 def cache_folder() -> Path:

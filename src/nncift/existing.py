@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from nncift import checksums
 from nncift.config import EncoderSettings
 from nncift.data import Examples
 from nncift.encode import EmbeddingCache
 from nncift.errors import DataError
-from nncift.files import atomic, write_json
+from nncift.files import atomic, load_array, write_json
 from nncift.ground import Existing
 from nncift.rundir import RunDir
 from nncift.scale.pieces import Here
@@ -36,10 +37,9 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
             encoder = encoder_of(work)
             with work.progress("embedding existing rows", len(contents)) as advance:
                 embedded = EmbeddingCache(encoder).embed([row.text for row in rows], advance)
-            stage.cost.model_tokens += embedded.tokens
-            stage.cost.model_passes += embedded.fresh
+            stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
             # Passes of the teacher's model: hidden states that are embeddings, and what a probe asks.
-            passes, parts = (embedded.fresh if work.settings.encoder == "lm" else 0), [embedded.vectors]
+            passes, parts = (len(rows) if work.settings.encoder == "lm" else 0), [embedded.vectors]
             if features == "probe":
                 # Shards leave nothing about these rows; what they left about others is paid for already.
                 found = probed(replace(work, engine=Here()), rows, stage)
@@ -52,9 +52,10 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
 
 def load_existing(directory: RunDir) -> Existing:
     """Read the existing set of a run. Raises DataError where it is damaged."""
+    checksums.verify(directory.path, VECTORS, ABOUT)
     told: dict[str, Any] = directory.read_json(ABOUT, {})
     try:
-        vectors = np.load(directory.file(VECTORS), allow_pickle=False)
+        vectors = load_array(directory.file(VECTORS))
         if len(vectors) != len(told["contents"]):
             raise ValueError(f"{len(vectors)} vectors for {len(told['contents'])} rows")
         return Existing(vectors, tuple(told["contents"]))

@@ -1,27 +1,62 @@
-"""Writing files so that a kill never leaves half of one under its final name."""
+"""Writing files so that a kill never leaves half of one under its final name, and so that damage shows when they are read.
+
+JSON that a run reads back carries a checksum of its content; arrays carry one of their bytes.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import ResourceError
+
+CHECKSUM, KIND = "checksum", "sha256:"
+MISMATCH = "its content does not match its checksum"
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a `.part` path to write to; on success it is flushed to disk and takes the place of `path`."""
     part = path.with_name(path.name + ".part")
+    # What a killed process left, or a link that somebody else put there: neither is written through.
+    part.unlink(missing_ok=True)
     try:
-        yield part
+        with told_when_full(path):
+            yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Raise ResourceError where writing fails because the disk is full, however the library at work says so."""
+    try:
+        yield
+    except Exception as error:
+        # numpy counts what it could not write, and safetensors has an exception of its own.
+        vague = type(error).__name__ == "SafetensorError" or (isinstance(error, OSError) and error.errno is None)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or (
+            vague and ("os error 28" in str(error) or "requested and" in str(error))
+        )
+        if not full:
+            raise
+        raise ResourceError(
+            f"{str(path)!r} cannot be written: No space left on device; make room and give the same command again, which goes "
+            "on where it was"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,6 +71,83 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused, since they are no JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its content, which `read_json` verifies and takes off."""
+    content = json.loads(json.dumps(value, allow_nan=False))
+    write_json(path, {**content, CHECKSUM: _checksum(content)})
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that `write_sealed` wrote: its checksum is verified and taken off; earlier releases wrote none.
+
+    Raises OSError, ValueError or RecursionError where the file is missing or damaged.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        return value
+    found = value.pop(CHECKSUM, None)
+    # The name of the checksum may be what is damaged.
+    lost = found is None and any(str(item).startswith(KIND) for item in value.values())
+    if lost or (found is not None and found != _checksum(value)):
+        raise ValueError(MISMATCH)
+    return value
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return KIND + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays as safetensors, atomically, with a checksum of all of them."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with atomic(path) as part:
+        save_file(arrays, part, metadata={CHECKSUM: _array_checksum(arrays)})
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read named arrays. Raises OSError or ValueError where the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            about = stored.metadata()
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    # Files of releases before checksums have no metadata at all.
+    if about is not None and about.get(CHECKSUM) != _array_checksum(arrays):
+        raise ValueError(MISMATCH)
+    return arrays
+
+
+def _array_checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:
+    """Read or map a `.npy` file without ever unpickling. Raises OSError or ValueError where it is missing or damaged."""
+    try:
+        found: npt.NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (EOFError, SyntaxError, TokenError, TypeError, OverflowError, RecursionError) as error:
+        # A damaged header is read as Python's own text, and fails as such.
+        raise ValueError(f"its header cannot be read: {error}") from error
+    return found
 
 
 def fingerprint(*parts: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift import config
+from nncift import checksums, config
 from nncift.config import RunSettings
 from nncift.data.formats import Layout
 from nncift.errors import DataError
@@ -57,6 +57,7 @@ class FinishedRun:
     @cached_property
     def settings(self) -> RunSettings:
         """The settings of the run."""
+        checksums.verify(self.path, MANIFEST)
         return config.resolve(config.load(self.path / MANIFEST))
 
     @cached_property
@@ -75,6 +76,7 @@ class FinishedRun:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        checksums.verify(self.path, "selection.parquet")
         try:
             lines = pq.read_table(self.path / "selection.parquet").to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -111,6 +113,7 @@ class FinishedRun:
     @cached_property
     def student(self) -> Student:
         """The trained student."""
+        checksums.verify(self.path, "student/student.json", "student/student.safetensors")
         return Student.load(self.path / "student")
 
     @cached_property
@@ -175,6 +178,7 @@ class FinishedRun:
         return float(np.quantile(np.concatenate(errors), 0.9, method="higher"))
 
     def _json(self, name: str) -> dict[str, Any]:
+        checksums.verify(self.path, name)
         try:
             told = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

@@ -6,18 +6,16 @@ the cost of the full teacher.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from nncift.data import Examples
 from nncift.errors import DataError
-from nncift.files import atomic, fingerprint, write_json
+from nncift.files import fingerprint, read_arrays, read_json, write_arrays, write_sealed
 from nncift.labels import LabelStore
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, LabelPlan, Wish, describe, grow
@@ -25,6 +23,8 @@ from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
 from nncift.scale.pieces import Keep, Outcome, Piece, as_floats
 from nncift.teachers import ChunkLabels, RowLabels, RowTeacher, Teacher
 from nncift.vectors import Vectors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,10 @@ class Labelling(Protocol):
 
     def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
         """Have what is pending labelled, and keep it."""
+        ...
+
+    def whole(self) -> bool:
+        """Tell whether every planned label can be read: none is missing, none is damaged."""
         ...
 
     def utilities(self) -> dict[str, LabelledPairs]:
@@ -169,6 +173,10 @@ class PairLabelling:
 
         relative = self._teacher.relative
         return next_round(self._plan, self.utilities(), vectors, wish, seed, relative=relative)
+
+    def whole(self) -> bool:
+        """Tell whether no chunk is pending."""
+        return next(self._store.pending(), None) is None
 
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split."""
@@ -254,8 +262,20 @@ class RowLabelling:
         done = store.progress()
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
         once = {what: int(getattr(teacher, f"warm_up_{what}", 0)) for what in ("tokens", "passes")}
-        write_json(self._once, once)
+        write_sealed(self._once, once)
         return Spent(done.tokens + once["tokens"], done.passes + once["passes"], before)
+
+    def whole(self) -> bool:
+        """Tell whether no chunk is pending, and what follows from them can be read."""
+        if next(self._store.pending(), None) is not None:
+            return False
+        try:
+            self.utilities()
+            self.full_passes()
+        except DataError as error:
+            log.warning("%s", error)
+            return False
+        return True
 
     def utilities(self) -> dict[str, LabelledPairs]:
         """Return the utilities by split. Raises DataError where their file is missing, damaged or of another plan."""
@@ -273,7 +293,7 @@ class RowLabelling:
         """Return the passes of measuring every row, what precedes all rows included."""
         done = self._store.progress()
         try:
-            once = int(json.loads(self._once.read_text(encoding="utf-8"))["passes"])
+            once = int(read_json(self._once)["passes"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{str(self._once)!r} is missing or damaged ({error}); use another --out") from error
         return round(self._plan.full_rows * done.passes / max(done.rows, 1)) + once
@@ -294,29 +314,23 @@ class RowLabelling:
         return self._store.plan
 
     def _save(self, utilities: dict[str, LabelledPairs]) -> None:
-        from safetensors.numpy import save_file
-
         arrays: dict[str, Any] = {
-            f"{name}.{part}": np.ascontiguousarray(getattr(pairs, part))
+            f"{name}.{part}": getattr(pairs, part)
             for name, pairs in utilities.items()
             for part in ("target", "source", "value")
         }
-        with atomic(_utility_file(self._folder, self._plan)) as part:
-            save_file(arrays, part)
+        write_arrays(_utility_file(self._folder, self._plan), arrays)
 
 
 def load_utilities(folder: Path, plan: RowPlan) -> dict[str, LabelledPairs]:
     """Return the utilities that a row teacher left. Raises DataError where their file is missing, damaged or of another plan."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     file = _utility_file(folder, plan)
     try:
-        arrays = load_file(file)
+        arrays = read_arrays(file)
         names = sorted({name.split(".")[0] for name in arrays})
         parts = {name: [arrays[f"{name}.{part}"] for part in ("target", "source", "value")] for name in names}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error}; delete the folder stages and run again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{str(file)!r} cannot be read: {error}; run the same command again") from error
     return {name: LabelledPairs(plan.target_ids, plan.source_ids, *found) for name, found in parts.items()}
 
 

@@ -1,12 +1,11 @@
 """Labels on disk: the plan's generations, and the teacher's raw values as they are computed.
 
 `labels/` holds for every generation `plan-000.parquet` (ids, split, chunk), `values-000.npy` and a `RowStore` with the
-cost of every chunk, whose flag is set last: a chunk that was interrupted is computed again, whole and alike.
+cost of every chunk, which is written last: a chunk that was interrupted or is damaged is computed again, whole and alike.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError
-from nncift.files import atomic, write_json
+from nncift.files import MISMATCH, atomic, digest, read_json, write_sealed
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, NO_SOURCE, SPLITS, Entries, LabelPlan, Roles
 from nncift.store import RowStore
@@ -67,12 +66,16 @@ class LabelStore:
             return cls(folder, None)
         reading = heads[-1]
         try:
-            head = json.loads(reading.read_text(encoding="utf-8"))
+            head = read_json(reading)
             targets, sources, shared = tuple(head["target_ids"]), tuple(head["source_ids"]), bool(head["shared"])
             roles = Roles(**{name: tuple(ids) for name, ids in head["roles"].items()})
             generations = []
             for place in range(len(heads)):
-                reading = folder / f"plan-{place:03d}.parquet"
+                reading = folder / f"plan-{place:03d}.json"
+                told = read_json(reading)
+                reading = reading.with_suffix(".parquet")
+                if told.get("entries", whole := digest(reading)) != whole:
+                    raise ValueError(MISMATCH)
                 generations.append(_read_entries(reading, len(targets), len(sources)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"the label plan {str(reading)!r} is damaged ({error}); use another --out") from error
@@ -89,18 +92,19 @@ class LabelStore:
                 "roles": {name: list(ids) for name, ids in vars(plan.roles).items()},
                 "target_ids": list(plan.target_ids),
                 "source_ids": list(plan.source_ids),
+                "entries": digest(self._path("plan", generation, ".parquet")),
             }
-            write_json(self._path("plan", generation, ".json"), head)
+            write_sealed(self._path("plan", generation, ".json"), head)
         self.plan = plan
 
     def pending(self) -> Iterator[tuple[int, Chunk, npt.NDArray[np.intp]]]:
-        """Yield the chunks without labels: generation, chunk, and the positions of its entries."""
+        """Yield the chunks without whole labels: generation, chunk, and the positions of its entries."""
         for generation in range(len(self._plan.generations)):
-            _, done = self._written(generation)
+            values, done = self._written(generation)
             chunks = self._plan.generation_chunks(generation)
             first = chunks[0][0].index if chunks else 0
             for chunk, positions in chunks:
-                if not done.filled[chunk.index - first]:
+                if not (done.filled[chunk.index - first] and values.filled[positions].all()):
                     yield generation, chunk, positions
 
     def write(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +104,24 @@ def _placing(source: ModelSource, device: str, dtype: Any) -> dict[str, Any]:
     return found
 
 
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def go_offline() -> None:
+    """Keep this process and its libraries off the network for good: what is neither a local file nor cached is refused."""
+    for name in OFFLINE:
+        os.environ[name] = "1"
+    # Both read the environment when they are loaded, which may have happened.
+    for module, constant in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_HUB_OFFLINE")):
+        if module in sys.modules:
+            setattr(sys.modules[module], constant, True)
+
+
+def is_offline() -> bool:
+    """Tell whether the hub may not be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def locate(name: str | Path) -> Path:
     """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
 
@@ -126,9 +147,39 @@ def locate(name: str | Path) -> Path:
             snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
         )
     except (OSError, ValueError, HFValidationError) as error:
+        if is_offline():
+            raise ResourceError(
+                f"{str(name)!r} is no local directory and is not in the local cache, and the hub may not be asked (--offline or "
+                "HF_HUB_OFFLINE); fetch it once without, or give a folder"
+            ) from error
         raise ResourceError(
             f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {first_line(error)}"
         ) from error
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise ResourceError for an encoder that brings code, or weights that only unpickling opens.
+
+    sentence-transformers imports the modules that a local folder names, and opens `pytorch_model.bin` of its layers.
+    """
+    named = folder / "modules.json"
+    try:
+        modules = json.loads(named.read_text(encoding="utf-8")) if named.exists() else []
+        foreign = [
+            str(module["type"]) for module in modules if not str(module["type"]).startswith("sentence_transformers.")
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResourceError(f"{str(named)!r} cannot be read: {first_line(error)}") from error
+    if foreign:
+        raise ResourceError(
+            f"the encoder {str(folder)!r} names the module {foreign[0]!r}, which is code of its own, and nncift runs none; "
+            "expected modules of sentence_transformers"
+        )
+    if pickled := sorted([*folder.glob("*_*/*.bin"), *folder.glob("*_*/*.pt"), *folder.glob("*_*/*.pkl")]):
+        raise ResourceError(
+            f"the encoder {str(folder)!r} keeps weights in {pickled[0].name!r}, a pickle, which nncift never opens; convert it "
+            "to safetensors"
+        )
 
 
 def fingerprint(folder: Path) -> str:

@@ -26,7 +26,7 @@ from nncift.growing import climb, rungs
 from nncift.labels import combine
 from nncift.progress import Progress, silent
 from nncift.report import write_report
-from nncift.results import Run, finish
+from nncift.results import Run, finish, record_of
 from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
 from nncift.scale.pieces import Engine, Here
@@ -149,14 +149,15 @@ def execute(
         work.settings = rounds[0]
         plan = plan_labels(work, axes)
         # Only now: what was refused so far has changed nothing that an earlier run left.
-        directory.write_manifest({"rows_read": len(pool), "rejected": len(pool.rejected)})
+        directory.reopen()
+        directory.write_manifest(record_of(work, pool))
         vectors, before = embed(work, axes), embed_existing(work, existing)
         tokens = token_counts(work, axes.sources)
         rows = Rows.of(axes.sources, tokens)
         settled = wishes.settle(rows, vectors.text)
         labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
         joining.tidy()
-        write_rows_file(directory.path, axes.sources, axes.targets, tokens or {})
+        write_rows_file(directory, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of)
         ground: Callable[[], Ground | OnGraph] = partial(
@@ -170,6 +171,7 @@ def execute(
         selection = choose(work.directory, work.keys, settings, rows, settled, ground)
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
+        directory.write_manifest(record_of(work, pool), keep_summary=True)
         done = finish(work, axes, subset, selection, rejected, fidelity, notes)
         with progress("writing the report", 1):
             write_card(done.path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift import config, subtasks
-from nncift.choosing import Ground, OnGraph, choose, solve, write_account, write_subset
+from nncift import checksums, config, subtasks
+from nncift.choosing import FILES, Ground, OnGraph, choose, solve, write_account, write_subset
 from nncift.config import RunSettings
 from nncift.errors import DataError, UsageError
 from nncift.existing import VECTORS as EXISTING
@@ -24,7 +26,7 @@ from nncift.labels import combine
 from nncift.pairs import LabelledPairs
 from nncift.rows import SCORE
 from nncift.rows_file import NAME
-from nncift.rundir import MANIFEST, SUMMARY, RunDir
+from nncift.rundir import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
 from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.vectors import VectorFiles, Vectors
@@ -46,6 +48,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
     if out is not None:
         _refuse_used(out)
     with RunDir(run, settings) as directory:
+        checksums.verify(run, *LEFT)
         rows = Rows.load(run / NAME)
         labels = read_utilities(run / "labels")
         axes = next(iter(labels.values()))
@@ -69,7 +72,10 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         told: dict[str, Any]
         if out is None:
-            keys = {name: _mark(directory, name) for name in ("fit", "existing")}
+            keys: dict[str, Any] = {
+                name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")
+            }
+            directory.forget(FINISH)
             _rewrite_manifest(directory)
             told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control)
             told.pop("ids")
@@ -83,11 +89,12 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
                 seed=settings.seed,
                 embedding_control=control,
             )
-            out.mkdir(parents=True, exist_ok=True)
-            write_account(out / "selection.parquet", rows, settled, chosen)
-            write_subset(out / "subset.jsonl", rows, chosen)
             told = chosen.told
-            write_json(out / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
+            with _appearing(out) as part:
+                write_account(part / "selection.parquet", rows, settled, chosen)
+                write_subset(part / "subset.jsonl", rows, chosen)
+                write_json(part / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
+                checksums.write_mark(part, "select", "", FILES)
     if out is None:
         from nncift.report import write_report
 
@@ -105,6 +112,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
 def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
     if not (run / SUMMARY).exists() or not (run / MANIFEST).exists():
         raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
+    checksums.verify(run, MANIFEST)
     return config.resolve({**config.load(run / MANIFEST), **given})
 
 
@@ -139,8 +147,14 @@ def _refuse_used(out: Path) -> None:
         raise UsageError(f"--out {str(out)!r} exists and is not empty; give a new directory")
 
 
-def _mark(directory: RunDir, stage: str) -> Any:
-    return directory.read_json(f"stages/{stage}.json", {}).get("fingerprint")
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes its name when it is whole, so that a kill leaves nothing in the way."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(out)
 
 
 def _rewrite_manifest(directory: RunDir) -> None:
@@ -148,10 +162,9 @@ def _rewrite_manifest(directory: RunDir) -> None:
     import yaml
 
     before = yaml.safe_load((directory.path / MANIFEST).read_text(encoding="utf-8")).get("record", {})
-    summary = directory.read_json(SUMMARY)
-    directory.write_manifest({name: value for name, value in before.items() if name not in ("versions", "machine")})
-    # Kept until the new one takes its place: all but the selection in it still holds.
-    write_json(directory.file(SUMMARY), summary)
+    # The summary is kept until the new one takes its place, so that a killed selection goes on with the same command.
+    record = {name: value for name, value in before.items() if name not in ("versions", "machine")}
+    directory.write_manifest(record, keep_summary=True)
 
 
 def _rewrite_summary(directory: RunDir, told: dict[str, Any]) -> None:
@@ -164,3 +177,4 @@ def _rewrite_summary(directory: RunDir, told: dict[str, Any]) -> None:
     }
     write_json(directory.file("ledger.json"), ledger)
     write_json(directory.file(SUMMARY), {**summary, "selected": told["budget"], "selection": told, "ledger": ledger})
+    directory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ import numpy as np
 
 from nncift.data import Examples, write_rejected
 from nncift.data.examples import Rejection
-from nncift.errors import ResourceError
+from nncift.errors import DataError, ResourceError
 from nncift.existing import ABOUT as EXISTING
 from nncift.files import atomic, write_json
 from nncift.labelling import Axes, Labelling
 from nncift.rundir import SUMMARY
-from nncift.stages import Work
+from nncift.stages import TEACHER, Work
 from nncift.student.model import Student
 
 
@@ -67,7 +68,20 @@ def finish(
     }
     write_json(directory.file("ledger.json"), ledger)
     write_json(directory.file(SUMMARY), summary)
+    directory.close()
     return Run(directory.path, subset, fidelity, ledger, summary, warnings)
+
+
+def record_of(work: Work, pool: Examples) -> dict[str, Any]:
+    """Return what a manifest records: rows, and, as soon as they were used, teacher and encoder with hashes of their weights."""
+    known = {"rows_read": len(pool), "rejected": len(pool.rejected)}
+    encoder: dict[str, Any] = {}
+    teacher: dict[str, Any] = {}
+    # What cannot be read is made again further on, or refused there.
+    with contextlib.suppress(DataError):
+        encoder = work.directory.whole_json("embeddings.json", "embed", {}).get("encoder", {})
+        teacher = work.directory.read_json(TEACHER, {}, sealed=True)
+    return {**known, **({"encoder": encoder} if encoder else {}), **({"teacher": teacher} if teacher else {})}
 
 
 def _ledger(work: Work, labels: Labelling) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 A linear teacher is paid by the row (LESS, SelectIT), so u of the rows cost u of the full teacher and give all `u n * u n` pairs
 among them. The rows that are measured carry the same roles as in any plan: training, validation and test items are disjoint.
 On disk, `labels/` holds for every generation `rows-000.json` (which rows, in which chunks) and two `RowStore`s: features, and
-the cost of every chunk, whose flag is set last.
+the cost of every chunk, which is written last.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError, UsageError
-from nncift.files import write_json
+from nncift.files import read_json, write_sealed
 from nncift.pairs import BLOCK, LabelledPairs
 from nncift.plan import LabelPlan, Roles, Wish, set_apart
 from nncift.seeds import shuffled
@@ -141,7 +140,7 @@ class RowLabelStore:
         try:
             told = []
             for path in heads:
-                told.append(json.loads(path.read_text(encoding="utf-8")))
+                told.append(read_json(path))
                 _ = told[-1]["chunks"]
             last = told[-1]
             roles = Roles(**{name: tuple(ids) for name, ids in last["roles"].items()})
@@ -159,7 +158,7 @@ class RowLabelStore:
             path = self._folder / f"rows-{generation:03d}.json"
             if not path.exists() or generation == len(plan.chunks) - 1:
                 told: dict[str, Any] = {**asdict(plan), "chunks": chunks}
-                write_json(path, told)
+                write_sealed(path, told)
         self.plan = plan
 
     def set_width(self, width: int) -> None:
@@ -169,21 +168,23 @@ class RowLabelStore:
             raise DataError(
                 f"the rows of this run have {known} values each, and the teacher gives {width}; use another --out"
             )
-        write_json(self._folder / "width.json", width)
+        write_sealed(self._folder / "width.json", {"width": width})
 
     def _read_width(self) -> int | None:
         path = self._folder / "width.json"
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+            told = read_json(path) if path.exists() else None
+            return int(told["width"] if isinstance(told, dict) else told) if told is not None else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{str(path)!r} is damaged ({error}); use another --out") from error
 
     def pending(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """Yield what is not measured yet: generation, chunk, ids."""
         for generation, chunks in enumerate(self._plan.chunks):
-            _, done = self._stores(generation)
-            for index, chunk in enumerate(chunks):
-                if not done.filled[index]:
+            values, done = self._stores(generation)
+            ends = np.cumsum([len(chunk) for chunk in chunks])
+            for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
+                if not (done.filled[index] and values.filled[end - len(chunk) : end].all()):
                     yield generation, index, chunk
 
     def write(self, generation: int, index: int, labels: RowLabels, seconds: float) -> None:
@@ -208,6 +209,8 @@ class RowLabelStore:
     def utilities(self, teacher: RowTeacher) -> dict[str, LabelledPairs]:
         """Return the utilities by split; `rest` are pairs of measured rows that no other split has, known all the same."""
         plan = self._plan
+        if next(self.pending(), None) is not None:
+            raise DataError(f"rows in {str(self._folder)!r} are not all measured; run the same command again")
         ids = [item for generation in plan.chunks for chunk in generation for item in chunk]
         values = np.concatenate([np.asarray(self._stores(g)[0].values) for g in range(len(plan.chunks))])
         place = {item: row for row, item in enumerate(ids)}

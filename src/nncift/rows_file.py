@@ -5,33 +5,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nncift import checksums
 from nncift.data import Example, Examples
 from nncift.data.formats import Layout, parse, prompt_text
 from nncift.errors import DataError
 from nncift.files import atomic, fingerprint
+from nncift.rundir import RunDir
 
 NAME = "rows.parquet"
-MARK = b"nncift.rows"
 
 
-def write_rows_file(folder: Path, sources: Examples, targets: Examples | None, tokens: Mapping[str, int]) -> None:
+def write_rows_file(directory: RunDir, sources: Examples, targets: Examples | None, tokens: Mapping[str, int]) -> None:
     """Write the rows, sources first; a file that holds the same rows already stays as it is.
 
     tokens: of each source as a whole; none are known where the mapping is empty.
     """
+    rows = [(axis, row) for axis, part in (("source", sources), ("target", targets or ())) for row in part]
+    key = fingerprint(*([axis, row.id, row.source, row.raw, tokens.get(row.id)] for axis, row in rows))
+    with directory.stage("rows", key, (NAME,)) as stage:
+        if not stage.done:
+            _write(directory.file(NAME), rows, tokens)
+
+
+def _write(path: Path, rows: Sequence[tuple[str, Example]], tokens: Mapping[str, int]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder / NAME
-    rows = [(axis, row) for axis, part in (("source", sources), ("target", targets or ())) for row in part]
-    key = fingerprint(*([axis, row.id, row.source, row.raw, tokens.get(row.id)] for axis, row in rows)).encode()
-    if path.exists() and _mark(path) == key:
-        return
     table = pa.table(
         {
             "axis": [axis for axis, _ in rows],
@@ -47,7 +51,7 @@ def write_rows_file(folder: Path, sources: Examples, targets: Examples | None, t
         }
     )
     with atomic(path) as part:
-        pq.write_table(table.replace_schema_metadata({MARK: key}), part, compression="zstd")
+        pq.write_table(table, part, compression="zstd")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class RowsFile:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        checksums.verify(folder, NAME)
         path = folder / NAME
         try:
             columns = pq.read_table(path).to_pydict()
@@ -99,14 +104,3 @@ class RowsFile:
         made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns["raw"][at])
         told = parse(made.row, self.layout)
         return Example(item, prompt_text(told.messages), told.response, told.messages, made.source, made.line, made.raw)
-
-
-def _mark(path: Path) -> bytes | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        found: bytes | None = (pq.read_schema(path).metadata or {}).get(MARK)
-    except (OSError, pa.ArrowException):
-        return None
-    return found

@@ -19,7 +19,7 @@ from nncift.data import Examples
 from nncift.data.examples import Example, Rejection
 from nncift.encode import Embedded, EmbeddingCache, Encoder, create
 from nncift.errors import DataError, UsageError
-from nncift.files import atomic, fingerprint, write_json
+from nncift.files import atomic, fingerprint, write_json, write_sealed
 from nncift.ground import default_objective, refuse_graph, refuse_unfit
 from nncift.labelling import Axes, Labelling, PairLabelling, open_labels
 from nncift.lm import CausalLM
@@ -229,8 +229,8 @@ def embed_rows(work: Work, rows: Examples) -> None:
             by = ByEngine(work.engine, replace(work.hands, encoder=lambda: encoder), job)
             with work.progress(job.what, len(rows)) as advance:
                 embedded = EmbeddingCache(encoder).embed([example.text for example in rows], advance, by)
-            stage.cost.model_tokens += embedded.tokens + by.others.tokens
-            stage.cost.model_passes += embedded.fresh + by.others.passes
+            # All of them, also where a cache or another worker had them: what a killed session computed lies there too.
+            stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
             stage.cost.seconds += by.others.seconds
             with atomic(vectors_file) as part, part.open("wb") as stream:
                 np.save(stream, embedded.vectors, allow_pickle=False)
@@ -257,6 +257,7 @@ def probe_rows(work: Work, rows: Examples) -> None:
     key = work.key("probe", work.keys["embed"], work.settings.part(TeacherSettings))
     with work.directory.stage("probe", key, left) as stage:
         if not stage.done:
+            stage.cost.model_tokens = stage.cost.model_passes = 0
             found = probed(work, rows, stage)
             with atomic(work.directory.file("probe.npy")) as part, part.open("wb") as stream:
                 np.save(stream, found.vectors, allow_pickle=False)
@@ -329,10 +330,13 @@ def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
         *reads,
     )
     labelling = work.labels()
-    if work.directory.is_done("label", key):
+    if work.directory.is_done("label", key, (TEACHER,)):
         if not labelling.planned()[1]:
             raise DataError("the labels of this run are gone; use another --out")
-        return None
+        if labelling.whole():
+            return None
+        # What is damaged is labelled again, and only that.
+        work.directory.forget("label")
     grown = labelling.grown(axes, wish_of(settings), settings.seed)
     if isinstance(work.teacher, RowTeacher) and not work.prepared:
         # What it draws from the pool, such as the rows of a warm-up, is part of what it is.
@@ -356,10 +360,10 @@ def label(
     those of others. Raises Unfinished where other shards must do what is left.
     """
     labelling, rows, settings = work.labels(), axes.rows, work.settings
-    with work.directory.stage("label", work.keys["label"]) as stage:
+    with work.directory.stage("label", work.keys["label"], (TEACHER,)) as stage:
         before = None
         while not stage.done and plan is not None:
-            write_json(work.directory.file(TEACHER), dict(work.teacher.describe()))
+            write_sealed(work.directory.file(TEACHER), dict(work.teacher.describe()))
             labourer = _Labourer(work, rows)
             spent = labelling.compute(plan, labourer)
             before = spent.seconds_before if before is None else before
@@ -399,7 +403,7 @@ def _identity(pool: Examples) -> list[list[str]]:
 
 
 def _refuse_lost_rows(directory: RunDir, pool: Examples, planned: Sequence[str]) -> None:
-    before: dict[str, str] = directory.read_json("pool.json", {})
+    before: dict[str, str] = directory.whole_json("pool.json", "check", {})
     now = {example.id: example.content_hash for example in pool}
     lost = [item for item in planned if item not in now or before.get(item, now[item]) != now[item]]
     if lost:
@@ -410,7 +414,7 @@ def _refuse_lost_rows(directory: RunDir, pool: Examples, planned: Sequence[str])
 
 
 def _refuse_other_teacher(work: Work) -> None:
-    before = work.directory.read_json(TEACHER)
+    before = work.directory.read_json(TEACHER, sealed=True)
     if before is None:
         return
     described = dict(work.teacher.describe())

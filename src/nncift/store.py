@@ -1,12 +1,15 @@
-"""Rows of numbers on disk that fill up over time: a memory map, a header, and one flag per row.
+"""Rows of numbers on disk that fill up over time: a memory map, a header, and one checksum per row.
 
-A row counts as filled only after its numbers are on disk, so whatever kills a process, what is flagged is whole.
+A row counts as filled only while its numbers match its checksum, which is written after they are on disk: whatever kills a
+process or damages a file, what counts as filled is whole, and the rest is computed again.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +17,108 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError
-from nncift.files import write_json
+from nncift.files import load_array, read_json, told_when_full, write_sealed
+
+log = logging.getLogger(__name__)
+SUMS = ".sums.npy"
+FLAGS = ".filled.npy"
+"""What stood in the checksums' place before there were any."""
 
 
 class RowStore:
-    """`(rows, width)` float64 or float32 numbers under a path prefix: `.npy`, `.filled.npy` and `.json`.
+    """`(rows, width)` float64 or float32 numbers under a path prefix: `.npy`, `.sums.npy` and `.json`.
 
-    Opened with `RowStore.open`, which creates it where it does not exist.
+    filled: `(rows,)` which rows hold what was written. Opened with `RowStore.open`, which creates it where it does not exist.
     """
 
-    def __init__(self, values: npt.NDArray[Any], filled: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, values: npt.NDArray[Any], sums: npt.NDArray[np.uint32]) -> None:
         self.values = values
-        self.filled = filled
+        self._sums = sums
+        written = np.flatnonzero(sums)
+        self.filled = np.zeros(len(sums), bool)
+        self.filled[written] = sums[written] == _checksums(values, written)
+        self.damaged = len(written) - int(self.filled.sum())
 
     @classmethod
     def open(
         cls, prefix: Path, rows: int, width: int, *, dtype: str = "float32", header: Mapping[str, Any] | None = None
     ) -> RowStore:
-        """Open or create a store. Raises DataError where the one on disk has another shape, type or header."""
+        """Open or create a store; damaged rows are told in the log and count as not filled.
+
+        Raises DataError where the one on disk has another shape, type or header, ResourceError where the disk is too full for it.
+        """
         wanted = {"rows": rows, "width": width, "dtype": dtype, **(header or {})}
-        head, values, filled = (prefix.with_name(prefix.name + end) for end in (".json", ".npy", ".filled.npy"))
+        head, values, sums = (prefix.with_name(prefix.name + end) for end in (".json", ".npy", SUMS))
         if not head.exists():
             prefix.parent.mkdir(parents=True, exist_ok=True)
-            np.lib.format.open_memmap(values, "w+", dtype=dtype, shape=(rows, width)).flush()
-            np.lib.format.open_memmap(filled, "w+", dtype="bool", shape=(rows,)).flush()
-            write_json(head, wanted)
+            _create(values, (rows, width), dtype)
+            _create(sums, (rows,), "uint32")
+            write_sealed(head, wanted)
         try:
-            found = json.loads(head.read_text(encoding="utf-8"))
+            found = read_json(head)
         except (OSError, ValueError, RecursionError) as error:
             raise _damaged(head, error) from error
         if found != wanted:
             raise DataError(f"{str(head)!r} describes {found}, but {wanted} was expected; it belongs to another run")
-        return cls(_map(values, (rows, width), dtype), _map(filled, (rows,), "bool"))
+        array = _map(values, (rows, width), dtype)
+        _sum_up_flags(array, sums, prefix.with_name(prefix.name + FLAGS))
+        store = cls(array, _map(sums, (rows,), "uint32"))
+        if store.damaged:
+            log.warning(
+                "%s is damaged: %d of %d rows do not match their checksums; they count as missing and are computed again",
+                values,
+                store.damaged,
+                rows,
+            )
+        return store
 
     def write(self, rows: int | npt.NDArray[np.intp], values: npt.ArrayLike) -> None:
-        """Write numbers into rows, flush, then flag the rows as filled and flush again."""
+        """Write numbers into rows, flush, then their checksums and flush again."""
         self.values[rows] = values
         _flush(self.values)
-        self.filled[rows] = True
-        _flush(self.filled)
+        at = np.atleast_1d(rows)
+        self._sums[at] = _checksums(self.values, at)
+        _flush(self._sums)
+        self.filled[at] = True
+
+
+def _checksums(values: npt.NDArray[Any], rows: Iterable[np.intp]) -> npt.NDArray[np.uint32]:
+    """Return the CRC-32 of rows with their places, never 0, which says that nothing was written."""
+    found = [zlib.crc32(np.ascontiguousarray(values[row]).data, int(row) & 0xFFFFFFFF) or 1 for row in rows]
+    return np.array(found, np.uint32)
+
+
+def _create(path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape).flush()
+    # A map of a file with holes dies on a full disk when it is written to, and no error can be raised then.
+    if hasattr(os, "posix_fallocate"):
+        with told_when_full(path), path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+
+
+def _sum_up_flags(values: npt.NDArray[Any], sums: Path, flags: Path) -> None:
+    """Give a store of an earlier release, which has flags, the checksums of what its flags vouch for."""
+    if sums.exists() or not flags.exists():
+        return
+    filled = np.flatnonzero(_map(flags, (len(values),), "bool"))
+    part = sums.with_name(sums.name + ".part.npy")
+    _create(part, (len(values),), "uint32")
+    array = _map(part, (len(values),), "uint32")
+    array[filled] = _checksums(values, filled)
+    _flush(array)
+    part.replace(sums)
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     """Map an array of known shape and type; raises DataError where the file is missing, cut short or something else."""
     try:
         # Mapped for reading first: numpy fills a file that is too short with zeros when it maps it for writing.
-        np.load(path, mmap_mode="r", allow_pickle=False)
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r+", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = load_array(path, "r")
+        if path.is_symlink():
+            raise ValueError("it is a link, and rows are written in place")
+        if os.access(path, os.W_OK):
+            array = load_array(path, "r+")
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     if array.shape != shape or array.dtype != np.dtype(dtype):
         raise _damaged(path, f"it holds {array.dtype} of shape {array.shape}, expected {dtype} of {shape}")

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nncift import checksums
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.rows_file import NAME as FILE
@@ -87,6 +88,7 @@ class Rows:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
+        checksums.verify(path.parent, path.name)
         try:
             table = pq.read_table(path)
             table = table.filter(pc.equal(table["axis"], "source"))

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nncift import checksums
 from nncift.errors import DataError
+from nncift.files import load_array
 from nncift.rows import SCORE
 from nncift.student.views import TEXT, Views
 
@@ -50,9 +52,10 @@ class VectorFiles:
         self.truncated = 0
         parts = []
         for name in (EMBEDDINGS, *([PROBE] if (run / f"{PROBE}.json").exists() else [])):
+            checksums.verify(run, f"{name}.json", f"{name}.npy")
             try:
                 told = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
-                vectors: Floats = np.load(run / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                vectors: Floats = load_array(run / f"{name}.npy", "r")
                 place = {item: row for row, item in enumerate(told["ids"])}
                 if vectors.ndim != 2 or len(vectors) != len(place):
                     raise ValueError(f"{vectors.shape} for {len(place)} rows")

@@ -95,5 +95,6 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["selection"]["objective"] = "flcg"
     (run / "summary.json").write_text(json.dumps(summary))
+    (run / "stages" / "finish.json").unlink()
     with pytest.raises(UsageError, match="judges selections by fl or topk"):
         evaluate(run, full_teacher=True)

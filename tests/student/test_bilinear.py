@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError, UsageError
-from nncift.student import model
+from nncift.files import digest, read_json
 from nncift.student.model import Student
 from nncift.student.networks import Lesson, network
 from nncift.student.views import Views
@@ -121,8 +121,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object], **t
     arrays = load_file(folder / "student.safetensors")
     change(arrays)
     save_file(arrays, folder / "student.safetensors")
-    description = json.loads((folder / "student.json").read_text()) | told
-    description["sha256"] = model._digest(folder / "student.safetensors")
+    description = read_json(folder / "student.json") | told
+    description["sha256"] = digest(folder / "student.safetensors")
     (folder / "student.json").write_text(json.dumps(description))
 
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from nncift.data.examples import Example, Examples, Message
 from nncift.encode import HashEncoder
 from nncift.errors import DataError, UsageError
+from nncift.files import digest, read_json
 from nncift.pairs import LabelledPairs, Pairs
 from nncift.student import model
 from nncift.student.model import Student, hybrid_matrix
@@ -102,8 +103,8 @@ def test_arrays_that_do_not_agree_are_refused_before_compiled_code_reads_them(
     arrays = load_file(tmp_path / "student.safetensors")
     arrays.pop(name)
     save_file(arrays if array is None else {**arrays, name: array}, tmp_path / "student.safetensors")
-    told = json.loads((tmp_path / "student.json").read_text())
-    told["sha256"] = model._digest(tmp_path / "student.safetensors")
+    told = read_json(tmp_path / "student.json")
+    told["sha256"] = digest(tmp_path / "student.safetensors")
     (tmp_path / "student.json").write_text(json.dumps(told))
     with pytest.raises(DataError, match=name):
         Student.load(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError
+from nncift.files import digest, read_json
 from nncift.fitting import Candidate, predict, tailed
 from nncift.student import model
 from nncift.student.free import tail_of
@@ -125,8 +126,8 @@ def test_a_saved_tail_is_the_same_and_a_poisoned_one_is_refused(
     arrays = load_file(tmp_path / "student.safetensors")
     name = f"{model.TAIL}text_centre"
     save_file({**arrays, name: arrays[name][:-1].copy()}, tmp_path / "student.safetensors")
-    told = json.loads((tmp_path / "student.json").read_text())
-    told["sha256"] = model._digest(tmp_path / "student.safetensors")
+    told = read_json(tmp_path / "student.json")
+    told["sha256"] = digest(tmp_path / "student.safetensors")
     (tmp_path / "student.json").write_text(json.dumps(told))
     with pytest.raises(DataError, match="cannot be used"):
         Student.load(tmp_path)

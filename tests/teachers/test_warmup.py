@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nncift.errors import DataError, ResourceError, UsageError
+from nncift.files import read_json
 from nncift.lm import CausalLM, Row
 from nncift.teachers.checkpoints import Checkpoint, bring
 from nncift.teachers.passes import batches, row_losses
@@ -74,7 +75,7 @@ def test_a_stopped_warm_up_goes_on_as_if_never_stopped(llama_folder: Path, tmp_p
 def test_finished_checkpoints_are_taken_only_under_the_same_key(llama_folder: Path, tmp_path: Path) -> None:
     trained(lora(llama_folder), tmp_path)
     path = tmp_path / "checkpoint-2" / "checkpoint.json"
-    about = json.loads(path.read_text()) | {"learning_rate": 0.5}
+    about = read_json(path) | {"learning_rate": 0.5}
     path.write_text(json.dumps(about))
     assert trained(lora(llama_folder), tmp_path)[1].learning_rate == 0.5
     assert trained(lora(llama_folder), tmp_path, key="other")[1].learning_rate != 0.5

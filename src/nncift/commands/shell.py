@@ -35,6 +35,21 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     return as_json(quiet(shell))
 
 
+def offline_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--offline`, which takes effect before any library that knows the hub is loaded."""
+
+    def refuse_network(_: click.Context, __: click.Parameter, given: bool) -> None:
+        if given:
+            from nncift.loading import go_offline
+
+            go_offline()
+
+    return click.option(
+        "--offline", is_flag=True, is_eager=True, expose_value=False, callback=refuse_network,
+        help="Use local files and the local cache alone; refuse what is not there.",
+    )(function)  # fmt: skip
+
+
 def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the flags that say what a selection has to keep."""
     for option in reversed(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nncift.commands.shell import assignment, command, progress
+from nncift.commands.shell import assignment, command, offline_option, progress
 from nncift.errors import UsageError
 
 
@@ -25,6 +25,7 @@ from nncift.errors import UsageError
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder; one that exists goes on.  [default: runs/study-NAME]"
 )
+@offline_option
 @command
 def study_command(
     show: bool, grid: Path | None, preset: str | None, set_: tuple[str, ...], only: tuple[str, ...], dry_run: bool, device: str,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nncift import config
+from nncift import checksums, config
 from nncift.data import trainers
 from nncift.data.conversation import MEDIA, Conversation, converse
 from nncift.data.formats import Layout
@@ -91,6 +91,7 @@ def _selected(run: Path) -> list[_Selected]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    checksums.verify(run, "selection.parquet", "subset.jsonl", "manifest.yaml")
     try:
         table = pq.read_table(run / "selection.parquet", columns=["id", "rank", "selected"]).to_pylist()
         lines = (run / "subset.jsonl").read_text(encoding="utf-8").split("\n")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from nncift.data.examples import Example, Rejection
-from nncift.data.records import Record, broken, from_json, from_value, kind_of, shown
+from nncift.data.records import MAX_BYTES, Record, broken, from_json, from_value, kind_of, shown, too_long
 from nncift.data.tables import parquet_records
 from nncift.errors import DataError
 from nncift.files import atomic
@@ -18,6 +19,9 @@ from nncift.files import atomic
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 DOCUMENT_SUFFIXES = (".json", ".json.gz")
 SUFFIXES = (*LINE_SUFFIXES, *DOCUMENT_SUFFIXES, ".parquet")
+MOST_RATIO, LEAST_UNPACKED = 200, 1 << 24
+"""How many times its size a gzip file may unpack to, and how many bytes it may in any case."""
+
 _BOM = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -73,18 +77,57 @@ def _check(path: Path) -> None:
 
 def _open(path: Path) -> IO[bytes]:
     if path.name.lower().endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(path, "rb"))
+        return cast("IO[bytes]", io.BufferedReader(_Unpacked(path), 1 << 16))
     return path.open("rb")
 
 
-def _lines(handle: Iterable[bytes], path: Path) -> Iterator[Record]:
+class _Unpacked(io.RawIOBase):
+    """A gzip file that is refused once it unpacks to far more than data does: a few kB can hold terabytes of zeros."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._stream, self._done = path, gzip.open(path, "rb"), 0  # noqa: SIM115 - closed with this
+        self._most = max(LEAST_UNPACKED, MOST_RATIO * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._stream.readinto(buffer)
+        self._done += count
+        if self._done > self._most:
+            raise DataError(
+                f"{str(self._path)!r} unpacks to more than {MOST_RATIO} times its size, which rows of text do not; unpack it "
+                "yourself if it is what you think it is"
+            )
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _lines(handle: IO[bytes], path: Path) -> Iterator[Record]:
     """Yield one record per line; only a line feed ends a line, since JSON text may hold any other separator."""
-    for number, line in enumerate(handle, start=1):
+    for number, line in enumerate(_bounded(handle), start=1):
+        if line is None:
+            yield too_long(number)
+            continue
         if number == 1:
             _refuse_utf16(line, path)
             line = line.removeprefix(_BOM)
         if line.strip():
             yield from_json(number, line.rstrip(b"\r\n"))
+
+
+def _bounded(handle: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield lines, None for one that is longer than any row may be; of that one only a part is in memory at a time."""
+    while line := handle.readline(MAX_BYTES + 1):
+        if len(line) <= MAX_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = handle.readline(MAX_BYTES)
+        yield None
 
 
 def _refuse_utf16(data: bytes, path: Path) -> None:
@@ -98,7 +141,7 @@ def _document(data: bytes, path: Path, row_columns: Collection[str]) -> Iterator
     if not data.strip():
         return
     if _is_lines(data):
-        yield from _lines(data.split(b"\n"), path)
+        yield from _lines(io.BytesIO(data), path)
         return
     try:
         value = json.loads(data.decode("utf-8"))

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 # limit depends on its version and on how deep the call stack is at that moment.
 MAX_DEPTH = 100
 MAX_REASON = 300
+MAX_BYTES = 1 << 25
+"""Longest row, as JSON text: 32 MiB, some eight million tokens."""
 
 Row = dict[str, Any]
 
@@ -48,6 +50,11 @@ def kind_of(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def too_long(line: int) -> Record:
+    """Return the record of a row that is longer than any row may be."""
+    return Record(line, "", None, f"too long: the row has more than {MAX_BYTES >> 20} MiB")
+
+
 def from_json(line: int, data: bytes) -> Record:
     """Parse one line of JSON; what cannot be parsed comes back with its reason."""
     try:
@@ -68,7 +75,7 @@ def from_value(line: int, value: object) -> Record:
         raw = to_json(value)
     except RecursionError as error:
         return Record(line, "", None, broken(error))
-    return _checked(line, raw, value)
+    return too_long(line) if len(raw) > MAX_BYTES else _checked(line, raw, value)
 
 
 def broken(error: ValueError | RecursionError) -> str:

@@ -10,6 +10,11 @@ from nncift.data.records import Record, from_value, shown
 from nncift.errors import DataError, ResourceError
 
 BATCH_ROWS = 1024
+BATCH_BYTES = 1 << 30
+"""Most bytes of a batch, if every row held all that its group holds."""
+
+MANY_ROWS, LEAST_ROW_BYTES = 1_000_000, 0.1
+"""Beyond so many rows, a file holds at least so many bytes for each."""
 # What Arrow raises for a value that Python cannot hold: bad UTF-8, a date after the year 9999.
 _UNREADABLE = (ValueError, OverflowError)
 
@@ -22,12 +27,32 @@ def parquet_records(path: Path) -> Iterator[Record]:
     # An open file, since pyarrow may take a name for the address of a remote store.
     with path.open("rb") as handle:
         try:
-            yield from _batch_records(pq.ParquetFile(handle).iter_batches(batch_size=BATCH_ROWS))
+            table = pq.ParquetFile(handle)
+            _refuse_bomb(path, table.metadata)
+            yield from _batch_records(table.iter_batches(batch_size=_batch_rows(table.metadata)))
         # A damaged schema shows as text that cannot be decoded.
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
                 f"cannot read {str(path)!r} as Parquet: {shown(str(error), 160)}; is the file complete?"
             ) from error
+
+
+def _refuse_bomb(path: Path, about: Any) -> None:
+    """Raise DataError where rows repeat one value so often that a small file is more rows than memory holds."""
+    if about.num_rows > MANY_ROWS and path.stat().st_size < about.num_rows * LEAST_ROW_BYTES:
+        raise DataError(
+            f"{str(path)!r} says that it holds {about.num_rows:,} rows in {path.stat().st_size:,} bytes, which rows of text do "
+            "not; write it anew if it is what you think it is"
+        )
+
+
+def _batch_rows(about: Any) -> int:
+    """Return how many rows are read at once: fewer where groups are large, since each row may repeat the longest value.
+
+    Groups are asked and no columns: pyarrow ends the process over damaged statistics of a column.
+    """
+    sizes = [int(about.row_group(number).total_byte_size) for number in range(about.num_row_groups)]
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max([1, *sizes])))
 
 
 def split_hub_name(rest: str) -> tuple[str, str | None]:

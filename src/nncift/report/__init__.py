@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nncift import __version__
+from nncift import __version__, checksums
 from nncift.files import fingerprint, write_json, write_text
 from nncift.finished import FinishedRun
 
-HTML, JSON = "report.html", "report.json"
+HTML, JSON, MARK = "report.html", "report.json", "report"
 MOST_BYTES = 1_950_000
 _HERE = Path(__file__).parent
 
@@ -28,11 +28,13 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     page = found.path / HTML
     key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), _source())
-    if page.exists() and _made_from(found.path / JSON) == key:
+    if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page
+    checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
     told = {"made_from": key, "nncift": __version__, "run": _name(found.path), **numbers(found, truth)}
     write_text(page, render(told))
     write_json(found.path / JSON, told)
+    checksums.write_mark(found.path, MARK, key, (HTML, JSON))
     return page
 
 
@@ -87,14 +89,6 @@ def _name(run: Path) -> str:
     """Return what a run is called: its folder, with the one above it where that alone says nothing."""
     path = run.resolve()
     return f"{path.parent.name}/{path.name}" if path.name == "run" else path.name
-
-
-def _made_from(path: Path) -> str | None:
-    try:
-        made = json.loads(path.read_text(encoding="utf-8")).get("made_from")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return made if isinstance(made, str) else None
 
 
 @cache

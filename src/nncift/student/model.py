@@ -6,8 +6,6 @@ Nothing here needs torch: a pair is a few steps over two projections (method.md 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +18,7 @@ import numpy.typing as npt
 from nncift.data.examples import Examples
 from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.files import atomic, write_json
+from nncift.files import atomic, digest, read_json, write_sealed
 from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
@@ -165,14 +163,14 @@ class Student:
             arrays["projected_targets"] = np.ascontiguousarray(self.targets, np.float32)
         with atomic(folder / "student.safetensors") as part:
             save_file(arrays, part)
-            digest = _digest(part)
+            weights = digest(part)
         described = {
             "network": self.network, "mean": self.mean, "scale": self.scale, "encoder": dict(self.encoder),
             "half_width": self.half_width, "parameters": self.parameters, "about": dict(self.about),
             "views": None if self.views is None else self.views.to_json(),
-            "probe": None if self.probe is None else dict(self.probe), "tail_mean": self.tail_mean, "sha256": digest,
+            "probe": None if self.probe is None else dict(self.probe), "tail_mean": self.tail_mean, "sha256": weights,
         }  # fmt: skip
-        write_json(folder / "student.json", described)
+        write_sealed(folder / "student.json", described)
 
     @classmethod
     def load(cls, folder: str | Path, *, revision: str | None = None) -> Student:
@@ -185,8 +183,8 @@ class Student:
 
         path = student_folder(folder, revision=revision)
         try:
-            told = json.loads((path / "student.json").read_text(encoding="utf-8"))
-            if told["sha256"] != _digest(path / "student.safetensors"):
+            told = read_json(path / "student.json")
+            if told["sha256"] != digest(path / "student.safetensors"):
                 raise DataError(f"the student in {str(path)!r} is damaged: its two files do not belong together")
             arrays = load_file(path / "student.safetensors")
             targets = arrays.pop("projected_targets", None)
@@ -222,11 +220,6 @@ class Student:
         if model is None:
             raise ResourceError("this student reads hidden states of a language model that its files do not name")
         return CausalLM.load(str(model))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

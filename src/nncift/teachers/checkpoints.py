@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DataError
-from nncift.files import write_json
+from nncift.files import MISMATCH, digest, told_when_full, write_sealed
+from nncift.files import read_json as read_sealed
 from nncift.teachers.trainable import Trainable, plain_name
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
+_FILES = ("weights.safetensors", "optimizer.safetensors")
 
 
 @dataclass
@@ -40,20 +44,29 @@ class Checkpoint:
         for old in (part, folder):
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
-        save_file({name: value.contiguous() for name, value in self.weights.items()}, part / "weights.safetensors")
-        state = {f"exp_avg.{name}": value for name, value in self.first.items()}
-        state.update({f"exp_avg_sq.{name}": value for name, value in self.second.items()})
-        save_file(state, part / "optimizer.safetensors")
-        write_json(part / "checkpoint.json", {"key": key, "step": self.step, "learning_rate": self.learning_rate})
+        with told_when_full(folder):
+            save_file({name: value.contiguous() for name, value in self.weights.items()}, part / "weights.safetensors")
+            state = {f"exp_avg.{name}": value for name, value in self.first.items()}
+            state.update({f"exp_avg_sq.{name}": value for name, value in self.second.items()})
+            save_file(state, part / "optimizer.safetensors")
+        about = {"key": key, "step": self.step, "learning_rate": self.learning_rate}
+        write_sealed(part / "checkpoint.json", {**about, "files": {name: digest(part / name) for name in _FILES}})
         part.rename(folder)
 
     @classmethod
     def load(cls, folder: Path, key: str) -> Checkpoint | None:
-        """Read a folder; None where there is none, or it belongs to another training."""
+        """Read a folder; None where there is none, it belongs to another training, or it is damaged, which is told in the log."""
         from safetensors.torch import load_file
 
-        about = read_json(folder / "checkpoint.json")
-        if about is None or about["key"] != key:
+        try:
+            about = read_json(folder / "checkpoint.json")
+            if about is None or about["key"] != key:
+                return None
+            for name, known in about.get("files", {}).items():
+                if digest(folder / name) != known:
+                    raise ValueError(f"{name}: {MISMATCH}")
+        except (DataError, OSError, ValueError, KeyError) as error:
+            log.warning("the checkpoint %s is damaged (%s); it is trained again", folder, error)
             return None
         state = load_file(folder / "optimizer.safetensors")
         return cls(
@@ -88,13 +101,13 @@ def content(folder: Path) -> str:
     """Return a hash of what a checkpoint's folder holds for us."""
     names = ("adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "checkpoint.json",
              "trainer_state.json")  # fmt: skip
-    digest = hashlib.sha256()
+    whole = hashlib.sha256()
     for path in (folder / name for name in names):
         if path.is_file():
-            digest.update(path.name.encode())
+            whole.update(path.name.encode())
             with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:16]
 
 
 def _state(
@@ -143,8 +156,13 @@ def _under(state: Mapping[str, torch.Tensor], start: str) -> dict[str, torch.Ten
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None where there is no file."""
+    """Read a JSON object; None where there is no file. Raises DataError where it is damaged."""
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = read_sealed(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} is damaged: {error}; restore or delete it") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{str(path)!r} holds no JSON object; restore or delete it")
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import ResourceError, UsageError
-from nncift.files import write_json
+from nncift.files import write_sealed
 from nncift.lm import Row
 from nncift.seeds import derive, shuffled
 from nncift.teachers.adam import BETAS, EPSILON
@@ -67,7 +67,7 @@ def draw(rows: Mapping[str, Row], recipe: Recipe, seed: int, record: Path | None
             record.parent.mkdir(parents=True, exist_ok=True)
             # Shards that begin at the same time draw the same rows, and each puts them on record.
             own = record.with_name(f"{record.stem}-{os.getpid()}{record.suffix}")
-            write_json(own, found)
+            write_sealed(own, found)
             os.replace(own, record)
     return [Row(prompt, response) for prompt, response in found["tokens"]]
 

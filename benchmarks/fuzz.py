@@ -1,0 +1,408 @@
+"""Hostile input: `python benchmarks/fuzz.py --minutes N [--only TARGET] [--seed S] [--engine mutate|atheris]`.
+
+A target takes bytes, puts them where a user would have them, and lets every exception through that is none of `nncift.errors` or
+OSError, which the command line turns into an exit code. The mutating engine starts from the corpus and from valid files; atheris,
+where it is installed, is guided by the coverage of nncift. What fails is written to the corpus folder given by --finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CORPUS = Path(__file__).parents[1] / "tests" / "fuzz" / "corpus"
+SECONDS, MEMORY = 20, 3 << 30
+"""Most that one input may take: seconds, and bytes of memory beyond what there was."""
+
+TOKENS = (
+    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 300,
+    b'{"a":' * 200, b"null", b"true", b'"role":"assistant"', b'"from":"gpt"', b"../../../../tmp/x", b"/etc/passwd", b"<script>",
+    b"!!python/object/apply:os.system ['true']", b"&a [*a, *a]", b"*a", b"- ", b": ", b"\n", b"\r", b"\xe2\x80\xa8", b"{prompt}",
+    b"{response}", b"100%", b"-1", b"0x7f", b"1_000", b"\xd9\xa3", b"2Mtok", b"min=", b"max=", b"id", b"checksum",
+    b'""', b"{}", b"[]",
+)  # fmt: skip
+
+
+@cache
+def folder() -> Path:
+    """Return the folder that this process may write in."""
+    made = Path(tempfile.mkdtemp(prefix="nncift-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    os.environ["NNCIFT_CACHE"] = str(made / "cache")
+    return made
+
+
+def _file(name: str, data: bytes) -> Path:
+    path = folder() / name
+    path.write_bytes(data)
+    return path
+
+
+def _read(path: Path) -> None:
+    """Read rows, and do with them what a run does without a model."""
+    from nncift.data import read, write_rejected, write_rows
+    from nncift.table import Rows
+
+    found = read(path)
+    json.dumps([[row.id, row.source, row.raw] for row in found])
+    write_rows(folder() / "rows.jsonl", found)
+    write_rejected(folder() / "rejected.jsonl", found.rejected)
+    if (folder() / "rows.jsonl").read_bytes().count(b"\n") != len(found):
+        raise AssertionError("a row's text has a line break")
+    Rows.of(found)
+    for row in found:
+        for character in (*row.id, *row.source):
+            if character in "\n\r\0" or "\ud800" <= character <= "\udfff":
+                raise AssertionError(f"an id or source with {character!r}")
+
+
+def lines(data: bytes) -> None:
+    """Read JSON lines."""
+    _read(_file("pool.jsonl", data))
+
+
+def document(data: bytes) -> None:
+    """Read a JSON document."""
+    _read(_file("pool.json", data))
+
+
+def packed(data: bytes) -> None:
+    """Read damaged and whole gzip files."""
+    _read(_file("pool.jsonl.gz", gzip.compress(data, mtime=0) if data[:1] < b"\x80" else b"\x1f\x8b\x08" + data))
+
+
+def parquet(data: bytes) -> None:
+    """Read a Parquet file."""
+    _read(_file("pool.parquet", data))
+
+
+def trainers(data: bytes) -> None:
+    """Make of rows what trainers load."""
+    from nncift.data import read
+    from nncift.data import trainers as forms
+    from nncift.data.conversation import converse
+    from nncift.data.formats import Layout
+    from nncift.data.turns import UnusableError
+
+    for row in read(_file("pool.jsonl", data)):
+        with contextlib.suppress(UnusableError):
+            talk = converse(row.row, Layout.from_settings("auto", None))
+            for make in (forms.alpaca, forms.sharegpt):
+                with contextlib.suppress(UnusableError):
+                    make(talk)
+            for last in (False, True):
+                with contextlib.suppress(UnusableError):
+                    forms.trl(talk, last=last, parts=False)
+                with contextlib.suppress(UnusableError):
+                    forms.axolotl(talk, last=last, parts=False)
+
+
+def settings(data: bytes) -> None:
+    """Read a settings file."""
+    from nncift.config import resolve
+
+    resolve({}, _file("settings.yaml", data)).model_dump_json()
+
+
+def template(data: bytes) -> None:
+    """Read a template file."""
+    from nncift.wording import _plain_template
+
+    _plain_template(str(_file("template.txt", data)))
+
+
+def wishes(data: bytes) -> None:
+    """Read what is wished of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
+    from nncift.config import resolve
+    from nncift.data import Examples, read
+    from nncift.plan import parse_labels
+    from nncift.table import Rows
+    from nncift.wishes import Wishes
+
+    given = data.decode("utf-8", "surrogateescape").split("\n", 4)
+    names = ("budget", "quota", "dedup", "labels")
+    ids = _file("ids.txt", given[4].encode("utf-8", "surrogateescape") if len(given) > 4 else b"a")
+    pool: Examples = read(_file("few.jsonl", FEW))
+    for name, text in zip(names, given, strict=False):
+        with _allowed():
+            found = resolve({name: text})
+            Wishes.read(found).check(Rows.of(pool))
+            if name == "labels":
+                parse_labels(found.labels)
+    Wishes.read(resolve({"include": str(ids), "budget": "3"})).check(Rows.of(pool))
+
+
+FEW = b"\n".join(
+    json.dumps({"id": f"r{k}", "instruction": f"do {k}", "output": f"done {k}"}).encode() for k in range(30)
+)
+
+
+@cache
+def finished() -> Path:
+    """Return a small finished run, made without a model."""
+    from nncift import pipeline
+    from nncift.teachers.registry import create
+
+    given = {
+        "teacher": "length",
+        "encoder": "hash",
+        "labels": "40%",
+        "budget": "5",
+        "test_items": 5,
+        "validation_items": 5,
+    }
+    from nncift.config import resolve
+
+    made = resolve({**given, "pool": [str(_file("few.jsonl", FEW))]})
+    run = folder() / "finished"
+    pipeline.execute(made, pipeline.read_pool(made), run, teacher=create(made, seed=0))
+    return run
+
+
+def directory(data: bytes) -> None:
+    """Read a run in which somebody has put another file: byte 0 says which, byte 1 whether marks of stages stay."""
+    from nncift.comparing import compare
+    from nncift.data import read
+    from nncift.data.export import export
+    from nncift.explain import explain
+    from nncift.finished import FinishedRun
+    from nncift.report import write_report
+    from nncift.reselect import reselect
+    from nncift.results import score_file
+    from nncift.student.card import write_card
+
+    names = sorted(str(path.relative_to(finished())) for path in finished().rglob("*") if path.is_file())
+    run, rest = folder() / "run", folder() / "rest"
+    for old in (run, rest):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(finished(), run)
+    rest.mkdir()
+    name = names[data[0] % len(names)] if data else names[0]
+    (run / name).write_bytes(_changed((run / name).read_bytes(), data[2:]))
+    if data[1:2] < b"\xc0":
+        shutil.rmtree(run / "stages")
+    before = _outside()
+
+    def explained() -> None:
+        found = FinishedRun(run)
+        explain(found, next(iter(found.choices)), why_not=True)
+
+    for act in (
+        explained, lambda: export(run, rest / "a.jsonl", to="trl"), lambda: compare(run, finished()),
+        lambda: reselect(run, {"budget": "3"}, rest / "other"), lambda: write_report(run), lambda: write_card(run),
+        lambda: score_file(read(folder() / "few.jsonl"), run, rest / "s.parquet", device="cpu"),
+        lambda: reselect(run, {"budget": "4"}),
+    ):  # fmt: skip
+        with _allowed():
+            act()
+    if _outside() != before:
+        raise AssertionError("a file outside the run directory has changed")
+
+
+def _outside() -> list[tuple[str, int]]:
+    skip = {"run", "rest", "cache", "last-input"}
+    return sorted(
+        (str(path), path.stat().st_mtime_ns)
+        for path in folder().rglob("*")
+        if path.is_file() and path.relative_to(folder()).parts[0] not in skip
+    )
+
+
+def _changed(content: bytes, data: bytes) -> bytes:
+    """Return a file's content with an edit that `data` describes: the whole replaced, or bytes put over it somewhere."""
+    if len(data) < 4 or data[0] < 64:
+        return data[1:]
+    at = int.from_bytes(data[1:3], "big") % (len(content) + 1)
+    return content[:at] + data[3:] + content[at + (len(data) - 3 if data[0] % 2 else 0) :]
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    made.__name__: made for made in (lines, document, packed, parquet, trainers, settings, template, wishes, directory)
+}
+
+
+@contextlib.contextmanager
+def _allowed() -> Iterator[None]:
+    from nncift.errors import NnciftError
+
+    with contextlib.suppress(NnciftError, OSError):
+        yield
+
+
+def attempt(target: str, data: bytes) -> None:
+    """Give one input to a target; what it raises beyond the allowed is a find. Takes at most `SECONDS`."""
+
+    def late(*_: Any) -> None:
+        raise AssertionError(f"more than {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    # What ends the whole process can be found here.
+    (folder() / "last-input").write_bytes(data)
+    try:
+        with _allowed():
+            TARGETS[target](data)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Bound the memory of this process to `MEMORY` more than it has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@cache
+def seeds(target: str) -> list[bytes]:
+    """Return what mutation starts from: the corpus, and valid inputs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    talk = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes", "tool_calls": [{"name": "f", "arguments": "{}"}]},
+    ]
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "messages": talk, "tools": "[]"},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {"instruction": "x", "input": "y", "output": "z", "history": [["a", "b"]]},
+        {"prompt": talk[:1], "completion": "c", "images": ["i.png"]},
+        {"id": 3, "prompt": "p", "response": "r", "system": "s"},
+    ]  # fmt: skip
+    text = "\n".join(json.dumps(row) for row in rows).encode()
+    table, stream = (
+        pa.table({"id": ["a", "b"], "prompt": ["p", "q"], "completion": ["r", "s"], "n": [1.5, None]}),
+        io.BytesIO(),
+    )
+    pq.write_table(table, stream)
+    own = {
+        "lines": [text], "trainers": [text], "packed": [text],
+        "document": [json.dumps(rows).encode(), json.dumps({"data": rows}).encode()],
+        "parquet": [stream.getvalue()],
+        "settings": [b"pool: [a.jsonl]\nlabels: 5%\nmap: {prompt: q}\noption: {x: 2e-5}\nseed: 3\nquota: 'source:min=5%'\n"],
+        "template": [b"Q: {prompt}\nA: {response}"], "wishes": [b"30%\nsource:min=5%,max=40%\nnear:0.95\n5%\nr1\nr2"],
+        "directory": [bytes([at, mark, how, 1, 7]) + b"{}" for at in range(40) for mark in (0, 255) for how in (0, 200, 201)],
+    }  # fmt: skip
+    kept = sorted((CORPUS / target).glob("*")) if (CORPUS / target).is_dir() else []
+    return [*own[target], *(path.read_bytes() for path in kept)]
+
+
+def mutated(target: str, dice: random.Random) -> bytes:
+    """Return a seed with a few changes: bits, bytes, cuts, copies, tokens, and pieces of another seed."""
+    pool = seeds(target)
+    data = bytearray(dice.choice(pool))
+    for _ in range(1 << dice.randrange(5)):
+        at, end = sorted(dice.randrange(len(data) + 1) for _ in range(2))
+        kind = dice.randrange(7)
+        if kind == 0 and data:
+            data[at % len(data)] ^= 1 << dice.randrange(8)
+        elif kind == 1 and data:
+            data[at % len(data)] = dice.randrange(256)
+        elif kind == 2:
+            del data[at : min(end, at + dice.randrange(1, 40))]
+        elif kind == 3:
+            data[at:at] = data[at : at + dice.randrange(1, 60)]
+        elif kind in (4, 5):
+            data[at : at if kind == 4 else end] = dice.choice(TOKENS)
+        else:
+            other = dice.choice(pool)
+            cut = dice.randrange(len(other) + 1)
+            data[at:end] = other[cut : cut + dice.randrange(1, 200)]
+    return bytes(data[:200_000])
+
+
+def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str, Any]:
+    """Mutate in turns for so long; return how many inputs each target had, and what was found."""
+    dice, began = random.Random(seed), time.process_time()
+    told: dict[str, Any] = {"inputs": dict.fromkeys(targets, 0), "finds": []}
+    known: set[str] = set()
+    if "directory" in targets:
+        finished()
+    with bounded():
+        while time.process_time() - began < 60 * minutes:
+            for target in targets:
+                until = time.process_time() + 1
+                while time.process_time() < until:
+                    data = mutated(target, dice)
+                    told["inputs"][target] += 1
+                    try:
+                        attempt(target, data)
+                    except Exception as error:  # noqa: BLE001 - any of them is a find
+                        place = traceback.extract_tb(error.__traceback__)[-1]
+                        what = f"{target}: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
+                        if what not in known:
+                            known.add(what)
+                            path = finds / target / hashlib.sha256(data).hexdigest()[:12]
+                            path.parent.mkdir(parents=True, exist_ok=True)
+                            path.write_bytes(data)
+                            told["finds"].append({"what": what, "said": str(error)[:200], "file": str(path)})
+                            sys.stderr.write(f"{what}: {str(error)[:200]} ({path})\n")
+    told["cpu_minutes"] = round((time.process_time() - began) / 60, 2)
+    return told
+
+
+def guided(target: str, minutes: float) -> None:
+    """Let atheris look for inputs of one target; it ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["nncift"]):
+        pass
+    start = folder() / "start"
+    start.mkdir()
+    for number, data in enumerate(seeds(target)):
+        (start / str(number)).write_bytes(data)
+    flags = [
+        f"-max_total_time={round(60 * minutes)}",
+        f"-timeout={SECONDS}",
+        "-rss_limit_mb=4096",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *flags, str(start)], lambda data: attempt(target, data))
+    atheris.Fuzz()
+
+
+def main() -> None:
+    """Fuzz, and print what came of it as JSON."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--minutes", type=float, default=1, help="CPU minutes")
+    asked.add_argument("--only", choices=tuple(TARGETS), action="append")
+    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--engine", choices=("mutate", "atheris"), default="mutate")
+    asked.add_argument("--finds", type=Path, default=Path("fuzz-finds"))
+    given = asked.parse_args()
+    targets = given.only or list(TARGETS)
+    try:
+        if given.engine == "atheris":
+            guided(targets[0], given.minutes)
+        told = fuzz(targets, given.minutes, given.seed, given.finds)
+    finally:
+        shutil.rmtree(folder(), ignore_errors=True)
+    print(json.dumps(told, indent=2))
+    sys.exit(1 if told["finds"] else 0)
+
+
+if __name__ == "__main__":
+    main()
