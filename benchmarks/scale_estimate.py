@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from nncift.config import RunSettings
 from nncift.data import read
 from nncift.files import write_json
 from nncift.labels import LabelStore
 from nncift.plan import Wish, grow
 from nncift.rows_file import write_rows_file
+from nncift.rundir import RunDir
 from nncift.scale.pieces import Outcome
 from nncift.scale.records import Record, Writer
 from nncift.scale.records import read as read_records
@@ -60,8 +62,9 @@ def measured(rows: int) -> dict[str, float]:
         tracemalloc.stop()
         write_json(folder / "pool.json", {row.id: row.content_hash for row in pool})
         found["bytes_of_a_row_in_pool_json"] = (folder / "pool.json").stat().st_size / rows
-        write_rows_file(folder, pool, None, {})
-        found["bytes_of_a_row_in_rows_parquet"] = (folder / "rows.parquet").stat().st_size / rows
+        with RunDir(folder / "run", RunSettings()) as directory:
+            write_rows_file(directory, pool, None, {})
+        found["bytes_of_a_row_in_rows_parquet"] = (folder / "run" / "rows.parquet").stat().st_size / rows
         store = LabelStore.open(folder / "labels")
         store.adopt(grow(None, pool.ids, pool.ids, Wish(None, 2000, "scatter", 30, 20), 0, shared=True, relative=True))
         found["bytes_of_a_row_in_a_plan"] = (folder / "labels" / "plan-000.json").stat().st_size / rows

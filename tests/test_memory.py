@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nncift.errors import UsageError
+from nncift.errors import ResourceError, UsageError
 from nncift.memory import capped, free_memory, parse_memory, taken
 
 
@@ -40,7 +42,17 @@ def test_more_than_the_cap_is_refused_by_the_system() -> None:
     assert np.ones(50_000_000)[0] == 1
 
 
-def test_no_cap_changes_nothing() -> None:
-    code = "import resource as r; from nncift.memory import capped\nwith capped(None): print(r.getrlimit(r.RLIMIT_DATA)[0])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "-1"
+def test_a_cap_below_what_is_taken_already_is_refused() -> None:
+    with pytest.raises(ResourceError, match="the program alone takes"), capped(10**6):
+        pass
+
+
+def test_a_run_that_needs_more_than_its_cap_says_so(tmp_path: Path, write_pool: Callable[..., Path]) -> None:
+    command = ["run", str(write_pool(60)), "--teacher", "delift-se", "--encoder", "hash", "--labels", "50%"]
+    line = [sys.executable, "-m", "nncift", *command, "--out", str(tmp_path / "run"), "--max-mem", "60M"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 6, done.stderr
+    assert "memory" in done.stderr
+    assert "defect" not in done.stderr
+    line[-1] = "4G"
+    assert subprocess.run(line, capture_output=True, check=False).returncode == 0

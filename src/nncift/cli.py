@@ -17,10 +17,14 @@ from nncift.commands.explain import explain_command
 from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
 from nncift.commands.select import select_command
-from nncift.commands.shell import assignment, command, offline_option, progress, selection_options, typed
+from nncift.commands.shell import assignment, command, memory_option, offline_option, progress, selection_options, typed
 from nncift.commands.study import study_command
 from nncift.commands.tune import tune_command
 from nncift.errors import NnciftError, ResourceError, UsageError
+
+MEMORY = "nncift: memory ran out; use --limit, --neighbours, a higher --max-mem, or a machine with more"
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "can't start new thread")
+"""What torch and Python say where they do not raise MemoryError."""
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -82,6 +86,7 @@ def cli() -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @offline_option
+@memory_option
 @command
 def run_command(
     show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, engine: str,
@@ -161,6 +166,7 @@ def run_command(
 @click.option("--limit", type=int, help="As in run.")
 @click.option("--device", default="auto", help="Device of the encoder.")
 @offline_option
+@memory_option
 @command
 def score_command(
     show: bool, new: tuple[str, ...], run_: Path, out: Path, format_: str, map_: tuple[str, ...], limit: int | None,
@@ -236,7 +242,7 @@ def main() -> None:
     except NnciftError as error:
         code = _say(f"nncift: {error}", error.exit_code)
     except MemoryError:
-        code = _say("nncift: memory ran out; use --limit or a machine with more", ResourceError.exit_code)
+        code = _say(MEMORY, ResourceError.exit_code)
     except OSError as error:
         code = _say(f"nncift: {error}", ResourceError.exit_code)
     except Exception as error:  # noqa: BLE001 - the last resort turns any defect into exit code 1
@@ -248,6 +254,8 @@ def main() -> None:
                     ResourceError.exit_code,
                 )
             )
+        if isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY):
+            sys.exit(_say(MEMORY, ResourceError.exit_code))
         traceback.print_exc()
         code = _say("nncift: this is a defect of nncift; please report it with the lines above and the command", 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -297,7 +297,39 @@ class _Alone:
             keep(block, *self._encoder.encode(block.texts))
 
 
-def _blocks(wanted: Mapping[str, str], known: Mapping[str, object]) -> list[Block]:
+class _Known:
+    """Vectors and token counts of different texts, in one array, so that they are never held twice."""
+
+    def __init__(self, place: Mapping[str, int], dim: int) -> None:
+        self.dim = dim
+        self._place = place
+        self._vectors = np.empty((len(place), dim), np.float32)
+        self._counts = np.empty(len(place), np.int64)
+        self._filled = np.zeros(len(place), bool)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether a text's vector is there."""
+        place = self._place.get(str(key))
+        return place is not None and bool(self._filled[place])
+
+    def wants(self, key: str) -> bool:
+        """Tell whether a text is asked for and not there yet."""
+        return key in self._place and key not in self
+
+    def put(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
+        """Take over vectors `(n, dim)` and counts `(n,)`."""
+        rows = [self._place[key] for key in keys]
+        self._vectors[rows], self._counts[rows], self._filled[rows] = vectors, counts, True
+
+    def of(self, keys: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Return vectors and counts of texts, which may repeat, in their order."""
+        rows = np.array([self._place[key] for key in keys], np.int64)
+        if len(rows) == len(self._vectors) and np.array_equal(rows, np.arange(len(rows))):
+            return self._vectors, self._counts
+        return self._vectors[rows], self._counts[rows]
+
+
+def _blocks(wanted: Mapping[str, str], known: _Known) -> list[Block]:
     keys, found = list(wanted), []
     for place, start in enumerate(range(0, len(keys), BLOCK)):
         missing = tuple(key for key in keys[start : start + BLOCK] if key not in known)
@@ -330,12 +362,13 @@ class EmbeddingCache:
         wanted = dict(zip(keys, texts, strict=True))
         described = self._encoder.describe()
         dim, limit = int(described["dim"]), described["max_tokens"]
-        known = self._load(wanted, dim)
+        known = _Known({key: row for row, key in enumerate(wanted)}, dim)
+        self._load(known)
         for told, vectors, counts in by.found():
             fresh = [row for row, key in enumerate(told) if key in wanted and key not in known]
             if fresh and vectors.shape == (len(told), dim):
                 self._save([told[row] for row in fresh], vectors[fresh], counts[fresh])
-                known.update((told[row], (vectors[row], int(counts[row]))) for row in fresh)
+                known.put([told[row] for row in fresh], vectors[fresh], counts[fresh])
         blocks = _blocks(wanted, known)
         missing = sum(len(block.texts) for block in blocks)
         advance(len(texts) - missing)
@@ -346,35 +379,32 @@ class EmbeddingCache:
             if not np.isfinite(vectors).all():
                 raise DataError("the encoder gave vectors that are not finite; its weights may be damaged")
             self._save(block.keys, vectors, counts)
-            known.update(zip(block.keys, zip(vectors, counts.tolist(), strict=True), strict=True))
+            known.put(block.keys, vectors, counts)
             tokens += int(np.minimum(counts, limit).sum() if limit else counts.sum())
             advance(len(block.texts))
 
         by.encode(blocks, keep)
-        vectors = np.array([known[key][0] for key in keys], np.float32).reshape(len(keys), dim)
-        truncated = sum(limit is not None and known[key][1] > limit for key in keys)
-        every = tuple(known[key][1] for key in keys)
-        read = sum(min(count, limit or count) for count in every)
-        return Embedded(vectors, truncated, missing, tokens, every, read)
+        vectors, every = known.of(keys)
+        truncated = int((every > limit).sum()) if limit is not None else 0
+        read = int(np.minimum(every, limit).sum() if limit else every.sum())
+        return Embedded(vectors, truncated, missing, tokens, tuple(every.tolist()), read)
 
-    def _load(self, wanted: Mapping[str, str], dim: int) -> dict[str, tuple[Floats, int]]:
-        found: dict[str, tuple[Floats, int]] = {}
+    def _load(self, known: _Known) -> None:
+        """Take over what is wanted of all blocks on disk."""
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
                 block = read_arrays(path)
                 keys = [bytes(key).hex() for key in block["keys"]]
                 shapes = (block["vectors"].shape, block["tokens"].shape)
-                if shapes != ((len(keys), dim), (len(keys),)) or not np.isfinite(block["vectors"]).all():
+                if shapes != ((len(keys), known.dim), (len(keys),)) or not np.isfinite(block["vectors"]).all():
                     raise ValueError(f"shapes {shapes}")
             except (OSError, KeyError, TypeError, ValueError) as error:
                 # A damaged block of a cache is no loss: its texts are encoded again.
                 log.warning("%s is damaged (%s); its texts are encoded again", path, error)
                 path.unlink(missing_ok=True)
                 continue
-            for row, key in enumerate(keys):
-                if key in wanted and key not in found:
-                    found[key] = (block["vectors"][row], int(block["tokens"][row]))
-        return found
+            rows = [row for row, key in enumerate(keys) if known.wants(key)]
+            known.put([keys[row] for row in rows], block["vectors"][rows], block["tokens"][rows])
 
     def _save(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from nncift.errors import UsageError
+from nncift.errors import ResourceError, UsageError
 
 UNITS = {
     "": 1,
@@ -58,23 +58,29 @@ def taken() -> int:
     return 0
 
 
-@contextlib.contextmanager
-def capped(most: int | None) -> Iterator[None]:
-    """Let this process take at most so many bytes (None: what it likes); the system refuses it more.
+def cap(most: int) -> None:
+    """Let this process take at most so many bytes from now on: the system refuses it more.
 
     What is asked beyond raises MemoryError, or RuntimeError in torch. Memory maps of files do not count. A lower cap that exists
-    already stays.
+    already stays. Raises ResourceError where the process takes more than that already.
     """
-    if most is None:
-        yield
-        return
+    if (have := taken()) > most:
+        raise ResourceError(
+            f"--max-mem of {most / 1e6:,.0f} MB was given, and the program alone takes {have / 1e6:,.0f} MB; give more"
+        )
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = most if before == resource.RLIM_INFINITY else min(most, before)
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (most if before == resource.RLIM_INFINITY else min(most, before), hard))
+
+
+@contextlib.contextmanager
+def capped(most: int) -> Iterator[None]:
+    """Hold to a cap inside a block, see `cap`."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    cap(most)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _free_on_machine() -> int | None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ from nncift import checksums
 from nncift.data import Example, Examples
 from nncift.data.formats import Layout, parse, prompt_text
 from nncift.errors import DataError
-from nncift.files import atomic, fingerprint
+from nncift.files import atomic
 from nncift.rundir import RunDir
 
 NAME = "rows.parquet"
+GROUP = 1 << 15
+"""Rows that are written at once."""
 
 
 def write_rows_file(directory: RunDir, sources: Examples, targets: Examples | None, tokens: Mapping[str, int]) -> None:
@@ -26,32 +30,52 @@ def write_rows_file(directory: RunDir, sources: Examples, targets: Examples | No
     tokens: of each source as a whole; none are known where the mapping is empty.
     """
     rows = [(axis, row) for axis, part in (("source", sources), ("target", targets or ())) for row in part]
-    key = fingerprint(*([axis, row.id, row.source, row.raw, tokens.get(row.id)] for axis, row in rows))
+    key = _fingerprint(rows, tokens)
     with directory.stage("rows", key, (NAME,)) as stage:
         if not stage.done:
             _write(directory.file(NAME), rows, tokens)
+
+
+def _fingerprint(rows: Sequence[tuple[str, Example]], tokens: Mapping[str, int]) -> str:
+    """Hash rows one by one: as one text, a million of them would take a gigabyte more."""
+    digest = hashlib.sha256()
+    for axis, row in rows:
+        line = json.dumps([axis, row.id, row.source, row.raw, tokens.get(row.id)], ensure_ascii=True)
+        digest.update(line.encode("ascii") + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _write(path: Path, rows: Sequence[tuple[str, Example]], tokens: Mapping[str, int]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "axis": [axis for axis, _ in rows],
-            "id": [row.id for _, row in rows],
-            "source": [row.source for _, row in rows],
-            "line": pa.array([row.line for _, row in rows], pa.int64()),
-            "content": [row.content_hash for _, row in rows],
-            "tokens": pa.array([tokens.get(row.id) for _, row in rows], pa.int64()),
-            "turns": pa.array([len(row.messages) + 1 for _, row in rows], pa.int32()),
-            "prompt_chars": pa.array([len(row.prompt) for _, row in rows], pa.int64()),
-            "response_chars": pa.array([len(row.response) for _, row in rows], pa.int64()),
-            "raw": [row.raw for _, row in rows],
-        }
-    )
-    with atomic(path) as part:
-        pq.write_table(table, part, compression="zstd")
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in ("axis", "id", "source")), ("line", pa.int64()), ("content", pa.string()),
+            ("tokens", pa.int64()), ("turns", pa.int32()), ("prompt_chars", pa.int64()), ("response_chars", pa.int64()),
+            ("raw", pa.string()),
+        ]
+    )  # fmt: skip
+    with atomic(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        # Part by part, so that a million rows are never held as a table beside what they are.
+        for start in range(0, len(rows), GROUP) or (0,):
+            columns = _columns(rows[start : start + GROUP], tokens)
+            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+
+
+def _columns(rows: Sequence[tuple[str, Example]], tokens: Mapping[str, int]) -> list[list[Any]]:
+    return [
+        [axis for axis, _ in rows],
+        [row.id for _, row in rows],
+        [row.source for _, row in rows],
+        [row.line for _, row in rows],
+        [row.content_hash for _, row in rows],
+        [tokens.get(row.id) for _, row in rows],
+        [len(row.messages) + 1 for _, row in rows],
+        [len(row.prompt) for _, row in rows],
+        [len(row.response) for _, row in rows],
+        [row.raw for _, row in rows],
+    ]
 
 
 @dataclass(frozen=True)

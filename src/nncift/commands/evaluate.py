@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nncift.commands.shell import command, offline_option, progress
+from nncift.commands.shell import command, memory_option, offline_option, progress
 
 
 @click.command(name="evaluate")
@@ -15,6 +15,7 @@ from nncift.commands.shell import command, offline_option, progress
 @click.option("--full-teacher", is_flag=True, help="Label every pair, and judge selection and intervals by the truth.")
 @click.option("--device", default="auto", help="Device of the teacher's model.")
 @offline_option
+@memory_option
 @command
 def evaluate_command(show: bool, run: Path, full_teacher: bool, device: str) -> dict[str, Any]:
     """Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth."""

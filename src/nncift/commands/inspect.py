@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nncift.commands.shell import assignment, command, offline_option
+from nncift.commands.shell import assignment, command, memory_option, offline_option
 
 
 @click.command(name="inspect")
@@ -15,6 +15,7 @@ from nncift.commands.shell import assignment, command, offline_option
 @click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
 @click.option("--tokenizer", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
 @offline_option
+@memory_option
 @command
 def inspect_command(
     show: bool, files: tuple[str, ...], format_: str, map_: tuple[str, ...], tokenizer: str | None

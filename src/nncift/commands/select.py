@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nncift.commands.shell import command, selection_options
+from nncift.commands.shell import command, memory_option, selection_options
 
 
 @click.command(name="select")
@@ -15,6 +15,7 @@ from nncift.commands.shell import command, selection_options
 @selection_options
 @click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: the run's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New directory.  [default: replace the run's selection]")
+@memory_option
 @command
 def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> dict[str, Any]:
     """Choose again from a finished RUN: another budget, objective or rules; no model is loaded."""

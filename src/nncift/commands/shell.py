@@ -50,6 +50,21 @@ def offline_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)  # fmt: skip
 
 
+def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--max-mem`, a cap that the system holds this process to."""
+
+    def hold(_: click.Context, __: click.Parameter, given: str | None) -> None:
+        if given is not None:
+            from nncift.memory import cap, parse_memory
+
+            cap(parse_memory(given))
+
+    return click.option(
+        "--max-mem", metavar="SIZE", is_eager=True, expose_value=False, callback=hold,
+        help="Memory that this process may take, such as 8G: what needs more is refused.",
+    )(function)  # fmt: skip
+
+
 def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the flags that say what a selection has to keep."""
     for option in reversed(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nncift.commands.shell import assignment, command, offline_option, progress, typed
+from nncift.commands.shell import assignment, command, memory_option, offline_option, progress, typed
 from nncift.errors import UsageError
 
 
@@ -57,6 +57,7 @@ from nncift.errors import UsageError
     "--out", type=click.Path(path_type=Path), help="Folder; one that exists is continued.  [default: RUN/tune]"
 )
 @offline_option
+@memory_option
 @command
 def tune_command(
     show: bool, run: Path, qlora: bool, map_: tuple[str, ...], out: Path | None, **flags: Any
