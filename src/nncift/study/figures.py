@@ -57,7 +57,7 @@ def lines(panels: Mapping[str, Sequence[Line]], x_label: str, y_label: str, *, l
             at.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
         at.set_title(title, fontsize=10)
         at.set_xlabel(x_label)
-        if log:
+        if log and all(x > 0 for line in drawn for x in line.x):
             at.set_xscale("log")
     axes[0].set_ylabel(y_label)
     _legend(figure, axes)
