@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -76,7 +77,8 @@ def study(
         for name in dict.fromkeys(analysis.pool for analysis in wanted)
     }
     shop = Workshop(out, pools, device, progress)
-    told: dict[str, Any] = {}
+    # What earlier sessions found stays told.
+    told = _told_before(out, names)
     for analysis in wanted:
         began = time.perf_counter()
         compute, describe = KINDS[analysis.kind]
@@ -86,6 +88,14 @@ def study(
     summary = {"study": found.grid.name, "analyses": told, "left_out": dict(found.left_out), "machine": examine()}
     write_json(out / "study.json", summary)
     return summary
+
+
+def _told_before(out: Path, names: Collection[str]) -> dict[str, Any]:
+    try:
+        known = json.loads((out / "study.json").read_text(encoding="utf-8"))["analyses"]
+        return {name: known[name] for name in names if name in known}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds: float) -> dict[str, Any]:
