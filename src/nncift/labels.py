@@ -202,7 +202,7 @@ def _write_entries(path: Path, entries: Entries) -> None:
 def _read_entries(path: Path, targets: int, sources: int) -> Entries:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    table = pq.ParquetFile(path).read()
     entries = Entries(*(table[name].to_numpy() for name in ("target", "source", "split", "chunk")))
     for codes, lowest, size in ((entries.target, 0, targets), (entries.source, NO_SOURCE, sources)):
         if len(codes) and not lowest <= codes.min() <= codes.max() < size:

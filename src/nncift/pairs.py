@@ -60,14 +60,10 @@ class UtilityMatrix:
 
     def mean_per_source(self) -> npt.NDArray[np.float64]:
         """Return the mean utility of each source over the targets that have one, `(n_sources,)`; NaN where none has."""
-        mean = np.full(len(self.source_ids), np.nan)
-        step = max(1, BLOCK // max(1, len(self.target_ids)))
-        for start in range(0, len(mean), step):
-            block = self.values[:, start : start + step]
-            present = np.isfinite(block)
-            count = present.sum(axis=0)
-            total = np.where(present, block, 0).sum(axis=0, dtype=np.float64)
-            np.divide(total, count, out=mean[start : start + step], where=count > 0)
+        from nncift.select import kernels
+
+        mean, columns = np.full(len(self.source_ids), np.nan), np.ascontiguousarray(self.values.T, np.float32)
+        kernels.in_threads(lambda a, b: kernels.means_of(columns, a, b, mean), len(mean))
         return mean
 
 

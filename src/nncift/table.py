@@ -90,7 +90,8 @@ class Rows:
 
         checksums.verify(path.parent, path.name)
         try:
-            table = pq.read_table(path)
+            # Not read_table, whose data sets bring pandas along.
+            table = pq.ParquetFile(path).read()
             table = table.filter(pc.equal(table["axis"], "source"))
             texts = {name: tuple(table[name].to_pylist()) for name in _TEXTS}
             tokens: Sequence[int | None] = table["tokens"].to_pylist()

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Return threads that stay: starting one takes longer than many a range."""
+    return ThreadPoolExecutor(workers)
+
+
+# A child process has none of its parent's threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def in_threads(kernel: Callable[[int, int], object], n: int, least: int = 64) -> None:
@@ -19,5 +32,7 @@ def in_threads(kernel: Callable[[int, int], object], n: int, least: int = 64) ->
     if workers == 1:
         kernel(0, n)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(kernel, edges[:-1], edges[1:]))
+    others = [_pool(workers - 1).submit(kernel, *ends) for ends in pairwise(edges[1:])]
+    kernel(edges[0], edges[1])
+    for other in others:
+        other.result()

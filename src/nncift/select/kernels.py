@@ -92,6 +92,21 @@ def reorder(columns: Levels, order: npt.NDArray[np.intp]) -> None:
 
 
 @_compiled
+def means_of(columns: npt.NDArray[np.float32], start: int, stop: int, mean: Doubles) -> None:
+    """Write the mean of each source's finite values, in double precision; what has none keeps what stands there."""
+    for s in range(start, stop):
+        row, total, count = columns[s], 0.0, 0
+        for t in range(len(row)):
+            x = np.float64(row[t])
+            # Not so of NaN and infinity.
+            if x - x == 0.0:
+                total += x
+                count += 1
+        if count:
+            mean[s] = total / count
+
+
+@_compiled
 def gain_of(column: Levels, best: Levels) -> np.int64:
     """Return what a source adds to targets that are already served at `best`, `(n_targets,)`."""
     total = np.int64(0)
