@@ -1,33 +1,41 @@
-"""Put a study's pages and figures under docs/results/study: `python benchmarks/publish_study.py OUT [OUT...]`.
+"""Put a study's pages under docs/results/study: `python benchmarks/publish_study.py OUT [OUT...]`.
 
-Pages, figures and tables (CSV) are copied as `nncift study` wrote them, with a line that says by which command and where.
+Pages, figures and tables (CSV) are drawn from the records of `nncift study`, with a line that says by which command and where.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
+from typing import Any
+
+from nncift.study.grid import PRESETS
+from nncift.study.run import page_of, write_page
+from nncift.study.tables import as_csv
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "study"
 
 
 def publish(out: Path, folder: Path) -> list[str]:
-    """Copy the pages of a study; return their names."""
-    told = json.loads((out / "study.json").read_text(encoding="utf-8"))
-    machine = told["machine"]
+    """Write the pages of all analyses of a study; return their names."""
+    machine: dict[str, Any] = json.loads((out / "study.json").read_text(encoding="utf-8"))["machine"]
     where = f"{machine['cores']} cores, {machine['platform']}, Python {machine['python']}, no GPU"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, analysis in told["analyses"].items():
-        for file in analysis["files"]:
-            if file.endswith((".svg", ".csv")):
-                shutil.copyfile(out / file, folder / file)
-        page = (out / f"{name}.md").read_text(encoding="utf-8")
-        note = f"Written by `nncift study --preset {told['study']} --only {name}` ({where}). Records: [{name}.csv]({name}.csv)."
-        title, _, rest = page.partition("\n")
-        (folder / f"{name}.md").write_text(f"{title}\n\n{note}\n{rest}", encoding="utf-8")
-    return list(told["analyses"])
+    names = []
+    for path in sorted(out.glob("*.json")):
+        if path.stem.startswith("study"):
+            continue
+        analysis, records, page = page_of(path)
+        preset = next(found.stem for found in PRESETS.glob("*.yaml") if f"name: {analysis.name}\n" in found.read_text())
+        note = (
+            f"Written from the records of `nncift study --preset {preset} --only {analysis.name}` ({where}; other work shared "
+            f"the machine, so seconds are upper bounds): [{analysis.name}.csv]({analysis.name}.csv)."
+        )
+        write_page(folder, analysis, page, note)
+        (folder / f"{analysis.name}.csv").write_text(as_csv(records), encoding="utf-8")
+        names.append(analysis.name)
+    return names
 
 
 def main() -> None:

@@ -65,9 +65,9 @@ def lines(panels: Mapping[str, Sequence[Line]], x_label: str, y_label: str, *, l
 
 
 def dots(panels: Mapping[str, Sequence[Dot]], x_label: str, *, reference: float | None = None) -> str:
-    """Return panels side by side with one row per name, a dot and its interval. reference: a line to read them against."""
-    rows = max(len(drawn) for drawn in panels.values())
-    figure, axes = panels_of(len(panels), height=0.7 + 0.3 * rows)
+    """Return panels with one row per name, a dot and its interval, three side by side. reference: a line to read them against."""
+    most = max(len(drawn) for drawn in panels.values())
+    figure, axes = panels_of(len(panels), height=0.9 + 0.27 * most, columns=3)
     for at, (title, drawn) in zip(axes, panels.items(), strict=True):
         for row, dot in enumerate(reversed(drawn)):
             colour = "#777777" if dot.plain else COLOURS[0]
@@ -76,9 +76,9 @@ def dots(panels: Mapping[str, Sequence[Dot]], x_label: str, *, reference: float 
             at.plot([dot.value], [row], "o", color=colour, markersize=5)
         at.set_yticks(range(len(drawn)), [dot.name for dot in reversed(drawn)])
         at.set_title(title, fontsize=10)
-        at.set_xlabel(x_label)
         if reference is not None:
             at.axvline(reference, color="#444444", linewidth=0.8, linestyle=":")
+    figure.supxlabel(x_label, fontsize=9)
     return as_svg(figure)
 
 
@@ -93,17 +93,22 @@ def as_svg(figure: Figure) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def panels_of(count: int, height: float = _PANEL[1]) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many panels side by side. Raises ResourceError without matplotlib."""
+def panels_of(count: int, height: float = _PANEL[1], columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, all side by side or in rows. Raises ResourceError without matplotlib."""
     try:
         import matplotlib
     except ImportError as error:
         raise ResourceError('figures of a study need matplotlib: pip install "nncift[study]"') from error
     from matplotlib.figure import Figure
 
+    across = min(count, columns or count)
+    down = -(-count // across)
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(_PANEL[0] * count, height), layout="constrained")
-        found = list(figure.subplots(1, count, squeeze=False)[0])
+        figure = Figure(figsize=(_PANEL[0] * across, height * down), layout="constrained")
+        every = figure.subplots(down, across, squeeze=False).ravel()
+    found, spare = list(every[:count]), list(every[count:])
+    for axes in spare:
+        axes.set_visible(False)
     for axes in found:
         axes.grid(visible=True, linewidth=0.4, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,21 +176,24 @@ def tune_page(analysis: Analysis, records: Records) -> Page:
     drawn = {}
     for metric, about in first["metrics"].items():
         panels = {
-            f"{_HOW[record['how']]}, {record['budget']}": [
-                Dot(
-                    one["arm"],
-                    one["difference"],
-                    None if one["interval"] is None else (one["interval"][0], one["interval"][1]),
-                )
-                for one in record["comparisons"]
-                if (one["metric"], one["against"]) == (metric, "selected") and one["difference"] is not None
-            ]
-            for record in records
+            f"{_HOW[record['how']]}, {record['budget']}": list(_against_selected(record, metric)) for record in records
         }
         better = "higher" if about["higher_is_better"] else "lower"
         label = f"{metric} less that of the run's selection ({about['unit']}; {better} is better)"
         drawn[f"{analysis.name}-{metric}.svg"] = figures.dots(panels, label, reference=0.0)
     return Page("\n".join(text) + "\n", drawn)
+
+
+def _against_selected(record: Mapping[str, Any], metric: str) -> Iterator[Dot]:
+    """Yield every arm's difference to the run's selection; a pair of arms is compared once, in either order."""
+    for one in record["comparisons"]:
+        pair = (one["arm"], one["against"])
+        if one["metric"] != metric or "selected" not in pair or one["difference"] is None:
+            continue
+        turned = pair[0] == "selected"
+        sign, bounds = (-1 if turned else 1), one["interval"]
+        ends = None if bounds is None else tuple(sorted((sign * bounds[0], sign * bounds[1])))
+        yield Dot(pair[turned], sign * one["difference"], ends)
 
 
 _HOW = {"steps": "equal steps", "tokens": "equal tokens", "context": "in context"}

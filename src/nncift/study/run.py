@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.doctor import examine
-from nncift.errors import UsageError
+from nncift.errors import DataError, UsageError
 from nncift.files import write_json, write_text
 from nncift.progress import Progress, silent
 from nncift.study.bad_data import bad_data
@@ -90,6 +90,25 @@ def study(
     return summary
 
 
+def write_page(out: Path, analysis: Analysis, page: Page, note: str = "") -> None:
+    """Write an analysis's page and figures into a folder."""
+    pictures = "".join(f"\n![{analysis.name}]({name})\n" for name in page.figures)
+    parts = [f"# {analysis.name}", *filter(None, (analysis.about, note)), page.text + pictures]
+    write_text(out / f"{analysis.name}.md", "\n\n".join(parts))
+    for name, svg in page.figures.items():
+        write_text(out / name, svg)
+
+
+def page_of(path: Path) -> tuple[Analysis, Records, Page]:
+    """Return an analysis with its records and page from the JSON that it left. Raises DataError where that cannot be read."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        analysis, records = Analysis(**told["analysis"]), told["records"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{str(path)!r} holds no analysis of a study: {error}") from error
+    return analysis, records, KINDS[analysis.kind][1](analysis, records)
+
+
 def _told_before(out: Path, names: Collection[str]) -> dict[str, Any]:
     try:
         known = json.loads((out / "study.json").read_text(encoding="utf-8"))["analyses"]
@@ -103,8 +122,5 @@ def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds:
     files = [f"{analysis.name}.{kind}" for kind in ("json", "csv", "md")] + list(page.figures)
     write_json(out / files[0], {"analysis": analysis.model_dump(mode="json"), "records": records})
     write_text(out / files[1], as_csv(records))
-    pictures = "".join(f"\n![{analysis.name}]({name})\n" for name in page.figures)
-    write_text(out / files[2], f"# {analysis.name}\n\n{analysis.about}\n\n{page.text}{pictures}")
-    for name, svg in page.figures.items():
-        write_text(out / name, svg)
+    write_page(out, analysis, page)
     return {"kind": analysis.kind, "records": len(records), "files": files, "seconds": round(seconds, 1)}
