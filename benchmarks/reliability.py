@@ -197,6 +197,16 @@ def failures(found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def joined(files: list[Path]) -> dict[str, Any]:
+    """Return what several measurements found, as one."""
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return {
+        "kills": [one for part in parts for one in part["kills"]], "faults": [one for part in parts for one in part["faults"]],
+        "skipped": [one for part in parts for one in part["skipped"]],
+        "seconds": {name: count for part in parts for name, count in part["seconds"].items()},
+    }  # fmt: skip
+
+
 def tables(found: dict[str, Any]) -> str:
     """Return what was found as Markdown."""
     lines = []
@@ -255,8 +265,11 @@ def main() -> None:
     asked.add_argument("--json", action="store_true")
     asked.add_argument("--progress", action="store_true", help="tell every kill and fault on standard error")
     asked.add_argument("--write", action="store_true", help="put the tables into docs/reliability.md")
+    asked.add_argument(
+        "--join", type=Path, nargs="+", help="take what --json gave for parts that were measured one by one"
+    )
     given = asked.parse_args()
-    found = measure(quick=given.quick, only=given.only, progress=given.progress)
+    found = joined(given.join) if given.join else measure(quick=given.quick, only=given.only, progress=given.progress)
     wrong = failures(found)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     seconds = ", ".join(f"{part} {count} s" for part, count in found["seconds"].items())
