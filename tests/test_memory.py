@@ -1,15 +1,27 @@
 """A cap on memory: what it is worth in bytes, and that the system holds to it."""
 
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nncift.errors import ResourceError, UsageError
-from nncift.memory import capped, free_memory, parse_memory, taken
+from nncift.memory import cap, free_memory, parse_memory, taken
+
+
+@contextmanager
+def capped(most: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    cap(most)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,11 @@ class _Known:
         self._vectors[rows], self._counts[rows], self._filled[rows] = vectors, counts, True
 
     def of(self, keys: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Return vectors and counts of texts, which may repeat, in their order."""
+        """Return vectors and counts of texts, which may repeat, in their order. Raises ResourceError where some are not there."""
+        if missing := int((~self._filled).sum()):
+            raise ResourceError(
+                f"{missing} of {len(self._filled)} texts came back without a vector; give the same command again"
+            )
         rows = np.array([self._place[key] for key in keys], np.int64)
         if len(rows) == len(self._vectors) and np.array_equal(rows, np.arange(len(rows))):
             return self._vectors, self._counts

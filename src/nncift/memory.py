@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 from nncift.errors import ResourceError, UsageError
@@ -35,7 +33,7 @@ def parse_memory(text: str) -> int:
 
 
 def free_memory() -> int | None:
-    """Return the bytes that can be had without swapping, within the cap of `capped` where there is one.
+    """Return the bytes that can be had without swapping, within the cap of `cap` where there is one.
 
     All of the machine's where only that is known; None where nothing is.
     """
@@ -70,17 +68,6 @@ def cap(most: int) -> None:
         )
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most if before == resource.RLIM_INFINITY else min(most, before), hard))
-
-
-@contextlib.contextmanager
-def capped(most: int) -> Iterator[None]:
-    """Hold to a cap inside a block, see `cap`."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    cap(most)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _free_on_machine() -> int | None:

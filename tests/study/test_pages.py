@@ -20,14 +20,17 @@ FOUND = {
 
 def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:
     other = {**FOUND, "auc": {"delift": 0.8, "delift, student (6.0% of its passes)": 0.8, "random": 0.4}}
-    records = [{"bad": "corrupted", "seed": 0, "found": FOUND}, {"bad": "corrupted", "seed": 1, "found": other}]
+    records = [
+        {"bad": "corrupted", "seed": 0, "unread": 3, "found": FOUND},
+        {"bad": "corrupted", "seed": 1, "found": other},
+    ]
     page = bad_data_page(Analysis(name="bad", kind="bad-data", pool="any"), records)
     lines = [line for line in page.text.splitlines() if line.startswith(("| delift", "| random"))]
     assert lines[0] == "| delift | 0.85 ± 0.07 | 0.80 to 0.95 |"
     # The share of passes differs from seed to seed and is no part of a score's name.
     assert lines[1] == "| delift, student | 0.75 ± 0.07 | 0.60 to 0.80 |"
     assert lines[3] == "| delift | random | 0.40 ± 0.00 | 0.20 to 0.60 |"
-    assert "10 bad rows among 100, 2 seeds, 2 rows left out that lack a score" in page.text
+    assert "10 bad rows among 100, 2 seeds, 2 rows left out that lack a score, 3 left out that not every" in page.text
 
 
 def test_differences_to_the_selection_are_turned_where_the_pair_is_compared_the_other_way() -> None:

@@ -70,7 +70,8 @@ def _measured(shop: Workshop, analysis: Analysis, seed: int) -> dict[str, Any]:
             examples, set(bad) & set(examples.ids), runs={name: run.path for name, run in runs.items()}, matrices=matrices,
             lm=lm, seed=seed,
         )  # fmt: skip
-        told.append({"bad": what, "seed": seed, "found": judged.as_dict()})
+        unread = len(set().union(*(run.rows.sources for run in runs.values()))) - len(examples)
+        told.append({"bad": what, "seed": seed, "unread": unread, "found": judged.as_dict()})
     return {"found": told}
 
 

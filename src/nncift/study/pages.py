@@ -227,6 +227,8 @@ def bad_data_page(analysis: Analysis, records: Records) -> Page:
             for name, values in sorted(areas.items(), key=lambda item: -_mean(item[1]))
         ]
         without = f", {first['left_out']} rows left out that lack a score" if first["left_out"] else ""
+        if unread := found[0].get("unread"):
+            without += f", {unread} left out that not every teacher can read"
         rows_judged = first["bad"] + first["good"]
         text.append(f"## {what}: {first['bad']} bad rows among {rows_judged}, {len(found)} seeds{without}\n")
         text.append(markdown(["score (a low one is suspicious)", "area", "95 % interval over rows, first seed"], rows))
