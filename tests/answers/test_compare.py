@@ -57,10 +57,12 @@ def test_equal_needs_the_whole_interval_inside_the_margin() -> None:
     assert far.verdict(0.02) == "undecided"
 
 
-def test_equal_tables_have_an_interval_of_no_width() -> None:
+def test_tables_that_never_differ_have_no_interval() -> None:
     base = np.random.default_rng(2).normal(size=(3, 20))
     found = compare(base, base)
-    assert found.interval == (0.0, 0.0)
+    assert found.interval is None
+    assert found.relative_interval is None
+    assert (found.difference, found.verdict(0.02)) == (0.0, "undecided")
     assert found.ties == 20
 
 

@@ -84,6 +84,19 @@ def free_and_student(
     return found.used, found.warnings(), {name: told["skill"] for name, told in found.to_json()["skill"].items()}
 
 
+@pytest.mark.filterwarnings("error")
+def test_draws_that_meet_no_label_are_left_out_without_a_word() -> None:
+    # All labels lie in one row and one column: a draw without either meets none.
+    lines = np.array([(0, j) for j in range(9)] + [(i, 0) for i in range(1, 9)], np.int32)
+    values = np.random.default_rng(0).normal(size=len(lines)).astype(np.float32)
+    targets, sources = (tuple(f"{kind}-{i}" for i in range(9)) for kind in ("target", "source"))
+    of = LabelledPairs(targets, sources, lines[:, 0].copy(), lines[:, 1].copy(), values)
+    found = held_out_skill([of], {"truth": [of.value], "noise": [noise(of, 1)]}, seed=0)
+    assert 30 <= len(found["truth"].resampled) < 60
+    assert found["truth"].skill == 1.0
+    assert found["noise"].skill < 1.0
+
+
 def test_a_better_free_similarity_is_used_and_said_so() -> None:
     used, told, skill = free_and_student(student=5.0, free=0.05)
     assert used == "cosine"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,9 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
     base = group.table("none", "loss")[0] - 1
     assert selected["loss"]["mean"] == pytest.approx(base.mean() - 1 + 0.01)
     assert selected["loss"]["deviation"] == pytest.approx(0.01)
+    # Three seeds that are 0.01 apart: two pairs by 0.01 and one by 0.02.
+    assert selected["loss"]["between_seeds"] == pytest.approx(0.04 / 3)
+    assert none["loss"]["between_seeds"] is None
     # All rows have three tokens, so perplexity is exp of the plain mean.
     assert none["loss"]["perplexity"] == pytest.approx(np.exp(base.mean() + 1))
     assert none["loss"]["deviation"] is None
@@ -53,7 +58,7 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
     assert by["loss", "selected", "random"]["wins"] == 40
     exact = by["exact", "none", "selected"]
     assert (exact["difference"], exact["items"], exact["left_out"]) == (0, 39, 1)
-    assert (exact["verdict"], exact["within"]) == ("not told apart", True)
+    assert (exact["verdict"], exact["within"]) == ("not told apart", None)
     assert by["exact", "selected", "random"]["verdict"] == "not told apart"
     assert by["exact", "selected", "random"]["within"] is False
 
@@ -61,14 +66,17 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
 def test_nothing_is_called_equal_and_nothing_is_said_without_an_interval() -> None:
     base = np.tile(np.arange(1.0, 21), (2, 1))
     assert verdict(compare(base, base)) == "not told apart"
-    assert within(compare(base, base)) is True
+    assert within(compare(base, base)) is None
+    apart = base + np.where(np.arange(20) % 2, 0.01, -0.01)
+    assert verdict(compare(base, apart)) == "not told apart"
+    assert within(compare(base, apart)) is True
     few = compare(base[:, :4], base[:, :4] + 1)
     assert verdict(few) == "not told apart"
     assert within(few) is None
 
 
 def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
-    told = {
+    told: dict[str, Any] = {
         "run": "runs/a", "test_rows": 40, "seeds": 3, "notes": ["One <note>."], "seconds": 9.0,
         "model": {"name": "tiny", "parameters": 10, "trained_parameters": 10},
         "recipe": {"method": "whole", "learning_rate": 1e-3, "batch": 4, "epochs": 5.0, "steps": None},
@@ -83,7 +91,8 @@ def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
     assert "The rows of teacher cost 1,600 passes of a model." in text
     assert "(3 failed)" in text
     line = next(line for line in text.splitlines() if line.startswith("| loss | selected | random |"))
-    assert "| 40/0/0 | better |" in line
+    gap = 100 * (0.04 / 3) / told["results"][0]["arms"]["random"]["metrics"]["loss"]["mean"]
+    assert f"| {gap:.1f} % | 40/0/0 | better |" in line
     assert "One &lt;note&gt;." in drawn
     assert drawn.count("<svg") == 2
     # Two arms beside random, in each of the metrics.

@@ -31,9 +31,9 @@ class Comparison:
 
     difference: of the means, in the metric's unit. relative: the same as a share of the other arm's mean. absolute: mean over
     seeds of the size of each seed's difference, which cannot cancel out (`relative_absolute`: as a share). interval: of the
-    difference; None with fewer than five items. wins, ties, losses: items whose mean over seeds is better, equal, worse.
-    items, left_out: items compared, and those without a value in some seed of some arm. failed: missing values of either arm.
-    seeds: 1 means that the interval says nothing about another training run.
+    difference; None with fewer than five items, or where no item differs. wins, ties, losses: items whose mean over seeds is
+    better, equal, worse. items, left_out: items compared, and those without a value in some seed of some arm. failed: missing
+    values of either arm. seeds: 1 means that the interval says nothing about another training run.
     """
 
     mean: float
@@ -110,14 +110,15 @@ def compare(
 def mean_interval(
     table: Values, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Return the interval of the mean of a whole table `(n_seeds, n_items)`, both axes drawn again; None below five items.
+    """Return the interval of the mean of a whole table `(n_seeds, n_items)`, both axes drawn again.
 
-    With a single seed, of the mean over other items under that seed.
+    With a single seed, of the mean over other items under that seed. None below five items, and where every value is 0: how
+    large a difference is that has not been seen cannot be learned from its absence.
     """
     from scipy.stats import norm, t
 
     items = table.shape[1]
-    if items < MIN_ITEMS:
+    if items < MIN_ITEMS or not table.any():
         return None
     mean = float(table.mean())
     error, freedom = _standard_error(table)

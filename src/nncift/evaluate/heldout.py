@@ -66,6 +66,10 @@ def held_out_skill(
         for draw in range(RESAMPLES):
             rows, columns = _drawn(len(targets), twin, random)
             truth = table[np.ix_(rows, columns)]
+            if np.isnan(truth).all():
+                # A draw that meets no label says nothing: it is left out with those where nothing can be gained.
+                best[draw] = np.nan
+                continue
             chance = _chance(truth, random)
             best[draw] += float((_values(truth, truth) - chance).sum())
             for name, guess in guesses.items():

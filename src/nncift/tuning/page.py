@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nncift.tuning.results import MARGIN
+from nncift.tuning.results import MARGIN, between_seeds
 
 HOWS = {
     "steps": "Equal steps: every arm takes the same number of optimiser steps",
@@ -31,6 +31,8 @@ READING = (
     "over other test rows only.",
     "Better and worse: the whole interval lies on one side of 0. Not told apart: it does not, which is no proof of equality.",
     f"Within {100 * MARGIN:.0f} %: the whole interval of the difference is smaller than that share of the other arm's mean.",
+    "Mean absolute: the mean over seeds of the size of each seed's difference, as a share of the other arm's mean. Other's "
+    "seeds: the same between two seeds of the other arm itself, what chance alone does; no arm can be expected to come nearer.",
     "Wins, ties, losses: test rows whose mean over the seeds is better, the same, worse.",
 )
 
@@ -85,6 +87,7 @@ def comparison_rows(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
             "95 % interval",
             "relative",
             "mean absolute",
+            "other's seeds",
             "win/tie/loss",
             "verdict",
         ]
@@ -96,9 +99,15 @@ def comparison_rows(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
             one["metric"], one["arm"], one["against"], _signed(one["difference"]),
             "-" if bounds is None else f"{bounds[0]:+.3g} to {bounds[1]:+.3g}",
             "-" if relative is None else f"{100 * relative:+.1f} %", "-" if absolute is None else f"{100 * absolute:.1f} %",
+            _between_seeds(result["arms"][one["against"]]["metrics"][one["metric"]]),
             f"{one['wins']}/{one['ties']}/{one['losses']}", one["verdict"] + near,
         ])  # fmt: skip
     return rows
+
+
+def _between_seeds(told: Mapping[str, Any]) -> str:
+    gap, mean = between_seeds(told["by_seed"]), told["mean"]
+    return "-" if gap is None or not mean else f"{100 * gap / abs(mean):.1f} %"
 
 
 def _arms(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:

@@ -107,6 +107,7 @@ def _metric(group: Group, arm: str, metric: str) -> dict[str, Any]:
         "mean": _mean(known),
         "by_seed": by_seed,
         "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "between_seeds": between_seeds(known),
         "failed": int((~np.isfinite(table)).sum()),
     }
     reasons = [one.marks.failures[metric] for one in group.outcomes[arm] if metric in one.marks.failures]
@@ -115,6 +116,18 @@ def _metric(group: Group, arm: str, metric: str) -> dict[str, Any]:
     if metric == LOSS:
         told["perplexity"] = _mean([_perplexity(one) for one in group.outcomes[arm]])
     return told
+
+
+def between_seeds(by_seed: Sequence[float | None]) -> float | None:
+    """Return the mean size of the difference of two seeds of one arm, None with fewer than two.
+
+    What an arm differs from itself by: no other arm can be expected to differ from it by less in mean absolute difference.
+    """
+    known = np.array([value for value in by_seed if value is not None])
+    if len(known) < 2:
+        return None
+    first, second = np.triu_indices(len(known), 1)
+    return float(np.abs(known[first] - known[second]).mean())
 
 
 def _perplexity(outcome: Outcome) -> float | None:
