@@ -21,6 +21,10 @@ from nncift.errors import UsageError
 )  # fmt: skip
 @click.option("--only", multiple=True, help="An analysis to run, in place of all; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Say what would be computed, and stop.")
+@click.option(
+    "--rehearse", type=int, metavar="ROWS",
+    help="All of it in little: so many rows of each pool, one seed, few labels; into runs/study-NAME-rehearsal.",
+)  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="As in run.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder; one that exists goes on.  [default: runs/study-NAME]"
@@ -28,12 +32,13 @@ from nncift.errors import UsageError
 @offline_option
 @command
 def study_command(
-    show: bool, grid: Path | None, preset: str | None, set_: tuple[str, ...], only: tuple[str, ...], dry_run: bool, device: str,
-    out: Path | None,
+    show: bool, grid: Path | None, preset: str | None, set_: tuple[str, ...], only: tuple[str, ...], dry_run: bool,
+    rehearse: int | None, device: str, out: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again."""
     from nncift.study import run
     from nncift.study.grid import load
+    from nncift.study.rehearsal import rehearsed
 
     if (grid is None) == (preset is None):
         raise UsageError("give a study file or --preset laptop, one of the two")
@@ -43,10 +48,13 @@ def study_command(
         name, value = assignment("--set", item)
         given[name].append(value)
     if dry_run:
-        told = run.plan(load(path, given))
+        asked = load(path, given)
+        told = run.plan(asked if rehearse is None else rehearsed(asked, rehearse))
     else:
-        folder = out or Path("runs") / f"study-{path.stem}"
-        told = run.study(path, folder, given=given, only=only, device=device, progress=progress(show))
+        folder = out or Path("runs") / f"study-{path.stem}{'' if rehearse is None else '-rehearsal'}"
+        told = run.study(
+            path, folder, given=given, only=only, rehearse=rehearse, device=device, progress=progress(show)
+        )
         told = {**told, "out": str(folder)}
     if show:
         from nncift.show_study import show_study

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nncift.config import RunSettings, TeacherSettings
 from nncift.evaluate.finished import truth_of
-from nncift.files import fingerprint, write_json
+from nncift.files import digest, fingerprint, write_json
 from nncift.finished import FinishedRun
+from nncift.loading import fingerprint as fingerprint_of
+from nncift.loading import locate
 from nncift.pairs import UtilityMatrix
 from nncift.progress import Progress, silent
 from nncift.rundir import SUMMARY
@@ -21,12 +23,17 @@ from nncift.study.pools import Ready
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where a study works: its folder, its pools, the device of its models."""
+    """Where a study works: its folder, its pools, the device of its models.
+
+    What it keeps is known by the content of rows and models, never by where they lie: other rows under an old name are computed
+    anew, and a study goes on where its files were moved.
+    """
 
     folder: Path
     pools: Mapping[str, Ready]
     device: str = "auto"
     progress: Progress = silent
+    _models: dict[str, str] = field(default_factory=dict)
 
     def settings(self, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> RunSettings:
         """Return the settings of one run: the analysis's, its pool's, and what was chosen among combinations."""
@@ -46,14 +53,21 @@ class Workshop:
         from nncift.pipeline import execute, read_pool, workspace_of
         from nncift.teachers import registry
 
-        told = settings.model_dump(mode="json", exclude={"device"})
-        folder = self.folder / "runs" / fingerprint("run", told)
+        told = settings.model_dump(mode="json", exclude={"device", "pool", "model"})
+        content = [digest(Path(path)) for path in settings.pool]
+        folder = self.folder / "runs" / fingerprint("run", told, content, self._model(settings.model))
         if not (folder / SUMMARY).exists():
             teacher = registry.create(
                 settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(folder)
             )
             execute(settings, read_pool(settings), folder, teacher=teacher, progress=self.progress)
         return FinishedRun(folder)
+
+    def _model(self, name: str | None) -> str | None:
+        """Return the hash of a model's files, read once."""
+        if name is not None and name not in self._models:
+            self._models[name] = fingerprint_of(locate(name))
+        return None if name is None else self._models[name]
 
     def truth(self, run: FinishedRun) -> UtilityMatrix:
         """Return all pairs' utilities by a run's teacher."""
@@ -67,12 +81,17 @@ class Workshop:
         # What a teacher draws (a warm-up, a projection) follows the seed; one that draws nothing is the same for all.
         drawn = settings.seed if registry.takes(settings.teacher, "seed") else None
         encoder = settings.encoder if registry.takes(settings.teacher, "encoder") else None
-        key = fingerprint("truth", settings.part(TeacherSettings), encoder, sorted(run.rows.sources), drawn)
+        asked = {**settings.part(TeacherSettings), "model": self._model(settings.model)}
+        rows = sorted([row.id, row.content_hash] for row in run.rows.pool)
+        key = fingerprint("truth", asked, encoder, rows, drawn)
         return self.folder / "truth" / key
 
     def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what is stored under a key of an analysis, computed where it is not there yet."""
-        mark = fingerprint("cell", analysis.kind, self.pools[analysis.pool].files, dict(key))
+        pool = self.pools[analysis.pool]
+        files = [pool.test, pool.truth, *pool.files]
+        content = [None if path is None else digest(Path(path)) for path in files]
+        mark = fingerprint("cell", analysis.kind, content, self._model(pool.model), dict(key))
         path = self.folder / analysis.name / "cells" / f"{mark}.json"
         if path.exists():
             stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -141,9 +141,9 @@ class Study:
 
 
 def load(path: Path, given: Mapping[str, list[str]]) -> Study:
-    """Read a study file; `$name` in it stands for what was given under that name, `$name...` in a list for all of it.
+    """Read a study file; `$name` in pools and options stands for what was given under that name, `$name...` in a list for all.
 
-    Pools that name something that was not given are left out with their analyses, and these are told. Raises DataError for a
+    Analyses whose pool or options name something that was not given are left out, and are told. Raises DataError for a
     file that cannot be read, UsageError for names and values that do not fit, also in settings of runs.
     """
     try:
@@ -160,15 +160,16 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
         written["pools"][name] = _filled(pool, given, missing, used)
         if missing:
             lacks[str(name)] = missing[0]
-    if unknown := sorted(set(given) - used):
-        raise UsageError(f"--set {unknown[0]}=... was given, and the study {path.name} has no ${unknown[0]}")
     try:
-        left = {
-            str(analysis["name"]): f"not run: give --set {lacks[analysis['pool']]}=..."
-            for analysis in written.get("analyses", [])
-            if analysis["pool"] in lacks
-        }
-        written["analyses"] = [one for one in written.get("analyses", []) if one["pool"] not in lacks]
+        left, kept = {}, []
+        for analysis in written.get("analyses", []):
+            missing = [lacks[analysis["pool"]]] if analysis["pool"] in lacks else []
+            analysis["options"] = _filled(analysis.get("options", {}), given, missing, used)
+            if missing:
+                left[str(analysis["name"])] = f"not run: give --set {missing[0]}=..."
+            else:
+                kept.append(analysis)
+        written["analyses"] = kept
         written["pools"] = {name: pool for name, pool in written["pools"].items() if name not in lacks}
         grid = Grid(**written)
     except (KeyError, TypeError) as error:
@@ -177,6 +178,8 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"the study {path.name}, {where or 'as a whole'}: {first['msg']}") from error
+    if unknown := sorted(set(given) - used):
+        raise UsageError(f"--set {unknown[0]}=... was given, and the study {path.name} has no ${unknown[0]}")
     for analysis in grid.analyses:
         for chosen in analysis.combinations():
             check(analysis, chosen.settings)

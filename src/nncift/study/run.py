@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.doctor import examine
-from nncift.errors import DataError, UsageError
+from nncift.errors import DataError, NnciftError, UsageError
 from nncift.files import write_json, write_text
 from nncift.progress import Progress, silent
 from nncift.study.bad_data import bad_data
@@ -18,6 +18,7 @@ from nncift.study.grid import PRESETS, Analysis, Study, load
 from nncift.study.layers import CONFIGURATIONS, layers
 from nncift.study.pages import Page, bad_data_page, layers_page, sweep_page, tune_page
 from nncift.study.pools import prepare
+from nncift.study.rehearsal import rehearsed
 from nncift.study.sweep import sweep
 from nncift.study.tables import as_csv
 from nncift.study.tuning import tune_arms
@@ -58,13 +59,17 @@ def plan(study: Study) -> dict[str, Any]:
 
 def study(
     path: Path, out: Path, *, given: Mapping[str, list[str]] | None = None, only: Collection[str] = (),
-    device: str = "auto", progress: Progress = silent,
+    rehearse: int | None = None, device: str = "auto", progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a study, or some of its analyses, and write `study.json` and for each analysis `NAME.json`, `.csv`, `.md` and figures.
 
-    What is finished in `out` is not computed again. given: see `grid.load`. Raises the errors of `nncift.errors`.
+    What is finished in `out` is not computed again. given: see `grid.load`. rehearse: all of it over so many rows alone (see
+    `rehearsal`). An analysis that fails does not keep the others from being run; then the first one's error is raised, naming
+    all. Raises the errors of `nncift.errors`.
     """
     found = load(path, given or {})
+    if rehearse is not None:
+        found = rehearsed(found, rehearse)
     names = [analysis.name for analysis in found.grid.analyses]
     if unknown := sorted(set(only) - set(names) - set(found.left_out)):
         raise UsageError(f"--only {unknown[0]}: the study has no such analysis; it has {', '.join(names)}")
@@ -79,14 +84,33 @@ def study(
     shop = Workshop(out, pools, device, progress)
     # What earlier sessions found stays told.
     told = _told_before(out, names)
+    failed: dict[str, NnciftError] = {}
     for analysis in wanted:
         began = time.perf_counter()
         compute, describe = KINDS[analysis.kind]
-        records = compute(shop, analysis, found.seeds(analysis))
+        try:
+            records = compute(shop, analysis, found.seeds(analysis))
+        except NnciftError as error:
+            # What one analysis lacks is no reason to lose the night for the others.
+            failed[analysis.name] = error
+            continue
         page = describe(analysis, records)
         told[analysis.name] = _write(out, analysis, records, page, time.perf_counter() - began)
-    summary = {"study": found.grid.name, "analyses": told, "left_out": dict(found.left_out), "machine": examine()}
+    summary: dict[str, Any] = {
+        "study": found.grid.name,
+        "analyses": told,
+        "left_out": dict(found.left_out),
+        "machine": examine(),
+    }
+    if rehearse is not None:
+        summary["rehearsal"] = rehearse
+    if failed:
+        summary["failed"] = {name: str(error) for name, error in failed.items()}
     write_json(out / "study.json", summary)
+    if failed:
+        said = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        rest = f"the other {len(wanted) - len(failed)} are in {out}" if len(failed) < len(wanted) else "none is done"
+        raise type(next(iter(failed.values())))(f"{len(failed)} of {len(wanted)} analyses failed, {rest}. {said}")
     return summary
 
 
