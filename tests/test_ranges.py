@@ -40,7 +40,8 @@ def test_demo_and_tests_at_both_ends_of_the_ranges(end: str, tmp_path: Path) -> 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-qq", "--upgrade", "pip"], check=True)
-    pip = [python, "-m", "pip", "install", "-qq", "--no-compile", "--prefer-binary", "-c", ROOT / "constraints.txt"]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "-qq", "--no-compile", "--prefer-binary"]
+    pip += ["-c", ROOT / "constraints.txt"]
     if end == "lowest":
         wanted = [f"{ROOT}[offline]", *lowest()]
     else:
@@ -50,12 +51,22 @@ def test_demo_and_tests_at_both_ends_of_the_ranges(end: str, tmp_path: Path) -> 
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "NNCIFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
     }  # fmt: skip
-    demo = [
+    demo: list[str | Path] = [
         tmp_path / "env" / "bin" / "nncift", "demo", "--rows", "60", "--out", tmp_path / "demo", "--quiet",
     ]  # fmt: skip
     done = subprocess.run(demo, env=clean, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    tests = [python, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", "--timeout=900", ROOT / "tests"]
+    tests: list[str | Path] = [
+        python,
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=900",
+        ROOT / "tests",
+    ]
     left = [f"--ignore={ROOT / 'tests' / name}" for name in ELSEWHERE]
     done = subprocess.run([*tests, *left], env=clean, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
