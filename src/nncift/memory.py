@@ -7,6 +7,8 @@ import re
 import resource
 from pathlib import Path
 
+import numpy as np
+
 from nncift.errors import ResourceError, UsageError
 
 UNITS = {
@@ -62,12 +64,26 @@ def cap(most: int) -> None:
     What is asked beyond raises MemoryError, or RuntimeError in torch. Memory maps of files do not count. A lower cap that exists
     already stays. Raises ResourceError where the process takes more than that already.
     """
+    _take_work_space()
     if (have := taken()) > most:
         raise ResourceError(
             f"--max-mem of {most / 1e6:,.0f} MB was given, and the program alone takes {have / 1e6:,.0f} MB; give more"
         )
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most if before == resource.RLIM_INFINITY else min(most, before), hard))
+
+
+def _take_work_space() -> None:
+    """Let the linear algebra of numpy and scipy take its work space now.
+
+    It does so once, at its first use. OpenBLAS that is refused memory then ends the process, and earlier ones wait for ever.
+    """
+    from scipy.linalg.blas import sgemm
+
+    # Large enough for all threads to take part.
+    square = np.ones((512, 512), np.float32, order="F")
+    square @ square
+    sgemm(1.0, square, square)
 
 
 def _free_on_machine() -> int | None:
