@@ -13,11 +13,12 @@ import numpy as np
 from nncift.data import Examples, write_rejected
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, ResourceError
+from nncift.evaluate.gate import advice
 from nncift.existing import ABOUT as EXISTING
 from nncift.files import atomic, write_json
 from nncift.labelling import Axes, Labelling
 from nncift.rundir import SUMMARY
-from nncift.stages import TEACHER, Work
+from nncift.stages import TEACHER, Work, has_language_model
 from nncift.student.model import Student
 
 
@@ -47,6 +48,9 @@ def finish(
     labelling = work.labels()
     ledger = _ledger(work, labelling)
     warnings = (*notes, *labelling.warnings(), *fidelity["verdicts"])
+    if settings.features == "text" and has_language_model(work.teacher):
+        hint = advice(fidelity["gate"], len(axes.rows))
+        warnings += () if hint is None else (hint,)
     summary = {
         "run": str(directory.path),
         "pool": len(axes.sources),

@@ -189,7 +189,7 @@ def refuse_impossible(
             "rows, since it is paid by the row" if by_row else "scatter, active or block, since it is paid by the pair"
         )
         raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
-    if settings.features == "probe" and not _has_language_model(teacher):
+    if settings.features == "probe" and not has_language_model(teacher):
         raise _no_language_model(teacher, "--features probe")
     aimed = bool(settings.target) or target is not None
     if aimed and pointwise:
@@ -434,7 +434,7 @@ def language_model(teacher: Teacher | RowTeacher, wish: str = "--encoder lm") ->
     return lm
 
 
-def _has_language_model(teacher: Teacher | RowTeacher) -> bool:
+def has_language_model(teacher: Teacher | RowTeacher) -> bool:
     """Tell whether `language_model` would look for one; nothing is loaded."""
     return not {"lm", "reader"}.isdisjoint(dir(teacher))
 

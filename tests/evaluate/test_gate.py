@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from nncift.evaluate.gate import choose
+from nncift.evaluate.gate import advice, choose
 from nncift.evaluate.heldout import SMALLEST, held_out_skill
 from nncift.pairs import LabelledPairs
 
@@ -128,3 +128,16 @@ def test_too_few_items_decide_nothing() -> None:
     of = block(SMALLEST - 1)
     found = choose([of], {"student": [noise(of, 0)], "cosine": [of.value]}, 0)
     assert (found.used, dict(found.skills), found.warnings()) == ("student", {}, [])
+
+
+def test_a_probe_is_advised_where_something_free_selects_no_worse() -> None:
+    def gate(**skill: float) -> dict[str, object]:
+        return {"used": "student", "skill": {name: {"skill": value, "error": 0.1} for name, value in skill.items()}}
+
+    told = advice(gate(student=0.4, cosine=0.4, ridge=0.1), 1200)
+    assert told is not None
+    assert told.startswith("--features probe")
+    assert "(1,200 passes)" in told
+    assert advice(gate(student=0.4, cosine=0.3), 1200) is None
+    assert advice(gate(student=0.4), 1200) is None
+    assert advice({"used": "student", "skill": {}}, 1200) is None

@@ -73,6 +73,21 @@ def choose(
     return Gate(used, skills, enforced)
 
 
+def advice(gate: Mapping[str, Any], rows: int) -> str | None:
+    """Return what a run whose student read text alone could try where something free selects no worse; None where nothing does.
+
+    gate: `Gate.to_json`. rows: on both axes, each of which the probe asks about once.
+    """
+    skill = {name: of["skill"] for name, of in gate["skill"].items()}
+    own = skill.pop(STUDENT, None)
+    if own is None or max(skill.values(), default=own - 1) < own:
+        return None
+    return (
+        f"--features probe lets the student also read what one pass of the teacher's model finds of each row ({rows:,} passes); "
+        "on generated data that raised the skill of DELIFT's and LESS's students at every budget (docs/results/study.md)."
+    )
+
+
 def _best(skills: Mapping[str, HeldOutSkill]) -> str:
     """Return the candidate with the highest skill, the student first among equals."""
     return max(skills, key=lambda name: (skills[name].skill, name == STUDENT))
