@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,21 @@ def test_a_figure_is_the_same_for_the_same_numbers() -> None:
     assert "<dc:date>" not in first
     assert ">plain<" in first
     assert ">a row<" in figures.dots({"": [Dot("a row", 0.5, (0.4, 0.7))]}, "value", reference=0.0)
+
+
+@pytest.mark.parametrize("names", [[f"{n} hidden" for n in range(1, 6)], ["labels 20000, probe, active, towers"] * 2])
+def test_a_legend_stays_inside_its_figure(names: list[str]) -> None:
+    found = [
+        Line(f"{name} {at}", [1.0, 10.0], [Spread(0.1, 0.0, 2), Spread(0.2, 0.0, 2)]) for at, name in enumerate(names)
+    ]
+    drawn = figures.lines({"": found}, "x", "y")
+    width = float(re.findall(r'viewBox="0 0 ([\d.]+)', drawn)[0])
+    legend = drawn[drawn.index('id="legend_1"') :]
+    places = [float(x) for x in re.findall(r'<text [^>]*?x="([-\d.]+)"', legend)]
+    assert len(places) == len(names)
+    # A line sample stands before a name, and a letter takes about five points.
+    assert min(places) >= 20
+    assert max(places) + 4.5 * len(names[0]) < width
 
 
 @pytest.mark.parametrize("name", ["laptop", "paper"])

@@ -54,11 +54,14 @@ def _measured(shop: Workshop, analysis: Analysis, seed: int) -> dict[str, Any]:
             "corrupted": [item for item, known in truth.items() if known.corrupted],
             "repeated": [item for item, known in truth.items() if known.duplicate_of],
         }
-    runs, matrices = {}, {}
+    runs, matrices, known = {}, {}, set()
     for chosen in analysis.combinations():
         run = shop.run(shop.settings(analysis, chosen.settings, seed))
         ledger = run.summary["ledger"]
-        matrices[chosen.name] = shop.truth(run)
+        # Runs that differ in their student alone have one full teacher.
+        if (place := shop.truth_folder(run)) not in known:
+            known.add(place)
+            matrices[chosen.name] = shop.truth(run)
         runs[
             f"{chosen.name}, student ({ledger['teacher_passes'] / ledger['full_teacher_passes']:.1%} of its passes)"
         ] = run

@@ -121,6 +121,7 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         found, names = at.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
     if len(handles) > 1:
-        figure.legend(
-            handles.values(), handles.keys(), frameon=False, loc="outside lower center", ncols=min(len(handles), 4)
-        )
+        # As many side by side as the figure is wide: inches of a line sample and of the longest name.
+        each = 0.6 + 0.075 * max(map(len, handles))
+        fitting = max(1, min(len(handles), 4, int(figure.get_figwidth() / each)))
+        figure.legend(handles.values(), handles.keys(), frameon=False, loc="outside lower center", ncols=fitting)
