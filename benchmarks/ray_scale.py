@@ -76,7 +76,7 @@ def waited(piece: Piece) -> Outcome:
 class Waiter(Worker):
     """A worker that computes nothing."""
 
-    def do(self, order: Order) -> list[bytes]:
+    def do(self, order: Order, shared: Any = None) -> list[bytes]:
         """Wait."""
         return [pack(Record(order.job.key, piece.name, waited(piece))) for piece in order.pieces]
 

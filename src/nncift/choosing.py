@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import Calculate, here
 from nncift.config import RunSettings
 from nncift.errors import UsageError
 from nncift.files import atomic, fingerprint, write_json
@@ -87,11 +88,12 @@ class Chosen:
 
 def choose(
     directory: RunDir, keys: MutableMapping[str, str], settings: RunSettings, rows: Rows, settled: Settled,
-    ground: Callable[[], Ground | OnGraph], *, embedding_control: bool = True,
+    ground: Callable[[], Ground | OnGraph], *, embedding_control: bool = True, calculate: Calculate = here,
 ) -> dict[str, Any]:  # fmt: skip
     """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
 
     keys: fingerprints of the stages so far; that of this stage is added. ground: not called where this selection is finished.
+    calculate: has the parts of a selection in parts done.
     """
     objective, seed = str(settings.objective), settings.seed
     # Rows go into the files as they are, with what no model sees of them.
@@ -112,7 +114,9 @@ def choose(
         if not stage.done:
             with directory.measured("score"):
                 found = ground()
-            chosen = solve(rows, settled, found, objective=objective, seed=seed, embedding_control=embedding_control)
+            chosen = solve(
+                rows, settled, found, objective=objective, seed=seed, embedding_control=embedding_control, calculate=calculate
+            )  # fmt: skip
             write_account(directory.file("selection.parquet"), rows, settled, chosen)
             write_subset(directory.file("subset.jsonl"), rows, chosen)
             write_json(directory.file("selection.json"), {**chosen.told, "ids": list(chosen.subset.ids)})
@@ -121,14 +125,15 @@ def choose(
 
 
 def solve(
-    rows: Rows, settled: Settled, whole: Ground | OnGraph, *, objective: str, seed: int, embedding_control: bool = True
-) -> Chosen:
+    rows: Rows, settled: Settled, whole: Ground | OnGraph, *, objective: str, seed: int, embedding_control: bool = True,
+    calculate: Calculate = here,
+) -> Chosen:  # fmt: skip
     """Select from the rows, and value the controls under the same matrix and rules.
 
     embedding_control: also value what embeddings alone would select, which costs as much again as the selection.
     """
     if isinstance(whole, OnGraph):
-        return _on_graph(rows, settled, whole, seed)
+        return _on_graph(rows, settled, whole, seed, calculate)
     if whole.matrix.source_ids != rows.ids:
         raise UsageError("the matrix is not over this pool: its sources are other rows")
     score = whole.matrix.mean_per_source() if whole.score is None else whole.score
@@ -144,10 +149,10 @@ def solve(
     return Chosen(subset, score, told)
 
 
-def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int) -> Chosen:
+def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int, calculate: Calculate) -> Chosen:
     """Select on a graph by coverage, and value the controls on it too."""
     problem, rules = SparseCoverage(found.graph), settled.rules
-    solution = problem.choose(settled.k, rules=rules, optimiser=found.optimiser, seed=seed)
+    solution = problem.choose(settled.k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate)
     subset = problem.account(solution, rules)
     kept = rows.without(settled.removed) if settled.removed else rows
     embedding = None

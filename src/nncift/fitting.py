@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift import subtasks
+from nncift.calculation import Calculate, here
 from nncift.config import StudentSettings
 from nncift.errors import ResourceError, UsageError
 from nncift.files import write_json
@@ -107,6 +108,7 @@ def predict(
     *,
     shared: bool,
     subtask_of: Mapping[str, str] | None = None,
+    calculate: Calculate = here,
 ) -> Predicted:
     """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
 
@@ -124,7 +126,7 @@ def predict(
     used = student if subtask_of is None else replace(student, covers=False)
     known = combine(labels)
     targets, sources = used.project_targets(vectors.targets), used.project_sources(vectors.sources)
-    matrix = hybrid_matrix(used, targets, sources, known, shared=shared)
+    matrix = hybrid_matrix(used, targets, sources, known, shared=shared, calculate=calculate)
     if subtask_of is not None:
         return Predicted(subtasks.best_subtask(matrix, subtask_of), None)
     tail = used.tail_net if used.covers else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import Calculate, here
 from nncift.choosing import Ground, OnGraph
 from nncift.config import SelectSettings
 from nncift.errors import DataError, UsageError
@@ -21,7 +22,7 @@ from nncift.select.graphs import scored_graph, with_known
 from nncift.select.neighbours import EXACT_ROWS, Neighbours, lifted, nearest
 from nncift.select.objectives import Reference
 from nncift.student.model import Student
-from nncift.student.score import best_per_target, mean_per_source
+from nncift.student.score import all_pairs, best_per_target, mean_per_source
 
 Floats = npt.NDArray[np.float32]
 SCORED_TARGETS = 2000
@@ -62,7 +63,7 @@ def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: boo
 
 def ground_of(
     objective: str, student: Student, matrix: Callable[[Student], Predicted], targets: Floats, sources: Floats,
-    contents: Mapping[str, str], existing: Existing | None, *, shared: bool,
+    contents: Mapping[str, str], existing: Existing | None, *, shared: bool, calculate: Calculate = here,
 ) -> Ground:  # fmt: skip
     """Return what an objective chooses from.
 
@@ -73,19 +74,20 @@ def ground_of(
     """
     _refuse_not_finite(student, targets, sources, tuple(contents))
     if objective == "flmi":
-        return _aimed(student, tuple(contents), targets, sources)
+        return _aimed(student, tuple(contents), targets, sources, calculate)
     reference = None
     if objective in COVERING:
         student = student.for_coverage()
     found = matrix(student)
     known = found.matrix
     if objective == "flcg" and existing is not None:
-        reference = _already(student, known, targets, sources, contents, existing)
+        reference = _already(student, known, targets, sources, contents, existing, calculate)
     return Ground(known, reference, student.text_of(sources), shared, found.score)
 
 
 def graph_of(
-    student: Student, known: LabelledPairs, sources: Floats, settings: SelectSettings, seed: int, removed: Collection[str] = ()
+    student: Student, known: LabelledPairs, sources: Floats, settings: SelectSettings, seed: int,
+    removed: Collection[str] = (), calculate: Calculate = here,
 ) -> OnGraph:  # fmt: skip
     """Return a graph of the pool's rows: the nearest of each and a few random ones, less the rows that are removed first.
 
@@ -95,19 +97,20 @@ def graph_of(
     """
     _refuse_not_finite(student, sources, sources, known.source_ids)
     drawn = np.sort(generator(seed, "select", "scored").permutation(len(sources))[:SCORED_TARGETS])
-    score = mean_per_source(student, student.project_targets(sources[drawn]), student.project_sources(sources))
+    as_targets = student.project_targets(sources[drawn])
+    score = mean_per_source(student, as_targets, student.project_sources(sources), calculate=calculate)
     keep = np.array([place for place, item in enumerate(known.source_ids) if item not in removed], np.int64)
     ids, rows = tuple(known.source_ids[place] for place in keep), sources if not removed else sources[keep]
     covering, k = student.for_coverage(), min(settings.neighbours or 0, max(len(keep) - 1, 1))
     alike: Neighbours | None
     if covering.is_inner_product:
         queries, vectors = lifted(covering.project_targets(rows), covering.project_sources(rows))
-        near = nearest(vectors, k, queries=queries, seed=seed)
+        near = nearest(vectors, k, queries=queries, seed=seed, calculate=calculate)
         # For the control that selects by embeddings alone; on large pools it would double the search.
-        alike = nearest(student.text_of(rows), k, seed=seed) if len(ids) <= EXACT_ROWS else None
+        alike = nearest(student.text_of(rows), k, seed=seed, calculate=calculate) if len(ids) <= EXACT_ROWS else None
     else:
-        near = alike = nearest(student.text_of(rows), k, seed=seed)
-    graph = with_known(scored_graph(covering, ids, rows, rows, near, seed=seed), known)
+        near = alike = nearest(student.text_of(rows), k, seed=seed, calculate=calculate)
+    graph = with_known(scored_graph(covering, ids, rows, rows, near, seed=seed, calculate=calculate), known)
     return OnGraph(graph, near, score, alike, settings.optimiser or "lazy")
 
 
@@ -143,14 +146,14 @@ def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: 
             )
 
 
-def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats) -> Ground:
+def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats, calculate: Calculate) -> Ground:
     """Return the pool against itself, and how well the target set's rows serve each of its rows."""
-    score = mean_per_source(student, student.project_targets(pool), student.project_sources(pool))
+    score = mean_per_source(student, student.project_targets(pool), student.project_sources(pool), calculate=calculate)
     covering = student.for_coverage()
     as_targets = covering.project_targets(pool)
-    values = covering.predict_block(as_targets, covering.project_sources(pool))
+    values = all_pairs(covering, as_targets, covering.project_sources(pool), calculate)
     np.fill_diagonal(values, np.nan)
-    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted))
+    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted), calculate=calculate)
     reference = Reference(ids, best.astype(np.float64), low)
     return Ground(UtilityMatrix(ids, ids, values), reference, student.text_of(pool), True, score)
 
@@ -162,6 +165,7 @@ def _already(
     sources: Floats,
     contents: Mapping[str, str],
     existing: Existing,
+    calculate: Calculate,
 ) -> Reference:
     """Return how well the existing rows serve each target; one that the pool has too serves as the pool's row does."""
     place = {contents[item]: s for s, item in enumerate(matrix.source_ids)}
@@ -169,7 +173,9 @@ def _already(
     # A copy of a target serves it, though the pool's row itself is masked there: that entry alone is predicted.
     others = [i for i, content in enumerate(existing.contents) if content not in place]
     as_targets = student.project_targets(targets)
-    best, low = best_per_target(student, as_targets, student.project_sources(existing.vectors[others]))
+    best, low = best_per_target(
+        student, as_targets, student.project_sources(existing.vectors[others]), calculate=calculate
+    )
     target_place = {item: t for t, item in enumerate(matrix.target_ids)}
     for s in twins:
         column = matrix.values[:, s].astype(np.float32)

@@ -62,7 +62,7 @@ def run(
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
     pool, and the optional target and existing sets: examples already read, or files. teacher and encoder: names or objects.
-    out: the run directory; one that exists is continued or extended. cluster: whose workers embed and label.
+    out: the run directory; one that exists is continued or extended. cluster: whose workers embed, label and score.
     Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
@@ -159,16 +159,26 @@ def execute(
         joining.tidy()
         write_rows_file(directory, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
-        matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of)
+        matrix = partial(
+            predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate
+        )
         ground: Callable[[], Ground | OnGraph] = partial(
             ground_of, str(settings.objective), student, matrix, vectors.targets, vectors.sources,
             dict(zip(rows.ids, rows.content, strict=True)), before, shared=axes.shared,
+            calculate=work.calculate,
         )  # fmt: skip
         if settings.neighbours is not None:
             ground = partial(
-                graph_of, student, combine(labels), vectors.sources, settings, settings.seed, settled.removed
+                graph_of,
+                student,
+                combine(labels),
+                vectors.sources,
+                settings,
+                settings.seed,
+                settled.removed,
+                work.calculate,
             )
-        selection = choose(work.directory, work.keys, settings, rows, settled, ground)
+        selection = choose(work.directory, work.keys, settings, rows, settled, ground, calculate=work.calculate)
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
         directory.write_manifest(record_of(work, pool), keep_summary=True)

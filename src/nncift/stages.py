@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from nncift import subtasks
+from nncift.calculation import Calculation
+from nncift.calculation import Keep as KeepArrays
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.data import Examples
 from nncift.data.examples import Example, Rejection
@@ -86,6 +88,17 @@ class Work:
                 others += outcome.seconds
             self.engine.each(self.hands, job, list(todo.values()), kept)
         return others
+
+    def calculate(self, calculation: Calculation, keep: KeepArrays) -> None:
+        """Have the parts of a calculation done."""
+        pieces = [Piece(f"{place}", place, task, 1) for place, task in enumerate(calculation.tasks)]
+        with self.progress(calculation.what, len(pieces)) as advance:
+
+            def kept(piece: Piece, outcome: Outcome) -> None:
+                keep(piece.place, outcome.arrays)
+                advance(1)
+
+            self.engine.each(self.hands, Job.of(calculation), pieces, kept)
 
 
 @dataclass

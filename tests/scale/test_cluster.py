@@ -39,21 +39,20 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 class Killing(OnRay):
-    """Kills something when so many outcomes have come back from labelling."""
+    """Kills something when so many outcomes of a stage have come back."""
 
-    def __init__(self, *given: Any, after: int, kill: Callable[[OnRay], None]) -> None:
+    def __init__(self, *given: Any, after: int, kill: Callable[[OnRay], None], stage: str = "label") -> None:
         super().__init__(*given)
-        self._after, self._kill = after, kill
+        self._after, self._kill, self._stage = after, kill, stage
+        self.came = 0
 
     def each(self, hands: Any, job: Any, pieces: Any, keep: Any) -> None:
         """Keep, count and kill."""
-        came = 0
 
         def kept(piece: Any, outcome: Any) -> None:
-            nonlocal came
             keep(piece, outcome)
-            came += job.stage == "label"
-            if came == self._after:
+            self.came += job.stage == self._stage
+            if self.came == self._after and job.stage == self._stage:
                 self._kill(self)
 
         super().each(hands, job, pieces, kept)
@@ -104,6 +103,38 @@ def test_a_killed_worker_costs_nothing_but_time(start: Start, tmp_path: Path) ->
         return engines[0]
 
     start("killed", engine=made)
+    assert engines[0].lost == 1
+    assert content(tmp_path / "killed") == content(tmp_path / "alone")
+
+
+SCORED: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "graph": {"neighbours": 8, "optimiser": "partition", "student": "paper"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SCORED)
+def test_a_worker_killed_while_it_scores_costs_nothing_but_time(
+    case: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "WORTH", 0.0)
+    monkeypatch.setattr(cluster, "BYTES_A_SECOND", float("inf"))
+    monkeypatch.setattr("nncift.student.score.SIDE", 8)
+    monkeypatch.setattr("nncift.select.graphs._PAIRS", 32)
+    start("alone", **SCORED[case])
+    engines = []
+
+    def kill(engine: OnRay) -> None:
+        os.kill(engine.processes()[0], signal.SIGKILL)
+
+    def made(settings: Any, out: str) -> OnRay:
+        given = ClusterSettings(workers=2)
+        engines.append(Killing(settings, tmp_path / out, given, after=5, kill=kill, stage="score"))
+        return engines[0]
+
+    start("killed", engine=made, **SCORED[case])
+    assert engines[0].came > 5
     assert engines[0].lost == 1
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 

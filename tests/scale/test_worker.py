@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nncift import config, pipeline
+from nncift.calculation import Calculation
 from nncift.files import fingerprint
 from nncift.plan import Wish, grow
-from nncift.scale import worker
+from nncift.scale import cluster, worker
 from nncift.scale.hands import Hands
 from nncift.scale.pieces import Here, Job, Outcome, Piece
 from nncift.scale.records import unpack
 from nncift.scale.worker import Worker, orders
+from nncift.select import graphs
+from nncift.student import score
 from nncift.teachers import registry
+
+from .conftest import content
 
 
 def pieces(sizes: list[int]) -> list[Piece]:
@@ -64,3 +71,65 @@ def test_a_worker_labels_as_the_run_itself_does(
     for name, outcome in here.items():
         assert there[name].arrays["values"].tobytes() == outcome.arrays["values"].tobytes()
         assert (there[name].tokens, there[name].passes) == (outcome.tokens, outcome.passes)
+
+
+class OneWorker(Here):
+    """Has calculations done by a worker that has loaded no model, as orders and bytes, the last part first."""
+
+    def __init__(self, settings: Any, folder: Path) -> None:
+        self._worker = Worker(settings, folder, str(folder))
+        self.did: list[str] = []
+
+    def each(self, hands: Any, job: Any, pieces: Any, keep: Any) -> None:
+        """Send what is a calculation."""
+        if job.calculation is None:
+            super().each(hands, job, pieces, keep)
+            return
+        self.did.append(job.what)
+        for order in orders(job, pieces, 2)[::-1]:
+            assert order.job.calculation is not None
+            assert order.job.calculation.shared is None
+            assert not order.job.calculation.tasks
+            sent = pickle.loads(pickle.dumps((order, job.calculation.shared)))
+            for piece, packed in zip(order.pieces, self._worker.do(*sent), strict=True):
+                record = unpack(packed)
+                assert record.job == job.key
+                keep(piece, record.outcome)
+        assert "_hands" not in self._worker.__dict__
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({}, {"predicting all pairs"}),
+        (
+            {"neighbours": 8, "optimiser": "partition", "student": "paper"},
+            {"predicting mean utilities", "comparing all rows", "predicting neighbours", "selecting in parts"},
+        ),
+    ],
+)
+def test_a_selection_by_a_worker_is_that_of_one_process(
+    more: dict[str, Any], what: set[str], start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score, "SIDE", 16)
+    monkeypatch.setattr(graphs, "_PAIRS", 100)
+    start("alone", **more)
+    made = []
+
+    def engine(settings: Any, out: str) -> Any:
+        made.append(OneWorker(settings, tmp_path))
+        return nullcontext(made[0])
+
+    start("sent", engine=engine, **more)
+    assert set(made[0].did) == what
+    assert content(tmp_path / "sent") == content(tmp_path / "alone")
+
+
+def test_small_calculations_and_large_results_stay_with_the_driver() -> None:
+    def pays(seconds: float, back: float) -> bool:
+        return cluster.pays(Calculation("", lambda shared, task: {}, None, [], seconds, back))
+
+    assert pays(60, 1e6)
+    assert not pays(1, 0)
+    # An hour of a core, and results that the driver needs as long for.
+    assert not pays(3600, 3600 * cluster.BYTES_A_SECOND)

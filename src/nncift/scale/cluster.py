@@ -2,6 +2,7 @@
 
 The driver, which is the run itself, cuts the plan's chunks and blocks of rows into orders, hands them to workers, checks what
 comes back, and keeps it as a run in one process does. An order whose worker or machine is lost is given to another one.
+What the parts of a calculation share lies in the cluster's store once, where all workers of a machine read it in place.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from nncift.calculation import Calculation
 from nncift.config import RunSettings
 from nncift.errors import ResourceError, UsageError
 from nncift.scale.hands import Hands
-from nncift.scale.pieces import Job, Keep, Outcome, Piece
+from nncift.scale.pieces import Here, Job, Keep, Outcome, Piece
 from nncift.scale.records import unpack
 from nncift.scale.start import ClusterSettings
 from nncift.scale.worker import Order, Worker, orders
@@ -33,6 +35,10 @@ TRIES = 3
 """Workers that may be lost over one order before it is given up."""
 PATIENCE = 300.0
 """Seconds to wait for a first or another worker while none is at work."""
+WORTH = 10.0
+"""Seconds of a core below which a calculation stays with the driver."""
+BYTES_A_SECOND = 4e8
+"""What the driver takes in of results, checksums and copies included (docs/scale.md)."""
 
 
 @dataclass
@@ -103,6 +109,9 @@ class OnRay:
         """
         if not pieces:
             return
+        if job.calculation is not None and not pays(job.calculation):
+            Here().each(hands, job, pieces, keep)
+            return
         # What precedes all rows, such as a warm-up, is done once: by the worker that has the first piece, for all.
         alone = job.hand == "measure" and hasattr(hands.teacher, "warm_up")
         first, rest = (pieces[:1], pieces[1:]) if alone else ((), pieces)
@@ -123,10 +132,11 @@ class OnRay:
 
         waiting = deque(orders(job, pieces, self._wanted()))
         lost: dict[str, int] = {}
+        shared = None if job.calculation is None else ray.put(job.calculation.shared)
         self._hire(min(self._wanted(), len(waiting)))
         try:
             while waiting or any(hand.orders for hand in self._ready):
-                self._give(waiting)
+                self._give(waiting, shared)
                 busy = {reference: hand for hand in self._ready for reference in hand.orders}
                 done, _ = ray.wait([*busy, *self._starting], num_returns=1, timeout=None if busy else PATIENCE)
                 if not done:
@@ -142,13 +152,13 @@ class OnRay:
                     ray.cancel(reference)
                 hand.orders.clear()
 
-    def _give(self, waiting: deque[Order]) -> None:
+    def _give(self, waiting: deque[Order], shared: Any) -> None:
         """Give every worker its orders, in turn."""
         for ahead in range(1, AHEAD + 1):
             for hand in self._ready:
                 if waiting and len(hand.orders) < ahead:
                     order = waiting.popleft()
-                    hand.orders[hand.actor.do.remote(order)] = order
+                    hand.orders[hand.actor.do.remote(order, shared)] = order
 
     def _take(
         self, reference: Any, hand: _Hand, job: Job, waiting: deque[Order], lost: dict[str, int]
@@ -177,8 +187,9 @@ class OnRay:
                 raise ResourceError(f"what a worker sent of {job.stage} is damaged: {error}") from error
             if record.job != job.key:
                 raise UsageError(
-                    f"a worker of the cluster reads another model than this run ({job.stage}): are model files, device and "
-                    "precision the same on its machine (--dtype), and is the run directory on a file system that all share?"
+                    f"a worker of the cluster reads another model, or has other versions, than this run ({job.stage}): are model "
+                    "files, device and precision the same on its machine (--dtype), and nncift, numpy and numba, and is the run "
+                    "directory on a file system that all share?"
                 )
             yield piece, record.outcome
 
@@ -258,3 +269,8 @@ class OnRay:
             f"no worker could be had within {PATIENCE:.0f} s: {self._wanted()} with {asked} are wanted, and the cluster has "
             f"{dict(ray.cluster_resources())}"
         )
+
+
+def pays(calculation: Calculation) -> bool:
+    """Tell whether sending pays: it is work for a while, and takes a core twice as long as the driver to take in results."""
+    return calculation.seconds >= max(WORTH, 2 * calculation.back / BYTES_A_SECOND)

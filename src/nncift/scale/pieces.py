@@ -1,4 +1,4 @@
-"""Pieces of a stage: blocks of rows to embed or probe, chunks of the label plan; and engines, which have them done.
+"""Pieces of a stage: blocks of rows, chunks of the label plan, parts of a calculation; and engines, which have them done.
 
 What a piece consists of is fixed by rows and plan alone, never by who does it, so that a run's numbers are the same whichever
 engine did them. A stage hands its pieces to the engine of its `Work` and keeps the outcomes; it does not ask where they were
@@ -10,15 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import Calculation
 from nncift.data.examples import Examples
+from nncift.files import fingerprint
 
 if TYPE_CHECKING:
     from nncift.scale.hands import Hands
+
+CALCULATE = "calculate"
+"""The hand of calculations, which need no model."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Job:
 
     stage: whose cost they are. hand: the method of `Hands` that does them. key: hash of all that decides outcomes beside the
     piece itself: model, wording, precision. what: for people. rows: where the rows are found that a teacher must know.
+    calculation: what its pieces are parts of, where no model is asked.
     """
 
     stage: str
@@ -60,11 +67,15 @@ class Job:
     key: str
     what: str
     rows: Examples | None = None
+    calculation: Calculation | None = None
+
+    @classmethod
+    def of(cls, calculation: Calculation) -> Job:
+        """Return the job of a calculation."""
+        return cls("score", CALCULATE, fingerprint(arithmetic()), calculation.what, calculation=calculation)
 
 
 Keep = Callable[[Piece, Outcome], None]
-Each = Callable[[Job, Sequence[Piece], Keep], None]
-"""Has pieces done and keeps what becomes of each."""
 
 
 class Engine(Protocol):
@@ -101,10 +112,19 @@ class Here:
             keep(piece, timed(hands, job, piece))
 
 
-def timed(hands: Hands, job: Job, piece: Piece) -> Outcome:
-    """Do a piece and measure its seconds."""
+def arithmetic() -> Mapping[str, Any]:
+    """Return what decides the last bits of a calculation, as far as a process can tell."""
+    return {name: metadata.version(name) for name in ("nncift", "numpy", "numba")}
+
+
+def timed(hands: Hands | None, job: Job, piece: Piece) -> Outcome:
+    """Do a piece and measure its seconds; a calculation needs no hands."""
     began = time.perf_counter()
-    outcome: Outcome = getattr(hands, job.hand)(piece.task)
+    outcome: Outcome
+    if job.calculation is not None:
+        outcome = Outcome(job.calculation.do(job.calculation.shared, piece.task))
+    else:
+        outcome = getattr(hands, job.hand)(piece.task)
     return replace(outcome, seconds=time.perf_counter() - began)
 
 

@@ -15,7 +15,7 @@ from nncift.encode import Encoder, create
 from nncift.files import fingerprint
 from nncift.probe import Probe
 from nncift.scale.hands import Hands
-from nncift.scale.pieces import Job, Piece, timed
+from nncift.scale.pieces import CALCULATE, Job, Piece, arithmetic, timed
 from nncift.scale.records import Record, pack
 from nncift.stages import language_model
 from nncift.teachers import RowTeacher, Teacher, registry
@@ -46,11 +46,18 @@ class Worker:
         """Return the number of the process: it is there."""
         return os.getpid()
 
-    def do(self, order: Order) -> list[bytes]:
-        """Do pieces and return their records. Raises what the teacher, the encoder or the probe raise."""
-        job, hands = order.job, self._hands
+    def do(self, order: Order, shared: Any = None) -> list[bytes]:
+        """Do pieces and return their records. Raises what the teacher, the encoder or the probe raise.
+
+        shared: what the parts of a calculation share.
+        """
+        job = order.job
+        if job.calculation is not None:
+            job = replace(job, calculation=replace(job.calculation, shared=shared))
+        # A calculation loads no model.
+        hands = self._hands if job.calculation is None else None
         unknown = [row.id for row in order.rows if row.id not in self._known]
-        if unknown:
+        if hands is not None and unknown:
             hands.know(order.rows.subset(unknown))
             self._known.update(unknown)
         # What this process has loaded decides the outcome, whatever was ordered.
@@ -59,6 +66,8 @@ class Worker:
 
     def described(self, hand: str) -> Mapping[str, Any]:
         """Return what decides the outcomes of a hand."""
+        if hand == CALCULATE:
+            return arithmetic()
         if hand == "embed":
             return dict(self._encoder.describe())
         return dict(self._probe.describe()) if hand == "ask" else dict(self._teacher.describe())
@@ -96,8 +105,8 @@ def orders(job: Job, pieces: Sequence[Piece], workers: int) -> list[Order]:
             held = 0
         groups[-1].append(piece)
         held += piece.size
-    # All rows of the run are not for every order.
-    alone = replace(job, rows=None)
+    # All rows of the run, and what all parts of a calculation share, are not for every order.
+    alone = replace(job, rows=None, calculation=job.calculation and replace(job.calculation, shared=None, tasks=()))
     return [Order(alone, tuple(group), _rows(job, group)) for group in groups]
 
 

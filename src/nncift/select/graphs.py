@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nncift.pairs import LabelledPairs, Pairs
+from nncift.calculation import MULTIPLY_ADDS, Arrays, Calculate, Calculation, here, ranges
+from nncift.pairs import LabelledPairs
 from nncift.seeds import generator
 from nncift.select.neighbours import Neighbours
 from nncift.select.sparse import Graph
+from nncift.student.score import Sides
 
 if TYPE_CHECKING:
     from nncift.student.model import Student
 
 Floats = npt.NDArray[np.float32]
 _PAIRS = 1 << 22
+_EDGE_SECONDS = 5e-7
+"""Of one core, for an edge beside its arithmetic: what it reads lies apart."""
 
 
 def scored_graph(
@@ -28,6 +32,7 @@ def scored_graph(
     *,
     far: int = 8,
     seed: int = 0,
+    calculate: Calculate = here,
 ) -> Graph:
     """Return the student's predictions for the neighbours of every row and `far` random others of the same rows.
 
@@ -42,15 +47,35 @@ def scored_graph(
     drawn = random.integers(max(n - 1, 1), size=(n, far), dtype=np.int32)
     codes[:, near:] = (drawn + (drawn >= np.arange(n, dtype=np.int32)[:, None])) if n > 1 else -1
     _drop_repeats(codes, near)
-    a, b = student.project_targets(targets), student.project_sources(sources)
-    utility = np.full(codes.shape, np.nan, np.float32)
-    step = max(1, _PAIRS // max(near + far, 1))
-    for at in range(0, n, step):
-        block = codes[at : at + step]
-        there = block >= 0
-        target = np.repeat(np.arange(at, at + len(block), dtype=np.int32), there.sum(axis=1))
-        utility[at : at + step][there] = student.predict_pairs(Pairs(ids, ids, target, block[there]), a, b)
+    sides = Sides(student, student.project_targets(targets), student.project_sources(sources))
+    utility = np.empty(codes.shape, np.float32)
+    blocks = ranges(n, max(1, _PAIRS // max(near + far, 1)))
+    seconds = codes.size * (sides.targets.shape[1] / MULTIPLY_ADDS + _EDGE_SECONDS)
+
+    def keep(place: int, found: Arrays) -> None:
+        utility[blocks[place]] = found["utility"]
+
+    tasks = [(rows.start, codes[rows]) for rows in blocks]
+    calculate(Calculation("predicting neighbours", _edges, sides, tasks, seconds, utility.nbytes), keep)
     return Graph(ids, ids, codes, utility)
+
+
+def _edges(sides: Sides, task: tuple[int, npt.NDArray[np.int32]]) -> Arrays:
+    """Return the predictions for some targets' edges, `(rows, k)`, NaN where there is none: first target, and sources of each."""
+    at, codes = task
+    there = codes >= 0
+    target = np.repeat(np.arange(len(codes), dtype=np.int32), there.sum(axis=1))
+    # The sources that occur, side by side: a network prepares all that it is given.
+    occurs = np.zeros(len(sides.sources), bool)
+    occurs[codes[there]] = True
+    used = np.flatnonzero(occurs)
+    place = np.empty(len(sides.sources), np.int32)
+    place[used] = np.arange(len(used), dtype=np.int32)
+    utility = np.full(codes.shape, np.nan, np.float32)
+    utility[there] = sides.student.net.pairs(
+        sides.targets[at : at + len(codes)], sides.sources[used], target, place[codes[there]]
+    )
+    return {"utility": utility}
 
 
 def with_known(graph: Graph, known: LabelledPairs) -> Graph:

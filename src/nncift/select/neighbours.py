@@ -1,5 +1,6 @@
 """The nearest rows of every row by cosine, for pools whose matrix of all pairs would not fit: exact, or by cells.
 
+Rows are compared in blocks that numbers of rows alone decide, so that other processes, too, can do them (`calculation`).
 By cells: k-means on a sample splits the rows into cells, and a row is compared with the rows of the cells whose centres are
 nearest to its own cell's. What that misses is measured against exact search on a sample of rows, never assumed.
 """
@@ -7,6 +8,7 @@ nearest to its own cell's. What that misses is measured against exact search on 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nncift.calculation import MULTIPLY_ADDS, Arrays, Calculate, Calculation, Keep, here, ranges
 from nncift.errors import ResourceError
 from nncift.seeds import generator
 from nncift.threads import in_threads
@@ -25,6 +28,9 @@ CAP = 1 << 28
 _SAMPLE_PER_CELL = 40
 _ROUNDS = 4
 _RECALL_ROWS = 200
+_CELLS_AT_ONCE = 8
+_LOOK_SECONDS = 1e-8
+"""Of one core, for a product that is looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +48,7 @@ class Neighbours:
 
 def nearest(
     vectors: Floats, k: int, *, queries: Floats | None = None, seed: int = 0, exact: bool | None = None, probes: int = 12,
-    cap: int = CAP,
+    cap: int = CAP, calculate: Calculate = here,
 ) -> Neighbours:  # fmt: skip
     """Return the `k` nearest other rows of every row by inner product; vectors: `(n, d)`, of unit norm where that is a cosine.
 
@@ -59,36 +65,105 @@ def nearest(
             f"a memory cap of {cap} bytes was given, and one row of cosines takes {4 * n}; give at least that"
         )
     asked = vectors if queries is None else queries
-    everything = np.arange(n, dtype=np.int32)
     if exact:
-        _compare(asked, everything, vectors, everything, codes, cosine, cap)
+        blocks = ranges(n, max(1, cap // (4 * max(n, 1))))
+        seconds, back = n * n * (vectors.shape[1] / MULTIPLY_ADDS + _LOOK_SECONDS), 8.0 * n * k
+        search = Calculation("comparing all rows", _among_all, (asked, vectors, k, cap), blocks, seconds, back)
+        calculate(search, _into(codes, cosine, lambda place: blocks[place]))
         return Neighbours(codes, cosine, 1.0)
-    centre, cell = cells(vectors, max(2, round(math.sqrt(n))), seed)
-    # Rows of a cell side by side, so that comparing cells is one product of matrices.
-    order = np.argsort(cell, kind="stable").astype(np.int32)
-    lined, starts = vectors[order], np.searchsorted(cell[order], np.arange(len(centre) + 1))
-    mine, first = order, starts
-    if queries is not None:
-        asking = _nearest_centre(queries, centre)
-        mine = np.argsort(asking, kind="stable").astype(np.int32)
-        first = np.searchsorted(asking[mine], np.arange(len(centre) + 1))
-    near = np.argsort(-(centre @ centre.T), axis=1, kind="stable")[:, :probes]
-    for c in range(len(centre)):
-        here = mine[first[c] : first[c + 1]]
-        if not len(here):
-            continue
-        rows = lined[first[c] : first[c + 1]] if queries is None else queries[here]
-        # A query's products with the centres are its own: those of its cell stand for them only where they are one set.
-        close = near[c] if queries is None else _closest(rows, centre, probes)
-        places = np.concatenate([np.arange(starts[other], starts[other + 1]) for other in np.sort(close)])
-        _compare(rows, here, lined[places], order[places], codes, cosine, cap)
-    del lined
+    _by_cells(_Cells.of(vectors, queries, k, probes, seed, cap, calculate), codes, cosine, calculate)
     return Neighbours(codes, cosine, _recall(vectors, asked, codes, seed))
 
 
-def _closest(rows: Floats, centre: Floats, probes: int) -> Codes:
-    """Return the centres with the highest mean product with some rows."""
-    return np.argsort(-(centre @ rows.mean(axis=0)), kind="stable")[:probes].astype(np.int32)
+def _by_cells(lot: _Cells, codes: Codes, cosine: Floats, calculate: Calculate) -> None:
+    n, groups = len(lot.lined), ranges(len(lot.centre), _CELLS_AT_ONCE)
+    seconds = n * (lot.probes * n / len(lot.centre)) * (lot.lined.shape[1] / MULTIPLY_ADDS + _LOOK_SECONDS)
+    search = Calculation("comparing rows of near cells", _among_cells, lot, groups, seconds, 8.0 * n * lot.k)
+    calculate(
+        search,
+        _into(codes, cosine, lambda place: lot.mine[lot.first[groups[place].start] : lot.first[groups[place].stop]]),
+    )
+
+
+def _into(codes: Codes, cosine: Floats, rows: Callable[[int], slice | Codes]) -> Keep:
+    """Return what keeps the nearest of the rows that a part is about."""
+
+    def keep(place: int, found: Arrays) -> None:
+        at = rows(place)
+        codes[at], cosine[at] = found["codes"], found["cosine"]
+
+    return keep
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Rows by cells, as those who look for others and as those who are found.
+
+    centre: of each cell. lined: vectors of the rows `order`, cell by cell, from `starts` on. mine: rows by the cell where their
+    search begins, from `first` on. queries: `(n, d)` what every row is looked for with; None = its own vector.
+    """
+
+    centre: Floats
+    lined: Floats
+    order: Codes
+    starts: npt.NDArray[np.intp]
+    mine: Codes
+    first: npt.NDArray[np.intp]
+    queries: Floats | None
+    k: int
+    probes: int
+    cap: int
+
+    @classmethod
+    def of(
+        cls, vectors: Floats, queries: Floats | None, k: int, probes: int, seed: int, cap: int, calculate: Calculate
+    ) -> _Cells:
+        centre, cell = cells(vectors, max(2, round(math.sqrt(len(vectors)))), seed, calculate)
+        # Rows of a cell side by side, so that comparing cells is one product of matrices.
+        order = np.argsort(cell, kind="stable").astype(np.int32)
+        starts = np.searchsorted(cell[order], np.arange(len(centre) + 1))
+        mine, first = order, starts
+        if queries is not None:
+            asking = _nearest_centre(queries, centre, calculate)
+            mine = np.argsort(asking, kind="stable").astype(np.int32)
+            first = np.searchsorted(asking[mine], np.arange(len(centre) + 1))
+        return cls(centre, vectors[order], order, starts, mine, first, queries, k, probes, cap)
+
+    def rows(self, cell: int) -> tuple[Floats, Codes, Codes]:
+        """Return the rows that begin in a cell: what they look with, their codes, and the cells that they look in."""
+        at = slice(self.first[cell], self.first[cell + 1])
+        here = self.mine[at]
+        rows = self.lined[at] if self.queries is None else self.queries[here]
+        # A query's products with the centres are its own: those of its cell stand for them only where they are one set.
+        toward = self.centre @ (self.centre[cell] if self.queries is None else rows.mean(axis=0))
+        close = np.argsort(-toward, kind="stable")[: self.probes].astype(np.int32)
+        return rows, here, np.sort(close)
+
+
+def _among_all(shared: tuple[Floats, Floats, int, int], rows: slice) -> Arrays:
+    asked, vectors, k, cap = shared
+    here, everything = np.arange(rows.start, rows.stop, dtype=np.int32), np.arange(len(vectors), dtype=np.int32)
+    codes, cosine = _nobody(len(here), k)
+    _compare(asked[rows], here, vectors, everything, codes, cosine, cap)
+    return {"codes": codes, "cosine": cosine}
+
+
+def _among_cells(lot: _Cells, group: slice) -> Arrays:
+    """Return the nearest of the rows that begin in some cells, in the order of `mine`."""
+    begin = lot.first[group.start]
+    codes, cosine = _nobody(int(lot.first[group.stop] - begin), lot.k)
+    for cell in range(group.start, group.stop):
+        at = slice(lot.first[cell] - begin, lot.first[cell + 1] - begin)
+        if at.start == at.stop:
+            continue
+        rows, here, close = lot.rows(cell)
+        places = np.concatenate([np.arange(lot.starts[other], lot.starts[other + 1]) for other in close])
+        _compare(rows, here, lot.lined[places], lot.order[places], codes[at], cosine[at], lot.cap)
+    return {"codes": codes, "cosine": cosine}
+
+
+def _nobody(rows: int, k: int) -> tuple[Codes, Floats]:
+    return np.full((rows, k), -1, np.int32), np.full((rows, k), -np.inf, np.float32)
 
 
 def lifted(targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
@@ -103,7 +178,7 @@ def lifted(targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
     return np.concatenate([targets, np.zeros((len(targets), 1), np.float32)], axis=1), vectors
 
 
-def cells(vectors: Floats, count: int, seed: int) -> tuple[Floats, Codes]:
+def cells(vectors: Floats, count: int, seed: int, calculate: Calculate = here) -> tuple[Floats, Codes]:
     """Return unit centres `(count, d)` of spherical k-means on a sample, and the nearest centre of every row, `(n,)`."""
     random = generator(seed, "select", "cells")
     drawn = random.choice(len(vectors), size=min(len(vectors), count * _SAMPLE_PER_CELL), replace=False)
@@ -115,23 +190,33 @@ def cells(vectors: Floats, count: int, seed: int) -> tuple[Floats, Codes]:
         np.add.at(total, of, sample)
         length = np.linalg.norm(total, axis=1, keepdims=True)
         centre = np.where(length > 0, total / np.maximum(length, 1e-12), centre).astype(np.float32)
-    return centre, _nearest_centre(vectors, centre)
+    return centre, _nearest_centre(vectors, centre, calculate)
 
 
-def _nearest_centre(vectors: Floats, centre: Floats) -> Codes:
-    step = max(1, CAP // (4 * len(centre)))
-    found = [(vectors[at : at + step] @ centre.T).argmax(axis=1) for at in range(0, len(vectors), step)]
-    return np.concatenate(found).astype(np.int32)
+def _nearest_centre(vectors: Floats, centre: Floats, calculate: Calculate = here) -> Codes:
+    blocks = ranges(len(vectors), max(1, CAP // (4 * len(centre))))
+    codes = np.empty(len(vectors), np.int32)
+
+    def keep(place: int, found: Arrays) -> None:
+        codes[blocks[place]] = found["codes"]
+
+    seconds = len(vectors) * centre.size / MULTIPLY_ADDS
+    calculate(Calculation("sorting rows into cells", _own_cell, (vectors, centre), blocks, seconds, codes.nbytes), keep)
+    return codes
+
+
+def _own_cell(shared: tuple[Floats, Floats], rows: slice) -> Arrays:
+    vectors, centre = shared
+    return {"codes": (vectors[rows] @ centre.T).argmax(axis=1).astype(np.int32)}
 
 
 def _compare(
     rows: Floats, row_codes: Codes, others: Floats, other_codes: Codes, codes: Codes, cosine: Floats, cap: int
 ) -> None:
-    """Compare rows with others, and keep the nearest of each row; `others` ascend by code where ties are to be kept in order."""
-    step = max(1, cap // (4 * max(len(others), 1)))
-    for at in range(0, len(rows), step):
-        block, mine = rows[at : at + step] @ others.T, row_codes[at : at + step]
-        in_threads(partial(_keep_nearest, block, mine, mine, other_codes, codes, cosine), len(block))
+    """Compare rows with others, and keep the nearest of each row in its place; ties go to the lower code."""
+    for at in ranges(len(rows), max(1, cap // (4 * max(len(others), 1)))):
+        block, places = rows[at] @ others.T, np.arange(at.start, at.stop, dtype=np.int32)
+        in_threads(partial(_keep_nearest, block, row_codes[at], places, other_codes, codes, cosine), len(block))
 
 
 def _recall(vectors: Floats, queries: Floats, codes: Codes, seed: int) -> float:

@@ -37,6 +37,14 @@ class Ledger:
     cost: _Longs
     room: _Longs
 
+    @classmethod
+    def plain(cls, n: int, k: int) -> Ledger:
+        """Return the ledger of any `k` of `n` sources."""
+        return cls(
+            np.arange(n, dtype=np.int64), np.empty(0, np.int64), np.zeros(n, np.int64), np.zeros(1, np.int64),
+            np.full(1, k, np.int64), np.zeros(n, np.int64), np.array([0, k], np.int64),
+        )  # fmt: skip
+
     def admits(self, s: int) -> bool:
         """Tell whether the source at a position may still be chosen."""
         g = self.group[s]
@@ -102,6 +110,8 @@ class Rules:
     def ledger(self, ids: Sequence[str], k: int) -> Ledger:
         """Return the rules over the sources `ids` as arrays, nothing chosen yet; `check` has passed."""
         n = len(ids)
+        if self == NO_RULES:
+            return Ledger.plain(n, k)
         group, least, most = np.zeros(n, np.int64), np.zeros(1, np.int64), np.full(1, k, np.int64)
         if self.quota is not None:
             names = sorted({self.quota.group[item] for item in ids})

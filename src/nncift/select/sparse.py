@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import Arrays, Calculate, Calculation, here
 from nncift.errors import DataError, UsageError
 from nncift.seeds import derive, generator
 from nncift.select import Subset
@@ -21,7 +22,7 @@ from nncift.select import sparse_kernels as kernels
 from nncift.select.budget import check_count
 from nncift.select.coverage import bound_on_more
 from nncift.select.objectives import Scale, positions
-from nncift.select.rules import NO_RULES, Rules
+from nncift.select.rules import NO_RULES, Ledger, Rules
 from nncift.threads import in_threads
 
 Floats = npt.NDArray[np.float32]
@@ -31,6 +32,8 @@ Optimiser = Literal["lazy", "stochastic", "partition"]
 _SHOWN = 5
 _WHOLE = 2000
 """Selections up to this size are made whole in every part before they are merged."""
+_EDGE_SECONDS = 5e-7
+"""Of one core, for an edge of the graph, while a part is solved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,7 @@ class SparseCoverage:
         epsilon: float = 0.01,
         parts: int = 8,
         spare: float = 2.0,
+        calculate: Calculate = here,
     ) -> Solution:
         """Return `k` sources, with a capacity as many as fit.
 
@@ -126,7 +130,7 @@ class SparseCoverage:
                 by,
             )
         else:
-            order, by = self._in_parts(k, seed, parts, spare)
+            order, by = self._in_parts(k, seed, parts, spare, calculate)
         return self._solution(order, by, rules)
 
     def account(self, solution: Solution, rules: Rules = NO_RULES) -> Subset:
@@ -196,12 +200,22 @@ class SparseCoverage:
                 )  # fmt: skip
         return order[:chosen], by[:chosen]
 
-    def _in_parts(self, k: int, seed: int, parts: int, spare: float) -> tuple[_Longs, _Longs]:
+    def _in_parts(
+        self, k: int, seed: int, parts: int, spare: float, calculate: Calculate
+    ) -> tuple[_Longs, _Longs]:  # fmt: skip
         shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
         pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
         # A part that takes few sees the largest clusters only: small selections are made whole in every part.
         share = max(math.ceil(spare * k / max(len(pieces), 1)), min(k, _WHOLE))
-        first = [self._lazy(piece, min(len(piece), share))[0] for piece in pieces]
+        first = [np.empty(0, np.int64)] * len(pieces)
+
+        def keep(place: int, found: Arrays) -> None:
+            first[place] = found["order"]
+
+        tasks = [(piece, min(len(piece), share)) for piece in pieces]
+        shared = (self._edges, self._gains(self._unserved()), self._n_targets)
+        seconds, back = _EDGE_SECONDS * len(self._edges[1]), 8.0 * share * len(pieces)
+        calculate(Calculation("selecting in parts", _part, shared, tasks, seconds, back), keep)
         union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
         return self._lazy(union, min(k, len(union)))
 
@@ -212,3 +226,14 @@ class SparseCoverage:
         bound = value + bound_on_more(left[out], [self.source_ids[s] for s in out.tolist()], len(order), rules)
         ids = tuple(self.source_ids[s] for s in order)
         return Solution(ids, by.astype(np.float64) * unit, value * unit, bound * unit)
+
+
+def _part(shared: tuple[kernels.Edges, _Longs, int], task: tuple[_Longs, int]) -> Arrays:
+    """Return the first sources of plain greedy among some, all targets counted. shared: edges, every source's gain, targets."""
+    (edges, gains, n_targets), (candidates, k) = shared, task
+    ledger, order, by = Ledger.plain(len(gains), k), np.empty(k, np.int64), np.empty(k, np.int64)
+    chosen = kernels.lazy(
+        candidates.copy(), gains.copy(), np.ones(len(gains)), *edges, np.zeros(n_targets, np.int32), ledger.group,
+        ledger.least, ledger.most, ledger.cost, ledger.room, order, by,
+    )  # fmt: skip
+    return {"order": order[:chosen]}

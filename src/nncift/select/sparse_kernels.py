@@ -12,11 +12,13 @@ from nncift.select.kernels import Doubles, Longs, admit, admits, sift
 
 Levels = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.int32]
+Edges = tuple[Longs, Codes, Levels]
+"""Starts `(n_sources + 1,)`, targets and levels, by source."""
 
 
 @numba.njit(cache=True, nogil=True)
-def transpose(sources: Codes, levels: Levels, n_sources: int) -> tuple[Longs, Codes, Levels]:
-    """Return starts `(n_sources + 1,)`, targets and levels by source, for `(n_targets, k)` edges by target; -1 is no edge."""
+def transpose(sources: Codes, levels: Levels, n_sources: int) -> Edges:
+    """Return the edges by source for `(n_targets, k)` edges by target; -1 is no edge."""
     starts = np.zeros(n_sources + 1, np.int64)
     for t in range(sources.shape[0]):
         for e in range(sources.shape[1]):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import Calculate, here
 from nncift.data.examples import Examples
 from nncift.encode import EmbeddingCache, Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
@@ -24,6 +25,7 @@ from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
 from nncift.student.networks.bilinear import Towers
 from nncift.student.networks.tailed import tail_network, with_tail
+from nncift.student.score import all_pairs
 from nncift.student.views import TEXT, Views
 
 Floats = npt.NDArray[np.float32]
@@ -227,14 +229,14 @@ def _reason(error: Exception) -> str:
 
 
 def hybrid_matrix(
-    student: Student, targets: Floats, sources: Floats, known: LabelledPairs, *, shared: bool
-) -> UtilityMatrix:
+    student: Student, targets: Floats, sources: Floats, known: LabelledPairs, *, shared: bool, calculate: Calculate = here
+) -> UtilityMatrix:  # fmt: skip
     """Return the matrix used for selection: known labels exact, the rest predicted, the diagonal masked.
 
     targets, sources: projections on the axes of `known` (LabelledPairs). A label that the teacher could not give stays
     missing (NaN). Shape `(n_targets, n_sources)`.
     """
-    values = student.predict_block(targets, sources)
+    values = all_pairs(student, targets, sources, calculate)
     values[known.target, known.source] = known.value
     if shared:
         np.fill_diagonal(values, np.nan)

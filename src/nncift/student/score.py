@@ -1,18 +1,21 @@
 """All-pairs scores reduced on the fly, so that the matrix of all pairs need never exist.
 
 Every function goes over tiles of at most `cap` bytes and works for every student, whatever its network: a tile is one call of
-`Student.predict_block` over projections.
+`Student.predict_block` over projections. Which tiles there are depends on sizes and cap alone, so that other processes, too, can
+do them (`calculation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nncift.calculation import MULTIPLY_ADDS, Arrays, Calculate, Calculation, here, ranges
 from nncift.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -22,22 +25,69 @@ Floats = npt.NDArray[np.float32]
 CAP = 1 << 26
 SMALLEST_TILE = 128
 """Rows on either side of the smallest tile: below this, starting a tile costs more than its pairs."""
+SIDE = 2048
+"""Rows on either side of a tile of the whole matrix: 16 MB, which an allocator gives again and again without new pages."""
 
 
-def best_per_target(student: Student, targets: Floats, sources: Floats, cap: int = CAP) -> tuple[Floats, float]:
+@dataclass(frozen=True, eq=False)
+class Sides:
+    """A student with the projections of both axes, which parts of a calculation share."""
+
+    student: Student
+    targets: Floats
+    sources: Floats
+
+    def block(self, rows: slice, columns: slice) -> Floats:
+        """Return predictions `(rows, columns)`, in Fortran order."""
+        return self.student.predict_block(self.targets[rows], self.sources[columns])
+
+    def calculation(self, what: str, do: Any, tasks: Sequence[Any], back: float) -> Calculation:
+        """Return a calculation over all pairs."""
+        pairs = float(len(self.targets)) * len(self.sources)
+        return Calculation(what, do, self, tasks, pairs * self.targets.shape[1] / MULTIPLY_ADDS, back)
+
+
+def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Calculate = here) -> Floats:
+    """Return the predictions of all pairs of two sets of projections, `(n_targets, n_sources)`, in Fortran order."""
+    values = np.empty((len(sources), len(targets)), np.float32)
+    sides = Sides(student, targets, sources)
+    tasks = [
+        (rows, columns) for columns in ranges(len(sources), SIDE) for rows in ranges(len(targets), SIDE)
+    ]  # fmt: skip
+
+    def keep(place: int, found: Arrays) -> None:
+        rows, columns = tasks[place]
+        values[columns, rows] = found["block"]
+
+    calculate(sides.calculation("predicting all pairs", _whole, tasks, values.nbytes), keep)
+    return values.T
+
+
+def best_per_target(
+    student: Student, targets: Floats, sources: Floats, cap: int = CAP, calculate: Calculate = here
+) -> tuple[Floats, float]:
     """Return the highest prediction of each target over all sources, `(n_targets,)`, and the lowest of all pairs.
 
     targets, sources: projections. NaN and inf without any source. Raises ResourceError for a cap below the smallest tile.
     """
     best, low = np.full(len(targets), np.nan, np.float32), np.inf
-    for rows, columns, block in tiles(student, targets, sources, cap):
-        del columns
-        np.fmax(best[rows], block.max(axis=1), out=best[rows])
-        low = min(low, float(block.min()))
+    down, across = _tile(len(targets), len(sources), cap)
+    tasks = [(rows, columns) for rows in ranges(len(targets), down) for columns in ranges(len(sources), across)]
+
+    def keep(place: int, found: Arrays) -> None:
+        nonlocal low
+        rows = tasks[place][0]
+        np.fmax(best[rows], found["best"], out=best[rows])
+        low = min(low, float(found["low"]))
+
+    sides = Sides(student, targets, sources)
+    calculate(sides.calculation("predicting each target's best", _best, tasks, 4.0 * len(targets)), keep)
     return best, low
 
 
-def mean_per_source(student: Student, targets: Floats, sources: Floats, cap: int = CAP) -> npt.NDArray[np.float64]:
+def mean_per_source(
+    student: Student, targets: Floats, sources: Floats, cap: int = CAP, calculate: Calculate = here
+) -> npt.NDArray[np.float64]:
     """Return the mean prediction of each source over all targets, `(n_sources,)`, summed in double precision.
 
     Raises UsageError without any target, ResourceError for a cap below the smallest tile.
@@ -45,9 +95,34 @@ def mean_per_source(student: Student, targets: Floats, sources: Floats, cap: int
     if not len(targets):
         raise UsageError("a mean over targets was asked for, and there is no target")
     total = np.zeros(len(sources))
-    for _, columns, block in tiles(student, targets, sources, cap):
-        total[columns] += block.sum(axis=0, dtype=np.float64)
+    down, across = _tile(len(targets), len(sources), cap)
+    tasks = ranges(len(sources), across)
+
+    def keep(place: int, found: Arrays) -> None:
+        total[tasks[place]] = found["total"]
+
+    sides = Sides(student, targets, sources)
+    both = [(columns, down) for columns in tasks]
+    calculate(sides.calculation("predicting mean utilities", _totals, both, 8.0 * len(sources)), keep)
     return total / len(targets)
+
+
+def _whole(sides: Sides, task: tuple[slice, slice]) -> Arrays:
+    return {"block": sides.block(*task).T}
+
+
+def _best(sides: Sides, task: tuple[slice, slice]) -> Arrays:
+    block = sides.block(*task)
+    return {"best": block.max(axis=1), "low": np.array(block.min())}
+
+
+def _totals(sides: Sides, task: tuple[slice, int]) -> Arrays:
+    """Return the sum of some sources' predictions over all targets, so many targets at a time."""
+    columns, down = task
+    total = np.zeros(columns.stop - columns.start)
+    for rows in ranges(len(sides.targets), down):
+        total += sides.block(rows, columns).sum(axis=0, dtype=np.float64)
+    return {"total": total}
 
 
 def top_per_target(
@@ -70,18 +145,21 @@ def tiles(student: Student, targets: Floats, sources: Floats, cap: int = CAP) ->
 
     Sources ascend within a range of targets. Raises ResourceError where a cap of so many bytes holds no tile.
     """
-    smallest = 4 * min(SMALLEST_TILE, len(targets)) * min(SMALLEST_TILE, len(sources))
+    down, across = _tile(len(targets), len(sources), cap)
+    for rows in ranges(len(targets), down):
+        for columns in ranges(len(sources), across):
+            yield rows, columns, student.predict_block(targets[rows], sources[columns])
+
+
+def _tile(targets: int, sources: int, cap: int) -> tuple[int, int]:
+    """Return the targets and sources of a tile of at most `cap` bytes. Raises ResourceError where it holds no tile."""
+    smallest = 4 * min(SMALLEST_TILE, targets) * min(SMALLEST_TILE, sources)
     if cap < smallest:
         raise ResourceError(
             f"a memory cap of {cap} bytes was given, and the smallest block of scores takes {smallest}; give at least that"
         )
-    down = max(1, min(len(targets), max(SMALLEST_TILE, cap // (4 * SMALLEST_TILE))))
-    across = max(1, cap // (4 * down))
-    for top in range(0, len(targets), down):
-        rows = slice(top, min(top + down, len(targets)))
-        for left in range(0, len(sources), across):
-            columns = slice(left, min(left + across, len(sources)))
-            yield rows, columns, student.predict_block(targets[rows], sources[columns])
+    down = max(1, min(targets, max(SMALLEST_TILE, cap // (4 * SMALLEST_TILE))))
+    return down, max(1, cap // (4 * down))
 
 
 @njit(cache=True, nogil=True)
