@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ import numpy as np
 
 ROWS = 48
 BEGIN = "begin"
+ALIKE = {
+    "shards": "delift, scatter", "joining shards": "delift, scatter", "Ray's driver": "delift, scatter", "shards, less": "less",
+}  # fmt: skip
+"""Scenarios that leave the same bytes as another one, in one process, does."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,75 @@ def settings_of(folder: Path, **given: Any) -> Any:
     return resolve({**own, "pool": [str(folder / "pool.jsonl")], "test_items": 8, "validation_items": 6})
 
 
-def run(folder: Path, **given: Any) -> None:
+def run(folder: Path, engine: Any = None, **given: Any) -> None:
     """Run the pipeline as the command line does."""
+    from nncift import pipeline
+
+    settings = settings_of(folder, **given)
+    pipeline.execute(
+        settings, pipeline.read_pool(settings), folder / "run", teacher=_teacher(folder, settings), engine=engine
+    )
+
+
+def _teacher(folder: Path, settings: Any) -> Any:
     from nncift import pipeline
     from nncift.teachers import registry
 
-    settings, out = settings_of(folder, **given), folder / "run"
-    teacher = registry.create(
-        settings, "cpu", seed=settings.seed, encoder=settings.encoder, workspace=pipeline.workspace_of(out)
-    )
-    pipeline.execute(settings, pipeline.read_pool(settings), out, teacher=teacher)
+    workspace = pipeline.workspace_of(folder / "run")
+    return registry.create(settings, "cpu", seed=settings.seed, encoder=settings.encoder, workspace=workspace)
+
+
+def shards(folder: Path, **given: Any) -> None:
+    """Do both shards of the run, round by round, until nothing is left for them."""
+    from nncift import encode, pipeline
+    from nncift.scale.sharded import run_shard
+    from nncift.scale.shards import Shard
+
+    # So few rows would be one block.
+    blocks: Any = encode
+    blocks.BLOCK = 12
+    settings, finished = settings_of(folder, **given), False
+    while not finished:
+        told = [
+            run_shard(
+                settings, pipeline.read_pool(settings), folder / "run", Shard(number, 2), teacher=_teacher(folder, settings)
+            )
+            for number in (1, 2)
+        ]  # fmt: skip
+        # What the first has left may be what the second did then.
+        finished = told[1]["finished"]
+
+
+def shards_joined(folder: Path, **given: Any) -> None:
+    """Do both shards, and join them."""
+    shards(folder, **given)
+    run(folder, **given)
+
+
+def by_ray(folder: Path, **given: Any) -> None:
+    """Run with two workers of a local cluster, whose clocks stand still too."""
+    from nncift.scale import cluster
+    from nncift.scale.start import ClusterSettings
+    from nncift.scale.worker import Worker
+
+    class Still(Worker):
+        """A worker without a clock."""
+
+        def do(self, *order: Any) -> list[bytes]:
+            """Do pieces."""
+            time.perf_counter = lambda: 0.0
+            return super().do(*order)
+
+    class Cluster(cluster.OnRay):
+        """A cluster of such workers."""
+
+        made_of = Still
+
+    # All that can be sent is sent.
+    sent: Any = cluster
+    sent.WORTH, sent.BYTES_A_SECOND = 0.0, float("inf")
+    with Cluster(settings_of(folder, **given), folder / "run", ClusterSettings(workers=2)) as engine:
+        run(folder, engine, **given)
 
 
 def select_again(folder: Path) -> None:
@@ -128,6 +191,11 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario("score, export", score_and_export, ready=lambda folder: run(folder, plan="scatter")),
         Scenario("evaluate", evaluate, ready=lambda folder: run(folder, plan="scatter")),
         Scenario("demo", demo),
+        Scenario("shards", partial(shards_joined, plan="scatter")),
+        Scenario("shards, active", partial(shards_joined, plan="active")),
+        Scenario("shards, less", partial(shards_joined, teacher="less", option=LESS)),
+        Scenario("joining shards", partial(run, plan="scatter"), ready=partial(shards, plan="scatter")),
+        Scenario("Ray's driver", partial(by_ray, plan="scatter")),
     )
 }
 

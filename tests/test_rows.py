@@ -78,6 +78,7 @@ def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:
     store.set_width(teacher.width)
     for generation, index, ids in list(store.pending()):
         store.write(generation, index, teacher.measure(ids), 0.5)
+    store.flush()
     return store
 
 
@@ -229,6 +230,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
     store.set_width(2)
     generation, index, ids = next(store.pending())
     store.write(generation, index, first.measure(ids), 0.5)
+    store.flush()
     again = RowLabelStore.open(tmp_path)
     assert (again.progress().rows, again.progress().passes, again.progress().tokens) == (16, 16, 80)
     filled(tmp_path, plan, second)
@@ -236,6 +238,22 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
     whole = filled(tmp_path / "straight", plan, Dot()).utilities(second)
     for split, pairs in RowLabelStore.open(tmp_path).utilities(second).items():
         np.testing.assert_array_equal(pairs.value, whole[split].value)
+
+
+@pytest.mark.parametrize(("limit", "value"), [("FLUSH_SECONDS", 0.0), ("FLUSH_BYTES", 1)])
+def test_what_waits_for_the_disk_is_there_after_a_second_or_many_bytes_and_lost_before(
+    limit: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.store.FLUSH_SECONDS", 3600.0)
+    store, teacher = RowLabelStore.open(tmp_path), Dot()
+    store.adopt(plan_of(names(60), 0.5))
+    store.set_width(teacher.width)
+    first, second, *rest = store.pending()
+    store.write(first[0], first[1], teacher.measure(first[2]), 0.5)
+    assert len(list(RowLabelStore.open(tmp_path).pending())) == 2 + len(rest)
+    monkeypatch.setattr(f"nncift.store.{limit}", value)
+    store.write(second[0], second[1], teacher.measure(second[2]), 0.5)
+    assert list(RowLabelStore.open(tmp_path).pending()) == rest
 
 
 def test_rows_without_a_value_are_counted_and_give_no_value(tmp_path: Path) -> None:

@@ -257,7 +257,10 @@ class RowLabelling:
             labels = RowLabels(as_floats(outcome, "values"), outcome.tokens, outcome.passes)
             store.write(generation, index, labels, outcome.seconds)
 
-        work.each("measure", "measuring rows", [piece for *_, piece in pending.values()], keep)
+        try:
+            work.each("measure", "measuring rows", [piece for *_, piece in pending.values()], keep)
+        finally:
+            store.flush()
         self._save(store.utilities(teacher))
         done = store.progress()
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.

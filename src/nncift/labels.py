@@ -6,7 +6,6 @@ cost of every chunk, which is written last: a chunk that was interrupted or is d
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,10 @@ from nncift.errors import DataError
 from nncift.files import MISMATCH, atomic, digest, read_json, write_sealed
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, NO_SOURCE, SPLITS, Entries, LabelPlan, Roles
-from nncift.store import RowStore
+from nncift.store import Chunks, RowStore
 from nncift.teachers import Chunk, ChunkLabels
 
 COSTS = ("tokens", "passes", "seconds", "shortened")
-FLUSH_SECONDS = 1.0
-"""How much finished work may wait to be put on disk: what a kill costs beside the chunk that it interrupts."""
-
-_Finished = tuple[npt.NDArray[np.intp], npt.NDArray[np.float32], int, list[float]]
-"""Positions, values, index and cost of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +46,8 @@ class LabelStore:
 
     def __init__(self, folder: Path, plan: LabelPlan | None) -> None:
         self._folder = folder
-        self._opened: dict[int, tuple[RowStore, RowStore]] = {}
-        self._waiting: dict[int, list[_Finished]] = {}
-        self._flushed = time.monotonic()
+        self._chunks = Chunks(self._open)
+        self._firsts: dict[int, int] = {}
         self.plan = plan
 
     @classmethod
@@ -100,7 +93,7 @@ class LabelStore:
     def pending(self) -> Iterator[tuple[int, Chunk, npt.NDArray[np.intp]]]:
         """Yield the chunks without whole labels: generation, chunk, and the positions of its entries."""
         for generation in range(len(self._plan.generations)):
-            values, done = self._written(generation)
+            values, done = self._chunks.of(generation)
             chunks = self._plan.generation_chunks(generation)
             first = chunks[0][0].index if chunks else 0
             for chunk, positions in chunks:
@@ -110,23 +103,15 @@ class LabelStore:
     def write(
         self, generation: int, chunk: Chunk, positions: npt.NDArray[np.intp], labels: ChunkLabels, seconds: float
     ) -> None:
-        """Keep a chunk's values and cost; they are on disk after `flush`, which comes by itself once FLUSH_SECONDS are over."""
+        """Keep a chunk's values and cost; they are on disk after `flush`, which comes by itself now and then."""
         passes = int(np.isfinite(labels.values).sum())
         cost = [labels.tokens, passes, seconds, labels.shortened]
-        self._waiting.setdefault(generation, []).append((positions, labels.values, chunk.index, cost))
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self.flush()
+        index = chunk.index - self._first(generation)
+        self._chunks.keep(generation, positions, np.asarray(labels.values)[:, None], index, cost)
 
     def flush(self) -> None:
-        """Put the chunks that wait on disk, all at once, since a disk takes as long for one as for many; flags come last."""
-        for generation, chunks in self._waiting.items():
-            values, done = self._stores(generation)
-            positions, found, indices, costs = zip(*chunks, strict=True)
-            values.write(np.concatenate(positions), np.concatenate(found)[:, None])
-            first = int(self._plan.generations[generation].chunk.min())
-            done.write(np.array(indices, np.intp) - first, np.array(costs, np.float64))
-        self._waiting.clear()
-        self._flushed = time.monotonic()
+        """Put what waits on disk."""
+        self._chunks.flush()
 
     def progress(self) -> Progress:
         """Sum up the finished chunks."""
@@ -134,7 +119,7 @@ class LabelStore:
         cost = np.zeros(len(COSTS))
         pairs = missing = blocks = 0
         for generation, entries in enumerate(plan.generations):
-            values, done = self._written(generation)
+            values, done = self._chunks.of(generation)
             cost += done.values[np.asarray(done.filled)].sum(axis=0)
             paired = np.asarray(values.filled) & (entries.source != NO_SOURCE)
             pairs += int(paired.sum())
@@ -149,7 +134,7 @@ class LabelStore:
         """
         plan = self._plan
         entries = plan.entries
-        stores = [self._written(generation)[0] for generation in range(len(plan.generations))]
+        stores = [self._chunks.of(generation)[0] for generation in range(len(plan.generations))]
         if not all(np.all(store.filled) for store in stores):
             raise DataError(f"labels in {str(self._folder)!r} are not complete; run the same command again")
         raw = np.concatenate([np.asarray(store.values[:, 0]) for store in stores])
@@ -174,19 +159,17 @@ class LabelStore:
             raise DataError("this run has no label plan yet")
         return self.plan
 
-    def _written(self, generation: int) -> tuple[RowStore, RowStore]:
-        """Return the values and costs of a generation, nothing left waiting."""
-        self.flush()
-        return self._stores(generation)
+    def _first(self, generation: int) -> int:
+        """Return the number of a generation's first chunk."""
+        if generation not in self._firsts:
+            self._firsts[generation] = int(self._plan.generations[generation].chunk.min())
+        return self._firsts[generation]
 
-    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
-        if generation not in self._opened:
-            entries = self._plan.generations[generation]
-            chunks = int(entries.chunk.max() - entries.chunk.min()) + 1 if len(entries) else 0
-            values = RowStore.open(self._path("values", generation), len(entries), 1)
-            costs = RowStore.open(self._path("chunks", generation), chunks, len(COSTS), dtype="float64")
-            self._opened[generation] = values, costs
-        return self._opened[generation]
+    def _open(self, generation: int) -> tuple[RowStore, RowStore]:
+        entries = self._plan.generations[generation]
+        chunks = int(entries.chunk.max() - entries.chunk.min()) + 1 if len(entries) else 0
+        values = RowStore.open(self._path("values", generation), len(entries), 1)
+        return values, RowStore.open(self._path("chunks", generation), chunks, len(COSTS), dtype="float64")
 
     def _path(self, kind: str, generation: int, end: str = "") -> Path:
         return self._folder / f"{kind}-{generation:03d}{end}"

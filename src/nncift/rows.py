@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nncift.files import read_json, write_sealed
 from nncift.pairs import BLOCK, LabelledPairs
 from nncift.plan import LabelPlan, Roles, Wish, set_apart
 from nncift.seeds import shuffled
-from nncift.store import RowStore
+from nncift.store import Chunks, RowStore
 from nncift.teachers import FeatureTeacher, RowLabels, RowTeacher
 
 CHUNK_ROWS = 16
@@ -127,6 +128,8 @@ class RowLabelStore:
 
     def __init__(self, folder: Path, plan: RowPlan | None) -> None:
         self._folder = folder
+        self._chunks = Chunks(self._open)
+        self._starts: dict[int, list[int]] = {}
         self.plan = plan
 
     @classmethod
@@ -181,25 +184,27 @@ class RowLabelStore:
     def pending(self) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """Yield what is not measured yet: generation, chunk, ids."""
         for generation, chunks in enumerate(self._plan.chunks):
-            values, done = self._stores(generation)
-            ends = np.cumsum([len(chunk) for chunk in chunks])
-            for index, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
-                if not (done.filled[index] and values.filled[end - len(chunk) : end].all()):
+            values, done = self._chunks.of(generation)
+            for index, (chunk, start) in enumerate(zip(chunks, self._starts_of(generation), strict=True)):
+                if not (done.filled[index] and values.filled[start : start + len(chunk)].all()):
                     yield generation, index, chunk
 
     def write(self, generation: int, index: int, labels: RowLabels, seconds: float) -> None:
-        """Keep a chunk's values and cost, flag last."""
-        values, done = self._stores(generation)
-        start = sum(len(chunk) for chunk in self._plan.chunks[generation][:index])
-        values.write(np.arange(start, start + len(labels.values)), labels.values)
-        done.write(index, [labels.tokens, labels.passes, seconds])
+        """Keep a chunk's values and cost; they are on disk after `flush`, which comes by itself now and then."""
+        start = self._starts_of(generation)[index]
+        rows = np.arange(start, start + len(labels.values))
+        self._chunks.keep(generation, rows, labels.values, index, [labels.tokens, labels.passes, seconds])
+
+    def flush(self) -> None:
+        """Put what waits on disk."""
+        self._chunks.flush()
 
     def progress(self) -> RowProgress:
         """Sum up the finished chunks."""
         cost = np.zeros(3)
         rows = missing = 0
         for generation in range(len(self._plan.chunks)):
-            values, done = self._stores(generation)
+            values, done = self._chunks.of(generation)
             cost += np.asarray(done.values)[np.asarray(done.filled)].sum(axis=0)
             filled = np.asarray(values.filled)
             rows += int(filled.sum())
@@ -212,7 +217,7 @@ class RowLabelStore:
         if next(self.pending(), None) is not None:
             raise DataError(f"rows in {str(self._folder)!r} are not all measured; run the same command again")
         ids = [item for generation in plan.chunks for chunk in generation for item in chunk]
-        values = np.concatenate([np.asarray(self._stores(g)[0].values) for g in range(len(plan.chunks))])
+        values = np.concatenate([np.asarray(self._chunks.of(g)[0].values) for g in range(len(plan.chunks))])
         place = {item: row for row, item in enumerate(ids)}
         axis = {item: code for code, item in enumerate(plan.source_ids)}
         rows = [place[item] for item in plan.source_ids if item in place]
@@ -240,7 +245,14 @@ class RowLabelStore:
             raise DataError("this run has no label plan yet")
         return self.plan
 
-    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
+    def _starts_of(self, generation: int) -> list[int]:
+        """Return the first row of every chunk of a generation."""
+        if generation not in self._starts:
+            chunks = self._plan.chunks[generation]
+            self._starts[generation] = [0, *accumulate(len(chunk) for chunk in chunks)][: len(chunks)]
+        return self._starts[generation]
+
+    def _open(self, generation: int) -> tuple[RowStore, RowStore]:
         chunks, width = self._plan.chunks[generation], self._read_width()
         if width is None:
             raise DataError("the rows of this run were never measured")

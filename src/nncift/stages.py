@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nncift import subtasks
-from nncift.calculation import Calculation
+from nncift.calculation import Arrays, Calculation
 from nncift.calculation import Keep as KeepArrays
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.data import Examples
@@ -33,7 +33,7 @@ from nncift.rows import SCORE, RowPlan
 from nncift.rundir import RunDir, Stage
 from nncift.scale.blocks import ByEngine
 from nncift.scale.hands import Hands
-from nncift.scale.pieces import Engine, Here, Job, Keep, Outcome, Piece, Unfinished
+from nncift.scale.pieces import Engine, Here, Job, Keep, Outcome, Piece, Unfinished, calculate
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher
 from nncift.vectors import VectorFiles, Vectors
@@ -91,14 +91,13 @@ class Work:
 
     def calculate(self, calculation: Calculation, keep: KeepArrays) -> None:
         """Have the parts of a calculation done."""
-        pieces = [Piece(f"{place}", place, task, 1) for place, task in enumerate(calculation.tasks)]
-        with self.progress(calculation.what, len(pieces)) as advance:
+        with self.progress(calculation.what, len(calculation.tasks)) as advance:
 
-            def kept(piece: Piece, outcome: Outcome) -> None:
-                keep(piece.place, outcome.arrays)
+            def kept(place: int, arrays: Arrays) -> None:
+                keep(place, arrays)
                 advance(1)
 
-            self.engine.each(self.hands, Job.of(calculation), pieces, kept)
+            calculate(self.engine, self.hands, calculation, kept)
 
 
 @dataclass

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ from nncift.errors import DataError
 from nncift.files import load_array, read_json, told_when_full, write_sealed
 
 log = logging.getLogger(__name__)
+FLUSH_SECONDS = 1.0
+"""How much finished work may wait to be put on disk: what a kill costs beside the chunk that it interrupts."""
+FLUSH_BYTES = 1 << 26
+"""Values that may wait at most, where they come faster than from a teacher."""
 SUMS = ".sums.npy"
 FLAGS = ".filled.npy"
 """What stood in the checksums' place before there were any."""
+
+
+_Finished = tuple[npt.NDArray[np.intp], npt.NDArray[Any], int, Sequence[float]]
+"""Rows, values, index and cost of a chunk."""
 
 
 class RowStore:
@@ -80,6 +89,50 @@ class RowStore:
         self._sums[at] = _checksums(self.values, at)
         _flush(self._sums)
         self.filled[at] = True
+
+
+class Chunks:
+    """The labels of generations of chunks: two stores each, values by row and costs by chunk, which are written last.
+
+    What is kept waits for the next flush, which comes by itself after FLUSH_SECONDS or FLUSH_BYTES: a disk takes as long for one
+    chunk as for many. opened: opens the stores of a generation.
+    """
+
+    def __init__(self, opened: Callable[[int], tuple[RowStore, RowStore]]) -> None:
+        self._open = opened
+        self._opened: dict[int, tuple[RowStore, RowStore]] = {}
+        self._waiting: dict[int, list[_Finished]] = {}
+        self._bytes = 0
+        self._flushed = time.monotonic()
+
+    def of(self, generation: int) -> tuple[RowStore, RowStore]:
+        """Return the values and costs of a generation, nothing left waiting."""
+        self.flush()
+        return self._stores(generation)
+
+    def keep(
+        self, generation: int, rows: npt.NDArray[np.intp], values: npt.NDArray[Any], index: int, cost: Sequence[float]
+    ) -> None:
+        """Keep a chunk: `(n, width)` values of its rows, and its cost at its place among the chunks of the generation."""
+        self._waiting.setdefault(generation, []).append((rows, values, index, cost))
+        self._bytes += values.nbytes
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS or self._bytes >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what waits on disk; costs, which make chunks count, come last."""
+        for generation, chunks in self._waiting.items():
+            values, costs = self._stores(generation)
+            rows, found, indices, spent = zip(*chunks, strict=True)
+            values.write(np.concatenate(rows), np.concatenate(found))
+            costs.write(np.array(indices, np.intp), np.array(spent, np.float64))
+        self._waiting.clear()
+        self._bytes, self._flushed = 0, time.monotonic()
+
+    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
+        if generation not in self._opened:
+            self._opened[generation] = self._open(generation)
+        return self._opened[generation]
 
 
 def _checksums(values: npt.NDArray[Any], rows: Iterable[np.intp]) -> npt.NDArray[np.uint32]:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.calculation import Calculation
+from nncift.calculation import Keep as KeepArrays
 from nncift.data.examples import Examples
 from nncift.files import fingerprint
 
@@ -107,9 +108,16 @@ class Here:
 
     def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
         """Do all pieces."""
-        hands.prepare(job, pieces)
+        if job.calculation is None:
+            hands.prepare(job, pieces)
         for piece in pieces:
             keep(piece, timed(hands, job, piece))
+
+
+def calculate(engine: Engine, hands: Hands, calculation: Calculation, keep: KeepArrays) -> None:
+    """Have the parts of a calculation done by an engine."""
+    pieces = [Piece(f"{place}", place, task, 1) for place, task in enumerate(calculation.tasks)]
+    engine.each(hands, Job.of(calculation), pieces, lambda piece, outcome: keep(piece.place, outcome.arrays))
 
 
 def arithmetic() -> Mapping[str, Any]:

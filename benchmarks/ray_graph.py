@@ -1,0 +1,137 @@
+"""What Ray costs and gives where no model is asked: `python benchmarks/ray_graph.py [--rows 60000] [--rounds 2] [--json]`.
+
+The neighbour graph of clustered vectors, its scores, a selection in parts, and the matrix of all pairs of the first rows: by this
+process, by one local Ray worker and by two, one thread each, in turn. All is sent, also what a run keeps back because sending
+does not pay. Results are compared to the byte. Seconds on the clock, and CPU seconds of the busiest process.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before anything compiled is loaded, and for the workers, which inherit it.
+os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
+import argparse
+import hashlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from ray_scale import cpu_seconds, hired
+from sparse import FAR, NEAR, clustered, student
+
+from nncift import config
+from nncift.calculation import Calculate, Calculation, Keep
+from nncift.scale import cluster
+from nncift.scale.cluster import OnRay
+from nncift.scale.pieces import Engine, calculate
+from nncift.select.graphs import scored_graph
+from nncift.select.neighbours import nearest
+from nncift.select.sparse import SparseCoverage
+from nncift.student.score import all_pairs
+
+WORKERS = (0, 1, 2)
+
+
+def doubled(numbers: Any, task: int) -> dict[str, Any]:
+    """Do something small, so that a worker is there."""
+    return {"found": numbers[:1] * 2}
+
+
+def steps(vectors: Any, trained: Any, dense: int, how: Calculate) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """Return what is measured, one after the other; each is given what came before."""
+    ids = tuple(f"{i:07d}" for i in range(len(vectors)))
+    sides = trained.project_targets(vectors[:dense]), trained.project_sources(vectors[:dense])
+    return {
+        "neighbours": lambda found: nearest(vectors, NEAR, exact=False, calculate=how),
+        "scores": lambda found: scored_graph(
+            trained, ids, vectors, vectors, found["neighbours"], far=FAR, calculate=how
+        ),
+        "selection in parts": lambda found: SparseCoverage(found["scores"]).choose(
+            len(vectors) // 10, optimiser="partition", calculate=how
+        ),
+        "all pairs": lambda found: all_pairs(trained, *sides, how),
+    }
+
+
+def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str, Any]:
+    """Do every step, and return seconds, CPU seconds of every process, and a hash of all results."""
+    hands: Any = None
+    how: Calculate = partial(calculate, engine, hands)
+
+    def began() -> list[float]:
+        return [time.perf_counter(), *map(cpu_seconds, processes)]
+
+    def small(keep: Keep) -> None:
+        how(Calculation("", doubled, np.ones(3), range(8), 0, 0), keep)
+
+    small(lambda place, found: None)
+    while isinstance(engine, OnRay) and len(engine.processes()) < wanted(engine):
+        small(lambda place, found: None)
+    processes = [os.getpid(), *(engine.processes() if isinstance(engine, OnRay) else [])]
+    found: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    # Compiled code is loaded by everyone before anything is timed.
+    for name, step in steps(vectors[:2000], trained, 500, how).items():
+        found[name] = step(found)
+    for name, step in steps(vectors, trained, dense, how).items():
+        before = began()
+        found[name] = step(found)
+        spent = [now - was for now, was in zip(began(), before, strict=True)]
+        told[name] = {"seconds": spent[0], "driver": spent[1], "workers": spent[2:], "busiest": max(spent[1:])}
+    near, graph, solution, matrix = found.values()
+    whole = hashlib.sha256()
+    for part in (near.codes, near.cosine, graph.utility, np.array(solution.ids), matrix.T):
+        whole.update(np.ascontiguousarray(part).tobytes())
+    return {"steps": told, "hash": whole.hexdigest()}
+
+
+def wanted(engine: OnRay) -> int:
+    """Return how many workers an engine shall have."""
+    return engine._wanted()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--dense", type=int, default=8000, help="rows of the matrix of all pairs")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    cluster.WORTH, cluster.BYTES_A_SECOND = 0.0, float("inf")
+    settings = config.resolve({"teacher": "delift-se", "encoder": "hash", "device": "cpu"})
+    vectors = clustered(given.rows)
+    trained = student(vectors)
+    runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in WORKERS}
+    for _ in range(given.rounds):
+        for workers in WORKERS:
+            with hired(workers, settings, waiting=False) as engine:
+                runs[workers].append(measure(engine, vectors, trained, given.dense))
+    told: dict[str, Any] = {
+        "rows": given.rows, "dense_rows": given.dense, "rounds": given.rounds,
+        "machine": {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
+        "same_bytes": len({run["hash"] for each in runs.values() for run in each}) == 1,
+    }  # fmt: skip
+    for name in runs[0][0]["steps"]:
+        median = {
+            workers: {what: statistics.median(run["steps"][name][what] for run in each) for what in ("seconds", "busiest")}
+            for workers, each in runs.items()
+        }  # fmt: skip
+        told[name] = {
+            **{f"{workers or 'no'} workers": figures for workers, figures in median.items()},
+            "busiest process, two over one": median[1]["busiest"] / median[2]["busiest"],
+            "clock, two over one": median[1]["seconds"] / median[2]["seconds"],
+            "driver, two workers": statistics.median(run["steps"][name]["driver"] for run in runs[2]),
+        }
+    print(json.dumps(told, indent=None if given.json else 2))
+
+
+if __name__ == "__main__":
+    main()
