@@ -7,6 +7,7 @@ differed or was silent. `crashes.py` says how kills are done, `faults.py` how fi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -31,15 +32,17 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from crashes import SCENARIOS, Harness, Kill, difference, files_of
 from faults import MENDED, READERS, REFUSED, SILENT, UNTOUCHED, Fault, Faults, explain
 
+HAS_RAY = importlib.util.find_spec("ray") is not None
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
 SPREAD = {
     "delift, scatter": (20, 8), "delift, active, probe": (10, 4), "less": (8, 4), "loss": (30, 10), "select": (30, 8),
-    "score, export": (25, 5), "evaluate": (10, 3), "demo": (4, 2),
+    "score, export": (25, 5), "evaluate": (10, 3), "demo": (4, 2), "shards": (8, 3), "shards, active, probe": (4, 1),
+    "shards, less": (3, 1), "joining shards": (4, 1), "Ray's driver": (4, 0),
 }  # fmt: skip
 """Kills alone: at writes in equal steps, and at random times."""
 
-IN_A_ROW = {"delift, scatter": 40, "delift, active, probe": 60, "less": 30, "demo": 90}
+IN_A_ROW = {"delift, scatter": 40, "delift, active, probe": 60, "less": 30, "demo": 90, "shards": 150}
 """Kills one after the other: the first session dies at this write of its own, every further one a few writes later."""
 
 
@@ -49,9 +52,13 @@ def kills(harness: Harness, *, quick: bool, seed: int = 0) -> Iterator[Kill]:
         yield from harness.kills_in_a_row("loss", 50, 25)
         yield from harness.kills_in_a_row("select", 20, 15)
         yield from (harness.kill("score, export", at=at) for at in (2, 9, 17, 24))
+        # In the first shard, in the second, and while they are joined.
+        yield from (harness.kill("shards", at=at) for at in (100, 240, 400))
         return
     dice = random.Random(seed)
     for name, (writes, times) in SPREAD.items():
+        if "Ray" in name and not HAS_RAY:
+            continue
         _, changes, seconds, _ = harness.reference(name)
         for number in range(writes):
             yield harness.kill(name, at=1 + number * (changes - 1) // (writes - 1))
@@ -76,6 +83,9 @@ def files(harness: Harness, *, quick: bool) -> Iterator[Fault]:
     yield from Faults(harness, "delift, scatter", killed_at=240, only="run/labels").of_resuming()
     yield from Faults(harness, "less", killed_at=150, only="labels/teacher").of_resuming(("bit", "half"))
     yield from Faults(harness, "evaluate", killed_at=60, only="truth").of_resuming()
+    # Of shards: before they are joined, and where a shard itself goes on.
+    yield from Faults(harness, "joining shards", killed_at=1, only="shards/").of_resuming(bits=4)
+    yield from Faults(harness, "shards", killed_at=240, only="shards/").of_resuming()
 
 
 def disk(harness: Harness) -> Iterator[Fault]:
@@ -176,6 +186,8 @@ def measure(*, quick: bool, only: str | None, progress: bool = False) -> dict[st
         for part, make in parts.items():
             if only not in (None, part):
                 continue
+            if part == "kills" and not quick and not HAS_RAY:
+                found["skipped"].append("kills of Ray's driver: the extra ray is not installed")
             if part == "disk":
                 if not can_mount():
                     found["skipped"].append("full disk and read-only folder: this user may not mount")
@@ -250,6 +262,8 @@ def _artefact(where: str) -> str:
     path = Path(where)
     if path.parts and path.parts[0] == "cache":
         return "cache of embeddings"
+    if path.suffix == ".pieces":
+        return f"shards/{path.name.partition('-')[0]}-N.pieces"
     name = "".join("N" if mark.isdigit() else mark for mark in path.name)
     if name.startswith("utility-"):
         name = "utility-N.safetensors"
