@@ -84,8 +84,8 @@ def files(harness: Harness, *, quick: bool) -> Iterator[Fault]:
     yield from Faults(harness, "less", killed_at=150, only="labels/teacher").of_resuming(("bit", "half"))
     yield from Faults(harness, "evaluate", killed_at=60, only="truth").of_resuming()
     # Of shards: before they are joined, and where a shard itself goes on.
-    yield from Faults(harness, "joining shards", killed_at=1, only="shards/").of_resuming(bits=4)
-    yield from Faults(harness, "shards", killed_at=240, only="shards/").of_resuming()
+    yield from Faults(harness, "joining shards", killed_at=1, only=".pieces").of_resuming(bits=4)
+    yield from Faults(harness, "shards", killed_at=240, only=".pieces").of_resuming()
 
 
 def disk(harness: Harness) -> Iterator[Fault]:

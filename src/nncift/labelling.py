@@ -7,7 +7,7 @@ the cost of the full teacher.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +21,7 @@ from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, LabelPlan, Wish, describe, grow
 from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
 from nncift.scale.pieces import Keep, Outcome, Piece, as_floats
-from nncift.teachers import ChunkLabels, RowLabels, RowTeacher, Teacher
+from nncift.teachers import Chunk, ChunkLabels, RowLabels, RowTeacher, Teacher
 from nncift.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,10 @@ class Labourer(Protocol):
         """Make the teacher of this process know rows."""
         ...
 
-    def each(self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep) -> None:
-        """Have pieces done by a method of `Hands` and keep what becomes of each."""
+    def each(
+        self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep, every: Callable[[], Iterable[str]]
+    ) -> None:  # fmt: skip
+        """Have pieces done by a method of `Hands` and keep what becomes of each; every: gives the names of all, done or not."""
         ...
 
 
@@ -149,10 +151,18 @@ class PairLabelling:
         store = self._store
         store.adopt(plan)
         before = store.progress().seconds
+
+        def named(chunk: Chunk) -> tuple[str, tuple[str, ...]]:
+            ids = tuple(item for item in (*chunk.targets, chunk.source) if item is not None)
+            return work.name("pair", chunk.source, ids), ids
+
+        def every() -> Iterator[str]:
+            for generation in range(len(plan.generations)):
+                yield from (named(chunk)[0] for chunk, _ in plan.generation_chunks(generation))
+
         pending = {}
         for generation, chunk, positions in store.pending():
-            ids = tuple(item for item in (*chunk.targets, chunk.source) if item is not None)
-            name = work.name("pair", chunk.source, ids)
+            name, ids = named(chunk)
             pending[name] = generation, positions, Piece(name, chunk.index, chunk, len(chunk.targets), ids)
 
         def keep(piece: Piece, outcome: Outcome) -> None:
@@ -161,7 +171,7 @@ class PairLabelling:
             store.write(generation, piece.task, positions, labels, outcome.seconds)
 
         try:
-            work.each("label", "labelling pairs", [piece for *_, piece in pending.values()], keep)
+            work.each("label", "labelling pairs", [piece for *_, piece in pending.values()], keep, every)
         finally:
             store.flush()
         done = store.progress()
@@ -252,13 +262,16 @@ class RowLabelling:
             name = work.name("rows", None, ids)
             pending[name] = generation, index, Piece(name, sizes[generation] + index, ids, len(ids), ids)
 
+        def every() -> Iterator[str]:
+            return (work.name("rows", None, ids) for chunks in plan.chunks for ids in chunks)
+
         def keep(piece: Piece, outcome: Outcome) -> None:
             generation, index, _ = pending[piece.name]
             labels = RowLabels(as_floats(outcome, "values"), outcome.tokens, outcome.passes)
             store.write(generation, index, labels, outcome.seconds)
 
         try:
-            work.each("measure", "measuring rows", [piece for *_, piece in pending.values()], keep)
+            work.each("measure", "measuring rows", [piece for *_, piece in pending.values()], keep, every)
         finally:
             store.flush()
         self._save(store.utilities(teacher))

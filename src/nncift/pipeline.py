@@ -35,6 +35,7 @@ from nncift.scale.start import ClusterSettings, engine_of
 from nncift.stages import (
     Work,
     embed,
+    finished_jobs,
     named_target,
     plan_labels,
     refuse_impossible,
@@ -156,7 +157,7 @@ def execute(
         rows = Rows.of(axes.sources, tokens)
         settled = wishes.settle(rows, vectors.text)
         labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
-        joining.tidy()
+        joining.tidy(finished_jobs(work))
         write_rows_file(directory, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
         matrix = partial(

@@ -6,7 +6,7 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -118,8 +118,10 @@ class _Labourer:
     def know(self, ids: Sequence[str]) -> None:
         self.work.hands.know(self.rows.subset(ids))
 
-    def each(self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep) -> None:
-        job = Job("label", hand, fingerprint(dict(self.work.teacher.describe())), what, self.rows)
+    def each(
+        self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep, every: Callable[[], Iterable[str]]
+    ) -> None:  # fmt: skip
+        job = Job("label", hand, fingerprint(dict(self.work.teacher.describe())), what, self.rows, every)
         self.others += self.work.each(job, pieces, keep)
 
 
@@ -388,6 +390,17 @@ def label(
                     raise Unfinished("embed", 0)
                 plan = labelling.after(wish_of(settings), vectors, settings.seed)
     return labelling.utilities()
+
+
+def finished_jobs(work: Work) -> list[tuple[str, str]]:
+    """Return stage and key of the jobs whose outcomes the run has, by what its files say that they were made with."""
+    about = {
+        "embed": work.directory.read_json("embeddings.json")["encoder"],
+        "label": work.directory.read_json(TEACHER, sealed=True),
+    }
+    if work.settings.features == "probe":
+        about["probe"] = work.directory.read_json("probe.json")["probe"]
+    return [(stage, fingerprint(described)) for stage, described in about.items()]
 
 
 def _refuse_few_targets(rows: int) -> None:

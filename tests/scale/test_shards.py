@@ -16,8 +16,9 @@ import pytest
 
 from nncift import config, encode
 from nncift.errors import ResourceError, UsageError
+from nncift.labels import LabelStore
 from nncift.rundir import RunDir
-from nncift.scale.shards import Shard, shadow_of
+from nncift.scale.shards import Joining, Shard, shadow_of
 from nncift.teachers import Chunk, ChunkLabels
 from nncift.teachers.delift import Delift
 
@@ -83,6 +84,35 @@ def test_what_is_missing_damaged_or_foreign_is_named_and_made_again(
     assert len(asked) == first["left"]["label"] // 2 + 1
     assert foreign.exists()
     assert not sound.exists()
+
+
+@pytest.mark.parametrize("kept", [3, None])
+def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
+    kept: int | None, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kept: labels of shards that were on disk; None = all, and the stage's mark."""
+    for shard in ("1/2", "2/2"):
+        start("joined", shard)
+    keep, came = LabelStore.write, []
+
+    def stopping(store: LabelStore, *given: Any) -> None:
+        keep(store, *given)
+        came.append(given)
+        if len(came) == kept:
+            raise KeyboardInterrupt
+
+    def stopped(engine: Joining, finished: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelStore, "write", stopping)
+        patch.setattr(Joining, "tidy", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            start("joined")
+    assert list((tmp_path / "joined/shards").rglob("*.pieces"))
+    done = start("joined")
+    assert not [note for note in done.warnings if "shard" in note]
+    assert not (tmp_path / "joined/shards").exists()
 
 
 def test_shards_of_less_train_one_warm_up(start: Start, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ computed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,7 +60,8 @@ class Job:
 
     stage: whose cost they are. hand: the method of `Hands` that does them. key: hash of all that decides outcomes beside the
     piece itself: model, wording, precision. what: for people. rows: where the rows are found that a teacher must know.
-    calculation: what its pieces are parts of, where no model is asked.
+    every: gives the names of all pieces that the run has of it, done or not. calculation: what its pieces are parts of, where no
+    model is asked.
     """
 
     stage: str
@@ -68,6 +69,7 @@ class Job:
     key: str
     what: str
     rows: Examples | None = None
+    every: Callable[[], Iterable[str]] | None = None
     calculation: Calculation | None = None
 
     @classmethod

@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +68,7 @@ class Left:
     def files(self, job: Job) -> list[Path]:
         """Return the files about a job; says so, once, where there are files of the stage about another one."""
         every = sorted(self._run.glob(f"{FOLDER}/*/{job.stage}-*{END}"))
-        own = [file for file in every if file.name == _name(job)]
+        own = [file for file in every if file.name == _name(job.stage, job.key)]
         for file in sorted(set(every) - set(own)):
             self.note(
                 f"{self._told(file)} was made with another model or other settings than this run's ({job.stage}); it is not used"
@@ -106,9 +106,8 @@ class Joining:
 
     def __init__(self, run: Path, inner: Engine) -> None:
         self._run, self._left, self._inner = run, Left(run), inner
-        self._read: set[Path] = set()
         self._strange: dict[Path, set[str]] = {}
-        self._taken: set[str] = set()
+        self._every: list[Callable[[], Iterable[str]]] = []
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -118,8 +117,9 @@ class Joining:
     def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
         """Yield what shards left."""
         given: set[str] = set()
+        if job.every is not None:
+            self._every.append(job.every)
         for file, record in self._left.read(job):
-            self._read.add(file)
             name = record.piece
             if name in given:
                 continue
@@ -127,7 +127,6 @@ class Joining:
                 self._strange.setdefault(file, set()).add(name)
                 continue
             given.add(name)
-            self._taken.add(name)
             yield name, record.outcome
         yield from self._inner.found(job, wanted)
 
@@ -135,15 +134,18 @@ class Joining:
         """Have the rest done."""
         self._inner.each(hands, job, pieces, keep)
 
-    def tidy(self) -> None:
-        """Remove files whose pieces the run has now, and name those that fitted nothing."""
+    def tidy(self, finished: Iterable[tuple[str, str]]) -> None:
+        """Remove the files of jobs that are finished, given by stage and key, and name those with pieces that fitted nothing."""
+        # What was kept before this session is no longer wanted, and is the run's all the same.
+        own = {name for every in self._every[-1:] for name in every()} if self._strange else set()
         for file, found in sorted(self._strange.items()):
-            if strange := found - self._taken:
+            if strange := found - own:
                 self._left.note(
                     f"{len(strange)} pieces in {str(file)!r} are none of this run's: the shard had other rows or other --labels"
                 )
-        for file in self._read:
-            file.unlink(missing_ok=True)
+        for stage, key in finished:
+            for file in self._run.glob(f"{FOLDER}/*/{_name(stage, key)}"):
+                file.unlink(missing_ok=True)
         folders = sorted((self._run / FOLDER).glob("*-of-*"))
         for folder in folders:
             # A shard that was killed has left its shadow of the run.
@@ -223,7 +225,7 @@ class Part:
             writer.close()
 
     def _writer(self, job: Job) -> Writer:
-        name = _name(job)
+        name = _name(job.stage, job.key)
         if name not in self._writers:
             self._writers[name] = Writer(folder_of(self._run, self._shard) / name)
             for part in self._writers[name].damage:
@@ -304,5 +306,5 @@ def _locked(path: Path, how: int, refusal: str | None) -> Iterator[IO[str]]:
         yield stream
 
 
-def _name(job: Job) -> str:
-    return f"{job.stage}-{job.key}{END}"
+def _name(stage: str, key: str) -> str:
+    return f"{stage}-{key}{END}"

@@ -106,7 +106,9 @@ def orders(job: Job, pieces: Sequence[Piece], workers: int) -> list[Order]:
         groups[-1].append(piece)
         held += piece.size
     # All rows of the run, and what all parts of a calculation share, are not for every order.
-    alone = replace(job, rows=None, calculation=job.calculation and replace(job.calculation, shared=None, tasks=()))
+    alone = replace(
+        job, rows=None, every=None, calculation=job.calculation and replace(job.calculation, shared=None, tasks=())
+    )
     return [Order(alone, tuple(group), _rows(job, group)) for group in groups]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nncift.student.model import Student
 
 Floats = npt.NDArray[np.float32]
-_PAIRS = 1 << 22
+_PAIRS = 1 << 20
 _EDGE_SECONDS = 5e-7
 """Of one core, for an edge beside its arithmetic: what it reads lies apart."""
 
