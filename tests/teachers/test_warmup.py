@@ -13,6 +13,7 @@ import torch
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import read_json
 from nncift.lm import CausalLM, Row
+from nncift.teachers import warmup
 from nncift.teachers.checkpoints import Checkpoint, bring
 from nncift.teachers.passes import batches, row_losses
 from nncift.teachers.trainable import LoraShape, Trainable, attention_modules
@@ -79,6 +80,67 @@ def test_finished_checkpoints_are_taken_only_under_the_same_key(llama_folder: Pa
     path.write_text(json.dumps(about))
     assert trained(lora(llama_folder), tmp_path)[1].learning_rate == 0.5
     assert trained(lora(llama_folder), tmp_path, key="other")[1].learning_rate != 0.5
+
+
+class Limited:
+    """Stands for a device that holds so many padded tokens of several rows; it runs out in the forward or the backward pass."""
+
+    def __init__(self, most: int, *, backward: bool) -> None:
+        self.most, self.backward = most, backward
+        self.tried: list[int] = []
+        self._losses, self._grad = row_losses, torch.autograd.grad
+        self._rows: list[Row] = []
+
+    def losses(self, model: Any, rows: list[Row], device: torch.device) -> torch.Tensor:
+        """Give losses, or run out."""
+        self._rows = rows
+        self.tried.append(len(rows) * max(map(len, rows)))
+        if not self.backward:
+            self._refuse()
+        return self._losses(model, rows, device)
+
+    def grad(self, *given: Any, **more: Any) -> Any:
+        """Give gradients, or run out after they were computed."""
+        found = self._grad(*given, **more)
+        self._refuse()
+        return found
+
+    def _refuse(self) -> None:
+        if len(self._rows) > 1 and len(self._rows) * max(map(len, self._rows)) > self.most:
+            raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_where_memory_runs_out_an_update_is_the_same_in_halves(
+    backward: bool, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warmed() -> list[Checkpoint]:
+        # Without dropout, whose masks depend on how rows lie together.
+        model = CausalLM.load(llama_folder, device="cpu").model
+        trainable = Trainable.with_lora(model, LoraShape(4, 8, 0.0), seed=0)
+        return train(trainable, ROWS, RECIPE, seed=0, batch_tokens=64, folder=None, key="k")
+
+    whole = warmed()
+    limited = Limited(20, backward=backward)
+    monkeypatch.setattr(warmup, "row_losses", limited.losses)
+    monkeypatch.setattr(torch.autograd, "grad", limited.grad)
+    halved = warmed()
+    assert limited.tried[0] > 20
+    # What was too much is remembered: one update runs out, no other.
+    assert sum(size > limited.most for size in limited.tried) == 1
+    for one, other in zip(whole, halved, strict=True):
+        assert (one.step, one.learning_rate) == (other.step, other.learning_rate)
+        for name in one.weights:
+            torch.testing.assert_close(other.weights[name], one.weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_row_that_never_fits_is_an_error(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(warmup, "row_losses", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(lora(llama_folder))
 
 
 def test_adapters_are_off_outside_and_random_state_is_left_alone(llama_folder: Path) -> None:

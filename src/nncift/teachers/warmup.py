@@ -2,6 +2,8 @@
 
 A small loop of our own: AdamW without decay, a linear schedule, the mean loss of each row over its own response tokens.
 Every epoch leaves a checkpoint with the optimiser's state; a loop that was stopped goes on behind the last of them.
+An update is the sum of its rows' gradients, in as many batches as memory asks for: where it runs out, a batch is halved, and rows
+and weights of the update stay what they are.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nncift.errors import ResourceError, UsageError
 from nncift.files import write_sealed
 from nncift.lm import Row
+from nncift.scale.memory import Fits
 from nncift.seeds import derive, shuffled
 from nncift.teachers.adam import BETAS, EPSILON
 from nncift.teachers.checkpoints import Checkpoint, read_json
@@ -82,18 +86,23 @@ def train(
     folder: Path | None,
     key: str,
 ) -> list[Checkpoint]:
-    """Train and return one checkpoint per epoch; those in `folder` that carry `key` are taken as they are."""
+    """Train and return one checkpoint per epoch; those in `folder` that carry `key` are taken as they are.
+
+    Raises torch.OutOfMemoryError where one row alone does not fit into memory.
+    """
     start = Checkpoint(trainable.snapshot())
     if not recipe.trains:
         return [start]
     if not rows:
         raise UsageError("LESS has no rows to warm up on: prepare a pool first")
     found: list[Checkpoint] = []
+    # Of training alone, which takes more memory than any other pass.
+    fits = Fits()
     for epoch in range(recipe.checkpoints):
         path = None if folder is None else folder / f"checkpoint-{epoch + 1}"
         done = Checkpoint.load(path, key) if path is not None else None
         if done is None:
-            done = _epoch(trainable, found[-1] if found else start, rows, recipe, epoch, seed, batch_tokens)
+            done = _epoch(trainable, found[-1] if found else start, rows, recipe, epoch, seed, batch_tokens, fits)
             if path is not None:
                 done.save(path, key)
         found.append(done)
@@ -109,6 +118,7 @@ def _epoch(
     epoch: int,
     seed: int,
     batch_tokens: int,
+    fits: Fits,
 ) -> Checkpoint:
     import torch
 
@@ -134,11 +144,9 @@ def _epoch(
         try:
             for now, update in zip(rates, updates, strict=True):
                 optimizer.param_groups[0]["lr"] = now
-                for batch in batches([rows[place] for place in update], batch_tokens):
-                    losses = row_losses(
-                        model, [rows[update[place]] for place in batch], next(iter(parameters.values())).device
-                    )
-                    (losses.sum() / len(update)).backward()
+                own = [rows[place] for place in update]
+                for batch in batches(own, batch_tokens):
+                    fits.run([own[place] for place in batch], len, partial(_add_gradients, trainable, 1 / len(own)))
                 torch.nn.utils.clip_grad_norm_(list(parameters.values()), CLIP)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -155,6 +163,19 @@ def _epoch(
             f"the warm-up of LESS diverged in epoch {epoch + 1}: weights are no longer numbers; lower its learning rate"
         )
     return Checkpoint(weights, sum(rates) / len(rates), before.step + len(updates), *moments)
+
+
+def _add_gradients(trainable: Trainable, weight: float, rows: Sequence[Row]) -> Sequence[Row]:
+    """Add the gradient of the rows' losses, times a weight, to the parameters'; nothing is added where memory runs out."""
+    import torch
+
+    parameters = list(trainable.parameters.values())
+    losses = row_losses(trainable.model, rows, parameters[0].device)
+    found = torch.autograd.grad(losses.sum() * weight, parameters, allow_unused=True)
+    for value, gradient in zip(parameters, found, strict=True):
+        if gradient is not None:
+            value.grad = gradient if value.grad is None else value.grad.add_(gradient)
+    return rows
 
 
 def rate(step: int, steps: int) -> float:
