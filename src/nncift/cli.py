@@ -17,7 +17,16 @@ from nncift.commands.explain import explain_command
 from nncift.commands.export import export_command
 from nncift.commands.inspect import inspect_command
 from nncift.commands.select import select_command
-from nncift.commands.shell import assignment, command, memory_option, offline_option, progress, selection_options, typed
+from nncift.commands.shell import (
+    assignment,
+    command,
+    engine_options,
+    memory_option,
+    offline_option,
+    progress,
+    selection_options,
+    typed,
+)
 from nncift.commands.study import study_command
 from nncift.commands.tune import tune_command
 from nncift.errors import NnciftError, ResourceError, UsageError
@@ -77,10 +86,7 @@ def cli() -> None:
 @click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
 @click.option("--print-config", is_flag=True, help="Print all settings as commented YAML for --config, and stop.")
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
-@click.option("--engine", default="local", show_default=True, help="local, or ray: workers of a cluster (extra ray).")
-@click.option("--address", help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT.  [default: a local one]")
-@click.option("--workers", type=int, help="Workers of --engine ray.  [default: one per CPU, or as GPUs allow]")
-@click.option("--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 0]")
+@engine_options
 @click.option(
     "--shard", metavar="I/K", help="Do part I of K of embedding and labelling, beside others; then run without."
 )

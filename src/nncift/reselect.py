@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift import checksums, config, subtasks
+from nncift.calculation import Calculate
 from nncift.choosing import FILES, Ground, OnGraph, choose, solve, write_account, write_subset
 from nncift.config import RunSettings
 from nncift.errors import DataError, UsageError
@@ -27,6 +28,8 @@ from nncift.pairs import LabelledPairs
 from nncift.rows import SCORE
 from nncift.rows_file import NAME
 from nncift.rundir import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
+from nncift.scale.pieces import calculate
+from nncift.scale.start import ClusterSettings, engine_of
 from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.vectors import VectorFiles, Vectors
@@ -37,17 +40,19 @@ EMBEDDING_CONTROL_ROWS = 5000
 """Pools up to this size also get the control that selects by embeddings alone; it costs as much as the selection."""
 
 
-def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> dict[str, Any]:
+def reselect(
+    run: Path, given: Mapping[str, Any], out: Path | None = None, cluster: ClusterSettings | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Select again from a finished run, and return what is told of it.
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
-    selection, summary, report and manifest are replaced. Raises UsageError where there is no finished run or a setting does
-    not fit it, InfeasibleError where the wish cannot be met.
+    selection, summary, report and manifest are replaced. cluster: whose workers calculate; None = this process. Raises UsageError
+    where there is no finished run or a setting does not fit it, InfeasibleError where the wish cannot be met.
     """
     settings = _settings(run, given)
     if out is not None:
         _refuse_used(out)
-    with RunDir(run, settings) as directory:
+    with RunDir(run, settings) as directory, engine_of(cluster, settings, run) as engine:
         checksums.verify(run, *LEFT)
         rows = Rows.load(run / NAME)
         labels = read_utilities(run / "labels")
@@ -66,8 +71,10 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
         wishes.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
         settled = wishes.settle(rows, vectors.text)
+        no_hands: Any = None
+        by = partial(calculate, engine, no_hands)
         ground = partial(
-            _ground, directory, settings, rows, labels, vectors, settled, shared=not target and not pointwise
+            _ground, directory, settings, rows, labels, vectors, settled, by, shared=not target and not pointwise
         )
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         told: dict[str, Any]
@@ -77,7 +84,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
             }
             directory.forget(FINISH)
             _rewrite_manifest(directory)
-            told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control)
+            told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control, calculate=by)
             told.pop("ids")
             _rewrite_summary(directory, told)
         else:
@@ -88,6 +95,7 @@ def reselect(run: Path, given: Mapping[str, Any], out: Path | None = None) -> di
                 objective=str(settings.objective),
                 seed=settings.seed,
                 embedding_control=control,
+                calculate=by,
             )
             told = chosen.told
             with _appearing(out) as part:
@@ -123,17 +131,20 @@ def _ground(
     labels: dict[str, LabelledPairs],
     vectors: Vectors,
     settled: Settled,
+    by: Calculate,
     *,
     shared: bool,
 ) -> Ground | OnGraph:
     student = Student.load(directory.path / "student")
     if settings.neighbours is not None:
-        return graph_of(student, combine(labels), vectors.sources, settings, settings.seed, settled.removed)
-    matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, subtask_of=subtasks.kept(directory))
+        return graph_of(student, combine(labels), vectors.sources, settings, settings.seed, settled.removed, by)
+    matrix = partial(
+        predict, vectors=vectors, labels=labels, shared=shared, subtask_of=subtasks.kept(directory), calculate=by
+    )
     return ground_of(
         str(settings.objective), student, matrix, vectors.targets,
         vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),
-        load_existing(directory) if settings.objective == "flcg" else None, shared=shared,
+        load_existing(directory) if settings.objective == "flcg" else None, shared=shared, calculate=by,
     )  # fmt: skip
 
 

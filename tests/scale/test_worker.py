@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nncift import config, pipeline
+from nncift import config, pipeline, reselect
 from nncift.calculation import Calculation
 from nncift.files import fingerprint
 from nncift.plan import Wish, grow
@@ -19,6 +19,7 @@ from nncift.scale import cluster, worker
 from nncift.scale.hands import Hands
 from nncift.scale.pieces import Here, Job, Outcome, Piece
 from nncift.scale.records import unpack
+from nncift.scale.start import ClusterSettings
 from nncift.scale.worker import Worker, orders
 from nncift.select import graphs
 from nncift.student import score
@@ -123,6 +124,25 @@ def test_a_selection_by_a_worker_is_that_of_one_process(
     start("sent", engine=engine, **more)
     assert set(made[0].did) == what
     assert content(tmp_path / "sent") == content(tmp_path / "alone")
+
+
+def test_choosing_again_by_a_worker_is_choosing_again(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, made = start("run", student="paper").path, []
+    again = {"budget": "5", "neighbours": 6, "optimiser": "partition"}
+    reselect.reselect(run, again, tmp_path / "alone")
+
+    def engine_of(cluster: object, settings: Any, path: Path) -> Any:
+        assert (cluster, path) == (ClusterSettings(workers=3), run)
+        made.append(OneWorker(settings, tmp_path))
+        return nullcontext(made[0])
+
+    monkeypatch.setattr(reselect, "engine_of", engine_of)
+    reselect.reselect(run, again, tmp_path / "sent", ClusterSettings(workers=3))
+    assert "comparing all rows" in made[0].did
+    for name in ("subset.jsonl", "selection.parquet", "selection.json"):
+        assert (tmp_path / "sent" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_small_calculations_and_large_results_stay_with_the_driver() -> None:

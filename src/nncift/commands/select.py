@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nncift.commands.shell import command, memory_option, selection_options
+from nncift.commands.shell import command, engine_options, memory_option, selection_options
 
 
 @click.command(name="select")
@@ -15,13 +15,20 @@ from nncift.commands.shell import command, memory_option, selection_options
 @selection_options
 @click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: the run's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New directory.  [default: replace the run's selection]")
+@engine_options
 @memory_option
 @command
-def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> dict[str, Any]:
+def select_command(
+    show: bool, run: Path, out: Path | None, engine: str, address: str | None, workers: int | None,
+    gpus_per_worker: float | None, **flags: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Choose again from a finished RUN: another budget, objective or rules; no model is loaded."""
     from nncift.reselect import reselect
+    from nncift.scale.start import ClusterSettings
 
-    told = reselect(run, {name: value for name, value in flags.items() if value is not None and value != ()}, out)
+    cluster = ClusterSettings.of(engine, None, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    told = reselect(run, given, out, cluster)
     if show:
         from nncift.show_select import show_selection
 

@@ -65,6 +65,26 @@ def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)  # fmt: skip
 
 
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags that say whose processes do its pieces."""
+    for option in reversed(
+        (
+            click.option(
+                "--engine", default="local", show_default=True, help="local, or ray: workers of a cluster (extra ray)."
+            ),
+            click.option(
+                "--address", help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT.  [default: a local one]"
+            ),
+            click.option(
+                "--workers", type=int, help="Workers of --engine ray.  [default: one per CPU, or as GPUs allow]"
+            ),
+            click.option("--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 0]"),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the flags that say what a selection has to keep."""
     for option in reversed(
