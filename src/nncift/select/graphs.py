@@ -47,7 +47,7 @@ def scored_graph(
     drawn = random.integers(max(n - 1, 1), size=(n, far), dtype=np.int32)
     codes[:, near:] = (drawn + (drawn >= np.arange(n, dtype=np.int32)[:, None])) if n > 1 else -1
     _drop_repeats(codes, near)
-    sides = Sides(student, student.project_targets(targets), student.project_sources(sources))
+    sides = Sides(student.net, student.project_targets(targets), student.project_sources(sources))
     utility = np.empty(codes.shape, np.float32)
     blocks = ranges(n, max(1, _PAIRS // max(near + far, 1)))
     seconds = codes.size * (sides.targets.shape[1] / MULTIPLY_ADDS + _EDGE_SECONDS)
@@ -72,7 +72,7 @@ def _edges(sides: Sides, task: tuple[int, npt.NDArray[np.int32]]) -> Arrays:
     place = np.empty(len(sides.sources), np.int32)
     place[used] = np.arange(len(used), dtype=np.int32)
     utility = np.full(codes.shape, np.nan, np.float32)
-    utility[there] = sides.student.net.pairs(
+    utility[there] = sides.net.pairs(
         sides.targets[at : at + len(codes)], sides.sources[used], target, place[codes[there]]
     )
     return {"utility": utility}

@@ -20,6 +20,7 @@ from nncift.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from nncift.student.model import Student
+    from nncift.student.networks import Predictor
 
 Floats = npt.NDArray[np.float32]
 CAP = 1 << 26
@@ -31,15 +32,15 @@ SIDE = 2048
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """A student with the projections of both axes, which parts of a calculation share."""
+    """A network with the projections of both axes, which parts of a calculation share."""
 
-    student: Student
+    net: Predictor
     targets: Floats
     sources: Floats
 
     def block(self, rows: slice, columns: slice) -> Floats:
         """Return predictions `(rows, columns)`, in Fortran order."""
-        return self.student.predict_block(self.targets[rows], self.sources[columns])
+        return self.net.block(self.targets[rows], self.sources[columns])
 
     def calculation(self, what: str, do: Any, tasks: Sequence[Any], back: float) -> Calculation:
         """Return a calculation over all pairs."""
@@ -50,7 +51,7 @@ class Sides:
 def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Calculate = here) -> Floats:
     """Return the predictions of all pairs of two sets of projections, `(n_targets, n_sources)`, in Fortran order."""
     values = np.empty((len(sources), len(targets)), np.float32)
-    sides = Sides(student, targets, sources)
+    sides = Sides(student.net, targets, sources)
     tasks = [
         (rows, columns) for columns in ranges(len(sources), SIDE) for rows in ranges(len(targets), SIDE)
     ]  # fmt: skip
@@ -80,7 +81,7 @@ def best_per_target(
         np.fmax(best[rows], found["best"], out=best[rows])
         low = min(low, float(found["low"]))
 
-    sides = Sides(student, targets, sources)
+    sides = Sides(student.net, targets, sources)
     calculate(sides.calculation("predicting each target's best", _best, tasks, 4.0 * len(targets)), keep)
     return best, low
 
@@ -101,7 +102,7 @@ def mean_per_source(
     def keep(place: int, found: Arrays) -> None:
         total[tasks[place]] = found["total"]
 
-    sides = Sides(student, targets, sources)
+    sides = Sides(student.net, targets, sources)
     both = [(columns, down) for columns in tasks]
     calculate(sides.calculation("predicting mean utilities", _totals, both, 8.0 * len(sources)), keep)
     return total / len(targets)
