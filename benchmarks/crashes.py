@@ -99,9 +99,10 @@ def shards(folder: Path, **given: Any) -> None:
     from nncift.scale.sharded import run_shard
     from nncift.scale.shards import Shard
 
-    # So few rows would be one block.
-    blocks: Any = encode
-    blocks.BLOCK = 12
+    if given.get("features") != "probe":
+        # So few rows would be one block. Embeddings by hash are the same in any, what a model says is not, to the bit.
+        blocks: Any = encode
+        blocks.BLOCK = 12
     settings, finished = settings_of(folder, **given), False
     while not finished:
         told = [

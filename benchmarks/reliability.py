@@ -46,8 +46,8 @@ IN_A_ROW = {"delift, scatter": 40, "delift, active, probe": 60, "less": 30, "dem
 """Kills one after the other: the first session dies at this write of its own, every further one a few writes later."""
 
 
-def kills(harness: Harness, *, quick: bool, seed: int = 0) -> Iterator[Kill]:
-    """Kill every scenario at writes in equal steps, at random times, and again and again."""
+def kills(harness: Harness, *, quick: bool, scenario: str | None = None, seed: int = 0) -> Iterator[Kill]:
+    """Kill every scenario, or one, at writes in equal steps, at random times, and again and again."""
     if quick:
         yield from harness.kills_in_a_row("loss", 50, 25)
         yield from harness.kills_in_a_row("select", 20, 15)
@@ -57,7 +57,7 @@ def kills(harness: Harness, *, quick: bool, seed: int = 0) -> Iterator[Kill]:
         return
     dice = random.Random(seed)
     for name, (writes, times) in SPREAD.items():
-        if "Ray" in name and not HAS_RAY:
+        if scenario not in (None, name) or ("Ray" in name and not HAS_RAY):
             continue
         _, changes, seconds, _ = harness.reference(name)
         for number in range(writes):
@@ -65,7 +65,8 @@ def kills(harness: Harness, *, quick: bool, seed: int = 0) -> Iterator[Kill]:
         for _ in range(times):
             yield harness.kill(name, after=dice.uniform(0, seconds))
     for name, every in IN_A_ROW.items():
-        yield from harness.kills_in_a_row(name, every)
+        if scenario in (None, name):
+            yield from harness.kills_in_a_row(name, every)
 
 
 def files(harness: Harness, *, quick: bool) -> Iterator[Fault]:
@@ -170,7 +171,7 @@ def processes(harness: Harness) -> Iterator[Fault]:
         yield Fault("run", name, "two processes at once", outcome, f"{code}, {ended}, {wrong}")
 
 
-def measure(*, quick: bool, only: str | None, progress: bool = False) -> dict[str, Any]:
+def measure(*, quick: bool, only: str | None, scenario: str | None = None, progress: bool = False) -> dict[str, Any]:
     """Run the parts, and return every kill and every fault."""
     found: dict[str, Any] = {"kills": [], "faults": [], "skipped": [], "seconds": {}}
     # In memory where that can be had: a flush to a real disk takes longer than all the rest.
@@ -178,7 +179,7 @@ def measure(*, quick: bool, only: str | None, progress: bool = False) -> dict[st
     with tempfile.TemporaryDirectory(prefix="nncift-reliability-", dir=memory if memory.is_dir() else None) as base:
         harness = Harness(Path(base))
         parts: dict[str, Any] = {
-            "kills": lambda: kills(harness, quick=quick),
+            "kills": lambda: kills(harness, quick=quick, scenario=scenario),
             "files": lambda: files(harness, quick=quick),
         }
         if not quick:
@@ -215,7 +216,7 @@ def joined(files: list[Path]) -> dict[str, Any]:
     return {
         "kills": [one for part in parts for one in part["kills"]], "faults": [one for part in parts for one in part["faults"]],
         "skipped": [one for part in parts for one in part["skipped"]],
-        "seconds": {name: count for part in parts for name, count in part["seconds"].items()},
+        "seconds": dict(sum((Counter(part["seconds"]) for part in parts), Counter[str]())),
     }  # fmt: skip
 
 
@@ -276,6 +277,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--quick", action="store_true", help="a dozen kills and one flipped bit per file")
     asked.add_argument("--only", choices=("kills", "files", "disk", "processes"))
+    asked.add_argument("--scenario", choices=tuple(SPREAD), help="kill this one alone, with --only kills")
     asked.add_argument("--json", action="store_true")
     asked.add_argument("--progress", action="store_true", help="tell every kill and fault on standard error")
     asked.add_argument("--write", action="store_true", help="put the tables into docs/reliability.md")
@@ -283,7 +285,11 @@ def main() -> None:
         "--join", type=Path, nargs="+", help="take what --json gave for parts that were measured one by one"
     )
     given = asked.parse_args()
-    found = joined(given.join) if given.join else measure(quick=given.quick, only=given.only, progress=given.progress)
+    found = (
+        joined(given.join)
+        if given.join
+        else measure(quick=given.quick, only=given.only, scenario=given.scenario, progress=given.progress)
+    )
     wrong = failures(found)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     seconds = ", ".join(f"{part} {count} s" for part, count in found["seconds"].items())
