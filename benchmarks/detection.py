@@ -15,7 +15,7 @@ from pathlib import Path
 from nncift.data import Examples, read
 from nncift.demo import model_path
 from nncift.demo.world import make_world, read_truth
-from nncift.encode import cache_folder
+from nncift.embeddings import cache_folder
 from nncift.evaluate.detection import Found, bad_data
 from nncift.evaluate.planting import swapped
 from nncift.evaluate.truth import true_matrix

@@ -367,7 +367,8 @@ def gradient_world(model: Path, data: list[Path], rows: int, cache: Path) -> Wor
 
 def vectors_of(pool: Examples, lm: Any) -> dict[str, Vectors]:
     """Return the vectors of both feature sets, from the cache where they are known."""
-    from nncift.encode import EmbeddingCache, create
+    from nncift.embeddings import EmbeddingCache
+    from nncift.encode import create
     from nncift.probe import Probe, features_of
 
     text = EmbeddingCache(create("minilm", device="cpu")).embed([row.text for row in pool]).vectors

@@ -20,7 +20,8 @@ PARTS = {
     "read": "import nncift; print(len(nncift.read({path!r})))",
     "inspect": "from nncift.data.inspection import inspect; print(inspect({path!r})['rows'])",
     "embed (hash, 256-d)": (
-        "import nncift; from nncift.encode import EmbeddingCache, HashEncoder; from pathlib import Path;"
+        "import nncift; from pathlib import Path;"
+        "from nncift.embeddings import EmbeddingCache; from nncift.encode import HashEncoder;"
         "rows = nncift.read({path!r});"
         "print(len(EmbeddingCache(HashEncoder(), Path({cache!r})).embed([row.text for row in rows]).vectors))"
     ),

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nncift.encode import cache_folder
+from nncift.embeddings import cache_folder
 from nncift.memory import free_memory
 from nncift.rundir import PACKAGES
 

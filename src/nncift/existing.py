@@ -10,7 +10,7 @@ import numpy as np
 from nncift import checksums
 from nncift.config import EncoderSettings
 from nncift.data import Examples
-from nncift.encode import EmbeddingCache
+from nncift.embeddings import EmbeddingCache
 from nncift.errors import DataError
 from nncift.files import atomic, load_array, write_json
 from nncift.ground import Existing

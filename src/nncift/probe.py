@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.data.examples import Example, Examples
-from nncift.encode import BlockEncoder, Embedded, EmbeddingCache
+from nncift.embeddings import BlockEncoder, Embedded, EmbeddingCache
 from nncift.errors import DataError, UsageError
 from nncift.lm import CausalLM, Reading, Row
 from nncift.seeds import generator

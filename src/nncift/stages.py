@@ -19,7 +19,8 @@ from nncift.calculation import Keep as KeepArrays
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.data import Examples
 from nncift.data.examples import Example, Rejection
-from nncift.encode import Embedded, EmbeddingCache, Encoder, create
+from nncift.embeddings import Embedded, EmbeddingCache
+from nncift.encode import Encoder, create
 from nncift.errors import DataError, UsageError
 from nncift.files import atomic, fingerprint, write_json, write_sealed
 from nncift.ground import default_objective, refuse_graph, refuse_unfit

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.encode import Block, KeepBlock
+from nncift.embeddings import Block, KeepBlock
 from nncift.files import fingerprint
 from nncift.scale.pieces import Engine, Job, Outcome, Piece, as_floats
 

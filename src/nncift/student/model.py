@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from nncift.calculation import Calculate, here
 from nncift.data.examples import Examples
-from nncift.encode import EmbeddingCache, Encoder, create
+from nncift.embeddings import EmbeddingCache
+from nncift.encode import Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, digest, read_json, write_sealed
 from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.data.examples import Examples, Rejection
-from nncift.encode import EmbeddingCache, Encoder, create
+from nncift.embeddings import EmbeddingCache
+from nncift.encode import Encoder, create
 from nncift.teachers import RowLabels
 
 Floats = npt.NDArray[np.float32]

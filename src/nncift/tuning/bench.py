@@ -12,7 +12,8 @@ import numpy as np
 from nncift.answers.choices import Question, read_questions
 from nncift.answers.in_context import examples_in_front
 from nncift.data import Examples
-from nncift.encode import EmbeddingCache, Encoder, Floats, create
+from nncift.embeddings import EmbeddingCache
+from nncift.encode import Encoder, Floats, create
 from nncift.errors import UsageError
 from nncift.finished import FinishedRun
 from nncift.lm import CausalLM

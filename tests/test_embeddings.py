@@ -1,0 +1,143 @@
+"""The cache of vectors: what is encoded, what is kept, and what is made again."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from nncift.embeddings import EmbeddingCache, cache_folder
+from nncift.encode import HashEncoder
+from nncift.errors import DataError
+
+TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
+
+
+class Counting:
+    """A hashing encoder with a limit, that notes every text it is given."""
+
+    def __init__(self, limit: int | None = None, name: str = "counting") -> None:
+        self._inner, self._limit, self._name = HashEncoder(16), limit, name
+        self.seen: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        self.seen.extend(texts)
+        return self._inner.encode(texts)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"encoder": self._name, "dim": 16, "max_tokens": self._limit}
+
+
+def blocks() -> list[Path]:
+    return sorted(cache_folder().rglob("*.safetensors"))
+
+
+def test_only_new_texts_are_encoded() -> None:
+    encoder = Counting()
+    first = EmbeddingCache(encoder).embed(["a b", "c"])
+    second = EmbeddingCache(encoder).embed(["c", "d e f", "a b"])
+    assert encoder.seen == ["a b", "c", "d e f"]
+    assert (first.fresh, first.tokens, second.fresh, second.tokens) == (2, 3, 1, 3)
+    np.testing.assert_array_equal(second.vectors[[2, 0]], first.vectors)
+    np.testing.assert_array_equal(second.vectors, encoder._inner.encode(["c", "d e f", "a b"])[0])
+
+
+def test_a_text_that_comes_twice_is_encoded_once() -> None:
+    encoder = Counting()
+    found = EmbeddingCache(encoder).embed(["a", "b", "a", "a"])
+    assert encoder.seen == ["a", "b"]
+    assert found.fresh == 2
+    np.testing.assert_array_equal(found.vectors[[0, 0]], found.vectors[[2, 3]])
+
+
+def test_the_order_of_texts_does_not_matter() -> None:
+    there = EmbeddingCache(Counting()).embed(TEXTS)
+    back = EmbeddingCache(Counting()).embed(TEXTS[::-1])
+    assert back.fresh == 0
+    np.testing.assert_array_equal(back.vectors[::-1], there.vectors)
+
+
+def test_another_encoder_has_a_cache_of_its_own() -> None:
+    EmbeddingCache(Counting(name="one")).embed(["a"])
+    assert EmbeddingCache(Counting(name="two")).embed(["a"]).fresh == 1
+
+
+def test_progress_reaches_the_number_of_texts() -> None:
+    done: list[int] = []
+    EmbeddingCache(Counting()).embed(["a", "b", "a"], done.append)
+    EmbeddingCache(Counting()).embed(["a", "b", "c"], done.append)
+    assert done == [1, 2, 2, 1]
+
+
+def test_truncated_texts_are_counted() -> None:
+    texts = ["a", "a b", "a b c", "a b c d", "a b c"]
+    found = EmbeddingCache(Counting(limit=2)).embed(texts)
+    assert (found.truncated, found.tokens) == (3, 1 + 2 + 2 + 2)
+    assert EmbeddingCache(Counting(limit=2)).embed(texts).truncated == 3
+    assert EmbeddingCache(Counting()).embed(texts).truncated == 0
+
+
+def test_no_texts_are_no_vectors() -> None:
+    assert EmbeddingCache(Counting()).embed([]).vectors.shape == (0, 16)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def change(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    save_file({**load_file(path), **arrays}, path)
+
+
+def fewer_vectors(path: Path) -> None:
+    change(path, vectors=np.zeros((1, 16), np.float32))
+
+
+def narrower(path: Path) -> None:
+    change(path, vectors=np.zeros((2, 8), np.float32))
+
+
+def not_numbers(path: Path) -> None:
+    change(path, vectors=np.full((2, 16), np.nan, np.float32))
+
+
+def without_keys(path: Path) -> None:
+    save_file({"vectors": np.zeros((2, 16), np.float32)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut_short, emptied, fewer_vectors, narrower, not_numbers, without_keys])
+def test_a_damaged_block_is_made_again(damage: Any) -> None:
+    good = EmbeddingCache(Counting()).embed(["a", "b"])
+    (path,) = blocks()
+    damage(path)
+    encoder = Counting()
+    again = EmbeddingCache(encoder).embed(["a", "b"])
+    assert encoder.seen == ["a", "b"]
+    np.testing.assert_array_equal(again.vectors, good.vectors)
+    assert EmbeddingCache(Counting()).embed(["a", "b"]).fresh == 0
+
+
+def test_vectors_that_are_no_numbers_are_refused_and_not_kept() -> None:
+    class Broken(Counting):
+        def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+            vectors, counts = super().encode(texts)
+            return vectors * np.float32("nan"), counts
+
+    with pytest.raises(DataError, match="not finite"):
+        EmbeddingCache(Broken()).embed(["a"])
+    assert blocks() == []
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NNCIFT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "nncift"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "nncift"
