@@ -90,28 +90,30 @@ class Wording:
         block can stay longer than `limit` when its response alone is. Raises DataError where the chat template refuses
         the turns, whole or cut.
         """
-        kept = self._fitted(example, limit)
-        return Block(tuple(self._block_ids(kept, example.response)), shortened=kept is not example.messages)
+        messages, response = example.messages, example.response
+        kept = self._fitted(messages, response, limit)
+        return Block(tuple(self._block_ids(kept, response)), shortened=kept is not messages)
 
     def shortened(self, example: Example, limit: int) -> Example:
         """Return an example cut as `block` cuts it, or itself where nothing is cut; its original row stays whole."""
-        kept = self._fitted(example, limit)
-        if kept is example.messages:
+        messages = example.messages
+        kept = self._fitted(messages, example.response, limit)
+        if kept is messages:
             return example
         return replace(example, prompt=plain_prompt(kept), messages=tuple(kept))
 
-    def _fitted(self, example: Example, limit: int) -> Sequence[Message]:
+    def _fitted(self, messages: Sequence[Message], response: str, limit: int) -> Sequence[Message]:
         """Return the turns before the response, themselves where they fit, else less as few characters as needed."""
-        low, high = 1, sum(len(message.content) for message in example.messages)
-        if len(self._block_ids(example.messages, example.response)) <= limit or not high:
-            return example.messages
+        low, high = 1, sum(len(message.content) for message in messages)
+        if len(self._block_ids(messages, response)) <= limit or not high:
+            return messages
         while low < high:
             middle = (low + high) // 2
-            if len(self._block_ids(self._cut(example.messages, middle), example.response)) <= limit:
+            if len(self._block_ids(self._cut(messages, middle), response)) <= limit:
                 high = middle
             else:
                 low = middle + 1
-        return self._cut(example.messages, low)
+        return self._cut(messages, low)
 
     def _cut(self, messages: Sequence[Message], characters: int) -> list[Message]:
         """Drop characters from the start of the turns; turns that lose all are dropped, save the last.

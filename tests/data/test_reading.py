@@ -1,15 +1,22 @@
 """Several inputs to one collection: source names, ids, the sample of `limit`, strict reading, notes."""
 
+import copy
 import json
+import pickle
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nncift.data import Examples, read
+from nncift.data import Examples, content_hash, read
 from nncift.errors import DataError, UsageError
 
 
@@ -165,3 +172,34 @@ def test_no_input_or_a_list_of_inputs() -> None:
     several: Any = ["a.jsonl"]
     with pytest.raises(UsageError, match="one by one"):
         read(several)
+
+
+def test_rows_that_keep_their_json_alone_are_rows_like_others(tmp_path: Path) -> None:
+    rows = [row("Q é", "A"), row("Q", "😀", id="own"), row("Q", "A", system="be kind")]
+    for stored in read(put(tmp_path, "a.jsonl", rows)):
+        whole = replace(stored)
+        assert (whole, hash(whole), repr(whole)) == (stored, hash(stored), repr(stored))
+        assert (whole.text, whole.content_hash, whole.row) == (stored.text, stored.content_hash, stored.row)
+        assert pickle.loads(pickle.dumps(stored)) == copy.deepcopy(stored) == stored
+        with pytest.raises(AttributeError, match="no attribute 'answer'"):
+            _ = stored.answer  # type: ignore[attr-defined]
+
+
+def test_what_json_has_no_value_for_is_read_as_it_is_kept(tmp_path: Path) -> None:
+    calls = [{"name": "f", "arguments": {"day": date(2026, 1, 2)}}]
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "a.parquet")
+    (found,) = read(tmp_path / "a.parquet")
+    assert "2026-01-02" in found.response
+    assert found.content_hash == content_hash(found.messages, found.response)
+
+
+def test_a_row_in_memory_is_little_more_than_its_bytes(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.jsonl", [row(f"{k} " + "q " * 100, f"{k} " + "a " * 100) for k in range(2000)])
+    tracemalloc.start()
+    found = read(path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = path.stat().st_size / len(found)
+    assert held / len(found) < size + 400
+    assert peak / len(found) < size + 500

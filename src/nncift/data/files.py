@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from nncift.data.arrays import CHUNK, array_values
 from nncift.data.examples import Example, Rejection
 from nncift.data.records import MAX_BYTES, Record, broken, from_json, from_value, kind_of, shown, too_long
 from nncift.data.tables import parquet_records
@@ -53,7 +54,7 @@ def file_records(path: Path, row_columns: Collection[str] = ()) -> Iterator[Reco
             if suffix in LINE_SUFFIXES:
                 yield from _lines(handle, path)
             else:
-                yield from _document(handle.read(), path, row_columns)
+                yield from _document(handle, path, row_columns)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"cannot read {str(path)!r}: {type(error).__name__}: {shown(str(error), 160)}; "
@@ -135,24 +136,38 @@ def _refuse_utf16(data: bytes, path: Path) -> None:
         raise DataError(f"{str(path)!r} is UTF-16 text, expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
 
 
-def _document(data: bytes, path: Path, row_columns: Collection[str]) -> Iterator[Record]:
-    _refuse_utf16(data, path)
-    data = data.removeprefix(_BOM)
-    if not data.strip():
+def _document(handle: IO[bytes], path: Path, row_columns: Collection[str]) -> Iterator[Record]:
+    """Yield the rows of one JSON document; an array is never in memory as a whole."""
+    start = handle.read(CHUNK)
+    _refuse_utf16(start, path)
+    start = start.removeprefix(_BOM)
+    while start.isspace() and (more := handle.read(CHUNK)):
+        start += more
+    if not start.strip():
         return
+    if start.lstrip().startswith(b"["):
+        for number, row in enumerate(_told(array_values(start, handle), path), start=1):
+            yield from_value(number, row)
+        return
+    data = start + handle.read()
     if _is_lines(data):
         yield from _lines(io.BytesIO(data), path)
         return
+    (value,) = _told((json.loads(data.decode("utf-8")) for _ in range(1)), path)
+    for number, row in enumerate(_rows_of(value, path, row_columns), start=1):
+        yield from_value(number, row)
+
+
+def _told(values: Iterator[object], path: Path) -> Iterator[object]:
+    """Yield what a document holds. Raises DataError where it cannot be read."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        yield from values
     except UnicodeDecodeError as error:
         raise DataError(f"{str(path)!r} is not valid UTF-8 (byte {error.start + 1}); convert it to UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"cannot read {str(path)!r}: {broken(error)}; expected an array of objects, or JSON lines named .jsonl"
         ) from error
-    for number, row in enumerate(_rows_of(value, path, row_columns), start=1):
-        yield from_value(number, row)
 
 
 def _is_lines(data: bytes) -> bool:

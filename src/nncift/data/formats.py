@@ -14,12 +14,13 @@ formats fill in, counts as absent. `system` may stand beside any of them. The re
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from nncift.data.examples import Message
+from nncift.data.examples import Message, Said
 from nncift.data.records import Row, kind_of, shown
 from nncift.data.turns import Turn, UnusableError, parse_turns, text_of
 from nncift.errors import UsageError
@@ -205,6 +206,23 @@ def prompt_text(messages: tuple[Message, ...]) -> str:
     if spoken == ["user"]:
         return "\n\n".join(turn.content for turn in messages)
     return "\n\n".join(f"{turn.role.capitalize()}: {turn.content}" for turn in messages)
+
+
+class Reader:
+    """Reads what stored rows of a layout say. The last one is remembered, since its texts are asked for one after the other."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._last: tuple[bytes, Said] = (b"", Said("", "", ()))
+
+    def __call__(self, raw: bytes) -> Said:
+        """Return what a row says whose JSON text `parse` has accepted before."""
+        last, said = self._last
+        if last is not raw:
+            dialogue = parse(json.loads(raw.decode("utf-8")), self._layout)
+            said = Said(prompt_text(dialogue.messages), dialogue.response, dialogue.messages)
+            self._last = raw, said
+        return said
 
 
 def _from_messages(row: Row, layout: Layout) -> list[Turn]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nncift.data.examples import Example, Examples, Rejection, content_hash
+from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
 from nncift.data.files import file_records, stem_of
-from nncift.data.formats import Dialogue, Layout, parse, prompt_text
+from nncift.data.formats import Dialogue, Layout, Reader, parse
 from nncift.data.records import MAX_REASON, Record, Row, shown
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
@@ -18,19 +19,45 @@ from nncift.errors import DataError, UsageError
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
+_HASH_BYTES = HASH_DIGITS // 2
+_CONTENT_ID = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}-[0-9]+")
 # Control characters, line separators and lone surrogates break files and tables that hold one id per row.
 _NO_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-@dataclass(slots=True)
+@dataclass
 class _Found:
-    """A usable row before it has its final id."""
+    """Usable rows before they have their final ids, column by column, since a million of them must be held once only.
 
-    own_id: str | None
-    hash: str
-    dialogue: Dialogue
-    source: str
-    record: Record
+    hashes: 16 bytes of the content hash each. raws: JSON texts, UTF-8. own: the id that a row has itself, by its position.
+    """
+
+    hashes: bytearray = field(default_factory=bytearray)
+    raws: list[bytes] = field(default_factory=list)
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    sources: list[str] = field(default_factory=list)
+    own: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def add(self, source: str, record: Record, content: str, own_id: str | None) -> None:
+        """Take a row."""
+        if own_id is not None:
+            self.own[len(self)] = own_id
+        self.hashes += bytes.fromhex(content)
+        self.raws.append(record.raw.encode("utf-8"))
+        self.lines.append(record.line)
+        self.sources.append(source)
+
+    def hash_of(self, row: int) -> bytes:
+        """Return the content hash of a row."""
+        return bytes(self.hashes[_HASH_BYTES * row : _HASH_BYTES * (row + 1)])
+
+    def content_ids(self) -> Iterator[str]:
+        """Yield for every row its content hash with the number of rows of this content before it."""
+        for row, occurrence in enumerate(_occurrences(self.hashes)):
+            yield f"{self.hash_of(row).hex()}-{occurrence}"
 
 
 @dataclass
@@ -91,42 +118,25 @@ def read(
     log = _Log(strict)
     if len({str(path) for path in paths}) < len(paths):
         log.notes.append("An input is given more than once; its rows are read each time.")
-    found: list[_Found] = []
+    found = _Found()
     for path, source in zip(paths, source_names(paths), strict=True):
-        found.extend(_usable(path, source, layout, log))
+        _take_usable(path, source, layout, log, found)
     ids = _assign_ids(found, log)
-    chosen = range(len(found)) if limit is None else _sample(ids, [row.source for row in found], limit, seed)
-    return Examples(_examples(found, ids, chosen), tuple(log.rejected), _notes(log, layout))
+    chosen = range(len(found)) if limit is None else _sample(ids, found.sources, limit, seed)
+    return Examples(tuple(_examples(found, ids, chosen, layout)), tuple(log.rejected), _notes(log, layout))
 
 
-def _examples(found: list[_Found], ids: Sequence[str], chosen: Sequence[int]) -> tuple[Example, ...]:
-    """Return the chosen rows; `found` is used up, since holding a million rows twice takes a gigabyte more."""
-    if len(chosen) < len(found):
-        return tuple(_example(ids[k], found[k]) for k in chosen)
-    items = []
-    found.reverse()
+def _examples(found: _Found, ids: Sequence[str], chosen: Sequence[int], layout: Layout) -> Iterator[Example]:
+    """Yield the chosen rows."""
+    said = Reader(layout)
     for k in chosen:
-        items.append(_example(ids[k], found.pop()))
-    return tuple(items)
+        content = found.hash_of(k) if k in found.own else None
+        yield Example.stored(ids[k], found.sources[k], found.lines[k], found.raws[k], content, said)
 
 
-def _example(example_id: str, found: _Found) -> Example:
-    messages = found.dialogue.messages
-    return Example(
-        id=example_id,
-        prompt=prompt_text(messages),
-        response=found.dialogue.response,
-        messages=messages,
-        source=found.source,
-        line=found.record.line,
-        raw=found.record.raw,
-    )
-
-
-def _usable(path: str | Path, source: str, layout: Layout, log: _Log) -> list[_Found]:
+def _take_usable(path: str | Path, source: str, layout: Layout, log: _Log, found: _Found) -> None:
     """Read one input; raises DataError when none of its rows is usable."""
-    before = len(log.rejected)
-    found = []
+    before, had = len(log.rejected), len(found)
     for record in records_of(path, layout):
         if record.row is None:
             log.reject(source, record.line, record.reason)
@@ -138,13 +148,9 @@ def _usable(path: str | Path, source: str, layout: Layout, log: _Log) -> list[_F
             log.reject(source, record.line, str(error))
             continue
         log.use(dialogue)
-        # The parsed row is not needed any more, and is larger than its text.
-        own = _own_id(record.row, layout)
-        kept = record._replace(row=None)
-        found.append(_Found(own, content_hash(dialogue.messages, dialogue.response), dialogue, source, kept))
-    if not found:
+        found.add(source, record, content_hash(dialogue.messages, dialogue.response), _own_id(record.row, layout))
+    if len(found) == had:
         raise DataError(_nothing_usable(path, log.rejected[before:]))
-    return found
 
 
 def records_of(path: str | Path, layout: Layout) -> Iterator[Record]:
@@ -203,35 +209,30 @@ def _own_id(row: Row, layout: Layout) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
-def _assign_ids(found: Sequence[_Found], log: _Log) -> list[str]:
+def _assign_ids(found: _Found, log: _Log) -> list[str]:
     """Return unique ids: own ids that only one row has, else the content hash with the occurrence number.
 
     Every row counts as an occurrence of its content, whatever its own id is, so that a row keeps its id when a later
     input repeats an own id.
     """
-    seen: Counter[str] = Counter()
-    by_content = []
-    for row in found:
-        by_content.append(f"{row.hash}-{seen[row.hash]}")
-        seen[row.hash] += 1
-    reserved = set(by_content)
-    own_counts = Counter(row.own_id for row in found if row.own_id is not None)
-    ids = []
+    ids = list(found.content_ids())
+    repeated = _repeated(found.own.values())
+    # Held only where an own id could be another row's.
+    alike = any(_CONTENT_ID.fullmatch(own) for own in found.own.values())
+    reserved = set(ids) if alike else frozenset()
     unfit = 0
-    for row, content_id in zip(found, by_content, strict=True):
-        own = row.own_id
-        if own is None or own_counts[own] > 1:
-            ids.append(content_id)
-        elif len(own) > MAX_ID_LENGTH or _NO_ID.search(own) or (own != content_id and own in reserved):
-            ids.append(content_id)
+    for row, own in found.own.items():
+        if own in repeated:
+            continue
+        if len(own) > MAX_ID_LENGTH or _NO_ID.search(own) or (own != ids[row] and own in reserved):
             unfit += 1
         else:
-            ids.append(own)
-    shared = {own: count for own, count in own_counts.items() if count > 1}
-    if shared:
+            ids[row] = own
+    if repeated:
+        shared = [own for own in found.own.values() if own in repeated]
         log.notes.append(
-            f"Ids that several rows share in {_rows(sum(shared.values()))} (first: {shown(next(iter(shared)))}): "
-            "these rows are named by their content."
+            f"Ids that several rows share in {_rows(len(shared))} (first: {shown(shared[0])}): these rows are named by their "
+            "content."
         )
     if unfit:
         log.notes.append(
@@ -239,6 +240,29 @@ def _assign_ids(found: Sequence[_Found], log: _Log) -> list[str]:
             "to a content id): these rows are named by their content."
         )
     return ids
+
+
+def _repeated(values: Iterable[str]) -> set[str]:
+    """Return the values that come more than once."""
+    once: set[str] = set()
+    again: set[str] = set()
+    for value in values:
+        (again if value in once else once).add(value)
+    return again
+
+
+def _occurrences(hashes: bytearray) -> Iterator[int]:
+    """Yield for every hash how many equal ones come before it."""
+    import numpy as np
+
+    keys = np.frombuffer(bytes(hashes), np.uint64).reshape(-1, _HASH_BYTES // 8)
+    order = np.lexsort(keys.T)
+    first = np.ones(len(keys), bool)
+    first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    place = np.arange(len(keys))
+    found = np.empty(len(keys), np.int64)
+    found[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+    yield from found.tolist()
 
 
 def _sample(ids: Sequence[str], sources: Sequence[str], limit: int, seed: int) -> list[int]:

@@ -70,9 +70,14 @@ def from_json(line: int, data: bytes) -> Record:
 
 
 def from_value(line: int, value: object) -> Record:
-    """Make the record of a row that comes parsed (JSON array, Parquet, hub); its JSON text is written anew."""
+    """Make the record of a row that comes parsed (JSON array, Parquet, hub); its JSON text is written anew.
+
+    The row is what this text says, where JSON has no such value (dates, bytes): what is kept of it is the text.
+    """
     try:
-        raw = to_json(value)
+        raw, exact = _written(value)
+        if not exact and isinstance(value, dict) and len(raw) <= MAX_BYTES:
+            value = json.loads(raw)
     except RecursionError as error:
         return Record(line, "", None, broken(error))
     return too_long(line) if len(raw) > MAX_BYTES else _checked(line, raw, value)
@@ -113,17 +118,29 @@ def to_json(value: object) -> str:
     Dates become ISO text, bytes base64, decimals text, numpy values lists and numbers; numbers that JSON does not know
     (NaN, infinities) become null.
     """
+    return _written(value)[0]
+
+
+def _written(value: object) -> tuple[str, bool]:
+    """Return the JSON text of a row, and whether it reads back as the row itself."""
+    exact = True
+
+    def changed(item: Any) -> object:
+        nonlocal exact
+        exact = False
+        return _jsonable(item)
+
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_jsonable)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=changed)
     except ValueError:
-        return to_json(_finite(value))
+        return to_json(_finite(value)), False
     if text.isascii():
-        return text
+        return text, exact
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return json.dumps(value, ensure_ascii=True, default=_jsonable)
-    return text
+        return json.dumps(value, ensure_ascii=True, default=_jsonable), exact
+    return text, exact
 
 
 def _jsonable(value: Any) -> object:

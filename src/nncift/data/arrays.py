@@ -1,0 +1,114 @@
+"""The values of a JSON array, one by one: a file of a million rows is never in memory as a whole."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import IO
+
+CHUNK = 1 << 20
+_BLANK = re.compile(r"[ \t\n\r]*")
+_MARGIN = 16
+"""An error this close to the end of what was read, or about a string, may be gone once more is read."""
+
+
+def array_values(start: bytes, handle: IO[bytes]) -> Iterator[object]:
+    """Yield the values of a UTF-8 document that is one array. start: what was read of it already.
+
+    Raises json.JSONDecodeError and UnicodeDecodeError with positions in the whole document, ValueError for integers with too many
+    digits, RecursionError.
+    """
+    text = _Window(start, handle)
+    text.expect("[", "Expecting value")
+    if text.next() != "]":
+        yield text.value()
+        while text.next() == ",":
+            text.skip()
+            yield text.value()
+    text.expect("]", "Expecting ',' delimiter")
+    if text.next():
+        raise text.error("Extra data")
+
+
+class _Window:
+    """The part of a document that is being read, and how much of the document came before it."""
+
+    def __init__(self, start: bytes, handle: IO[bytes]) -> None:
+        self._handle, self._decoder = handle, codecs.getincrementaldecoder("utf-8")()
+        self._text, self._at, self._whole = "", 0, False
+        # Before the text: bytes that were decoded, characters, lines, and characters of the line that it begins in.
+        self._bytes, self._before, self._lines, self._column = 0, 0, 0, 0
+        self._text = self._decoded(start)
+
+    def next(self) -> str:
+        """Return the next character that is not blank, empty at the end."""
+        while True:
+            match = _BLANK.match(self._text, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def skip(self) -> None:
+        """Go on behind the next character."""
+        self._at += 1
+
+    def expect(self, character: str, complaint: str) -> None:
+        """Go on behind a character. Raises JSONDecodeError where another one is next."""
+        if self.next() != character:
+            raise self.error(complaint)
+        self.skip()
+
+    def value(self) -> object:
+        """Return the next value."""
+        self.next()
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                late = "string" in error.msg or error.pos + _MARGIN >= len(self._text)
+                if late and self._more():
+                    continue
+                raise self.error(error.msg, error.pos) from None
+            # A number that ends with what was read may go on.
+            if end == len(self._text) and self._more():
+                continue
+            self._at = end
+            return value
+
+    def error(self, complaint: str, at: int | None = None) -> json.JSONDecodeError:
+        """Return an error about a place, told as a place in the whole document."""
+        error = json.JSONDecodeError(complaint, self._text, self._at if at is None else at)
+        if error.lineno == 1:
+            error.colno += self._column
+        error.pos += self._before
+        error.lineno += self._lines
+        return error
+
+    def _more(self) -> bool:
+        """Read on, as much again as a value takes so far, and let go what is behind; tell whether anything came."""
+        if self._whole:
+            return False
+        data = self._handle.read(max(CHUNK, len(self._text) - self._at))
+        self._whole = not data
+        fresh = self._decoded(data)
+        if self._whole:
+            return False
+        done = self._text[: self._at]
+        last = done.rfind("\n")
+        self._before += len(done)
+        self._lines += done.count("\n")
+        self._column = len(done) + (self._column if last < 0 else -last - 1)
+        self._text, self._at = self._text[self._at :] + fresh, 0
+        return True
+
+    def _decoded(self, data: bytes) -> str:
+        held = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(data, final=self._whole)
+        except UnicodeDecodeError as error:
+            error.start += self._bytes - held
+            raise
+        self._bytes += len(data)
+        return text
