@@ -1,5 +1,6 @@
 """The cache of vectors: what is encoded, what is kept, and what is made again."""
 
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from nncift.embeddings import EmbeddingCache, cache_folder
 from nncift.encode import HashEncoder
 from nncift.errors import DataError
+from nncift.lazily import Lazily
 
 TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
 
@@ -141,3 +143,50 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     assert cache_folder() == tmp_path / "nncift"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "nncift"
+
+
+def test_vectors_in_a_file_are_those_in_memory(tmp_path: Path) -> None:
+    texts = [f"word{k % 40} and {k % 7}" for k in range(1500)]
+    held = EmbeddingCache(Counting()).embed(texts)
+    np.save(tmp_path / "held.npy", held.vectors)
+    for name, cache in (("warm", None), ("cold", tmp_path / "cache")):
+        found = EmbeddingCache(Counting(), cache).embed(texts, into=tmp_path / f"{name}.npy")
+        assert (tmp_path / f"{name}.npy").read_bytes() == (tmp_path / "held.npy").read_bytes()
+        np.testing.assert_array_equal(found.counts, held.counts)
+        assert isinstance(found.vectors.base, np.memmap) or isinstance(found.vectors, np.memmap)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    class Failing(Counting):
+        def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+            if self.seen:
+                raise KeyboardInterrupt
+            return super().encode(texts)
+
+    texts = [f"text {k}" for k in range(600)]
+    with pytest.raises(KeyboardInterrupt):
+        EmbeddingCache(Failing()).embed(texts, into=tmp_path / "x.npy")
+    assert list(tmp_path.glob("x.npy*")) == []
+    # What the first block was is kept.
+    assert EmbeddingCache(Counting()).embed(texts, into=tmp_path / "x.npy").fresh == 600 - 512
+
+
+def test_embedding_into_a_file_holds_neither_texts_nor_vectors(tmp_path: Path) -> None:
+    texts = Lazily(lambda k: f"{k} " + "word " * 200, range(4000))
+    tracemalloc.start()
+    found = EmbeddingCache(Wide()).embed(texts, into=tmp_path / "x.npy")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.vectors.nbytes == 4 * 1024 * 4000
+    # Eight blocks; one is held, with what becomes of it.
+    assert peak < found.vectors.nbytes / 2
+
+
+class Wide:
+    """Gives vectors of many numbers."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        return np.full((len(texts), 1024), 1 / 32, np.float32), np.full(len(texts), 201, np.int32)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"encoder": "wide", "dim": 1024, "max_tokens": None}

@@ -1,9 +1,13 @@
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nncift import files
 from nncift.files import atomic, fingerprint, write_json, write_text
 
 
@@ -39,3 +43,17 @@ def test_names_of_files_that_are_no_text_can_be_written_and_read_back(tmp_path: 
 def test_a_fingerprint_depends_on_values_and_not_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert len({fingerprint("a", "b"), fingerprint("ab"), fingerprint(["a", "b"]), fingerprint("b", "a")}) == 4
+
+
+@given(st.lists(st.tuples(st.text(), st.integers())), st.integers(1, 5))
+def test_an_iterator_is_hashed_as_the_list_of_what_it_yields(items: list[tuple[str, int]], at_once: int) -> None:
+    before, files._AT_ONCE = files._AT_ONCE, at_once
+    try:
+        assert fingerprint("x", iter(items), {"b": 1, "a": None}) == fingerprint("x", list(items), {"a": None, "b": 1})
+    finally:
+        files._AT_ONCE = before
+
+
+def test_fingerprints_stay_the_same_between_versions() -> None:
+    text = json.dumps(["x", [["a", 1]], {"k": "é"}], sort_keys=True)
+    assert fingerprint("x", [["a", 1]], {"k": "é"}) == hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -97,7 +97,8 @@ def choose(
     """
     objective, seed = str(settings.objective), settings.seed
     # Rows go into the files as they are, with what no model sees of them.
-    identity = sorted([item, source, raw] for item, source, raw in zip(rows.ids, rows.sources, rows.raw, strict=True))
+    order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
+    identity = ([rows.ids[place], rows.sources[place], rows.raw[place]] for place in order)
     keys["select"] = fingerprint(
         "select",
         keys["fit"],

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.encode import Encoder, Floats
-from nncift.errors import DataError, ResourceError
-from nncift.files import fingerprint, read_arrays, write_arrays
+from nncift.errors import DataError
+from nncift.files import atomic, fingerprint, load_array, read_arrays, write_arrays
+from nncift.gathering import (
+    Counts,
+    Distinct,
+    Gathering,
+    InFile,
+    InMemory,
+    Table,
+    bytes_of,
+    hex_of,
+    packed,
+    raw_of,
+)
+from nncift.lazily import Lazily
 
 log = logging.getLogger(__name__)
 
@@ -30,25 +43,29 @@ BLOCK = 512
 class Embedded:
     """Vectors of texts, `(n, dim)` float32 of unit norm, and how they came about.
 
-    truncated: texts longer than the encoder reads. fresh, tokens: texts and tokens that went through the encoder now.
-    counts: tokens of every text before truncation, by the encoder's tokenizer. read: tokens that all texts take.
+    vectors: in memory, or mapped from the file that they were written to. truncated: texts longer than the encoder reads.
+    fresh, tokens: texts and tokens that went through the encoder now. counts: tokens of every text before truncation, by the
+    encoder's tokenizer, `(n,)`. read: tokens that all texts take.
     """
 
     vectors: Floats
     truncated: int
     fresh: int
     tokens: int
-    counts: tuple[int, ...]
+    counts: Counts
     read: int
 
 
 @dataclass(frozen=True)
 class Block:
-    """Texts that are encoded in one go. place: among all ranges of texts. keys: hashes of the texts, in their order."""
+    """Texts that are encoded in one go, made when they are asked for.
+
+    place: among all ranges of texts. keys: hashes of the texts, in their order.
+    """
 
     place: int
-    keys: tuple[str, ...]
-    texts: tuple[str, ...]
+    keys: Sequence[str]
+    texts: Sequence[str]
 
 
 KeepBlock = Callable[[Block, Floats, npt.NDArray[np.int32]], None]
@@ -77,51 +94,18 @@ class _Alone:
 
     def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
         for block in blocks:
-            keep(block, *self._encoder.encode(block.texts))
+            keep(block, *self._encoder.encode(tuple(block.texts)))
 
 
-class _Known:
-    """Vectors and token counts of different texts, in one array, so that they are never held twice."""
-
-    def __init__(self, place: Mapping[str, int], dim: int) -> None:
-        self.dim = dim
-        self._place = place
-        self._vectors = np.empty((len(place), dim), np.float32)
-        self._counts = np.empty(len(place), np.int64)
-        self._filled = np.zeros(len(place), bool)
-
-    def __contains__(self, key: object) -> bool:
-        """Tell whether a text's vector is there."""
-        place = self._place.get(str(key))
-        return place is not None and bool(self._filled[place])
-
-    def wants(self, key: str) -> bool:
-        """Tell whether a text is asked for and not there yet."""
-        return key in self._place and key not in self
-
-    def put(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
-        """Take over vectors `(n, dim)` and counts `(n,)`."""
-        rows = [self._place[key] for key in keys]
-        self._vectors[rows], self._counts[rows], self._filled[rows] = vectors, counts, True
-
-    def of(self, keys: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Return vectors and counts of texts, which may repeat, in their order. Raises ResourceError where some are not there."""
-        if missing := int((~self._filled).sum()):
-            raise ResourceError(
-                f"{missing} of {len(self._filled)} texts came back without a vector; give the same command again"
-            )
-        rows = np.array([self._place[key] for key in keys], np.int64)
-        if len(rows) == len(self._vectors) and np.array_equal(rows, np.arange(len(rows))):
-            return self._vectors, self._counts
-        return self._vectors[rows], self._counts[rows]
-
-
-def _blocks(wanted: Mapping[str, str], known: _Known) -> list[Block]:
-    keys, found = list(wanted), []
-    for place, start in enumerate(range(0, len(keys), BLOCK)):
-        missing = tuple(key for key in keys[start : start + BLOCK] if key not in known)
-        if missing:
-            found.append(Block(place, missing, tuple(wanted[key] for key in missing)))
+def _blocks(texts: Sequence[str], wanted: Distinct, filled: npt.NDArray[np.bool_]) -> list[Block]:
+    """Return the ranges of different texts, each without those that are there."""
+    found = []
+    for place, start in enumerate(range(0, len(wanted), BLOCK)):
+        missing = start + np.flatnonzero(~filled[start : start + BLOCK])
+        if len(missing):
+            keys: Any = raw_of(wanted.keys[missing])
+            where = wanted.first[missing].tolist()
+            found.append(Block(place, Lazily(lambda key: key.tobytes().hex(), keys), Lazily(texts.__getitem__, where)))
     return found
 
 
@@ -137,27 +121,39 @@ class EmbeddingCache:
         texts: Sequence[str],
         advance: Callable[[int], None] = lambda done: None,
         by: BlockEncoder | None = None,
+        into: Path | None = None,
     ) -> Embedded:
         """Return the vectors of texts, encoding those that are not in the cache; `advance` hears of finished texts.
 
         Blocks are ranges of the different texts in their order, without those that are known: what is encoded beside what
-        depends on texts and cache alone. by: who encodes the blocks, this process by default. Raises DataError where the encoder
-        gives vectors that are not finite.
+        depends on texts and cache alone. by: who encodes the blocks, this process by default. into: the `.npy` file that the
+        vectors are written to, block by block; without one they are gathered in memory. Raises DataError where the encoder gives
+        vectors that are not finite.
         """
-        by = by or _Alone(self._encoder)
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32] for text in texts]
-        wanted = dict(zip(keys, texts, strict=True))
-        described = self._encoder.describe()
-        dim, limit = int(described["dim"]), described["max_tokens"]
-        known = _Known({key: row for row, key in enumerate(wanted)}, dim)
-        self._load(known)
+        by, dim = by or _Alone(self._encoder), int(self._encoder.describe()["dim"])
+        if into is None:
+            held = InMemory(len(texts), dim)
+            return replace(self._gathered(texts, held, advance, by), vectors=held.vectors)
+        with atomic(into) as part, InFile.at(part, len(texts), dim) as written:
+            told = self._gathered(texts, written, advance, by)
+        return replace(told, vectors=np.asarray(load_array(into, "r")))
+
+    def _gathered(
+        self, texts: Sequence[str], table: Table, advance: Callable[[int], None], by: BlockEncoder
+    ) -> Embedded:
+        """Fill a table, and tell what it took; the vectors themselves stay there."""
+        limit = self._encoder.describe()["max_tokens"]
+        wanted = Distinct(texts)
+        known = Gathering(wanted, table)
+        self._load(known, table.dim)
         for told, vectors, counts in by.found():
-            fresh = [row for row, key in enumerate(told) if key in wanted and key not in known]
-            if fresh and vectors.shape == (len(told), dim):
-                self._save([told[row] for row in fresh], vectors[fresh], counts[fresh])
-                known.put([told[row] for row in fresh], vectors[fresh], counts[fresh])
-        blocks = _blocks(wanted, known)
-        missing = sum(len(block.texts) for block in blocks)
+            if vectors.shape == (len(told), table.dim):
+                keys = bytes_of(told)
+                new = known.put(keys, vectors, counts)
+                if new.any():
+                    self._save(hex_of(keys[new]), vectors[new], counts[new])
+        blocks = _blocks(texts, wanted, known.filled)
+        missing = int((~known.filled).sum())
         advance(len(texts) - missing)
         tokens = 0
 
@@ -165,39 +161,38 @@ class EmbeddingCache:
             nonlocal tokens
             if not np.isfinite(vectors).all():
                 raise DataError("the encoder gave vectors that are not finite; its weights may be damaged")
-            self._save(block.keys, vectors, counts)
-            known.put(block.keys, vectors, counts)
+            keys = tuple(block.keys)
+            self._save(keys, vectors, counts)
+            known.put(bytes_of(keys), vectors, counts)
             tokens += int(np.minimum(counts, limit).sum() if limit else counts.sum())
-            advance(len(block.texts))
+            advance(len(keys))
 
         by.encode(blocks, keep)
-        vectors, every = known.of(keys)
+        every = known.finish()
         truncated = int((every > limit).sum()) if limit is not None else 0
         read = int(np.minimum(every, limit).sum() if limit else every.sum())
-        return Embedded(vectors, truncated, missing, tokens, tuple(every.tolist()), read)
+        return Embedded(np.empty((0, table.dim), np.float32), truncated, missing, tokens, every, read)
 
-    def _load(self, known: _Known) -> None:
+    def _load(self, known: Gathering, dim: int) -> None:
         """Take over what is wanted of all blocks on disk."""
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
                 block = read_arrays(path)
-                keys = [bytes(key).hex() for key in block["keys"]]
+                keys = packed(block["keys"])
                 shapes = (block["vectors"].shape, block["tokens"].shape)
-                if shapes != ((len(keys), known.dim), (len(keys),)) or not np.isfinite(block["vectors"]).all():
+                if shapes != ((len(keys), dim), (len(keys),)) or not np.isfinite(block["vectors"]).all():
                     raise ValueError(f"shapes {shapes}")
             except (OSError, KeyError, TypeError, ValueError) as error:
                 # A damaged block of a cache is no loss: its texts are encoded again.
                 log.warning("%s is damaged (%s); its texts are encoded again", path, error)
                 path.unlink(missing_ok=True)
                 continue
-            rows = [row for row, key in enumerate(keys) if known.wants(key)]
-            known.put([keys[row] for row in rows], block["vectors"][rows], block["tokens"][rows])
+            known.put(keys, block["vectors"], block["tokens"])
 
     def _save(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
-        raw = np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(len(keys), 16)
-        stored: dict[str, npt.NDArray[Any]] = {"keys": raw, "vectors": vectors, "tokens": counts}
+        stored: dict[str, npt.NDArray[Any]] = {"keys": raw_of(bytes_of(keys)), "vectors": vectors, "tokens": counts}
         write_arrays(self._folder / f"{name}-{os.getpid()}.safetensors", stored)
 
 

@@ -36,16 +36,16 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
         if not stage.done:
             encoder = encoder_of(work)
             with work.progress("embedding existing rows", len(contents)) as advance:
-                embedded = EmbeddingCache(encoder).embed([row.text for row in rows], advance)
+                embedded = EmbeddingCache(encoder).embed(rows.texts, advance, into=work.directory.file(VECTORS))
             stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
             # Passes of the teacher's model: hidden states that are embeddings, and what a probe asks.
-            passes, parts = (len(rows) if work.settings.encoder == "lm" else 0), [embedded.vectors]
+            passes = len(rows) if work.settings.encoder == "lm" else 0
             if features == "probe":
                 # Shards leave nothing about these rows; what they left about others is paid for already.
                 found = probed(replace(work, engine=Here()), rows, stage)
-                passes, parts = passes + len(rows), [*parts, found.vectors]
-            with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
-                np.save(stream, np.concatenate(parts, axis=1), allow_pickle=False)
+                passes += len(rows)
+                with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
+                    np.save(stream, np.concatenate([embedded.vectors, found.vectors], axis=1), allow_pickle=False)
             write_json(work.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})
     return load_existing(work.directory)
 
@@ -55,7 +55,7 @@ def load_existing(directory: RunDir) -> Existing:
     checksums.verify(directory.path, VECTORS, ABOUT)
     told: dict[str, Any] = directory.read_json(ABOUT, {})
     try:
-        vectors = load_array(directory.file(VECTORS))
+        vectors = np.asarray(load_array(directory.file(VECTORS), "r"))
         if len(vectors) != len(told["contents"]):
             raise ValueError(f"{len(vectors)} vectors for {len(told['contents'])} rows")
         return Existing(vectors, tuple(told["contents"]))

@@ -9,8 +9,10 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, Literal
@@ -21,6 +23,9 @@ import numpy.typing as npt
 from nncift.errors import ResourceError
 
 CHECKSUM, KIND = "checksum", "sha256:"
+_AT_ONCE = 1 << 14
+"""Elements that are hashed at once."""
+
 MISMATCH = "its content does not match its checksum"
 
 
@@ -64,13 +69,19 @@ def write_text(path: Path, text: str) -> None:
 
     Lone surrogates, which file names that are no text have, are written as the escapes that JSON and YAML read back.
     """
-    with atomic(path) as part:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    _write_texts(path, (text,))
+
+
+def _write_texts(path: Path, texts: Iterable[str]) -> None:
+    with atomic(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+        stream.writelines(texts)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused, since they are no JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    # Piece by piece, as Python makes it: of a million ids the whole text would be held three times.
+    pieces = json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False).iterencode(value)
+    _write_texts(path, chain(pieces, ("\n",)))
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -151,6 +162,27 @@ def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArra
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash JSON-able parts to 16 hex digits; the order of keys does not matter."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+    """Hash JSON-able parts to 16 hex digits; the order of keys does not matter.
+
+    An iterator counts as the list of what it yields, of which only a part is in memory at a time.
+    """
+    found = hashlib.sha256(b"[")
+    for number, part in enumerate(parts):
+        found.update(b", " if number else b"")
+        for text in _json_of(part):
+            found.update(text.encode("ascii"))
+    found.update(b"]")
+    return found.hexdigest()[:16]
+
+
+def _json_of(part: Any) -> Iterator[str]:
+    dumps = partial(json.dumps, sort_keys=True, ensure_ascii=True, default=str)
+    if not isinstance(part, Iterator):
+        yield dumps(part)
+        return
+    yield "["
+    between = ""
+    while some := list(islice(part, _AT_ONCE)):
+        yield between + dumps(some)[1:-1]
+        between = ", "
+    yield "]"

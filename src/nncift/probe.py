@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -181,14 +182,15 @@ def features_of(
     examples: Examples,
     advance: Callable[[int], None] = lambda done: None,
     by: Callable[[Mapping[str, Example]], BlockEncoder] | None = None,
+    into: Path | None = None,
 ) -> Embedded:
     """Return the features of rows, `(n, dim)`, those that were read before from the cache.
 
-    by: makes who reads the blocks, from the row that every text stands for; this process by default. Raises DataError,
-    ResourceError.
+    by: makes who reads the blocks, from the row that every text stands for; this process by default. into: see
+    `EmbeddingCache.embed`. Raises DataError, ResourceError.
     """
     cached = _Cached(probe, examples)
-    return EmbeddingCache(cached).embed(cached.texts, advance, None if by is None else by(cached.rows))
+    return EmbeddingCache(cached).embed(cached.texts, advance, None if by is None else by(cached.rows), into)
 
 
 def probe_like(described: Mapping[str, Any], device: str = "auto") -> Probe:

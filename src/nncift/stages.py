@@ -6,9 +6,11 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from nncift.data.examples import Example, Rejection
 from nncift.embeddings import Embedded, EmbeddingCache
 from nncift.encode import Encoder, create
 from nncift.errors import DataError, UsageError
-from nncift.files import atomic, fingerprint, write_json, write_sealed
+from nncift.files import fingerprint, write_json, write_sealed
+from nncift.gathering import Counts
 from nncift.ground import default_objective, refuse_graph, refuse_unfit
 from nncift.labelling import Axes, Labelling, PairLabelling, open_labels
 from nncift.lm import CausalLM
@@ -41,6 +44,9 @@ from nncift.vectors import VectorFiles, Vectors
 from nncift.wishes import Wishes
 
 FEWEST_TARGETS = 3
+COUNTED = 1 << 12
+"""Rows whose tokens are counted at once."""
+
 TEACHER = "labels/teacher.json"
 
 
@@ -243,12 +249,10 @@ def embed_rows(work: Work, rows: Examples) -> None:
             job = Job("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
             by = ByEngine(work.engine, replace(work.hands, encoder=lambda: encoder), job)
             with work.progress(job.what, len(rows)) as advance:
-                embedded = EmbeddingCache(encoder).embed([example.text for example in rows], advance, by)
+                embedded = EmbeddingCache(encoder).embed(rows.texts, advance, by, into=vectors_file)
             # All of them, also where a cache or another worker had them: what a killed session computed lies there too.
             stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
             stage.cost.seconds += by.others.seconds
-            with atomic(vectors_file) as part, part.open("wb") as stream:
-                np.save(stream, embedded.vectors, allow_pickle=False)
             about = {
                 "truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": rows.ids,
                 "tokens": _token_counts(work.teacher, rows, embedded.counts),
@@ -273,9 +277,7 @@ def probe_rows(work: Work, rows: Examples) -> None:
     with work.directory.stage("probe", key, left) as stage:
         if not stage.done:
             stage.cost.model_tokens = stage.cost.model_passes = 0
-            found = probed(work, rows, stage)
-            with atomic(work.directory.file("probe.npy")) as part, part.open("wb") as stream:
-                np.save(stream, found.vectors, allow_pickle=False)
+            found = probed(work, rows, stage, into=work.directory.file("probe.npy"))
             asked = probe_of(work)
             about = {
                 "ids": rows.ids,
@@ -286,8 +288,11 @@ def probe_rows(work: Work, rows: Examples) -> None:
             write_json(work.directory.file("probe.json"), about)
 
 
-def probed(work: Work, rows: Examples, stage: Stage) -> Embedded:
-    """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their outcome."""
+def probed(work: Work, rows: Examples, stage: Stage, into: Path | None = None) -> Embedded:
+    """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their outcome.
+
+    into: see `EmbeddingCache.embed`.
+    """
     probe = probe_of(work)
     job = Job("probe", "ask", fingerprint(probe.describe()), "probing rows")
     others = []
@@ -298,10 +303,10 @@ def probed(work: Work, rows: Examples, stage: Stage) -> Embedded:
         return others[0]
 
     with work.progress(job.what, len(rows)) as advance:
-        found = features_of(probe, rows, advance, by_engine)
+        found = features_of(probe, rows, advance, by_engine, into)
     stage.cost.seconds += sum(by.others.seconds for by in others)
     limit = language_model(work.teacher).context
-    stage.cost.model_tokens += sum(min(count, limit) for count in found.counts)
+    stage.cost.model_tokens += int(np.minimum(found.counts, limit).sum())
     stage.cost.model_passes += len(rows)
     return found
 
@@ -318,13 +323,16 @@ def token_counts(work: Work, rows: Examples) -> dict[str, int] | None:
     return counted if all(item in counted for item in rows.ids) else None
 
 
-def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Sequence[int]) -> list[int]:
+def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Counts) -> list[int]:
     """Return the tokens of every row: by the teacher's language model where it has one, else by the encoder."""
     lm = getattr(teacher, "lm", None)
     if not isinstance(lm, CausalLM):
-        return list(by_encoder)
-    texts = [row.text for row in rows]
-    return [len(ids) for ids in lm.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]]
+        return [int(count) for count in by_encoder]
+    found: list[int] = []
+    for start in range(0, len(rows), COUNTED):
+        texts = list(rows.texts[start : start + COUNTED])
+        found += map(len, lm.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"])
+    return found
 
 
 def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
@@ -418,17 +426,21 @@ def _is_of(refused: Rejection, rows: Examples) -> bool:
 
 def _ordered(rows: Examples, out: Mapping[str, str], planned: Sequence[str]) -> Examples:
     """Return the usable rows, planned ones first in the plan's order."""
+    if not out and not planned:
+        return Examples(rows.items)
     usable = {row.id: row for row in rows if row.id not in out}
     first = [usable.pop(item) for item in planned if item in usable]
     return Examples((*first, *usable.values()))
 
 
-def _identity(pool: Examples) -> list[list[str]]:
-    """Return what a stage over these rows depends on; the order of rows carries no meaning."""
-    return sorted([example.id, example.content_hash] for example in pool)
+def _identity(pool: Examples) -> Iterator[list[str]]:
+    """Yield what a stage over these rows depends on; the order of rows carries no meaning."""
+    return ([row.id, row.content_hash] for row in sorted(pool, key=attrgetter("id")))
 
 
 def _refuse_lost_rows(directory: RunDir, pool: Examples, planned: Sequence[str]) -> None:
+    if not planned:
+        return
     before: dict[str, str] = directory.whole_json("pool.json", "check", {})
     now = {example.id: example.content_hash for example in pool}
     lost = [item for item in planned if item not in now or before.get(item, now[item]) != now[item]]

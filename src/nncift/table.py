@@ -6,12 +6,14 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from nncift import checksums
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
+from nncift.lazily import Lazily
 from nncift.rows_file import NAME as FILE
 
 __all__ = ["FILE", "Rows"]
@@ -30,7 +32,7 @@ class Rows:
     sources: tuple[str, ...]
     content: tuple[str, ...]
     length: tuple[int, ...]
-    raw: tuple[str, ...]
+    raw: Sequence[str]
     tokens: tuple[int, ...] | None = None
 
     @classmethod
@@ -41,7 +43,7 @@ class Rows:
             tuple(row.source for row in pool),
             tuple(row.content_hash for row in pool),
             tuple(len(row.response) for row in pool),
-            tuple(row.raw for row in pool),
+            Lazily(attrgetter("raw"), pool.items),
             None if tokens is None else tuple(tokens[row.id] for row in pool),
         )
 
@@ -75,9 +77,8 @@ class Rows:
     def without(self, ids: Collection[str]) -> Rows:
         """Return the rows but these."""
         keep = [place for place, item in enumerate(self.ids) if item not in ids]
-        ids, sources, content, raw = (
-            tuple(part[i] for i in keep) for part in (self.ids, self.sources, self.content, self.raw)
-        )
+        ids, sources, content = (tuple(part[i] for i in keep) for part in (self.ids, self.sources, self.content))
+        raw = Lazily(self.raw.__getitem__, keep)
         tokens = None if self.tokens is None else tuple(self.tokens[i] for i in keep)
         return Rows(ids, sources, content, tuple(self.length[i] for i in keep), raw, tokens)
 

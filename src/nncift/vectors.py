@@ -7,7 +7,7 @@ files beside them say which row lies where.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class VectorFiles:
             checksums.verify(run, f"{name}.json", f"{name}.npy")
             try:
                 told = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
-                vectors: Floats = load_array(run / f"{name}.npy", "r")
+                vectors: Floats = np.asarray(load_array(run / f"{name}.npy", "r"))
                 place = {item: row for row, item in enumerate(told["ids"])}
                 if vectors.ndim != 2 or len(vectors) != len(place):
                     raise ValueError(f"{vectors.shape} for {len(place)} rows")
@@ -70,13 +70,18 @@ class VectorFiles:
         self._parts = parts
 
     def of(self, ids: Sequence[str]) -> Floats:
-        """Return the vectors of rows, `(n, dim)`. Raises DataError for a row that has none."""
+        """Return the vectors of rows, `(n, dim)`; where the rows lie in the file in this order, they are mapped and read-only.
+
+        Raises DataError for a row that has none.
+        """
         try:
-            found = [vectors[[place[item] for item in ids]] for vectors, place in self._parts]
+            found = [_rows_of(vectors, place, ids) for vectors, place in self._parts]
         except (KeyError, IndexError) as error:
             raise DataError(
                 f"the vectors in {str(self._run)!r} lack one of {error}; delete {EMBEDDINGS}.npy and run again"
             ) from error
+        if len(found) == 1 and found[0].dtype == np.float32:
+            return found[0]
         return np.concatenate(found, axis=1, dtype=np.float32)
 
     def on(self, target_ids: Sequence[str], source_ids: Sequence[str]) -> Vectors:
@@ -86,3 +91,11 @@ class VectorFiles:
             return Vectors(np.zeros((1, 0), np.float32), sources, self.views, self.truncated)
         same = tuple(target_ids) == tuple(source_ids)
         return Vectors(sources if same else self.of(target_ids), sources, self.views, self.truncated)
+
+
+def _rows_of(vectors: Floats, place: Mapping[str, int], ids: Sequence[str]) -> Floats:
+    """Return the vectors of rows; a view where they follow each other."""
+    rows = np.fromiter((place[item] for item in ids), np.intp, len(ids))
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
+        return vectors[rows[0] : rows[-1] + 1]
+    return vectors[rows]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nncift import config, encode
+from nncift import config
 from nncift.errors import ResourceError, UsageError
 from nncift.scale import cluster
 from nncift.scale.cluster import OnRay
@@ -61,7 +61,7 @@ class Killing(OnRay):
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows be many blocks and orders."""
-    monkeypatch.setattr(encode, "BLOCK", 7)
+    monkeypatch.setattr("nncift.embeddings.BLOCK", 7)
     monkeypatch.setattr("nncift.rows.CHUNK_ROWS", 3)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 

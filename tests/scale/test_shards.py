@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nncift import config, encode
+from nncift import config
 from nncift.errors import ResourceError, UsageError
 from nncift.labels import LabelStore
 from nncift.rundir import RunDir
@@ -39,7 +39,7 @@ SLOWER: Mapping[str, Mapping[str, Any]] = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows be many blocks."""
-    monkeypatch.setattr(encode, "BLOCK", 7)
+    monkeypatch.setattr("nncift.embeddings.BLOCK", 7)
     monkeypatch.setattr("nncift.rows.CHUNK_ROWS", 3)
 
 

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from nncift.errors import DataError
+from nncift.lazily import Lazily
 
 HASH_DIGITS = 32
 
@@ -146,6 +148,11 @@ class Examples(Sequence[Example]):
     @cached_property
     def _by_id(self) -> dict[str, Example]:
         return {example.id: example for example in self.items}
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """What sentence encoders read of every example, made when it is asked for."""
+        return Lazily(attrgetter("text"), self.items)
 
     def by_id(self, example_id: str) -> Example:
         """Return the example with this id; raises KeyError."""

@@ -23,7 +23,7 @@ class ByEngine:
     """
 
     def __init__(
-        self, engine: Engine, hands: Hands, job: Job, task: Callable[[Sequence[str]], Any] = lambda texts: list(texts)
+        self, engine: Engine, hands: Hands, job: Job, task: Callable[[Sequence[str]], Any] = lambda texts: texts
     ) -> None:
         self._engine, self._hands, self._job, self._task = engine, hands, job, task
         self.others = Outcome({})
@@ -40,7 +40,7 @@ class ByEngine:
 
     def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
         """Have blocks embedded."""
-        of = {fingerprint(block.keys): block for block in blocks}
+        of = {fingerprint(list(block.keys)): block for block in blocks}
         pieces = [
             Piece(name, block.place, (block.keys, self._task(block.texts)), len(block.texts))
             for name, block in of.items()

@@ -95,7 +95,9 @@ def fit(
     if recipe.patience is not None and not len(validation):
         raise DataError("no validation pair has a label, so early stopping has nothing to watch; use --recipe paper")
     mean, scale = _scaling(train.value) if recipe.standardise else (0.0, 1.0)
-    targets, sources = torch.from_numpy(target_vectors), torch.from_numpy(source_vectors)
+    targets, sources = (
+        torch.from_numpy(np.require(part, requirements="W")) for part in (target_vectors, source_vectors)
+    )
     data = _tensors(train, mean, scale)
     held_out = _tensors(validation, mean, scale)
     with torch.random.fork_rng(devices=[]):

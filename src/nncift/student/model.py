@@ -144,7 +144,7 @@ class Student:
             raise UsageError(
                 f"this student reads vectors of {dict(self.encoder)}; the encoder at hand is {dict(encoder.describe())}"
             )
-        vectors = EmbeddingCache(encoder).embed([example.text for example in examples]).vectors
+        vectors = EmbeddingCache(encoder).embed(examples.texts).vectors
         if self.probe is not None:
             from nncift.probe import features_of, probe_like
 
