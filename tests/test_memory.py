@@ -10,8 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift import memory
 from nncift.errors import ResourceError, UsageError
-from nncift.memory import cap, free_memory, parse_memory, taken
+from nncift.lm import CausalLM, Row
+from nncift.memory import cap, free_memory, named, parse_memory, rows_at_once, rows_within, taken
+from nncift.select.neighbours import nearest
+from nncift.student.model import Student
+from nncift.student.similarity import POWERS
+from nncift.student.views import TEXT, Views
 
 
 @contextmanager
@@ -85,3 +91,126 @@ def test_a_run_that_needs_more_than_its_cap_says_so(tmp_path: Path, write_pool: 
     assert "defect" not in done.stderr
     line[-1] = "4G"
     assert subprocess.run(line, capture_output=True, check=False).returncode == 0
+
+
+def test_what_runs_out_is_named_with_its_bytes() -> None:
+    with (
+        capped(taken() + 100_000_000),
+        pytest.raises(ResourceError, match=r"the stage 'x' needs 3\d\d\.\d MB more, and .* MB of --max-mem"),
+        named("the stage 'x'"),
+    ):
+        np.ones(50_000_000)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 5000000 bytes. Error"),
+            "5.0 MB more",
+        ),
+        (MemoryError("malloc of size 2000000 failed"), "2.0 MB more"),
+        (MemoryError("Unable to allocate 1.50 GiB for an array with shape (3,)"), "1,610.6 MB more"),
+        (MemoryError(), "more memory"),
+    ],
+)
+def test_bytes_are_read_from_what_libraries_say(error: Exception, told: str) -> None:
+    with (
+        pytest.raises(ResourceError, match=f"embedding needs {told}, .* all that this machine has"),
+        named("embedding"),
+    ):
+        raise error
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), named("x"):
+        raise RuntimeError("shapes do not match")
+
+
+def test_blocks_are_multiples_of_a_unit_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [rows_within(size, 10) for size in (0, 5, 90, 639, 640, 1279, 1280)] == [1, 1, 9, 63, 64, 64, 128]
+    assert rows_at_once(6400, 10) == 640
+    monkeypatch.setattr(memory, "room", lambda most: most // 5)
+    assert rows_at_once(6400, 10) == 128
+    monkeypatch.setattr(memory, "room", lambda most: 0)
+    # A cap that leaves nothing is found out by the block itself.
+    assert (rows_at_once(6400, 10), rows_at_once(320, 10)) == (64, 32)
+
+
+@pytest.fixture(params=[0.0, 0.3])
+def tight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that lets no more than a share of any block be left."""
+
+    return lambda: monkeypatch.setattr(memory, "room", lambda most: int(most * request.param))
+
+
+def points(rows: int, width: int, seed: int) -> np.ndarray:
+    found = np.random.default_rng(seed).standard_normal((rows, width), np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_neighbours_are_the_same_to_the_byte_whatever_a_cap_leaves(
+    exact: bool, tight: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.select.neighbours.CAP", 4 * 700 * 300)
+    vectors, queries = points(700, 50, 0), points(700, 50, 1)
+    before = nearest(vectors, 9, queries=queries, exact=exact)
+    tight()
+    after = nearest(vectors, 9, queries=queries, exact=exact)
+    assert before.codes.tobytes() == after.codes.tobytes()
+    assert before.cosine.tobytes() == after.cosine.tobytes()
+
+
+@pytest.mark.parametrize("network", ["product", "towers"])
+def test_scores_are_the_same_to_the_byte_whatever_a_cap_leaves(
+    network: str, tight: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.student.model.SCORE_BYTES", 4 * 70 * 300)
+    random = np.random.default_rng(0)
+    weights = {name: random.standard_normal((24, 7), np.float32) for name in ("target_weight", "source_weight")}
+    weights |= {name: random.standard_normal(7).astype(np.float32) for name in ("target_bias", "source_bias")}
+    powers = 1 if network == "towers" else len(POWERS)
+    weights |= {"text_powers": np.ones(powers, np.float32), "text_centre": np.zeros(24, np.float32)}
+    student = Student(network, weights, 0.1, 0.3, views=Views.of({TEXT: 24}))
+    student = Student(
+        network, weights, 0.1, 0.3, views=Views.of({TEXT: 24}), targets=student.project_targets(points(70, 24, 1))
+    )
+    sources = student.project_sources(points(900, 24, 3))
+    before = student.mean_per_source(sources)
+    tight()
+    assert student.mean_per_source(sources).tobytes() == before.tobytes()
+
+
+def test_log_probabilities_are_the_same_to_the_byte_whatever_a_cap_leaves(
+    llama_folder: Path, tight: Callable[[], None]
+) -> None:
+    lm = CausalLM.load(llama_folder, device="cpu")
+    tokens = [7 + k % 20 for k in range(60)]
+    rows = [Row(tokens[:start], tokens[start:]) for start in range(4, 20)]
+    before = [part.tobytes() for part in lm.log_probabilities(lm.prefix(tokens[:5]), rows)]
+    tight()
+    assert [part.tobytes() for part in lm.log_probabilities(lm.prefix(tokens[:5]), rows)] == before
+
+
+def test_a_run_under_a_cap_selects_the_same_to_the_byte(tmp_path: Path, write_pool: Callable[..., Path]) -> None:
+    command = [
+        "run",
+        str(write_pool(300)),
+        "--teacher",
+        "delift-se",
+        "--encoder",
+        "hash",
+        "--labels",
+        "20%",
+        "--neighbours",
+        "20",
+    ]
+    left = {}
+    for name, more in (("free", []), ("capped", ["--max-mem", "500M"])):
+        line = [sys.executable, "-m", "nncift", *command, "--quiet", "--out", str(tmp_path / name), *more]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        files = ("subset.jsonl", "selection.parquet", "embeddings.npy", "student/student.safetensors")
+        left[name] = [(tmp_path / name / file).read_bytes() for file in files]
+    assert left["free"] == left["capped"]

@@ -32,8 +32,6 @@ from nncift.commands.tune import tune_command
 from nncift.errors import NnciftError, ResourceError, UsageError
 
 MEMORY = "nncift: memory ran out; use --limit, --neighbours, a higher --max-mem, or a machine with more"
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "can't start new thread")
-"""What torch and Python say where they do not raise MemoryError."""
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -260,8 +258,6 @@ def main() -> None:
                     ResourceError.exit_code,
                 )
             )
-        if isinstance(error, RuntimeError) and any(said in str(error) for said in OUT_OF_MEMORY):
-            sys.exit(_say(MEMORY, ResourceError.exit_code))
         traceback.print_exc()
         code = _say("nncift: this is a defect of nncift; please report it with the lines above and the command", 1)
     sys.exit(code if isinstance(code, int) else 0)

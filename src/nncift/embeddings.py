@@ -33,6 +33,7 @@ from nncift.gathering import (
     raw_of,
 )
 from nncift.lazily import Lazily
+from nncift.memory import named
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +129,15 @@ class EmbeddingCache:
         Blocks are ranges of the different texts in their order, without those that are known: what is encoded beside what
         depends on texts and cache alone. by: who encodes the blocks, this process by default. into: the `.npy` file that the
         vectors are written to, block by block; without one they are gathered in memory. Raises DataError where the encoder gives
-        vectors that are not finite.
+        vectors that are not finite, ResourceError where memory runs out.
         """
-        by, dim = by or _Alone(self._encoder), int(self._encoder.describe()["dim"])
+        with named("embedding texts"):
+            return self._embedded(texts, advance, by or _Alone(self._encoder), into)
+
+    def _embedded(
+        self, texts: Sequence[str], advance: Callable[[int], None], by: BlockEncoder, into: Path | None
+    ) -> Embedded:
+        dim = int(self._encoder.describe()["dim"])
         if into is None:
             held = InMemory(len(texts), dim)
             return replace(self._gathered(texts, held, advance, by), vectors=held.vectors)

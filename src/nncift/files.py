@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -159,6 +160,15 @@ def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArra
         # A damaged header is read as Python's own text, and fails as such.
         raise ValueError(f"its header cannot be read: {error}") from error
     return found
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Let go the pages of a mapped file: they count as this process's memory, and can be read again at any time."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def fingerprint(*parts: Any) -> str:

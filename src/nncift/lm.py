@@ -23,6 +23,7 @@ import numpy.typing as npt
 from nncift.errors import ResourceError, UsageError
 from nncift.loading import ModelSource as ModelSource
 from nncift.loading import context_limit, fingerprint, first_line, load_model, locate, resolve_device, resolve_dtype
+from nncift.memory import rows_at_once
 from nncift.scale.memory import Fits
 
 if TYPE_CHECKING:
@@ -254,7 +255,8 @@ class CausalLM:
         rows, positions, gold = (part.to(hidden.device) for part in (laid.rows, laid.positions, laid.gold))
         due = hidden[rows, positions]
         head = self.model.get_output_embeddings()
-        step = max(1, LOGITS_AT_ONCE // int(self.model.config.get_text_config().vocab_size))
+        entry, vocabulary = 4, int(self.model.config.get_text_config().vocab_size)
+        step = rows_at_once(entry * LOGITS_AT_ONCE, entry * vocabulary)
         parts = [
             _gathered(head(due[start : start + step]), gold[start : start + step])
             for start in range(0, max(1, len(gold)), step)

@@ -1,10 +1,12 @@
-"""How much memory is free, and a cap on what this process may take."""
+"""How much memory is free, a cap on what this process may take, and how work is cut to what it leaves."""
 
 from __future__ import annotations
 
 import os
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,18 @@ UNITS = {
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?i?)b?", re.IGNORECASE)
 
 
+UNIT = 64
+"""Rows that blocks are multiples of: products of matrices that are cut there have the same bits as uncut ones."""
+
+_SHARE = 4
+"""A block may take one part in so many of what a cap leaves: what is made of it takes as much again, or twice."""
+
+_SAID = ("can't allocate memory", "not enough memory", "can't start new thread")
+"""What torch and Python say where they do not raise MemoryError."""
+
+_ASKED = re.compile(r"allocate ([\d.]+) (bytes|[KMGT]iB)|allocate (\d+) bytes|of size (\d+)")
+
+
 def parse_memory(text: str) -> int:
     """Return the bytes of a size such as 8G, 500M or 2GiB. Raises UsageError for anything else, and for less than 1 M."""
     found = _SIZE.fullmatch(text.strip())
@@ -39,12 +53,72 @@ def free_memory() -> int | None:
 
     All of the machine's where only that is known; None where nothing is.
     """
-    free = _free_on_machine()
-    most, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    if most == resource.RLIM_INFINITY:
+    free, most = _free_on_machine(), capped()
+    if most is None:
         return free
     left = max(0, most - taken())
     return left if free is None else min(free, left)
+
+
+def capped() -> int | None:
+    """Return the bytes that `cap` lets this process take, None without one."""
+    most, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return None if most == resource.RLIM_INFINITY else most
+
+
+def room(most: int) -> int:
+    """Return the bytes that one block of work may take: `most`, or less where a cap leaves little."""
+    if capped() is None:
+        return most
+    return min(most, (free_memory() or 0) // _SHARE)
+
+
+def rows_within(size: int, row_bytes: int) -> int:
+    """Return how many rows of so many bytes fit into a block of this size, at least one: a multiple of UNIT where it can be."""
+    rows = size // max(1, row_bytes)
+    return rows // UNIT * UNIT if rows >= UNIT else max(1, rows)
+
+
+def rows_at_once(most: int, row_bytes: int) -> int:
+    """Return how many rows of so many bytes are done at once: what fits into `most`, fewer where a cap leaves little.
+
+    Whatever the cap, results are the same: where UNIT rows fit into `most`, blocks are multiples of it.
+    """
+    return rows_within(max(room(most), min(most, UNIT * row_bytes)), row_bytes)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an error says that this process's memory, and not a device's, ran out."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
+    )
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Raise ResourceError where memory runs out in a block, naming what was done, what was asked for and what is taken."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        most, asked = capped(), _asked(str(error))
+        more = "more memory" if asked is None else f"{asked / 1e6:,.1f} MB more"
+        within = "all that this machine has" if most is None else f"the {most / 1e6:,.1f} MB of --max-mem"
+        raise ResourceError(
+            f"memory ran out: {what} needs {more}, and {taken() / 1e6:,.1f} MB of {within} are taken; use --limit, "
+            "--neighbours, a higher --max-mem, or a machine with more"
+        ) from error
+
+
+def _asked(text: str) -> int | None:
+    """Return the bytes that an error says were asked for, None where it does not say."""
+    found = _ASKED.search(text)
+    if found is None:
+        return None
+    if found[1] is None:
+        return int(found[3] or found[4])
+    return int(float(found[1]) * UNITS[found[2][:2].lower() if found[2] != "bytes" else ""])
 
 
 def taken() -> int:

@@ -26,6 +26,7 @@ from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import fingerprint as fingerprint_of
 from nncift.files import read_json, write_sealed, write_text
 from nncift.ledger import StageCost, Stopwatch
+from nncift.memory import named
 
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
@@ -152,11 +153,15 @@ class RunDir:
 
     @contextmanager
     def measured(self, name: str) -> Iterator[StageCost]:
-        """Add the time and peak memory of a block to a stage's cost, also where it fails."""
+        """Add the time and peak memory of a block to a stage's cost, also where it fails.
+
+        Raises ResourceError, naming the stage, where memory runs out.
+        """
         cost = self._costs.setdefault(name, StageCost())
         watch = Stopwatch()
         try:
-            yield cost
+            with named(f"the stage {name!r}"):
+                yield cost
         finally:
             watch.add_to(cost)
             write_sealed(self.file("costs.json"), {key: value.to_json() for key, value in self._costs.items()})

@@ -37,6 +37,21 @@ def test_items_keep_their_order_and_are_done_once(most: int) -> None:
     assert fits.most is None or fits.most >= most // 2
 
 
+def test_memory_of_the_process_shrinks_batches_too_and_other_errors_do_not() -> None:
+    def do(
+        part: Sequence[int], refusal: str = "DefaultCPUAllocator: can't allocate memory: you tried"
+    ) -> Sequence[int]:
+        if len(part) > 2:
+            raise RuntimeError(refusal)
+        return part
+
+    fits = Fits()
+    assert fits.run([1, 2, 3, 4, 5], lambda item: 1, do) == [1, 2, 3, 4, 5]
+    assert fits.most == 2
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        Fits().run([1, 2, 3], lambda item: 1, lambda part: do(part, "shapes do not match"))
+
+
 def test_an_item_that_never_fits_is_an_error_after_the_last_halving() -> None:
     def do(part: Sequence[int]) -> Sequence[int]:
         raise torch.OutOfMemoryError

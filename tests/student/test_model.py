@@ -60,7 +60,7 @@ def test_means_in_blocks_are_plain_means(monkeypatch: pytest.MonkeyPatch, block:
     student = made()
     sources = student.project_sources(vectors(23))
     plain = student.predict_block(np.asarray(student.targets), sources).mean(axis=0, dtype=np.float64)
-    monkeypatch.setattr(model, "SCORE_BLOCK", block)
+    monkeypatch.setattr(model, "SCORE_BYTES", 4 * block)
     assert student.mean_per_source(sources) == pytest.approx(plain, abs=1e-6)
     assert student.mean_per_source(sources[:0]).shape == (0,)
 

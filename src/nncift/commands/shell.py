@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -21,7 +21,8 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     def shell(json_: bool, quiet: bool, **given: Any) -> None:
         logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
         _calm_libraries()
-        told = function(show=not json_ and not quiet, **given)
+        with _memory_named(function.__name__.removesuffix("_command")):
+            told = function(show=not json_ and not quiet, **given)
         if json_:
             # ASCII escapes print on any terminal and in any locale, and mean the same.
             click.echo(json.dumps(told, allow_nan=False))
@@ -33,6 +34,18 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
         "--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there."
     )
     return as_json(quiet(shell))
+
+
+@contextlib.contextmanager
+def _memory_named(name: str) -> Iterator[None]:
+    """Name the command where memory runs out and no stage said so. The module is loaded when that happens, or a cap is set."""
+    try:
+        yield
+    except (MemoryError, RuntimeError):
+        from nncift.memory import named
+
+        with named(f"`nncift {name}`"):
+            raise
 
 
 def offline_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from nncift.data.records import MAX_REASON, Record, Row, shown
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, UsageError
+from nncift.memory import named
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
@@ -103,7 +104,7 @@ def read(
     seed: what the sample is drawn from. strict: refuse the first row that cannot be used instead of setting it aside.
 
     Raises UsageError for wrong arguments, DataError for an input that cannot be read or has no usable row,
-    ResourceError for `hub:` without the extra.
+    ResourceError for `hub:` without the extra, and where memory runs out.
     """
     if not paths:
         raise UsageError("no input given, expected at least one file or hub:org/name")
@@ -119,11 +120,12 @@ def read(
     if len({str(path) for path in paths}) < len(paths):
         log.notes.append("An input is given more than once; its rows are read each time.")
     found = _Found()
-    for path, source in zip(paths, source_names(paths), strict=True):
-        _take_usable(path, source, layout, log, found)
-    ids = _assign_ids(found, log)
-    chosen = range(len(found)) if limit is None else _sample(ids, found.sources, limit, seed)
-    return Examples(tuple(_examples(found, ids, chosen, layout)), tuple(log.rejected), _notes(log, layout))
+    with named("reading rows"):
+        for path, source in zip(paths, source_names(paths), strict=True):
+            _take_usable(path, source, layout, log, found)
+        ids = _assign_ids(found, log)
+        chosen = range(len(found)) if limit is None else _sample(ids, found.sources, limit, seed)
+        return Examples(tuple(_examples(found, ids, chosen, layout)), tuple(log.rejected), _notes(log, layout))
 
 
 def _examples(found: _Found, ids: Sequence[str], chosen: Sequence[int], layout: Layout) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""Batches that shrink where a device's memory runs out.
+"""Batches that shrink where memory runs out: a device's, or that of a process under `--max-mem`.
 
 Batches are chosen by a budget of tokens, which cannot know what a device holds. One that does not fit is halved and tried
 again, and what was too much is remembered, so that a session runs out a few times and not at every batch. How rows are padded
@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+from nncift.memory import ran_out
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -31,8 +33,7 @@ class Fits:
     ) -> list[Result]:
         """Return `do` of all items, in as many parts as memory asks for; one result per item, in their order.
 
-        length: tokens of an item; before: tokens in front of each. Raises torch.OutOfMemoryError where one item alone does not
-        fit.
+        length: tokens of an item; before: tokens in front of each. Raises what `do` raises where one item alone does not fit.
         """
         todo: list[Sequence[Item]] = [items]
         found: list[Result] = []
@@ -63,8 +64,8 @@ def _tried(part: Sequence[Item], do: Callable[[Sequence[Item]], Sequence[Result]
 
     try:
         return do(part)
-    except torch.OutOfMemoryError:
-        if len(part) == 1:
+    except (MemoryError, RuntimeError) as error:
+        if len(part) == 1 or not (isinstance(error, torch.OutOfMemoryError) or ran_out(error)):
             raise
         return None
 

@@ -18,6 +18,7 @@ from numba import njit
 
 from nncift.calculation import MULTIPLY_ADDS, Arrays, Calculate, Calculation, Keep, here, ranges
 from nncift.errors import ResourceError
+from nncift.memory import rows_at_once, rows_within
 from nncift.seeds import generator
 from nncift.threads import in_threads
 
@@ -48,25 +49,25 @@ class Neighbours:
 
 def nearest(
     vectors: Floats, k: int, *, queries: Floats | None = None, seed: int = 0, exact: bool | None = None, probes: int = 12,
-    cap: int = CAP, calculate: Calculate = here,
+    cap: int | None = None, calculate: Calculate = here,
 ) -> Neighbours:  # fmt: skip
     """Return the `k` nearest other rows of every row by inner product; vectors: `(n, d)`, of unit norm where that is a cosine.
 
     queries: `(n, d)` what a row is looked for with, where that is not its own vector. exact: compare all pairs; by default up to
-    50,000 rows. probes: cells that a row is compared with. cap: bytes for one block of products. Ties go to the row that comes
-    first. Raises ResourceError for a cap below the smallest block.
+    50,000 rows. probes: cells that a row is compared with. cap: bytes for one block of products, by default what a cap on memory
+    leaves; it changes no result. Ties go to the row that comes first. Raises ResourceError for a cap below the smallest block.
     """
     n = len(vectors)
     codes, cosine = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
     if exact is None:
         exact = n <= EXACT_ROWS
-    if cap < 4 * n and exact:
+    if exact and cap is not None and cap < 4 * n:
         raise ResourceError(
             f"a memory cap of {cap} bytes was given, and one row of cosines takes {4 * n}; give at least that"
         )
     asked = vectors if queries is None else queries
     if exact:
-        blocks = ranges(n, max(1, cap // (4 * max(n, 1))))
+        blocks = ranges(n, rows_within(CAP if cap is None else cap, 4 * n))
         seconds, back = n * n * (vectors.shape[1] / MULTIPLY_ADDS + _LOOK_SECONDS), 8.0 * n * k
         search = Calculation("comparing all rows", _among_all, (asked, vectors, k, cap), blocks, seconds, back)
         calculate(search, _into(codes, cosine, lambda place: blocks[place]))
@@ -112,11 +113,18 @@ class _Cells:
     queries: Floats | None
     k: int
     probes: int
-    cap: int
+    cap: int | None
 
     @classmethod
     def of(
-        cls, vectors: Floats, queries: Floats | None, k: int, probes: int, seed: int, cap: int, calculate: Calculate
+        cls,
+        vectors: Floats,
+        queries: Floats | None,
+        k: int,
+        probes: int,
+        seed: int,
+        cap: int | None,
+        calculate: Calculate,
     ) -> _Cells:
         centre, cell = cells(vectors, max(2, round(math.sqrt(len(vectors)))), seed, calculate)
         # Rows of a cell side by side, so that comparing cells is one product of matrices.
@@ -140,7 +148,7 @@ class _Cells:
         return rows, here, np.sort(close)
 
 
-def _among_all(shared: tuple[Floats, Floats, int, int], rows: slice) -> Arrays:
+def _among_all(shared: tuple[Floats, Floats, int, int | None], rows: slice) -> Arrays:
     asked, vectors, k, cap = shared
     here, everything = np.arange(rows.start, rows.stop, dtype=np.int32), np.arange(len(vectors), dtype=np.int32)
     codes, cosine = _nobody(len(here), k)
@@ -194,7 +202,7 @@ def cells(vectors: Floats, count: int, seed: int, calculate: Calculate = here) -
 
 
 def _nearest_centre(vectors: Floats, centre: Floats, calculate: Calculate = here) -> Codes:
-    blocks = ranges(len(vectors), max(1, CAP // (4 * len(centre))))
+    blocks = ranges(len(vectors), rows_within(CAP, 4 * len(centre)))
     codes = np.empty(len(vectors), np.int32)
 
     def keep(place: int, found: Arrays) -> None:
@@ -207,14 +215,19 @@ def _nearest_centre(vectors: Floats, centre: Floats, calculate: Calculate = here
 
 def _own_cell(shared: tuple[Floats, Floats], rows: slice) -> Arrays:
     vectors, centre = shared
-    return {"codes": (vectors[rows] @ centre.T).argmax(axis=1).astype(np.int32)}
+    step = rows_at_once(CAP, 4 * len(centre))
+    starts = range(rows.start, rows.stop, step)
+    found = [(vectors[at : min(at + step, rows.stop)] @ centre.T).argmax(axis=1) for at in starts]
+    return {"codes": np.concatenate(found).astype(np.int32)}
 
 
 def _compare(
-    rows: Floats, row_codes: Codes, others: Floats, other_codes: Codes, codes: Codes, cosine: Floats, cap: int
+    rows: Floats, row_codes: Codes, others: Floats, other_codes: Codes, codes: Codes, cosine: Floats, cap: int | None
 ) -> None:
     """Compare rows with others, and keep the nearest of each row in its place; ties go to the lower code."""
-    for at in ranges(len(rows), max(1, cap // (4 * max(len(others), 1)))):
+    size = 4 * max(len(others), 1)
+    step = rows_at_once(CAP, size) if cap is None else rows_within(cap, size)
+    for at in ranges(len(rows), step):
         block, places = rows[at] @ others.T, np.arange(at.start, at.stop, dtype=np.int32)
         in_threads(partial(_keep_nearest, block, row_codes[at], places, other_codes, codes, cosine), len(block))
 
@@ -225,7 +238,7 @@ def _recall(vectors: Floats, queries: Floats, codes: Codes, seed: int) -> float:
     drawn = random.choice(len(vectors), size=min(_RECALL_ROWS, len(vectors)), replace=False)
     rows, places = np.sort(drawn).astype(np.int32), np.arange(len(drawn), dtype=np.int32)
     true, cosine = np.full_like(codes[rows], -1), np.full(codes[rows].shape, -np.inf, np.float32)
-    step = CAP // (4 * len(rows))
+    step = rows_at_once(CAP, 4 * len(rows))
     for at in range(0, len(vectors), step):
         block = queries[rows] @ vectors[at : at + step].T
         other = np.arange(at, at + block.shape[1], dtype=np.int32)

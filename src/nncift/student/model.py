@@ -6,7 +6,7 @@ Nothing here needs torch: a pair is a few steps over two projections (method.md 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,8 @@ from nncift.data.examples import Examples
 from nncift.embeddings import EmbeddingCache
 from nncift.encode import Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.files import atomic, digest, read_json, write_sealed
+from nncift.files import atomic, digest, read_json, release, write_sealed
+from nncift.memory import rows_at_once
 from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
@@ -30,7 +31,10 @@ from nncift.student.score import all_pairs
 from nncift.student.views import TEXT, Views
 
 Floats = npt.NDArray[np.float32]
-SCORE_BLOCK = 1 << 24
+SCORE_BYTES = 1 << 26
+PROJECTED = 1 << 14
+"""Rows that are projected at once: the vectors themselves may be a file that memory does not hold."""
+
 TAIL = "tail."
 
 
@@ -105,11 +109,11 @@ class Student:
 
     def project_targets(self, vectors: Floats) -> Floats:
         """Return `(n_targets, width)`: what a pair needs of its target."""
-        return self.net.project_targets(vectors)
+        return _in_blocks(self.net.project_targets, vectors)
 
     def project_sources(self, vectors: Floats) -> Floats:
         """Return `(n_sources, width)`: what a pair needs of its source."""
-        return self.net.project_sources(vectors)
+        return _in_blocks(self.net.project_sources, vectors)
 
     def predict_pairs(self, pairs: Pairs, targets: Floats, sources: Floats) -> Floats:
         """Return `(n_pairs,)` predictions; targets and sources are projections on the axes of the pairs."""
@@ -126,7 +130,7 @@ class Student:
     def mean_per_source(self, sources: Floats) -> npt.NDArray[np.float64]:
         """Return the mean prediction of each source over the run's targets, `(n_sources,)`, block by block."""
         targets = self._targets()
-        step = max(1, SCORE_BLOCK // len(targets))
+        step = rows_at_once(SCORE_BYTES, 4 * len(targets))
         parts = [
             self.predict_block(targets, sources[start : start + step]).mean(axis=0, dtype=np.float64)
             for start in range(0, len(sources), step)
@@ -223,6 +227,19 @@ class Student:
         if model is None:
             raise ResourceError("this student reads hidden states of a language model that its files do not name")
         return CausalLM.load(str(model))
+
+
+def _in_blocks(project: Callable[[Floats], Floats], vectors: Floats) -> Floats:
+    """Project vectors `(n, dim)`, of which only a block is held beside what comes out."""
+    if len(vectors) <= PROJECTED:
+        return project(vectors)
+    first = project(vectors[:PROJECTED])
+    out = np.empty((len(vectors), first.shape[1]), np.float32)
+    out[:PROJECTED] = first
+    for start in range(PROJECTED, len(vectors), PROJECTED):
+        out[start : start + PROJECTED] = project(vectors[start : start + PROJECTED])
+        release(vectors)
+    return out
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from nncift.errors import DataError
+from nncift.memory import rows_within
 from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
 from nncift.student.networks.shapes import agree
 from nncift.student.similarity import POWERS, add_polynomial, powers_of
@@ -100,7 +101,7 @@ class Bilinear:
         """Return `(n_targets, n_sources)` predictions, in Fortran order."""
         out = np.empty((len(sources), len(targets)), np.float32)
         # A few rows at a time: what is added to them is then still in the cache, and no second matrix is held.
-        step = max(1, AT_ONCE // max(1, len(targets)))
+        step = rows_within(AT_ONCE, len(targets))
         inner, curves = targets[:, : self._inner] * self._scale, self._curves()
         room = np.empty((min(step, len(sources)) if curves else 0, len(targets)), np.float32)
         for start in range(0, len(sources), step):
