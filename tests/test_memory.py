@@ -214,3 +214,19 @@ def test_a_run_under_a_cap_selects_the_same_to_the_byte(tmp_path: Path, write_po
         files = ("subset.jsonl", "selection.parquet", "embeddings.npy", "student/student.safetensors")
         left[name] = [(tmp_path / name / file).read_bytes() for file in files]
     assert left["free"] == left["capped"]
+
+
+def test_pytorch_is_refused_before_it_ends_the_process() -> None:
+    code = (
+        "from nncift.memory import cap, taken; from nncift.loading import resolve_device; cap(10**12); cap(taken() + 10**8);"
+        "resolve_device('cpu')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ResourceError: memory ran out: loading PyTorch needs 200 MB" in done.stderr
+
+
+def test_a_sound_file_is_not_called_damaged_where_memory_runs_out() -> None:
+    for error in (OSError("malloc of size 64 failed"), OSError(12, "Cannot allocate memory")):
+        with pytest.raises(MemoryError):
+            memory.pass_on(error)
+    memory.pass_on(OSError("no such file"))

@@ -190,7 +190,7 @@ def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> N
             "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64()),
             "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
             "reason": pa.array([reasons[item] for item in ids], pa.string()),
-            "length": pa.array(rows.length, pa.int64()),
+            "length": pa.array(list(rows.length), pa.int64()),
         }
     )
     with atomic(path) as part:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nncift import checksums
 from nncift.errors import DataError, UsageError
+from nncift.memory import pass_on
 from nncift.seeds import derive, shuffled
 from nncift.student.views import TEXT
 from nncift.vectors import VectorFiles
@@ -48,6 +49,7 @@ class Selection:
                 frozenset(item for item, chosen in zip(ids, table["selected"].to_pylist(), strict=True) if chosen),
             )  # fmt: skip
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            pass_on(error)
             raise DataError(
                 f"there is no readable selection in {str(path)!r} ({error}); give a run or an output of `nncift select`"
             ) from error

@@ -20,6 +20,7 @@ from nncift.config import RunSettings
 from nncift.data.formats import Layout
 from nncift.errors import DataError
 from nncift.labelling import read_utilities
+from nncift.memory import pass_on
 from nncift.pairs import LabelledPairs
 from nncift.rows import SCORE
 from nncift.rows_file import RowsFile
@@ -80,6 +81,7 @@ class FinishedRun:
         try:
             lines = pq.read_table(self.path / "selection.parquet").to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
+            pass_on(error)
             raise DataError(f"selection.parquet of {str(self.path)!r} cannot be read: {error}") from error
         names = Choice.__dataclass_fields__
         return {line["id"]: Choice(**{name: line.get(name) for name in names}) for line in lines}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import ResourceError, UsageError
+from nncift.memory import refuse_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -198,6 +199,7 @@ def fingerprint(folder: Path) -> str:
 
 def resolve_device(device: str) -> str:
     """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
+    refuse_torch()
     import torch
 
     if device == "auto":

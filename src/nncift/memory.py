@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,19 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?i?)b?", re.IGNORECASE)
 UNIT = 64
 """Rows that blocks are multiples of: products of matrices that are cut there have the same bits as uncut ones."""
 
+TORCH = 200 * UNITS["m"]
+"""What loading PyTorch and transformers takes beside their code."""
+
 _SHARE = 4
 """A block may take one part in so many of what a cap leaves: what is made of it takes as much again, or twice."""
 
-_SAID = ("can't allocate memory", "not enough memory", "can't start new thread")
-"""What torch and Python say where they do not raise MemoryError."""
+_SAID = (
+    "can't allocate memory", "not enough memory", "can't start new thread", "malloc of size", "cannot allocate memory",
+    "failed to map segment", "std::bad_alloc",
+)  # fmt: skip
+"""What torch, Arrow, Python and the loader of libraries say where they do not raise MemoryError, in small letters."""
+
+_FAMILIES = (MemoryError, RuntimeError, OSError, ImportError)
 
 _ASKED = re.compile(r"allocate ([\d.]+) (bytes|[KMGT]iB)|allocate (\d+) bytes|of size (\d+)")
 
@@ -89,9 +98,13 @@ def rows_at_once(most: int, row_bytes: int) -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Tell whether an error says that this process's memory, and not a device's, ran out."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
-    )
+    return isinstance(error, MemoryError) or any(said in str(error).lower() for said in _SAID)
+
+
+def pass_on(error: Exception) -> None:
+    """Raise MemoryError where an error of a reader says that memory ran out, so that a sound file is not called damaged."""
+    if ran_out(error):
+        raise MemoryError(str(error)) from error
 
 
 @contextmanager
@@ -99,7 +112,7 @@ def named(what: str) -> Iterator[None]:
     """Raise ResourceError where memory runs out in a block, naming what was done, what was asked for and what is taken."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except _FAMILIES as error:
         if not ran_out(error):
             raise
         most, asked = capped(), _asked(str(error))
@@ -109,6 +122,16 @@ def named(what: str) -> Iterator[None]:
             f"memory ran out: {what} needs {more}, and {taken() / 1e6:,.1f} MB of {within} are taken; use --limit, "
             "--neighbours, a higher --max-mem, or a machine with more"
         ) from error
+
+
+def refuse_torch() -> None:
+    """Raise ResourceError where a cap leaves too little to load PyTorch, which would end the process in the middle of it."""
+    most = capped()
+    if most is not None and "torch" not in sys.modules and (left := most - taken()) < TORCH:
+        raise ResourceError(
+            f"memory ran out: loading PyTorch needs {TORCH / 1e6:,.0f} MB, and {max(0, left) / 1e6:,.1f} MB of the "
+            f"{most / 1e6:,.1f} MB of --max-mem are left; give more"
+        )
 
 
 def _asked(text: str) -> int | None:
@@ -139,12 +162,26 @@ def cap(most: int) -> None:
     already stays. Raises ResourceError where the process takes more than that already.
     """
     _take_work_space()
+    _make_arrow_modest()
     if (have := taken()) > most:
         raise ResourceError(
             f"--max-mem of {most / 1e6:,.0f} MB was given, and the program alone takes {have / 1e6:,.0f} MB; give more"
         )
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most if before == resource.RLIM_INFINITY else min(most, before), hard))
+
+
+def _make_arrow_modest() -> None:
+    """Let Arrow ask the system for memory, from one thread.
+
+    Its own allocator sets a gigabyte aside at a time, which would count, and a thread that is refused memory ends the process.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
 
 
 def _take_work_space() -> None:

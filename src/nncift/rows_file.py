@@ -17,6 +17,7 @@ from nncift.data import Example, Examples
 from nncift.data.formats import Layout, parse, prompt_text
 from nncift.errors import DataError
 from nncift.files import atomic
+from nncift.memory import pass_on
 from nncift.rundir import RunDir
 
 NAME = "rows.parquet"
@@ -100,6 +101,7 @@ class RowsFile:
             columns = pq.read_table(path).to_pydict()
             ids, axes = columns["id"], columns["axis"]
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            pass_on(error)
             raise DataError(
                 f"{str(path)!r} cannot be read ({str(error).splitlines()[0]}); run the same command again, which writes it"
             ) from error

@@ -14,6 +14,7 @@ from nncift import checksums
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.lazily import Lazily
+from nncift.memory import pass_on
 from nncift.rows_file import NAME as FILE
 
 __all__ = ["FILE", "Rows"]
@@ -31,7 +32,7 @@ class Rows:
     ids: tuple[str, ...]
     sources: tuple[str, ...]
     content: tuple[str, ...]
-    length: tuple[int, ...]
+    length: Sequence[int]
     raw: Sequence[str]
     tokens: tuple[int, ...] | None = None
 
@@ -42,7 +43,7 @@ class Rows:
             pool.ids,
             tuple(row.source for row in pool),
             tuple(row.content_hash for row in pool),
-            tuple(len(row.response) for row in pool),
+            Lazily(lambda row: len(row.response), pool.items),
             Lazily(attrgetter("raw"), pool.items),
             None if tokens is None else tuple(tokens[row.id] for row in pool),
         )
@@ -80,7 +81,7 @@ class Rows:
         ids, sources, content = (tuple(part[i] for i in keep) for part in (self.ids, self.sources, self.content))
         raw = Lazily(self.raw.__getitem__, keep)
         tokens = None if self.tokens is None else tuple(self.tokens[i] for i in keep)
-        return Rows(ids, sources, content, tuple(self.length[i] for i in keep), raw, tokens)
+        return Rows(ids, sources, content, Lazily(self.length.__getitem__, keep), raw, tokens)
 
     @classmethod
     def load(cls, path: Path) -> Rows:
@@ -93,7 +94,7 @@ class Rows:
         try:
             # Not read_table, whose data sets bring pandas along.
             table = pq.ParquetFile(path).read()
-            table = table.filter(pc.equal(table["axis"], "source"))
+            table = table.filter(pc.equal(table["axis"], pa.scalar("source")))
             texts = {name: tuple(table[name].to_pylist()) for name in _TEXTS}
             tokens: Sequence[int | None] = table["tokens"].to_pylist()
             counted = tuple(n for n in tokens if n is not None)
@@ -102,4 +103,5 @@ class Rows:
                 counted if len(counted) == len(tokens) else None,
             )  # fmt: skip
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            pass_on(error)
             raise DataError(f"{str(path)!r} cannot be read ({error}); run the same `nncift run` again") from error

@@ -17,6 +17,7 @@ from nncift.data.records import Row, kind_of, to_json
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json, write_text
+from nncift.memory import pass_on
 
 TRAINERS = ("same", "trl", "axolotl", "llamafactory")
 TURNS = ("last", "all")
@@ -96,6 +97,7 @@ def _selected(run: Path) -> list[_Selected]:
         table = pq.read_table(run / "selection.parquet", columns=["id", "rank", "selected"]).to_pylist()
         lines = (run / "subset.jsonl").read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError, pa.ArrowException) as error:
+        pass_on(error)
         raise DataError(f"there is no finished run in {str(run)!r}: {str(error).splitlines()[0]}") from error
     chosen = sorted((line["rank"], line["id"]) for line in table if line["selected"])
     rows = [line for line in lines if line]

@@ -8,6 +8,7 @@ from typing import Any
 
 from nncift.data.records import Record, from_value, shown
 from nncift.errors import DataError, ResourceError
+from nncift.memory import pass_on
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 30
@@ -32,6 +33,7 @@ def parquet_records(path: Path) -> Iterator[Record]:
             yield from _batch_records(table.iter_batches(batch_size=_batch_rows(table.metadata)))
         # A damaged schema shows as text that cannot be decoded.
         except (pa.ArrowException, OSError, ValueError) as error:
+            pass_on(error)
             raise DataError(
                 f"cannot read {str(path)!r} as Parquet: {shown(str(error), 160)}; is the file complete?"
             ) from error
