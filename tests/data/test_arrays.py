@@ -6,7 +6,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nncift.data import arrays
@@ -37,6 +37,7 @@ def outcome(read: Any) -> Any:
         return error.start
 
 
+@example([0.5, -1e-300, 1e300], None, False, 1)
 @given(st.lists(VALUES), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40))
 def test_pieces_of_any_size_give_the_values_of_the_whole(
     wanted: list[Any], indent: int | None, ascii_: bool, chunk: int

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO
 
 CHUNK = 1 << 20
+_NUMBER = re.compile(r"[0-9.eE+-]*")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _MARGIN = 16
 """An error this close to the end of what was read, or about a string, may be gone once more is read."""
@@ -71,8 +72,8 @@ class _Window:
                 if late and self._more():
                     continue
                 raise self.error(error.msg, error.pos) from None
-            # A number that ends with what was read may go on.
-            if end == len(self._text) and self._more():
+            # A number that ends with what was read, or before a part of itself there, may go on.
+            if _NUMBER.fullmatch(self._text, end) and self._more():
                 continue
             self._at = end
             return value
