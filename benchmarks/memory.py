@@ -49,8 +49,8 @@ libraries included, in MB of 10^6 bytes.
 """
 CAPS_NOTE = """
 Each command by itself under each cap, the run that it works on made without one. `peak / cap` may be {most:g}; `refused` is exit
-code 6, with the stage and the bytes named as below. The cap counts what a process may write to, also where it has not yet; the
-program's own code and mapped files come on top, and show where caps are small.
+code 6, with the stage and the bytes named as below; another code is a library that ends the process when it is refused memory.
+The cap counts what a process may write to, also where it has not yet; the program's own code and mapped files come on top.
 """
 
 
@@ -109,8 +109,8 @@ def commands(folder: Path, model: str | None) -> dict[str, tuple[list[str], list
     return found
 
 
-def caps(rows: int, folder: Path, model: str | None) -> list[dict[str, Any]]:
-    """Run everything under every cap."""
+def caps(rows: int, folder: Path, model: str | None, only: str | None = None) -> list[dict[str, Any]]:
+    """Run everything, or one command, under every cap."""
     generate(folder / "pool.jsonl", rows)
     generate(folder / "test.jsonl", 100, seed=1)
     program = [sys.executable, "-m", "nncift"]
@@ -119,6 +119,8 @@ def caps(rows: int, folder: Path, model: str | None) -> list[dict[str, Any]]:
     subprocess.run([*program, *every["run"][0][:-1], str(folder / "done"), "--quiet"], check=True, capture_output=True)
     found = []
     for name, (line, left) in every.items():
+        if only not in (None, name):
+            continue
         for cap in (None, *CAPS):
             for path in left:
                 shutil.rmtree(path, ignore_errors=True)
@@ -191,7 +193,12 @@ def page(known: dict[str, Any]) -> str:
             CAPS_NOTE.format(most=TOO_MUCH),
             *_table_of_caps(told),
         ]
-        lines += ["\nWhat refusals say:\n", *_refusals(told), "", "Peaks by stage of the runs that finished, MB:\n"]
+        lines += [
+            "\nWhat those say that did not finish:\n",
+            *_refusals(told),
+            "",
+            "Peaks by stage of the runs that finished, MB:\n",
+        ]
         lines += [*_table_of_stages(told), ""]
     return "\n".join(lines)
 
@@ -220,7 +227,8 @@ def _table_of_caps(told: list[dict[str, Any]]) -> list[str]:
 
 def _cell(one: dict[str, Any]) -> str:
     over = "" if one["cap"] is None else f" ({one['peak_over_cap']:.2f})"
-    return f"{'refused, ' if one['exit_code'] else ''}{one['peak_mb']:,}{over}"
+    ended = {0: "", 6: "refused, "}.get(one["exit_code"], f"**ended with code {one['exit_code']}**, ")
+    return f"{ended}{one['peak_mb']:,}{over}"
 
 
 def _refusals(told: list[dict[str, Any]]) -> Iterator[str]:
@@ -243,6 +251,7 @@ def main() -> None:
     """Measure and print, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("caps", "million"))
+    parser.add_argument("--command", help="under caps, this command alone; with --write the others' figures stay")
     parser.add_argument("--rows", type=int, default=4000, help="rows of the pool under caps")
     parser.add_argument("--many", type=int, default=1_000_000, help="rows to read, inspect and embed")
     parser.add_argument("--model", help="model that tune trains; tune is left out without one")
@@ -255,11 +264,16 @@ def main() -> None:
             on = machine()
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                found = caps(wish.rows, folder, wish.model) if part == "caps" else million(wish.many, folder)
+                found = (
+                    caps(wish.rows, folder, wish.model, wish.command) if part == "caps" else million(wish.many, folder)
+                )
             told[part] = {"machine": on, "told": found}
     if wish.write:
         path = RESULTS / "memory.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if wish.command and "caps" in known:
+            others = [one for one in known["caps"]["told"] if one["command"] != wish.command]
+            told["caps"] = {**known["caps"], "told": [*others, *told["caps"]["told"]]}
         known |= told
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "memory.md").write_text(page(known), encoding="utf-8")

@@ -128,7 +128,6 @@ def sizes(n: int, per: dict[str, float]) -> dict[str, float]:
         / 1e9,
         "disk: 2 million labels, 18 bytes each, and 33 a chunk": 2e6 * (18 + 33) / 1e9,
         "memory: rows, in the driver and in every shard": n * per["bytes_of_a_row_in_memory"] / 1e9,
-        "memory: vectors while they are put together": n * DIM * 4 / 1e9,
         "memory: the matrix of all pairs and its copy (without `--neighbours`)": 8 * n * n / 1e9,
     }
 

@@ -230,3 +230,9 @@ def test_a_sound_file_is_not_called_damaged_where_memory_runs_out() -> None:
         with pytest.raises(MemoryError):
             memory.pass_on(error)
     memory.pass_on(OSError("no such file"))
+
+
+def test_what_cannot_be_refused_memory_is_not_begun_without() -> None:
+    with capped(taken() + 10_000_000), pytest.raises(ResourceError, match="tokenising rows needs 16 MB to spare"):
+        memory.refuse_tight("tokenising rows")
+    memory.refuse_tight("tokenising rows")

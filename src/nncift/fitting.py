@@ -119,8 +119,8 @@ def predict(
     free = free_memory()
     if free is not None and needed > free:
         raise ResourceError(
-            f"selecting from {len(vectors.sources)} rows takes {needed / 1e9:.1f} GB of memory for the matrix and its working "
-            f"copy, and {free / 1e9:.1f} GB are free; use --neighbours 64, --limit, or a machine with more memory"
+            f"selecting from {len(vectors.sources)} rows takes {needed / 1e6:,.0f} MB of memory for the matrix and its working "
+            f"copy, and {free / 1e6:,.0f} MB are free; use --neighbours 64, --limit, or a machine with more memory"
         )
     # Subtasks are told apart by what a source does for them, not by what it may be the best for.
     used = student if subtask_of is None else replace(student, covers=False)

@@ -34,6 +34,9 @@ UNIT = 64
 TORCH = 200 * UNITS["m"]
 """What loading PyTorch and transformers takes beside their code."""
 
+SPARE = 16 * UNITS["m"]
+"""What is kept free for libraries that cannot be refused memory."""
+
 _SHARE = 4
 """A block may take one part in so many of what a cap leaves: what is made of it takes as much again, or twice."""
 
@@ -130,6 +133,16 @@ def refuse_torch() -> None:
     if most is not None and "torch" not in sys.modules and (left := most - taken()) < TORCH:
         raise ResourceError(
             f"memory ran out: loading PyTorch needs {TORCH / 1e6:,.0f} MB, and {max(0, left) / 1e6:,.1f} MB of the "
+            f"{most / 1e6:,.1f} MB of --max-mem are left; give more"
+        )
+
+
+def refuse_tight(what: str) -> None:
+    """Raise ResourceError where a cap leaves next to nothing: tokenizers end the process when they are refused memory."""
+    most = capped()
+    if most is not None and (left := most - taken()) < SPARE:
+        raise ResourceError(
+            f"memory ran out: {what} needs {SPARE / 1e6:,.0f} MB to spare, and {max(0, left) / 1e6:,.1f} MB of the "
             f"{most / 1e6:,.1f} MB of --max-mem are left; give more"
         )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError, UsageError
+from nncift.memory import refuse_tight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,11 @@ class Wording:
         return tuple(self._ids(mark.strip()))
 
     def tokens(self, example: Example) -> Tokens:
-        """Tokenise an example as a target. Raises DataError where the chat template refuses its turns."""
+        """Tokenise an example as a target.
+
+        Raises DataError where the chat template refuses its turns, ResourceError where a cap leaves no memory.
+        """
+        refuse_tight("tokenising rows")
         prompt, response, _ = self._parts(example.messages, example.response)
         has_end_mark = self.chat and self._frame[1].strip()
         return Tokens(tuple(self._ids(prompt)), (*self._ids(response), *(() if has_end_mark else self.eos)))
