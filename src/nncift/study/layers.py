@@ -74,7 +74,7 @@ def learned(
     import torch
 
     recipe = RECIPES["paper"]
-    across, along = torch.from_numpy(np.ascontiguousarray(targets)), torch.from_numpy(np.ascontiguousarray(sources))
+    across, along = (torch.from_numpy(np.require(part, requirements=["C", "W"])) for part in (targets, sources))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = [across.shape[1] + along.shape[1], *shape, 1]
