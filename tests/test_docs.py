@@ -96,7 +96,7 @@ def without_a_sentence_encoder(patch: pytest.MonkeyPatch) -> None:
     def made(name: str, **given: Any) -> Any:
         return create("hash" if name == "minilm" else name, **given)
 
-    for module in ("nncift.encode", "nncift.stages", "nncift.student.model"):
+    for module in ("nncift.encode", "nncift.stages.work", "nncift.student.model"):
         patch.setattr(f"{module}.create", made)
 
 

@@ -1,0 +1,32 @@
+"""The stages of a run: each reads what is finished, computes what is missing, and leaves files (design.md).
+
+A stage's fingerprint is a hash of what it depends on, so that an extended run repeats only what has to change: labels
+are added chunk by chunk, vectors come from the cache, and the student is trained again.
+"""
+
+from nncift.stages.labels import TEACHER, finished_jobs, label, plan_labels, wish_of
+from nncift.stages.rows import named_target, prepare_all, refuse_impossible, usable_rows
+from nncift.stages.vectors import embed, embed_rows, probe_rows, probed, token_counts
+from nncift.stages.work import Work, encoder_of, has_language_model, language_model, probe_of
+
+__all__ = [
+    "TEACHER",
+    "Work",
+    "embed",
+    "embed_rows",
+    "encoder_of",
+    "finished_jobs",
+    "has_language_model",
+    "label",
+    "language_model",
+    "named_target",
+    "plan_labels",
+    "prepare_all",
+    "probe_of",
+    "probe_rows",
+    "probed",
+    "refuse_impossible",
+    "token_counts",
+    "usable_rows",
+    "wish_of",
+]
