@@ -17,7 +17,7 @@ import nncift
 from nncift import config, pipeline
 from nncift.data import Examples
 from nncift.data.examples import Rejection
-from nncift.errors import DataError, UsageError
+from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.evaluate.fidelity import measure
 from nncift.finished import FinishedRun
 from nncift.lm import CausalLM
@@ -290,6 +290,13 @@ def test_wishes_that_do_not_fit_the_teacher_are_refused(
     with pytest.raises(UsageError, match=said):
         select(pool, tmp_path / "run", teacher, **own)
     assert not (tmp_path / "run").exists()
+
+
+def test_more_rows_to_label_than_there_are_is_refused(tmp_path: Path, write_pool: Write) -> None:
+    with pytest.raises(InfeasibleError, match=r"--labels 41 was given; .*length is paid by the row.*there are 40"):
+        select(write_pool(40), tmp_path / "run", "length", labels=41)
+    assert not (tmp_path / "run").exists()
+    assert select(write_pool(40), tmp_path / "run", "length", labels=40).ledger["saving"] == 0
 
 
 def test_another_teacher_is_refused_once_there_are_labels(tmp_path: Path, write_pool: Write) -> None:

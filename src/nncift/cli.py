@@ -53,7 +53,9 @@ def cli() -> None:
 @click.option("--model", help="The teacher's language model: a local folder or a hub name.")
 @click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
 @click.option(
-    "--labels", help="Share of each axis (5%), number of pairs, or auto: until more bring nothing.  [default: 5%]"
+    "--labels",
+    help="Share of each axis (5%), number of pairs (of rows, for a teacher that is paid by the row), or auto: until more bring "
+    "nothing.  [default: 5%]",
 )
 @click.option("--plan", help="scatter, active, block or rows.  [default: what fits the teacher]")
 @click.option("--student", help="Network: product, towers or paper.  [default: product]")

@@ -9,7 +9,7 @@ from nncift import subtasks
 from nncift.config import RunSettings, TeacherSettings
 from nncift.data import Examples
 from nncift.data.examples import Rejection
-from nncift.errors import DataError, UsageError
+from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.files import write_json
 from nncift.ground import default_objective, refuse_graph, refuse_unfit
 from nncift.labelling import Axes
@@ -91,11 +91,16 @@ def refuse_impossible(
     `topk` for pointwise teachers, `flcg` with an existing set, `fl2mi` with a target set, else `fl`. Raises DataError for too
     few rows, UsageError and InfeasibleError for labels, budgets, rules, and plans or objectives that do not fit.
     """
-    if settings.labels != "auto":
-        parse_labels(settings.labels)
+    _, count = (None, None) if settings.labels == "auto" else parse_labels(settings.labels)
     refuse_small(len(pool))
     Wishes.read(settings).check(Rows.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
+    most = max(len(pool), 0 if target is None else len(target))
+    if by_row and count is not None and count > most:
+        raise InfeasibleError(
+            f"--labels {count} was given; the teacher {teacher.name} is paid by the row, so that is a number of rows, and there "
+            f"are {most}. Give at most that, or a share such as 5%"
+        )
     plan = settings.plan or ("rows" if by_row else "scatter")
     if by_row != (plan == "rows"):
         fitting = (
