@@ -255,7 +255,8 @@ def free_skills(world: World, features: str) -> dict[str, dict[str, float]]:
         found = {}
         for name, free in free_students(lesson).items():
             made = Candidate.of("towers", free, vectors)
-            values = made.student.predict_block(made.targets, made.sources)
+            across, along = made.student.project_targets(vectors.targets), made.student.project_sources(vectors.sources)
+            values = made.student.predict_block(across, along)
             np.fill_diagonal(values, np.nan)
             found[name] = world.skills(UtilityMatrix(ids, ids, values))
         _FREE[world.name, features] = found

@@ -36,23 +36,26 @@ STUDENT = "student"
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """A student with its predictions: of pairs by split, `(n_pairs,)` each."""
+    """A student over some items, of which only those are projected that a prediction is about."""
 
     student: Student
-    targets: Floats
-    sources: Floats
+    vectors: Vectors
 
     @classmethod
     def of(cls, name: str, learned: Learned, vectors: Vectors) -> Candidate:
-        """Project all items."""
-        student = Student(name, learned.weights, learned.mean, learned.scale, views=vectors.views)
-        return cls(student, student.project_targets(vectors.targets), student.project_sources(vectors.sources))
+        """Return a student with what it learned."""
+        return cls(Student(name, learned.weights, learned.mean, learned.scale, views=vectors.views), vectors)
 
     def predict(self, pairs: LabelledPairs) -> Floats:
         """Return predictions `(n_pairs,)`."""
-        return self.student.predict_pairs(pairs, self.targets, self.sources)
+        targets, target = np.unique(pairs.target, return_inverse=True)
+        sources, source = np.unique(pairs.source, return_inverse=True)
+        return self.student.net.pairs(
+            self.student.project_targets(self.vectors.targets[targets]),
+            self.student.project_sources(self.vectors.sources[sources]), target.astype(np.int32), source.astype(np.int32),
+        )  # fmt: skip
 
 
 def tailed(used: Candidate, lesson: Lesson, blocks: Sequence[LabelledPairs], plan: str) -> Student:
@@ -200,7 +203,7 @@ def _measured(
     as_it_is = settings.recipe == "paper" or gate.used != STUDENT
     whole = replace(
         used.student if as_it_is else tailed(used, lesson, blocks, str(settings.plan)),
-        encoder=encoder, targets=used.targets, half_width=scores.half_width, about=about,
+        encoder=encoder, targets=used.student.project_targets(vectors.targets), half_width=scores.half_width, about=about,
         probe=probe_of(work).describe() if settings.features == "probe" else None,
     )  # fmt: skip
     told = {

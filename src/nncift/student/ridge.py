@@ -7,7 +7,7 @@ pairs of validation items. Cost: linear in pairs, and no epoch, learning rate or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from nncift.calculation import ranges
 from nncift.errors import DataError
 from nncift.pairs import LabelledPairs
 from nncift.student.free import Alike, free_lines
 from nncift.student.networks import Floats, Learned, Lesson
 from nncift.student.similarity import powers_of
-from nncift.student.views import STATS, centre_of, unit
+from nncift.student.views import AT_ONCE, STATS, centre_of, unit
 
 Doubles = npt.NDArray[np.float64]
 
@@ -139,31 +140,58 @@ def describe(lesson: Lesson) -> Items:
             raw = [unit(part, centres[name]) for part in raw]
         parts[name] = raw
         most = POINTWISE if pointwise else ALONE if len(views.names) == 1 else COMPONENTS.get(name, ALONE)
-        own, shift = _components(np.concatenate(raw)[order], most, WEIGHT.get(name, 1.0) / np.sqrt(len(views.names)))
+        own, shift = _components(raw, order, most, WEIGHT.get(name, 1.0) / np.sqrt(len(views.names)))
         weight = np.concatenate([weight, np.zeros((views.dim, own.shape[1]), np.float32)], axis=1)
         weight[views.place(name), rank:] = own
         bias = np.concatenate([bias, shift])
         rank += own.shape[1]
-    joined = [
-        np.concatenate([parts[name][at] for name in views.names], axis=1) @ weight + bias for at in range(len(axes))
-    ]
+    joined = [_joined([parts[name][at] for name in views.names], weight, bias) for at in range(len(axes))]
     alike = [{name: parts[name][at] for name in views.similar} for at in range(len(axes))]
     if pointwise:
         return Items(np.zeros((len(lesson.targets), 0), np.float32), joined[0], {}, {}, weight, bias, centres)
     return Items(joined[0], joined[-1], alike[0], alike[-1], weight, bias, centres)
 
 
-def _components(vectors: Floats, most: int, size: float) -> tuple[Floats, Floats]:
-    """Return the linear map `(d, k)` and shift `(k,)` to at most `most` principal components of mean squared length size^2."""
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    centred = vectors - mean
-    covariance = (centred.T @ centred).astype(np.float64) / len(vectors)
+def _joined(views: Sequence[Floats], weight: Floats, bias: Floats) -> Floats:
+    """Return the components of rows whose views stand beside each other, `(n, rank)`."""
+    found = np.empty((len(views[0]), weight.shape[1]), np.float32)
+    for at in ranges(len(found), AT_ONCE):
+        found[at] = np.concatenate([view[at] for view in views], axis=1) @ weight + bias
+    return found
+
+
+def _components(parts: Sequence[Floats], order: npt.NDArray[np.intp], most: int, size: float) -> tuple[Floats, Floats]:
+    """Return the linear map `(d, k)` and shift `(k,)` to at most `most` principal components of mean squared length size^2.
+
+    parts: rows one after the other, summed in this order, block by block: a million rows are never held a second time.
+    """
+    blocks = [order[at] for at in ranges(len(order), AT_ONCE)]
+    width = parts[0].shape[1]
+    mean = np.zeros(width)
+    for block in blocks:
+        mean += _rows(parts, block).mean(axis=0, dtype=np.float64) * (len(block) / len(order))
+    covariance = np.zeros((width, width))
+    for block in blocks:
+        centred = _rows(parts, block) - mean
+        covariance += centred.T @ centred
+    covariance /= len(order)
     values, axes = linalg.eigh(covariance)
     kept = np.flatnonzero(values > max(float(values[-1]), 0.0) * 1e-7)[::-1][:most]
     if not len(kept):
-        return np.zeros((vectors.shape[1], 0), np.float32), np.zeros(0, np.float32)
+        return np.zeros((width, 0), np.float32), np.zeros(0, np.float32)
     found = axes[:, kept] * (size / np.sqrt(float(values[kept].sum())))
     return found.astype(np.float32), (-mean @ found).astype(np.float32)
+
+
+def _rows(parts: Sequence[Floats], places: npt.NDArray[np.intp]) -> Floats:
+    """Return the rows at these places of parts that stand one after the other."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first[places]
+    found = np.empty((len(places), first.shape[1]), first.dtype)
+    inside = places < len(first)
+    found[inside], found[~inside] = first[places[inside]], parts[1][places[~inside] - len(first)]
+    return found
 
 
 class _Features:

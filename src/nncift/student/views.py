@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import ranges
 from nncift.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -21,6 +22,9 @@ SIMILAR = (TEXT, HIDDEN, OUTPUT)
 
 CENTRED = (HIDDEN,)
 """Views whose vectors all point the same way until their mean is taken off."""
+
+AT_ONCE = 1 << 14
+"""Rows that are described at once."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,17 @@ class Views:
 
 def unit(vectors: Floats, centre: Floats | None = None) -> Floats:
     """Return vectors less a centre, scaled to length 1; a vector of nothing but zeros stays."""
-    moved = vectors if centre is None else vectors - centre
-    length = np.linalg.norm(moved, axis=1, keepdims=True)
-    return np.asarray(moved / np.where(length > 0, length, 1), np.float32)
+    found = np.empty(vectors.shape, np.float32)
+    # Block by block: a million rows have no second copy beside the one that is returned.
+    for at in ranges(len(vectors), AT_ONCE):
+        moved = vectors[at] if centre is None else vectors[at] - centre
+        length = np.linalg.norm(moved, axis=1, keepdims=True)
+        found[at] = moved / np.where(length > 0, length, 1)
+    return found
 
 
 def centre_of(name: str, parts: Sequence[Floats]) -> Floats:
     """Return what is taken off a view before its cosines: the mean over items where `CENTRED`, else zeros."""
-    every = np.concatenate(list(parts))
-    return np.asarray(every.mean(axis=0) if name in CENTRED else np.zeros(every.shape[1]), np.float32)
+    if name not in CENTRED:
+        return np.zeros(parts[0].shape[1], np.float32)
+    return np.asarray(np.concatenate(list(parts)).mean(axis=0), np.float32)
