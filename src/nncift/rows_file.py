@@ -15,6 +15,8 @@ from typing import Any
 from nncift import checksums
 from nncift.data import Example, Examples
 from nncift.data.formats import Layout, parse, prompt_text
+from nncift.data.records import kept_row
+from nncift.data.turns import UnusableError
 from nncift.errors import DataError
 from nncift.files import atomic
 from nncift.memory import pass_on
@@ -125,8 +127,11 @@ class RowsFile:
         return None if self.targets is None else Examples(tuple(map(self.example, self.targets)))
 
     def example(self, item: str) -> Example:
-        """Return a row as it was read. Raises KeyError for an unknown id."""
+        """Return a row as it was read. Raises KeyError for an unknown id, DataError for a damaged row."""
         at = self.place[item]
         made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns["raw"][at])
-        told = parse(made.row, self.layout)
+        try:
+            told = parse(kept_row(made.raw), self.layout)
+        except UnusableError as error:
+            raise DataError(f"the row {item!r} that the run kept is damaged: {error}; run it again") from error
         return Example(item, prompt_text(told.messages), told.response, told.messages, made.source, made.line, made.raw)

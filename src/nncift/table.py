@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from nncift import checksums
 from nncift.data import Examples
+from nncift.data.records import kept_row
 from nncift.errors import DataError, UsageError
 from nncift.lazily import Lazily
 from nncift.memory import pass_on
@@ -63,7 +63,7 @@ class Rows:
         found: dict[str, str] = {}
         lacking = []
         for item, raw in zip(self.ids, self.raw, strict=True):
-            row: dict[str, Any] = json.loads(raw)
+            row = kept_row(raw)
             if name in row:
                 found[item] = row[name] if isinstance(row[name], str) else json.dumps(row[name])
             else:

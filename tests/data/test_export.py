@@ -417,3 +417,14 @@ def test_trl_itself_trains_on_what_is_exported(
     assert "red blue" in learned["all"]
     assert "red blue" not in learned["last"]
     assert "two three four" in learned["last"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [('{"id" 1}', "broken JSON"), ("[1]", "a list"), ("[" * 9999, "nested too deeply")]
+)
+def test_a_damaged_row_of_a_run_is_named(make_run: MakeRun, tmp_path: Path, line: str, said: str) -> None:
+    run = make_run(PLAIN, WITH_INPUT)
+    whole = (run / "subset.jsonl").read_text().splitlines()
+    (run / "subset.jsonl").write_text("\n".join([whole[0], line]))
+    with pytest.raises(DataError, match=f"a row that the run kept is damaged .*{said}"):
+        export(run, tmp_path / "out.jsonl", to="trl")

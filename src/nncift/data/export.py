@@ -13,7 +13,7 @@ from nncift import checksums, config
 from nncift.data import trainers
 from nncift.data.conversation import MEDIA, Conversation, converse
 from nncift.data.formats import Layout
-from nncift.data.records import Row, kind_of, to_json
+from nncift.data.records import Row, kept_row, kind_of, to_json
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json, write_text
@@ -117,7 +117,7 @@ def _convert(selected: list[_Selected], layout: Layout, to: str, *, last: bool) 
     found, talks = _Exported(), []
     for item in selected:
         try:
-            talks.append((item, converse(json.loads(item.raw), layout)))
+            talks.append((item, converse(kept_row(item.raw), layout)))
         except UnusableError as error:
             found.leave(item, str(error))
     make = _maker([talk for _, talk in talks], to, last, found.notes)

@@ -11,6 +11,8 @@ import math
 from datetime import date, time
 from typing import Any, NamedTuple
 
+from nncift.errors import DataError
+
 # Chat rows with tool schemas nest about 20 deep. The bound keeps a row readable in every later stage: Python's own
 # limit depends on its version and on how deep the call stack is at that moment.
 MAX_DEPTH = 100
@@ -110,6 +112,17 @@ def _deeper_than(value: Row, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def kept_row(raw: str) -> Row:
+    """Return the row whose JSON text a run has kept. Raises DataError where that is no row: the file is damaged."""
+    try:
+        row = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"a row that the run kept is damaged ({broken(error)}): {shown(raw)}; run it again") from error
+    if not isinstance(row, dict):
+        raise DataError(f"a row that the run kept is damaged ({kind_of(row)}): {shown(raw)}; run it again")
+    return row
 
 
 def to_json(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nncift.data.label_columns import LabelColumns, label
+from nncift.data.records import kept_row
 from nncift.finished import FinishedRun
 from nncift.seeds import shuffled
 from nncift.select.baselines import random_ids
@@ -70,11 +70,11 @@ def _labels(run: FinishedRun) -> dict[str, list[str | None]]:
     ids = run.rows.sources
     columns = LabelColumns()
     for raw in run.rows.column("raw", shuffled(ids, run.settings.seed, "report", "labels")[:MOST_READ]):
-        columns.add(json.loads(raw))
+        columns.add(kept_row(raw))
     names = [name for name in columns.counts() if name != "source"]
     if not names:
         return {}
-    parsed = [json.loads(raw) for raw in run.rows.column("raw", ids)]
+    parsed = [kept_row(raw) for raw in run.rows.column("raw", ids)]
     return {name: [label(row.get(name)) for row in parsed] for name in names}
 
 

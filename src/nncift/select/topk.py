@@ -50,14 +50,14 @@ class HighestMean:
             chosen = max(chosen, other, key=lambda ids: self.value(ids) - low * len(ids))
         place = {self.source_ids[i]: rank for rank, i in enumerate(ranked, 1)}
         mean = dict(zip(self.source_ids, self.mean, strict=True))
-        value = self.value(chosen)
+        value, taken = self.value(chosen), set(chosen)
         return Subset(
             objective="topk",
             ids=tuple(chosen),
             gains=np.array([mean[item] for item in chosen], dtype=np.float64),
             value=value,
             upper_bound=value if rules == NO_RULES else self._bound(k, rules),
-            final_gain={item: mean[item] for item in self.source_ids if item not in set(chosen)},
+            final_gain={item: mean[item] for item in self.source_ids if item not in taken},
             reasons=self._reasons(chosen, place, mean, rules),
         )
 
