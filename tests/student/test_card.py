@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ def test_names_from_files_do_not_break_the_card() -> None:
 def test_a_card_needs_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished run with a student"):
         write_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("manifest.yaml", ""), ("manifest.yaml", "pool: 3"), ("manifest.yaml", "a: &a 1\nb: *a"), ("summary.json", "[]"),
+     ("fidelity.json", '{"verdicts": 1}'), ("student/student.json", '{"encoder": 7}')],
+)  # fmt: skip
+def test_a_card_of_files_that_were_edited_is_refused(done: Path, tmp_path: Path, name: str, content: str) -> None:
+    run = shutil.copytree(done, tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(DataError):
+        write_card(run)
 
 
 def test_a_student_loads_from_its_folder_and_from_its_run(done: Path) -> None:

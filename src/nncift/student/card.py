@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nncift import config
 from nncift.errors import DataError
 from nncift.evaluate.verdicts import NAMES
 from nncift.files import write_text
@@ -27,11 +28,15 @@ def write_card(run: str | Path) -> Path:
             json.loads((folder / name).read_text(encoding="utf-8"))
             for name in ("summary.json", "fidelity.json", "student/student.json")
         )
-        settings = yaml.safe_load((folder / "manifest.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"there is no finished run with a student in {str(folder)!r} ({error})") from error
+        settings = config.load(folder / "manifest.yaml")
+        text = card(summary, fidelity, student, settings)
+    except DataError:
+        raise
+    # Files that somebody has edited may hold anything in any place.
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"there is no finished run with a student in {str(folder)!r} ({error!r})") from error
     path = folder / "student" / CARD
-    write_text(path, card(summary, fidelity, student, settings))
+    write_text(path, text)
     return path
 
 
