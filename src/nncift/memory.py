@@ -46,7 +46,10 @@ _SAID = (
 )  # fmt: skip
 """What torch, Arrow, Python and the loader of libraries say where they do not raise MemoryError, in small letters."""
 
-_FAMILIES = (MemoryError, RuntimeError, OSError, ImportError)
+_SAID_UNDER_A_CAP = ("error return without exception set", "could not find/load shared object")
+"""What imports say that are refused memory, and that elsewhere means something else."""
+
+_FAMILIES = (MemoryError, RuntimeError, OSError, ImportError, SystemError)
 
 _ASKED = re.compile(r"allocate ([\d.]+) (bytes|[KMGT]iB)|allocate (\d+) bytes|of size (\d+)")
 
@@ -101,7 +104,9 @@ def rows_at_once(most: int, row_bytes: int) -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Tell whether an error says that this process's memory, and not a device's, ran out."""
-    return isinstance(error, MemoryError) or any(said in str(error).lower() for said in _SAID)
+    most, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    known = _SAID if most == resource.RLIM_INFINITY else (*_SAID, *_SAID_UNDER_A_CAP)
+    return isinstance(error, MemoryError) or any(said in str(error).lower() for said in known)
 
 
 def pass_on(error: Exception) -> None:

@@ -41,7 +41,7 @@ def _memory_named(name: str) -> Iterator[None]:
     """Name the command where memory runs out and no stage said so. The module is loaded when that happens, or a cap is set."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError, ImportError):
+    except (MemoryError, RuntimeError, OSError, ImportError, SystemError):
         from nncift.memory import named
 
         with named(f"`nncift {name}`"):

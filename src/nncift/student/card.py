@@ -30,8 +30,6 @@ def write_card(run: str | Path) -> Path:
         )
         settings = config.load(folder / "manifest.yaml")
         text = card(summary, fidelity, student, settings)
-    except DataError:
-        raise
     # Files that somebody has edited may hold anything in any place.
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"there is no finished run with a student in {str(folder)!r} ({error!r})") from error
