@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment that forbids bytecode compiles every library anew at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint format bench docs dist clean
+.PHONY: setup demo test test-slow lint format bench docs dist audit clean
 
 setup: .venv/.ready
 
@@ -48,6 +48,16 @@ dist: setup
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/python -m pytest -m slow --timeout=1200 tests/test_distribution.py
+
+# Known weaknesses of the versions installed here, by the advisories of PyPI; asks the network. What cannot be audited fails.
+audit: .venv/.audit-ready
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//; s/ @ .*//' > .venv/audit.txt
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps -r .venv/audit.txt
+
+.venv/.audit-ready: .venv/.ready
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install -qq --no-compile pip-audit
+	touch $@
 
 clean:
 	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from nncift.answers.generate import generate
 from nncift.data import Example, Examples, Message, read
 from nncift.errors import ResourceError
 from nncift.lm import CausalLM, Row
+from nncift.tuning import training
 from nncift.tuning.courses import Measure, course
 from nncift.tuning.training import Lessons, Method, Pupil, Recipe, defaults, method_of, summed_loss
 from nncift.wording import Wording
@@ -83,6 +84,57 @@ def test_a_step_of_several_passes_is_the_step_of_one(llama: CausalLM, lessons: L
         with Pupil(llama, recipe(batch_tokens=tokens)).taught(lessons.rows, plan, 0) as losses:
             found.append(losses)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+class Limited:
+    """A loss that runs out of memory above so many padded tokens, before or after a part of its gradient is there."""
+
+    def __init__(self, most: int, *, backward: bool) -> None:
+        self.most, self.backward, self.tried = most, backward, list[int]()
+
+    def __call__(self, lm: CausalLM, rows: Sequence[Row]) -> torch.Tensor:
+        self.tried.append(len(rows) * max(map(len, rows)))
+        found = summed_loss(lm, rows)
+        if len(rows) > 1 and self.tried[-1] > self.most:
+            if self.backward:
+                found.backward()
+            raise torch.OutOfMemoryError
+        return found
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_where_memory_runs_out_a_step_is_the_same_in_smaller_passes(
+    backward: bool, llama: CausalLM, lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=4), 4, 0)
+    with Pupil(llama, recipe()).taught(lessons.rows, plan, 0) as losses:
+        whole, weights = losses, state(llama)
+    limited = Limited(2 * max(map(len, lessons.rows.values())), backward=backward)
+    monkeypatch.setattr(training, "summed_loss", limited)
+    with Pupil(llama, recipe()).taught(lessons.rows, plan, 0) as losses:
+        halved, other = losses, state(llama)
+    # What was too much is remembered: one step begins again, no other.
+    assert sum(size > limited.most for size in limited.tried) == 1
+    assert len(limited.tried) > len(plan.updates) + 1
+    assert halved == pytest.approx(whole, rel=1e-4)
+    for name, value in weights.items():
+        # Updates of Adam have the size of the rate where a gradient is next to nothing.
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_that_never_fits_is_named(llama: CausalLM, lessons: Lessons, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    before = state(llama)
+    monkeypatch.setattr(training, "summed_loss", full)
+    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=2), 4, 0)
+    with (
+        pytest.raises(ResourceError, match="does not fit into the memory"),
+        Pupil(llama, recipe()).taught(lessons.rows, plan, 0),
+    ):
+        pass
+    assert same(before, state(llama))
 
 
 @pytest.mark.parametrize("method", ["whole", "lora"])

@@ -60,14 +60,19 @@ class Fits:
 
 def _tried(part: Sequence[Item], do: Callable[[Sequence[Item]], Sequence[Result]]) -> Sequence[Result] | None:
     """Return what `do` makes of a part, None where memory ran out and the part can be halved."""
-    import torch
-
     try:
         return do(part)
     except (MemoryError, RuntimeError) as error:
-        if len(part) == 1 or not (isinstance(error, torch.OutOfMemoryError) or ran_out(error)):
+        if len(part) == 1 or not is_out_of_memory(error):
             raise
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out: a device's, or this process's."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or ran_out(error)
 
 
 def _halves(part: Sequence[Item]) -> list[Sequence[Item]]:

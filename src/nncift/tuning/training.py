@@ -1,11 +1,12 @@
 """Supervised tuning of one model on many subsets: the loss is that of the response alone, and padding carries none.
 
 A plain loop: AdamW without decay, a rise and a straight fall of the learning rate, clipped gradients. One model serves all
-subsets: before each it is what it was.
+subsets: before each it is what it was. Where memory runs out, a step is summed up from smaller passes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.lm import SMALL, CausalLM, Row
+from nncift.scale.memory import free_cache, is_out_of_memory
 from nncift.seeds import derive
 from nncift.teachers.adam import BETAS, EPSILON
 from nncift.teachers.passes import batches, row_losses
@@ -25,6 +27,7 @@ from nncift.wording import Tokens, Wording
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
 Method = Literal["whole", "lora", "qlora"]
 
 
@@ -141,6 +144,7 @@ class Pupil:
             shape = LoraShape(recipe.rank, recipe.alpha, recipe.dropout, linear_modules(lm.model))
             self._trainable = Trainable.with_lora(lm.model, shape, 0)
         self._start = self._trainable.snapshot()
+        self._most = recipe.batch_tokens
 
     @property
     def parameters(self) -> int:
@@ -183,8 +187,8 @@ class Pupil:
                     losses.append(self._update(update, optimizer, values))
             except torch.OutOfMemoryError as error:
                 raise ResourceError(
-                    f"training {recipe.batch} rows a step does not fit into the memory of {self.lm.device}; try --method "
-                    "qlora, a smaller --batch or a smaller --context"
+                    f"training on one row does not fit into the memory of {self.lm.device}; try --method qlora or a smaller "
+                    "--context"
                 ) from error
             finally:
                 model.eval().requires_grad_(False)
@@ -195,12 +199,7 @@ class Pupil:
         """Take one step on the mean loss over all response tokens of its rows, and return that loss."""
         import torch
 
-        total = sum(len(row.response) for row in update)
-        loss = 0.0
-        for places in batches(update, self.recipe.batch_tokens):
-            part = summed_loss(self.lm, [update[place] for place in places]) / total
-            part.backward()
-            loss += float(part.detach())
+        loss = self._gradients(update, values)
         norm = torch.nn.utils.clip_grad_norm_(values, CLIP)
         if not bool(torch.isfinite(norm)):
             raise ResourceError(
@@ -210,6 +209,36 @@ class Pupil:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _gradients(self, update: Sequence[Row], values: Sequence[torch.Tensor]) -> float:
+        """Leave the gradient of a step's loss in the weights, and return the loss.
+
+        Passes have at most `_most` padded tokens. Where one does not fit into memory that is halved for good, and the step begins
+        again: a pass that ran out may have left a part of its gradient, and a second copy to sum into is dear where all train.
+        """
+        total = sum(len(row.response) for row in update)
+        while True:
+            parts = [[update[place] for place in places] for places in batches(update, self._most)]
+            try:
+                return sum(self._pass(part, total) for part in parts)
+            except (MemoryError, RuntimeError) as error:
+                if all(len(part) == 1 for part in parts) or not is_out_of_memory(error):
+                    raise
+            # Only now: while the error is handled, its frames hold the pass's memory.
+            for value in values:
+                value.grad = None
+            size = max(len(part) * max(map(len, part)) for part in parts if len(part) > 1)
+            self._most = size // 2
+            log.warning(
+                "a training pass of %d tokens did not fit into memory; the next ones have at most %d", size, self._most
+            )
+            free_cache()
+
+    def _pass(self, rows: Sequence[Row], total: int) -> float:
+        """Add the gradient of some rows' share of a step's loss to the weights', and return the share."""
+        part = summed_loss(self.lm, rows) / total
+        part.backward()
+        return float(part.detach())
 
 
 def summed_loss(lm: CausalLM, rows: Sequence[Row]) -> torch.Tensor:
