@@ -156,6 +156,22 @@ FEW = b"\n".join(
 )
 
 
+MANIFEST_SEED = """\
+pool: [few.jsonl]
+teacher: length
+encoder: hash
+labels: 40%
+budget: '5'
+objective: topk
+map: {prompt: instruction, completion: output}
+option: {rank: 8, subtask: null}
+seed: 0
+record:
+  versions: {nncift: 0.1.0, torch: null}
+  machine: {python: 3.11.0}
+"""
+
+
 @cache
 def finished() -> Path:
     """Return a small finished run, made without a model."""
@@ -218,8 +234,48 @@ def directory(data: bytes) -> None:
         raise AssertionError("a file outside the run directory has changed")
 
 
+@cache
+def unmarked() -> Path:
+    """Return a copy of the finished run without marks, so that no checksum refuses a file before it is read."""
+    run = folder() / "unmarked"
+    shutil.copytree(finished(), run)
+    shutil.rmtree(run / "stages")
+    return run
+
+
+def manifest(data: bytes) -> None:
+    """Read a run whose manifest somebody has written: as settings, by commands on a finished run, and to go on with it."""
+    from nncift import config
+    from nncift.data.export import export
+    from nncift.finished import FinishedRun
+    from nncift.rundir import MANIFEST, RunDir
+    from nncift.wishes import Wishes
+
+    run = unmarked()
+    (run / MANIFEST).write_bytes(data)
+
+    def repeated() -> None:
+        found = config.resolve({}, run / MANIFEST)
+        if config.resolve(json.loads(found.model_dump_json(exclude_none=True))) != found:
+            raise AssertionError("settings do not come back as they were written")
+        Wishes.read(found)
+
+    def went_on() -> None:
+        with RunDir(run, config.resolve({"pool": [str(folder() / "few.jsonl")], "teacher": "length"})) as opened:
+            opened.costs()
+
+    before = _outside()
+    for act in (
+        repeated, lambda: FinishedRun(run).settings, went_on, lambda: export(run, folder() / "rest.jsonl", to="trl"),
+    ):  # fmt: skip
+        with _allowed():
+            act()
+    if _outside() != before:
+        raise AssertionError("a file outside the run directory has changed")
+
+
 def _outside() -> list[tuple[str, int]]:
-    skip = {"run", "rest", "cache", "last-input"}
+    skip = {"run", "rest", "rest.jsonl", "unmarked", "cache", "last-input"}
     return sorted(
         (str(path), path.stat().st_mtime_ns)
         for path in folder().rglob("*")
@@ -236,7 +292,8 @@ def _changed(content: bytes, data: bytes) -> bytes:
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
-    made.__name__: made for made in (lines, document, packed, parquet, trainers, settings, template, wishes, directory)
+    made.__name__: made
+    for made in (lines, document, packed, parquet, trainers, settings, template, wishes, manifest, directory)
 }
 
 
@@ -307,6 +364,7 @@ def seeds(target: str) -> list[bytes]:
         "parquet": [stream.getvalue()],
         "settings": [b"pool: [a.jsonl]\nlabels: 5%\nmap: {prompt: q}\noption: {x: 2e-5}\nseed: 3\nquota: 'source:min=5%'\n"],
         "template": [b"Q: {prompt}\nA: {response}"], "wishes": [b"30%\nsource:min=5%,max=40%\nnear:0.95\n5%\nr1\nr2"],
+        "manifest": [MANIFEST_SEED.encode()],
         "directory": [bytes([at, mark, how, 1, 7]) + b"{}" for at in range(40) for mark in (0, 255) for how in (0, 200, 201)],
     }  # fmt: skip
     kept = sorted((CORPUS / target).glob("*")) if (CORPUS / target).is_dir() else []
@@ -342,7 +400,7 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str
     dice, began = random.Random(seed), time.process_time()
     told: dict[str, Any] = {"inputs": dict.fromkeys(targets, 0), "finds": []}
     known: set[str] = set()
-    if "directory" in targets:
+    if {"directory", "manifest"} & set(targets):
         finished()
     # What an interrupted session has found counts.
     with bounded(), contextlib.suppress(KeyboardInterrupt):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import fuzz
 
-INPUTS = {"wishes": 20, "directory": 1}
+INPUTS = {"wishes": 20, "manifest": 30, "directory": 1}
 """How many mutated inputs a target gets in the short profile; 60 where it is not named."""
 
 KEPT = [
