@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.plan import (
     BASE,
-    CHUNK_TARGETS,
     Q2,
     Q3,
     TEST,
@@ -21,6 +20,7 @@ from nncift.plan import (
     grow,
     parse_labels,
 )
+from nncift.plan.adding import CHUNK_TARGETS
 
 
 def ids(n: int, start: int = 0) -> list[str]:
