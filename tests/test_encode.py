@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_a_damaged_encoder_is_an_error(tmp_path: Path, llama_folder: Path) -> No
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ResourceError, match="cannot be loaded"):
         create(str(tmp_path), device="cpu").describe()
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_another(llama_folder: Path, tmp_path: Path) -> None:
+    texts = ["sort the red dog", "add"]
+    together, counts = SentenceEncoder(str(llama_folder), device="cpu").encode(texts)
+    alone = np.concatenate([SentenceEncoder(str(llama_folder), device="cpu").encode([text])[0] for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert counts.tolist() == [5, 2]
+    bare = tmp_path / "bare"
+    shutil.copytree(llama_folder, bare)
+    told = json.loads((bare / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in told.items() if not name.endswith("_token")}
+    (bare / "tokenizer_config.json").write_text(json.dumps(kept))
+    (bare / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(ResourceError, match="without a token to pad texts with"):
+        SentenceEncoder(str(bare), device="cpu").encode(texts)
 
 
 def test_minilm_comes_from_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:

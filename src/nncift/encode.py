@@ -73,13 +73,26 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            return SentenceTransformer(
+            model = SentenceTransformer(
                 folder, device=resolve_device(self._device), model_kwargs={"use_safetensors": True}
             )
         except NnciftError:
             raise
         except Exception as error:  # damaged files raise exceptions outside all families
             raise ResourceError(f"the encoder {self.name!r} cannot be loaded: {error}") from error
+        self._let_pad(model.tokenizer)
+        return model
+
+    def _let_pad(self, tokenizer: Any) -> None:
+        """Give a tokenizer that has no padding token one that it has: what stands there is masked in attention and mean."""
+        if getattr(tokenizer, "pad_token", "") is None:
+            tokens = (getattr(tokenizer, f"{kind}_token", None) for kind in ("eos", "unk", "bos"))
+            tokenizer.pad_token = next((token for token in tokens if token is not None), None)
+            if tokenizer.pad_token is None:
+                raise ResourceError(
+                    f"the encoder {self.name!r} has a tokenizer without a token to pad texts with; set its pad_token, or use "
+                    "another --encoder"
+                )
 
     @cached_property
     def _weights(self) -> str:
