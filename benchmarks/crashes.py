@@ -32,6 +32,7 @@ BEGIN = "begin"
 ALIKE = {
     "shards": "delift, scatter", "joining shards": "delift, scatter", "Ray's driver": "delift, scatter",
     "shards, active, probe": "delift, active, probe", "shards, less": "less",
+    "shards, calculating": "delift, on a graph",
 }  # fmt: skip
 """Scenarios that have to leave the bytes that another one leaves, which is of one process."""
 
@@ -121,6 +122,20 @@ def shards_joined(folder: Path, **given: Any) -> None:
     run(folder, **given)
 
 
+def _share_everything() -> None:
+    """Let calculations be worth sharing, however small."""
+    from nncift import calculation
+
+    shared: Any = calculation
+    shared.WORTH, shared.BYTES_A_SECOND = 0.0, float("inf")
+
+
+def shards_calculating(folder: Path) -> None:
+    """Do both shards, calculations too, and join them."""
+    _share_everything()
+    shards_joined(folder, **ON_GRAPH)
+
+
 def by_ray(folder: Path, **given: Any) -> None:
     """Run with two workers of a local cluster, whose clocks stand still too."""
     from nncift.scale import cluster
@@ -140,9 +155,7 @@ def by_ray(folder: Path, **given: Any) -> None:
 
         made_of = Still
 
-    # All that can be sent is sent.
-    sent: Any = cluster
-    sent.WORTH, sent.BYTES_A_SECOND = 0.0, float("inf")
+    _share_everything()
     with Cluster(settings_of(folder, **given), folder / "run", ClusterSettings(workers=2)) as engine:
         run(folder, engine, **given)
 
@@ -181,6 +194,7 @@ def demo(folder: Path) -> None:
     play(folder / "demo", rows=50, labels="25%")
 
 
+ON_GRAPH: Mapping[str, Any] = {"plan": "scatter", "neighbours": 8, "optimiser": "partition"}
 LESS = {"projection": 32, "epochs": 2, "warmup_share": 0.2, "rank": 4}
 SCENARIOS: Mapping[str, Scenario] = {
     scenario.name: scenario
@@ -195,6 +209,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario("demo", demo),
         Scenario("shards", partial(shards_joined, plan="scatter")),
         Scenario("shards, active, probe", partial(shards_joined, plan="active", features="probe")),
+        Scenario("delift, on a graph", partial(run, **ON_GRAPH)),
+        Scenario("shards, calculating", shards_calculating),
         Scenario("shards, less", partial(shards_joined, teacher="less", option=LESS)),
         Scenario("joining shards", partial(run, plan="scatter"), ready=partial(shards, plan="scatter")),
         Scenario("Ray's driver", partial(by_ray, plan="scatter")),
@@ -345,9 +361,12 @@ class Harness:
         @contextmanager
         def noted(directory: RunDir, stage: str) -> Iterator[Any]:
             outer, state["stage"] = state["stage"], stage
-            with measured(directory, stage) as cost:
-                yield cost
-            state["stage"] = f"after {stage}" if outer == BEGIN or outer.startswith("after") else outer
+            try:
+                with measured(directory, stage) as cost:
+                    yield cost
+            finally:
+                # Also where a shard leaves a stage to others.
+                state["stage"] = f"after {stage}" if outer == BEGIN or outer.startswith("after") else outer
 
         def synced(handle: int) -> None:
             change()

@@ -26,9 +26,8 @@ import numpy as np
 from ray_scale import cpu_seconds, hired
 from sparse import FAR, NEAR, clustered, student
 
-from nncift import config
+from nncift import calculation, config
 from nncift.calculation import Calculate, Calculation, Keep
-from nncift.scale import cluster
 from nncift.scale.cluster import OnRay
 from nncift.scale.pieces import Engine, calculate
 from nncift.select import graphs
@@ -110,7 +109,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    cluster.WORTH, cluster.BYTES_A_SECOND = 0.0, float("inf")
+    calculation.WORTH, calculation.BYTES_A_SECOND = 0.0, float("inf")
     settings = config.resolve({"teacher": "delift-se", "encoder": "hash", "device": "cpu"})
     vectors = clustered(given.rows)
     trained = student(vectors)

@@ -38,7 +38,7 @@ BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
 SPREAD = {
     "delift, scatter": (20, 8), "delift, active, probe": (10, 4), "less": (8, 4), "loss": (30, 10), "select": (30, 8),
     "score, export": (25, 5), "evaluate": (10, 3), "demo": (4, 2), "shards": (8, 3), "shards, active, probe": (4, 1),
-    "shards, less": (3, 1), "joining shards": (4, 1), "Ray's driver": (4, 0),
+    "shards, less": (3, 1), "joining shards": (4, 1), "Ray's driver": (4, 0), "shards, calculating": (8, 3),
 }  # fmt: skip
 """Kills alone: at writes in equal steps, and at random times."""
 

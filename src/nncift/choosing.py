@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,21 +96,7 @@ def choose(
     calculate: has the parts of a selection in parts done.
     """
     objective, seed = str(settings.objective), settings.seed
-    # Rows go into the files as they are, with what no model sees of them.
-    order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
-    identity = ([rows.ids[place], rows.sources[place], rows.raw[place]] for place in order)
-    keys["select"] = fingerprint(
-        "select",
-        keys["fit"],
-        keys.get("existing"),
-        objective,
-        seed,
-        identity,
-        settled.identity,
-        settings.quota,
-        settings.neighbours,
-        *([] if settings.optimiser in (None, "lazy") else [settings.optimiser]),
-    )
+    keys["select"] = key_of(keys, settings, rows, settled)
     with directory.stage("select", keys["select"], FILES) as stage:
         if not stage.done:
             with directory.measured("score"):
@@ -123,6 +109,25 @@ def choose(
             write_json(directory.file("selection.json"), {**chosen.told, "ids": list(chosen.subset.ids)})
     told: dict[str, Any] = directory.read_json("selection.json")
     return told
+
+
+def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: Settled) -> str:
+    """Return the fingerprint of a selection. keys: of the stages so far."""
+    # Rows go into the files as they are, with what no model sees of them.
+    order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
+    identity = ([rows.ids[place], rows.sources[place], rows.raw[place]] for place in order)
+    return fingerprint(
+        "select",
+        keys["fit"],
+        keys.get("existing"),
+        str(settings.objective),
+        settings.seed,
+        identity,
+        settled.identity,
+        settings.quota,
+        settings.neighbours,
+        *([] if settings.optimiser in (None, "lazy") else [settings.optimiser]),
+    )
 
 
 def solve(

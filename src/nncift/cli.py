@@ -88,15 +88,19 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
 @engine_options
 @click.option(
-    "--shard", metavar="I/K", help="Do part I of K of embedding and labelling, beside others; then run without."
+    "--shard", metavar="I/K", help="Do part I of K of a run's work, beside others; then run without, which selects."
 )
+@click.option(
+    "--wait/--no-wait", default=None,
+    help="With --shard: wait for shards at work, or do not.  [default: in rounds and calculations]",
+)  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @offline_option
 @memory_option
 @command
 def run_command(
-    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, engine: str,
-    address: str | None, workers: int | None, gpus_per_worker: float | None, out: Path | None, map_: tuple[str, ...],
+    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, wait: bool | None,
+    engine: str, address: str | None, workers: int | None, gpus_per_worker: float | None, out: Path | None, map_: tuple[str, ...],
     **flags: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Select rows of POOL files that are worth training on."""
@@ -123,6 +127,8 @@ def run_command(
     from nncift.teachers import registry
 
     part = None if shard is None else Shard.parse(shard)
+    if part is None and wait is not None:
+        raise UsageError(f"--{'wait' if wait else 'no-wait'} was given, which goes with --shard")
     cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     teacher = registry.create(
         settings, settings.device, seed=settings.seed, encoder=settings.encoder,
@@ -144,7 +150,7 @@ def run_command(
 
         told = run_shard(
             settings, pool, Path(str(out)), part, teacher=teacher, target=target, existing=existing,
-            progress=progress(show),
+            progress=progress(show), wait=wait,
         )  # fmt: skip
         if show:
             from nncift.show_scale import show_shard

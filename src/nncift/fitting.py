@@ -33,6 +33,7 @@ from nncift.vectors import Vectors
 QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
 HELD_OUT = ("validation", "test")
 STUDENT = "student"
+FILES = ("student/student.json", "student/student.safetensors", "fidelity.json")
 Floats = npt.NDArray[np.float32]
 
 
@@ -81,14 +82,17 @@ def refuse_unfit_student(settings: StudentSettings) -> None:
         )
 
 
+def fit_key(work: Work) -> str:
+    """Set and return the fingerprint of the stage; those of labels and vectors are there."""
+    given = [work.keys[name] for name in ("label", "embed", "probe") if name in work.keys]
+    return work.key("fit", *given, work.settings.part(StudentSettings), work.settings.seed)
+
+
 def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
     """Train the student, measure its fidelity beside the baselines, choose by the gate, and save."""
-    settings = work.settings
-    given = [work.keys[name] for name in ("label", "embed", "probe") if name in work.keys]
-    key = work.key("fit", *given, settings.part(StudentSettings), settings.seed)
+    settings, key = work.settings, fit_key(work)
     folder = work.directory.file("student")
-    left = ("student/student.json", "student/student.safetensors", "fidelity.json")
-    with work.directory.stage("fit", key, left) as stage:
+    with work.directory.stage("fit", key, FILES) as stage:
         if not stage.done:
             lesson = Lesson(labels["train"], labels["validation"], vectors.targets, vectors.sources, vectors.views)
             with work.progress("fitting the student", 0) as advance:
@@ -112,14 +116,16 @@ def predict(
     shared: bool,
     subtask_of: Mapping[str, str] | None = None,
     calculate: Calculate = here,
+    held: bool = True,
 ) -> Predicted:
     """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
 
     A student `for_coverage` adds its tail to what is predicted. subtask_of: each target's subtask; then what is left is one
-    target, the subtask that a source helps most. Raises ResourceError where it does not fit in memory.
+    target, the subtask that a source helps most. held: this process holds the matrix, which one that only does parts of it does
+    not. Raises ResourceError where it does not fit in memory.
     """
     needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
-    free = free_memory()
+    free = free_memory() if held else None
     if free is not None and needed > free:
         raise ResourceError(
             f"selecting from {len(vectors.sources)} rows takes {needed / 1e6:,.0f} MB of memory for the matrix and its working "

@@ -110,7 +110,8 @@ def graph_of(
         alike = nearest(student.text_of(rows), k, seed=seed, calculate=calculate) if len(ids) <= EXACT_ROWS else None
     else:
         near = alike = nearest(student.text_of(rows), k, seed=seed, calculate=calculate)
-    graph = with_known(scored_graph(covering, ids, rows, rows, near, seed=seed, calculate=calculate), known)
+    last = settings.optimiser != "partition"
+    graph = with_known(scored_graph(covering, ids, rows, rows, near, seed=seed, calculate=calculate, last=last), known)
     return OnGraph(graph, near, score, alike, settings.optimiser or "lazy")
 
 
@@ -151,9 +152,9 @@ def _aimed(student: Student, ids: tuple[str, ...], wanted: Floats, pool: Floats,
     score = mean_per_source(student, student.project_targets(pool), student.project_sources(pool), calculate=calculate)
     covering = student.for_coverage()
     as_targets = covering.project_targets(pool)
+    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted), calculate=calculate)
     values = all_pairs(covering, as_targets, covering.project_sources(pool), calculate)
     np.fill_diagonal(values, np.nan)
-    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted), calculate=calculate)
     reference = Reference(ids, best.astype(np.float64), low)
     return Ground(UtilityMatrix(ids, ids, values), reference, student.text_of(pool), True, score)
 

@@ -7,7 +7,7 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,17 @@ from nncift.encode import Encoder
 from nncift.errors import UsageError
 from nncift.existing import embed_existing
 from nncift.fitting import predict, refuse_unfit_student
-from nncift.ground import graph_of, ground_of
+from nncift.ground import Existing, graph_of, ground_of
 from nncift.growing import climb, rungs
+from nncift.labelling import Axes
 from nncift.labels import combine
+from nncift.pairs import LabelledPairs
 from nncift.progress import Progress, silent
 from nncift.report import write_report
 from nncift.results import Run, finish, record_of
 from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
-from nncift.scale.pieces import Engine, Here
+from nncift.scale.pieces import SCORE, Engine, Here
 from nncift.scale.shards import Joining
 from nncift.scale.start import ClusterSettings, engine_of
 from nncift.stages import (
@@ -43,9 +45,11 @@ from nncift.stages import (
     usable_rows,
 )  # fmt: skip
 from nncift.student.card import write_card
+from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher, registry
-from nncift.wishes import Wishes
+from nncift.vectors import Vectors
+from nncift.wishes import Settled, Wishes
 
 
 def run(
@@ -160,26 +164,10 @@ def execute(
         joining.tidy(finished_jobs(work))
         write_rows_file(directory, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
-        matrix = partial(
-            predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate
-        )
-        ground: Callable[[], Ground | OnGraph] = partial(
-            ground_of, str(settings.objective), student, matrix, vectors.targets, vectors.sources,
-            dict(zip(rows.ids, rows.content, strict=True)), before, shared=axes.shared,
-            calculate=work.calculate,
-        )  # fmt: skip
-        if settings.neighbours is not None:
-            ground = partial(
-                graph_of,
-                student,
-                combine(labels),
-                vectors.sources,
-                settings,
-                settings.seed,
-                settled.removed,
-                work.calculate,
-            )
+        ground = grounds(work, axes, vectors, labels, student, rows, settled, before, subtask_of)
         selection = choose(work.directory, work.keys, settings, rows, settled, ground, calculate=work.calculate)
+        directory.charge(SCORE, joining.seconds)
+        joining.tidy_calculated(work.keys["fit"])
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
         directory.write_manifest(record_of(work, pool), keep_summary=True)
@@ -188,6 +176,34 @@ def execute(
             write_card(done.path)
             write_report(done.path)
         return done
+
+
+def grounds(
+    work: Work, axes: Axes, vectors: Vectors, labels: dict[str, LabelledPairs], student: Student, rows: Rows,
+    settled: Settled, existing: Existing | None, subtask_of: Mapping[str, str] | None, *, held: bool = True,
+) -> Callable[[], Ground | OnGraph]:  # fmt: skip
+    """Return what gives the ground that a selection is made on. held: see `predict`."""
+    settings = work.settings
+    if settings.neighbours is not None:
+        return partial(
+            graph_of,
+            student,
+            combine(labels),
+            vectors.sources,
+            settings,
+            settings.seed,
+            settled.removed,
+            work.calculate,
+        )
+    # What a shard leaves aside are rows that were trained on already: the matrix is that of `fl`.
+    objective = "fl" if settings.objective == "flcg" and existing is None else str(settings.objective)
+    matrix = partial(
+        predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate, held=held
+    )  # fmt: skip
+    return partial(
+        ground_of, objective, student, matrix, vectors.targets, vectors.sources,
+        dict(zip(rows.ids, rows.content, strict=True)), existing, shared=axes.shared, calculate=work.calculate,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -164,7 +164,13 @@ class RunDir:
                 yield cost
         finally:
             watch.add_to(cost)
-            write_sealed(self.file("costs.json"), {key: value.to_json() for key, value in self._costs.items()})
+            self._write_costs()
+
+    def charge(self, name: str, seconds: float) -> None:
+        """Add seconds that other processes worked on a stage."""
+        if seconds:
+            self._costs.setdefault(name, StageCost()).seconds += seconds
+            self._write_costs()
 
     def costs(self) -> dict[str, StageCost]:
         """Return the cost of every stage so far, over all sessions."""
@@ -208,6 +214,9 @@ class RunDir:
         else:
             return
         raise UsageError(f"--out {str(self.path)!r} is {what}; give a new directory or that of an earlier run")
+
+    def _write_costs(self) -> None:
+        write_sealed(self.file("costs.json"), {key: value.to_json() for key, value in self._costs.items()})
 
     def _read_costs(self) -> dict[str, StageCost]:
         found = self.read_json("costs.json", {}, sealed=True)

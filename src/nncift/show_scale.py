@@ -7,7 +7,7 @@ from typing import Any
 
 from nncift.show import console
 
-VERBS = {"embed": "embedded", "probe": "probed", "label": "labelled"}
+VERBS = {"embed": "embedded", "probe": "probed", "label": "labelled", "score": "calculated"}
 
 
 def show_shard(told: Mapping[str, Any]) -> None:

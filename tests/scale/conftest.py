@@ -41,7 +41,9 @@ def start(
     """Return a function that makes a run, or one shard of it, on 40 rows with a tiny language model."""
     pool = write_pool(40)
 
-    def begin(out: str, shard: str | None = None, engine: Any = None, **more: Any) -> Run | dict[str, Any]:
+    def begin(
+        out: str, shard: str | None = None, engine: Any = None, wait: bool | None = None, **more: Any
+    ) -> Run | dict[str, Any]:
         given = {
             "pool": str(pool), "teacher": "delift", "model": str(llama_folder), "encoder": "hash", "labels": "40%",
             "budget": "20%", "template": "plain", "test_items": 4, "validation_items": 3, **more,
@@ -53,7 +55,8 @@ def start(
         teacher = registry.create(settings, encoder=settings.encoder, workspace=pipeline.workspace_of(path))
         rows = pipeline.read_pool(settings)
         if shard is not None:
-            return run_shard(settings, rows, path, Shard.parse(shard), teacher=teacher)
+            target = pipeline.read_target(settings)
+            return run_shard(settings, rows, path, Shard.parse(shard), teacher=teacher, target=target, wait=wait)
         if engine is None:
             return pipeline.execute(settings, rows, path, teacher=teacher)
         with engine(settings, out) as hired:

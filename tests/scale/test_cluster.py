@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nncift import config
+from nncift import calculation, config
 from nncift.errors import ResourceError, UsageError
 from nncift.scale import cluster
 from nncift.scale.cluster import OnRay
@@ -118,8 +118,8 @@ SCORED: dict[str, dict[str, Any]] = {
 def test_a_worker_killed_while_it_scores_costs_nothing_but_time(
     case: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "WORTH", 0.0)
-    monkeypatch.setattr(cluster, "BYTES_A_SECOND", float("inf"))
+    monkeypatch.setattr(calculation, "WORTH", 0.0)
+    monkeypatch.setattr(calculation, "BYTES_A_SECOND", float("inf"))
     monkeypatch.setattr("nncift.student.score.SIDE", 8)
     monkeypatch.setattr("nncift.select.graphs._PAIRS", 32)
     start("alone", **SCORED[case])

@@ -18,7 +18,8 @@ from nncift import config
 from nncift.errors import ResourceError, UsageError
 from nncift.labels import LabelStore
 from nncift.rundir import RunDir
-from nncift.scale.shards import Joining, Shard, shadow_of
+from nncift.scale.shadow import shadow_of
+from nncift.scale.shards import Joining, Shard
 from nncift.teachers import Chunk, ChunkLabels
 from nncift.teachers.delift import Delift
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from nncift import config, pipeline, reselect
+from nncift import calculation, config, pipeline, reselect
 from nncift.calculation import Calculation
 from nncift.files import fingerprint
 from nncift.plan import Wish, grow
-from nncift.scale import cluster, worker
+from nncift.scale import worker
 from nncift.scale.hands import Hands
 from nncift.scale.pieces import Here, Job, Outcome, Piece
 from nncift.scale.records import unpack
@@ -147,9 +147,9 @@ def test_choosing_again_by_a_worker_is_choosing_again(
 
 def test_small_calculations_and_large_results_stay_with_the_driver() -> None:
     def pays(seconds: float, back: float) -> bool:
-        return cluster.pays(Calculation("", lambda shared, task: {}, None, [], seconds, back))
+        return calculation.pays(Calculation("", lambda shared, task: {}, None, [], seconds, back))
 
     assert pays(60, 1e6)
     assert not pays(1, 0)
     # An hour of a core, and results that the driver needs as long for.
-    assert not pays(3600, 3600 * cluster.BYTES_A_SECOND)
+    assert not pays(3600, 3600 * calculation.BYTES_A_SECOND)

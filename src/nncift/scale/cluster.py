@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from nncift.calculation import Calculation
+from nncift.calculation import pays
 from nncift.config import RunSettings
 from nncift.errors import ResourceError, UsageError
 from nncift.scale.hands import Hands
@@ -35,10 +35,6 @@ TRIES = 3
 """Workers that may be lost over one order before it is given up."""
 PATIENCE = 300.0
 """Seconds to wait for a first or another worker while none is at work."""
-WORTH = 10.0
-"""Seconds of a core below which a calculation stays with the driver."""
-BYTES_A_SECOND = 4e8
-"""What the driver takes in of results, checksums and copies included (docs/scale.md)."""
 
 
 @dataclass
@@ -269,8 +265,3 @@ class OnRay:
             f"no worker could be had within {PATIENCE:.0f} s: {self._wanted()} with {asked} are wanted, and the cluster has "
             f"{dict(ray.cluster_resources())}"
         )
-
-
-def pays(calculation: Calculation) -> bool:
-    """Tell whether sending pays: it is work for a while, and takes a core twice as long as the driver to take in results."""
-    return calculation.seconds >= max(WORTH, 2 * calculation.back / BYTES_A_SECOND)

@@ -24,8 +24,8 @@ from nncift.files import fingerprint
 if TYPE_CHECKING:
     from nncift.scale.hands import Hands
 
-CALCULATE = "calculate"
-"""The hand of calculations, which need no model."""
+SCORE, CALCULATE = "score", "calculate"
+"""The stage and the hand of calculations, which need no model."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Job:
     stage: whose cost they are. hand: the method of `Hands` that does them. key: hash of all that decides outcomes beside the
     piece itself: model, wording, precision. what: for people. rows: where the rows are found that a teacher must know.
     every: gives the names of all pieces that the run has of it, done or not. calculation: what its pieces are parts of, where no
-    model is asked.
+    model is asked; basis: the fingerprint of the student that it is about.
     """
 
     stage: str
@@ -71,11 +71,17 @@ class Job:
     rows: Examples | None = None
     every: Callable[[], Iterable[str]] | None = None
     calculation: Calculation | None = None
+    basis: str = ""
 
     @classmethod
-    def of(cls, calculation: Calculation) -> Job:
-        """Return the job of a calculation."""
-        return cls("score", CALCULATE, fingerprint(arithmetic()), calculation.what, calculation=calculation)
+    def of(cls, calculation: Calculation, basis: str = "") -> Job:
+        """Return the job of a calculation.
+
+        Its key is of versions alone, which is all that workers of this run can differ in; who finds parts in files hashes the
+        rest, too (`scale.content`).
+        """
+        key = fingerprint(arithmetic())
+        return cls(SCORE, CALCULATE, key, calculation.what, calculation=calculation, basis=basis)
 
 
 Keep = Callable[[Piece, Outcome], None]
@@ -101,6 +107,10 @@ class Unfinished(Exception):  # noqa: N818 - no error: a shard has done its part
         self.stage, self.left = stage, left
 
 
+class Enough(Exception):  # noqa: N818 - no error: a shard has done its part
+    """No calculation follows that a shard could have a part in."""
+
+
 class Here:
     """The engine of a run in one process: one piece after the other."""
 
@@ -116,10 +126,12 @@ class Here:
             keep(piece, timed(hands, job, piece))
 
 
-def calculate(engine: Engine, hands: Hands, calculation: Calculation, keep: KeepArrays) -> None:
-    """Have the parts of a calculation done by an engine."""
+def calculate(
+    engine: Engine, hands: Hands, calculation: Calculation, keep: KeepArrays, basis: str = ""
+) -> None:  # fmt: skip
+    """Have the parts of a calculation done by an engine. basis: see `Job`."""
     pieces = [Piece(f"{place}", place, task, 1) for place, task in enumerate(calculation.tasks)]
-    engine.each(hands, Job.of(calculation), pieces, lambda piece, outcome: keep(piece.place, outcome.arrays))
+    engine.each(hands, Job.of(calculation, basis), pieces, lambda piece, outcome: keep(piece.place, outcome.arrays))
 
 
 def arithmetic() -> Mapping[str, Any]:

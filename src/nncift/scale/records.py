@@ -38,12 +38,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Damage:
-    """A part of a file that is no record. at: first byte. whole: nothing behind it can be read either."""
+    """A part of a file that is no record. at: first byte. whole: nothing behind it can be read either.
+
+    piece: what its head calls it, where that can be read; it may be what is damaged.
+    """
 
     file: Path
     at: int
     why: str
     whole: bool
+    piece: str | None = None
 
 
 def pack(record: Record) -> bytes:
@@ -80,47 +84,96 @@ def unpack(data: bytes) -> Record:
 
 def read(file: Path) -> Iterator[Record | Damage]:
     """Yield the records of a file, and what is damaged."""
-    size, at = file.stat().st_size, 0
+    return (part for _, part in _parts(file, 0))
+
+
+def _parts(file: Path, at: int) -> Iterator[tuple[int, Record | Damage]]:
+    """Yield what a file holds from a byte on, each with the byte behind it."""
     with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        stream.seek(at)
         while at < size:
             head = stream.read(_HEAD.size)
             if len(head) < _HEAD.size:
-                yield Damage(file, at, "it ends in the middle of a piece", whole=True)
+                yield size, Damage(file, at, "it ends in the middle of a piece", whole=True)
                 return
             magic, length, _ = _HEAD.unpack(head)
             if magic != MAGIC or length > MOST:
-                yield Damage(file, at, "there is no piece where one begins", whole=True)
+                yield size, Damage(file, at, "there is no piece where one begins", whole=True)
                 return
             body = stream.read(length)
             if len(body) < length:
-                yield Damage(file, at, "it ends in the middle of a piece", whole=True)
+                yield size, Damage(file, at, "it ends in the middle of a piece", whole=True)
                 return
+            behind = at + len(head) + length
             try:
-                yield unpack(head + body)
+                yield behind, unpack(head + body)
             except (ValueError, KeyError, TypeError, struct.error) as error:
-                yield Damage(file, at, str(error), whole=False)
-            at += len(head) + length
+                yield behind, Damage(file, at, str(error), whole=False, piece=_named(body))
+            at = behind
+
+
+def _named(body: bytes) -> str | None:
+    """Return the piece that a damaged body seems to be of."""
+    try:
+        (told,) = struct.unpack_from("<Q", body)
+        return str(json.loads(body[8 : 8 + told])["piece"])
+    except (ValueError, KeyError, TypeError, struct.error):
+        return None
+
+
+class Reader:
+    """Reads a file that grows, from where it was last."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._at = file, 0
+
+    def new(self, *, settled: bool) -> Iterator[Record | Damage]:
+        """Yield what came since.
+
+        settled: nobody writes it now. Otherwise what looks damaged may be half written, or half arrived over a network, and is
+        looked at again next time. So is damage up to the end in any case: its owner cuts it off, and goes on there.
+        """
+        for behind, part in _parts(self._file, self._at):
+            if not isinstance(part, Damage) or (settled and not part.whole):
+                self._at = behind
+            elif not settled:
+                return
+            yield part
 
 
 def names(file: Path) -> Iterator[str]:
     """Yield the pieces that a file holds, as far as it can be read; arrays are neither read nor checked."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        at = 0
-        while at < size:
-            head = stream.read(_HEAD.size + 8)
-            if len(head) < _HEAD.size + 8:
-                return
-            magic, length, _ = _HEAD.unpack_from(head)
-            at += _HEAD.size + length
-            (told,) = struct.unpack_from("<Q", head, _HEAD.size)
-            if magic != MAGIC or at > size or told > length:
-                return
-            try:
-                yield str(json.loads(stream.read(told))["piece"])
-            except (ValueError, KeyError, TypeError):
-                return
-            stream.seek(at)
+    return Names(file).new()
+
+
+class Names:
+    """The pieces of a file that grows, by name alone."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._at = file, 0
+
+    def new(self) -> Iterator[str]:
+        """Yield the names that came since."""
+        with self._file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            stream.seek(self._at)
+            while self._at < size:
+                head = stream.read(_HEAD.size + 8)
+                if len(head) < _HEAD.size + 8:
+                    return
+                magic, length, _ = _HEAD.unpack_from(head)
+                behind = self._at + _HEAD.size + length
+                (told,) = struct.unpack_from("<Q", head, _HEAD.size)
+                if magic != MAGIC or behind > size or told > length:
+                    return
+                try:
+                    name = str(json.loads(stream.read(told))["piece"])
+                except (ValueError, KeyError, TypeError):
+                    return
+                self._at = behind
+                yield name
+                stream.seek(self._at)
 
 
 class Writer:

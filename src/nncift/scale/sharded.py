@@ -1,4 +1,4 @@
-"""One shard of a run: the stages whose pieces can be shared out, up to the labels (docs/scale.md)."""
+"""One shard of a run: the stages whose pieces can be shared out, and what is calculated from the labels (docs/scale.md)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nncift import subtasks
+from nncift.calculation import may_pay
+from nncift.choosing import FILES as CHOSEN
+from nncift.choosing import OnGraph, key_of
 from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.encode import Encoder
 from nncift.errors import QualityError
-from nncift.fitting import refuse_unfit_student
+from nncift.fitting import FILES as FITTED
+from nncift.fitting import fit_key, refuse_unfit_student
 from nncift.growing import climb, rungs
 from nncift.labelling import Axes
-from nncift.plan import LabelPlan
+from nncift.pairs import LabelledPairs
+from nncift.pipeline import grounds
 from nncift.progress import Progress, silent
-from nncift.rows import RowPlan
 from nncift.rundir import RunDir
-from nncift.scale.pieces import Unfinished
-from nncift.scale.shards import Part, Shard, shadow_of
+from nncift.scale.part import Part
+from nncift.scale.pieces import SCORE, Enough, Unfinished
+from nncift.scale.shadow import Leaves, made_once, shadow_of
+from nncift.scale.shards import Shard
+from nncift.select.sparse import SparseCoverage
 from nncift.stages import (
     Work,
     embed,
@@ -29,8 +37,10 @@ from nncift.stages import (
     plan_labels,
     probe_rows,
     refuse_impossible,
+    token_counts,
     usable_rows,
 )  # fmt: skip
+from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher
 from nncift.vectors import Vectors
@@ -48,63 +58,148 @@ def run_shard(
     existing: Examples | None = None,
     encoder: Encoder | None = None,
     progress: Progress = silent,
+    wait: bool | None = None,
 ) -> dict[str, Any]:
-    """Do what is this shard's of embedding, probing and labelling, and tell what was done and what is left.
+    """Do what is this shard's of a run, and tell what was done and what is left.
 
-    Where labels come in rounds (plan `active`, `--labels auto`, gates), the shard goes as far as the labels of the others allow:
-    every further round begins when all shards have finished the one before. Raises the errors of a run.
+    First its pieces of embedding, probing and labelling. Where labels come in rounds (plan `active`, `--labels auto`, gates), the
+    shard goes on with the labels of all as long as it has them. Once all labels are there, it fits the student and does its parts
+    of every calculation that is worth sharing, also in rounds. wait: for other shards that are at work; None = in rounds, and in
+    calculations, and not for the first labels. Raises the errors of a run.
     """
     refuse_unfit_student(settings)
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     run = Path(out)
-    with shadow_of(run, shard) as scratch, RunDir(scratch, settings) as directory:
+    with shadow_of(run, shard) as (scratch, presence), RunDir(scratch, settings) as directory:
         work = Work(directory, settings, teacher, encoder, progress)
         axes, _ = usable_rows(work, pool, wanted)
-        Wishes.read(settings).check(Rows.of(axes.sources))
+        wishes = Wishes.read(settings)
+        wishes.check(Rows.of(axes.sources))
         rounds = rungs(settings, axes, by_row=isinstance(teacher, RowTeacher), have=work.labels().training())
-        in_rounds = len(rounds) > 1 or settings.plan == "active"
-        work.settings = rounds[0]
-        plan = plan_labels(work, axes)
-        with closing(Part(run, shard, whole=in_rounds)) as part:
-            work.engine = part
-            vectors = _vectors(work, axes, whole=in_rounds)
-            finished = _labels(work, axes, vectors, plan, rounds)
-        return _told(run, shard, part, finished=finished, in_rounds=in_rounds)
+        with closing(Part(run, presence)) as part:
+            work.engine, part.patient = part, wait is True
+            course = _Course(run, work, axes, wishes, rounds, part, wait)
+            try:
+                finished, then = course.go()
+            except Unfinished:
+                finished, then = False, ""
+        return _told(run, shard, part, course, finished, then)
 
 
-def _vectors(work: Work, axes: Axes, *, whole: bool) -> Vectors | None:
-    """Embed and probe what is this shard's; return all vectors where later rounds need them and they are there."""
-    waits = False
-    for stage in (embed_rows, probe_rows):
+class _Course:
+    """How far a shard comes."""
+
+    def __init__(
+        self, run: Path, work: Work, axes: Axes, wishes: Wishes, rounds: list[RunSettings], part: Part, wait: bool | None
+    ) -> None:  # fmt: skip
+        self._run, self._work, self._axes, self._wishes = run, work, axes, wishes
+        self._rounds, self._part, self._wait = rounds, part, wait
+        self.in_rounds = len(rounds) > 1 or work.settings.plan == "active"
+        self.calculates = _may_calculate(work.settings, axes)
+
+    def go(self) -> tuple[bool, str]:
+        """Go as far as it goes; tell whether nothing is left for shards, and what comes next where it is not plain.
+
+        Raises Unfinished where something is left to others.
+        """
+        part = self._part
+        left, shared = self._own_pieces()
+        if not self.in_rounds and self._wait is not True:
+            if left:
+                return False, ""
+            if self.calculates and part.made:
+                # Whoever came with a model for labels is not kept for what needs none.
+                return False, LABELLED
+        if left and (self._wait is False or not part.await_others()):
+            return False, ""
+        if not (self.in_rounds or self.calculates):
+            return True, ""
+        part.whole, part.waits = True, self._wait is not False
+        vectors = self._vectors(shared=shared)
+        # What a round was planned with is on disk; the next is planned from the labels of all.
+        self._work.settings = self._rounds[0]
+        plan = plan_labels(self._work, self._axes)
         try:
-            stage(work, axes.rows)
-        except Unfinished:
-            waits = True
-    return None if waits or not whole else embed(work, axes)
-
-
-def _labels(
-    work: Work,
-    axes: Axes,
-    vectors: Vectors | None,
-    plan: LabelPlan | RowPlan | None,
-    rounds: list[RunSettings],
-) -> bool:
-    """Label what is this shard's, and tell whether all labels of the run are there."""
-    try:
-        if vectors is not None and len(rounds) > 1:
+            if len(self._rounds) > 1:
+                labels, student, _ = climb(self._work, self._axes, vectors, plan, self._rounds)
+            else:
+                labels = label(self._work, self._axes, plan, vectors)
+            if not self.calculates:
+                return True, ""
+            if len(self._rounds) == 1:
+                with made_once(self._run, self._work.directory.path, [Leaves("fit", fit_key(self._work), FITTED)]):
+                    labels, student, _ = climb(self._work, self._axes, vectors, None, self._rounds)
+        except QualityError:
             # A gate that is not reached with the last round is told of by the run that joins.
-            with suppress(QualityError):
-                climb(work, axes, vectors, plan, rounds)
-        else:
-            label(work, axes, plan, vectors)
-    except Unfinished as unfinished:
-        return unfinished.stage == "label" and not unfinished.left and plan is not None
-    return len(rounds) == 1 or vectors is not None
+            return True, ""
+        self._calculate(vectors, labels, student)
+        return True, ""
+
+    def _own_pieces(self) -> tuple[int, bool]:
+        """Do what is this shard's of vectors and first labels.
+
+        Return how many pieces are left for others, and whether vectors are in pieces.
+        """
+        work, axes, left, shared = self._work, self._axes, 0, False
+        for stage in (embed_rows, probe_rows):
+            try:
+                stage(work, axes.rows)
+            except Unfinished as unfinished:
+                left, shared = left + unfinished.left, True
+        work.settings = self._rounds[0]
+        try:
+            label(work, axes, plan_labels(work, axes), None)
+        except Unfinished as unfinished:
+            left += unfinished.left
+        return left, shared
+
+    def _vectors(self, *, shared: bool) -> Vectors:
+        """Return the vectors of all rows. shared: shards have them in pieces, which one puts together for all."""
+        work = self._work
+        if not shared:
+            return embed(work, self._axes)
+        stages = [
+            Leaves(name, work.keys[name], (f"{file}.npy", f"{file}.json"))
+            for name, file in (("embed", "embeddings"), ("probe", "probe")) if name in work.keys
+        ]  # fmt: skip
+        waits, self._part.waits = self._part.waits, False
+        with made_once(self._run, work.directory.path, stages):
+            vectors = embed(work, self._axes)
+        self._part.waits = waits
+        return vectors
+
+    def _calculate(self, vectors: Vectors, labels: dict[str, LabelledPairs], student: Student) -> None:
+        """Do this shard's parts of what precedes a selection. Raises Unfinished where the next calculation waits for others."""
+        work, axes = self._work, self._axes
+        settings, directory = work.settings, work.directory
+        self._part.forget_others(work.keys["fit"])
+        rows = Rows.of(axes.sources, token_counts(work, axes.sources))
+        settled = self._wishes.settle(rows, vectors.text)
+        if directory.is_done("select", key_of(work.keys, settings, rows, settled), CHOSEN):
+            return
+        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(work.teacher))
+        ground = grounds(work, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
+        with suppress(Enough), directory.measured(SCORE):
+            found = ground()
+            if isinstance(found, OnGraph):
+                SparseCoverage(found.graph).choose(
+                    settled.k, rules=settled.rules, optimiser=found.optimiser, seed=settings.seed, calculate=work.calculate
+                )  # fmt: skip
 
 
-def _told(run: Path, shard: Shard, part: Part, *, finished: bool, in_rounds: bool) -> dict[str, Any]:
+LABELLED = "all labels are there"
+
+
+def _may_calculate(settings: RunSettings, axes: Axes) -> bool:
+    """Tell whether there may be something to calculate that is worth sharing."""
+    targets, sources = len(axes.target_ids), len(axes.sources)
+    # Its targets are the pool's own rows.
+    return may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
+
+
+def _told(run: Path, shard: Shard, part: Part, course: _Course, finished: bool, then: str) -> dict[str, Any]:
+    """Return what is told of a shard. finished: it came to the end of what shards do; then: what comes next, if known."""
     stages = {
         name: {**asdict(done), "seconds": round(done.seconds, 3)} for name, done in part.done.items()
     }  # fmt: skip
@@ -112,7 +207,17 @@ def _told(run: Path, shard: Shard, part: Part, *, finished: bool, in_rounds: boo
     if left:
         waiting = ", ".join(f"{count} of {name}" for name, count in left.items())
         then = f"{waiting} pieces are left for other shards; when these have run, "
-        then += "run every shard again for the next round" if in_rounds else "run once more without --shard"
+        if finished:
+            then += "run once more without --shard"
+        elif SCORE in left:
+            then += "run every shard again for the next calculation, or run without --shard, which does the rest"
+        elif course.in_rounds:
+            then += "run every shard again for the next round"
+        else:
+            again = "run every shard again to share out what is calculated, or "
+            then += f"{again if course.calculates else ''}run once more without --shard"
+    elif then:
+        then += "; run every shard again, to share out what is calculated from them, or run without --shard, which does it all"
     elif not finished:
         then = "this round is labelled; run every shard again for the next"
     else:

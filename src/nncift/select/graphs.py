@@ -33,11 +33,12 @@ def scored_graph(
     far: int = 8,
     seed: int = 0,
     calculate: Calculate = here,
+    last: bool = False,
 ) -> Graph:
     """Return the student's predictions for the neighbours of every row and `far` random others of the same rows.
 
     targets, sources: embeddings `(n, d)` of the rows on each axis. The random ones show what neighbours by embedding cannot:
-    rows that help although they are far, and how low utilities go.
+    rows that help although they are far, and how low utilities go. last: nothing is calculated in parts on the graph.
     """
     n, near = known.codes.shape
     random = generator(seed, "select", "far")
@@ -56,7 +57,8 @@ def scored_graph(
         utility[blocks[place]] = found["utility"]
 
     tasks = [(rows.start, codes[rows]) for rows in blocks]
-    calculate(Calculation("predicting neighbours", _edges, sides, tasks, seconds, utility.nbytes), keep)
+    edges = Calculation("predicting neighbours", _edges, sides, tasks, seconds, utility.nbytes, not last, last)
+    calculate(edges, keep)
     return Graph(ids, ids, codes, utility)
 
 

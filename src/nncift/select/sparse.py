@@ -215,7 +215,7 @@ class SparseCoverage:
         tasks = [(piece, min(len(piece), share)) for piece in pieces]
         shared = (self._edges, self._gains(self._unserved()), self._n_targets)
         seconds, back = _EDGE_SECONDS * len(self._edges[1]), 8.0 * share * len(pieces)
-        calculate(Calculation("selecting in parts", _part, shared, tasks, seconds, back), keep)
+        calculate(Calculation("selecting in parts", _part, shared, tasks, seconds, back, feeds=False, last=True), keep)
         union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
         return self._lazy(union, min(k, len(union)))
 

@@ -78,7 +78,7 @@ class Work:
                 keep(place, arrays)
                 advance(1)
 
-            calculate(self.engine, self.hands, calculation, kept)
+            calculate(self.engine, self.hands, calculation, kept, self.keys.get("fit", ""))
 
 
 def encoder_of(work: Work) -> Encoder:

@@ -42,14 +42,20 @@ class Sides:
         """Return predictions `(rows, columns)`, in Fortran order."""
         return self.net.block(self.targets[rows], self.sources[columns])
 
-    def calculation(self, what: str, do: Any, tasks: Sequence[Any], back: float) -> Calculation:
-        """Return a calculation over all pairs."""
+    def calculation(
+        self, what: str, do: Any, tasks: Sequence[Any], back: float, *, last: bool = False
+    ) -> Calculation:  # fmt: skip
+        """Return a calculation over all pairs, whose outcome no other calculation reads."""
         pairs = float(len(self.targets)) * len(self.sources)
-        return Calculation(what, do, self, tasks, pairs * self.targets.shape[1] / MULTIPLY_ADDS, back)
+        seconds = pairs * self.targets.shape[1] / MULTIPLY_ADDS
+        return Calculation(what, do, self, tasks, seconds, back, feeds=False, last=last)
 
 
 def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Calculate = here) -> Floats:
-    """Return the predictions of all pairs of two sets of projections, `(n_targets, n_sources)`, in Fortran order."""
+    """Return the predictions of all pairs of two sets of projections, `(n_targets, n_sources)`, in Fortran order.
+
+    Whoever needs other calculations beside has them done before.
+    """
     values = np.empty((len(sources), len(targets)), np.float32)
     sides = Sides(student.net, targets, sources)
     tasks = [
@@ -60,7 +66,7 @@ def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Cal
         rows, columns = tasks[place]
         values[columns, rows] = found["block"]
 
-    calculate(sides.calculation("predicting all pairs", _whole, tasks, values.nbytes), keep)
+    calculate(sides.calculation("predicting all pairs", _whole, tasks, values.nbytes, last=True), keep)
     return values.T
 
 
