@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift.calculation import Calculate, Calculation, Keep, here, ranges
+from nncift import calculation
+from nncift.calculation import Calculate, Calculation, Keep, here, may_pay, pays, ranges
 from nncift.select import graphs, neighbours
 from nncift.select.graphs import scored_graph
 from nncift.select.neighbours import Floats, nearest
@@ -62,6 +64,34 @@ def same(one: object, other: object) -> bool:
 def test_ranges_cover_everything_once() -> None:
     assert [range(10)[part] for part in ranges(10, 4)] == [range(4), range(4, 8), range(8, 10)]
     assert ranges(0, 4) == []
+
+
+def test_small_pools_have_nothing_that_pays(student: Student, vectors: Floats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools that shards are done with before they know how much work there is."""
+    asked: list[Calculation] = []
+
+    def note(calculation: Calculation, keep: Keep) -> None:
+        asked.append(calculation)
+        here(calculation, keep)
+
+    sides = student.project_targets(vectors), student.project_sources(vectors)
+    for what in (score.all_pairs, score.best_per_target, score.mean_per_source):
+        what(student, *sides, calculate=note)
+    scored_graph(
+        student, tuple(map(str, range(N))), vectors, vectors, nearest(vectors, 6, calculate=note), calculate=note
+    )
+    nearest(vectors, 6, exact=False, calculate=note)
+    assert not may_pay(7000, 7000)
+    assert may_pay(8000, 8000)
+    assert may_pay(2000, 10**6)
+    # The target of scores is one.
+    assert not may_pay(1, 10**7)
+    assert len({found.what for found in asked}) == 7
+    for found in asked:
+        # Were this much worth sharing, its pool would not be taken for too small.
+        monkeypatch.setattr(calculation, "WORTH", found.seconds)
+        assert pays(replace(found, back=0.0))
+        assert may_pay(N, N)
 
 
 @pytest.mark.parametrize("what", [score.all_pairs, score.best_per_target, score.mean_per_source])

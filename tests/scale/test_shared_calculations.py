@@ -30,7 +30,7 @@ MORE: dict[str, dict[str, Any]] = {
     "auto": {"labels": "auto", "max_labels": "30%", **GRAPH},
     "aimed": {"objective": "flmi"},
     "probe": {"features": "probe", "neighbours": 8, "optimiser": "partition"},
-    "a score": {"teacher": "length", "labels": "30%", "objective": "topk"},
+    "a score": {"teacher": "loss", "labels": "30%", "objective": "topk"},
 }
 
 
@@ -104,7 +104,7 @@ def test_in_rounds_and_for_every_kind_of_selection(
 ) -> None:
     more = dict(MORE[case])
     if case == "aimed":
-        more["target"] = str(write_pool(12, "target.jsonl", start=60))
+        more["target"] = str(write_pool(24, "target.jsonl", start=60))
     start("alone", **more)
     all_shards(start, "joined", 3, **more)
     left, done = joined(start, "joined", **more)

@@ -53,7 +53,7 @@ class Damage:
 def pack(record: Record) -> bytes:
     """Return a record as bytes."""
     outcome = record.outcome
-    arrays = {name: np.ascontiguousarray(array) for name, array in outcome.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in outcome.arrays.items()}
     head = {
         "job": record.job, "piece": record.piece, "tokens": outcome.tokens, "passes": outcome.passes,
         "seconds": outcome.seconds, "told": dict(outcome.told),
