@@ -115,8 +115,8 @@ def made_once(run: Path, scratch: Path, stages: Sequence[Leaves]) -> Iterator[No
                 _link(common, scratch, left.names)
         yield
         for left in stages:
-            mark = scratch / left.names[-1]
-            if checksums.read_mark(scratch, left.stage).get("fingerprint") == left.key and not mark.is_symlink():
+            mark = checksums.read_mark(scratch, left.stage)
+            if mark.get("fingerprint") == left.key and not _is_linked(common, scratch, left.names[-1]):
                 for name in left.names:
                     (common / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(scratch / name, common / name)
@@ -124,10 +124,19 @@ def made_once(run: Path, scratch: Path, stages: Sequence[Leaves]) -> Iterator[No
 
 
 def _link(common: Path, scratch: Path, names: Sequence[str]) -> None:
+    """Let a shadow have files, also if a shard with other settings puts its own in their place."""
     for name in names:
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).unlink(missing_ok=True)
-        (scratch / name).symlink_to((common / name).resolve())
+        try:
+            os.link(common / name, scratch / name)
+        except OSError:
+            # Not every file system has such links.
+            (scratch / name).symlink_to((common / name).resolve())
+
+
+def _is_linked(common: Path, scratch: Path, name: str) -> bool:
+    return (common / name).exists() and (scratch / name).samefile(common / name)
 
 
 def _shadow(run: Path, scratch: Path) -> None:
