@@ -56,18 +56,25 @@ def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Cal
 
     Whoever needs other calculations beside has them done before.
     """
-    values = np.empty((len(sources), len(targets)), np.float32)
     sides = Sides(student.net, targets, sources)
     tasks = [
         (rows, columns) for columns in ranges(len(sources), SIDE) for rows in ranges(len(targets), SIDE)
     ]  # fmt: skip
+    held: list[Floats] = []
+
+    def whole() -> Floats:
+        # Made when it is needed: a shard that does some of the tiles never is in need of it.
+        if not held:
+            held.append(np.empty((len(sources), len(targets)), np.float32))
+        return held[0]
 
     def keep(place: int, found: Arrays) -> None:
         rows, columns = tasks[place]
-        values[columns, rows] = found["block"]
+        whole()[columns, rows] = found["block"]
 
-    calculate(sides.calculation("predicting all pairs", _whole, tasks, values.nbytes, last=True), keep)
-    return values.T
+    back = 4.0 * len(sources) * len(targets)
+    calculate(sides.calculation("predicting all pairs", _whole, tasks, back, last=True), keep)
+    return whole().T
 
 
 def best_per_target(
