@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def reselect(
     settings = _settings(run, given)
     if out is not None:
         _refuse_used(out)
+    if cluster is not None and cluster.gpus_per_worker is None:
+        # No model is asked.
+        cluster = replace(cluster, gpus_per_worker=0.0)
     with RunDir(run, settings) as directory, engine_of(cluster, settings, run) as engine:
         checksums.verify(run, *LEFT)
         rows = Rows.load(run / NAME)

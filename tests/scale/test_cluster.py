@@ -15,6 +15,7 @@ from nncift.errors import ResourceError, UsageError
 from nncift.scale import cluster
 from nncift.scale.cluster import OnRay
 from nncift.scale.start import ClusterSettings
+from nncift.scale.worker import Worker
 
 from .conftest import content
 
@@ -73,6 +74,65 @@ def two_workers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield lambda settings, out: OnRay(settings, tmp_path / out, ClusterSettings(workers=2))
     ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "gpus", "workers"),
+    [
+        ("auto", None, 1.0, 2),
+        ("cuda:0", None, 1.0, 2),
+        ("cpu", None, 0.0, 3),
+        ("auto", 0.5, 0.5, 4),
+        ("auto", 0.0, 0.0, 3),
+    ],
+)
+def test_a_worker_has_a_gpu_of_its_own_where_there_are_any(
+    device: str, asked: float | None, gpus: float, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 3.0})
+    settings = config.resolve({"pool": "a.jsonl", "device": device})
+    engine = OnRay(settings, tmp_path, ClusterSettings(gpus_per_worker=asked))
+    assert (engine._gpus(), engine._wanted()) == (gpus, workers)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    if asked is None:
+        assert (engine._gpus(), engine._wanted()) == (0.0, 3)
+
+
+def test_a_model_over_several_gpus_needs_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
+    settings = config.resolve({"pool": "a.jsonl", "device_map": "auto"})
+    with pytest.raises(UsageError, match="--gpus-per-worker 2"):
+        OnRay(settings, tmp_path, ClusterSettings())._gpus()
+    assert OnRay(settings, tmp_path, ClusterSettings(gpus_per_worker=2))._gpus() == 2
+
+
+@pytest.mark.slow
+def test_two_workers_see_a_gpu_each(start: Start, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    # There are none: what is asked for is what Ray shows to whom.
+    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    seen = []
+
+    class Seeing(Worker):
+        def visible(self) -> str | None:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    class Looking(OnRay):
+        made_of = Seeing
+
+        def each(self, *given: Any) -> None:
+            super().each(*given)
+            seen.append(sorted(ray.get(hand.actor.visible.remote()) for hand in self._ready))
+
+    try:
+        start("alone")
+        start("shared", engine=lambda settings, out: Looking(settings, tmp_path / out, ClusterSettings()))
+        assert content(tmp_path / "shared") == content(tmp_path / "alone")
+        assert ["0", "1"] in seen
+    finally:
+        ray.shutdown()
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -91,7 +91,9 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--workers", type=int, help="Workers of --engine ray.  [default: one per CPU, or as GPUs allow]"
             ),
-            click.option("--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 0]"),
+            click.option(
+                "--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 1, if any]"
+            ),
         )
     ):
         function = option(function)

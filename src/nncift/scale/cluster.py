@@ -217,7 +217,7 @@ class OnRay:
         kept = {name: value for name, value in os.environ.items() if name.startswith("NNCIFT_") or name in PASSED_ON}
         made = ray.remote(self.made_of).options(
             num_cpus=1,
-            num_gpus=self._cluster.gpus_per_worker,
+            num_gpus=self._gpus(),
             max_restarts=0,
             runtime_env={"env_vars": {**kept, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
         )
@@ -248,7 +248,7 @@ class OnRay:
         if self._cluster.workers is not None:
             return self._cluster.workers
         there: Mapping[str, float] = ray.cluster_resources()
-        gpus = self._cluster.gpus_per_worker
+        gpus = self._gpus()
         most = there.get("GPU", 0.0) / gpus if gpus else there.get("CPU", 1.0)
         if most < 1:
             raise ResourceError(
@@ -257,10 +257,28 @@ class OnRay:
             )
         return int(most)
 
+    def _gpus(self) -> float:
+        """Return the GPUs of a worker: from one without, Ray hides those of the machine.
+
+        Raises UsageError where a model shall lie on several GPUs and nobody says on how many.
+        """
+        import ray
+
+        settings, asked = self._settings, self._cluster.gpus_per_worker
+        if asked is not None:
+            return asked
+        if not settings.device.startswith(("auto", "cuda")) or ray.cluster_resources().get("GPU", 0.0) < 1:
+            return 0.0
+        if settings.device_map is not None:
+            raise UsageError(
+                "--device-map lays the model over all GPUs of a worker; give their number: --gpus-per-worker 2"
+            )
+        return 1.0
+
     def _nobody(self) -> str:
         import ray
 
-        asked = f"{self._cluster.gpus_per_worker:g} GPUs and 1 CPU each"
+        asked = f"{self._gpus():g} GPUs and 1 CPU each"
         return (
             f"no worker could be had within {PATIENCE:.0f} s: {self._wanted()} with {asked} are wanted, and the cluster has "
             f"{dict(ray.cluster_resources())}"

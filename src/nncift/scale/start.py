@@ -19,18 +19,19 @@ class ClusterSettings:
     """Where workers come from.
 
     address: of an existing cluster (`auto`, `HOST:PORT`, `ray://...`); None = the one this process is connected to, else a local
-    one of its own. workers: None = as many as CPUs, or as GPUs allow. gpus_per_worker: 0 = they compute on CPUs.
+    one of its own. workers: None = as many as CPUs, or as GPUs allow. gpus_per_worker: 0 = they compute on CPUs; None = one where
+    the cluster has GPUs and the run's device is `auto` or a GPU.
     """
 
     address: str | None = None
     workers: int | None = None
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: float | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for numbers that cannot be."""
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers is at least 1, not {self.workers}")
-        if self.gpus_per_worker < 0:
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise UsageError(f"--gpus-per-worker is 0 or more, not {self.gpus_per_worker}")
 
     @classmethod
