@@ -119,6 +119,13 @@ def of_topic(ids: Any, name: str) -> int:
     return sum(name in item for item in ids)
 
 
+def gains_in(folder: Path) -> list[tuple[str, float]]:
+    """Return the selected rows in rank order, each with what it added."""
+    lines = pq.read_table(folder / "selection.parquet").to_pylist()
+    chosen = sorted((line["rank"], line["id"], line["gain"]) for line in lines if line["selected"])
+    return [(name, gain) for _, name, gain in chosen]
+
+
 def ids_in(folder: Path) -> list[str]:
     return [json.loads(line)["id"] for line in (folder / "subset.jsonl").read_text().splitlines()]
 
@@ -281,7 +288,10 @@ def test_rules_on_a_graph_of_all_neighbours_are_those_of_the_matrix(
             given = {**given, name: str(tmp_path / name)}
     told = reselect(done, {**given, "neighbours": 59}, tmp_path / "graph")["selection"]
     whole = reselect(done, given, tmp_path / "whole")["selection"]
-    assert ids_in(tmp_path / "graph") == ids_in(tmp_path / "whole")
+    # A row may stand for another one where both add the same but for the rounding of a product.
+    ranked = [gains_in(tmp_path / name) for name in ("graph", "whole")]
+    assert [gain for _, gain in ranked[0]] == pytest.approx([gain for _, gain in ranked[1]], rel=1e-4)
+    assert len({name for name, _ in ranked[0]} ^ {name for name, _ in ranked[1]}) <= 2
     for name in ("value", "upper_bound", "tokens", "removed_duplicates"):
         assert told[name] == pytest.approx(whole[name])
     # Embeddings alone see a row beside its neighbours, and not itself.
