@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from nncift.wishes import Settled
 
 Floats = npt.NDArray[np.float32]
 RANDOM_DRAWS = 10
+CONTROL_ROWS = 8000
+"""Rows up to which all pairs of embeddings are held, 0.5 GB, where the objective's own matrix does not hold as many."""
+
+AT_ONCE = 1 << 14
+"""Rows of the account that are put together at once."""
+
 FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 
 
@@ -136,7 +143,8 @@ def solve(
 ) -> Chosen:  # fmt: skip
     """Select from the rows, and value the controls under the same matrix and rules.
 
-    embedding_control: also value what embeddings alone would select, which costs as much again as the selection.
+    embedding_control: also value what embeddings alone would select, which costs as much again as the selection. It is left out
+    where it would cost far more: all pairs of rows, for an objective that looks at fewer.
     """
     if isinstance(whole, OnGraph):
         return _on_graph(rows, settled, whole, seed, calculate)
@@ -146,7 +154,8 @@ def solve(
     rest, kept = whole.without(settled.removed), rows.without(settled.removed)
     problem = pose(rest.matrix, objective, rest.reference, reuse=True)
     subset = problem.choose(settled.k, seed, settled.rules)
-    controls = _controls(problem, kept, rest.vectors, settled, len(subset), seed, embedding_control)
+    bearable = len(kept.ids) <= max(CONTROL_ROWS, len(rest.matrix.target_ids))
+    controls = _controls(problem, kept, rest.vectors, settled, len(subset), seed, embedding_control and bearable)
     told = {
         "objective": objective, "budget": len(subset), "value": subset.value,
         "upper_bound": subset.upper_bound, "share_of_optimum": subset.share_of_optimum, "controls": controls,
@@ -184,7 +193,8 @@ def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> N
     subset, ids = chosen.subset, rows.ids
     rank = {item: place for place, item in enumerate(subset.ids, 1)}
     gain = dict(zip(subset.ids, subset.gains.tolist(), strict=True))
-    reasons = {**subset.reasons, **{item: twin.reason() for item, twin in settled.removed.items()}}
+    removed = settled.removed
+    reasons = (removed[item].reason() if item in removed else subset.reasons[item] for item in ids)
     table = pa.table(
         {
             "id": pa.array(ids, pa.string()),
@@ -194,12 +204,22 @@ def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> N
             "gain": pa.array([gain.get(item) for item in ids], pa.float64()),
             "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64()),
             "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
-            "reason": pa.array([reasons[item] for item in ids], pa.string()),
-            "length": pa.array(list(rows.length), pa.int64()),
+            # Part by part: a million sentences are never held as such.
+            "reason": pa.chunked_array(_parts(reasons, pa.string()), pa.string()),
+            "length": pa.chunked_array(_parts(rows.length, pa.int64()), pa.int64()),
         }
     )
     with atomic(path) as part:
         pq.write_table(table, part)
+
+
+def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:
+    """Yield Arrow arrays of a few thousand values each."""
+    import pyarrow as pa
+
+    rest = iter(values)
+    while some := list(islice(rest, AT_ONCE)):
+        yield pa.array(some, kind)
 
 
 def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:

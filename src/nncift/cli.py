@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,11 @@ def run_command(
         settings, settings.device, seed=settings.seed, encoder=settings.encoder,
         workspace=None if dry_run else pipeline.workspace_of(out),
     )  # fmt: skip
-    pool, target = pipeline.read_pool(settings), pipeline.read_target(settings)
-    existing = pipeline.read_existing(settings)
+    target, existing = pipeline.read_target(settings), pipeline.read_existing(settings)
     if dry_run:
         from nncift.estimate import estimate
 
-        told = estimate(settings, pool, teacher, target=target, existing=existing)
+        told = estimate(settings, pipeline.read_pool(settings), teacher, target=target, existing=existing)
         if show:
             from nncift.show import show_estimate
 
@@ -149,7 +149,7 @@ def run_command(
         from nncift.scale.sharded import run_shard
 
         told = run_shard(
-            settings, pool, Path(str(out)), part, teacher=teacher, target=target, existing=existing,
+            settings, pipeline.read_pool(settings), Path(str(out)), part, teacher=teacher, target=target, existing=existing,
             progress=progress(show), wait=wait,
         )  # fmt: skip
         if show:
@@ -159,8 +159,8 @@ def run_command(
         return told
     with engine_of(cluster, settings, Path(str(out))) as hired:
         run = pipeline.execute(
-            settings, pool, Path(str(out)), teacher=teacher, target=target, existing=existing, progress=progress(show),
-            engine=hired,
+            settings, partial(pipeline.read_pool, settings), Path(str(out)), teacher=teacher, target=target, existing=existing,
+            progress=progress(show), engine=hired,
         )  # fmt: skip
     if show:
         from nncift.show import show_run

@@ -10,8 +10,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,6 +118,16 @@ class EmbeddingCache:
     def __init__(self, encoder: Encoder, root: Path | None = None) -> None:
         self._encoder = encoder
         self._folder = (root or cache_folder()) / "embeddings" / fingerprint(dict(encoder.describe()))
+
+    @contextmanager
+    def aside(self, wanted: bool = True) -> Iterator[Path | None]:
+        """Give a file for vectors that are needed for a while, beside the cache; None where it is not wanted."""
+        if not wanted:
+            yield None
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self._folder, prefix="aside-") as folder:
+            yield Path(folder) / "vectors.npy"
 
     def embed(
         self,

@@ -27,6 +27,9 @@ CHECKSUM, KIND = "checksum", "sha256:"
 _AT_ONCE = 1 << 14
 """Elements that are hashed at once."""
 
+_MAPPED = 1 << 26
+"""Bytes of a mapped file that are looked at before they are let go."""
+
 MISMATCH = "its content does not match its checksum"
 
 
@@ -164,11 +167,36 @@ def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArra
 
 def release(array: npt.NDArray[Any]) -> None:
     """Let go the pages of a mapped file: they count as this process's memory, and can be read again at any time."""
+    mapped = _map_of(array)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(array: npt.NDArray[Any]) -> mmap.mmap | None:
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def _row_bytes(array: npt.NDArray[Any]) -> int:
+    return max(1, array.strides[0])
+
+
+def rows_of(array: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows of an array `(n, d)` in any order; of a mapped file, a part at a time is this process's memory."""
+    if _map_of(array) is None or len(array) <= _MAPPED // _row_bytes(array):
+        return np.asarray(array[rows])
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    order = np.argsort(rows, kind="stable")
+    ordered, step = rows[order], _MAPPED // _row_bytes(array)
+    # In the order of the file: the system reads around every row, and would in the end hold all of it.
+    for start in range(0, len(array), step):
+        first, last = np.searchsorted(ordered, [start, start + step])
+        if first < last:
+            found[order[first:last]] = array[ordered[first:last]]
+            release(array)
+    return found
 
 
 def fingerprint(*parts: Any) -> str:

@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from nncift import checksums, config
 from nncift.config import RunSettings
+from nncift.data.columns import Column
 from nncift.data.formats import Layout
 from nncift.errors import DataError
 from nncift.labelling import read_utilities
+from nncift.lazily import LazilyBy
 from nncift.memory import pass_on
 from nncift.pairs import LabelledPairs
 from nncift.rows import SCORE
@@ -72,19 +74,32 @@ class FinishedRun:
         return self._json("fidelity.json")
 
     @cached_property
-    def choices(self) -> dict[str, Choice]:
+    def choices(self) -> Mapping[str, Choice]:
         """What became of every row of the pool, by id."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         checksums.verify(self.path, "selection.parquet")
         try:
-            lines = pq.read_table(self.path / "selection.parquet").to_pylist()
+            with pq.ParquetFile(self.path / "selection.parquet") as file:
+                table = file.read()
+            place = self._places(table["id"].to_pylist())
         except (OSError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(f"selection.parquet of {str(self.path)!r} cannot be read: {error}") from error
-        names = Choice.__dataclass_fields__
-        return {line["id"]: Choice(**{name: line.get(name) for name in names}) for line in lines}
+        columns = {name: Column(table[name]) for name in Choice.__dataclass_fields__ if name in table.column_names}
+
+        def choice(item: str) -> Choice:
+            told: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)
+            told |= {name: column[place[item]] for name, column in columns.items()}
+            return Choice(**told)
+
+        return LazilyBy(choice, place)
+
+    def _places(self, ids: list[str]) -> dict[str, int]:
+        """Return where each id stands; with the ids of the rows themselves where they are the same, not with copies."""
+        same = "rows" in self.__dict__ and tuple(ids) == self.rows.sources
+        return {item: at for at, item in enumerate(self.rows.sources if same else ids)}
 
     @cached_property
     def chosen(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from nncift import subtasks
 from nncift.calculation import Calculate, here
 from nncift.config import StudentSettings
 from nncift.errors import ResourceError, UsageError
-from nncift.files import write_json
+from nncift.files import rows_of, write_json
 from nncift.labels import combine
 from nncift.memory import free_memory
 from nncift.pairs import LabelledPairs, Predicted, UtilityMatrix
@@ -25,7 +25,7 @@ from nncift.plan import FIRST
 from nncift.seeds import derive
 from nncift.stages import Work, probe_of
 from nncift.student.free import free_students, tail_of
-from nncift.student.model import Student, hybrid_matrix
+from nncift.student.model import Student, predict_all, with_known
 from nncift.student.networks import Learned, Lesson, Predictor, network
 from nncift.student.views import TEXT
 from nncift.vectors import Vectors
@@ -54,8 +54,9 @@ class Candidate:
         targets, target = np.unique(pairs.target, return_inverse=True)
         sources, source = np.unique(pairs.source, return_inverse=True)
         return self.student.net.pairs(
-            self.student.project_targets(self.vectors.targets[targets]),
-            self.student.project_sources(self.vectors.sources[sources]), target.astype(np.int32), source.astype(np.int32),
+            self.student.project_targets(rows_of(self.vectors.targets, targets)),
+            self.student.project_sources(rows_of(self.vectors.sources, sources)),
+            target.astype(np.int32), source.astype(np.int32),
         )  # fmt: skip
 
 
@@ -134,8 +135,8 @@ def predict(
     # Subtasks are told apart by what a source does for them, not by what it may be the best for.
     used = student if subtask_of is None else replace(student, covers=False)
     known = combine(labels)
-    targets, sources = used.project_targets(vectors.targets), used.project_sources(vectors.sources)
-    matrix = hybrid_matrix(used, targets, sources, known, shared=shared, calculate=calculate)
+    values = predict_all(used, vectors.targets, vectors.sources, calculate)
+    matrix = with_known(values, known, shared=shared)
     if subtask_of is not None:
         return Predicted(subtasks.best_subtask(matrix, subtask_of), None)
     tail = used.tail_net if used.covers else None

@@ -5,7 +5,7 @@ Known labels are exact and the rest is predicted (method.md 1), also for rows of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,25 +63,26 @@ def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: boo
 
 def ground_of(
     objective: str, student: Student, matrix: Callable[[Student], Predicted], targets: Floats, sources: Floats,
-    contents: Mapping[str, str], existing: Existing | None, *, shared: bool, calculate: Calculate = here,
+    ids: tuple[str, ...], contents: Sequence[str], existing: Existing | None, *, shared: bool, calculate: Calculate = here,
 ) -> Ground:  # fmt: skip
     """Return what an objective chooses from.
 
     matrix: gives it, known labels exact and the rest predicted by a student, over the run's targets and sources; targets,
-    sources: vectors of these, sources in the order of `contents`. Coverage objectives see the student's tail, scores do not.
-    contents: content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all predicted where
-    the run has a target set of its own.
+    sources: vectors of these, sources in the order of `ids`. Coverage objectives see the student's tail, scores do not.
+    ids, contents: id and content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all
+    predicted where the run has a target set of its own.
     """
-    _refuse_not_finite(student, targets, sources, tuple(contents))
+    _refuse_not_finite(student, targets, sources, ids)
     if objective == "flmi":
-        return _aimed(student, tuple(contents), targets, sources, calculate)
+        return _aimed(student, ids, targets, sources, calculate)
     reference = None
     if objective in COVERING:
         student = student.for_coverage()
     found = matrix(student)
     known = found.matrix
     if objective == "flcg" and existing is not None:
-        reference = _already(student, known, targets, sources, contents, existing, calculate)
+        named = dict(zip(ids, contents, strict=True))
+        reference = _already(student, known, targets, sources, named, existing, calculate)
     return Ground(known, reference, student.text_of(sources), shared, found.score)
 
 
@@ -137,10 +138,13 @@ def refuse_graph(settings: SelectSettings, objective: str, *, shared: bool) -> N
 
 def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:
     """Raise DataError, naming the rows, where a prediction would be NaN or infinite: it would pass for a missing value."""
-    for axis, known in (("source", student.project_sources(sources)), ("target", student.project_targets(targets))):
-        bad = np.flatnonzero(~np.isfinite(known).all(axis=1))
+    both = (("source", student.projected_sources(sources)), ("target", student.projected_targets(targets)))
+    for axis, blocks in both:
+        infinite = [at.start + np.flatnonzero(~np.isfinite(known).all(axis=1)) for at, known in blocks]
+        bad = np.concatenate([*infinite, np.empty(0, np.intp)])
         if len(bad):
-            names = [ids[i] if axis == "source" or len(known) == len(ids) else f"target {i + 1}" for i in bad[:5]]
+            whole = axis == "source" or len(targets) == len(ids)
+            names = [ids[i] if whole else f"target {i + 1}" for i in bad[:5].tolist()]
             raise DataError(
                 f"the student's predictions are not finite for {len(bad)} {axis} rows ({', '.join(names)}); its weights or their "
                 "embeddings are damaged: use another --out"

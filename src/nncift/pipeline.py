@@ -7,6 +7,7 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -88,7 +89,7 @@ def run(
     with engine_of(cluster, resolved, Path(out)) as engine:
         return execute(
             resolved,
-            pool if isinstance(pool, Examples) else read_pool(resolved),
+            pool if isinstance(pool, Examples) else partial(read_pool, resolved),
             out,
             teacher=teacher,
             target=target if isinstance(target, Examples) else read_target(resolved),
@@ -123,7 +124,7 @@ def workspace_of(out: str | Path | None) -> Path | None:
 
 def execute(
     settings: RunSettings,
-    pool: Examples,
+    pool: Examples | Callable[[], Examples],
     out: str | Path,
     *,
     teacher: Teacher | RowTeacher,
@@ -135,17 +136,34 @@ def execute(
 ) -> Run:
     """Run every stage that is not finished yet, and return the run.
 
+    pool: the rows, or what reads them: then nobody holds them any more when the report is written, which reads them from the run.
     engine: has the pieces of stages done, in this process by default; what shards left is taken first.
     """
+    done = _selected(settings, pool, out, teacher, target, existing, encoder, progress, engine or Here())
+    # What held the rows refers to itself here and there.
+    gc.collect()
+    with progress("writing the report", 1):
+        write_card(done.path)
+        write_report(done.path)
+    return done
+
+
+def _selected(
+    settings: RunSettings, pool: Examples | Callable[[], Examples], out: str | Path, teacher: Teacher | RowTeacher,
+    target: Examples | None, existing: Examples | None, encoder: Encoder | None, progress: Progress, engine: Engine,
+) -> Run:  # fmt: skip
+    """Do all but the report."""
+    refuse_unfit_student(settings)
+    if not isinstance(pool, Examples):
+        pool = pool()
     if target is None:
         target = read_target(settings)
     if existing is None:
         existing = read_existing(settings)
-    refuse_unfit_student(settings)
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
-        joining = Joining(directory.path, engine or Here())
+        joining = Joining(directory.path, engine)
         work = Work(directory, settings, teacher, encoder, progress, engine=joining)
         axes, rejected = usable_rows(work, pool, wanted)
         wishes = Wishes.read(settings)
@@ -171,11 +189,7 @@ def execute(
         subset = axes.sources.subset(selection.pop("ids"))
         notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
         directory.write_manifest(record_of(work, pool), keep_summary=True)
-        done = finish(work, axes, subset, selection, rejected, fidelity, notes)
-        with progress("writing the report", 1):
-            write_card(done.path)
-            write_report(done.path)
-        return done
+        return finish(work, axes, subset, selection, rejected, fidelity, notes)
 
 
 def grounds(
@@ -201,8 +215,8 @@ def grounds(
         predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate, held=held
     )  # fmt: skip
     return partial(
-        ground_of, objective, student, matrix, vectors.targets, vectors.sources,
-        dict(zip(rows.ids, rows.content, strict=True)), existing, shared=axes.shared, calculate=work.calculate,
+        ground_of, objective, student, matrix, vectors.targets, vectors.sources, rows.ids, rows.content, existing,
+        shared=axes.shared, calculate=work.calculate,
     )  # fmt: skip
 
 

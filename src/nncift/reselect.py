@@ -50,6 +50,18 @@ def reselect(
     selection, summary, report and manifest are replaced. cluster: whose workers calculate; None = this process. Raises UsageError
     where there is no finished run or a setting does not fit it, InfeasibleError where the wish cannot be met.
     """
+    told = _reselected(run, given, out, cluster)
+    if out is None:
+        from nncift.report import write_report
+
+        # After the lock, for the old page tells of the selection that was replaced; and with nothing else in memory.
+        write_report(run)
+    return told
+
+
+def _reselected(
+    run: Path, given: Mapping[str, Any], out: Path | None, cluster: ClusterSettings | None
+) -> dict[str, Any]:
     settings = _settings(run, given)
     if out is not None:
         _refuse_used(out)
@@ -107,11 +119,6 @@ def reselect(
                 write_subset(part / "subset.jsonl", rows, chosen)
                 write_json(part / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
                 checksums.write_mark(part, "select", "", FILES)
-    if out is None:
-        from nncift.report import write_report
-
-        # After the lock: the old page tells of the selection that was replaced.
-        write_report(run)
     return {
         "run": str(run),
         "out": str(out or run),
@@ -147,7 +154,7 @@ def _ground(
     )
     return ground_of(
         str(settings.objective), student, matrix, vectors.targets,
-        vectors.sources, dict(zip(rows.ids, rows.content, strict=True)),
+        vectors.sources, rows.ids, rows.content,
         load_existing(directory) if settings.objective == "flcg" else None, shared=shared, calculate=by,
     )  # fmt: skip
 

@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from nncift import checksums
 from nncift.data import Example, Examples
+from nncift.data.columns import Column, FileColumn
 from nncift.data.formats import Layout, parse, prompt_text
 from nncift.data.records import kept_row
 from nncift.data.turns import UnusableError
@@ -22,7 +24,7 @@ from nncift.files import atomic
 from nncift.memory import pass_on
 from nncift.rundir import RunDir
 
-NAME = "rows.parquet"
+NAME, RAW = "rows.parquet", "raw"
 GROUP = 1 << 15
 """Rows that are written at once."""
 
@@ -83,12 +85,12 @@ def _columns(rows: Sequence[tuple[str, Example]], tokens: Mapping[str, int]) -> 
 
 @dataclass(frozen=True)
 class RowsFile:
-    """The rows of a finished run by id. Columns are read at once, a row's text when it is asked for."""
+    """The rows of a finished run by id. Their texts stay in the file until they are asked for, the other columns in Arrow."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...] | None
-    columns: dict[str, list[Any]]
-    place: dict[str, int]
+    columns: Mapping[str, Sequence[Any]]
+    place: Mapping[str, int]
     layout: Layout
 
     @classmethod
@@ -100,21 +102,32 @@ class RowsFile:
         checksums.verify(folder, NAME)
         path = folder / NAME
         try:
-            columns = pq.read_table(path).to_pydict()
-            ids, axes = columns["id"], columns["axis"]
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=[name for name in file.schema_arrow.names if name != RAW])
+            ids: list[str] = table["id"].to_pylist()
+            sources = tuple(compress(ids, (axis == "source" for axis in Column(table["axis"]))))
+            targets = tuple(compress(ids, (axis == "target" for axis in Column(table["axis"]))))
+            columns: dict[str, Sequence[Any]] = {
+                name: Column(table[name]) for name in table.column_names if name not in ("axis", "id")
+            }
+            columns[RAW] = FileColumn(path, RAW)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(
                 f"{str(path)!r} cannot be read ({str(error).splitlines()[0]}); run the same command again, which writes it"
             ) from error
-        targets = tuple(name for name, axis in zip(ids, axes, strict=True) if axis == "target")
-        sources = tuple(name for name, axis in zip(ids, axes, strict=True) if axis == "source")
         return cls(sources, targets or None, columns, {name: at for at, name in enumerate(ids)}, layout)
 
     def column(self, name: str, ids: Iterable[str]) -> list[Any]:
         """Return a column's values for these ids."""
-        values = self.columns[name]
-        return [values[self.place[item]] for item in ids]
+        values, places = self.columns[name], [self.place[item] for item in ids]
+        return values.at(places) if isinstance(values, Column | FileColumn) else [values[place] for place in places]
+
+    def keep(self, ids: Iterable[str]) -> None:
+        """Hold the texts of some rows from now on, which will be asked for one by one and in any order."""
+        raw = self.columns[RAW]
+        if isinstance(raw, FileColumn):
+            raw.keep([self.place[item] for item in ids])
 
     @property
     def pool(self) -> Examples:
@@ -129,7 +142,7 @@ class RowsFile:
     def example(self, item: str) -> Example:
         """Return a row as it was read. Raises KeyError for an unknown id, DataError for a damaged row."""
         at = self.place[item]
-        made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns["raw"][at])
+        made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns[RAW][at])
         try:
             told = parse(kept_row(made.raw), self.layout)
         except UnusableError as error:

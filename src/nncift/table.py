@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from nncift import checksums
 from nncift.data import Examples
+from nncift.data.columns import Column
 from nncift.data.records import kept_row
 from nncift.errors import DataError, UsageError
 from nncift.lazily import Lazily
@@ -18,8 +20,6 @@ from nncift.memory import pass_on
 from nncift.rows_file import NAME as FILE
 
 __all__ = ["FILE", "Rows"]
-
-_TEXTS = ("id", "source", "content", "raw")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Rows:
 
     ids: tuple[str, ...]
     sources: tuple[str, ...]
-    content: tuple[str, ...]
+    content: Sequence[str]
     length: Sequence[int]
     raw: Sequence[str]
     tokens: tuple[int, ...] | None = None
@@ -42,7 +42,7 @@ class Rows:
         return cls(
             pool.ids,
             tuple(row.source for row in pool),
-            tuple(row.content_hash for row in pool),
+            Lazily(attrgetter("content_hash"), pool.items),
             Lazily(lambda row: len(row.response), pool.items),
             Lazily(attrgetter("raw"), pool.items),
             None if tokens is None else tuple(tokens[row.id] for row in pool),
@@ -78,7 +78,8 @@ class Rows:
     def without(self, ids: Collection[str]) -> Rows:
         """Return the rows but these."""
         keep = [place for place, item in enumerate(self.ids) if item not in ids]
-        ids, sources, content = (tuple(part[i] for i in keep) for part in (self.ids, self.sources, self.content))
+        ids, sources = (tuple(part[i] for i in keep) for part in (self.ids, self.sources))
+        content = Lazily(self.content.__getitem__, keep)
         raw = Lazily(self.raw.__getitem__, keep)
         tokens = None if self.tokens is None else tuple(self.tokens[i] for i in keep)
         return Rows(ids, sources, content, Lazily(self.length.__getitem__, keep), raw, tokens)
@@ -93,13 +94,15 @@ class Rows:
         checksums.verify(path.parent, path.name)
         try:
             # Not read_table, whose data sets bring pandas along.
-            table = pq.ParquetFile(path).read()
-            table = table.filter(pc.equal(table["axis"], pa.scalar("source")))
-            texts = {name: tuple(table[name].to_pylist()) for name in _TEXTS}
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=["axis", "id", "source", "content", "tokens", "response_chars", "raw"])
+            # Sources come first: a slice is no second copy.
+            table = table.slice(0, pc.sum(pc.equal(table["axis"], pa.scalar("source"))).as_py() or 0)
             tokens: Sequence[int | None] = table["tokens"].to_pylist()
             counted = tuple(n for n in tokens if n is not None)
             return cls(
-                texts["id"], texts["source"], texts["content"], tuple(table["response_chars"].to_pylist()), texts["raw"],
+                tuple(table["id"].to_pylist()), tuple(map(sys.intern, Column(table["source"]))), Column(table["content"]),
+                tuple(table["response_chars"].to_pylist()), Column(table["raw"]),
                 counted if len(counted) == len(tokens) else None,
             )  # fmt: skip
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nncift import checksums
 from nncift.errors import DataError
-from nncift.files import load_array
+from nncift.files import load_array, rows_of
 from nncift.rows import SCORE
 from nncift.student.views import TEXT, Views
 
@@ -98,4 +98,4 @@ def _rows_of(vectors: Floats, place: Mapping[str, int], ids: Sequence[str]) -> F
     rows = np.fromiter((place[item] for item in ids), np.intp, len(ids))
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
         return vectors[rows[0] : rows[-1] + 1]
-    return vectors[rows]
+    return np.asarray(rows_of(vectors, rows))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from nncift.errors import UsageError
+from nncift.files import rows_of
 from nncift.pairs import LabelledPairs, Pairs
 
 Array = npt.NDArray[np.float64]
@@ -87,7 +88,11 @@ class Space:
         """Yield chunks of pairs: their place and the float64 embeddings of their targets and sources."""
         target, source = self.rows(pairs)
         for place in _chunks(len(pairs), 3 * self.target.shape[1]):
-            yield place, self.target[target[place]].astype(np.float64), self.source[source[place]].astype(np.float64)
+            yield (
+                place,
+                rows_of(self.target, target[place]).astype(np.float64),
+                rows_of(self.source, source[place]).astype(np.float64),
+            )
 
     def _by_chunk(self, pairs: Pairs, function: Callable[[Array, Array], Array]) -> Array:
         parts = [function(target, source) for _, target, source in self.gathered(pairs)]
@@ -126,13 +131,13 @@ def additive_moments(space: Space, train: LabelledPairs) -> Moments:
     per_target, label_of_target = np.bincount(target), np.bincount(target, label)
     per_source, label_of_source = np.bincount(source), np.bincount(source, label)
     for place in _chunks(len(sources), 3 * width):
-        rows = space.source[sources[place]].astype(np.float64)
+        rows = rows_of(space.source, sources[place]).astype(np.float64)
         features[width:] += per_source[place] @ rows
         with_label[width:] += label_of_source[place] @ rows
         rows *= np.sqrt(per_source[place, None])
         gram[width:, width:] += rows.T @ rows
     for place in _chunks(len(targets), 3 * width):
-        rows = space.target[targets[place]].astype(np.float64)
+        rows = rows_of(space.target, targets[place]).astype(np.float64)
         features[:width] += per_target[place] @ rows
         with_label[:width] += label_of_target[place] @ rows
         gram[:width, width:] += rows.T @ _sum_of_sources(space, counts[place], sources)
@@ -161,7 +166,7 @@ def _sum_of_sources(space: Space, counts: sparse.csr_array, sources: Integers) -
     counts = counts[:, met]
     total = np.zeros((counts.shape[0], space.source.shape[1]))
     for place in _chunks(len(met), 3 * space.source.shape[1]):
-        total += counts[:, place] @ space.source[sources[met[place]]].astype(np.float64)
+        total += counts[:, place] @ rows_of(space.source, sources[met[place]]).astype(np.float64)
     return total
 
 
@@ -190,7 +195,7 @@ def _project(matrix: Matrix, row: Integers, weights: Array) -> Array:
     rows, place = np.unique(row, return_inverse=True)
     projected = np.empty((len(rows), *weights.shape[1:]))
     for chunk in _chunks(len(rows), matrix.shape[1]):
-        projected[chunk] = matrix[rows[chunk]].astype(np.float64) @ weights
+        projected[chunk] = rows_of(matrix, rows[chunk]).astype(np.float64) @ weights
     return projected[place]
 
 

@@ -27,6 +27,8 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     page = found.path / HTML
+    # The rows first: what is read after them shares their ids.
+    _ = found.rows
     key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), _source())
     if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page

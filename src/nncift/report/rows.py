@@ -42,7 +42,8 @@ def scores(run: FinishedRun) -> dict[str, Any]:
 def near_copies(run: FinishedRun, sample: Sample) -> dict[str, Any]:
     """Return how many dropped rows have a chosen row that is nearly the same text (cosine of embeddings), the closest first."""
     seed = run.settings.seed
-    dropped = [item for item, choice in run.choices.items() if not choice.selected]
+    taken = set(run.chosen)
+    dropped = [item for item in run.choices if item not in taken]
     looked = shuffled(dropped, seed, "report", "copies")[:MOST_COMPARED]
     against = shuffled(run.chosen, seed, "report", "copies")[:MOST_COMPARED]
     pairs: list[tuple[float, str, str]] = []

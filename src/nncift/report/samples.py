@@ -44,11 +44,13 @@ class Sample:
 
 def draw(run: FinishedRun, most: int = MOST_ROWS) -> Sample:
     """Return the sample: half of it chosen rows where there are enough of both kinds."""
-    dropped = [item for item in run.choices if not run.choices[item].selected]
+    taken = set(run.chosen)
+    dropped = [item for item in run.choices if item not in taken]
     few = min(len(run.chosen), max(most // 2, most - len(dropped)))
     kept = set(shuffled(run.chosen, run.settings.seed, "report", "chosen")[:few])
     rest = set(shuffled(dropped, run.settings.seed, "report", "dropped")[: most - few])
     ids = (*(item for item in run.chosen if item in kept), *(item for item in dropped if item in rest))
+    run.rows.keep(ids)
     return Sample(run, ids, len(run.chosen), len(dropped))
 
 

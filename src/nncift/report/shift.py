@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.calculation import ranges
 from nncift.data.label_columns import LabelColumns, label
 from nncift.data.records import kept_row
 from nncift.finished import FinishedRun
@@ -17,6 +18,8 @@ from nncift.select.baselines import random_ids
 
 MOST_READ = 20_000
 MOST_GROUPS = 12
+AT_ONCE = 1 << 14
+"""Rows whose labels are read at once."""
 
 
 def tables(run: FinishedRun) -> list[dict[str, Any]]:
@@ -74,8 +77,13 @@ def _labels(run: FinishedRun) -> dict[str, list[str | None]]:
     names = [name for name in columns.counts() if name != "source"]
     if not names:
         return {}
-    parsed = [kept_row(raw) for raw in run.rows.column("raw", ids)]
-    return {name: [label(row.get(name)) for row in parsed] for name in names}
+    found: dict[str, list[str | None]] = {name: [] for name in names}
+    for at in ranges(len(ids), AT_ONCE):
+        for raw in run.rows.column("raw", ids[at]):
+            row = kept_row(raw)
+            for name, labels in found.items():
+                labels.append(label(row.get(name)))
+    return found
 
 
 def _lengths(run: FinishedRun) -> list[str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,7 +204,11 @@ def _order(ids: Sequence[str]) -> npt.NDArray[np.intp]:
 
 def positions(known: Sequence[str], ids: Sequence[str]) -> npt.NDArray[np.intp]:
     """Return where each of `ids` stands in `known`. Raises UsageError for ids that are not there."""
-    place = {item: i for i, item in enumerate(known)}
+    return looked_up({item: i for i, item in enumerate(known)}, ids)
+
+
+def looked_up(place: Mapping[str, int], ids: Sequence[str]) -> npt.NDArray[np.intp]:
+    """Return the places of `ids`. Raises UsageError for ids that have none."""
     unknown = [item for item in ids if item not in place]
     if unknown:
         raise UsageError(f"Ids that are not on this axis of the matrix: {_some(unknown)}.")

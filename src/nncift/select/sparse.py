@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nncift.calculation import Arrays, Calculate, Calculation, here
 from nncift.errors import DataError, UsageError
+from nncift.lazily import LazilyBy
 from nncift.seeds import derive, generator
 from nncift.select import Subset
 from nncift.select import sparse_kernels as kernels
@@ -139,18 +140,19 @@ class SparseCoverage:
         left = self._left(order) * self._scale.unit
         k, gains = len(order), solution.gains.tolist()
         last = f"the last chosen row added {gains[-1]:.4g}" if k else "no row was chosen"
-        chosen = set(solution.ids)
-        out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in chosen}
+        rank = {item: rank for rank, item in enumerate(solution.ids)}
+        out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in rank}
         where = "of coverage on the graph of neighbours"
-        reasons = {
-            item: f"Not chosen: must not be in; would add {gain:.4g} {where}."
-            if item in rules.exclude
-            else f"Not chosen: would still add {gain:.4g} {where}, {last}."
-            for item, gain in out.items()
-        }
-        for rank, (item, gain) in enumerate(zip(solution.ids, gains, strict=True), 1):
-            how = "Must be in" if item in rules.include else "Chosen"
-            reasons[item] = f"{how} at rank {rank} of {k}: adds {gain:.4g} {where}."
+
+        def reason(item: str) -> str:
+            if item in rank:
+                how = "Must be in" if item in rules.include else "Chosen"
+                return f"{how} at rank {rank[item] + 1} of {k}: adds {gains[rank[item]]:.4g} {where}."
+            if item in rules.exclude:
+                return f"Not chosen: must not be in; would add {out[item]:.4g} {where}."
+            return f"Not chosen: would still add {out[item]:.4g} {where}, {last}."
+
+        reasons = LazilyBy(reason, self.source_ids)
         return Subset("fl", solution.ids, solution.gains, solution.value, solution.upper_bound, out, reasons)
 
     def value(self, ids: Sequence[str]) -> float:

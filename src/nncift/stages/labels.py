@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.data import Examples
@@ -31,12 +30,8 @@ class _Labourer:
     rows: Examples
     others: float = 0.0
 
-    @cached_property
-    def _content(self) -> dict[str, str]:
-        return {row.id: row.content_hash for row in self.rows}
-
     def name(self, kind: str, source: str | None, ids: Sequence[str]) -> str:
-        return fingerprint(kind, source, [[item, self._content[item]] for item in ids])
+        return fingerprint(kind, source, [[item, self.rows.by_id(item).content_hash] for item in ids])
 
     def know(self, ids: Sequence[str]) -> None:
         self.work.hands.know(self.rows.subset(ids))

@@ -107,7 +107,11 @@ def probed(work: Work, rows: Examples, stage: Stage, into: Path | None = None) -
 def token_counts(work: Work, rows: Examples) -> dict[str, int] | None:
     """Return the tokens of rows that were embedded, None where an earlier version of the run did not count them."""
     about = work.directory.read_json("embeddings.json")
-    counted = dict(zip(about["ids"], about.get("tokens", ()), strict=False))
+    ids = about["ids"]
+    if tuple(ids[: len(rows)]) == rows.ids:
+        # The rows' own ids: those that were read are a second copy.
+        ids = (*rows.ids, *ids[len(rows) :])
+    counted = dict(zip(ids, about.get("tokens", ()), strict=False))
     return counted if all(item in counted for item in rows.ids) else None
 
 

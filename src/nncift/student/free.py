@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.files import rows_of
 from nncift.pairs import LabelledPairs
-from nncift.student.networks import Floats, Learned, Lesson
+from nncift.student.networks import Codes, Floats, Learned, Lesson
 from nncift.student.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
 
 Doubles = npt.NDArray[np.float64]
@@ -25,8 +26,12 @@ SUM = "sum"
 
 @dataclass(frozen=True)
 class Alike:
-    """Both axes of a lesson, view by view, as vectors of length 1 after `centres` were taken off."""
+    """The rows that a lesson's pairs are about, view by view, as vectors of length 1 after `centres` were taken off.
 
+    used: their codes, see `Lesson.used`. Centres are those of all rows.
+    """
+
+    used: tuple[Codes, Codes]
     target: dict[str, Floats]
     source: dict[str, Floats]
     centres: dict[str, Floats]
@@ -40,13 +45,14 @@ class Alike:
             axes = (lesson.sources,) if same else (lesson.targets, lesson.sources)
             raw = [lesson.views.take(axis, name) for axis in axes]
             centres[name] = centre_of(name, raw)
-            parts = [unit(part, centres[name]) for part in raw]
-            target[name], source[name] = parts[0], parts[-1]
-        return cls(target, source, centres)
+            parts = zip((raw[0], raw[-1]), lesson.used, strict=True)
+            target[name], source[name] = (unit(rows_of(part, rows), centres[name]) for part, rows in parts)
+        return cls(lesson.used, target, source, centres)
 
     def cosine(self, name: str, pairs: LabelledPairs) -> Doubles:
-        """Return the cosines of pairs in a view, `(n_pairs,)`."""
-        found = np.einsum("nd,nd->n", self.target[name][pairs.target], self.source[name][pairs.source])
+        """Return the cosines of pairs of the lesson in a view, `(n_pairs,)`."""
+        target, source = (np.searchsorted(*both) for both in zip(self.used, (pairs.target, pairs.source), strict=True))
+        found = np.einsum("nd,nd->n", self.target[name][target], self.source[name][source])
         return np.asarray(found, np.float64)
 
 

@@ -6,7 +6,7 @@ Nothing here needs torch: a pair is a few steps over two projections (method.md 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.calculation import Calculate, here
+from nncift.calculation import Calculate, here, ranges
 from nncift.data.examples import Examples
 from nncift.embeddings import EmbeddingCache
 from nncift.encode import Encoder, create
@@ -115,6 +115,14 @@ class Student:
         """Return `(n_sources, width)`: what a pair needs of its source."""
         return _in_blocks(self.net.project_sources, vectors)
 
+    def projected_sources(self, vectors: Floats) -> Iterator[tuple[slice, Floats]]:
+        """Yield ranges of sources with their projections, of which only one is in memory at a time."""
+        return _by_blocks(self.net.project_sources, vectors)
+
+    def projected_targets(self, vectors: Floats) -> Iterator[tuple[slice, Floats]]:
+        """Yield ranges of targets with their projections, as `projected_sources` does."""
+        return _by_blocks(self.net.project_targets, vectors)
+
     def predict_pairs(self, pairs: Pairs, targets: Floats, sources: Floats) -> Floats:
         """Return `(n_pairs,)` predictions; targets and sources are projections on the axes of the pairs."""
         return self.net.pairs(targets, sources, pairs.target, pairs.source)
@@ -148,12 +156,17 @@ class Student:
             raise UsageError(
                 f"this student reads vectors of {dict(self.encoder)}; the encoder at hand is {dict(encoder.describe())}"
             )
-        vectors = EmbeddingCache(encoder).embed(examples.texts).vectors
-        if self.probe is not None:
-            from nncift.probe import features_of, probe_like
+        cache = EmbeddingCache(encoder)
+        with cache.aside(len(examples) > PROJECTED) as file:
+            vectors = cache.embed(examples.texts, into=file).vectors
+            if self.probe is not None:
+                from nncift.probe import features_of, probe_like
 
-            vectors = np.concatenate([vectors, features_of(probe_like(self.probe, device), examples).vectors], axis=1)
-        score = self.mean_per_source(self.project_sources(vectors))
+                vectors = np.concatenate(
+                    [vectors, features_of(probe_like(self.probe, device), examples).vectors], axis=1
+                )
+            means = [self.mean_per_source(projected) for _, projected in self.projected_sources(vectors)]
+        score = np.concatenate([*means, np.empty(0)])
         width = self.half_width
         return Scores(
             examples.ids, score, None if width is None else score - width, None if width is None else score + width
@@ -233,17 +246,35 @@ def _in_blocks(project: Callable[[Floats], Floats], vectors: Floats) -> Floats:
     """Project vectors `(n, dim)`, of which only a block is held beside what comes out."""
     if len(vectors) <= PROJECTED:
         return project(vectors)
-    first = project(vectors[:PROJECTED])
-    out = np.empty((len(vectors), first.shape[1]), np.float32)
-    out[:PROJECTED] = first
-    for start in range(PROJECTED, len(vectors), PROJECTED):
-        out[start : start + PROJECTED] = project(vectors[start : start + PROJECTED])
-        release(vectors)
+    out = np.empty((len(vectors), project(vectors[:1]).shape[1]), np.float32)
+    for at, projected in _by_blocks(project, vectors):
+        out[at] = projected
     return out
+
+
+def _by_blocks(project: Callable[[Floats], Floats], vectors: Floats) -> Iterator[tuple[slice, Floats]]:
+    for at in ranges(len(vectors), PROJECTED):
+        projected = project(vectors[at])
+        release(vectors)
+        yield at, projected
 
 
 def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def predict_all(student: Student, targets: Floats, sources: Floats, calculate: Calculate = here) -> Floats:
+    """Return the predictions of all pairs of two sets of vectors, `(n_targets, n_sources)`, in Fortran order.
+
+    For few targets the projections of all sources would be larger than what is predicted: they are made part by part.
+    """
+    known = student.project_targets(targets)
+    if len(known) >= student.net.width or len(sources) <= PROJECTED:
+        return all_pairs(student, known, student.project_sources(sources), calculate)
+    values = np.empty((len(sources), len(known)), np.float32)
+    for at, projected in student.projected_sources(sources):
+        values[at] = all_pairs(student, known, projected, calculate).T
+    return values.T
 
 
 def hybrid_matrix(
@@ -251,10 +282,16 @@ def hybrid_matrix(
 ) -> UtilityMatrix:  # fmt: skip
     """Return the matrix used for selection: known labels exact, the rest predicted, the diagonal masked.
 
-    targets, sources: projections on the axes of `known` (LabelledPairs). A label that the teacher could not give stays
-    missing (NaN). Shape `(n_targets, n_sources)`.
+    targets, sources: projections on the axes of `known` (LabelledPairs).
     """
-    values = all_pairs(student, targets, sources, calculate)
+    return with_known(all_pairs(student, targets, sources, calculate), known, shared=shared)
+
+
+def with_known(values: Floats, known: LabelledPairs, *, shared: bool) -> UtilityMatrix:
+    """Return predictions of all pairs, `(n_targets, n_sources)`, as `hybrid_matrix` does; they are overwritten.
+
+    A label that the teacher could not give stays missing (NaN).
+    """
     values[known.target, known.source] = known.value
     if shared:
         np.fill_diagonal(values, np.nan)

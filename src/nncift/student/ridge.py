@@ -17,11 +17,12 @@ from scipy import linalg
 
 from nncift.calculation import ranges
 from nncift.errors import DataError
+from nncift.files import release, rows_of
 from nncift.pairs import LabelledPairs
 from nncift.student.free import Alike, free_lines
-from nncift.student.networks import Floats, Learned, Lesson
+from nncift.student.networks import Codes, Floats, Learned, Lesson
 from nncift.student.similarity import powers_of
-from nncift.student.views import AT_ONCE, STATS, centre_of, unit
+from nncift.student.views import AT_ONCE, STATS, Views, centre_of, unit
 
 Doubles = npt.NDArray[np.float64]
 
@@ -49,12 +50,14 @@ CHUNK = 1 << 13
 
 @dataclass(frozen=True)
 class Items:
-    """Both axes as the regression sees them.
+    """Rows of both axes as the regression sees them.
 
-    target, source: components `(n, rank)`. target_alike, source_alike: by view, vectors of length 1. weight, bias: the linear map
-    from views to components, `(dim, rank)` and `(rank,)`.
+    used: codes of the rows that are here, ascending; None = all. target, source: components `(n, rank)`. target_alike,
+    source_alike: by view, vectors of length 1. weight, bias: the linear map from views to components, `(dim, rank)` and
+    `(rank,)`.
     """
 
+    used: tuple[Codes, Codes] | None
     target: Floats
     source: Floats
     target_alike: dict[str, Floats]
@@ -63,13 +66,19 @@ class Items:
     bias: Floats
     centres: dict[str, Floats]
 
+    def places(self, target: Codes, source: Codes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Return where the rows with these codes are."""
+        if self.used is None:
+            return target.astype(np.intp), source.astype(np.intp)
+        return np.searchsorted(self.used[0], target), np.searchsorted(self.used[1], source)
+
 
 def solve(lesson: Lesson, *, powers: int, advance: Callable[[int], None] = lambda step: None) -> Learned:
     """Fit a bilinear network. Raises DataError where no training pair has a label."""
     train, validation = lesson.train.present(), lesson.validation.present()
     if not len(train):
         raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
-    items = describe(lesson)
+    items = describe(lesson, lesson.used)
     features = _Features(items, powers, pointwise=not lesson.targets.shape[1])
     mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
     scale = spread if spread > 0 else 1.0
@@ -123,56 +132,73 @@ class _Start:
         return found
 
 
-def describe(lesson: Lesson) -> Items:
-    """Return both axes in principal components over all items."""
+def describe(lesson: Lesson, used: tuple[Codes, Codes] | None = None) -> Items:
+    """Return rows of both axes in principal components over all items; used: codes of those that are returned, None = all."""
     views, pointwise = lesson.views, not lesson.targets.shape[1]
     axes = [lesson.sources] if pointwise or lesson.targets is lesson.sources else [lesson.targets, lesson.sources]
     ids = [lesson.train.source_ids] if len(axes) == 1 else [lesson.train.target_ids, lesson.train.source_ids]
     # Summed in the order of ids: that of the rows decides nothing, not even in the last bit.
     order = np.argsort([item for part in ids for item in part], kind="stable")
-    parts: dict[str, list[Floats]] = {}
     centres: dict[str, Floats] = {}
     weight, bias, rank = np.zeros((views.dim, 0), np.float32), np.zeros(0, np.float32), 0
     for name in views.names:
         raw = [views.take(axis, name) for axis in axes]
         if name in views.similar:
             centres[name] = centre_of(name, raw)
-            raw = [unit(part, centres[name]) for part in raw]
-        parts[name] = raw
         most = POINTWISE if pointwise else ALONE if len(views.names) == 1 else COMPONENTS.get(name, ALONE)
-        own, shift = _components(raw, order, most, WEIGHT.get(name, 1.0) / np.sqrt(len(views.names)))
+        size = WEIGHT.get(name, 1.0) / np.sqrt(len(views.names))
+        own, shift = _components(raw, centres.get(name), order, most, size)
         weight = np.concatenate([weight, np.zeros((views.dim, own.shape[1]), np.float32)], axis=1)
         weight[views.place(name), rank:] = own
         bias = np.concatenate([bias, shift])
         rank += own.shape[1]
-    joined = [_joined([parts[name][at] for name in views.names], weight, bias) for at in range(len(axes))]
-    alike = [{name: parts[name][at] for name in views.similar} for at in range(len(axes))]
+    target, source = used or tuple(np.arange(len(axis), dtype=np.int32) for axis in (lesson.targets, lesson.sources))
+    sources, source_alike = _described(lesson.sources, source, views, centres, weight, bias)
     if pointwise:
-        return Items(np.zeros((len(lesson.targets), 0), np.float32), joined[0], {}, {}, weight, bias, centres)
-    return Items(joined[0], joined[-1], alike[0], alike[-1], weight, bias, centres)
+        return Items(used, np.zeros((len(target), 0), np.float32), sources, {}, {}, weight, bias, centres)
+    targets, target_alike = _described(lesson.targets, target, views, centres, weight, bias)
+    return Items(used, targets, sources, target_alike, source_alike, weight, bias, centres)
 
 
-def _joined(views: Sequence[Floats], weight: Floats, bias: Floats) -> Floats:
-    """Return the components of rows whose views stand beside each other, `(n, rank)`."""
-    found = np.empty((len(views[0]), weight.shape[1]), np.float32)
-    for at in ranges(len(found), AT_ONCE):
-        found[at] = np.concatenate([view[at] for view in views], axis=1) @ weight + bias
-    return found
+def _described(
+    axis: Floats, rows: Codes, views: Views, centres: Mapping[str, Floats], weight: Floats, bias: Floats
+) -> tuple[Floats, dict[str, Floats]]:
+    """Return the components `(n, rank)` of rows of an axis, and by view their vectors of length 1.
+
+    Calculated in blocks of the whole axis: the last bits of a row are then the same whichever rows are asked for.
+    """
+    found = np.empty((len(rows), weight.shape[1]), np.float32)
+    alike = {name: np.empty((len(rows), centre.shape[0]), np.float32) for name, centre in centres.items()}
+    for at in ranges(len(axis), AT_ONCE):
+        first, last = np.searchsorted(rows, [at.start, at.stop])
+        if first == last:
+            continue
+        here = rows[first:last] - at.start
+        parts = {name: views.take(axis[at], name) for name in views.names}
+        parts |= {name: unit(parts[name], centre) for name, centre in centres.items()}
+        found[first:last] = (np.concatenate(list(parts.values()), axis=1) @ weight + bias)[here]
+        for name, vectors in alike.items():
+            vectors[first:last] = parts[name][here]
+        release(axis)
+    return found, alike
 
 
-def _components(parts: Sequence[Floats], order: npt.NDArray[np.intp], most: int, size: float) -> tuple[Floats, Floats]:
+def _components(
+    parts: Sequence[Floats], centre: Floats | None, order: npt.NDArray[np.intp], most: int, size: float
+) -> tuple[Floats, Floats]:
     """Return the linear map `(d, k)` and shift `(k,)` to at most `most` principal components of mean squared length size^2.
 
-    parts: rows one after the other, summed in this order, block by block: a million rows are never held a second time.
+    parts: rows one after the other, summed in this order, block by block: a million rows are never held. centre: what is taken
+    off before they are scaled to length 1; None = they are taken as they are.
     """
     blocks = [order[at] for at in ranges(len(order), AT_ONCE)]
     width = parts[0].shape[1]
     mean = np.zeros(width)
     for block in blocks:
-        mean += _rows(parts, block).mean(axis=0, dtype=np.float64) * (len(block) / len(order))
+        mean += _rows(parts, centre, block).mean(axis=0, dtype=np.float64) * (len(block) / len(order))
     covariance = np.zeros((width, width))
     for block in blocks:
-        centred = _rows(parts, block) - mean
+        centred = _rows(parts, centre, block) - mean
         covariance += centred.T @ centred
     covariance /= len(order)
     values, axes = linalg.eigh(covariance)
@@ -183,15 +209,17 @@ def _components(parts: Sequence[Floats], order: npt.NDArray[np.intp], most: int,
     return found.astype(np.float32), (-mean @ found).astype(np.float32)
 
 
-def _rows(parts: Sequence[Floats], places: npt.NDArray[np.intp]) -> Floats:
+def _rows(parts: Sequence[Floats], centre: Floats | None, places: npt.NDArray[np.intp]) -> Floats:
     """Return the rows at these places of parts that stand one after the other."""
     first = parts[0]
     if len(parts) == 1:
-        return first[places]
-    found = np.empty((len(places), first.shape[1]), first.dtype)
-    inside = places < len(first)
-    found[inside], found[~inside] = first[places[inside]], parts[1][places[~inside] - len(first)]
-    return found
+        found = rows_of(first, places)
+    else:
+        found = np.empty((len(places), first.shape[1]), first.dtype)
+        inside = places < len(first)
+        found[inside] = rows_of(first, places[inside])
+        found[~inside] = rows_of(parts[1], places[~inside] - len(first))
+    return found if centre is None else unit(found, centre)
 
 
 class _Features:
@@ -211,10 +239,12 @@ class _Features:
             yield here, self._of(pairs.target[here], pairs.source[here])
 
     def _of(self, target: npt.NDArray[np.int32], source: npt.NDArray[np.int32]) -> Floats:
-        t, s = self.items.target[target], self.items.source[source]
+        target_at, source_at = self.items.places(target, source)
+        t, s = self.items.target[target_at], self.items.source[source_at]
         parts = [t, s, (t[:, :, None] * s[:, None, :]).reshape(len(t), -1)]
         for name in self._alike:
-            cosine = np.einsum("nd,nd->n", self.items.target_alike[name][target], self.items.source_alike[name][source])
+            mine, theirs = self.items.target_alike[name][target_at], self.items.source_alike[name][source_at]
+            cosine = np.einsum("nd,nd->n", mine, theirs)
             parts.append(np.float32(CURVES) * powers_of(cosine, self.powers))
         return np.concatenate(parts, axis=1, dtype=np.float32)
 

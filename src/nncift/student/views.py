@@ -86,4 +86,5 @@ def centre_of(name: str, parts: Sequence[Floats]) -> Floats:
     """Return what is taken off a view before its cosines: the mean over items where `CENTRED`, else zeros."""
     if name not in CENTRED:
         return np.zeros(parts[0].shape[1], np.float32)
-    return np.asarray(np.concatenate(list(parts)).mean(axis=0), np.float32)
+    every = parts[0] if len(parts) == 1 else np.concatenate(list(parts))
+    return np.asarray(every.mean(axis=0), np.float32)

@@ -124,4 +124,10 @@ def _state(run: FinishedRun) -> list[Any]:
     for stage in ("fit", "existing"):
         path = run.path / "stages" / f"{stage}.json"
         marks[stage] = json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
-    return [marks, run.settings.part(SelectSettings), run.settings.seed, run.rows.sources, run.rows.columns["raw"]]
+    return [
+        marks,
+        run.settings.part(SelectSettings),
+        run.settings.seed,
+        run.rows.sources,
+        list(run.rows.columns["raw"]),
+    ]

@@ -10,6 +10,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from typing import Any, ClassVar, Protocol
 
@@ -44,6 +45,15 @@ class Lesson:
     targets: Floats
     sources: Floats
     views: Views
+
+    @cached_property
+    def used(self) -> tuple[Codes, Codes]:
+        """Codes of the targets and of the sources that the pairs are about, ascending: few of the rows of a large pool."""
+        target, source = (
+            np.unique(np.concatenate([getattr(self.train, axis), getattr(self.validation, axis)]))
+            for axis in ("target", "source")
+        )
+        return target, source
 
 
 @dataclass(frozen=True)
