@@ -2,7 +2,8 @@
 
 caps: run, score, select, evaluate, inspect and (with --model) tune, each in a process of its own under several caps: its peak
 resident memory over the cap, or the refusal. Vectors are hashed and the teacher is delift-se, so that only tune loads a model.
-million: reading, inspecting and embedding so many generated rows, and a run up to its vectors.
+million: reading, inspecting and embedding so many generated rows, a run up to its vectors, a whole run, scoring by its student
+and selecting again; a run by a pair teacher that selects on neighbours has fewer rows. --threads: of linear algebra.
 """
 
 from __future__ import annotations
@@ -18,12 +19,43 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 CAPS = ("300M", "400M", "600M", "1G", "2G")
+STEP = 0.02
+"""Seconds between two looks at a process's memory: a run resets the peak that the system keeps when a stage begins."""
+
+WATCH = """
+import resource, subprocess, sys, threading, time
+from pathlib import Path
+
+def peak(process):
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return max([0, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))])
+
+began, most = time.perf_counter(), 0
+with subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+    said = []
+    reader = threading.Thread(target=lambda: said.append(child.stderr.read()))
+    reader.start()
+    while child.poll() is None:
+        most = max(most, peak(child.pid))
+        time.sleep(float(sys.argv[1]))
+    reader.join()
+most = max(most, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+print(child.returncode, most, round(time.perf_counter() - began, 1), ("".join(said).strip() or "-").splitlines()[-1])
+"""
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TOO_MUCH = 1.1
+PAIRS = "20000"
+"""Labels of the run by a pair teacher."""
+
 PARTS = {
     "read": "import nncift; print(len(nncift.read({path!r})))",
     "inspect": "from nncift.data.inspection import inspect; print(inspect({path!r})['rows'])",
@@ -44,8 +76,8 @@ PARTS = {
 }
 NOTE = """# Memory
 
-Written by `python benchmarks/memory.py --write`. Peaks are resident memory of the process (`ru_maxrss`), the program and its
-libraries included, in MB of 10^6 bytes.
+Written by `python benchmarks/memory.py --write`. Peaks are resident memory of the process (`VmHWM`, looked at all the time, and
+`ru_maxrss`), the program, its libraries and what it has mapped of files included, in MB of 10^6 bytes.
 """
 CAPS_NOTE = """
 Each command by itself under each cap, the run that it works on made without one. `peak / cap` may be {most:g}; `refused` is exit
@@ -64,19 +96,24 @@ def generate(path: Path, rows: int, seed: int = 0) -> None:
             stream.write(json.dumps({"instruction": prompt, "output": answer}) + "\n")
 
 
-def peak(command: list[str], cache: Path) -> tuple[int, float, str]:
-    """Run a command; return its exit code, its own peak resident memory in MB, and the last line that it said."""
-    watched = (
-        "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True, text=True);"
-        "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss;"
-        "print(done.returncode, peak, (done.stderr.strip() or '-').splitlines()[-1])"
-    )
+@dataclass(frozen=True)
+class Watched:
+    """How a command ended: its exit code, its own peak resident memory in MB, its seconds, and the last line that it said."""
+
+    code: int
+    mb: float
+    seconds: float
+    said: str
+
+
+def peak(command: list[str], cache: Path, threads: int = 1) -> Watched:
+    """Run a command with so many threads of linear algebra and watch it."""
     told = subprocess.run(
-        [sys.executable, "-c", watched, *command], capture_output=True, text=True, check=True,
-        env={**os.environ, "NNCIFT_CACHE": str(cache)},
+        [sys.executable, "-c", WATCH, str(STEP), *command], capture_output=True, text=True, check=True,
+        env={**os.environ, "NNCIFT_CACHE": str(cache), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)},
     ).stdout  # fmt: skip
-    code, kilobytes, said = told.strip().split(" ", 2)
-    return int(code), int(kilobytes) * 1024 / 1e6, said
+    code, kilobytes, seconds, said = told.strip().split(" ", 3)
+    return Watched(int(code), int(kilobytes) * 1024 / 1e6, float(seconds), said)
 
 
 def commands(folder: Path, model: str | None) -> dict[str, tuple[list[str], list[Path]]]:
@@ -109,7 +146,7 @@ def commands(folder: Path, model: str | None) -> dict[str, tuple[list[str], list
     return found
 
 
-def caps(rows: int, folder: Path, model: str | None, only: str | None = None) -> list[dict[str, Any]]:
+def caps(rows: int, folder: Path, model: str | None, only: str | None = None, threads: int = 1) -> list[dict[str, Any]]:
     """Run everything, or one command, under every cap."""
     generate(folder / "pool.jsonl", rows)
     generate(folder / "test.jsonl", 100, seed=1)
@@ -125,14 +162,14 @@ def caps(rows: int, folder: Path, model: str | None, only: str | None = None) ->
             for path in left:
                 shutil.rmtree(path, ignore_errors=True)
             held = [] if cap is None else ["--max-mem", cap]
-            code, mb, said = peak([*program, *line, "--quiet", *held], folder / "cache")
-            stages = _stages(left[0]) if name.startswith("run") and not code else {}
+            seen = peak([*program, *line, "--quiet", *held], folder / "cache", threads)
+            stages = _stages(left[0]) if name.startswith("run") and not seen.code else {}
             found.append({
-                "command": name, "rows": rows, "cap": cap, "exit_code": code, "peak_mb": round(mb),
-                "peak_over_cap": None if cap is None else round(mb * 1e6 / _bytes(cap), 3), "stages": stages,
-                "said": said if code else "",
+                "command": name, "rows": rows, "cap": cap, "exit_code": seen.code, "peak_mb": round(seen.mb),
+                "peak_over_cap": None if cap is None else round(seen.mb * 1e6 / _bytes(cap), 3), "stages": stages,
+                "said": seen.said if seen.code else "",
             })  # fmt: skip
-            print(name, cap, code, round(mb), file=sys.stderr, flush=True)
+            print(name, cap, seen.code, round(seen.mb), file=sys.stderr, flush=True)
     return found
 
 
@@ -147,22 +184,68 @@ def _bytes(cap: str) -> int:
     return parse_memory(cap)
 
 
-def million(rows: int, folder: Path) -> list[dict[str, Any]]:
-    """Read, inspect and embed."""
-    path = folder / "many.jsonl"
-    generate(path, rows)
-    size = path.stat().st_size / 1e6
+def million(rows: int, pairs: int, folder: Path, threads: int = 1) -> list[dict[str, Any]]:
+    """Read, inspect and embed; run, score and select again. pairs: rows of the run by a pair teacher."""
+    many, fewer = folder / "many.jsonl", folder / "fewer.jsonl"
+    generate(many, rows)
+    generate(fewer, pairs)
     found: list[dict[str, Any]] = []
+
+    def watch(name: str, command: list[str], path: Path, count: int, cache: Path, run: Path | None = None) -> None:
+        seen = peak([sys.executable, *command], cache, threads)
+        found.append({
+            "part": name, "rows": count, "file_mb": round(path.stat().st_size / 1e6), "exit_code": seen.code,
+            "peak_mb": round(seen.mb), "seconds": seen.seconds, "said": seen.said if seen.code else "",
+            "stages": {} if run is None or seen.code else _stages(run),
+        })  # fmt: skip
+        print(name, seen, file=sys.stderr, flush=True)
+
     for name, code in PARTS.items():
         cache = folder / f"cache-{len(found)}"
         cache.mkdir()
-        text = code.format(path=str(path), cache=str(cache))
-        exit_code, mb, said = peak([sys.executable, "-c", text], cache)
-        found.append({
-            "part": name, "rows": rows, "file_mb": round(size), "exit_code": exit_code, "peak_mb": round(mb),
-            "said": said if exit_code else "",
-        })  # fmt: skip
+        watch(name, ["-c", code.format(path=str(many), cache=str(cache))], many, rows, cache)
         shutil.rmtree(cache)
+    whole, graph, cache = folder / "whole", folder / "graph", folder / "cache"
+    start = ["-m", "nncift", "run"]
+    common = ["--encoder", "hash", "--budget", "1%", "--quiet", "--out"]
+    watch(
+        "`run`, teacher `length`",
+        [*start, str(many), "--teacher", "length", *common, str(whole)],
+        many,
+        rows,
+        cache,
+        whole,
+    )
+    scored = [
+        "-m",
+        "nncift",
+        "score",
+        str(many),
+        "--run",
+        str(whole),
+        "--out",
+        str(folder / "scores.parquet"),
+        "--quiet",
+    ]
+    watch("`score` with that run's student", scored, many, rows, cache)
+    again = ["-m", "nncift", "select", str(whole), "--budget", "2%", "--quiet"]
+    watch(
+        "`select` again on that run, into another folder", [*again, "--out", str(folder / "again")], many, rows, cache
+    )
+    watch("`select` again on that run, in its place", again, many, rows, cache)
+    graph_of = [
+        *start,
+        str(fewer),
+        "--teacher",
+        "delift-se",
+        "--labels",
+        PAIRS,
+        "--neighbours",
+        "64",
+        *common,
+        str(graph),
+    ]
+    watch("`run --neighbours 64`, teacher `delift-se`", graph_of, fewer, pairs, cache, graph)
     return found
 
 
@@ -184,13 +267,18 @@ def page(known: dict[str, Any]) -> str:
             "",
             *_table_of_many(known["million"]["told"]),
             "",
+            "Peaks by stage of the runs, MB; the report is written after these:\n",
+            *_table_of_stages(known["million"]["told"]),
+            "",
         ]
-    if "caps" in known:
-        told = known["caps"]["told"]
+    for name, title in (("caps", "Under a cap"), ("caps-2", "Under a cap, with two threads of linear algebra")):
+        if name not in known:
+            continue
+        told = known[name]["told"]
         lines += [
-            "## Under a cap\n",
-            *_measured(known["caps"], "caps"),
-            CAPS_NOTE.format(most=TOO_MUCH),
+            f"## {title}\n",
+            *_measured(known[name], "caps" if name == "caps" else "caps --threads 2"),
+            *([CAPS_NOTE.format(most=TOO_MUCH)] if name == "caps" else [""]),
             *_table_of_caps(told),
         ]
         lines += [
@@ -209,8 +297,11 @@ def _measured(part: dict[str, Any], name: str) -> list[str]:
 
 
 def _table_of_many(told: list[dict[str, Any]]) -> list[str]:
-    rows = [f"| {one['part']} | {one['rows']:,} | {one['file_mb']:,} | {one['peak_mb']:,} |" for one in told]
-    return ["| | rows | file, MB | peak, MB |", "|---|---:|---:|---:|", *rows]
+    rows = [
+        f"| {one['part']} | {one['rows']:,} | {one['file_mb']:,} | {_cell({'cap': None, **one})} | {one.get('seconds', 0):,.0f} |"
+        for one in told
+    ]
+    return ["| | rows | file, MB | peak, MB | seconds |", "|---|---:|---:|---:|---:|", *rows]
 
 
 def _table_of_caps(told: list[dict[str, Any]]) -> list[str]:
@@ -238,12 +329,13 @@ def _refusals(told: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _table_of_stages(told: list[dict[str, Any]]) -> list[str]:
-    runs = [one for one in told if one["stages"]]
+    runs = [one for one in told if one.get("stages")]
     names = list(dict.fromkeys(name for one in runs for name in one["stages"]))
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for one in runs:
         peaks = " | ".join(f"{one['stages'].get(name, 0):,}" for name in names)
-        lines.append(f"| `{one['command']}`, {one['cap'] or 'no cap'} | {peaks} |")
+        title = one["part"] if "part" in one else f"`{one['command']}`, {one['cap'] or 'no cap'}"
+        lines.append(f"| {title} | {peaks} |")
     return lines
 
 
@@ -253,7 +345,9 @@ def main() -> None:
     parser.add_argument("--only", choices=("caps", "million"))
     parser.add_argument("--command", help="under caps, this command alone; with --write the others' figures stay")
     parser.add_argument("--rows", type=int, default=4000, help="rows of the pool under caps")
-    parser.add_argument("--many", type=int, default=1_000_000, help="rows to read, inspect and embed")
+    parser.add_argument("--many", type=int, default=1_000_000, help="rows to read, inspect, embed and select from")
+    parser.add_argument("--pairs", type=int, default=200_000, help="rows of the run by a pair teacher on neighbours")
+    parser.add_argument("--threads", type=int, default=1, help="threads of linear algebra; 2 has a table of its own")
     parser.add_argument("--model", help="model that tune trains; tune is left out without one")
     parser.add_argument("--write", action="store_true", help="write docs/results/memory.md and memory.json")
     parser.add_argument("--json", action="store_true")
@@ -265,15 +359,18 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 found = (
-                    caps(wish.rows, folder, wish.model, wish.command) if part == "caps" else million(wish.many, folder)
+                    caps(wish.rows, folder, wish.model, wish.command, wish.threads)
+                    if part == "caps"
+                    else million(wish.many, wish.pairs, folder, wish.threads)
                 )
-            told[part] = {"machine": on, "told": found}
+            told[part if wish.threads == 1 else f"{part}-{wish.threads}"] = {"machine": on, "told": found}
     if wish.write:
         path = RESULTS / "memory.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if wish.command and "caps" in known:
-            others = [one for one in known["caps"]["told"] if one["command"] != wish.command]
-            told["caps"] = {**known["caps"], "told": [*others, *told["caps"]["told"]]}
+        if wish.command:
+            for part in told.keys() & known.keys():
+                others = [one for one in known[part]["told"] if one["command"] != wish.command]
+                told[part] = {**known[part], "told": [*others, *told[part]["told"]]}
         known |= told
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "memory.md").write_text(page(known), encoding="utf-8")

@@ -211,6 +211,7 @@ def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> N
     )
     with atomic(path) as part:
         pq.write_table(table, part)
+    pa.default_memory_pool().release_unused()
 
 
 def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:
@@ -225,8 +226,8 @@ def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:
 def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
     """Write the chosen rows as they were, in rank order, one a line."""
     with atomic(path) as part, part.open("wb") as handle:
-        for item in chosen.subset.ids:
-            handle.write(rows.raw[rows.place[item]].encode("utf-8") + b"\n")
+        for place in rows.places(chosen.subset.ids):
+            handle.write(rows.raw[place].encode("utf-8") + b"\n")
 
 
 def _controls(
@@ -261,4 +262,4 @@ def _tokens(rows: Rows, subset: Subset) -> dict[str, int]:
     """Return the tokens of the chosen rows, where they were counted."""
     if rows.tokens is None:
         return {}
-    return {"tokens": sum(rows.tokens[rows.place[item]] for item in subset.ids)}
+    return {"tokens": sum(rows.tokens[place] for place in rows.places(subset.ids))}

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nncift import checksums, config
 from nncift.config import RunSettings
-from nncift.data.columns import Column
+from nncift.data.columns import Column, read_columns
 from nncift.data.formats import Layout
 from nncift.errors import DataError
 from nncift.labelling import read_utilities
@@ -77,17 +77,15 @@ class FinishedRun:
     def choices(self) -> Mapping[str, Choice]:
         """What became of every row of the pool, by id."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         checksums.verify(self.path, "selection.parquet")
         try:
-            with pq.ParquetFile(self.path / "selection.parquet") as file:
-                table = file.read()
+            table = read_columns(self.path / "selection.parquet", Choice.__dataclass_fields__)
             place = self._places(table["id"].to_pylist())
         except (OSError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(f"selection.parquet of {str(self.path)!r} cannot be read: {error}") from error
-        columns = {name: Column(table[name]) for name in Choice.__dataclass_fields__ if name in table.column_names}
+        columns = {name: Column(table[name]) for name in table.column_names}
 
         def choice(item: str) -> Choice:
             told: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)

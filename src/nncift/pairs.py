@@ -42,6 +42,11 @@ class LabelledPairs(Pairs):
         """Return the pairs that have a value."""
         return self.take(np.isfinite(self.value))
 
+    def named(self, ids: tuple[str, ...]) -> LabelledPairs:
+        """Return the pairs with these ids in the place of equal ones, which may then be let go."""
+        target, source = (ids if axis == ids else axis for axis in (self.target_ids, self.source_ids))
+        return LabelledPairs(target, source, self.target, self.source, self.value)
+
     def take(self, keep: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> LabelledPairs:
         """Return the pairs at a mask or at positions, on the same axes."""
         return LabelledPairs(self.target_ids, self.source_ids, self.target[keep], self.source[keep], self.value[keep])

@@ -74,6 +74,9 @@ def _reselected(
         labels = read_utilities(run / "labels")
         axes = next(iter(labels.values()))
         _refuse_other_rows(rows, axes.source_ids)
+        # The ids of a large pool are in memory once.
+        labels = {name: pairs.named(rows.ids) for name, pairs in labels.items()}
+        axes = next(iter(labels.values()))
         pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
         sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": (run / EXISTING).exists()}
         if settings.objective != "flcg" and "objective" in given:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nncift import checksums
 from nncift.data import Example, Examples
-from nncift.data.columns import Column, FileColumn
+from nncift.data.columns import Column, FileColumn, read_columns
 from nncift.data.formats import Layout, parse, prompt_text
 from nncift.data.records import kept_row
 from nncift.data.turns import UnusableError
@@ -66,6 +66,7 @@ def _write(path: Path, rows: Sequence[tuple[str, Example]], tokens: Mapping[str,
         for start in range(0, len(rows), GROUP) or (0,):
             columns = _columns(rows[start : start + GROUP], tokens)
             writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+    pa.default_memory_pool().release_unused()
 
 
 def _columns(rows: Sequence[tuple[str, Example]], tokens: Mapping[str, int]) -> list[list[Any]]:
@@ -97,13 +98,11 @@ class RowsFile:
     def open(cls, folder: Path, layout: Layout) -> RowsFile:
         """Read the file. Raises DataError where there is none, or where it is damaged."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         checksums.verify(folder, NAME)
         path = folder / NAME
         try:
-            with pq.ParquetFile(path) as file:
-                table = file.read(columns=[name for name in file.schema_arrow.names if name != RAW])
+            table = read_columns(path, without=(RAW,))
             ids: list[str] = table["id"].to_pylist()
             sources = tuple(compress(ids, (axis == "source" for axis in Column(table["axis"]))))
             targets = tuple(compress(ids, (axis == "target" for axis in Column(table["axis"]))))

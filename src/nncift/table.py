@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 
 from nncift import checksums
 from nncift.data import Examples
-from nncift.data.columns import Column
+from nncift.data.columns import Column, read_columns
 from nncift.data.records import kept_row
 from nncift.errors import DataError, UsageError
 from nncift.lazily import Lazily
@@ -20,6 +19,9 @@ from nncift.memory import pass_on
 from nncift.rows_file import NAME as FILE
 
 __all__ = ["FILE", "Rows"]
+
+
+_NEEDED = ("axis", "id", "source", "content", "tokens", "response_chars", "raw")
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class Rows:
             None if tokens is None else tuple(tokens[row.id] for row in pool),
         )
 
-    @cached_property
-    def place(self) -> Mapping[str, int]:
-        """Where each id stands."""
-        return {item: place for place, item in enumerate(self.ids)}
+    def places(self, ids: Iterable[str]) -> list[int]:
+        """Return where some rows stand. Raises KeyError for an unknown id."""
+        asked = list(ids)
+        wanted = set(asked)
+        found = {item: place for place, item in enumerate(self.ids) if item in wanted}
+        return [found[item] for item in asked]
 
     def column(self, name: str) -> dict[str, str]:
         """Return the text of a column for every row: `source` is the file, other names are fields of the original row.
@@ -89,20 +93,18 @@ class Rows:
         """Read the sources of a run's rows file (`rows_file`). Raises DataError where it is missing or damaged."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         checksums.verify(path.parent, path.name)
         try:
             # Not read_table, whose data sets bring pandas along.
-            with pq.ParquetFile(path) as file:
-                table = file.read(columns=["axis", "id", "source", "content", "tokens", "response_chars", "raw"])
+            table = read_columns(path, _NEEDED)
             # Sources come first: a slice is no second copy.
             table = table.slice(0, pc.sum(pc.equal(table["axis"], pa.scalar("source"))).as_py() or 0)
             tokens: Sequence[int | None] = table["tokens"].to_pylist()
             counted = tuple(n for n in tokens if n is not None)
             return cls(
                 tuple(table["id"].to_pylist()), tuple(map(sys.intern, Column(table["source"]))), Column(table["content"]),
-                tuple(table["response_chars"].to_pylist()), Column(table["raw"]),
+                Column(table["response_chars"]), Column(table["raw"]),
                 counted if len(counted) == len(tokens) else None,
             )  # fmt: skip
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
@@ -11,6 +11,24 @@ from typing import Any, overload
 from nncift.calculation import ranges
 
 AT_ONCE = 1 << 14
+
+
+def read_columns(path: Path, names: Collection[str] | None = None, *, without: Collection[str] = ()) -> Any:
+    """Return an Arrow table of some columns of a Parquet file, all by default.
+
+    Read group by group: beside the columns themselves, no more than a group is in memory. Raises what pyarrow raises.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        wanted = [name for name in file.schema_arrow.names if (names is None or name in names) and name not in without]
+        groups = range(file.num_row_groups)
+        parts = [file.read_row_group(group, columns=wanted, use_threads=False) for group in groups]
+        table = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table().select(wanted)
+    # Arrow keeps what it unpacked in.
+    pa.default_memory_pool().release_unused()
+    return table
 
 
 class Column(Sequence[Any]):
