@@ -179,17 +179,14 @@ def _map_of(array: npt.NDArray[Any]) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
-def _row_bytes(array: npt.NDArray[Any]) -> int:
-    return max(1, array.strides[0])
-
-
 def rows_of(array: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return rows of an array `(n, d)` in any order; of a mapped file, a part at a time is this process's memory."""
-    if _map_of(array) is None or len(array) <= _MAPPED // _row_bytes(array):
+    step = max(1, _MAPPED // max(1, array.strides[0]))
+    if _map_of(array) is None or len(array) <= step:
         return np.asarray(array[rows])
     found = np.empty((len(rows), *array.shape[1:]), array.dtype)
     order = np.argsort(rows, kind="stable")
-    ordered, step = rows[order], _MAPPED // _row_bytes(array)
+    ordered = rows[order]
     # In the order of the file: the system reads around every row, and would in the end hold all of it.
     for start in range(0, len(array), step):
         first, last = np.searchsorted(ordered, [start, start + step])

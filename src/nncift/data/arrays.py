@@ -1,4 +1,4 @@
-"""The values of a JSON array, one by one: a file of a million rows is never in memory as a whole."""
+"""The values of JSON arrays, one by one: a file of a million rows is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -22,6 +22,44 @@ def array_values(start: bytes, handle: IO[bytes]) -> Iterator[object]:
     digits, RecursionError.
     """
     text = _Window(start, handle)
+    yield from _elements(text)
+    if text.next():
+        raise text.error("Extra data")
+
+
+def object_entries(start: bytes, handle: IO[bytes]) -> Iterator[tuple[str, Iterator[object] | None]]:
+    """Yield the names of a UTF-8 document that is one object, with the values of those that are arrays; None for others.
+
+    What is not taken of an array is passed over. Raises as `array_values`.
+    """
+    text = _Window(start, handle)
+    text.expect("{", "Expecting value")
+    if text.next() != "}":
+        yield from _entry(text)
+        while text.next() == ",":
+            text.skip()
+            yield from _entry(text)
+    text.expect("}", "Expecting ',' delimiter")
+    if text.next():
+        raise text.error("Extra data")
+
+
+def _entry(text: _Window) -> Iterator[tuple[str, Iterator[object] | None]]:
+    if text.next() != '"':
+        raise text.error("Expecting property name enclosed in double quotes")
+    name = str(text.value())
+    text.expect(":", "Expecting ':' delimiter")
+    if text.next() == "[":
+        values = _elements(text)
+        yield name, values
+        for _ in values:
+            pass
+    else:
+        text.value()
+        yield name, None
+
+
+def _elements(text: _Window) -> Iterator[object]:
     text.expect("[", "Expecting value")
     if text.next() != "]":
         yield text.value()
@@ -29,8 +67,6 @@ def array_values(start: bytes, handle: IO[bytes]) -> Iterator[object]:
             text.skip()
             yield text.value()
     text.expect("]", "Expecting ',' delimiter")
-    if text.next():
-        raise text.error("Extra data")
 
 
 class _Window:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from nncift.data.arrays import CHUNK, array_values
+from nncift.data.arrays import CHUNK, array_values, object_entries
 from nncift.data.examples import Example, Rejection
 from nncift.data.records import MAX_BYTES, Record, broken, from_json, from_value, kind_of, shown, too_long
 from nncift.data.tables import parquet_records
@@ -137,59 +137,97 @@ def _refuse_utf16(data: bytes, path: Path) -> None:
 
 
 def _document(handle: IO[bytes], path: Path, row_columns: Collection[str]) -> Iterator[Record]:
-    """Yield the rows of one JSON document; an array is never in memory as a whole."""
+    """Yield the rows of one JSON document; an array, alone or in an object, is never in memory as a whole."""
+    start = _beginning(handle, path)
+    if not start.strip():
+        return
+    if start.lstrip().startswith(b"{"):
+        yield from _of_object(start, handle, path, row_columns)
+        return
+    if not start.lstrip().startswith(b"["):
+        (value,) = _told((json.loads((start + handle.read()).decode("utf-8")) for _ in range(1)), path)
+        raise DataError(f"{str(path)!r} holds {kind_of(value)}, expected an array of objects")
+    for number, row in enumerate(_told(array_values(start, handle), path), start=1):
+        yield from_value(number, row)
+
+
+def _beginning(handle: IO[bytes], path: Path) -> bytes:
+    """Return what a document begins with, blanks and then some text."""
     start = handle.read(CHUNK)
     _refuse_utf16(start, path)
     start = start.removeprefix(_BOM)
     while start.isspace() and (more := handle.read(CHUNK)):
         start += more
-    if not start.strip():
-        return
-    if start.lstrip().startswith(b"["):
-        for number, row in enumerate(_told(array_values(start, handle), path), start=1):
-            yield from_value(number, row)
-        return
-    data = start + handle.read()
-    if _is_lines(data):
-        yield from _lines(io.BytesIO(data), path)
-        return
-    (value,) = _told((json.loads(data.decode("utf-8")) for _ in range(1)), path)
-    for number, row in enumerate(_rows_of(value, path, row_columns), start=1):
-        yield from_value(number, row)
+    return start
+
+
+def _of_object(start: bytes, handle: IO[bytes], path: Path, row_columns: Collection[str]) -> Iterator[Record]:
+    """Yield the rows of a document that begins with an object: what is in its list of objects, else itself, or JSON lines.
+
+    The file is read twice, since its last name may say what the first list is.
+    """
+    try:
+        place = _place_of_rows(object_entries(start, handle), path, row_columns)
+    except (ValueError, RecursionError) as error:
+        if not _holds_lines(path):
+            raise _unreadable(path, error) from error
+        lines = True
+    else:
+        lines = False
+    with _open(path) as again:
+        if lines:
+            yield from _lines(again, path)
+        elif place is None:
+            (value,) = _told((json.loads(again.read().removeprefix(_BOM).decode("utf-8")) for _ in range(1)), path)
+            yield from_value(1, value)
+        else:
+            entries = object_entries(_beginning(again, path), again)
+            values = next(values for at, (_, values) in enumerate(entries) if at == place)
+            for number, row in enumerate(_told(values or iter(()), path), start=1):
+                yield from_value(number, row)
 
 
 def _told(values: Iterator[object], path: Path) -> Iterator[object]:
     """Yield what a document holds. Raises DataError where it cannot be read."""
     try:
         yield from values
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not valid UTF-8 (byte {error.start + 1}); convert it to UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"cannot read {str(path)!r}: {broken(error)}; expected an array of objects, or JSON lines named .jsonl"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def _is_lines(data: bytes) -> bool:
+def _unreadable(path: Path, error: ValueError | RecursionError) -> DataError:
+    if isinstance(error, UnicodeDecodeError):
+        return DataError(f"{str(path)!r} is not valid UTF-8 (byte {error.start + 1}); convert it to UTF-8")
+    return DataError(
+        f"cannot read {str(path)!r}: {broken(error)}; expected an array of objects, or JSON lines named .jsonl"
+    )
+
+
+def _holds_lines(path: Path) -> bool:
     """Tell JSON lines under a .json name: a whole object on the first line, and more after it, is no JSON document."""
-    head, _, rest = data.lstrip().partition(b"\n")
-    if not head.startswith(b"{") or not rest.strip():
-        return False
-    return from_json(1, head).row is not None
+    with _open(path) as handle:
+        head = handle.readline(MAX_BYTES + 1).removeprefix(_BOM)
+        while head.isspace():
+            head = handle.readline(MAX_BYTES + 1)
+        if from_json(1, head.strip()).row is None:
+            return False
+        return any(part.strip() for part in iter(lambda: handle.read(CHUNK), b""))
 
 
-def _rows_of(value: object, path: Path, row_columns: Collection[str]) -> list[object]:
-    if isinstance(value, list):
-        return value
-    if not isinstance(value, dict):
-        raise DataError(f"{str(path)!r} holds {kind_of(value)}, expected an array of objects")
-    if any(column in value for column in row_columns):
-        return [value]
-    lists = [key for key, item in value.items() if isinstance(item, list) and any(isinstance(x, dict) for x in item)]
+def _place_of_rows(
+    entries: Iterator[tuple[str, Iterator[object] | None]], path: Path, row_columns: Collection[str]
+) -> int | None:
+    """Return which entry of an object is the list of rows; None where the object itself is the row."""
+    found: dict[str, int | None] = {}
+    for at, (name, values) in enumerate(entries):
+        found[name] = at if values is not None and any(isinstance(value, dict) for value in values) else None
+    if any(column in found for column in row_columns):
+        return None
+    lists = [name for name, at in found.items() if at is not None]
     if len(lists) > 1:
-        names = ", ".join(shown(key) for key in lists[:5])
+        names = ", ".join(shown(name) for name in lists[:5])
         raise DataError(f"{str(path)!r} holds several lists of objects ({names}), expected one; write each to a file")
-    return value[lists[0]] if lists else [value]
+    return found[lists[0]] if lists else None
 
 
 def write_rows(path: str | Path, examples: Iterable[Example]) -> None:
