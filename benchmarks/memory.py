@@ -2,7 +2,7 @@
 
 caps: run, score, select, evaluate, inspect and (with --model) tune, each in a process of its own under several caps: its peak
 resident memory over the cap, or the refusal. Vectors are hashed and the teacher is delift-se, so that only tune loads a model.
-million: reading, inspecting and embedding so many generated rows, a run up to its vectors, a whole run, scoring by its student
+million: reading, inspecting and embedding so many generated rows, a whole run, scoring by its student
 and selecting again; a run by a pair teacher that selects on neighbours has fewer rows. --threads: of linear algebra.
 """
 
@@ -64,14 +64,6 @@ PARTS = {
         "from nncift.embeddings import EmbeddingCache; from nncift.encode import HashEncoder;"
         "rows = nncift.read({path!r}); folder = Path({cache!r});"
         "print(EmbeddingCache(HashEncoder(), folder).embed(rows.texts, into=folder / 'vectors.npy').vectors.shape)"
-    ),
-    "a run up to its vectors": (
-        "from nncift import config; from nncift.pipeline import read_pool; from nncift.rundir import RunDir;"
-        "from nncift.stages import Work, embed_rows, usable_rows; from nncift.teachers import registry;"
-        "settings = config.resolve({{'pool': ({path!r},), 'teacher': 'length', 'encoder': 'hash'}}); pool = read_pool(settings)\n"
-        "with RunDir({cache!r} + '/run', settings) as folder:\n"
-        "    work = Work(folder, settings, registry.create(settings, 'cpu', seed=0, encoder='hash', workspace=None))\n"
-        "    embed_rows(work, usable_rows(work, pool)[0].rows)"
     ),
 }
 NOTE = """# Memory

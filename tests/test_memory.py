@@ -234,7 +234,8 @@ def test_pytorch_is_refused_before_it_ends_the_process() -> None:
 
 
 def test_a_sound_file_is_not_called_damaged_where_memory_runs_out() -> None:
-    for error in (OSError("malloc of size 64 failed"), OSError(12, "Cannot allocate memory")):
+    told = "Unknown error: Failed to launch worker thread: Resource temporarily unavailable"
+    for error in (OSError("malloc of size 64 failed"), OSError(12, "Cannot allocate memory"), OSError(told)):
         with pytest.raises(MemoryError):
             memory.pass_on(error)
     memory.pass_on(OSError("no such file"))

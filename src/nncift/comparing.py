@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift import checksums
+from nncift.data.columns import read_columns
 from nncift.errors import DataError, UsageError
 from nncift.memory import pass_on
 from nncift.seeds import derive, shuffled
@@ -36,11 +37,10 @@ class Selection:
     def load(cls, path: Path) -> Selection:
         """Read `selection.parquet` of a run or of `nncift select --out`. Raises DataError where it cannot be read."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         checksums.verify(path, "selection.parquet", "selection.json")
         try:
-            table = pq.read_table(path / "selection.parquet", columns=["id", "source", "length", "selected"])
+            table = read_columns(path / "selection.parquet", ("id", "source", "length", "selected"))
             ids = table["id"].to_pylist()
             told = json.loads((path / "selection.json").read_text(encoding="utf-8"))
             return cls(

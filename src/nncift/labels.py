@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.data.columns import read_columns
 from nncift.errors import DataError
 from nncift.files import MISMATCH, atomic, digest, read_json, write_sealed
 from nncift.pairs import LabelledPairs
@@ -183,9 +184,7 @@ def _write_entries(path: Path, entries: Entries) -> None:
 
 
 def _read_entries(path: Path, targets: int, sources: int) -> Entries:
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(path).read()
+    table = read_columns(path)
     entries = Entries(*(table[name].to_numpy() for name in ("target", "source", "split", "chunk")))
     for codes, lowest, size in ((entries.target, 0, targets), (entries.source, NO_SOURCE, sources)):
         if len(codes) and not lowest <= codes.min() <= codes.max() < size:

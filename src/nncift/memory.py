@@ -42,7 +42,7 @@ _SHARE = 4
 
 _SAID = (
     "can't allocate memory", "not enough memory", "can't start new thread", "malloc of size", "cannot allocate memory",
-    "failed to map segment", "std::bad_alloc",
+    "failed to map segment", "std::bad_alloc", "failed to launch worker thread",
 )  # fmt: skip
 """What torch, Arrow, Python and the loader of libraries say where they do not raise MemoryError, in small letters."""
 

@@ -6,11 +6,21 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, overload
 
 from nncift.calculation import ranges
 
 AT_ONCE = 1 << 14
+
+
+def parquet_file(source: Path | IO[bytes]) -> Any:
+    """Open a Parquet file to be read by this thread alone. Raises what pyarrow raises.
+
+    Reading ahead is left to a thread of Arrow's, which ends the process where it is refused memory.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source, pre_buffer=False)
 
 
 def read_columns(path: Path, names: Collection[str] | None = None, *, without: Collection[str] = ()) -> Any:
@@ -19,9 +29,8 @@ def read_columns(path: Path, names: Collection[str] | None = None, *, without: C
     Read group by group: beside the columns themselves, no more than a group is in memory. Raises what pyarrow raises.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         wanted = [name for name in file.schema_arrow.names if (names is None or name in names) and name not in without]
         groups = range(file.num_row_groups)
         parts = [file.read_row_group(group, columns=wanted, use_threads=False) for group in groups]
@@ -98,11 +107,9 @@ class FileColumn(Sequence[Any]):
         self._kept.update(zip(places, self.at(places), strict=True))
 
     def _read(self, place: int) -> Any:
-        import pyarrow.parquet as pq
-
         group = bisect_right(self._starts, place) - 1
         if group != self._group:
-            with pq.ParquetFile(self._path) as table:
+            with parquet_file(self._path) as table:
                 self._held = Column(table.read_row_group(group, columns=[self._name])[self._name])
             self._group = group
         return self._held[place - self._starts[group]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from nncift import checksums, config
 from nncift.data import trainers
+from nncift.data.columns import read_columns
 from nncift.data.conversation import MEDIA, Conversation, converse
 from nncift.data.formats import Layout
 from nncift.data.records import Row, kept_row, kind_of, to_json
@@ -90,11 +91,10 @@ def export(run: str | Path, out: str | Path, *, to: str = "same", turns: str = "
 
 def _selected(run: Path) -> list[_Selected]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     checksums.verify(run, "selection.parquet", "subset.jsonl", "manifest.yaml")
     try:
-        table = pq.read_table(run / "selection.parquet", columns=["id", "rank", "selected"]).to_pylist()
+        table = read_columns(run / "selection.parquet", ("id", "rank", "selected")).to_pylist()
         lines = (run / "subset.jsonl").read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError, pa.ArrowException) as error:
         pass_on(error)

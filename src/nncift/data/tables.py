@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nncift.data.columns import parquet_file
 from nncift.data.records import Record, from_value, shown
 from nncift.errors import DataError, ResourceError
 from nncift.memory import pass_on
@@ -23,14 +24,14 @@ _UNREADABLE = (ValueError, OverflowError)
 def parquet_records(path: Path) -> Iterator[Record]:
     """Yield the rows of a Parquet file; raises DataError when it is not one."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     # An open file, since pyarrow may take a name for the address of a remote store.
     with path.open("rb") as handle:
         try:
-            table = pq.ParquetFile(handle)
+            table = parquet_file(handle)
             _refuse_bomb(path, table.metadata)
-            yield from _batch_records(table.iter_batches(batch_size=_batch_rows(table.metadata)))
+            rows = _batch_rows(table.metadata)
+            yield from _batch_records(table.iter_batches(batch_size=rows, use_threads=False))
         # A damaged schema shows as text that cannot be decoded.
         except (pa.ArrowException, OSError, ValueError) as error:
             pass_on(error)
