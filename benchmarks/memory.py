@@ -53,6 +53,7 @@ print(child.returncode, most, round(time.perf_counter() - began, 1), ("".join(sa
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TOO_MUCH = 1.1
+RUNS = "runs"
 PAIRS = "20000"
 """Labels of the run by a pair teacher."""
 
@@ -176,15 +177,14 @@ def _bytes(cap: str) -> int:
     return parse_memory(cap)
 
 
-def million(rows: int, pairs: int, folder: Path, threads: int = 1) -> list[dict[str, Any]]:
-    """Read, inspect and embed; run, score and select again. pairs: rows of the run by a pair teacher."""
+def million(rows: int, pairs: int, folder: Path, only: str | None = None, threads: int = 1) -> list[dict[str, Any]]:
+    """Read, inspect and embed; run, score and select again. pairs: rows of the run by a pair teacher; only: see --command."""
     many, fewer = folder / "many.jsonl", folder / "fewer.jsonl"
     generate(many, rows)
-    generate(fewer, pairs)
     found: list[dict[str, Any]] = []
 
-    def watch(name: str, command: list[str], path: Path, count: int, cache: Path, run: Path | None = None) -> None:
-        seen = peak([sys.executable, *command], cache, threads)
+    def watch(name: str, command: list[str], path: Path, count: int, run: Path | None = None) -> None:
+        seen = peak([sys.executable, *command], folder / "cache", threads)
         found.append({
             "part": name, "rows": count, "file_mb": round(path.stat().st_size / 1e6), "exit_code": seen.code,
             "peak_mb": round(seen.mb), "seconds": seen.seconds, "said": seen.said if seen.code else "",
@@ -193,51 +193,32 @@ def million(rows: int, pairs: int, folder: Path, threads: int = 1) -> list[dict[
         print(name, seen, file=sys.stderr, flush=True)
 
     for name, code in PARTS.items():
-        cache = folder / f"cache-{len(found)}"
-        cache.mkdir()
-        watch(name, ["-c", code.format(path=str(many), cache=str(cache))], many, rows, cache)
-        shutil.rmtree(cache)
-    whole, graph, cache = folder / "whole", folder / "graph", folder / "cache"
-    start = ["-m", "nncift", "run"]
-    common = ["--encoder", "hash", "--budget", "1%", "--quiet", "--out"]
-    watch(
-        "`run`, teacher `length`",
-        [*start, str(many), "--teacher", "length", *common, str(whole)],
-        many,
-        rows,
-        cache,
-        whole,
-    )
-    scored = [
-        "-m",
-        "nncift",
-        "score",
-        str(many),
-        "--run",
-        str(whole),
-        "--out",
-        str(folder / "scores.parquet"),
-        "--quiet",
-    ]
-    watch("`score` with that run's student", scored, many, rows, cache)
-    again = ["-m", "nncift", "select", str(whole), "--budget", "2%", "--quiet"]
-    watch(
-        "`select` again on that run, into another folder", [*again, "--out", str(folder / "again")], many, rows, cache
-    )
-    watch("`select` again on that run, in its place", again, many, rows, cache)
-    graph_of = [
-        *start,
-        str(fewer),
-        "--teacher",
-        "delift-se",
-        "--labels",
-        PAIRS,
-        "--neighbours",
-        "64",
-        *common,
-        str(graph),
-    ]
-    watch("`run --neighbours 64`, teacher `delift-se`", graph_of, fewer, pairs, cache, graph)
+        if only in (None, name):
+            (folder / "cache").mkdir()
+            watch(name, ["-c", code.format(path=str(many), cache=str(folder / "cache"))], many, rows)
+            shutil.rmtree(folder / "cache")
+    if only in (None, RUNS):
+        generate(fewer, pairs)
+        whole, graph = folder / "whole", folder / "graph"
+        start, common = ["-m", "nncift", "run"], ["--encoder", "hash", "--budget", "1%", "--quiet", "--out"]
+        by_length = [*start, str(many), "--teacher", "length", *common, str(whole)]
+        watch("`run --teacher length`", by_length, many, rows, whole)
+        scores = ["--run", str(whole), "--out", str(folder / "scores.parquet"), "--quiet"]
+        watch("`score` by that run's student", ["-m", "nncift", "score", str(many), *scores], many, rows)
+        watch(
+            "`select` again on that run",
+            ["-m", "nncift", "select", str(whole), "--budget", "2%", "--quiet"],
+            many,
+            rows,
+        )
+        near = ["--teacher", "delift-se", "--labels", PAIRS, "--neighbours", "64"]
+        watch(
+            "`run --teacher delift-se --neighbours 64`",
+            [*start, str(fewer), *near, *common, str(graph)],
+            fewer,
+            pairs,
+            graph,
+        )
     return found
 
 
@@ -335,10 +316,12 @@ def main() -> None:
     """Measure and print, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("caps", "million"))
-    parser.add_argument("--command", help="under caps, this command alone; with --write the others' figures stay")
+    parser.add_argument(
+        "--command", help=f"this command, or of a million rows {RUNS} or a part, alone; with --write others stay"
+    )
     parser.add_argument("--rows", type=int, default=4000, help="rows of the pool under caps")
     parser.add_argument("--many", type=int, default=1_000_000, help="rows to read, inspect, embed and select from")
-    parser.add_argument("--pairs", type=int, default=200_000, help="rows of the run by a pair teacher on neighbours")
+    parser.add_argument("--pairs", type=int, default=100_000, help="rows of the run by a pair teacher on neighbours")
     parser.add_argument("--threads", type=int, default=1, help="threads of linear algebra; 2 has a table of its own")
     parser.add_argument("--model", help="model that tune trains; tune is left out without one")
     parser.add_argument("--write", action="store_true", help="write docs/results/memory.md and memory.json")
@@ -353,7 +336,7 @@ def main() -> None:
                 found = (
                     caps(wish.rows, folder, wish.model, wish.command, wish.threads)
                     if part == "caps"
-                    else million(wish.many, wish.pairs, folder, wish.threads)
+                    else million(wish.many, wish.pairs, folder, wish.command, wish.threads)
                 )
             told[part if wish.threads == 1 else f"{part}-{wish.threads}"] = {"machine": on, "told": found}
     if wish.write:
@@ -361,8 +344,9 @@ def main() -> None:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if wish.command:
             for part in told.keys() & known.keys():
-                others = [one for one in known[part]["told"] if one["command"] != wish.command]
-                told[part] = {**known[part], "told": [*others, *told[part]["told"]]}
+                fresh = {one.get("command", one.get("part")) for one in told[part]["told"]}
+                others = [one for one in known[part]["told"] if one.get("command", one.get("part")) not in fresh]
+                told[part] |= {"told": [*others, *told[part]["told"]]}
         known |= told
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "memory.md").write_text(page(known), encoding="utf-8")

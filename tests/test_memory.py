@@ -136,13 +136,21 @@ def test_other_errors_pass() -> None:
 
 
 def test_blocks_are_multiples_of_a_unit_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [rows_within(size, 10) for size in (0, 5, 90, 639, 640, 1279, 1280)] == [1, 1, 9, 63, 64, 64, 128]
-    assert rows_at_once(6400, 10) == 640
+    assert [rows_within(size, 10) for size in (0, 5, 90, 1919, 1920, 3839, 3840)] == [1, 1, 9, 191, 192, 192, 384]
+    assert rows_at_once(19_200, 10) == 1920
     monkeypatch.setattr(memory, "room", lambda most: most // 5)
-    assert rows_at_once(6400, 10) == 128
+    assert rows_at_once(19_200, 10) == 384
     monkeypatch.setattr(memory, "room", lambda most: 0)
     # A cap that leaves nothing is found out by the block itself.
-    assert (rows_at_once(6400, 10), rows_at_once(320, 10)) == (64, 32)
+    assert (rows_at_once(19_200, 10), rows_at_once(320, 10)) == (192, 32)
+
+
+@pytest.mark.parametrize("width", [24, 130, 300])
+def test_products_that_are_cut_at_units_have_the_bits_of_whole_ones(width: int) -> None:
+    rows, others = points(1000, width, 0), points(301, width, 1)
+    for unit in (memory.UNIT, 2 * memory.UNIT):
+        cut = [rows[start : start + unit] @ others.T for start in range(0, 1000, unit)]
+        assert np.concatenate(cut).tobytes() == (rows @ others.T).tobytes()
 
 
 @pytest.fixture(params=[0.0, 0.3])
