@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nncift import memory
@@ -253,3 +255,30 @@ def test_what_cannot_be_refused_memory_is_not_begun_without() -> None:
     with capped(taken() + 10_000_000), pytest.raises(ResourceError, match="tokenising rows needs 16 MB to spare"):
         memory.refuse_tight("tokenising rows")
     memory.refuse_tight("tokenising rows")
+
+
+def test_reading_parquet_starts_no_thread_and_loads_nothing_that_ends_the_process(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"v": [f"v{k}" for k in range(50)]}), tmp_path / "a.parquet", row_group_size=10)
+    code = (
+        "import os, sys; from pathlib import Path; from nncift.memory import cap; cap(10**12)\n"
+        "from nncift.data.columns import FileColumn, read_columns; from nncift.data.files import file_records\n"
+        "path = Path(sys.argv[1]); import nncift.table; threads = len(os.listdir('/proc/self/task'))\n"
+        "assert len(read_columns(path)) == len(list(FileColumn(path, 'v'))) == len(list(file_records(path))) == 50\n"
+        "print(len(os.listdir('/proc/self/task')) - threads, 'pyarrow.compute' in sys.modules)"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.stdout == "0 False\n", done.stderr
+
+
+def test_a_model_that_memory_ran_out_for_is_not_called_unreadable(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    def refused(*given: object, **more: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refused)
+    with pytest.raises(ResourceError, match="memory ran out: loading needs more memory"), named("loading"):
+        CausalLM.load(llama_folder, device="cpu")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.errors import ResourceError, UsageError
-from nncift.memory import refuse_torch
+from nncift.memory import pass_on, refuse_torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,6 +56,7 @@ def load_model(
             **placing,
         )
     except Exception as error:
+        pass_on(error)
         raise ResourceError(
             f"the model {source.name!r} cannot be loaded: {first_line(error)}. Expected a Hugging Face causal model "
             "with config.json, *.safetensors and tokenizer files"

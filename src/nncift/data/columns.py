@@ -110,6 +110,6 @@ class FileColumn(Sequence[Any]):
         group = bisect_right(self._starts, place) - 1
         if group != self._group:
             with parquet_file(self._path) as table:
-                self._held = Column(table.read_row_group(group, columns=[self._name])[self._name])
+                self._held = Column(table.read_row_group(group, columns=[self._name], use_threads=False)[self._name])
             self._group = group
         return self._held[place - self._starts[group]]
