@@ -18,6 +18,7 @@ from nncift.calculation import Calculate, here
 from nncift.config import RunSettings
 from nncift.errors import UsageError
 from nncift.files import atomic, fingerprint, write_json
+from nncift.memory import refuse_tight
 from nncift.pairs import UtilityMatrix
 from nncift.rundir import RunDir
 from nncift.select import Problem, Subset, pose
@@ -146,6 +147,7 @@ def solve(
     embedding_control: also value what embeddings alone would select, which costs as much again as the selection. It is left out
     where it would cost far more: all pairs of rows, for an objective that looks at fewer.
     """
+    refuse_tight("selecting")
     if isinstance(whole, OnGraph):
         return _on_graph(rows, settled, whole, seed, calculate)
     if whole.matrix.source_ids != rows.ids:

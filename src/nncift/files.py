@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import ResourceError
+from nncift.memory import refuse_tight
 
 CHECKSUM, KIND = "checksum", "sha256:"
 _AT_ONCE = 1 << 14
@@ -126,6 +127,8 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     from safetensors.numpy import save_file
 
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Its bytes are made whole before they are written.
+    refuse_tight(f"writing {path.name}", sum(array.nbytes for array in arrays.values()))
     with atomic(path) as part:
         save_file(arrays, part, metadata={CHECKSUM: _array_checksum(arrays)})
 
@@ -134,6 +137,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read named arrays. Raises OSError or ValueError where the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    refuse_tight(f"reading {path.name}", path.stat().st_size)
     try:
         with safe_open(path, framework="numpy") as stored:
             about = stored.metadata()

@@ -145,12 +145,15 @@ def refuse_torch() -> None:
         )
 
 
-def refuse_tight(what: str) -> None:
-    """Raise ResourceError where a cap leaves next to nothing: tokenizers end the process when they are refused memory."""
-    most = capped()
-    if most is not None and (left := most - taken()) < SPARE:
+def refuse_tight(what: str, size: int = 0) -> None:
+    """Raise ResourceError where a cap leaves next to nothing beside `size` bytes.
+
+    Tokenizers, safetensors and LLVM, which compiles our loops, end the process when they are refused memory.
+    """
+    most, needed = capped(), SPARE + size
+    if most is not None and (left := most - taken()) < needed:
         raise ResourceError(
-            f"memory ran out: {what} needs {SPARE / 1e6:,.0f} MB to spare, and {max(0, left) / 1e6:,.1f} MB of the "
+            f"memory ran out: {what} needs {needed / 1e6:,.0f} MB to spare, and {max(0, left) / 1e6:,.1f} MB of the "
             f"{most / 1e6:,.1f} MB of --max-mem are left; give more"
         )
 

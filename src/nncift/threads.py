@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
+from nncift.memory import refuse_tight
+
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
@@ -27,6 +29,7 @@ def in_threads(kernel: Callable[[int, int], object], n: int, least: int = 64) ->
     """
     import numba
 
+    refuse_tight("a compiled loop")
     workers = min(numba.config.NUMBA_NUM_THREADS, max(n // least, 1))  # type: ignore[attr-defined]
     edges = [n * i // workers for i in range(workers + 1)]
     if workers == 1:

@@ -21,7 +21,7 @@ from nncift.embeddings import EmbeddingCache
 from nncift.encode import Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, digest, read_json, release, write_sealed
-from nncift.memory import rows_at_once
+from nncift.memory import refuse_tight, rows_at_once
 from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
@@ -181,6 +181,8 @@ class Student:
         arrays |= {f"{TAIL}{name}": np.array(array, np.float32) for name, array in (self.tail or {}).items()}
         if self.targets is not None:
             arrays["projected_targets"] = np.ascontiguousarray(self.targets, np.float32)
+        # Its bytes are made whole before they are written.
+        refuse_tight("writing a student", sum(array.nbytes for array in arrays.values()))
         with atomic(folder / "student.safetensors") as part:
             save_file(arrays, part)
             weights = digest(part)
@@ -206,6 +208,7 @@ class Student:
             told = read_json(path / "student.json")
             if told["sha256"] != digest(path / "student.safetensors"):
                 raise DataError(f"the student in {str(path)!r} is damaged: its two files do not belong together")
+            refuse_tight("reading a student", (path / "student.safetensors").stat().st_size)
             arrays = load_file(path / "student.safetensors")
             targets = arrays.pop("projected_targets", None)
             tail = {name.removeprefix(TAIL): arrays.pop(name) for name in list(arrays) if name.startswith(TAIL)}
