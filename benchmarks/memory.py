@@ -3,7 +3,7 @@
 caps: run, score, select, evaluate, inspect and (with --model) tune, each in a process of its own under several caps: its peak
 resident memory over the cap, or the refusal. Vectors are hashed and the teacher is delift-se, so that only tune loads a model.
 million: reading, inspecting and embedding so many generated rows, a whole run, scoring by its student
-and selecting again; a run by a pair teacher that selects on neighbours has fewer rows. --threads: of linear algebra.
+and selecting again; a run by a teacher of pairs that selects on neighbours has fewer rows. --threads: of linear algebra.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ print(child.returncode, most, round(time.perf_counter() - began, 1), ("".join(sa
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TOO_MUCH = 1.1
-RUNS = "runs"
-PAIRS = "20000"
-"""Labels of the run by a pair teacher."""
+RUNS, GRAPH = "runs", "graph"
+ROWS = "1000"
+"""Rows that the run on a graph of neighbours labels, by a teacher that is paid by the row and gives all pairs among them."""
 
 PARTS = {
     "read": "import nncift; print(len(nncift.read({path!r})))",
@@ -197,10 +197,9 @@ def million(rows: int, pairs: int, folder: Path, only: str | None = None, thread
             (folder / "cache").mkdir()
             watch(name, ["-c", code.format(path=str(many), cache=str(folder / "cache"))], many, rows)
             shutil.rmtree(folder / "cache")
+    whole, graph = folder / "whole", folder / "graph"
+    start, common = ["-m", "nncift", "run"], ["--encoder", "hash", "--budget", "1%", "--quiet", "--out"]
     if only in (None, RUNS):
-        generate(fewer, pairs)
-        whole, graph = folder / "whole", folder / "graph"
-        start, common = ["-m", "nncift", "run"], ["--encoder", "hash", "--budget", "1%", "--quiet", "--out"]
         by_length = [*start, str(many), "--teacher", "length", *common, str(whole)]
         watch("`run --teacher length`", by_length, many, rows, whole)
         scores = ["--run", str(whole), "--out", str(folder / "scores.parquet"), "--quiet"]
@@ -211,7 +210,10 @@ def million(rows: int, pairs: int, folder: Path, only: str | None = None, thread
             many,
             rows,
         )
-        near = ["--teacher", "delift-se", "--labels", PAIRS, "--neighbours", "64"]
+    if only in (None, GRAPH):
+        generate(fewer, pairs)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        near = ["--teacher", "delift-se", "--labels", ROWS, "--neighbours", "64"]
         watch(
             "`run --teacher delift-se --neighbours 64`",
             [*start, str(fewer), *near, *common, str(graph)],
@@ -317,7 +319,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("caps", "million"))
     parser.add_argument(
-        "--command", help=f"this command, or of a million rows {RUNS} or a part, alone; with --write others stay"
+        "--command",
+        help=f"this command, or of a million rows {RUNS}, {GRAPH} or a part, alone; with --write others stay",
     )
     parser.add_argument("--rows", type=int, default=4000, help="rows of the pool under caps")
     parser.add_argument("--many", type=int, default=1_000_000, help="rows to read, inspect, embed and select from")
