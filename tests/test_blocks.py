@@ -27,7 +27,7 @@ from nncift.student.views import TEXT, Views
 
 PARTS = {
     "nncift.files._MAPPED": 1 << 14, "nncift.choosing.AT_ONCE": 50, "nncift.data.columns.AT_ONCE": 7,
-    "nncift.report.shift.AT_ONCE": 30,
+    "nncift.report.shift.AT_ONCE": 30, "nncift.student.free.GATHERED": 100,
 }  # fmt: skip
 
 

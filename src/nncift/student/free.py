@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.calculation import ranges
 from nncift.files import rows_of
 from nncift.pairs import LabelledPairs
 from nncift.student.networks import Codes, Floats, Learned, Lesson
@@ -20,6 +21,9 @@ from nncift.student.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
 Doubles = npt.NDArray[np.float64]
 
 NAMES = {TEXT: "cosine", HIDDEN: "hidden", OUTPUT: "output"}
+GATHERED = 1 << 15
+"""Pairs whose vectors are gathered at once."""
+
 SUM = "sum"
 """The cosines of all views, each in units of its spread over the training pairs."""
 
@@ -52,8 +56,10 @@ class Alike:
     def cosine(self, name: str, pairs: LabelledPairs) -> Doubles:
         """Return the cosines of pairs of the lesson in a view, `(n_pairs,)`."""
         target, source = (np.searchsorted(*both) for both in zip(self.used, (pairs.target, pairs.source), strict=True))
-        found = np.einsum("nd,nd->n", self.target[name][target], self.source[name][source])
-        return np.asarray(found, np.float64)
+        found = np.empty(len(pairs))
+        for at in ranges(len(pairs), GATHERED):
+            found[at] = np.einsum("nd,nd->n", self.target[name][target[at]], self.source[name][source[at]])
+        return found
 
 
 def free_lines(lesson: Lesson, alike: Alike, *, rising: bool = True) -> dict[str, tuple[float, dict[str, float]]]:
