@@ -324,7 +324,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=4000, help="rows of the pool under caps")
     parser.add_argument("--many", type=int, default=1_000_000, help="rows to read, inspect, embed and select from")
-    parser.add_argument("--pairs", type=int, default=100_000, help="rows of the run by a pair teacher on neighbours")
+    parser.add_argument("--pairs", type=int, default=200_000, help="rows of the run by a pair teacher on neighbours")
     parser.add_argument("--threads", type=int, default=1, help="threads of linear algebra; 2 has a table of its own")
     parser.add_argument("--model", help="model that tune trains; tune is left out without one")
     parser.add_argument("--write", action="store_true", help="write docs/results/memory.md and memory.json")
