@@ -59,8 +59,7 @@ def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> dict[str,
     """Compare two selections on the rows that both pools have.
 
     Coverage is the mean over these rows of the highest cosine with a selected row, by the embeddings of A's run, beside that of
-    a random selection of A's size. Raises DataError where a directory holds no selection or damaged embeddings, UsageError where no row is
-    shared.
+    a random selection of A's size. Raises DataError where a directory holds no selection, UsageError where no row is shared.
     """
     one, other = Selection.load(a), Selection.load(b)
     ids = sorted(one.source.keys() & other.source.keys())
@@ -69,12 +68,6 @@ def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> dict[str,
     in_a, in_b = (np.array([item in way.selected for item in ids]) for way in (one, other))
     files = VectorFiles(one.run)
     vectors = files.views.take(files.of(ids), TEXT)
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"the embeddings of {len(bad)} rows in {str(one.run)!r} are not finite (the first: {ids[bad[0]]}); they are damaged: run "
-            "the same nncift run again, into another --out"
-        )
     drawn = set(shuffled(ids, seed, "compare")[: int(in_a.sum())])
     lengths = np.array([one.length[item] for item in ids])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift import checksums
+from nncift.calculation import ranges
 from nncift.errors import DataError
 from nncift.files import load_array, rows_of
 from nncift.rows import SCORE
@@ -23,6 +24,8 @@ from nncift.student.views import TEXT, Views
 Floats = npt.NDArray[np.float32]
 
 EMBEDDINGS, PROBE = "embeddings", "probe"
+LOOKED_AT = 1 << 24
+"""Bytes of vectors that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class VectorFiles:
     def of(self, ids: Sequence[str]) -> Floats:
         """Return the vectors of rows, `(n, dim)`; where the rows lie in the file in this order, they are mapped and read-only.
 
-        Raises DataError for a row that has none.
+        Raises DataError for a row that has none, or one that is not finite.
         """
         try:
             found = [_rows_of(vectors, place, ids) for vectors, place in self._parts]
@@ -80,9 +83,21 @@ class VectorFiles:
             raise DataError(
                 f"the vectors in {str(self._run)!r} lack one of {error}; delete {EMBEDDINGS}.npy and run again"
             ) from error
+        self._refuse_not_finite(found, ids)
         if len(found) == 1 and found[0].dtype == np.float32:
             return found[0]
         return np.concatenate(found, axis=1, dtype=np.float32)
+
+    def _refuse_not_finite(self, found: Sequence[Floats], ids: Sequence[str]) -> None:
+        for part in found:
+            for at in ranges(len(part), max(1, LOOKED_AT // max(1, part[:1].nbytes))):
+                fine = np.isfinite(part[at]).all(axis=1)
+                if not fine.all():
+                    first = ids[at.start + int(fine.argmin())]
+                    raise DataError(
+                        f"the vector of {first!r} in {str(self._run)!r} is not finite: it is damaged, or the model that made it "
+                        "computes such; delete the run directory and run again, with another --dtype or --encoder where it recurs"
+                    )
 
     def on(self, target_ids: Sequence[str], source_ids: Sequence[str]) -> Vectors:
         """Return the vectors of both axes; where they are the same rows, one array serves both."""
