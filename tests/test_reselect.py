@@ -387,14 +387,16 @@ def test_a_run_that_knows_no_rows_says_what_to_do(copy: Path) -> None:
         reselect(copy, {"budget": "5"})
 
 
-def test_predictions_that_are_not_finite_are_refused_with_their_rows(copy: Path) -> None:
+def test_vectors_that_are_not_finite_are_refused_with_their_row(copy: Path, done: Path) -> None:
     vectors = np.load(copy / "embeddings.npy")
     ids = json.loads((copy / "embeddings.json").read_text())["ids"]
     vectors[3] = np.nan
     np.save(copy / "embeddings.npy", vectors)
     (copy / "stages" / "embed.json").unlink()
-    with pytest.raises(DataError, match=rf"not finite for 1 source rows \({ids[3]}\)"):
+    with pytest.raises(DataError, match=rf"the vector of '{ids[3]}' in .* is not finite"):
         reselect(copy, {"budget": "5"})
+    with pytest.raises(DataError, match=rf"the vector of '{ids[3]}' in .* is not finite"):
+        compare(copy, done)
 
 
 def test_a_selection_compared_with_itself(done: Path) -> None:

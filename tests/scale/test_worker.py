@@ -134,7 +134,7 @@ def test_choosing_again_by_a_worker_is_choosing_again(
     reselect.reselect(run, again, tmp_path / "alone")
 
     def engine_of(cluster: object, settings: Any, path: Path) -> Any:
-        assert (cluster, path) == (ClusterSettings(workers=3), run)
+        assert (cluster, path) == (ClusterSettings(workers=3, gpus_per_worker=0.0), run)
         made.append(OneWorker(settings, tmp_path))
         return nullcontext(made[0])
 
