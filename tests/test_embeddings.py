@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from nncift.embeddings import EmbeddingCache, cache_folder
 from nncift.encode import HashEncoder
 from nncift.errors import DataError
+from nncift.files import read_arrays
 from nncift.lazily import Lazily
 
 TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
@@ -53,6 +54,30 @@ def test_a_text_that_comes_twice_is_encoded_once() -> None:
     assert encoder.seen == ["a", "b"]
     assert found.fresh == 2
     np.testing.assert_array_equal(found.vectors[[0, 0]], found.vectors[[2, 3]])
+
+
+def test_blocks_that_hold_nothing_of_what_is_asked_for_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, read = Counting(), list[Path]()
+
+    def noted(path: Path) -> Mapping[str, npt.NDArray[Any]]:
+        read.append(path)
+        return read_arrays(path)
+
+    for text in TEXTS[:3]:
+        EmbeddingCache(encoder).embed([text])
+    monkeypatch.setattr("nncift.embeddings.read_arrays", noted)
+    cache = EmbeddingCache(encoder)
+    expected = cache.embed(TEXTS[:3]).vectors
+    assert sorted(read) == blocks()
+    for place, text in enumerate(TEXTS[:3]):
+        np.testing.assert_array_equal(cache.embed([text]).vectors[0], expected[place])
+    assert len(read) == 6
+    # What another process adds is found, and what it takes away is made again.
+    EmbeddingCache(encoder).embed(TEXTS[3:])
+    assert cache.embed(TEXTS).fresh == 0
+    for path in blocks():
+        path.unlink()
+    assert cache.embed(TEXTS[:2]).fresh == 2
 
 
 def test_the_order_of_texts_does_not_matter() -> None:

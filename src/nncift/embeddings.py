@@ -113,11 +113,15 @@ def _blocks(texts: Sequence[str], wanted: Distinct, filled: npt.NDArray[np.bool_
 
 
 class EmbeddingCache:
-    """Vectors on disk by content, one folder per encoder fingerprint."""
+    """Vectors on disk by content, one folder per encoder fingerprint.
+
+    Knows of each block that it has read what is in it, and reads again those alone that hold what is asked for.
+    """
 
     def __init__(self, encoder: Encoder, root: Path | None = None) -> None:
         self._encoder = encoder
         self._folder = (root or cache_folder()) / "embeddings" / fingerprint(dict(encoder.describe()))
+        self._keys: dict[str, npt.NDArray[np.bytes_]] = {}
 
     @contextmanager
     def aside(self, wanted: bool = True) -> Iterator[Path | None]:
@@ -195,6 +199,9 @@ class EmbeddingCache:
     def _load(self, known: Gathering, dim: int) -> None:
         """Take over what is wanted of all blocks on disk."""
         for path in sorted(self._folder.glob("*.safetensors")):
+            held = self._keys.get(path.name)
+            if held is not None and not known.lacks(held):
+                continue
             try:
                 block = read_arrays(path)
                 keys = packed(block["keys"])
@@ -206,6 +213,7 @@ class EmbeddingCache:
                 log.warning("%s is damaged (%s); its texts are encoded again", path, error)
                 path.unlink(missing_ok=True)
                 continue
+            self._keys[path.name] = keys
             known.put(keys, block["vectors"], block["tokens"])
 
     def _save(self, keys: Sequence[str], vectors: Floats, counts: npt.NDArray[np.int32]) -> None:

@@ -170,6 +170,11 @@ class Gathering:
         self._counts[rows], self.filled[rows] = counts[taken], True
         return new
 
+    def lacks(self, keys: npt.NDArray[np.bytes_]) -> bool:
+        """Tell whether any of these hashes is asked for and not there yet."""
+        places = self._texts.places(keys)
+        return bool((~self.filled[places[places >= 0]]).any())
+
     def finish(self) -> Counts:
         """Repeat vectors where texts repeat, and return the counts of all texts. Raises ResourceError where some are missing."""
         if missing := int((~self.filled).sum()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,10 @@ class Similarity:
         self.width = 0
         self._texts: dict[str, str] = {}
 
+    @cached_property
+    def _cache(self) -> EmbeddingCache:
+        return EmbeddingCache(self.encoder)
+
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Make rows known; every text can be embedded."""
         self.width = int(self.encoder.describe()["dim"])
@@ -47,7 +52,7 @@ class Similarity:
         """Return embeddings of unit norm, `(n_rows, dim)`. tokens and passes: of what was not in the cache."""
         if not ids:
             return RowLabels(np.empty((0, self.width), np.float32), 0, 0)
-        embedded = EmbeddingCache(self.encoder).embed([self._texts[item] for item in ids])
+        embedded = self._cache.embed([self._texts[item] for item in ids])
         return RowLabels(embedded.vectors, embedded.tokens, embedded.fresh)
 
     def utility(self, targets: Floats, sources: Floats) -> Floats:
