@@ -1,5 +1,6 @@
 """The cache of vectors: what is encoded, what is kept, and what is made again."""
 
+import os
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,24 @@ def test_blocks_that_hold_nothing_of_what_is_asked_for_are_read_once(monkeypatch
     for path in blocks():
         path.unlink()
     assert cache.embed(TEXTS[:2]).fresh == 2
+
+
+def test_what_killed_processes_left_aside_is_removed() -> None:
+    cache = EmbeddingCache(Counting())
+    with cache.aside() as mine:
+        assert mine is not None
+        left, young = (mine.parent.parent / f"aside-{name}" for name in ("left", "young"))
+        for folder in (left, young):
+            folder.mkdir()
+            (folder / "vectors.npy").write_bytes(b"0" * 9)
+        for folder in (left, mine.parent):
+            os.utime(folder, (0, 0))
+        with cache.aside() as other:
+            assert other is not None
+            assert mine.parent.exists()
+            assert young.exists()
+            assert not left.exists()
+    assert not mine.parent.exists()
 
 
 def test_the_order_of_texts_does_not_matter() -> None:

@@ -6,11 +6,14 @@ written atomically, and may be deleted at any time.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +43,9 @@ from nncift.memory import named
 log = logging.getLogger(__name__)
 
 BLOCK = 512
+ASIDE, LOCK = "aside-", ".lock"
+YOUNG = 3600.0
+"""Seconds that a folder aside is left alone, whoever made it."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,21 @@ class EmbeddingCache:
             yield None
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self._folder, prefix="aside-") as folder:
+        self._sweep()
+        with TemporaryDirectory(dir=self._folder, prefix=ASIDE) as folder, (Path(folder) / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield Path(folder) / "vectors.npy"
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed have left aside."""
+        for folder in self._folder.glob(f"{ASIDE}*"):
+            # A folder so young may belong to a process that is about to lock it.
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime < YOUNG:
+                    continue
+                with (folder / LOCK).open("a") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
 
     def embed(
         self,
