@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = ("hub", "train", "study", "ray")
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
-# What runs commands of its own environment, or takes long and depends on no library.
-ELSEWHERE = ("test_docs.py", "test_distribution.py", "test_ranges.py", "crash", "commands", "report")
+# What runs commands of its own environment, or takes long and depends on no library, and a device that only the newest libraries
+# can compute on.
+ELSEWHERE = ("test_docs.py", "test_distribution.py", "test_ranges.py", "crash", "commands", "report", "device")
 
 
 def lowest() -> list[str]:
@@ -69,4 +70,5 @@ def test_demo_and_tests_at_both_ends_of_the_ranges(end: str, tmp_path: Path) -> 
     ]
     left = [f"--ignore={ROOT / 'tests' / name}" for name in ELSEWHERE]
     done = subprocess.run([*tests, *left], env=clean, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
+    # The failures themselves stand before the warnings of older libraries.
+    assert done.returncode == 0, done.stdout.partition("= FAILURES =")[2][:8000] + done.stdout[-2000:]
