@@ -192,7 +192,7 @@ ROUNDS: Mapping[str, Any] = {"plan": "active", "neighbours": 8, "optimiser": "pa
 def test_in_rounds_two_shards_come_through_in_one_go(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "GRACE", 60.0)
+    monkeypatch.setattr(waiting, "GRACE", 300.0)
     start("alone", **ROUNDS)
     run, told = tmp_path / "joined", []
     thread = threading.Thread(target=lambda: told.append(start("joined", "1/2", **ROUNDS)))
