@@ -20,12 +20,9 @@ SCRIPT = Path(__file__).with_name("claimed.py")
 TEACHERS = {
     "delift": ["--features", "probe", "--plan", "active"],
     "less": ["--option", "lora=true", "--option", "rank=4"],
-    "whole": ["--option", "lora=false"],
     "selectit": ["--option", "rating_prompts=rating.yaml"],
     "ifd": [],
-    "rds": [],
 }
-
 
 RATING = """\
 grades: [one, two, three, four, five]
@@ -34,27 +31,15 @@ prompts: ["{prompt} {response} what number is this:"]
 
 
 def commands(folder: Path, pool: Path, test: Path, model: Path) -> list[list[str]]:
-    """Return a run for every teacher that asks a model, one by a sentence encoder, and trainings on what the first selected."""
+    """Return a run for every teacher that asks a model, one by a sentence encoder, and a training on what the first selected."""
     found = []
     for name, given in TEACHERS.items():
-        teacher = ["--teacher", "less" if name == "whole" else name, *given, "--labels", "20%", "--budget", "6"]
+        teacher = ["--teacher", name, *given, "--labels", "20%", "--budget", "6"]
         encoder = ["--encoder", str(model) if name == "ifd" else "hash"]
         found.append(["run", str(pool), "--model", str(model), *teacher, *encoder, "--out", str(folder / name)])
-    for method in ("whole", "lora"):
-        lesson = [
-            "--method",
-            method,
-            "--steps",
-            "3",
-            "--seeds",
-            "1",
-            "--arms",
-            "selected,none",
-            "--metrics",
-            "loss,rougeL",
-        ]
-        out = ["--model", str(model), "--test", str(test), "--out", str(folder / f"tune-{method}")]
-        found.append(["tune", str(folder / "delift"), *lesson, *out])
+    lesson = ["--steps", "3", "--seeds", "1", "--arms", "selected,none", "--metrics", "loss,rougeL", "--method", "lora"]
+    out = ["--model", str(model), "--test", str(test), "--out", str(folder / "tune")]
+    found.append(["tune", str(folder / "delift"), *lesson, *out])
     return found
 
 
@@ -74,7 +59,7 @@ def test_what_runs_elsewhere_gives_what_the_cpu_gives(
     done = subprocess.run([sys.executable, SCRIPT, asked], capture_output=True, text=True, check=False, env=own)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["codes"] == [0] * (len(TEACHERS) + 2), done.stderr[-3000:]
+    assert told["codes"] == [0] * (len(TEACHERS) + 1), done.stderr[-3000:]
     # The device itself is one where this could fail.
     assert told["refused"] == {"mixed": "RuntimeError", "as an array": "RuntimeError"}
     for command in commands(here, pool, test, llama_folder):
@@ -93,9 +78,8 @@ def test_what_runs_elsewhere_gives_what_the_cpu_gives(
         assert (there / teacher / "subset.jsonl").read_bytes() == (here / teacher / "subset.jsonl").read_bytes(), (
             teacher
         )
-    for method in ("whole", "lora"):
-        found = [json.loads((folder / f"tune-{method}" / "tune.json").read_text()) for folder in (there, here)]
-        losses = [
-            {arm: part["metrics"]["loss"]["mean"] for arm, part in one["results"][0]["arms"].items()} for one in found
-        ]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    found = [json.loads((folder / "tune" / "tune.json").read_text()) for folder in (there, here)]
+    losses = [
+        {arm: part["metrics"]["loss"]["mean"] for arm, part in one["results"][0]["arms"].items()} for one in found
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
