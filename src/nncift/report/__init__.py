@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift import __version__, checksums
+from nncift.errors import DataError
 from nncift.files import fingerprint, write_json, write_text
 from nncift.finished import FinishedRun
 
@@ -21,14 +22,19 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     """Write `report.html` and `report.json` into the directory of a finished run; return the page's path.
 
     truth: what a demo knows of the true matrix. A report of the same run by the same release is not made again.
-    Raises DataError where the directory has no finished run.
+    Raises DataError where the directory has no finished run, or one whose files do not belong together.
     """
     from nncift.report.numbers import numbers
 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     page = found.path / HTML
     # The rows first: what is read after them shares their ids.
-    _ = found.rows
+    sources = found.rows.sources
+    if tuple(found.choices) != tuple(sources) and (odd := set(sources) ^ set(found.choices)):
+        raise DataError(
+            f"rows.parquet and selection.parquet of {str(found.path)!r} are not about the same rows ({min(odd)!r} is in one of "
+            "them): one is damaged; run the same nncift run again"
+        )
     key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), _source())
     if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page
