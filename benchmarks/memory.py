@@ -70,7 +70,8 @@ PARTS = {
 NOTE = """# Memory
 
 Written by `python benchmarks/memory.py --write`. Peaks are resident memory of the process (`VmHWM`, looked at all the time, and
-`ru_maxrss`), the program, its libraries and what it has mapped of files included, in MB of 10^6 bytes.
+`ru_maxrss`), the program, its libraries and what it has mapped of files included, in MB of 10^6 bytes. Parts were
+measured one by one (`--command`); what is said of the machine, its load above all, is of the last of them.
 """
 CAPS_NOTE = """
 Each command by itself under each cap, the run that it works on made without one. `peak / cap` may be {most:g}; `refused` is exit

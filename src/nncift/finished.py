@@ -74,18 +74,29 @@ class FinishedRun:
         return self._json("fidelity.json")
 
     @cached_property
-    def choices(self) -> Mapping[str, Choice]:
-        """What became of every row of the pool, by id."""
+    def _account(self) -> Mapping[str, Sequence[Any]]:
+        """The columns of `selection.parquet`."""
         import pyarrow as pa
 
         checksums.verify(self.path, "selection.parquet")
         try:
             table = read_columns(self.path / "selection.parquet", Choice.__dataclass_fields__)
-            place = self._places(table["id"].to_pylist())
-        except (OSError, ValueError, pa.ArrowException) as error:
+            _ = table["id"], table["selected"], table["rank"]
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(f"selection.parquet of {str(self.path)!r} cannot be read: {error}") from error
-        columns = {name: Column(table[name]) for name in table.column_names}
+        return {name: Column(table[name]) for name in table.column_names}
+
+    @cached_property
+    def choices(self) -> Mapping[str, Choice]:
+        """What became of every row of the pool, by id."""
+        columns = self._account
+        ids = list(columns["id"])
+        place = self._places(ids)
+        if len(place) != len(ids):
+            raise DataError(
+                f"selection.parquet of {str(self.path)!r} is damaged: it names a row twice; run the same run again"
+            )
 
         def choice(item: str) -> Choice:
             told: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)
@@ -102,8 +113,14 @@ class FinishedRun:
     @cached_property
     def chosen(self) -> tuple[str, ...]:
         """Ids of the selected rows, in rank order."""
-        ranked = sorted((choice.rank or 0, choice.id) for choice in self.choices.values() if choice.selected)
-        return tuple(name for _, name in ranked)
+        ranks = zip(self.choices, self._account["selected"], self._account["rank"], strict=True)
+        return tuple(item for _, item in sorted((rank or 0, item) for item, selected, rank in ranks if selected))
+
+    @cached_property
+    def dropped(self) -> list[str]:
+        """Ids of the other rows, in the order of the pool."""
+        taken = set(self.chosen)
+        return [item for item in self.choices if item not in taken]
 
     @cached_property
     def rows(self) -> RowsFile:

@@ -153,7 +153,7 @@ def value_table(selection: Mapping[str, Any]) -> Table:
     for name, value in selection["controls"].items():
         label = {"random": "random (mean of 10)", "stratified": "random by source", "longest": "longest responses",
                  "embedding": "embeddings alone"}[name]  # fmt: skip
-        table.add_row(label, number(value, 4))
+        table.add_row(label if value is not None else f"{label} (left out: too large a pool)", number(value, 4))
     return table
 
 

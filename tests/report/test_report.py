@@ -11,7 +11,7 @@ import pytest
 
 from nncift.data.formats import Layout
 from nncift.errors import DataError
-from nncift.finished import Choice, FinishedRun
+from nncift.finished import FinishedRun
 from nncift.report import MOST_BYTES, render, write_report
 from nncift.report.charts import span, ticks
 from nncift.report.numbers import numbers
@@ -213,12 +213,11 @@ class Large(FinishedRun):
         }  # fmt: skip
         layout = Layout.from_settings("auto", None)
         self.__dict__["rows"] = RowsFile(ids, None, columns, {name: k for k, name in enumerate(ids)}, layout)
-        self.__dict__["choices"] = {
-            name: Choice(
-                name, columns["source"][k], rank.get(k), k in chosen, 1.0, 0.5, float(rng.normal()), "Because. " * 60
-            )
-            for k, name in enumerate(ids)
-        }
+        self.__dict__["_account"] = {
+            "id": list(ids), "source": columns["source"], "rank": [rank.get(k) for k in range(rows)],
+            "selected": [k in chosen for k in range(rows)], "gain": [1.0] * rows, "would_add": [0.5] * rows,
+            "score": rng.normal(size=rows).tolist(), "reason": ["Because. " * 60] * rows,
+        }  # fmt: skip
         dim = small.vectors(small.rows.sources[:1]).shape[1]
         vectors = rng.normal(size=(rows, dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -42,9 +42,7 @@ def scores(run: FinishedRun) -> dict[str, Any]:
 def near_copies(run: FinishedRun, sample: Sample) -> dict[str, Any]:
     """Return how many dropped rows have a chosen row that is nearly the same text (cosine of embeddings), the closest first."""
     seed = run.settings.seed
-    taken = set(run.chosen)
-    dropped = [item for item in run.choices if item not in taken]
-    looked = shuffled(dropped, seed, "report", "copies")[:MOST_COMPARED]
+    looked = shuffled(run.dropped, seed, "report", "copies")[:MOST_COMPARED]
     against = shuffled(run.chosen, seed, "report", "copies")[:MOST_COMPARED]
     pairs: list[tuple[float, str, str]] = []
     if looked and against:
@@ -59,7 +57,7 @@ def near_copies(run: FinishedRun, sample: Sample) -> dict[str, Any]:
         "threshold": NEAR,
         "rows": len(near),
         "compared": len(looked),
-        "of": len(dropped),
+        "of": len(run.dropped),
         "examples": [
             {"cosine": cosine, "dropped": a, "chosen": b, "dropped_text": sample.text(a), "chosen_text": sample.text(b)}
             for cosine, a, b in near[:8]

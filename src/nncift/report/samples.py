@@ -44,8 +44,7 @@ class Sample:
 
 def draw(run: FinishedRun, most: int = MOST_ROWS) -> Sample:
     """Return the sample: half of it chosen rows where there are enough of both kinds."""
-    taken = set(run.chosen)
-    dropped = [item for item in run.choices if item not in taken]
+    dropped = run.dropped
     few = min(len(run.chosen), max(most // 2, most - len(dropped)))
     kept = set(shuffled(run.chosen, run.settings.seed, "report", "chosen")[:few])
     rest = set(shuffled(dropped, run.settings.seed, "report", "dropped")[: most - few])
