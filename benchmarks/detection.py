@@ -15,10 +15,10 @@ from pathlib import Path
 from nncift.data import Examples, read
 from nncift.demo import model_path
 from nncift.demo.world import make_world, read_truth
-from nncift.embeddings import cache_folder
 from nncift.evaluate.detection import Found, bad_data
 from nncift.evaluate.planting import swapped
 from nncift.evaluate.truth import true_matrix
+from nncift.files import cache_folder
 from nncift.lm import CausalLM
 from nncift.pipeline import run
 from nncift.seeds import shuffled

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nncift.embeddings import EmbeddingCache, cache_folder
+from nncift.embeddings import EmbeddingCache
 from nncift.encode import HashEncoder
 from nncift.errors import DataError
-from nncift.files import read_arrays
+from nncift.files import cache_folder, read_arrays
 from nncift.lazily import Lazily
 
 TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]

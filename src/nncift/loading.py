@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.errors import ResourceError, UsageError
 from nncift.memory import pass_on, refuse_torch
+from nncift.packaged import converted, gguf_of, identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,8 +128,10 @@ def is_offline() -> bool:
 def locate(name: str | Path) -> Path:
     """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
 
-    Raises ResourceError where neither exists.
+    Of a packaged model or a GGUF file it is the converted folder (see `packaged`). Raises ResourceError where none exists.
     """
+    if (gguf := gguf_of(name)) is not None:
+        return converted(gguf)
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -187,8 +190,11 @@ def refuse_code(folder: Path) -> None:
 def fingerprint(folder: Path) -> str:
     """Hash the weights, configuration, tokenizer and code of a model folder; 16 hex digits.
 
-    A sentence encoder keeps its pooling in numbered folders inside, and they count too.
+    A sentence encoder keeps its pooling in numbered folders inside, and they count too. What was converted from a GGUF file is
+    known by that file.
     """
+    if (known := identity(folder)) is not None:
+        return known
     digest = hashlib.sha256()
     for path in sorted([*folder.iterdir(), *folder.glob("[0-9]*_*/*")]):
         if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt", ".py"} and path.is_file():

