@@ -4,7 +4,29 @@ import numpy as np
 import pytest
 
 from nncift import ledger
-from nncift.ledger import StageCost, Stopwatch
+from nncift.ledger import ModelCost, StageCost, Stopwatch
+
+
+def test_gradient_passes_count_three_and_probe_passes_one() -> None:
+    # LESS at one checkpoint: 83 of 168 rows measured, and a probe of all 168, against 168 measured rows; training is 3 x 3 x 168.
+    spent = ModelCost(labels=83, weight=3, others=168, full=168, rows=168)
+    assert (spent.cost, spent.full_cost) == (83 * 3 + 168, 504)
+    assert spent.saving == pytest.approx(1 - 417 / 504)
+    assert spent.share_of_training == pytest.approx(417 / 1512)
+    assert not spent.saves_nothing
+    told = spent.to_json()
+    assert (told["teacher_passes"], told["full_teacher_passes"], told["training_cost"]) == (251, 168, 1512)
+
+
+def test_a_probe_of_all_rows_eats_the_saving_of_a_teacher_of_one_pass_a_row() -> None:
+    spent = ModelCost(labels=30, weight=1, others=100, full=100, rows=100)
+    assert spent.saves_nothing
+    assert spent.saving == pytest.approx(-0.3)
+
+
+def test_a_teacher_that_costs_nothing_saves_nothing() -> None:
+    spent = ModelCost(labels=0, weight=0, others=0, full=0, rows=100)
+    assert (spent.saving, spent.share_of_training, spent.saves_nothing) == (0.0, 0.0, True)
 
 
 def test_sessions_add_up_and_the_peak_is_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from nncift.plan import BASE, LabelPlan, Wish, describe, grow
 from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
 from nncift.scale.pieces import Keep, Outcome, Piece, as_floats
 from nncift.teachers import Chunk, ChunkLabels, RowLabels, RowTeacher, Teacher
+from nncift.teachers.cost import warm_up
 from nncift.vectors import Vectors
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class RowLabelling:
         self._save(store.utilities(teacher))
         done = store.progress()
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
-        once = {what: int(getattr(teacher, f"warm_up_{what}", 0)) for what in ("tokens", "passes")}
+        once = warm_up(teacher)
         write_sealed(self._once, once)
         return Spent(done.tokens + once["tokens"], done.passes + once["passes"], before)
 

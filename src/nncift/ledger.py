@@ -31,6 +31,69 @@ class StageCost:
         return {**asdict(self), "seconds": round(self.seconds, 3), "peak_mb": round(self.peak_mb, 1)}
 
 
+EPOCHS, STEP = 3, 3
+"""Training that a run's cost is set against: epochs over the whole pool, and forward passes that a row of an epoch costs."""
+
+
+def training_cost(rows: int) -> int:
+    """Return what training on so many rows costs, in forward passes."""
+    return EPOCHS * STEP * rows
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What passes of the teacher's model cost, in forward-pass equivalents: forward 1, forward and backward 3.
+
+    labels: passes of labelling, held-out pairs and a warm-up included. weight: forward passes that one of them costs. others:
+    forward passes besides, of a probe and of embeddings that are hidden states of the same model. full: passes of the full
+    teacher. rows: of the pool. An encoder of its own is another, smaller model: its seconds are in the ledger, its passes are not
+    counted here.
+    """
+
+    labels: int
+    weight: int
+    others: int
+    full: int
+    rows: int
+
+    @property
+    def cost(self) -> int:
+        """All passes of the run, in forward passes."""
+        return self.weight * self.labels + self.others
+
+    @property
+    def full_cost(self) -> int:
+        """The passes of the full teacher, in forward passes."""
+        return self.weight * self.full
+
+    @property
+    def saving(self) -> float:
+        """1 - cost / cost of the full teacher; 0 where that costs nothing, below 0 where the run costs more."""
+        return 1 - self.cost / self.full_cost if self.full_cost else 0.0
+
+    @property
+    def saves_nothing(self) -> bool:
+        """Whether the full teacher would cost no more."""
+        return self.cost >= self.full_cost
+
+    @property
+    def share_of_training(self) -> float:
+        """Cost as a share of training on all rows."""
+        return self.cost / training_cost(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain counts of passes, costs in forward passes, and both shares."""
+        return {
+            "teacher_passes": self.labels + self.others,
+            "full_teacher_passes": self.full,
+            "cost": self.cost,
+            "full_teacher_cost": self.full_cost,
+            "training_cost": training_cost(self.rows),
+            "saving": self.saving,
+            "share_of_training": self.share_of_training,
+        }
+
+
 @dataclass
 class Stopwatch:
     """Measures one session of a stage."""

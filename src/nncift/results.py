@@ -17,9 +17,11 @@ from nncift.evaluate.gate import advice
 from nncift.existing import ABOUT as EXISTING
 from nncift.files import atomic, write_json
 from nncift.labelling import Axes, Labelling
+from nncift.ledger import ModelCost
 from nncift.rundir import SUMMARY
 from nncift.stages import TEACHER, Work, has_language_model
 from nncift.student.model import Student
+from nncift.teachers.cost import pass_weight
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def finish(
     directory, settings = work.directory, work.settings
     write_rejected(directory.file("rejected.jsonl"), rejected)
     labelling = work.labels()
-    ledger = _ledger(work, labelling)
+    ledger = _ledger(work, labelling, len(axes.sources))
     warnings = (*notes, *labelling.warnings(), *fidelity["verdicts"])
     if settings.features == "text" and has_language_model(work.teacher):
         hint = advice(fidelity["gate"], len(axes.rows))
@@ -88,23 +90,23 @@ def record_of(work: Work, pool: Examples) -> dict[str, Any]:
     return {**known, **({"encoder": encoder} if encoder else {}), **({"teacher": teacher} if teacher else {})}
 
 
-def _ledger(work: Work, labels: Labelling) -> dict[str, Any]:
-    """Return the cost by stage, and the teacher's passes against labelling every pair."""
+def _ledger(work: Work, labels: Labelling, rows: int) -> dict[str, Any]:
+    """Return the cost by stage, and what the teacher's model costs against labelling everything and against training on all rows.
+
+    rows: of the pool.
+    """
     # As they are stored, so that running again computes the same figures.
     stages = {name: cost.to_json() for name, cost in work.directory.costs().items()}
     labelling = stages["label"]
-    passes = labelling["model_passes"]
     # Hidden states of the teacher's own model are passes of it too.
-    if work.settings.encoder == "lm":
-        passes += stages["embed"]["model_passes"]
-    passes += stages.get("probe", {}).get("model_passes", 0)
-    passes += work.directory.read_json(EXISTING, {}).get("teacher_passes", 0)
+    others = stages["embed"]["model_passes"] if work.settings.encoder == "lm" else 0
+    others += stages.get("probe", {}).get("model_passes", 0)
+    others += work.directory.read_json(EXISTING, {}).get("teacher_passes", 0)
     full = labels.full_passes()
+    spent = ModelCost(labelling["model_passes"], pass_weight(work.teacher), others, full, rows)
     return {
         "stages": stages,
-        "teacher_passes": passes,
-        "full_teacher_passes": full,
-        "saving": 1 - passes / full if full else 0.0,
+        **spent.to_json(),
         "full_teacher_seconds": round(labelling["seconds"] * full / max(labelling["model_passes"], 1), 1),
         "seconds": round(sum(cost["seconds"] for cost in stages.values()), 3),
     }

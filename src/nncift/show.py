@@ -59,9 +59,8 @@ def show_run(run: Run) -> None:
     out.print(value_table(told["selection"]))
     out.print(cost_table(ledger))
     out.print(
-        f"Teacher passes: {ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,} "
-        f"(saving {100 * ledger['saving']:.2f} %). Labelling everything would take about "
-        f"{seconds(ledger['full_teacher_seconds'])} at the measured rate."
+        f"{cost_line(ledger)} Labelling everything would take about {seconds(ledger['full_teacher_seconds'])} at the measured "
+        "rate."
     )
     show_warnings(out, run.warnings)
     out.print(Text(f"Files: {run.path}/subset.jsonl, selection.parquet, report.html", no_wrap=True, overflow="ignore"))
@@ -79,9 +78,8 @@ def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:
     out.print(truth_table(truth, told["selected"]))
     out.print(cost_table(ledger))
     out.print(
-        f"Teacher passes: {ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,} "
-        f"(saving {100 * ledger['saving']:.1f} %). The true matrix behind the table above took {truth['passes']:,} passes more, "
-        f"which only a demo can afford."
+        f"{cost_line(ledger)} The true matrix behind the table above took {truth['passes']:,} passes more, which only a demo can "
+        "afford."
     )
     show_warnings(out, told["warnings"])
     where = out_folder / "run"
@@ -155,6 +153,15 @@ def value_table(selection: Mapping[str, Any]) -> Table:
                  "embedding": "embeddings alone"}[name]  # fmt: skip
         table.add_row(label if value is not None else f"{label} (left out: too large a pool)", number(value, 4))
     return table
+
+
+def cost_line(ledger: Mapping[str, Any]) -> str:
+    """Return what passes of the teacher's model cost, against the full teacher and against training, as a sentence or two."""
+    return (
+        f"Teacher passes: {ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,}; in forward passes "
+        f"{ledger['cost']:,} instead of {ledger['full_teacher_cost']:,} (saving {100 * ledger['saving']:.1f} %), which is "
+        f"{100 * ledger['share_of_training']:.1f} % of training on all rows for 3 epochs."
+    )
 
 
 def cost_table(ledger: Mapping[str, Any]) -> Table:

@@ -61,6 +61,8 @@ def test_the_page_shows_the_numbers_of_the_run(done: Path, told: dict[str, Any])
     ledger = summary["ledger"]
     assert f"{ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,}" in page
     assert f"{100 * ledger['saving']:.1f} %" in page
+    assert f"{100 * ledger['share_of_training']:.1f} %" in page
+    assert f"{ledger['training_cost']:,}" in page
     for warning in summary["warnings"]:
         assert warning in told["warnings"]
     for name, quadrants in summary["baselines"].items():

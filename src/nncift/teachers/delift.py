@@ -17,6 +17,7 @@ from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import Chunk, ChunkLabels
+from nncift.teachers.cost import FORWARD
 from nncift.teachers.reader import ModelSettings, Reader, batches
 from nncift.wording import Block, Wording
 
@@ -32,6 +33,7 @@ class Delift:
 
     name = "delift"
     kind: Literal["pairwise", "pointwise"] = "pairwise"
+    pass_weight = FORWARD
     relative = True
 
     def __init__(

@@ -17,6 +17,7 @@ from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
+from nncift.teachers.cost import FORWARD
 from nncift.teachers.reader import ModelSettings, Reader
 
 
@@ -29,6 +30,7 @@ class Ifd:
 
     name = "ifd"
     kind: Literal["pairwise", "pointwise"] = "pointwise"
+    pass_weight, row_passes = FORWARD, 2
     width = 1
     workspace: Path | None = None
 

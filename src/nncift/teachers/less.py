@@ -22,6 +22,7 @@ from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
 from nncift.teachers.adam import Adam, Direction
 from nncift.teachers.checkpoints import Checkpoint, bring, content
+from nncift.teachers.cost import GRADIENT
 from nncift.teachers.features import Aggregate, Floats, GradientFeatures
 from nncift.teachers.gradients import AT_ONCE_ELSEWHERE, PerSample
 from nncift.teachers.passes import batches
@@ -55,6 +56,7 @@ class Less:
 
     name = "less"
     kind: Literal["pairwise", "pointwise"] = "pairwise"
+    pass_weight = GRADIENT
 
     def __init__(
         self,
@@ -144,6 +146,11 @@ class Less:
     def n_checkpoints(self) -> int:
         """How many checkpoints there are: passes per row."""
         return self.recipe.checkpoints if self.folders is None else len(self.folders)
+
+    @property
+    def row_passes(self) -> int:
+        """Passes of a row, each forward and backward."""
+        return self.n_checkpoints
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Tokenise rows, and draw the rows of the warm-up from the first pool that is given; training waits for `measure`.

@@ -11,6 +11,7 @@ import numpy as np
 from nncift.data.examples import Examples, Rejection
 from nncift.lm import CausalLM
 from nncift.teachers import RowLabels
+from nncift.teachers.cost import FORWARD
 from nncift.teachers.reader import ModelSettings, Reader
 
 
@@ -23,6 +24,7 @@ class Loss:
 
     name = "loss"
     kind: Literal["pairwise", "pointwise"] = "pointwise"
+    pass_weight, row_passes = FORWARD, 1
     width = 1
     workspace: Path | None = None
 

@@ -17,6 +17,7 @@ from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
+from nncift.teachers.cost import FORWARD
 from nncift.teachers.reader import ModelSettings, Reader, batches, too_long
 
 Floats = npt.NDArray[np.float32]
@@ -31,6 +32,7 @@ class Rds:
 
     name = "rds"
     kind: Literal["pairwise", "pointwise"] = "pairwise"
+    pass_weight, row_passes = FORWARD, 1
     workspace: Path | None = None
 
     def __init__(

@@ -17,6 +17,7 @@ from nncift.data.examples import Examples, Rejection
 from nncift.errors import UsageError
 from nncift.lm import CausalLM
 from nncift.teachers import RowLabels
+from nncift.teachers.cost import FORWARD
 from nncift.teachers.grading import Doubles, Rater
 from nncift.teachers.rating import read_prompts
 from nncift.teachers.reader import ModelSettings, Reader
@@ -35,6 +36,7 @@ class SelectIt:
 
     name = "selectit"
     kind: Literal["pairwise", "pointwise"] = "pointwise"
+    pass_weight = FORWARD
     width = 1
     workspace: Path | None = None
 
@@ -90,8 +92,12 @@ class SelectIt:
             scores, read = rater.rate(ids)
             values += weight * sentence_scores(scores, self.alpha)
             tokens += read
-        passes = len(ids) * sum(len(rater.texts) for rater in self.raters)
-        return RowLabels(values[:, None].astype(np.float32), tokens, passes)
+        return RowLabels(values[:, None].astype(np.float32), tokens, self.row_passes * len(ids))
+
+    @property
+    def row_passes(self) -> int:
+        """Passes of a row: one for each rating prompt of each model."""
+        return sum(len(rater.texts) for rater in self.raters)
 
     def describe(self) -> Mapping[str, Any]:
         """Return models with their weights, rating prompts, grades and alpha."""

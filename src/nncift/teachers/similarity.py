@@ -29,6 +29,8 @@ class Similarity:
 
     name = "delift-se"
     kind: Literal["pairwise", "pointwise"] = "pairwise"
+    # An encoder's passes are none of a language model.
+    pass_weight, row_passes = 0, 1
     workspace: Path | None = None
 
     def __init__(self, encoder: str | Encoder = "minilm", *, device: str = "auto") -> None:

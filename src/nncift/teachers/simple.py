@@ -21,6 +21,7 @@ class _Simple(ABC):
 
     name: str
     kind: Literal["pairwise", "pointwise"] = "pointwise"
+    pass_weight = row_passes = 0
     width = 1
     workspace: Path | None = None
 
