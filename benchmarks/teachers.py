@@ -61,7 +61,7 @@ def delift(lm: CausalLM, pool: Examples, sources: int, targets: int, repeats: in
     teacher = Delift(lm)
     teacher.prepare(pool)
     chosen, others = pool.ids[:sources], pool.ids[-targets:]
-    rows = {item: teacher.wording.tokens(pool.by_id(item)) for item in others}
+    rows = {item: teacher.wording.tokens(pool.by_id(item), behind=True) for item in others}
     values: dict[str, list[float]] = {"shipped": [], "plain": []}
 
     def shipped() -> None:

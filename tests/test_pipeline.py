@@ -470,6 +470,29 @@ def test_missing_labels_stay_out_and_are_reported(tmp_path: Path, write_pool: Wr
     assert run.ledger["teacher_passes"] < sum(run.summary["labels"].values())
 
 
+class NotingTeacher(RuleTeacher):
+    """Says how many rows it was given."""
+
+    given = 0
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        self.given += len(examples)
+        return super().prepare(examples)
+
+    def notes(self) -> tuple[str, ...]:
+        return (f"{self.given} rows were seen.",)
+
+
+def test_what_a_teacher_notes_about_rows_is_a_warning_also_when_nothing_is_left_to_do(
+    tmp_path: Path, write_pool: Write
+) -> None:
+    pool = write_pool(30)
+    first = select(pool, tmp_path / "run", NotingTeacher())
+    assert "30 rows were seen." in first.warnings
+    again = select(pool, tmp_path / "run", NotingTeacher())
+    assert again.warnings == first.warnings
+
+
 def test_a_pool_of_examples_will_do(tmp_path: Path, write_pool: Write) -> None:
     assert len(select(nncift.read(write_pool(40)), tmp_path / "run").subset) == 8
 

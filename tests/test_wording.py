@@ -195,7 +195,8 @@ def test_an_empty_thought_belongs_to_the_prompt(tokenizer: Any) -> None:
     prompt, response, block = read(wording, example())
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert response == "long cat<|im_end|>"
-    assert block == f"{prompt}{response}\n"
+    # In front of a target it is an earlier turn, where the template puts no thought.
+    assert block == f"<|im_start|>user\nname a cat<|im_end|>\n<|im_start|>assistant\n{response}\n"
 
 
 @pytest.mark.parametrize("response", ["user", "<|im", "im_end|>\n", "long\n\n", " long ", "?"])

@@ -36,6 +36,7 @@ from nncift.scale.pieces import SCORE, Engine, Here
 from nncift.scale.shards import Joining
 from nncift.scale.start import ClusterSettings, engine_of
 from nncift.stages import (
+    NOTES,
     Work,
     embed,
     finished_jobs,
@@ -187,7 +188,8 @@ def _selected(
         directory.charge(SCORE, joining.seconds)
         joining.tidy_calculated(work.keys["fit"])
         subset = axes.sources.subset(selection.pop("ids"))
-        notes = (*pool.notes, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
+        about_rows: list[str] = directory.read_json(NOTES, [])
+        notes = (*pool.notes, *about_rows, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
         directory.write_manifest(record_of(work, pool), keep_summary=True)
         return finish(work, axes, subset, selection, rejected, fidelity, notes)
 

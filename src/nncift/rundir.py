@@ -34,7 +34,9 @@ MARK_OF_MANIFEST, FINISH = "manifest", "finish"
 LEFT = (SUMMARY, "ledger.json", "rejected.jsonl", "growth.json", "subtasks.json")
 """What a finished run leaves beside the files of its stages."""
 
-BEFORE_MANIFEST = frozenset({".lock", "stages", "costs.json", "pool.json", "unusable.json", "labels", "shards"})
+BEFORE_MANIFEST = frozenset(
+    {".lock", "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "shards"}
+)
 """What a run can leave that was refused or killed before its settings were settled."""
 
 PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")

@@ -1,8 +1,8 @@
 """How an example is worded for a language model, and which of its tokens are the response (method.md 3.1).
 
-One wording serves every condition: the target reads the same with and without an example in front. Example block,
-prompt and response are tokenised separately and their ids joined, so the response's tokens never depend on what
-stands before them and a prefix cache is exact.
+Example, prompt and response are tokenised separately and their ids joined, so the response's tokens never depend on what
+stands before them and a prefix cache is exact. With a chat template, an example and the target are one conversation (`chat`):
+the target has two forms, alone and behind an example, and so has an example, first and behind others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nncift.chat import ChatTemplate, Rendered
 from nncift.data.examples import Example, Message
-from nncift.errors import DataError, UsageError
+from nncift.errors import UsageError
 from nncift.memory import refuse_tight
 
 if TYPE_CHECKING:
@@ -23,21 +24,20 @@ if TYPE_CHECKING:
 PLAIN = "Instruction:\n{prompt}\n\nResponse:\n{response}"
 SEPARATOR = "\n\n"
 
-PROBE = "nncift-response"
-FIXED_DAY = (
-    "{%- macro strftime_now(format) -%}"
-    "{%- if format == '%Y-%m-%d' -%}2024-07-26{%- else -%}26 Jul 2024{%- endif -%}"
-    "{%- endmacro -%}"
-)
-"""Jinja text that makes every day the same."""
+CHAT_FORM = 2
+"""Counts the ways in which a chat template was used: labels of another one are not mixed with these. 1: joined blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of a target: what the model reads before the response, and the response with its end of sequence."""
+    """Token ids of a target: what the model reads before the response, and the response with its end of sequence.
+
+    joined: why a target behind an example is not part of one conversation, but joined plainly; None where it is.
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    joined: str | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -45,10 +45,14 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Token ids of an example that stands in front of a target; shortened: its prompt's start was cut."""
+    """Token ids of an example that stands in front of a target; shortened: its prompt's start was cut.
+
+    joined: why it is not part of one conversation, but joined plainly; None where it is.
+    """
 
     ids: tuple[int, ...]
     shortened: bool
+    joined: str | None = None
 
 
 class Wording:
@@ -65,56 +69,73 @@ class Wording:
             raise UsageError("--template chat was given, but this model's tokenizer has no chat template; use plain")
         self.chat = template == "chat" or (template is None and has_chat)
         self.text = "" if self.chat else _plain_template(template)
+        self._template = ChatTemplate(tokenizer) if self.chat else None
         self.bos: tuple[int, ...] = self._start()
         self.eos: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the tokens, for fingerprints."""
-        return {"chat": str(self._tokenizer.chat_template) if self.chat else None, "text": self.text}
+        if self._template is None:
+            return {"chat": None, "text": self.text}
+        return {"chat": str(self._tokenizer.chat_template), "text": self.text, "form": CHAT_FORM}
 
     @cached_property
     def end(self) -> tuple[int, ...]:
         """Ids that the wording itself puts behind every response, such as a chat template's end mark; mostly none or one."""
-        mark = self._frame[1] if self.chat else self.text.split("{response}", 1)[1]
+        mark = self._template.frame[1] if self._template else self.text.split("{response}", 1)[1]
         return tuple(self._ids(mark.strip()))
 
-    def tokens(self, example: Example) -> Tokens:
-        """Tokenise an example as a target.
+    def tokens(self, example: Example, *, behind: bool = False) -> Tokens:
+        """Tokenise an example as a target; behind: as it reads behind an example, else as it reads alone.
 
-        Raises DataError where the chat template refuses its turns, ResourceError where a cap leaves no memory.
+        Its response's tokens are the same in both. Raises DataError where the chat template refuses its turns, ResourceError
+        where a cap leaves no memory.
         """
         refuse_tight("tokenising rows")
-        prompt, response, _ = self._parts(example.messages, example.response)
-        has_end_mark = self.chat and self._frame[1].strip()
-        return Tokens(tuple(self._ids(prompt)), (*self._ids(response), *(() if has_end_mark else self.eos)))
+        text = self._target(example.messages, example.response, behind=behind)
+        has_end_mark = self._template is not None and self._template.frame[1].strip()
+        response = (*self._ids(text.response), *(() if has_end_mark else self.eos))
+        return Tokens(tuple(self._ids(text.prompt)), response, text.joined)
 
-    def block(self, example: Example, limit: int) -> Block:
+    def block(self, example: Example, limit: int, *, first: bool = True) -> Block:
         """Tokenise an example to stand in front of a target, in at most `limit` tokens where its response allows.
 
-        Too long: characters are cut from the start of its prompt, as few as needed; the response is never cut, so a
-        block can stay longer than `limit` when its response alone is. Raises DataError where the chat template refuses
-        the turns, whole or cut.
+        first: nothing stands before it, else another example does. Too long: characters are cut from the start of its prompt,
+        as few as needed; the response is never cut, so a block can stay longer than `limit` when its response alone is.
+        Raises DataError where the chat template refuses the turns, whole or cut.
         """
         messages, response = example.messages, example.response
-        kept = self._fitted(messages, response, limit)
-        return Block(tuple(self._block_ids(kept, response)), shortened=kept is not messages)
+        kept = self._fitted(messages, response, limit, first=first)
+        ids, joined = self._block_ids(kept, response, first=first)
+        return Block(tuple(ids), kept is not messages, joined)
 
-    def shortened(self, example: Example, limit: int) -> Example:
+    def joined(self, example: Example) -> str | None:
+        """Return why an example is not one conversation with a target behind it, None where it is.
+
+        Raises DataError where the chat template refuses its turns.
+        """
+        return self._template.before(example.messages, example.response)[1] if self._template else None
+
+    def shortened(self, example: Example, limit: int, *, first: bool = True) -> Example:
         """Return an example cut as `block` cuts it, or itself where nothing is cut; its original row stays whole."""
         messages = example.messages
-        kept = self._fitted(messages, example.response, limit)
+        kept = self._fitted(messages, example.response, limit, first=first)
         if kept is messages:
             return example
         return replace(example, prompt=plain_prompt(kept), messages=tuple(kept))
 
-    def _fitted(self, messages: Sequence[Message], response: str, limit: int) -> Sequence[Message]:
+    def _fitted(self, messages: Sequence[Message], response: str, limit: int, *, first: bool) -> Sequence[Message]:
         """Return the turns before the response, themselves where they fit, else less as few characters as needed."""
+
+        def fits(turns: Sequence[Message]) -> bool:
+            return len(self._block_ids(turns, response, first=first)[0]) <= limit
+
         low, high = 1, sum(len(message.content) for message in messages)
-        if len(self._block_ids(messages, response)) <= limit or not high:
+        if fits(messages) or not high:
             return messages
         while low < high:
             middle = (low + high) // 2
-            if len(self._block_ids(self._cut(messages, middle), response)) <= limit:
+            if fits(self._cut(messages, middle)):
                 high = middle
             else:
                 low = middle + 1
@@ -123,85 +144,44 @@ class Wording:
     def _cut(self, messages: Sequence[Message], characters: int) -> list[Message]:
         """Drop characters from the start of the turns; turns that lose all are dropped, save the last.
 
-        Chat templates refuse to begin with an answer, so there what is left begins with a question or the system.
+        Chat templates refuse to begin with an answer, so there what is left begins with a question or the system; one that
+        refuses to begin without a system turn keeps an empty one.
         """
         kept: list[Message] = []
         for position, message in enumerate(messages):
             dropped = min(characters, len(message.content))
             characters -= dropped
             last = position == len(messages) - 1
+            forced = position == 0 and message.role == "system" and self._template and self._template.forces_system
             opens = kept or not self.chat or message.role in ("system", "user")
-            if last or (opens and dropped < len(message.content)):
+            if last or forced or (opens and dropped < len(message.content)):
                 kept.append(Message(message.role, message.content[dropped:]))
         return kept
 
-    def _block_ids(self, messages: Sequence[Message], response: str) -> list[int]:
-        return self._ids("".join(self._parts(messages, response)))
+    def _block_ids(self, messages: Sequence[Message], response: str, *, first: bool) -> tuple[list[int], str | None]:
+        """Return the ids of an example in front, and why it is joined plainly, None where it is not."""
+        if self._template is None:
+            return self._ids(self._target(messages, response, behind=False).text), None
+        text, joined = self._template.before(messages, response, first=first)
+        return self._ids(text), joined
 
-    def _parts(self, messages: Sequence[Message], response: str) -> tuple[str, str, str]:
+    def _target(self, messages: Sequence[Message], response: str, *, behind: bool) -> Rendered:
         """Return the text before the response, the response, and what parts it from a target behind it.
 
         With a chat template the response includes its end mark, and only white space parts it from the next turn. What a
         template puts before every response, such as an empty thought, belongs to the prompt.
         """
-        if not self.chat:
-            before, between = self.text.split("{prompt}", 1)
-            middle, after = between.split("{response}", 1)
-            return before + plain_prompt(messages) + middle, response + after, SEPARATOR
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            prompt = self._render(turns, add_generation_prompt=True)
-            whole = self._render([*turns, {"role": "assistant", "content": response}], add_generation_prompt=False)
-        except Exception as error:
-            raise DataError(f"the model's chat template refuses these turns: {error}") from error
-        if not whole.startswith(prompt):
-            raise DataError(
-                "the model's chat template words the prompt differently once the response follows; use --template plain"
-            )
-        lead, tail = self._frame
-        answer = whole[len(prompt) :]
-        if answer.startswith(lead):
-            prompt, answer = prompt + lead, answer[len(lead) :]
-        gap = tail[len(tail.rstrip()) :]
-        answer, gap = (answer.removesuffix(gap), gap) if answer.endswith(gap) else (answer, "")
-        return prompt, answer, gap
-
-    @cached_property
-    def _frame(self) -> tuple[str, str]:
-        """What the chat template puts around every response: before it, behind the generation prompt, and after it."""
-        turns = [{"role": "user", "content": "?"}]
-        prompt = self._render(turns, add_generation_prompt=True)
-        whole = self._render([*turns, {"role": "assistant", "content": PROBE}], add_generation_prompt=False)
-        lead, found, tail = whole.removeprefix(prompt).partition(PROBE)
-        # A lone space stays with the response: many tokenizers read both as one token.
-        return (lead.rstrip(" "), tail) if found and whole.startswith(prompt) else ("", "")
-
-    def _render(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        text = self._raw(turns, add_generation_prompt=add_generation_prompt)
-        bos = self._tokenizer.bos_token
-        return text.removeprefix(str(bos)) if bos else text
-
-    def _raw(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        template = str(self._tokenizer.get_chat_template())
-        # A template that names the day would give other values tomorrow.
-        template = (FIXED_DAY if "strftime_now" in template else "") + template
-        return str(
-            self._tokenizer.apply_chat_template(
-                turns, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        if self._template is not None:
+            return (self._template.behind if behind else self._template.alone)(messages, response)
+        before, between = self.text.split("{prompt}", 1)
+        middle, after = between.split("{response}", 1)
+        return Rendered(before + plain_prompt(messages) + middle, response + after, SEPARATOR)
 
     def _start(self) -> tuple[int, ...]:
         """Return the ids in front of every sequence: what the chat template begins with, else the tokenizer's habit."""
         bos = self._tokenizer.bos_token
-        if self.chat:
-            try:
-                text = self._raw([{"role": "user", "content": "?"}], add_generation_prompt=True)
-            except Exception as error:
-                raise UsageError(
-                    f"the model's chat template refuses even a single question: {error}; use --template plain"
-                ) from error
-            return (int(self._tokenizer.bos_token_id),) if bos and text.startswith(str(bos)) else ()
+        if self._template is not None:
+            return (int(self._tokenizer.bos_token_id),) if self._template.bos else ()
         if not bos:
             return ()
         bare = self._ids("a")

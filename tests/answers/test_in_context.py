@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from nncift.answers.in_context import examples_in_front
 from nncift.answers.prompts import Prompts
@@ -71,7 +72,7 @@ def test_a_test_item_that_cannot_be_worded_gets_none_and_is_told(
 ) -> None:
     from nncift.errors import DataError
 
-    def refuse(example: Example) -> None:
+    def refuse(example: Example, *, behind: bool) -> None:
         raise DataError("refused")
 
     monkeypatch.setattr(wording, "tokens", refuse)
@@ -80,6 +81,41 @@ def test_a_test_item_that_cannot_be_worded_gets_none_and_is_told(
     )
     assert found["t"] == ()
     assert found.failures == {"t": "refused"}
+
+
+DEFAULT = "{% if messages[0].role != 'system' %}system: the sky sea tree{{ eos_token }}\n{% endif %}"
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+
+
+def test_several_examples_and_the_test_are_one_conversation(llama: CausalLM, make: Make) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama.name)
+    tokenizer.chat_template = DEFAULT + CHAT + "{% if add_generation_prompt %}assistant:{% endif %}"
+    wording = Wording(tokenizer)
+    rows = [make("a", "red sky", "one"), make("b", "red blue sky", "two"), make("c", "cat", "ten " * 60)]
+    test = make("t", "red blue", "sea")
+    found = examples_in_front(Examples(tuple(rows)), Examples((test,)), vectors_of, 3, llama, wording, max_new_tokens=8)
+    assert [one.id for one in found["t"]] == ["a", "b"]
+    assert (found.joined, found.joined_tests) == (0, 0)
+    row = Prompts(llama, wording, found).row(test)
+    turns = [
+        {"role": role, "content": text}
+        for one in (*found["t"], test)
+        for role, text in (("user", one.prompt), ("assistant", one.response))
+    ]
+    whole = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
+    assert [*row.prompt, *row.response] == whole[:-1]
+
+
+def test_what_begins_the_conversation_is_counted_once(llama: CausalLM, make: Make) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama.name)
+    tokenizer.chat_template = DEFAULT.replace("sea tree", "sea tree " * 15) + CHAT
+    wording = Wording(tokenizer)
+    rows = Examples(tuple(make(f"{k}", "red blue " * k, "one") for k in range(2, 6)))
+    test = make("t", "red blue", "sea")
+    found = examples_in_front(rows, Examples((test,)), vectors_of, 4, llama, wording, max_new_tokens=8)
+    assert found.shown == 4
+    row = Prompts(llama, wording, found).row(test, room=8)
+    assert len(row.prompt) + 8 <= llama.context
 
 
 def test_order_of_the_chosen_carries_no_meaning(llama: CausalLM, wording: Wording, make: Make) -> None:

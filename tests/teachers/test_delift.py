@@ -266,7 +266,9 @@ def test_a_template_that_refuses_turns_rejects_the_row_only(llama: CausalLM) -> 
 
 
 def test_an_example_whose_turns_cannot_be_cut_is_a_missing_value(llama: CausalLM) -> None:
-    demand = "{% if messages[0].content | length in [0, 1, 5] or messages[0].content[0:3] == 'red' %}{% else %}"
+    demand = (
+        "{% if messages[0].content | length in [0, 1, 5] or messages[0].content[0:3] in ['red', 'nnc'] %}{% else %}"
+    )
     template = demand + "{{ raise_exception('must begin with red') }}{% endif %}"
     teacher = Delift(with_chat(llama, template + CHAT))
     rows = pool(long=(LONG, "sum"), short=("red", "sea"))
@@ -286,6 +288,45 @@ def test_a_long_conversation_in_front_begins_with_a_question(llama: CausalLM) ->
     assert words[:2] == ["<unk>", ":"]
     assert " ".join(words).count("what is blue") == 1
     assert words.count("<unk>") == 2
+
+
+DEFAULT = "{% if messages[0].role != 'system' %}system:\nthe sky{{ eos_token }}\n{% endif %}"
+
+
+@pytest.mark.parametrize("source", [None, "s1"])
+def test_a_pair_is_read_as_the_templates_own_conversation(
+    llama: CausalLM, source: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = with_chat(llama, CHAT.replace("{{ bos_token }}", "{{ bos_token }}" + DEFAULT))
+    teacher = prepared(lm)
+    calls = calls_of(lm, monkeypatch)
+    targets = ("t0", "t2", "t4")
+    teacher.label(Chunk(0, source, targets))
+    said = [] if source is None else [SOURCES[source]]
+    expected = []
+    for target in targets:
+        turns = [
+            {"role": role, "content": text}
+            for row in (*said, TARGETS[target])
+            for role, text in zip(("user", "assistant"), row, strict=True)
+        ]
+        expected.append(ids(lm, lm.tokenizer.apply_chat_template(turns, tokenize=False))[:-1])
+    found = [[*prefix, *row.prompt, *row.response] for prefix, row in calls]
+    assert sorted(found) == sorted(expected)
+    assert teacher.notes() == ()
+
+
+def test_rows_that_are_joined_plainly_are_counted_with_their_reason(llama: CausalLM) -> None:
+    refused = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
+    teacher = Delift(with_chat(llama, "{% for m in messages %}" + refused + "{% endfor %}" + CHAT))
+    good = example("good", "name a cat", "cat")
+    own = replace(good, id="own", messages=(Message("system", "sum"), *good.messages))
+    assert teacher.prepare(Examples((good, own, *pool(**TARGETS)))) == ()
+    assert teacher.notes() == (
+        "1 of 7 rows are joined plainly behind an example, not as one conversation: the chat template takes a system turn only "
+        "at the start of a conversation.",
+    )
+    assert np.isfinite(teacher.label(Chunk(0, "good", ("own",))).values).all()
 
 
 def test_nan_from_the_model_names_the_target(llama: CausalLM) -> None:

@@ -25,8 +25,9 @@ class InFront(Mapping[str, tuple[Example, ...]]):
     """By test id, the examples to show in front of it, the nearest last; what `generate` and `response_losses` take.
 
     shown: examples in front, over all tests. shortened: those of them whose prompt lost its start. left_out: nearest examples
-    that did not fit. same: chosen examples that are a test item themselves, which would give its answer away, and are never
-    shown to it. failures: by id, why a test item has none.
+    that did not fit. joined: how many of those shown are no part of one conversation with what follows, but joined plainly
+    (`Block.joined`), joined_tests: how many tests are, behind their examples. same: chosen examples that are a test item
+    themselves, which would give its answer away, and are never shown to it. failures: by id, why a test item has none.
     """
 
     examples: Mapping[str, tuple[Example, ...]]
@@ -34,6 +35,8 @@ class InFront(Mapping[str, tuple[Example, ...]]):
     shortened: int
     left_out: int
     same: int
+    joined: int = 0
+    joined_tests: int = 0
     failures: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, test_id: str) -> tuple[Example, ...]:
@@ -68,16 +71,19 @@ def examples_in_front(
         raise UsageError(f"k is at least 1, the number of examples in front, not {k}")
     failures: dict[str, str] = {}
     found: dict[str, tuple[Example, ...]] = {}
-    counts: Counter[str] = Counter(shown=0, shortened=0, left_out=0, same=0)
+    counts: Counter[str] = Counter(shown=0, shortened=0, left_out=0, same=0, joined=0, joined_tests=0)
     for test, nearest, same in _nearest(chosen, tests, vectors_of, k):
         try:
-            room = _room(test, lm, wording, max_new_tokens)
+            room, joined = _room(test, lm, wording, max_new_tokens)
         except DataError as error:
             failures[test.id], found[test.id] = reason(error), ()
             continue
-        shown, shortened = _fitted(nearest, room, wording)
-        found[test.id] = tuple(reversed(shown))
-        counts.update(shown=len(shown), shortened=shortened, left_out=len(nearest) - len(shown), same=same)
+        shown = _fitted(nearest, room, wording)
+        found[test.id] = shown.examples
+        counts.update(
+            shown=len(shown.examples), shortened=shown.shortened, left_out=len(nearest) - len(shown.examples), same=same,
+            joined=shown.joined, joined_tests=int(joined and bool(shown.examples)),
+        )  # fmt: skip
     return InFront(found, **counts, failures=failures)
 
 
@@ -99,25 +105,51 @@ def _nearest(
             yield test, [candidates[index] for index in order], int(itself.sum())
 
 
-def _room(test: Example, lm: CausalLM, wording: Wording, max_new_tokens: int) -> int:
-    tokens = wording.tokens(test)
+@dataclass(frozen=True)
+class _Shown:
+    """Examples that fit in front of a test, the nearest last, how many tokens they take, and how many were cut or joined."""
+
+    examples: tuple[Example, ...]
+    tokens: int
+    shortened: int
+    joined: int
+
+
+def _room(test: Example, lm: CausalLM, wording: Wording, max_new_tokens: int) -> tuple[int, bool]:
+    """Return the tokens that are left for examples in front of a test, and whether it is joined plainly to them."""
+    tokens = wording.tokens(test, behind=True)
     behind = max(len(tokens.response), min(max_new_tokens, lm.context // 2))
-    return lm.context - len(wording.bos) - len(tokens.prompt) - behind
+    return lm.context - len(wording.bos) - len(tokens.prompt) - behind, tokens.joined is not None
 
 
-def _fitted(nearest: Sequence[Example], room: int, wording: Wording) -> tuple[list[Example], int]:
-    """Return those of the examples, nearest first, that fit into so many tokens, cut where needed, and how many were cut."""
-    shown: list[Example] = []
+def _fitted(nearest: Sequence[Example], room: int, wording: Wording) -> _Shown:
+    """Return those of the examples, given nearest first, that fit into so many tokens, cut where needed."""
+    allowed = room
+    while True:
+        shown = _tried(nearest, allowed, wording)
+        if shown.tokens <= room or not shown.examples:
+            return shown
+        # The farthest example begins the conversation, which may take more tokens there than behind others.
+        allowed -= shown.tokens - room
+
+
+def _tried(nearest: Sequence[Example], room: int, wording: Wording) -> _Shown:
+    """Fit examples into `room` tokens, all but a lone one measured as they read behind others."""
+    kept: list[Example] = []
     shortened = 0
     for rank, example in enumerate(nearest):
+        first = len(nearest) == 1
         try:
-            kept = wording.shortened(example, room // (len(nearest) - rank))
-            size = len(wording.block(kept, sys.maxsize).ids)
+            cut = wording.shortened(example, room // (len(nearest) - rank), first=first)
+            size = len(wording.block(cut, sys.maxsize, first=first).ids)
         except DataError:
             continue
         if size > room:
             continue
         room -= size
-        shown.append(kept)
-        shortened += kept is not example
-    return shown, shortened
+        kept.append(cut)
+        shortened += cut is not example
+    kept.reverse()
+    blocks = [wording.block(one, sys.maxsize, first=not place) for place, one in enumerate(kept)]
+    joined = sum(block.joined is not None for block in blocks)
+    return _Shown(tuple(kept), sum(len(block.ids) for block in blocks), shortened, joined)

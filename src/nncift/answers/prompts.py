@@ -23,20 +23,24 @@ InFrontOf = Mapping[str, Sequence[Example]]
 
 
 class Prompts:
-    """Test items as rows of tokens for one model; an example that stands in front of many items is tokenised once."""
+    """Test items as rows of tokens for one model; an example that stands in front of many items is tokenised once.
+
+    With a chat template, an item and the examples in front of it are one conversation.
+    """
 
     def __init__(self, lm: CausalLM, wording: Wording, before: InFrontOf | None = None) -> None:
         self.lm, self.wording = lm, wording
         self._before: InFrontOf = before or {}
-        self._blocks: dict[Example, tuple[int, ...]] = {}
+        self._blocks: dict[tuple[Example, bool], tuple[int, ...]] = {}
 
     def row(self, example: Example, room: int = 0) -> Row:
         """Return an item whole, its examples in front, with at least `room` tokens of the context left behind its prompt.
 
         Raises DataError where the item cannot be worded, or is too long: nothing is cut here (see `in_context`).
         """
-        tokens = self.wording.tokens(example)
-        front = [token for shown in self._before.get(example.id, ()) for token in self._block(shown)]
+        shown = self._before.get(example.id, ())
+        tokens = self.wording.tokens(example, behind=bool(shown))
+        front = [token for place, one in enumerate(shown) for token in self._block(one, first=not place)]
         row = Row((*self.wording.bos, *front, *tokens.prompt), tokens.response)
         if not row.prompt or not row.response:
             raise DataError("no tokens: its prompt or its response is empty under this template")
@@ -45,10 +49,11 @@ class Prompts:
             raise DataError(too_long(needed, self.lm))
         return row
 
-    def _block(self, example: Example) -> tuple[int, ...]:
-        if example not in self._blocks:
-            self._blocks[example] = self.wording.block(example, sys.maxsize).ids
-        return self._blocks[example]
+    def _block(self, example: Example, *, first: bool) -> tuple[int, ...]:
+        key = example, first
+        if key not in self._blocks:
+            self._blocks[key] = self.wording.block(example, sys.maxsize, first=first).ids
+        return self._blocks[key]
 
 
 def log_probabilities(

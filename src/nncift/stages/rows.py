@@ -18,10 +18,12 @@ from nncift.rows import SCORE
 from nncift.rundir import RunDir
 from nncift.stages.work import Work, has_language_model, identity, no_language_model
 from nncift.table import Rows
-from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers import Notes, RowTeacher, Teacher
 from nncift.wishes import Wishes
 
 FEWEST_TARGETS = 3
+NOTES = "notes.json"
+"""What the teacher has to tell about the rows."""
 
 
 def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> tuple[Axes, tuple[Rejection, ...]]:
@@ -37,7 +39,7 @@ def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> t
         work.directory, everything, list(dict.fromkeys(item for ids in planned for item in ids if item not in SCORE))
     )
     key = work.key("check", identity(everything), settings.part(TeacherSettings))
-    with work.directory.stage("check", key, ("unusable.json", "pool.json")) as stage:
+    with work.directory.stage("check", key, ("unusable.json", "pool.json", NOTES)) as stage:
         if not stage.done:
             found = prepare_all(work.teacher, pool, wanted)
             work.prepared = True
@@ -45,6 +47,8 @@ def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> t
             # By id: the same rows may stand on other lines the next time.
             by_id = {row.id: reasons[row.source, row.line] for row in everything if (row.source, row.line) in reasons}
             write_json(work.directory.file("unusable.json"), by_id)
+            notes = work.teacher.notes() if isinstance(work.teacher, Notes) else ()
+            write_json(work.directory.file(NOTES), list(notes))
             write_json(work.directory.file("pool.json"), {row.id: row.content_hash for row in everything})
     out: dict[str, str] = work.directory.read_json("unusable.json")
     refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in everything if row.id in out)

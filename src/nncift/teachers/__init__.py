@@ -146,6 +146,15 @@ class FeatureTeacher(RowTeacher, Protocol):
         ...
 
 
+@runtime_checkable
+class Notes(Protocol):
+    """What a teacher may have beside its protocol: something to tell the user about the rows it was given."""
+
+    def notes(self) -> Sequence[str]:
+        """Return plain sentences about the rows that were prepared; they become warnings of the run."""
+        ...
+
+
 _CLASSES = {
     "Delift": "delift",
     "Ifd": "ifd",

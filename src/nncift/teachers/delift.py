@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal, Unpack
@@ -50,6 +51,8 @@ class Delift:
         self.variant = variant
         self._examples: dict[str, Example] = {}
         self._targets: dict[str, Row] = {}
+        self._behind: dict[str, Row] = {}
+        self._joined: dict[tuple[str, str], str] = {}
 
     @property
     def lm(self) -> CausalLM:
@@ -67,12 +70,13 @@ class Delift:
         return self.lm.context // 2
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
-        """Tokenise targets; a row whose prompt and response exceed the context alone is unusable."""
+        """Tokenise targets, alone and behind an example; a row whose prompt and response exceed the context alone is unusable."""
         rejected = []
         room = self.lm.context - len(self.wording.bos)
         for example in examples:
             try:
-                tokens = self.wording.tokens(example)
+                tokens, behind = (self.wording.tokens(example, behind=shown) for shown in (False, True))
+                joined = self.wording.joined(example)
                 if not (self.wording.bos or tokens.prompt) or not tokens.response:
                     raise DataError("no tokens: its prompt or its response is empty under this template")
                 if len(tokens) > room:
@@ -83,11 +87,24 @@ class Delift:
                 continue
             self._examples[example.id] = example
             self._targets[example.id] = Row(tokens.prompt, tokens.response)
+            self._behind[example.id] = Row(behind.prompt, tokens.response)
+            for role, reason in (("in front of a target", joined), ("behind an example", behind.joined)):
+                if reason is not None:
+                    self._joined[role, example.id] = reason
         return tuple(rejected)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return sentences on rows that are no part of one conversation with the other row of their pairs."""
+        counts = Counter((role, reason) for (role, _), reason in self._joined.items())
+        return tuple(
+            f"{rows} of {len(self._targets)} rows are joined plainly {role}, not as one conversation: {reason}."
+            for (role, reason), rows in sorted(counts.items())
+        )
 
     def label(self, chunk: Chunk) -> ChunkLabels:
         """Return d of every target of the chunk, behind its source or without one; NaN where a pair cannot fit."""
-        rows = [self._targets[target] for target in chunk.targets]
+        known = self._targets if chunk.source is None else self._behind
+        rows = [known[target] for target in chunk.targets]
         values = np.full(len(rows), np.nan, dtype=np.float32)
         block = Block((), shortened=False)
         if chunk.source is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nncift.answers.choices import Question, read_questions
-from nncift.answers.in_context import examples_in_front
+from nncift.answers.in_context import InFront, examples_in_front
 from nncift.data import Examples
 from nncift.embeddings import EmbeddingCache
 from nncift.encode import Encoder, Floats, create
@@ -139,8 +139,18 @@ class Bench:
                 self.wording, max_new_tokens=self._settings.max_new_tokens,
             )  # fmt: skip
             facts |= {"shown": before.shown, "shortened": before.shortened, "left_out": before.left_out}
+            self._note_joined(before)
         marks = self.exam.sit(self.lm, before)
         return Outcome(marks, facts, {"judging": round(time.perf_counter() - began, 3)})
+
+    def _note_joined(self, before: InFront) -> None:
+        """Note, once, that examples in front are no part of one conversation with what follows them."""
+        if before.joined or before.joined_tests:
+            note = (
+                f"{before.joined} of {before.shown} examples in front and {before.joined_tests} of {len(before)} test items are "
+                "joined plainly and not as one conversation, which the chat template does not allow there."
+            )
+            self.notes += [] if note in self.notes else [note]
 
     @cached_property
     def _encoder(self) -> Encoder:
