@@ -6,6 +6,7 @@ JSON that a run reads back carries a checksum of its content; arrays carry one o
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -67,6 +68,14 @@ def told_when_full(path: Path) -> Iterator[None]:
             f"{str(path)!r} cannot be written: No space left on device; make room and give the same command again, which goes "
             "on where it was"
         ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, made where there is none; other processes wait for it, and a kill gives it back."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,18 +9,16 @@ write beside the weights.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nncift.checksums import reason
 from nncift.errors import ResourceError
-from nncift.files import cache_folder, digest, fingerprint, read_json, told_when_full, write_sealed
+from nncift.files import cache_folder, digest, fingerprint, locked, read_json, told_when_full, write_sealed
 from nncift.memory import pass_on, refuse_tight
 
 log = logging.getLogger(__name__)
@@ -93,7 +91,7 @@ def converted(gguf: Path) -> Path:
     if identity(folder) is not None:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock")):
+    with locked(folder.with_name(f"{folder.name}.lock")):
         if identity(folder) is None:
             _check_packages(gguf)
             log.info("converting %s once; the model lies in %s from then on", gguf, folder)
@@ -132,13 +130,6 @@ def _write_record(folder: Path, of: str) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     left = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
     write_sealed(folder / RECORD, {"gguf": of, "version": VERSION, "files": left})
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _check_packages(gguf: Path) -> None:

@@ -236,7 +236,7 @@ class RowLabelStore:
         for start in range(0, len(rows), step):
             targets, sources = values[lines], values[rows[start : start + step]]
             table = teacher.utility(targets, sources) if of_subtasks is None else of_subtasks(targets, sources, known)
-            parts.append(_pairwise(plan, codes, columns[start : start + step], np.asarray(table, np.float32)))
+            parts.append(split_by_roles(plan, codes, columns[start : start + step], np.asarray(table, np.float32)))
         return {name: _joined([part[name] for part in parts]) for name in SPLITS}
 
     @property
@@ -284,7 +284,7 @@ def _pointwise(plan: RowPlan, columns: npt.NDArray[np.int32], values: Floats) ->
     }
 
 
-def _pairwise(
+def split_by_roles(
     plan: RowPlan, codes: npt.NDArray[np.int32], columns: npt.NDArray[np.int32], table: Floats
 ) -> dict[str, LabelledPairs]:
     """Cut a table over measured targets and sources into splits by the roles of its two items."""

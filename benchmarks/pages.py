@@ -1,0 +1,124 @@
+"""docs/results/fidelity.md and .json: what real.py and fidelity.py have measured, each its own part, the real model first."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from judging import AGREEMENT, SKILLS, pm, slashed, table
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+WORLDS = "worlds"
+
+REAL = """## A real model
+
+`python benchmarks/real.py make --data DIR` once (about an hour on one core), then `python benchmarks/real.py judge --write`, on
+{machine}. The model is {model} with {parameters:,} parameters; rows have {low} to {high} tokens and come from five sources alike
+(Alpaca, GSM8K, T0, GPTeacher code and role-play). LESS has one checkpoint and {projection:,} dimensions. Mean ± standard
+deviation over {seeds} seeds of plan, labels and training. R² and Spearman are on all pairs that were not measured. Skill at a
+budget of 1 / 5 / 10 / 30 % of the rows: 0 is random, 1 the full teacher, both under the true matrix; measured pairs stand in the
+matrix. `skill, alone`: selected by the student's predictions. `with the tail`: with the similarity that coverage objectives see
+on top ([method](../method.md), section 2). `in a run`: by what a run uses after its gate. `worst - free`: the lowest difference
+of that, over seeds and budgets, to the best similarity that is free under the same features, at each budget the best in
+hindsight. `measured`: rows for LESS, pairs for DELIFT, those for validation and test included.
+"""
+
+TOYS = """## Toy models
+
+`python benchmarks/fidelity.py` on {machine}; mean ± standard deviation over {seeds} seeds of held-out items, plan and
+training on one world. R² and Spearman are on all pairs of 30 unseen items. Skill: 0 is random, 1 the full teacher, both under
+the true matrix; known labels stand in the matrix. All but the published recipe select with the tail
+([method](../method.md), section 2). `after the gate`: where the run would have used a free similarity instead, its skill counts
+(at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and budgets, to the best similarity that is free under
+the same features, at each budget the best in hindsight. `90 % covers`: share of pairs of untouched items within their 90 %
+interval. Labels do not count validation and test pairs.
+"""
+
+
+def machine() -> str:
+    """Return what is measured on, in words."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def publish(told: Mapping[str, Any]) -> None:
+    """Write the page with these parts in the place of earlier ones; the other parts stay as they were measured."""
+    path = RESULTS / "fidelity.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    after = {**before, **told}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(after, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "fidelity.md").write_text(as_page(after), encoding="utf-8")
+
+
+def known_toys() -> Mapping[str, Any]:
+    """Return the toy worlds that were measured before, by name."""
+    path = RESULTS / "fidelity.json"
+    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["toys"][WORLDS] if path.exists() else {}
+    return found
+
+
+def as_page(told: Mapping[str, Any]) -> str:
+    """Return the page of all parts."""
+    lines = ["# Fidelity: students beside what is free", ""]
+    if "real" in told:
+        lines += real_tables(told["real"])
+    if "toys" in told:
+        lines += toy_tables(told["toys"])
+    return "\n".join(lines)
+
+
+def real_tables(told: Mapping[str, Any]) -> list[str]:
+    """Return the part about a real model."""
+    lines = [REAL.format(**told, **told["rows"])]
+    heads = ["student", "features", "plan", "measured", "R²", "Spearman", "skill, alone", "with the tail", "in a run",
+             "worst - free", "fit, s"]  # fmt: skip
+    for name, world in told[WORLDS].items():
+        lines += [f"### {name}", "", *table(heads, [_real_cells(line) for line in world["lines"]]), ""]
+    return lines
+
+
+def _real_cells(line: Mapping[str, Any]) -> list[str]:
+    start = [
+        line["student"],
+        line["features"],
+        line["plan"],
+        f"{line['measured']:,}" if line["measured"] else "-",
+    ]
+    agreement = [pm(line, key) for key in AGREEMENT]
+    if "gated" not in line:
+        return [*start, *agreement, _skills(line), "-", "-", "-", "-"]
+    worst = f"{min(line['worst against free'].values()):+.2f}"
+    return [
+        *start, *agreement, _skills(line["plain"]), slashed(line), _skills(line["gated"]), worst, f"{line['seconds']:.1f}",
+    ]  # fmt: skip
+
+
+def _skills(of: Mapping[str, Any]) -> str:
+    """Return mean and standard deviation at each budget."""
+    if not any(of[key]["sd"] for key in SKILLS):
+        return slashed(of)
+    return " / ".join(f"{of[key]['mean']:.2f} ± {of[key]['sd']:.2f}" for key in SKILLS)
+
+
+def toy_tables(told: Mapping[str, Any]) -> list[str]:
+    """Return the part about toy models."""
+    lines = [TOYS.format(**told)]
+    keys = [*AGREEMENT, *SKILLS]
+    heads = ["student", "features", "plan", "labels", *keys, "after the gate", "worst - free", "90 % covers", "fit, s"]
+    for name, world in told[WORLDS].items():
+        lines += [f"### {name.capitalize()}", "", f"{world['about'][:1].upper()}{world['about'][1:]}.", ""]
+        lines += [*table(heads, [_toy_cells(line, keys) for line in world["lines"]]), ""]
+    return lines
+
+
+def _toy_cells(line: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    start = [line["student"], line["features"], line["plan"], f"{line['labels']:,}", *(pm(line, key) for key in keys)]
+    if "gated" not in line:
+        return [*start, "-", "-", "-", "-"]
+    worst = f"{min(line['worst against free'].values()):+.2f}"
+    covered = f"{100 * line['coverage']['mean']:.0f} %" if "coverage" in line else "-"
+    return [*start, slashed(line["gated"]), worst, covered, f"{line['seconds']:.1f}"]

@@ -1,0 +1,124 @@
+"""Students judged on a real language model: `python benchmarks/real.py make --data DIR`, then `python benchmarks/real.py judge`.
+
+`make` builds a *real world* and keeps it: pools of 240 and 600 short rows of five sources, the utilities of all their pairs by
+LESS (one checkpoint, 65,536 dimensions), DELIFT's of 70 x 70 rows, probe features and embeddings. It takes about an hour on one
+core, goes on where it was after a kill, and is shared out by `--part 1/2` and `--part 2/2` at the same time. `judge` then trains
+students on plans of labels and tells what they select, in seconds to minutes; `--write` puts the table into
+docs/results/fidelity.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from judging import Way, World, lines_of
+from pages import WORLDS, machine, publish, real_tables
+from real_world import PARTS, POOLS, Maker, RealWorld, default_folder, make
+
+from nncift.errors import NnciftError
+from nncift.lm import CausalLM
+from nncift.plan import TRAIN, Wish, grow
+from nncift.scale.shards import Shard
+
+SHARE_OF_ROWS = {POOLS[0]: 0.2, POOLS[1]: 0.1}
+"""Rows that LESS measures to train on, by pool; validation and test rows come on top."""
+
+SHARE_OF_PAIRS = 0.2
+"""Pairs that DELIFT labels, all splits together."""
+
+PAPER = (("paper", "paper", "text"), ("paper", "default", "text"))
+STUDENTS = tuple((student, "default", features) for features in ("text", "probe") for student in ("towers", "product"))
+
+
+def main() -> None:
+    """Make or judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["make", "judge"])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument(
+        "--world", type=Path, help="the folder of the world  [default: in the cache, named by the model]"
+    )
+    parser.add_argument("--data", type=Path, help="make: the folder of the instruction files")
+    parser.add_argument(
+        "--part", type=Shard.parse, default=Shard(1, 1), help="make: the share of this process, such as 1/2"
+    )
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="make, judge: these truths alone")
+    parser.add_argument("--device", default="cpu", help="make: the model's")
+    parser.add_argument("--encoder", default="minilm", help="make: of the text embeddings")
+    parser.add_argument("--seeds", type=int, default=5, help="judge: of plan, labels and training")
+    parser.add_argument(
+        "--pools", type=int, nargs="*", default=list(POOLS), help="judge: LESS on pools of these sizes alone"
+    )
+    parser.add_argument("--students", nargs="*", default=["paper", "towers", "product"], help="judge: these alone")
+    parser.add_argument("--write", action="store_true", help="judge: write the tables into docs/results/fidelity.md")
+    parser.add_argument("--json", action="store_true", help="judge: print JSON")
+    given = parser.parse_args()
+    try:
+        made(given) if given.what == "make" else judge(given)
+    except NnciftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+
+
+def made(given: argparse.Namespace) -> None:
+    """Make a world, or this process's share of it."""
+    if given.data is None:
+        raise SystemExit("real.py make needs --data DIR, the folder of the instruction files")
+    folder = given.world or default_folder(given.model)
+    maker = Maker(folder, CausalLM.load(given.model, device=given.device), given.encoder)
+    whole = make(maker, given.data, given.only, given.part)
+    print(f"{folder}: {'complete' if whole else 'this part is done; run make once more when the others are'}")
+
+
+def judge(given: argparse.Namespace) -> None:
+    """Judge all ways on what there is of a world."""
+    folder = given.world or default_folder(given.model)
+    real, found = RealWorld(folder), {}
+    for world in real.worlds(given.only):
+        size = len(world.matrix.source_ids)
+        if world.name.startswith("LESS") and size not in given.pools:
+            continue
+        ways = [way for way in ways_of(world) if way.student in given.students]
+        found[world.name] = {"about": world.about, "lines": list(lines_of(world, ways, ways[-1].wish, given.seeds))}
+    told = {
+        "machine": machine(),
+        "seeds": given.seeds,
+        "model": real.about["model"]["name"],
+        "rows": real.sizes,
+        WORLDS: found,
+    }
+    if given.write:
+        publish({"real": told})
+    print(json.dumps(told) if given.json else "\n".join(real_tables(told)))
+
+
+def ways_of(world: World) -> Iterator[Way]:
+    """Yield the ways to a student that a world is judged by."""
+    for wish in wishes_of(world):
+        paper = PAPER if wish.kind in ("rows", "block") else ()
+        for student, recipe, features in (*paper, *STUDENTS):
+            yield Way(student, recipe, features, wish)
+
+
+def wishes_of(world: World) -> Sequence[Wish]:
+    """Return the plans: measured rows for LESS, as many pairs however they are drawn for DELIFT."""
+    ids = world.matrix.source_ids
+    if world.name.startswith("LESS"):
+        return [Wish(SHARE_OF_ROWS[len(ids)], None, "rows")]
+    total = round(SHARE_OF_PAIRS * len(ids) * (len(ids) - 1))
+    found = []
+    for kind in ("block", "scatter", "active"):
+        drawn = "block" if kind == "block" else "scatter"
+        plan = grow(None, ids, ids, Wish(None, total, drawn), 0, shared=True, relative=False)
+        # What is held out counts too.
+        held_out = int((plan.entries.split != TRAIN).sum())
+        found.append(Wish(None, max(4, total - held_out), kind))
+    return found
+
+
+if __name__ == "__main__":
+    main()
