@@ -245,5 +245,5 @@ def test_a_shortened_example_is_part_of_the_conversation(named: tuple[str, Any])
 
 def test_labels_of_joined_blocks_are_not_mixed_with_these(gpt2_folder: Path) -> None:
     tokenizer = load(gpt2_folder, "chatml")
-    assert Wording(tokenizer).describe() == {"chat": CHATML, "text": "", "form": 2}
+    assert Wording(tokenizer).describe() == {"chat": CHATML, "text": "", "form": 3}
     assert "form" not in Wording(tokenizer, "plain").describe()

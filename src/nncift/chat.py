@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nncift.data.examples import Message
 from nncift.errors import DataError, UsageError
@@ -89,6 +89,13 @@ class ChatTemplate:
         bos = str(tokenizer.bos_token or "")
         self.bos = bos if bos and start.startswith(bos) else ""
 
+    @cached_property
+    def frames(self) -> str:
+        """Renderings of made-up conversations, alone and of several turns: all that usually stands around contents."""
+        turns = (*self._opening, *SHOWN)
+        border = self._border
+        return self._raw(turns, ask=False) + (border.front + "".join(border.behind) if border else "")
+
     @property
     def forces_system(self) -> bool:
         """Whether every conversation must begin with a system turn."""
@@ -138,6 +145,19 @@ class ChatTemplate:
         lead, found, tail = whole.removeprefix(prompt).partition(answer.content)
         # A lone space stays with the response: many tokenizers read both as one token.
         return (lead.rstrip(" "), tail) if found and whole.startswith(prompt) else ("", "")
+
+    def left(self, rendered: Rendered, response: str) -> Literal["all", "part", "nothing"]:
+        """Tell how much of a response the template left: some cut a thought out of it. White space does not count."""
+        said = rendered.response.rstrip().removesuffix(self.frame[1].strip())
+        kept, whole = (len("".join(text.split())) for text in (said, response))
+        if kept >= whole:
+            return "all"
+        return "part" if kept else "nothing"
+
+    @cached_property
+    def ends(self) -> str:
+        """What every example in front ends with: the end of its response, from the response on."""
+        return self._border.front.partition(SHOWN[1].content)[2] if self._border else self.frame[1]
 
     def _rendered(self, shown: Turns, front: str, messages: Turns, response: str) -> Rendered:
         """Render turns behind others, whose text is `front`, and the response to them."""

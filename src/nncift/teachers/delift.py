@@ -75,7 +75,7 @@ class Delift:
         room = self.lm.context - len(self.wording.bos)
         for example in examples:
             try:
-                tokens, behind = (self.wording.tokens(example, behind=shown) for shown in (False, True))
+                tokens, behind = self.reader.tokens(example), self.wording.tokens(example, behind=True)
                 joined = self.wording.joined(example)
                 if not (self.wording.bos or tokens.prompt) or not tokens.response:
                     raise DataError("no tokens: its prompt or its response is empty under this template")
@@ -94,12 +94,13 @@ class Delift:
         return tuple(rejected)
 
     def notes(self) -> tuple[str, ...]:
-        """Return sentences on rows that are no part of one conversation with the other row of their pairs."""
+        """Return sentences on rows, also on those that are no part of one conversation with the other row of their pairs."""
         counts = Counter((role, reason) for (role, _), reason in self._joined.items())
-        return tuple(
+        joined = tuple(
             f"{rows} of {len(self._targets)} rows are joined plainly {role}, not as one conversation: {reason}."
             for (role, reason), rows in sorted(counts.items())
         )
+        return (*joined, *self.reader.notes())
 
     def label(self, chunk: Chunk) -> ChunkLabels:
         """Return d of every target of the chunk, behind its source or without one; NaN where a pair cannot fit."""

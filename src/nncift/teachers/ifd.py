@@ -63,6 +63,10 @@ class Ifd:
             values[values > 1] = 0.0
         return RowLabels(values[:, None].astype(np.float32), sum(map(len, [*rows, *alone])), 2 * len(rows))
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be told about the rows that were prepared."""
+        return self.reader.notes()
+
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the values, for the run's fingerprint."""
         return {"teacher": self.name, "above_one": self.above_one, **self.reader.describe()}

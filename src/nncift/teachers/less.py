@@ -236,6 +236,10 @@ class Less:
         names, table = self._features.subtask_utility(targets, sources, self._rates(), own, self.aggregate)
         return table[[names.index(name) for name in own]]
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be told about the rows that were prepared."""
+        return self.reader.notes()
+
     def describe(self) -> Mapping[str, Any]:
         """Return model, wording, warm-up and its rows, projection and Adam's form."""
         return {

@@ -47,6 +47,10 @@ class Loss:
         self.reader.refuse_nan(ids, values)
         return RowLabels(values[:, None].astype(np.float32), sum(map(len, rows)), len(rows))
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be told about the rows that were prepared."""
+        return self.reader.notes()
+
     def describe(self) -> Mapping[str, Any]:
         """Return model and wording."""
         return {"teacher": self.name, **self.reader.describe()}

@@ -52,7 +52,7 @@ class Rds:
         rejected = []
         for example in examples:
             try:
-                tokens = wording.tokens(example)
+                tokens = self.reader.tokens(example)
                 room = lm.context - len(wording.bos) - len(tokens.response)
                 if room < 1:
                     raise DataError(too_long(lm.context - room + 1, lm))
@@ -77,6 +77,10 @@ class Rds:
     def utility(self, targets: Floats, sources: Floats) -> Floats:
         """Return the cosines `(n_targets, n_sources)` of features."""
         return np.asarray(targets @ sources.T, np.float32)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be told about the rows that were prepared."""
+        return self.reader.notes()
 
     def describe(self) -> Mapping[str, Any]:
         """Return model and wording."""

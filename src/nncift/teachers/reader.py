@@ -9,10 +9,11 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from nncift.data.examples import Examples, Rejection
+from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.lm import CausalLM, Row
-from nncift.wording import Wording
+from nncift.remarks import Remarks
+from nncift.wording import Tokens, Wording
 
 
 class ModelSettings(TypedDict, total=False):
@@ -63,6 +64,7 @@ class Reader:
         }
         self.batch_tokens = batch_tokens
         self.rows: dict[str, Row] = {}
+        self._remarks = Remarks()
 
     @property
     def lent(self) -> bool:
@@ -86,7 +88,7 @@ class Reader:
         rejected = []
         for example in examples:
             try:
-                tokens = self.wording.tokens(example)
+                tokens = self.tokens(example)
                 row = Row((*self.wording.bos, *tokens.prompt), tokens.response)
                 if not row.prompt or not row.response:
                     raise DataError("no tokens: its prompt or its response is empty under this template")
@@ -97,6 +99,16 @@ class Reader:
             else:
                 self.rows[example.id] = row
         return tuple(rejected)
+
+    def tokens(self, example: Example) -> Tokens:
+        """Tokenise an example as it reads alone, and remember what `notes` tells. Raises DataError where it cannot be worded."""
+        tokens = self.wording.tokens(example)
+        self._remarks.add(example, tokens)
+        return tokens
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be told about the rows that were tokenised."""
+        return self._remarks.notes()
 
     def mean_losses(self, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
         """Return the mean negative log-likelihood of every row's response, in nats per token."""

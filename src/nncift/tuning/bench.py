@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +15,11 @@ from nncift.answers.in_context import InFront, examples_in_front
 from nncift.data import Examples
 from nncift.embeddings import EmbeddingCache
 from nncift.encode import Encoder, Floats, create
-from nncift.errors import UsageError
+from nncift.errors import DataError, UsageError
 from nncift.finished import FinishedRun
 from nncift.lm import CausalLM
 from nncift.loading import ModelSource
+from nncift.remarks import Remarks
 from nncift.tuning.cells import Outcome
 from nncift.tuning.courses import Course
 from nncift.tuning.exam import Exam
@@ -114,6 +116,16 @@ class Bench:
             encoder=self._encoder if "embedding" in given.metrics else None, judge=given.judge,
             max_new_tokens=given.max_new_tokens,
         )  # fmt: skip
+
+    @cached_property
+    def test_notes(self) -> tuple[str, ...]:
+        """What is to be told about the test rows that can be worded."""
+        remarks = Remarks()
+        for test in self._tests:
+            # What cannot be worded has no value in the exam, and its reason is told there.
+            with suppress(DataError):
+                remarks.add(test, self.wording.tokens(test))
+        return remarks.notes("test rows")
 
     def identity(self) -> list[Any]:
         """Return what decides an outcome beside the rows and the training, for fingerprints."""

@@ -211,6 +211,7 @@ class Proof:
             )
         if shortened:
             notes.append(f"{len(shortened)} rows of the pool are too long, and lose the beginning of their prompts.")
+        notes += [*self._bench.lessons.notes, *self._bench.test_notes]
         rules = [flag for flag in ("quota", "include", "exclude", "dedup") if getattr(self.run.settings, flag)]
         if rules:
             notes.append(

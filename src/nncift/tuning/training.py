@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.lm import SMALL, CausalLM, Row
+from nncift.remarks import Remarks
 from nncift.scale.memory import free_cache, is_out_of_memory
 from nncift.seeds import derive
 from nncift.teachers.adam import BETAS, EPSILON
@@ -83,11 +84,15 @@ def defaults(method: Method, parameters: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Rows as the model reads them in training, by id. shortened: their prompt's start was cut. unusable: id -> reason."""
+    """Rows as the model reads them in training, by id.
+
+    shortened: their prompt's start was cut. unusable: id -> reason. notes: sentences on the others.
+    """
 
     rows: Mapping[str, Row]
     shortened: tuple[str, ...]
     unusable: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, examples: Examples, wording: Wording, context: int) -> Lessons:
@@ -96,7 +101,7 @@ class Lessons:
         Too long: characters are cut from the prompt's start, never from the response (method.md 3.1); a row whose response
         alone does not fit is unusable.
         """
-        rows, shortened, unusable = {}, [], {}
+        rows, shortened, unusable, remarks = {}, [], {}, Remarks()
         for example in examples:
             try:
                 tokens, cut = _within(example, wording, context - len(wording.bos))
@@ -107,9 +112,10 @@ class Lessons:
                 unusable[example.id] = " ".join(str(error).split())
                 continue
             rows[example.id] = row
+            remarks.add(example, tokens)
             if cut:
                 shortened.append(example.id)
-        return cls(rows, tuple(shortened), unusable)
+        return cls(rows, tuple(shortened), unusable, remarks.notes("rows of the pool"))
 
     def lengths(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the tokens of those rows that can be used."""
