@@ -100,7 +100,7 @@ def trainers(data: bytes) -> None:
     from nncift.data import read
     from nncift.data import trainers as forms
     from nncift.data.conversation import converse
-    from nncift.data.formats import Layout
+    from nncift.data.layout import Layout
     from nncift.data.turns import UnusableError
 
     for row in read(_file("pool.jsonl", data)):

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nncift.errors import DataError, UsageError
+from nncift.texts import read_text
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -30,7 +31,7 @@ class DataSettings(_Settings):
     pool: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     existing: tuple[str, ...] = ()
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
+    format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
     map: dict[str, str] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
@@ -197,7 +198,7 @@ def _parsed(path: Path) -> Any:
     """Parse a file without aliases: a few lines of them can stand for more values than memory holds."""
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
         raise ValueError("it has an alias (*name), which settings do not need; write the value out")
     return yaml.safe_load(text)

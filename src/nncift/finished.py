@@ -18,7 +18,7 @@ import numpy.typing as npt
 from nncift import checksums, config
 from nncift.config import RunSettings
 from nncift.data.columns import Column, read_columns
-from nncift.data.formats import Layout
+from nncift.data.layout import Layout
 from nncift.errors import DataError
 from nncift.labelling import read_utilities
 from nncift.lazily import LazilyBy

@@ -16,7 +16,8 @@ from typing import Any
 from nncift import checksums
 from nncift.data import Example, Examples
 from nncift.data.columns import Column, FileColumn, read_columns
-from nncift.data.formats import Layout, parse, prompt_text
+from nncift.data.formats import parse, prompt_text
+from nncift.data.layout import Layout
 from nncift.data.records import kept_row
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError
@@ -143,7 +144,7 @@ class RowsFile:
         at = self.place[item]
         made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns[RAW][at])
         try:
-            told = parse(kept_row(made.raw), self.layout)
+            told = parse(kept_row(made.raw), self.layout.of(made.source))
         except UnusableError as error:
             raise DataError(f"the row {item!r} that the run kept is damaged: {error}; run it again") from error
         return Example(item, prompt_text(told.messages), told.response, told.messages, made.source, made.line, made.raw)

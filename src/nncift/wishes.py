@@ -16,6 +16,7 @@ from nncift.select.quota import Quota, Wish, one_column
 from nncift.select.rules import NO_RULES
 from nncift.student.model import Floats
 from nncift.table import Rows
+from nncift.texts import read_text
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def _ids(file: str | None, flag: str) -> frozenset[str]:
     if file is None:
         return frozenset()
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(Path(file)).splitlines()
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{flag} {file!r} cannot be read: {error}") from error
     ids = frozenset(line.strip() for line in lines if line.strip())
     if not ids:

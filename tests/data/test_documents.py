@@ -27,8 +27,21 @@ NAMES = st.sampled_from(["data", "rows", "meta", "prompt", 'a"b', ""])
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
-    with mock.patch("nncift.data.arrays.CHUNK", size), mock.patch("nncift.data.files.CHUNK", size):
+    with mock.patch("nncift.data.arrays.CHUNK", size), mock.patch("nncift.data.json_files.CHUNK", size):
         yield
+
+
+def concatenated(data: bytes) -> list[Any] | None:
+    """Return the values of a text in which they stand one after the other, None where it is no such text."""
+    try:
+        text, values = data.decode("utf-8").strip(), []
+        while text:
+            value, end = json.JSONDecoder().raw_decode(text)
+            values.append(value)
+            text = text[end:].strip().removeprefix(",").strip()
+    except ValueError:
+        return None
+    return values
 
 
 def whole(data: bytes) -> Any:
@@ -39,7 +52,8 @@ def whole(data: bytes) -> Any:
         head, _, rest = data.lstrip().partition(b"\n")
         if rest.strip() and from_json(1, head).row is not None:
             return [json.loads(line) for line in data.splitlines() if line.strip()]
-        return type(error).__name__
+        values = concatenated(data)
+        return type(error).__name__ if values is None else values
     if any(name in value for name in COLUMNS):
         return [value]
     lists = [item for item in value.values() if isinstance(item, list) and any(isinstance(x, dict) for x in item)]

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from nncift.data.formats import Dialogue, Layout, parse, prompt_text
+from nncift.data.formats import Dialogue, parse, prompt_text
+from nncift.data.layout import Layout
 from nncift.data.turns import UnusableError
 from nncift.errors import UsageError
 
@@ -156,7 +157,7 @@ def test_mapped_column_is_not_read_twice() -> None:
     [
         ({"text": "x", "label": 1}, "no known format: the row has 'text', 'label'"),
         ({}, "no known format: the row has no columns"),
-        ({"instruction": "Q", "output": 3}, "wrong type: 'output' is a number (3), expected text"),
+        ({"instruction": "Q", "output": True}, "wrong type: 'output' is a boolean (True), expected text"),
         ({"instruction": "Q", "output": None}, "wrong type: 'output' is null, expected text"),
         ({"instruction": ["Q"], "output": "A"}, "wrong type: 'instruction' is a list, expected text"),
         ({"instruction": "Q", "input": True, "output": "A"}, "wrong type: 'input' is a boolean (True), expected text"),
@@ -169,7 +170,7 @@ def test_mapped_column_is_not_read_twice() -> None:
         (chat(("user", "Q"), ("narrator", "A")), "unknown role: turn 2 of 'messages' has 'narrator'"),
         (chat(("user", "Q"), ("assistant", None)), "wrong type: the content of turn 2 of 'messages' is null"),
         ({"messages": "hello"}, "wrong type: 'messages' is text, expected a list of turns"),
-        ({"conversations": ["hello"]}, "wrong type: turn 1 of 'conversations' is text, expected an object"),
+        ({"conversations": ["hello", 1]}, "wrong type: turn 1 of 'conversations' is text, expected an object"),
         ({"conversations": [{"value": "x"}]}, "unknown role: turn 1 of 'conversations' has null as its role"),
         ({"prompt": "Q", "completion": "A\ud83d"}, "lone surrogate: U+D83D in the assistant text"),
     ],

@@ -145,7 +145,7 @@ def test_what_is_not_used_of_rows_is_noted(tmp_path: Path) -> None:
     ]
     path = put(tmp_path, "a.jsonl", [{"messages": turns, "tools": [{"name": "f"}]}, row()])
     text = "\n".join(read(path).notes)
-    assert "after the last assistant turn in 1 row" in text
+    assert "after the response in 1 row" in text
     assert "not text in 1 row" in text
     assert "'tools' in 1 row" in text
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift.data.formats import Layout
+from nncift.data.layout import Layout
 from nncift.errors import DataError
 from nncift.finished import FinishedRun
 from nncift.report import MOST_BYTES, render, write_report

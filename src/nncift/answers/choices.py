@@ -23,7 +23,8 @@ from nncift.answers.generate import Answer
 from nncift.answers.likelihood import NO_NUMBER
 from nncift.answers.prompts import InFrontOf, Prompts, log_probabilities, reason
 from nncift.data.examples import Example, Message, Rejection
-from nncift.data.files import file_records, stem_of
+from nncift.data.files import file_records
+from nncift.data.opening import stem_of
 from nncift.errors import DataError, UsageError
 from nncift.lm import CausalLM, Row
 from nncift.progress import Progress, silent

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import IO
 
 CHUNK = 1 << 20
+MOST_VALUE = 1 << 29
+"""Longest value that is held: a table by columns is one."""
 _NUMBER = re.compile(r"[0-9.eE+-]*")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _MARGIN = 16
@@ -33,6 +35,45 @@ def object_entries(start: bytes, handle: IO[bytes]) -> Iterator[tuple[str, Itera
     What is not taken of an array is passed over. Raises as `array_values`.
     """
     text = _Window(start, handle)
+    yield from _entries(text)
+    if text.next():
+        raise text.error("Extra data")
+
+
+def value_stream(start: bytes, handle: IO[bytes]) -> Iterator[object]:
+    """Yield the values of a UTF-8 text that stand one after the other, on lines or not, with or without commas between them.
+
+    Raises as `array_values`.
+    """
+    text = _Window(start, handle)
+    while text.next():
+        yield text.value()
+        if text.next() == ",":
+            text.skip()
+
+
+def first_element(start: bytes, handle: IO[bytes]) -> list[object]:
+    """Return the first value of a text that begins with an array, in a list; an empty one where the array has none."""
+    text = _Window(start, handle)
+    for value in _elements(text):
+        return [value]
+    return []
+
+
+def survey(start: bytes, handle: IO[bytes]) -> tuple[list[tuple[str, bool]], bool]:
+    """Return the names of the object that a text begins with, and whether more follows it.
+
+    With every name stands whether its value is an array with objects in it. Raises as `array_values`.
+    """
+    text = _Window(start, handle)
+    names = [
+        (name, values is not None and any(isinstance(value, dict) for value in values))
+        for name, values in _entries(text)
+    ]
+    return names, bool(text.next())
+
+
+def _entries(text: _Window) -> Iterator[tuple[str, Iterator[object] | None]]:
     text.expect("{", "Expecting value")
     if text.next() != "}":
         yield from _entry(text)
@@ -40,8 +81,6 @@ def object_entries(start: bytes, handle: IO[bytes]) -> Iterator[tuple[str, Itera
             text.skip()
             yield from _entry(text)
     text.expect("}", "Expecting ',' delimiter")
-    if text.next():
-        raise text.error("Extra data")
 
 
 def _entry(text: _Window) -> Iterator[tuple[str, Iterator[object] | None]]:
@@ -127,6 +166,8 @@ class _Window:
         """Read on, as much again as a value takes so far, and let go what is behind; tell whether anything came."""
         if self._whole:
             return False
+        if len(self._text) - self._at > MOST_VALUE:
+            raise self.error(f"a value of more than {MOST_VALUE >> 20} MiB")
         data = self._handle.read(max(CHUNK, len(self._text) - self._at))
         self._whole = not data
         fresh = self._decoded(data)

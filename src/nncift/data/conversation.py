@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nncift.data.formats import Layout
+from nncift.data.layout import Layout
+from nncift.data.masks import NO_MASK, mask_of
 from nncift.data.records import Row, kind_of
-from nncift.data.turns import UnusableError, role_of
+from nncift.data.row_turns import row_turns
+from nncift.data.turns import UnusableError, content_in, is_number, role_in, turn_of
 
 MEDIA = ("images", "videos", "audios")
 _KEPT = ("name", "tool_call_id", "reasoning_content")
@@ -43,32 +45,47 @@ class Call:
 
 @dataclass(frozen=True)
 class Speech:
-    """One turn. content: text, a list of parts, or None where the turn only calls tools. extra: name, tool_call_id, ..."""
+    """One turn. content: text, a list of parts, or None where the turn only calls tools. extra: name, tool_call_id, ...
+
+    learned, weight, detail: what its marks say of training (`masks.Mask`); no mark is learned from.
+    """
 
     role: str
     content: str | list[Any] | None
     calls: tuple[Call, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    learned: bool = True
+    weight: float | None = None
+    detail: list[Any] | None = None
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns up to the response, which is the last. cut: turns after it, which no trainer learns from.
+    """Turns up to the response, which is the last that is learned from. cut: turns after it, which no trainer learns from.
 
-    tools: definitions as a list, None where the row has none. media: columns of paths, as they were.
-    alpaca: instruction, input and output apart, where the row keeps them so.
+    tools: definitions as a list, None where the row has none. media: lists of paths by plural name.
+    alpaca: instruction, input and output apart, where the row keeps them so. rejected: all turns of a pair's rejected side.
     """
 
     turns: tuple[Speech, ...]
     cut: int = 0
     tools: list[Any] | None = None
-    media: Mapping[str, Any] = field(default_factory=dict)
+    media: Mapping[str, list[Any]] = field(default_factory=dict)
     alpaca: Mapping[str, str] | None = None
+    rejected: tuple[Speech, ...] | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether a turn that a model says is not to be learned from, as a whole or in parts."""
+        return any(
+            turn.role == "assistant" and (not turn.learned or turn.detail is not None or turn.weight is not None)
+            for turn in self.turns
+        )
 
     @property
     def responses(self) -> int:
-        """Number of turns that a model says."""
-        return sum(turn.role == "assistant" for turn in self.turns)
+        """Number of turns that a model says and learns from."""
+        return sum(turn.role == "assistant" and turn.learned for turn in self.turns)
 
     @property
     def has_media(self) -> bool:
@@ -80,56 +97,51 @@ class Conversation:
 
 def converse(row: Row, layout: Layout) -> Conversation:
     """Return a row that `formats.parse` can read as a conversation. Raises UnusableError with a reason where it cannot be."""
-    name = layout.format_of(row)
-    turns, alpaca = _turns(row, layout, name)
-    system = layout.get(row, "system")
-    if isinstance(system, str) and system.strip() and all(turn.role != "system" for turn in turns):
-        turns.insert(0, Speech("system", system))
-    turns = [turn for turn in turns if turn.role != "system" or turn.content not in ("", None)]
-    last = max((place for place, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+    found = row_turns(row, layout)
+    turns = _speeches(found.items, found.where, layout)
+    spoken = [turn for turn in turns if turn.role == "assistant"]
+    last = max((place for place, turn in enumerate(turns) if turn.role == "assistant" and turn.learned), default=-1)
     if last < 0:
-        raise UnusableError("no assistant turn: nothing to learn from")
+        what = "every assistant turn is masked" if spoken else "no assistant turn"
+        raise UnusableError(f"{what}: nothing to learn from")
     tools = None if row.get("tools") in (None, "", "[]", []) else _parsed(row["tools"], "'tools'")
     if tools is not None and not isinstance(tools, list):
         tools = [tools]
-    media = {column: row[column] for column in MEDIA if row.get(column) not in (None, "", [])}
-    return Conversation(tuple(turns[: last + 1]), len(turns) - last - 1, tools, media, alpaca)
+    rejected = None
+    if found.rejected is not None:
+        words = [f"turn {number} of {layout.column('rejected')!r}" for number in range(1, len(found.rejected) + 1)]
+        rejected = tuple(_speeches(found.rejected, words, layout))
+    return Conversation(tuple(turns[: last + 1]), len(turns) - last - 1, tools, _media(row), found.alpaca, rejected)
 
 
-def _turns(row: Row, layout: Layout, name: str) -> tuple[list[Speech], Mapping[str, str] | None]:
-    if name in ("messages", "sharegpt"):
-        column = "messages" if name == "messages" else "conversations"
-        return [_speech(item) for item in layout.get(row, column)], None
-    if name == "prompt":
-        return [
-            turn
-            for field_name, role in (("prompt", "user"), ("completion", "assistant"))
-            for turn in _side(layout.get(row, field_name), role)
-        ], None
-    parts = {key: str(layout.get(row, key) or "") for key in ("instruction", "input", "output")}
-    asked = "\n".join(text for text in (parts["instruction"], parts["input"]) if text.strip())
-    turns = [Speech(role, text) for pair in layout.get(row, "history") or () for role, text in _exchange(pair)]
-    return [*turns, Speech("user", asked), Speech("assistant", parts["output"])], parts
+def _speeches(items: list[Any], where: list[str], layout: Layout) -> list[Speech]:
+    turns = [_speech(item, place, layout) for item, place in zip(items, where, strict=True)]
+    return [turn for turn in turns if turn.role != "system" or turn.content not in ("", None)]
 
 
-def _exchange(pair: Any) -> tuple[tuple[str, str], tuple[str, str]]:
-    return ("user", pair[0]), ("assistant", pair[1])
+def _media(row: Row) -> dict[str, list[Any]]:
+    """Return the media columns of a row as the plural lists that trainers read, whether the row has one value or several."""
+    media: dict[str, list[Any]] = {}
+    for plural in MEDIA:
+        for column in (plural, plural[:-1]):
+            value = row.get(column)
+            if value in (None, "", []) or plural in media:
+                continue
+            media[plural] = list(value) if isinstance(value, (list, tuple)) else [value]
+    return media
 
 
-def _side(value: Any, role: str) -> list[Speech]:
-    return [_speech(item) for item in value] if isinstance(value, list | tuple) else [Speech(role, value)]
-
-
-def _speech(item: dict[str, Any]) -> Speech:
-    spelled = item["role"] if item.get("role") is not None else item.get("from")
-    content = item["content"] if item.get("content") is not None else item.get("value")
+def _speech(item: Any, where: str, layout: Layout) -> Speech:
+    said = turn_of(item, where, layout.roles)
+    spelled, content = role_in(item), content_in(item)
     extra = {key: item[key] for key in _KEPT if item.get(key) is not None}
-    role = role_of(spelled)
-    if role is None:
-        raise UnusableError(f"unknown role: {spelled!r}")
+    mask = mask_of(item) if said.role == "assistant" else NO_MASK
+    calls = item.get("tool_calls") or item.get("function_call")
+    if is_number(content):
+        content = said.text
     if str(spelled).strip().lower() in ("function_call", "tool_call"):
-        return Speech(role, None, _calls(content), extra)
-    return Speech(role, content, _calls(item.get("tool_calls") or item.get("function_call")), extra)
+        content, calls = None, content
+    return Speech(said.role, content, _calls(calls), extra, mask.learned is not False, mask.weight, mask.detail)
 
 
 def _calls(value: Any) -> tuple[Call, ...]:

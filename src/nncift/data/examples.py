@@ -16,6 +16,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from nncift.data.records import as_row
 from nncift.errors import DataError
 from nncift.lazily import Lazily
 
@@ -105,8 +106,8 @@ class Example(_Stored):
     @property
     def row(self) -> dict[str, Any]:
         """The original row, parsed."""
-        parsed: dict[str, Any] = json.loads(self.raw)
-        return parsed
+        parsed = as_row(json.loads(self.raw))
+        return {} if parsed is None else parsed
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from nncift import checksums, config
 from nncift.data import trainers
 from nncift.data.columns import read_columns
 from nncift.data.conversation import MEDIA, Conversation, converse
-from nncift.data.formats import Layout
+from nncift.data.layout import Layout
 from nncift.data.records import Row, kept_row, kind_of, to_json
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError

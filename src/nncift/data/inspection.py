@@ -13,8 +13,9 @@ import numpy as np
 
 from nncift.control import COMMON
 from nncift.data.examples import content_hash
-from nncift.data.formats import Layout, parse, prompt_text
+from nncift.data.formats import parse, prompt_text
 from nncift.data.label_columns import LabelColumns
+from nncift.data.layout import Layout
 from nncift.data.reading import records_of, source_names
 from nncift.data.turns import UnusableError
 from nncift.errors import ResourceError, UsageError

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
-from nncift.data.files import file_records, stem_of
-from nncift.data.formats import Dialogue, Layout, Reader, parse
+from nncift.data.files import file_records
+from nncift.data.formats import Dialogue, Reader, parse
+from nncift.data.layout import Layout, names_of, value_at
+from nncift.data.proposals import what_to_do
 from nncift.data.records import MAX_REASON, Record, Row, shown
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
@@ -20,6 +22,8 @@ from nncift.memory import named
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
+_TRIED = 5
+"""Rows for which a `--map` that reads them is looked for."""
 _HASH_BYTES = HASH_DIGITS // 2
 _CONTENT_ID = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}-[0-9]+")
 # Control characters, line separators and lone surrogates break files and tables that hold one id per row.
@@ -69,7 +73,11 @@ class _Log:
     rejected: list[Rejection] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unused_turns: int = 0
+    masked_last: int = 0
     media: int = 0
+    numbers: int = 0
+    reasoning: int = 0
+    pairs: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     mapped: set[str] = field(default_factory=set)
 
@@ -83,7 +91,11 @@ class _Log:
     def use(self, dialogue: Dialogue) -> None:
         """Count what of a usable row is not used."""
         self.unused_turns += dialogue.unused_turns > 0
+        self.masked_last += dialogue.masked_last > 0
         self.media += dialogue.media_parts > 0
+        self.numbers += dialogue.numbers > 0
+        self.reasoning += dialogue.reasoning > 0
+        self.pairs += dialogue.pair
         self.ignored.update(dialogue.ignored)
 
 
@@ -116,13 +128,15 @@ def read(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UsageError(f"limit is {limit!r}, expected a whole number of rows, at least 1")
     layout = Layout.from_settings(format, map)
+    names = source_names(paths)
+    check_files(layout, names)
     log = _Log(strict)
     if len({str(path) for path in paths}) < len(paths):
         log.notes.append("An input is given more than once; its rows are read each time.")
     found = _Found()
     with named("reading rows"):
-        for path, source in zip(paths, source_names(paths), strict=True):
-            _take_usable(path, source, layout, log, found)
+        for path, source in zip(paths, names, strict=True):
+            take_usable(records_of(path, layout.of(source)), (str(path), source), layout.of(source), log, found)
         ids = _assign_ids(found, log)
         chosen = range(len(found)) if limit is None else _sample(ids, found.sources, limit, seed)
         return Examples(tuple(_examples(found, ids, chosen, layout)), tuple(log.rejected), _notes(log, layout))
@@ -130,53 +144,76 @@ def read(
 
 def _examples(found: _Found, ids: Sequence[str], chosen: Sequence[int], layout: Layout) -> Iterator[Example]:
     """Yield the chosen rows."""
-    said = Reader(layout)
+    readers = {source: Reader(layout.of(source)) for source in dict.fromkeys(found.sources)}
     for k in chosen:
         content = found.hash_of(k) if k in found.own else None
-        yield Example.stored(ids[k], found.sources[k], found.lines[k], found.raws[k], content, said)
+        source = found.sources[k]
+        yield Example.stored(ids[k], source, found.lines[k], found.raws[k], content, readers[source])
 
 
-def _take_usable(path: str | Path, source: str, layout: Layout, log: _Log, found: _Found) -> None:
-    """Read one input; raises DataError when none of its rows is usable."""
-    before, had = len(log.rejected), len(found)
-    for record in records_of(path, layout):
+def check_files(layout: Layout, sources: Iterable[str]) -> None:
+    """Raise UsageError where `--map` names a file that is not among the inputs."""
+    given = list(sources)
+    for file in layout.files:
+        if not any(layout.of(source) is layout.files[file] for source in given):
+            raise UsageError(
+                f"map names the file {file!r}, and the inputs are {', '.join(given[:5])}; name one of them"
+            )
+
+
+def take_usable(records: Iterable[Record], name: tuple[str, str], layout: Layout, log: _Log, found: _Found) -> None:
+    """Read one input; name: as it was given, and as a source. Raises DataError when none of its rows is usable."""
+    (given, source), before, had = name, len(log.rejected), len(found)
+    unread: list[Row] = []
+    for record in records:
         if record.row is None:
             log.reject(source, record.line, record.reason)
             continue
-        log.mapped.update(column for column in layout.columns.values() if column in record.row)
+        log.mapped.update(column for column in layout.columns.values() if value_at(record.row, column) is not None)
         try:
             dialogue = parse(record.row, layout)
         except UnusableError as error:
             log.reject(source, record.line, str(error))
+            unread = [*unread, record.row] if len(unread) < _TRIED else unread
             continue
         log.use(dialogue)
         found.add(source, record, content_hash(dialogue.messages, dialogue.response), _own_id(record.row, layout))
     if len(found) == had:
-        raise DataError(_nothing_usable(path, log.rejected[before:]))
+        raise DataError(_nothing_usable(given, log.rejected[before:], unread))
 
 
 def records_of(path: str | Path, layout: Layout) -> Iterator[Record]:
     """Yield the rows of one input, usable or not. Raises DataError where it cannot be read."""
     if isinstance(path, str) and path.startswith(_HUB):
-        return hub_records(*split_hub_name(path.removeprefix(_HUB)))
-    return file_records(Path(path), layout.row_columns)
+        return hub_records(*split_hub_name(path.removeprefix(_HUB)), layout.row_columns)
+    return file_records(Path(path), layout.row_columns, is_usable(layout))
 
 
-def _nothing_usable(path: str | Path, rejected: Sequence[Rejection]) -> str:
+def is_usable(layout: Layout) -> Callable[[Row], bool]:
+    """Return the function that tells whether a row can be used."""
+
+    def usable(row: Row) -> bool:
+        try:
+            parse(row, layout)
+        except UnusableError:
+            return False
+        return True
+
+    return usable
+
+
+def _nothing_usable(given: str, rejected: Sequence[Rejection], rows: Sequence[Row]) -> str:
     if not rejected:
-        return f"{str(path)!r} has no rows, expected rows of instruction data"
+        return f"{given!r} has no rows, expected rows of instruction data"
     kinds = Counter(item.kind for item in rejected).most_common(3)
     examples = {item.kind: item for item in reversed(rejected)}
     reasons = "; ".join(f"{count} x {examples[kind].reason} (line {examples[kind].line})" for kind, count in kinds)
-    return (
-        f"none of the {len(rejected)} rows of {str(path)!r} is usable: {reasons}. Expected messages, conversations, "
-        "instruction with output, or prompt with completion; name other columns with --map, such as prompt=question"
-    )
+    return f"none of the {len(rejected)} rows of {given!r} is usable: {reasons}. {what_to_do(rejected, rows)}"
 
 
 def source_names(paths: Sequence[str | Path]) -> list[str]:
     """Name each input by its stem; where two are equal, by its folder too, then with its suffix, then by number."""
-    choices = [_names(path) for path in paths]
+    choices = [names_of(path) for path in paths]
     names = [choice[0] for choice in choices]
     for level in (1, 2):
         counts = Counter(names)
@@ -191,21 +228,11 @@ def source_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _names(path: str | Path) -> tuple[str, str, str]:
-    if isinstance(path, str) and path.startswith(_HUB):
-        rest = path.removeprefix(_HUB)
-        name = Path(rest).resolve().name if Path(rest).is_dir() else rest
-        return name, name, name
-    path = Path(path)
-    folder = path.absolute().parent.name
-    names = (stem_of(path), f"{folder}/{stem_of(path)}", f"{folder}/{path.name}")
-    # File names need not be text; sources go into JSON and Parquet, which must be.
-    first, second, third = (name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names)
-    return first, second, third
-
-
 def _own_id(row: Row, layout: Layout) -> str | None:
     value = layout.get(row, "id")
+    # Tables make floats of whole numbers where one is missing.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return value if isinstance(value, str) and value.strip() else None
@@ -289,14 +316,24 @@ def _sample(ids: Sequence[str], sources: Sequence[str], limit: int, seed: int) -
 
 def _notes(log: _Log, layout: Layout) -> tuple[str, ...]:
     notes = list(log.notes)
-    if log.unused_turns:
-        notes.append(f"Turns after the last assistant turn in {_rows(log.unused_turns)}: they are not used.")
-    if log.media:
-        notes.append(f"Parts that are not text in {_rows(log.media)}: a placeholder such as [image] stands for them.")
+    for count, what in (
+        (log.unused_turns, "Turns after the response in {}: they are not used."),
+        (
+            log.masked_last,
+            "The last assistant turn is masked in {}: the response is the last one that is learned from.",
+        ),
+        (log.media, "Parts that are not text in {}: a placeholder such as [image] stands for them."),
+        (log.numbers, "Numbers in {} are read as their text."),
+        (log.reasoning, "Turns with reasoning_content in {}: what is scored is their content alone."),
+        (log.pairs, "Pairs of answers in {}: the chosen side is scored, and the pair is selected as a whole."),
+    ):
+        if count:
+            notes.append(what.format(_rows(count)))
     for column, count in sorted(log.ignored.items()):
         why = "tool definitions" if column == "tools" else "not text, or the turns have a system text of their own"
         notes.append(f"Column {shown(column)} in {_rows(count)} is not part of the prompt: {why}.")
-    for column in sorted(set(layout.columns.values()) - log.mapped):
+    wanted = {column for one in (layout, *layout.files.values()) for column in one.columns.values()}
+    for column in sorted(wanted - log.mapped):
         notes.append(f"No row has the column {shown(column)} that map names.")
     return tuple(notes)
 

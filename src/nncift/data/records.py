@@ -21,6 +21,8 @@ MAX_BYTES = 1 << 25
 """Longest row, as JSON text: 32 MiB, some eight million tokens."""
 
 Row = dict[str, Any]
+TURN_ROLES = frozenset(("role", "from", "speaker"))
+"""Keys under which turns name who speaks."""
 
 
 class Record(NamedTuple):
@@ -64,11 +66,57 @@ def from_json(line: int, data: bytes) -> Record:
     except UnicodeDecodeError as error:
         found = f"byte 0x{data[error.start]:02x} at position {error.start + 1}"
         return Record(line, "", None, f"not valid UTF-8: {found}")
+    return from_text(line, raw)
+
+
+def from_text(line: int, raw: str) -> Record:
+    """Parse the JSON text of one row, as `from_json` does.
+
+    A number that is not finite (NaN, an infinity, 1e999) is null, as in tables, and the row's text is written anew then.
+    """
     try:
-        value = json.loads(raw)
+        try:
+            value = _FINITE.decode(raw)
+        except _NotFiniteError:
+            return from_value(line, _NULLING.decode(raw))
     except (ValueError, RecursionError) as error:
-        return Record(line, raw, None, broken(error))
+        return Record(line, raw, None, broken(error, raw))
     return _checked(line, raw, value)
+
+
+class _NotFiniteError(Exception):
+    """A JSON text holds a number that is not finite."""
+
+
+def _refuse(_: str) -> None:
+    raise _NotFiniteError
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise _NotFiniteError
+    return number
+
+
+def _float_or_null(text: str) -> float | None:
+    number = float(text)
+    return None if math.isinf(number) else number
+
+
+_FINITE = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite_float)
+_NULLING = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_float_or_null)
+
+
+def as_row(value: object) -> Row | None:
+    """Return a JSON value as a row: an object as it is, a list of turns or of texts as the row's `messages`; else None."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, dict) and TURN_ROLES & item.keys() for item in value):
+        return {"messages": value}
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        return {"messages": value}
+    return None
 
 
 def from_value(line: int, value: object) -> Record:
@@ -78,15 +126,17 @@ def from_value(line: int, value: object) -> Record:
     """
     try:
         raw, exact = _written(value)
-        if not exact and isinstance(value, dict) and len(raw) <= MAX_BYTES:
+        if not exact and isinstance(value, (dict, list)) and len(raw) <= MAX_BYTES:
             value = json.loads(raw)
     except RecursionError as error:
         return Record(line, "", None, broken(error))
     return too_long(line) if len(raw) > MAX_BYTES else _checked(line, raw, value)
 
 
-def broken(error: ValueError | RecursionError) -> str:
-    """Say why a JSON text could not be parsed."""
+def broken(error: ValueError | RecursionError, text: str = "") -> str:
+    """Say why a JSON text could not be parsed. text: what it begins with, where that is at hand."""
+    if text.lstrip()[:2] in ("{'", "['", "[{") and "'" in text.lstrip()[:4]:
+        return "not JSON: it is printed Python (single quotes); write rows with json.dumps"
     if isinstance(error, RecursionError):
         return f"nested too deeply: more than {MAX_DEPTH} levels"
     if isinstance(error, json.JSONDecodeError):
@@ -96,12 +146,13 @@ def broken(error: ValueError | RecursionError) -> str:
 
 
 def _checked(line: int, raw: str, value: object) -> Record:
-    if not isinstance(value, dict):
+    row = as_row(value)
+    if row is None:
         return Record(line, raw, None, f"not an object: the row is {kind_of(value)}")
     # Counting brackets is much cheaper than walking, and clears nearly every row.
-    if raw.count("{") + raw.count("[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+    if raw.count("{") + raw.count("[") > MAX_DEPTH and _deeper_than(row, MAX_DEPTH):
         return Record(line, raw, None, f"nested too deeply: more than {MAX_DEPTH} levels")
-    return Record(line, raw, value)
+    return Record(line, raw, row)
 
 
 def _deeper_than(value: Row, limit: int) -> bool:
@@ -117,11 +168,12 @@ def _deeper_than(value: Row, limit: int) -> bool:
 def kept_row(raw: str) -> Row:
     """Return the row whose JSON text a run has kept. Raises DataError where that is no row: the file is damaged."""
     try:
-        row = json.loads(raw)
+        value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise DataError(f"a row that the run kept is damaged ({broken(error)}): {shown(raw)}; run it again") from error
-    if not isinstance(row, dict):
-        raise DataError(f"a row that the run kept is damaged ({kind_of(row)}): {shown(raw)}; run it again")
+    row = as_row(value)
+    if row is None:
+        raise DataError(f"a row that the run kept is damaged ({kind_of(value)}): {shown(raw)}; run it again")
     return row
 
 

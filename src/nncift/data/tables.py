@@ -1,11 +1,13 @@
-"""Rows of Parquet files and of Hugging Face data sets, both by Arrow batches."""
+"""Rows of Parquet and Arrow files, of folders that `datasets` saved, and of its data sets, all by Arrow batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from nncift.data.arrow_values import batch_values
 from nncift.data.columns import parquet_file
 from nncift.data.records import Record, from_value, shown
 from nncift.errors import DataError, ResourceError
@@ -17,21 +19,22 @@ BATCH_BYTES = 1 << 30
 
 MANY_ROWS, LEAST_ROW_BYTES = 1_000_000, 0.1
 """Beyond so many rows, a file holds at least so many bytes for each."""
-# What Arrow raises for a value that Python cannot hold: bad UTF-8, a date after the year 9999.
-_UNREADABLE = (ValueError, OverflowError)
+
+SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` wrote."""
 
 
-def parquet_records(path: Path) -> Iterator[Record]:
-    """Yield the rows of a Parquet file; raises DataError when it is not one."""
+def parquet_records(path: Path, text_columns: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the rows of a Parquet file; raises DataError when it is not one. text_columns: see `batch_values`."""
     import pyarrow as pa
 
     # An open file, since pyarrow may take a name for the address of a remote store.
     with path.open("rb") as handle:
         try:
             table = parquet_file(handle)
-            _refuse_bomb(path, table.metadata)
+            _refuse_bomb(path, table.metadata.num_rows, path.stat().st_size)
             rows = _batch_rows(table.metadata)
-            yield from _batch_records(table.iter_batches(batch_size=rows, use_threads=False))
+            yield from _batch_records(table.iter_batches(batch_size=rows, use_threads=False), text_columns)
         # A damaged schema shows as text that cannot be decoded.
         except (pa.ArrowException, OSError, ValueError) as error:
             pass_on(error)
@@ -40,11 +43,48 @@ def parquet_records(path: Path) -> Iterator[Record]:
             ) from error
 
 
-def _refuse_bomb(path: Path, about: Any) -> None:
+def arrow_records(paths: Iterable[Path], text_columns: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the rows of Arrow files or streams, one after the other. Raises DataError where one cannot be read."""
+    yield from _batch_records(_arrow_batches(paths), text_columns)
+
+
+def _arrow_batches(paths: Iterable[Path]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    for path in paths:
+        try:
+            with path.open("rb") as handle:
+                for batch in _opened(handle):
+                    # What an Arrow file says of itself is not checked before, and reading past a buffer ends the process.
+                    batch.validate(full=True)
+                    _refuse_bomb(path, batch.num_rows, batch.nbytes)
+                    for start in range(0, batch.num_rows, BATCH_ROWS):
+                        yield batch.slice(start, BATCH_ROWS)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            pass_on(error)
+            raise DataError(
+                f"cannot read {str(path)!r} as Arrow: {shown(str(error), 160)}; is the file complete?"
+            ) from error
+
+
+def _opened(handle: IO[bytes]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    magic = handle.read(6)
+    handle.seek(0)
+    if magic != b"ARROW1":
+        yield from pa.ipc.open_stream(handle)
+        return
+    reader = pa.ipc.open_file(handle)
+    for place in range(reader.num_record_batches):
+        yield reader.get_batch(place)
+
+
+def _refuse_bomb(path: Path, rows: int, size: int) -> None:
     """Raise DataError where rows repeat one value so often that a small file is more rows than memory holds."""
-    if about.num_rows > MANY_ROWS and path.stat().st_size < about.num_rows * LEAST_ROW_BYTES:
+    if rows > MANY_ROWS and size < rows * LEAST_ROW_BYTES:
         raise DataError(
-            f"{str(path)!r} says that it holds {about.num_rows:,} rows in {path.stat().st_size:,} bytes, which rows of text do "
+            f"{str(path)!r} says that it holds {rows:,} rows in {size:,} bytes, which rows of text do "
             "not; write it anew if it is what you think it is"
         )
 
@@ -58,6 +98,44 @@ def _batch_rows(about: Any) -> int:
     return max(1, min(BATCH_ROWS, BATCH_BYTES // max([1, *sizes])))
 
 
+def is_saved(folder: Path) -> bool:
+    """Tell a folder that `datasets` wrote with `save_to_disk`."""
+    return any((folder / name).is_file() for name in SAVED)
+
+
+def saved_records(folder: Path, text_columns: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the rows of a folder of `save_to_disk`, of its only split or `train` where it has several; `datasets` is not needed.
+
+    Raises DataError where the folder is damaged, or where none of several splits is `train`.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = _read_about(folder / "dataset_dict.json", "splits", str)
+        chosen = "train" if "train" in splits else splits[0] if len(splits) == 1 else None
+        if chosen is None:
+            some = ", ".join(shown(name) for name in splits)
+            raise DataError(
+                f"{str(folder)!r} holds the splits {some}; name one: {folder}/{splits[0] if splits else 'SPLIT'}"
+            )
+        folder = folder / Path(chosen).name
+    if not (folder / "state.json").is_file():
+        raise DataError(f"{str(folder)!r} lacks its state.json; is what save_to_disk wrote complete?")
+    files = _read_about(folder / "state.json", "_data_files", dict)
+    names = [file.get("filename") for file in files]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise DataError(f"{str(folder / 'state.json')!r} names files outside its folder; save the data set again")
+    yield from arrow_records([folder / name for name in names], text_columns)
+
+
+def _read_about(path: Path, key: str, kind: type) -> list[Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} cannot be read ({type(error).__name__}); save the data set again") from error
+    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
+        raise DataError(f"{str(path)!r} holds no list under {key!r}; save the data set again")
+    return found
+
+
 def split_hub_name(rest: str) -> tuple[str, str | None]:
     """Split what follows `hub:` into name and split; a folder that exists is taken whole."""
     if Path(rest).is_dir():
@@ -66,7 +144,7 @@ def split_hub_name(rest: str) -> tuple[str, str | None]:
     return name, split or None
 
 
-def hub_records(name: str, split: str | None) -> Iterator[Record]:
+def hub_records(name: str, split: str | None, text_columns: Collection[str] = ()) -> Iterator[Record]:
     """Yield the rows of a data set of the Hugging Face hub, or of a local folder that `datasets` can load.
 
     Without `split` the only split is read, or `train` where there are several.
@@ -78,13 +156,16 @@ def hub_records(name: str, split: str | None) -> Iterator[Record]:
         raise ResourceError(
             f"reading 'hub:{name}' needs the package `datasets`, which is not installed; pip install \"nncift[hub]\""
         ) from error
-    table = _load(datasets, name, split)
-    yield from _batch_records(table.with_format("arrow").iter(batch_size=BATCH_ROWS))
+    yield from dataset_records(_load(datasets, name, split), text_columns)
+
+
+def dataset_records(table: Any, text_columns: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the rows of a `datasets.Dataset`, batch by batch."""
+    yield from _batch_records(table.with_format("arrow").iter(batch_size=BATCH_ROWS), text_columns)
 
 
 def _load(datasets: Any, name: str, split: str | None) -> Any:
-    folder = Path(name)
-    saved = any((folder / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json", "state.json"))
+    saved = is_saved(Path(name))
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split)
     # `datasets` passes on errors of the network, of file systems and of its readers, with no common base.
@@ -97,32 +178,24 @@ def _load(datasets: Any, name: str, split: str | None) -> Any:
         if saved and split:
             raise DataError(f"'hub:{name}' is saved as one table without splits; leave ':{split}' away")
         return loaded
+    return split_of(loaded, split, f"'hub:{name}'", lambda chosen: f"hub:{name}:{chosen}")
+
+
+def split_of(loaded: Any, split: str | None, name: str, typed: Callable[[str], str]) -> Any:
+    """Return the split that was asked for, else the only one or `train`. typed: how a split is named. Raises DataError."""
     chosen = split or ("train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else "")
     if chosen not in loaded:
         given = f"has no split {split!r}" if split else "has several splits and none is named 'train'"
-        known = ", ".join(sorted(loaded))
-        raise DataError(f"'hub:{name}' {given}; its splits: {known}; name one as hub:{name}:SPLIT")
+        raise DataError(f"{name} {given}; its splits: {', '.join(sorted(loaded))}; name one as {typed('SPLIT')}")
     return loaded[chosen]
 
 
-def _batch_records(batches: Iterable[Any]) -> Iterator[Record]:
+def _batch_records(batches: Iterable[Any], text_columns: Collection[str]) -> Iterator[Record]:
     line = 0
     for batch in batches:
-        for value in _values(batch):
+        for value in batch_values(batch, text_columns):
             line += 1
             if isinstance(value, Exception):
                 yield Record(line, "", None, f"not readable: {shown(str(value), 120)}")
             else:
                 yield from_value(line, value)
-
-
-def _values(batch: Any) -> Iterator[Any]:
-    try:
-        yield from batch.to_pylist()
-    except _UNREADABLE:
-        # One row would otherwise cost the whole batch.
-        for position in range(batch.num_rows):
-            try:
-                yield batch.slice(position, 1).to_pylist()[0]
-            except _UNREADABLE as error:
-                yield error

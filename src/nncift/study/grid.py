@@ -18,6 +18,7 @@ from nncift import config
 from nncift.config import RunSettings
 from nncift.errors import DataError, UsageError
 from nncift.plan import parse_labels
+from nncift.texts import read_text
 
 PRESETS = Path(__file__).parent / "presets"
 Kind = Literal["sweep", "layers", "tune", "bad-data"]
@@ -147,9 +148,9 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
     file that cannot be read, UsageError for names and values that do not fit, also in settings of runs.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         written = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"the study {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(written, dict) or not isinstance(written.get("pools"), dict):
         raise DataError(f"the study {str(path)!r} must hold `name`, `pools` and `analyses`")

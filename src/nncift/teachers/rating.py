@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from nncift.errors import UsageError
+from nncift.texts import read_text
 from nncift.wording import Wording
 
 Ids = tuple[int, ...]
@@ -52,8 +53,8 @@ def read_prompts(path: str | Path | None = None) -> Rating:
     shipped = files("nncift.teachers") / "prompts" / f"{path or 'rating'}.yaml"
     file = shipped if path is None or (str(path).isidentifier() and shipped.is_file()) else Path(path)
     try:
-        held = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        held = yaml.safe_load(read_text(file))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise UsageError(
             f"the rating prompts {str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}"
         ) from error
