@@ -97,10 +97,11 @@ def parquet(data: bytes) -> None:
 
 def trainers(data: bytes) -> None:
     """Make of rows what trainers load."""
-    from nncift.data import read
+    from nncift.data import pairs, read
     from nncift.data import trainers as forms
     from nncift.data.conversation import converse
     from nncift.data.layout import Layout
+    from nncift.data.openai_rows import openai
     from nncift.data.turns import UnusableError
 
     for row in read(_file("pool.jsonl", data)):
@@ -109,11 +110,19 @@ def trainers(data: bytes) -> None:
             for make in (forms.alpaca, forms.sharegpt):
                 with contextlib.suppress(UnusableError):
                     make(talk)
+            for form in ("messages", "last", "learned"):
+                with contextlib.suppress(UnusableError):
+                    forms.trl(talk, form=form, parts=False)
+            for marks in ("none", "last", "learned"):
+                with contextlib.suppress(UnusableError):
+                    forms.axolotl(talk, marks=marks, parts=False)
             for last in (False, True):
                 with contextlib.suppress(UnusableError):
-                    forms.trl(talk, last=last, parts=False)
-                with contextlib.suppress(UnusableError):
-                    forms.axolotl(talk, last=last, parts=False)
+                    openai(talk, last=last)
+            if talk.rejected is not None:
+                for pair in (lambda one: pairs.trl(one, parts=False), pairs.axolotl, pairs.llamafactory):
+                    with contextlib.suppress(UnusableError):
+                        pair(talk)
 
 
 def settings(data: bytes) -> None:

@@ -9,7 +9,7 @@ from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.encode import HashEncoder
-from nncift.errors import InfeasibleError, UsageError
+from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.estimate import cost, estimate
 from nncift.plan import Wish, grow
 from nncift.rows import grow_rows
@@ -59,6 +59,31 @@ def test_tokens_are_extrapolated_from_the_start_of_a_chunk_and_its_targets(write
     assert told["saving"] == pytest.approx(1 - passes / 2500)
     assert (told["pool"], told["selected"]) == (50, 10)
     assert told["bytes"]["matrix_in_memory"] == 2 * 4 * 50 * 50
+
+
+@pytest.mark.parametrize("given", ["pool", "target"])
+def test_rows_that_the_teacher_refuses_end_as_the_run_does(
+    write_pool: Callable[..., Path], tmp_path: Path, given: str
+) -> None:
+    from nncift.pipeline import run
+
+    class Refusing(Priced):
+        def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+            rows = [row for row in examples if given == "pool" or row.id.startswith("target:")]
+            return tuple(Rejection(row.source, row.line, "no column 'score'") for row in rows)
+
+    pool = read(write_pool(50))
+    settings: dict[str, Any] = {"labels": "20%", "budget": "10"}
+    target = pool[:5] if given == "target" else None
+    said = []
+    for attempt in (
+        lambda: estimate(RunSettings(**settings), pool, Refusing(), target=target, encoder=HashEncoder()),
+        lambda: run(pool, out=tmp_path / "run", teacher=Refusing(), encoder=HashEncoder(), target=target, **settings),
+    ):
+        with pytest.raises(DataError, match=r"none of the .* rows .*can be labelled .* no column 'score'") as caught:
+            attempt()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 def test_a_wish_that_cannot_be_met_costs_nothing(write_pool: Callable[..., Path]) -> None:

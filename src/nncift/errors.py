@@ -6,11 +6,15 @@ from unusable data or a missing package.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class NnciftError(Exception):
     """Base of all errors that nncift raises on purpose."""
 
     exit_code = 1
+    about: dict[str, Any] | None = None
+    """What a command found before it failed, for `--json`."""
 
 
 class UsageError(NnciftError):

@@ -23,7 +23,7 @@ from nncift.plan import LabelPlan, describe, grow
 from nncift.probe import Probe
 from nncift.rows import RowPlan, grow_rows
 from nncift.seeds import shuffled
-from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, wish_of
+from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, refuse_unlabelled, wish_of
 from nncift.table import Rows
 from nncift.teachers import Chunk, RowTeacher, Teacher
 from nncift.wishes import Wishes
@@ -50,11 +50,13 @@ def estimate(
     """
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     target = None if target is None else named_target(target)
-    refused = {(rejection.source, rejection.line) for rejection in prepare_all(teacher, pool, target)}
+    found = prepare_all(teacher, pool, target)
+    refused = {(rejection.source, rejection.line) for rejection in found}
     sources = Examples(tuple(row for row in pool if (row.source, row.line) not in refused), pool.rejected)
     targets = None
     if target is not None:
         targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
+    refuse_unlabelled(teacher.name, (pool, sources), (target, targets), found)
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
     budget = Wishes.read(settings).check(Rows.of(sources))
     by_row = isinstance(teacher, RowTeacher)

@@ -18,6 +18,8 @@ from nncift import config, subtasks
 from nncift.choosing import Ground, OnGraph, choose
 from nncift.config import RunSettings
 from nncift.data import Examples, read
+from nncift.data.layout import Layout, map_for
+from nncift.data.reading import check_files, source_names
 from nncift.encode import Encoder
 from nncift.errors import UsageError
 from nncift.existing import embed_existing
@@ -105,6 +107,10 @@ def read_pool(settings: RunSettings) -> Examples:
     """Read the files that settings name. Raises UsageError where there are none."""
     if not settings.pool:
         raise UsageError("no pool was given; name at least one file of instruction examples")
+    layout = Layout.from_settings(settings.format, settings.map)
+    check_files(
+        layout, (name for paths in (settings.pool, settings.target, settings.existing) for name in source_names(paths))
+    )
     return _read(settings, settings.pool, settings.limit)
 
 
@@ -236,9 +242,9 @@ def _lent_workspace(teacher: Teacher | RowTeacher, out: str | Path) -> Iterator[
 
 
 def _read(settings: RunSettings, paths: Sequence[str], limit: int | None) -> Examples:
-    return read(
-        *paths, format=settings.format, map=settings.map, limit=limit, seed=settings.seed, strict=settings.strict
-    )
+    # What `--map` says of the files of another set says nothing here.
+    columns = map_for(settings.map, source_names(paths))
+    return read(*paths, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

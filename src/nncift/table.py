@@ -12,6 +12,7 @@ from pathlib import Path
 from nncift import checksums
 from nncift.data import Examples
 from nncift.data.columns import Column, read_columns
+from nncift.data.layout import value_at
 from nncift.data.records import kept_row
 from nncift.errors import DataError, UsageError
 from nncift.lazily import Lazily
@@ -58,25 +59,43 @@ class Rows:
         return [found[item] for item in asked]
 
     def column(self, name: str) -> dict[str, str]:
-        """Return the text of a column for every row: `source` is the file, other names are fields of the original row.
+        """Return the text of a column for every row: `file` is where it was read, other names are fields of the original row.
 
-        Raises UsageError where a row lacks it.
+        `source` is the file too, unless all rows come from one file and have a column of this name; `row.NAME` is always the
+        row's own column, `a.b` the field `b` of the object in `a`. Raises UsageError where a row lacks the column, and where
+        `source` could mean both.
         """
+        files = dict(zip(self.ids, self.sources, strict=True))
+        if name == "file":
+            return files
+        if name == "source" and not (self.raw and "source" in kept_row(self.raw[0])):
+            return files
+        own = self._own(name.removeprefix("row."))
         if name == "source":
-            return dict(zip(self.ids, self.sources, strict=True))
-        found: dict[str, str] = {}
-        lacking = []
-        for item, raw in zip(self.ids, self.raw, strict=True):
-            row = kept_row(raw)
-            if name in row:
-                found[item] = row[name] if isinstance(row[name], str) else json.dumps(row[name])
-            else:
-                lacking.append(item)
+            if len(own) < len(self.ids):
+                return files
+            if len(set(self.sources)) > 1:
+                raise UsageError(
+                    "--quota names `source`, and rows from several files have a column of this name too; write `file` for the "
+                    "file, or `row.source` for the column"
+                )
+            return own
+        lacking = [item for item in self.ids if item not in own]
         if lacking:
             raise UsageError(
                 f"--quota names the column {name!r}, and {len(lacking)} of {len(self.ids)} rows lack it, the first "
-                f"{lacking[0]!r}; there is also `source`, the file of each row"
+                f"{lacking[0]!r}; there is also `file`, where each row was read"
             )
+        return own
+
+    def _own(self, name: str) -> dict[str, str]:
+        """Return the text of a column of the rows' own, of those that have it."""
+        found: dict[str, str] = {}
+        for item, raw in zip(self.ids, self.raw, strict=True):
+            row = kept_row(raw)
+            value = row[name] if name in row else value_at(row, name)
+            if name in row or value is not None:
+                found[item] = value if isinstance(value, str) else json.dumps(value)
         return found
 
     def without(self, ids: Collection[str]) -> Rows:

@@ -103,7 +103,7 @@ def test_maps_are_objects() -> None:
 
 
 def test_a_json_column_gives_the_rows_of_json_lines(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": content}, TURNS[1]]}
         for content in ("Q", [{"type": "text", "text": "Q"}])
     ]

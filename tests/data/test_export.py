@@ -6,10 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from nncift.data.export import export
 from nncift.errors import DataError, UsageError
@@ -59,33 +56,6 @@ OTHER_TOOL = {
         {"role": "user", "content": "Thanks"},
     ]
 }
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Return a function that lays out what export reads of a finished run."""
-
-    def make(*rows: Row, **settings: Any) -> Path:
-        folder = tmp_path / "run"
-        folder.mkdir(exist_ok=True)
-        ids = [f"id-{place}" for place in range(len(rows))]
-        # Rows of the pool stand in another order than that of their ranks, and one is not selected.
-        order = [*reversed(range(len(rows)))]
-        table = pa.table(
-            {
-                "id": [*(ids[k] for k in order), "dropped"],
-                "rank": pa.array([*(k + 1 for k in order), None], pa.int64()),
-                "selected": [*(True for _ in order), False],
-            }
-        )
-        pq.write_table(table, folder / "selection.parquet")
-        (folder / "subset.jsonl").write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
-        (folder / "manifest.yaml").write_text(yaml.safe_dump({"pool": ["p.jsonl"], **settings}))
-        return folder
-
-    return make
 
 
 def written(run: Path, to: str, turns: str = "all", name: str = "out.jsonl") -> tuple[list[Row], dict[str, Any]]:
@@ -142,12 +112,17 @@ def test_trl_learns_only_from_the_last_response_by_prompt_and_completion(make_ru
     assert [set(row) for row in rows] == [{"prompt", "completion"}] * 2
     assert rows[1]["completion"] == [{"role": "assistant", "content": "two"}]
     assert len(rows[1]["prompt"]) == 4
-    assert "1 row have several responses" in told["notes"][0]
+    assert "the last response (1 row have several)" in told["notes"][0]
 
 
-def test_last_changes_nothing_for_trl_where_every_row_has_one_response(make_run: MakeRun) -> None:
-    rows, _ = written(make_run(PLAIN), "trl", "last")
-    assert set(rows[0]) == {"messages"}
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_rows_of_one_response_are_prompt_and_completion_which_every_template_takes(
+    make_run: MakeRun, turns: str
+) -> None:
+    rows, told = written(make_run(PLAIN), "trl", turns)
+    assert rows == [{"prompt": [{"role": "user", "content": "Name a bird"}],
+                     "completion": [{"role": "assistant", "content": "owl"}]}]  # fmt: skip
+    assert not any("assistant_only_loss" in note for note in told["notes"])
 
 
 def test_trl_tool_arguments_are_objects_and_tools_one_text(make_run: MakeRun) -> None:
@@ -259,8 +234,8 @@ def test_media_pass_through_and_are_told(make_run: MakeRun) -> None:
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
     rows, told = written(make_run(row, PLAIN), "trl")
     # One type per column: the other row's text becomes a list of parts too.
-    assert rows[0]["messages"][0]["content"] == parts
-    assert rows[1]["messages"][0]["content"] == [{"type": "text", "text": "Name a bird"}]
+    assert rows[0]["prompt"][0]["content"] == parts
+    assert rows[1]["prompt"][0]["content"] == [{"type": "text", "text": "Name a bird"}]
     assert any("1 row have media" in note and "only text was scored" in note for note in told["notes"])
     run = make_run(row)
     rows, _ = written(run, "llamafactory")
@@ -275,7 +250,7 @@ def test_a_row_of_another_type_is_left_out(make_run: MakeRun) -> None:
     rows, told = written(make_run(named, odd), "trl")
     assert len(rows) == 1
     assert told["left_out"][0]["reason"] == (
-        "mixed types: messages[].name is a number here and text in row id-0; tables hold one type per column"
+        "mixed types: prompt[].name is a number here and text in row id-0; tables hold one type per column"
     )
 
 
@@ -283,7 +258,7 @@ def test_columns_are_mapped_as_the_run_read_them(make_run: MakeRun) -> None:
     rows, _ = written(
         make_run({"question": "Q", "answer": "A"}, map={"prompt": "question", "completion": "answer"}), "trl"
     )
-    assert [turn["content"] for turn in rows[0]["messages"]] == ["Q", "A"]
+    assert [turn["content"] for side in ("prompt", "completion") for turn in rows[0][side]] == ["Q", "A"]
 
 
 def test_another_data_set_keeps_its_stanza(make_run: MakeRun) -> None:
@@ -300,6 +275,8 @@ def test_another_data_set_keeps_its_stanza(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"to": "openai", "out": "out.json"}, "takes .jsonl files"),
+        ({"to": "openai", "with_scores": True}, "of its own columns alone"),
         ({"to": "unsloth"}, "--to was given as 'unsloth'"),
         ({"turns": "first"}, "--turns was given as 'first'"),
         ({"turns": "last"}, "leaves rows as they are"),

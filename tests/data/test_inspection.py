@@ -111,3 +111,39 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         inspect(tmp_path / "gone.jsonl")
     with pytest.raises(ResourceError, match="cannot be loaded"):
         inspect(lines(tmp_path / "a.jsonl", {"instruction": "x", "output": "y"}), tokenizer=str(tmp_path / "no-model"))
+
+
+def test_a_file_without_a_usable_row_is_told_with_what_to_type(tmp_path: Path) -> None:
+    path = lines(tmp_path / "qa.jsonl", *[{"question": f"Q{k}", "answer": "A"} for k in range(3)])
+    good = lines(tmp_path / "a.jsonl", {"prompt": "Q", "completion": "A"})
+    told = inspect(path)["files"][0]
+    assert (told["usable"], told["advice"]) == (0, "Type --map prompt=question --map completion=answer")
+    told = inspect(good, path)["files"][1]
+    assert told["proposed"] == "--map qa.jsonl:prompt=question --map qa.jsonl:completion=answer"
+    flags = dict(flag.split("=") for flag in told["proposed"].replace("--map ", "").split())
+    assert [file["usable"] for file in inspect(good, path, map=flags)["files"]] == [1, 3]
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--quiet"]])
+def test_inspect_without_a_usable_row_exits_with_3(tmp_path: Path, flags: list[str]) -> None:
+    import subprocess
+    import sys
+
+    path = lines(tmp_path / "qa.jsonl", {"question": "Q", "answer": "A"})
+    command = [sys.executable, "-m", "nncift", "inspect", str(path), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "Type --map prompt=question --map completion=answer" in done.stderr
+    if flags == ["--json"]:
+        assert json.loads(done.stdout)["files"][0]["problems"][0]["kind"] == "no known format"
+
+
+def test_masks_pairs_and_reasoning_are_told(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "reasoning_content": "Hm"}]
+    masked = {
+        "messages": [*turns, {"role": "user", "content": "?"}, {"role": "assistant", "content": "B", "weight": 0}]
+    }
+    path = lines(tmp_path / "a.jsonl", masked, {"prompt": "Q", "chosen": "A", "rejected": "B"})
+    told = inspect(path)["files"][0]
+    assert told["formats"] == {"messages": 1, "preference": 1}
+    assert list(told["not_used"].values()) == [1, 1, 1, 1]

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.data import Examples, content_hash, read
@@ -116,6 +116,7 @@ def test_limit_is_in_proportion_and_in_reading_order(two_files: tuple[Path, Path
     assert list(found.ids) == [name for name in whole.ids if name in set(found.ids)]
 
 
+@settings(deadline=None)
 @given(small=st.integers(1, 45), large=st.integers(1, 45), seed=st.integers(0, 3))
 def test_limit_is_nested(two_files: tuple[Path, Path], small: int, large: int, seed: int) -> None:
     small, large = sorted((small, large))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from nncift.commands.shell import assignment, command, memory_option, offline_option
+from nncift.errors import DataError
 
 
 @click.command(name="inspect")
@@ -20,13 +21,21 @@ from nncift.commands.shell import assignment, command, memory_option, offline_op
 def inspect_command(
     show: bool, files: tuple[str, ...], format_: str, map_: tuple[str, ...], tokenizer: str | None
 ) -> dict[str, Any]:
-    """Tell formats, counts, problems with their lines, token statistics and duplicates of FILES."""
+    """Tell formats, counts, problems with their lines, token statistics and duplicates of FILES.
+
+    Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one.
+    """
     from nncift.data.inspection import inspect
 
     columns = dict(assignment("--map", item) for item in map_)
     told = inspect(*files, format=format_, map=columns, tokenizer=tokenizer)
     if show:
         _show(told)
+    unread = [file for file in told["files"] if not file["usable"]]
+    if unread:
+        error = DataError(f"no row of {unread[0]['file']!r} can be used. {unread[0]['advice']}")
+        error.about = told
+        raise error
     return told
 
 
@@ -56,6 +65,8 @@ def _show(told: dict[str, Any]) -> None:
                 "nncift, but control tokens to trainers that tokenise whole conversations",
                 markup=False,
             )
+        if file["usable"] and file["proposed"]:
+            out.print(f"  rows that no format fits can be read with {file['proposed']}")
         for column, values in file["labels"].items():
             out.print(
                 f"  label column {column}: "

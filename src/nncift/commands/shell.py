@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from nncift.errors import UsageError
+from nncift.errors import NnciftError, UsageError
 
 
 def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
@@ -21,8 +21,13 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     def shell(json_: bool, quiet: bool, **given: Any) -> None:
         logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
         _calm_libraries()
-        with _memory_named(function.__name__.removesuffix("_command")):
-            told = function(show=not json_ and not quiet, **given)
+        try:
+            with _memory_named(function.__name__.removesuffix("_command")):
+                told = function(show=not json_ and not quiet, **given)
+        except NnciftError as error:
+            if json_ and error.about is not None:
+                click.echo(json.dumps(error.about, allow_nan=False))
+            raise
         if json_:
             # ASCII escapes print on any terminal and in any locale, and mean the same.
             click.echo(json.dumps(told, allow_nan=False))

@@ -5,77 +5,94 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from nncift import checksums, config
-from nncift.data import trainers
+from nncift.data import forms, trainers
 from nncift.data.columns import read_columns
-from nncift.data.conversation import MEDIA, Conversation, converse
+from nncift.data.conversation import Conversation, converse
 from nncift.data.layout import Layout
+from nncift.data.lengths import LengthLimit, token_counter
 from nncift.data.records import Row, kept_row, kind_of, to_json
+from nncift.data.starters import Start
+from nncift.data.trainers import path_in
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.files import atomic, write_json, write_text
 from nncift.memory import pass_on
 
-TRAINERS = ("same", "trl", "axolotl", "llamafactory")
+TRAINERS = ("same", "trl", "axolotl", "llamafactory", "openai")
 TURNS = ("last", "all")
 SUFFIXES = (".jsonl", ".json")
+_SCORES = ("score", "gain", "stability")
 
 
 @dataclass(frozen=True)
 class _Selected:
-    """A selected row: id, rank (from 1) and its JSON text."""
+    """A selected row: id, rank (from 1), source, its JSON text, and its scores by name."""
 
     id: str
     rank: int
+    source: str
     raw: str
+    scores: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class _Exported:
-    """Rows of the file, rows left out with their reason, and what the user should know and set."""
+    """Rows of the file, rows left out with their reason, what the user should know, and what the trainer must be told."""
 
     rows: list[Row] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    pairs: bool = False
 
     def leave(self, selected: _Selected, reason: str) -> None:
         self.left_out.append({"id": selected.id, "rank": selected.rank, "reason": reason})
 
 
-def export(run: str | Path, out: str | Path, *, to: str = "same", turns: str = "all") -> dict[str, Any]:
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    to: str = "same",
+    turns: str = "all",
+    length: LengthLimit | None = None,
+    with_scores: bool = False,
+) -> dict[str, Any]:
     """Write the selected rows of a run for a trainer, in rank order, and return what was written.
 
-    to: `same` (the rows as they were), `trl`, `axolotl` or `llamafactory`. turns: `all` = every assistant turn is learned
-    from, `last` = only the last one, which is what nncift scored. out: a `.jsonl` or `.json` file; LLaMA-Factory's
-    `dataset_info.json` is written or extended beside it. Rows that the trainer would drop are left out, and told in
-    `left_out` with their reasons.
+    to: `same` (the rows as they were), `trl`, `axolotl`, `llamafactory` or `openai`. turns: `all` = every assistant turn that no
+    mask excludes is learned from, `last` = only the last one, which is what nncift scored. out: a `.jsonl` or `.json` file; what
+    the trainer is started with is written beside it, and LLaMA-Factory's `dataset_info.json` written or extended. Rows that the
+    trainer would drop are left out, and told in `left_out` with their reasons. length: rows beyond the trainer's limit are
+    refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`.
 
-    Raises UsageError for unknown names, DataError for a directory without a finished run or where no row is left,
-    ResourceError where the file cannot be written.
+    Raises UsageError for unknown names, DataError for a directory without a finished run, for rows that are too long, and
+    where no row is left, ResourceError where the file cannot be written.
     """
     run, out = Path(run), Path(out)
-    for what, given, known in (("--to", to, TRAINERS), ("--turns", turns, TURNS), ("--out", out.suffix, SUFFIXES)):
-        if given not in known:
-            raise UsageError(f"{what} was given as {given!r}; expected one of {', '.join(known)}")
-    if to == "same" and turns == "last":
-        raise UsageError("--turns last was given with --to same, which leaves rows as they are; name a trainer")
+    _check_settings(to, turns, out, with_scores)
     selected = _selected(run)
     told: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
+    settings = config.resolve(config.load(run / "manifest.yaml"))
+    layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if to == "same":
-            _write(out, [item.raw for item in selected])
-            return {**told, "rows": len(selected), "files": [str(out)], "left_out": [], "notes": []}
-        found = _convert(selected, _layout(run), to, last=turns == "last")
+        found = _converted(selected, layout, to, turns == "last", (length, settings.model), with_scores)
         if not found.rows:
             why = "; ".join(
                 f"{count} x {reason}" for reason, count in Counter(x["reason"] for x in found.left_out).most_common(3)
             )
             raise DataError(f"none of the {len(selected)} selected rows can be exported to {to}: {why}")
+        if to == "same" and not with_scores and not found.left_out:
+            # As they were, to the byte.
+            _write(out, [item.raw for item in selected])
+            return {**told, "rows": len(selected), "files": [str(out)], "left_out": [], "notes": []}
         # Read back as the trainer will read it: a file that is not JSON must never be left behind.
         lines = [to_json(row) for row in found.rows]
         if any(json.loads(line) != row for line, row in zip(lines, found.rows, strict=True)):
@@ -84,9 +101,27 @@ def export(run: str | Path, out: str | Path, *, to: str = "same", turns: str = "
         files = [str(out)]
         if to == "llamafactory":
             files.append(str(_register(out, found.rows)))
+        if to != "same":
+            start = Start(to, out, settings.model, found.options, found.pairs, length.tokens if length else None)
+            told["start"] = start.command
+            if start.file is not None:
+                write_text(start.file, start.text)
+                files.append(str(start.file))
     except OSError as error:
         raise ResourceError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
     return {**told, "rows": len(found.rows), "files": files, "left_out": found.left_out, "notes": found.notes}
+
+
+def _check_settings(to: str, turns: str, out: Path, with_scores: bool) -> None:
+    """Raise UsageError for unknown names and for settings that contradict."""
+    for what, given, known in (("--to", to, TRAINERS), ("--turns", turns, TURNS), ("--out", out.suffix, SUFFIXES)):
+        if given not in known:
+            raise UsageError(f"{what} was given as {given!r}; expected one of {', '.join(known)}")
+    if to == "same" and turns == "last":
+        raise UsageError("--turns last was given with --to same, which leaves rows as they are; name a trainer")
+    if to == "openai" and (with_scores or out.suffix != ".jsonl"):
+        what = "--with-scores" if with_scores else f"--out {out.name}"
+        raise UsageError(f"{what} was given with --to openai, which takes .jsonl files of its own columns alone")
 
 
 def _selected(run: Path) -> list[_Selected]:
@@ -94,75 +129,121 @@ def _selected(run: Path) -> list[_Selected]:
 
     checksums.verify(run, "selection.parquet", "subset.jsonl", "manifest.yaml")
     try:
-        table = read_columns(run / "selection.parquet", ("id", "rank", "selected")).to_pylist()
+        table = read_columns(run / "selection.parquet", ("id", "rank", "selected", "source", *_SCORES)).to_pylist()
         lines = (run / "subset.jsonl").read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError, pa.ArrowException) as error:
         pass_on(error)
         raise DataError(f"there is no finished run in {str(run)!r}: {str(error).splitlines()[0]}") from error
-    chosen = sorted((line["rank"], line["id"]) for line in table if line["selected"])
+    chosen = sorted((line for line in table if line["selected"]), key=itemgetter("rank", "id"))
     rows = [line for line in lines if line]
     if len(rows) != len(chosen):
         raise DataError(
             f"subset.jsonl in {str(run)!r} has {len(rows)} rows and selection.parquet {len(chosen)}; run the same command again"
         )
-    return [_Selected(example_id, rank, raw) for (rank, example_id), raw in zip(chosen, rows, strict=True)]
+    return [
+        _Selected(
+            line["id"],
+            line["rank"],
+            line.get("source") or "",
+            raw,
+            {name: line[name] for name in _SCORES if name in line},
+        )
+        for line, raw in zip(chosen, rows, strict=True)
+    ]
 
 
-def _layout(run: Path) -> Layout:
-    settings = config.resolve(config.load(run / "manifest.yaml"))
-    return Layout.from_settings(settings.format, settings.map)
-
-
-def _convert(selected: list[_Selected], layout: Layout, to: str, *, last: bool) -> _Exported:
-    found, talks = _Exported(), []
+def _converted(
+    selected: list[_Selected], layout: Layout, to: str, last: bool, limit: tuple[LengthLimit | None, str | None],
+    with_scores: bool,
+) -> _Exported:  # fmt: skip
+    """Return the rows of the file. limit: the trainer's, and the run's model."""
+    found = _Exported()
+    talks: list[tuple[_Selected, Conversation]] = []
     for item in selected:
         try:
-            talks.append((item, converse(kept_row(item.raw), layout)))
+            talks.append((item, converse(kept_row(item.raw), layout.of(item.source))))
         except UnusableError as error:
             found.leave(item, str(error))
-    make = _maker([talk for _, talk in talks], to, last, found.notes)
+    if to == "same" and limit[0] is None:
+        found.left_out.clear()
+        found.rows = [kept_row(item.raw) for item in selected]
+        kept = selected
+    else:
+        talks = _short_enough(talks, limit, found)
+        kept = _made(talks, to, last, found)
+    if with_scores:
+        found.rows = [{**row, **_scores(item)} for item, row in zip(kept, found.rows, strict=True)]
+    return found
+
+
+def _scores(item: _Selected) -> Row:
+    return {"nncift_rank": item.rank, **{f"nncift_{name}": value for name, value in item.scores.items()}}
+
+
+def _short_enough(
+    talks: list[tuple[_Selected, Conversation]], limit: tuple[LengthLimit | None, str | None], found: _Exported
+) -> list[tuple[_Selected, Conversation]]:
+    """Return the rows that a trainer does not cut. Raises DataError where others are not to be dropped."""
+    length, model = limit
+    if length is None:
+        return talks
+    count = token_counter(length.tokenizer or model)
+    counts = [count(talk) for _, talk in talks]
+    long = [(item, tokens) for (item, _), tokens in zip(talks, counts, strict=True) if tokens > length.tokens]
+    if long and length.too_long == "refuse":
+        item, tokens = max(long, key=itemgetter(1))
+        raise DataError(
+            f"{len(long)} of {len(talks)} rows have more than {length.tokens} tokens, and the trainer would cut their "
+            f"responses; the longest is {item.id!r} with {tokens}. Leave them out with --too-long drop, or raise --max-length"
+        )
+    for item, _ in long:
+        found.leave(item, f"too long: more than {length.tokens} tokens, and the trainer would cut the response")
+    return [pair for pair, tokens in zip(talks, counts, strict=True) if tokens <= length.tokens]
+
+
+def _made(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported) -> list[_Selected]:
+    """Add to `found` what the trainer is given for every conversation, and return of which rows that is."""
+    found.pairs = bool(talks) and all(talk.rejected is not None for _, talk in talks) and to != "same"
+    sides = sum(talk.rejected is not None for _, talk in talks)
+    if sides and not found.pairs and to != "same":
+        found.notes.append(
+            f"{_rows(sides)} are pairs and others are not: they are written with their chosen side alone. Export pairs from a "
+            "run of their own."
+        )
+        talks = [(item, replace(talk, rejected=None)) for item, talk in talks]
+    make = _maker(talks, to, last, found)
     types: dict[str, tuple[str, str]] = {}
-    kept = []
+    kept, written = [], []
     for item, talk in talks:
         try:
-            row = _media_as_lists(make(talk))
-            _refuse_mixed(row, types, item.id)
+            row = make(
+                item, replace(talk, media={name: list(map(path_in, paths)) for name, paths in talk.media.items()})
+            )
+            # OpenAI reads rows one by one, and the others tables.
+            if to not in ("same", "openai"):
+                _refuse_mixed(row, types, item.id)
         except UnusableError as error:
             found.leave(item, str(error))
         else:
             found.rows.append(row)
-            kept.append(talk)
-    _tell(kept, found, to)
-    return found
+            kept.append(item)
+            written.append(talk)
+    found.left_out.sort(key=itemgetter("rank"))
+    if to != "same":
+        _tell(written, found, to)
+    return kept
 
 
-def _maker(conversations: list[Conversation], to: str, last: bool, notes: list[str]) -> Any:
-    """Return the function from conversation to row that suits all rows of one file, and note what the trainer must be told."""
-    several = sum(talk.responses > 1 for talk in conversations)
-    if to == "llamafactory":
-        if last and several:
-            notes.append(
-                f"{_rows(several)} have several responses: set `mask_history: true`, so that only the last is learned from."
-            )
-        plain = all(talk.alpaca is not None and not any(turn.calls for turn in talk.turns) for talk in conversations)
-        return trainers.alpaca if plain else trainers.sharegpt
+def _maker(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported) -> Any:
+    """Return the function from row and conversation to a row of the file, the same for all, and note what the trainer is told."""
+    if to == "same":
+        return lambda item, _: kept_row(item.raw)
+    conversations = [talk for _, talk in talks]
     parts = any(isinstance(turn.content, list) for talk in conversations for turn in talk.turns)
-    if to == "axolotl":
-        notes.append("In the axolotl config: `type: chat_template`, `field_messages: messages`.")
-        if last:
-            notes.append("For `training` to count, set `message_field_training: training`.")
-        return lambda talk: trainers.axolotl(talk, last=last, parts=parts)
-    if last and several:
-        notes.append(
-            f"{_rows(several)} have several responses, so that rows are `prompt` and `completion`: TRL learns from the second."
-        )
-    elif not last:
-        notes.append("Set `assistant_only_loss=True` in SFTConfig, so that only assistant turns are learned from.")
-    return lambda talk: trainers.trl(talk, last=last and several > 0, parts=parts)
-
-
-def _media_as_lists(row: Row) -> Row:
-    return {key: [value] if key in MEDIA and not isinstance(value, list) else value for key, value in row.items()}
+    make = forms.form_of(conversations, to, last=last, parts=parts, pairs=found.pairs)
+    found.notes += make.notes
+    found.options.update(make.options)
+    return lambda _, talk: make.row(talk)
 
 
 def _refuse_mixed(row: Row, types: dict[str, tuple[str, str]], example_id: str) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from nncift.control import COMMON
-from nncift.data.examples import content_hash
-from nncift.data.formats import parse, prompt_text
+from nncift.data.examples import Rejection, content_hash
+from nncift.data.formats import Dialogue, parse, prompt_text
 from nncift.data.label_columns import LabelColumns
 from nncift.data.layout import Layout
-from nncift.data.reading import records_of, source_names
+from nncift.data.proposals import proposed_map, typed_map, what_to_do
+from nncift.data.reading import TRIED, check_files, records_of, source_names
+from nncift.data.records import Row
 from nncift.data.turns import UnusableError
 from nncift.errors import ResourceError, UsageError
 from nncift.packaged import converted, gguf_of
@@ -43,6 +45,7 @@ class _File:
     labels: LabelColumns = field(default_factory=LabelColumns)
     control_lines: list[int] = field(default_factory=list)
     control_texts: Counter[str] = field(default_factory=Counter)
+    unread: list[Row] = field(default_factory=list)
 
 
 def inspect(
@@ -65,26 +68,30 @@ def inspect(
     prompts: Counter[str] = Counter()
     copies: list[dict[str, Any]] = []
     files = []
-    for path, source in zip(paths, source_names(paths), strict=True):
-        found = _File()
+    names = source_names(paths)
+    check_files(layout, names)
+    for path, source in zip(paths, names, strict=True):
+        found, own = _File(), layout.of(source)
         texts: list[tuple[str, str]] = []
-        for record in records_of(path, layout):
+        for record in records_of(path, own):
             found.rows += 1
             if record.row is None:
                 _problem(found, record.line, record.reason)
                 continue
             found.columns.update(record.row.keys())
             try:
-                name, dialogue = layout.format_of(record.row), parse(record.row, layout)
+                name, dialogue = own.format_of(record.row), parse(record.row, own)
             except UnusableError as error:
                 _problem(found, record.line, str(error))
+                if len(found.unread) < TRIED:
+                    found.unread.append(record.row)
                 continue
             found.usable += 1
             found.formats[name] += 1
             found.turns[len(dialogue.messages) + 1] += 1
             found.labels.add(record.row)
             _find_controls(found, record.line, controls, [*(m.content for m in dialogue.messages), dialogue.response])
-            _unused(found, dialogue.unused_turns, dialogue.media_parts, dialogue.ignored)
+            _unused(found, dialogue)
             content = content_hash(dialogue.messages, dialogue.response)
             if content in seen:
                 copies.append({"source": source, "line": record.line, "of": list(seen[content])})
@@ -95,7 +102,7 @@ def inspect(
             if len(texts) == BATCH:
                 _measure(found, texts, count)
         _measure(found, texts, count)
-        files.append(_told(path, source, found))
+        files.append(_told(path, source, found, several=len(paths) > 1))
     usable = sum(one["usable"] for one in files)
     return {
         "files": files,
@@ -110,7 +117,11 @@ def inspect(
     }  # fmt: skip
 
 
-def _told(path: str | Path, source: str, found: _File) -> dict[str, Any]:
+def _told(path: str | Path, source: str, found: _File, *, several: bool) -> dict[str, Any]:
+    columns = next(filter(None, map(proposed_map, found.unread)), None)
+    proposed = None if columns is None else typed_map(columns, Path(path).name if several else None)
+    rejected = [Rejection(source, line, reason) for lines in found.problems.values() for line, reason in lines]
+    advice = f"Type {proposed}" if proposed else what_to_do(rejected, ())
     problems = [
         {"kind": kind, "rows": len(lines), "lines": [line for line, _ in lines[:SHOWN_LINES]], "first": lines[0][1]}
         for kind, lines in sorted(found.problems.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -119,7 +130,8 @@ def _told(path: str | Path, source: str, found: _File) -> dict[str, Any]:
         "file": str(path), "source": source, "rows": found.rows, "usable": found.usable, "rejected": found.rows - found.usable,
         "formats": dict(found.formats.most_common()), "columns": dict(found.columns.most_common(50)),
         "turns": {str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
-        "problems": problems, "not_used": dict(found.unused),
+        "problems": problems, "not_used": dict(found.unused), "proposed": proposed,
+        "advice": None if found.usable else advice if found.rows else "It has no rows",
         "tokens": {"prompt": _quantiles(found.prompts), "response": _quantiles(found.responses),
                    "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
                    "sum": sum(found.prompts) + sum(found.responses)},
@@ -140,10 +152,16 @@ def _find_controls(found: _File, line: int, controls: re.Pattern[str], texts: Se
         found.control_texts.update(held)
 
 
-def _unused(found: _File, turns: int, media: int, ignored: Sequence[str]) -> None:
-    found.unused.update({"turns after the response": int(turns > 0), "parts that are not text": int(media > 0)})
-    found.unused.update(f"column {column}" for column in ignored)
-    found.unused = +found.unused
+def _unused(found: _File, dialogue: Dialogue) -> None:
+    counts = {
+        "turns after the response": dialogue.unused_turns,
+        "a masked last turn, where the response is the last turn that is learned from": dialogue.masked_last,
+        "parts that are not text": dialogue.media_parts,
+        "reasoning_content beside the text": dialogue.reasoning,
+        "a rejected side, which stays with its row": int(dialogue.pair),
+    }
+    found.unused.update({what: 1 for what, count in counts.items() if count})
+    found.unused.update(f"column {column}" for column in dialogue.ignored)
 
 
 def _measure(found: _File, texts: list[tuple[str, str]], count: Count) -> None:

@@ -176,6 +176,17 @@ def _split(name: str) -> tuple[str | None, str]:
     return (file, rest) if sign and file else (None, name)
 
 
+def map_for(columns: Mapping[str, str], sources: Iterable[str]) -> dict[str, str]:
+    """Return what `--map` says of some inputs: all but what it says of other files alone."""
+    given = [source.partition("#")[0] for source in sources]
+    kept = {}
+    for name, column in columns.items():
+        file, _ = _split(name)
+        if file is None or any(source in names_of(file) for source in given):
+            kept[name] = column
+    return kept
+
+
 def names_of(path: str | Path) -> tuple[str, str, str]:
     """Return the names that an input may have as a source: short, with its folder, and with folder and suffix."""
     if isinstance(path, str) and path.startswith("hub:"):

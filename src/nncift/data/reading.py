@@ -22,7 +22,7 @@ from nncift.memory import named
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
-_TRIED = 5
+TRIED = 5
 """Rows for which a `--map` that reads them is looked for."""
 _HASH_BYTES = HASH_DIGITS // 2
 _CONTENT_ID = re.compile(rf"[0-9a-f]{{{HASH_DIGITS}}}-[0-9]+")
@@ -174,7 +174,7 @@ def take_usable(records: Iterable[Record], name: tuple[str, str], layout: Layout
             dialogue = parse(record.row, layout)
         except UnusableError as error:
             log.reject(source, record.line, str(error))
-            unread = [*unread, record.row] if len(unread) < _TRIED else unread
+            unread = [*unread, record.row] if len(unread) < TRIED else unread
             continue
         log.use(dialogue)
         found.add(source, record, content_hash(dialogue.messages, dialogue.response), _own_id(record.row, layout))

@@ -54,18 +54,26 @@ def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> t
     refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in everything if row.id in out)
     sources = _ordered(pool, out, planned[1])
     targets = None if wanted is None else _ordered(wanted, out, planned[0])
-    for what, given, usable in (("", pool, sources), ("of the target set ", wanted, targets)):
+    refuse_unlabelled(work.teacher.name, (pool, sources), (wanted, targets), refused)
+    rejected = (*pool.rejected, *(() if wanted is None else wanted.rejected), *refused)
+    return Axes(sources, targets, pointwise=work.teacher.kind == "pointwise"), rejected
+
+
+def refuse_unlabelled(
+    teacher: str,
+    pool: tuple[Examples, Examples],
+    target: tuple[Examples | None, Examples | None],
+    refused: Sequence[Rejection],
+) -> None:
+    """Raise DataError where the teacher can label too few rows. pool, target: all rows, and those that it can label."""
+    for what, (given, usable) in (("", pool), ("of the target set ", target)):
         if given is not None and not usable:
             why = next(
                 (f"; the first: {no.source} line {no.line} {no.reason}" for no in refused if _is_of(no, given)), ""
             )
-            raise DataError(
-                f"none of the {len(given)} rows {what}can be labelled by the teacher {work.teacher.name}{why}"
-            )
-    if targets is not None:
-        _refuse_few_targets(len(targets))
-    rejected = (*pool.rejected, *(() if wanted is None else wanted.rejected), *refused)
-    return Axes(sources, targets, pointwise=work.teacher.kind == "pointwise"), rejected
+            raise DataError(f"none of the {len(given)} rows {what}can be labelled by the teacher {teacher}{why}")
+    if target[1] is not None:
+        _refuse_few_targets(len(target[1]))
 
 
 def prepare_all(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | None) -> tuple[Rejection, ...]:

@@ -1,0 +1,81 @@
+"""How long rows are for the model that is trained, so that a trainer cuts no response without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nncift.data.conversation import Conversation, Speech
+from nncift.errors import ResourceError, UsageError
+
+WHAT_TO_DO = ("refuse", "drop")
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """The trainer's limit. tokens: of prompt and response together. tokenizer: a folder or hub name, None = the run's model.
+
+    too_long: refuse = name rows beyond it and stop, drop = leave them out. Raises UsageError for other values.
+    """
+
+    tokens: int
+    tokenizer: str | None = None
+    too_long: str = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UsageError(f"--max-length was given as {self.tokens}; expected a number of tokens, at least 1")
+        if self.too_long not in WHAT_TO_DO:
+            raise UsageError(f"--too-long was given as {self.too_long!r}; expected one of {', '.join(WHAT_TO_DO)}")
+
+
+def token_counter(model: str | None) -> Callable[[Conversation], int]:
+    """Return the function that counts a conversation's tokens, of a pair those of its longer side.
+
+    The tokenizer's chat template is applied where it has one. Raises UsageError without a model, ResourceError where its
+    tokenizer cannot be loaded.
+    """
+    if model is None:
+        raise UsageError(
+            "--max-length needs a tokenizer, and the run has no model: give --tokenizer FOLDER or a hub name"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(model)) if Path(model).is_dir() else model)
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"--tokenizer {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+    def count(conversation: Conversation) -> int:
+        sides = [conversation.turns] if conversation.rejected is None else [conversation.turns, conversation.rejected]
+        return max(_length(tokenizer, [_plain(turn) for turn in side]) for side in sides)
+
+    return count
+
+
+def _length(tokenizer: Any, turns: list[dict[str, str]]) -> int:
+    if getattr(tokenizer, "chat_template", None):
+        from jinja2 import TemplateError
+
+        try:
+            return len(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+        except TemplateError:
+            # Templates refuse roles; the texts alone are a length from below.
+            pass
+    text = "\n\n".join(turn["content"] for turn in turns)
+    return len(tokenizer(text)["input_ids"])
+
+
+def _plain(turn: Speech) -> dict[str, str]:
+    """Return a turn as every chat template takes it: its texts, thought and calls are what is long in it."""
+    content = turn.content or ""
+    if isinstance(content, list):
+        content = "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+    said = [
+        str(turn.extra.get("reasoning_content") or ""),
+        content,
+        *(f"{call.name} {call.text}" for call in turn.calls),
+    ]
+    return {"role": turn.role, "content": "\n".join(text for text in said if text)}

@@ -1,0 +1,104 @@
+"""Every format of input through every export: what the trainer reads is what the row said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nncift.data import Examples, export, read
+from nncift.data.export import _Selected
+
+TEXT = st.text(min_size=1, max_size=8).filter(lambda text: bool(text.strip()) and "<" not in text).map(
+    lambda text: text.encode("utf-8", "ignore").decode() or "x"
+).filter(lambda text: bool(text.strip()) and text.strip()[0] not in "[{")  # fmt: skip
+TALKS = st.lists(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=2), min_size=2, max_size=3)
+Talk = list[tuple[str, str]]
+
+
+def turns(talk: Talk, role: str, content: str, names: tuple[str, str]) -> list[dict[str, str]]:
+    return [{role: names[k], content: text} for pair in talk for k, text in enumerate(pair)]
+
+
+SHAPES: dict[str, Callable[[Talk], Any]] = {
+    "messages": lambda talk: {"messages": turns(talk, "role", "content", ("user", "assistant"))},
+    "sharegpt": lambda talk: {"conversations": turns(talk, "from", "value", ("human", "gpt"))},
+    "texts": lambda talk: {"conversations": [text for pair in talk for text in pair]},
+    "json text": lambda talk: {"messages": json.dumps(turns(talk, "role", "content", ("user", "assistant")))},
+    "columns": lambda talk: {"messages": {"role": ["user", "assistant"] * len(talk), "content": [t for p in talk for t in p]}},
+    "alpaca": lambda talk: {"instruction": talk[-1][0], "output": talk[-1][1], "history": [list(p) for p in talk[:-1]]},
+    "prompt": lambda talk: {
+        "prompt": turns(talk, "role", "content", ("user", "assistant"))[:-1], "completion": talk[-1][1],
+    },
+    "bare": lambda talk: turns(talk, "speaker", "text", ("user", "assistant")),
+    "pair": lambda talk: {
+        "chosen": turns(talk, "role", "content", ("user", "assistant")),
+        "rejected": turns([*talk[:-1], (talk[-1][0], talk[-1][1] + "!")], "role", "content", ("user", "assistant")),
+    },
+}  # fmt: skip
+
+
+def put_lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def put_array(path: Path, rows: list[Any]) -> Path:
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-16")
+    return path
+
+
+def put_parquet(path: Path, rows: list[Any]) -> Path:
+    pq.write_table(pa.Table.from_pylist([row if isinstance(row, dict) else {"messages": row} for row in rows]), path)
+    return path
+
+
+FILES = {"a.jsonl": put_lines, "a.json": put_array, "a.parquet": put_parquet}
+
+
+def exported(found: Examples, folder: Path, to: str) -> list[dict[str, Any]]:
+    """Return what export writes of rows in their order."""
+    selected = [_Selected(row.id, rank, row.source, row.raw) for rank, row in enumerate(found, start=1)]
+    (folder / "manifest.yaml").write_text("pool: [a]\n")
+    with mock.patch.object(export, "_selected", return_value=selected):
+        export.export(folder, folder / "out.jsonl", to=to)
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+def loaded(row: dict[str, Any], to: str) -> list[str]:
+    """Return the texts of a row, turn by turn, as the trainer reads it."""
+    if to == "llamafactory" and "instruction" in row:
+        asked = "\n".join(text for text in (row["instruction"], row["input"]) if text)
+        return [*(text for pair in row.get("history", ()) for text in pair), asked, row["output"]]
+    if to == "llamafactory":
+        return [turn["value"] for turn in (*row["conversations"], *([row["chosen"]] if "chosen" in row else ()))]
+    if "preferred_output" in row:
+        return [turn["content"] for turn in (*row["input"]["messages"], *row["preferred_output"])]
+    if to == "axolotl" and "chosen" in row:
+        return [turn["content"] for turn in (*row["messages"], row["chosen"])]
+    if "messages" in row:
+        return [turn["content"] for turn in row["messages"]]
+    return [turn["content"] for turn in (*row["prompt"], *row.get("completion", row.get("chosen", ())))]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(talks=TALKS)
+def test_every_format_through_every_export(
+    tmp_path_factory: pytest.TempPathFactory, shape: str, talks: list[Talk]
+) -> None:
+    folder = tmp_path_factory.mktemp("trip")
+    rows = [SHAPES[shape](talk) for talk in talks]
+    for name, put in FILES.items():
+        found = read(put(folder / name, rows))
+        for to in ("trl", "axolotl", "llamafactory", "openai"):
+            texts = [loaded(row, to) for row in exported(found, folder, to)]
+            assert texts == [[text for pair in talk for text in pair] for talk in talks]
+        if name != "a.parquet":
+            assert [json.loads(row.raw) for row in found] == rows
