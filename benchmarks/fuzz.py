@@ -284,7 +284,7 @@ def manifest(data: bytes) -> None:
 
 
 def _outside() -> list[tuple[str, int]]:
-    skip = {"run", "rest", "rest.jsonl", "unmarked", "cache", "last-input"}
+    skip = {"run", "rest", "rest.jsonl", "rest.trl.py", "unmarked", "cache", "last-input"}
     return sorted(
         (str(path), path.stat().st_mtime_ns)
         for path in folder().rglob("*")
