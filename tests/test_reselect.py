@@ -236,9 +236,11 @@ def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
     assert reselect(done, {"dedup": "near:0.5", "budget": "100%"}, tmp_path / "near")["selected"] < 21
 
 
-def test_a_graph_of_all_neighbours_selects_like_the_whole_matrix(done: Path, tmp_path: Path) -> None:
-    told = reselect(done, {"neighbours": 59, "budget": 6}, tmp_path / "graph")
-    whole = reselect(done, {"budget": 6}, tmp_path / "whole")
+@pytest.mark.parametrize("objective", ["fl", "rr", "max"])
+def test_a_graph_of_all_neighbours_selects_like_the_whole_matrix(done: Path, tmp_path: Path, objective: str) -> None:
+    given = {"budget": 6, "objective": objective}
+    told = reselect(done, {"neighbours": 59, **given}, tmp_path / "graph")
+    whole = reselect(done, given, tmp_path / "whole")
     assert ids_in(tmp_path / "graph") == ids_in(tmp_path / "whole")
     assert told["selection"]["value"] == pytest.approx(whole["selection"]["value"])
     assert told["selection"]["neighbours"] == {"each": 59, "recall": 1.0}
@@ -247,7 +249,49 @@ def test_a_graph_of_all_neighbours_selects_like_the_whole_matrix(done: Path, tmp
             assert value == pytest.approx(whole["selection"]["controls"][name])
     table = pq.read_table(tmp_path / "graph" / "selection.parquet").to_pydict()
     assert all(table["reason"])
-    assert np.corrcoef(table["score"], pq.read_table(tmp_path / "whole" / "selection.parquet")["score"])[0, 1] > 0.9
+    score = pq.read_table(tmp_path / "whole" / "selection.parquet")["score"].to_pylist()
+    assert table["score"] == pytest.approx(score, abs=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["fl", "rr", "max"])
+def test_a_graph_of_all_rows_selects_for_a_target_set_like_the_whole_matrix(
+    files: dict[str, Path], tmp_path: Path, objective: str
+) -> None:
+    run = select(files, tmp_path / "run", target=files["sums"], objective=objective)
+    (tmp_path / "out").write_text("poem-000\nsums-001\n")
+    (tmp_path / "in").write_text("code-003\n")
+    rules = {"include": str(tmp_path / "in"), "exclude": str(tmp_path / "out"), "quota": ("kind:max=60%",)}
+    for name, given in {"plain": {}, "rules": rules}.items():
+        told = reselect(run.path, {"neighbours": 60, **given}, tmp_path / f"graph-{name}")["selection"]
+        whole = reselect(run.path, given, tmp_path / f"whole-{name}")["selection"]
+        assert ids_in(tmp_path / f"graph-{name}") == ids_in(tmp_path / f"whole-{name}")
+        assert told["objective"] == whole["objective"] == objective
+        assert told["by_score"] == whole["by_score"]
+        assert told["value"] == pytest.approx(whole["value"], rel=1e-5)
+        assert told["controls"] == pytest.approx(whole["controls"], rel=1e-5)
+    scores = [
+        pq.read_table(tmp_path / name / "selection.parquet")["score"].to_pylist()
+        for name in ("graph-plain", "whole-plain")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_what_exhausts_the_objective_is_followed_by_score_and_told(files: dict[str, Path], tmp_path: Path) -> None:
+    # So few targets are covered by fewer rows than the budget has.
+    run = select(files, tmp_path / "run", target=files["sums"], objective="fl", budget="80%")
+    selection = run.summary["selection"]
+    assert 0 < selection["by_score"] < selection["budget"]
+    assert any(f"{selection['by_score']} rows more were taken by score" in said for said in run.warnings)
+    table = pq.read_table(run.path / "selection.parquet").to_pydict()
+    rows = sorted(
+        zip(*(table[name] for name in ("rank", "score", "reason", "gain")), strict=True), key=lambda row: row[0] or 99
+    )
+    first, last = selection["budget"] - selection["by_score"], selection["budget"]
+    assert all(row[2].startswith("Taken by score at rank") and row[3] == 0 for row in rows[first:last])
+    assert all(row[3] > 0 for row in rows[:first])
+    taken = [row[1] for row in rows[first:last]]
+    assert taken == sorted(taken, reverse=True)
+    assert max(row[1] for row in rows[last:]) <= taken[-1]
 
 
 def test_fewer_neighbours_keep_most_of_the_value(files: dict[str, Path], tmp_path: Path) -> None:
@@ -260,7 +304,7 @@ def test_fewer_neighbours_keep_most_of_the_value(files: dict[str, Path], tmp_pat
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"neighbours": 8, "objective": "topk"}, "by fl over"),
+        ({"neighbours": 8, "objective": "topk"}, "by fl, rr, max from utilities"),
         ({"neighbours": 8, "optimiser": "partition", "budget": "90tok"}, "tokens; use lazy"),
         ({"optimiser": "stochastic"}, "give --neighbours"),
     ],
@@ -317,9 +361,10 @@ def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp
     predicted = student.predict_block(student.project_targets(vectors), student.project_sources(vectors))
     np.fill_diagonal(predicted, -np.inf)
     highest = -np.sort(-predicted, axis=1)[:, :3]
-    assert np.take_along_axis(predicted, found.neighbours.codes, axis=1) == pytest.approx(highest, abs=1e-5)
-    assert found.alike is not None
-    assert not np.array_equal(found.alike.codes, found.neighbours.codes)
+    assert np.take_along_axis(predicted, found.graph.sources[:, :3], axis=1) == pytest.approx(highest, abs=1e-5)
+    alike = found.alike["embedding"]
+    assert alike is not None
+    assert not np.array_equal(alike.sources, found.graph.sources[:, :3])
     told = reselect(run.path, {"neighbours": 3, "budget": 6}, tmp_path / "graph")["selection"]
     assert told["controls"]["embedding"] is not None
 

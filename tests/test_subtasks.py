@@ -48,8 +48,12 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     pool, wanted = write_pool(24), targets(write_pool(9, "wanted.jsonl", 40), tmp_path, ["b", "b", 7] * 3)
     less = Less(str(llama_folder), **LESS, subtask="skill", aggregate=aggregate)
     run(pool, target=wanted, teacher=less, out=tmp_path / "run", **{**QUICK, "labels": "100%"})
-    table = pq.read_table(tmp_path / "run" / "selection.parquet")
-    found = dict(zip(table["id"].to_pylist(), table["score"].to_pylist(), strict=True))
+    columns = pq.read_table(tmp_path / "run" / "selection.parquet").to_pydict()
+    found = {
+        item: columns["would_add"][at] if columns["gain"][at] is None else columns["gain"][at]
+        for at, item in enumerate(columns["id"])
+    }
+    score = dict(zip(columns["id"], columns["score"], strict=True))
     plain = Less(str(llama_folder), **LESS)
     sources, ours = read(pool), read(wanted)
     plain.prepare(sources)
@@ -63,9 +67,12 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     known = {item for chunk in measured["chunks"] for item in chunk}
     expected = dict(zip(sources.ids, table_by_hand.max(axis=0).tolist(), strict=True))
     assert sum(item in known for item in sources.ids) >= 20
+    # A row's score is its mean over all targets, three of the subtask "7" and six of "b".
+    means = dict(zip(sources.ids, (table_by_hand * [[3 / 9], [6 / 9]]).sum(axis=0).tolist(), strict=True))
     for item in sources.ids:
         if item in known:
             assert found[item] == pytest.approx(expected[item], abs=1e-5)
+            assert score[item] == pytest.approx(means[item], abs=1e-5)
     best = sorted(found, key=lambda item: -found[item])[:7]
     assert [
         row["id"] for row in map(json.loads, (tmp_path / "run" / "subset.jsonl").read_text("utf-8").splitlines())
@@ -74,14 +81,14 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     assert told["selected"] == 4
     again = (tmp_path / "again" / "subset.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["id"] for line in again] == best[:4]
-    with pytest.raises(UsageError, match="needs --objective topk, not fl"):
+    with pytest.raises(UsageError, match="and the objective is fl"):
         reselect(tmp_path / "run", {"objective": "fl"}, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"objective": "fl"}, UsageError, "needs --objective topk"),
+        ({"objective": "fl"}, UsageError, "in turn \\(--objective rr\\)"),
         ({"target": None}, UsageError, "give --target"),
         ({"subtask": "kind"}, DataError, "'kind', which names its subtask"),
     ],

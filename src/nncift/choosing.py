@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from nncift.files import atomic, fingerprint, write_json
 from nncift.memory import refuse_tight
 from nncift.pairs import UtilityMatrix
 from nncift.rundir import RunDir
-from nncift.select import Problem, Subset, pose
-from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
-from nncift.select.neighbours import Neighbours
+from nncift.select import Given, Subset, pose
+from nncift.select.baselines import longest_ids, random_ids, stratified_ids
+from nncift.select.free_similarity import FreeSimilarities
 from nncift.select.objectives import Reference
 from nncift.select.sparse import Graph, Optimiser, SparseCoverage
+from nncift.select.sparse_turns import SparseTurns, highest_on
 from nncift.table import Rows
 from nncift.wishes import Settled
 
@@ -42,17 +43,18 @@ FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """What is chosen from: utilities, what a second set does for each target (where the objective needs it), embeddings.
+    """What is chosen from: utilities, what a second set does for each target (where the objective needs it), similarities.
 
     shared: targets and sources are the same rows, so that a row that is removed is no target either. score: mean utility of each
-    source; None = the matrix's own means.
+    source over the run's targets; None = the matrix's own means. subtask_of: each target's subtask, where targets have any.
     """
 
     matrix: UtilityMatrix
     reference: Reference | None
-    vectors: Floats
+    similar: FreeSimilarities
     shared: bool
     score: npt.NDArray[np.float64] | None = None
+    subtask_of: Mapping[str, str] | None = None
 
     def without(self, removed: Collection[str]) -> Ground:
         """Return the ground without some rows."""
@@ -67,22 +69,32 @@ class Ground:
             reference = Reference(target_ids, reference.best[[place[item] for item in target_ids]], reference.low)
         values = matrix.values.T[np.ix_(sources, targets)].T
         rest = UtilityMatrix(target_ids, tuple(matrix.source_ids[i] for i in sources), values)
-        return Ground(rest, reference, self.vectors[sources], self.shared)
+        score = None if self.score is None else self.score[sources]
+        return Ground(rest, reference, self.similar.at(targets, sources), self.shared, score, self.subtask_of)
+
+    @property
+    def given(self) -> Given:
+        """What the objective is told beside the matrix."""
+        return Given(self.reference, self.subtask_of, self.score)
 
 
 @dataclass(frozen=True, eq=False)
 class OnGraph:
     """What is chosen from where all pairs would not fit, rows that are removed first left out.
 
-    neighbours: of every row, which the graph was made of; score: estimated means of all rows, the removed ones too. alike:
-    neighbours by embedding, for the control; None where they were not looked for. optimiser: see `SparseCoverage.choose`.
+    each, recall: neighbours of every target that the graph was made of, and the share of the true nearest that were found.
+    score: means of all rows, estimated where targets are many, the removed ones too. alike: graphs of similarities in the
+    place of utilities, for the controls; None for one that was not looked for. optimiser: see `SparseCoverage.choose`.
     """
 
     graph: Graph
-    neighbours: Neighbours
+    each: int
+    recall: float
     score: npt.NDArray[np.float64]
-    alike: Neighbours | None = None
+    alike: Mapping[str, Graph | None]
     optimiser: Optimiser = "lazy"
+    objective: str = "fl"
+    subtask_of: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +156,9 @@ def solve(
 ) -> Chosen:  # fmt: skip
     """Select from the rows, and value the controls under the same matrix and rules.
 
-    embedding_control: also value what embeddings alone would select, which costs as much again as the selection. It is left out
-    where it would cost far more: all pairs of rows, for an objective that looks at fewer.
+    embedding_control: also value what embeddings alone would select, and every similarity that a probe gives for free, each of
+    which costs as much again as the selection. They are left out where they would cost far more: all pairs of rows, for an
+    objective that looks at fewer.
     """
     refuse_tight("selecting")
     if isinstance(whole, OnGraph):
@@ -153,38 +166,79 @@ def solve(
     if whole.matrix.source_ids != rows.ids:
         raise UsageError("the matrix is not over this pool: its sources are other rows")
     score = whole.matrix.mean_per_source() if whole.score is None else whole.score
+    whole = replace(whole, score=score)
     rest, kept = whole.without(settled.removed), rows.without(settled.removed)
-    problem = pose(rest.matrix, objective, rest.reference, reuse=True)
+    targets = rest.matrix.target_ids
+    problem = pose(rest.matrix, objective, rest.given, reuse=True)
     subset = problem.choose(settled.k, seed, settled.rules)
-    bearable = len(kept.ids) <= max(CONTROL_ROWS, len(rest.matrix.target_ids))
-    controls = _controls(problem, kept, rest.vectors, settled, len(subset), seed, embedding_control and bearable)
-    told = {
-        "objective": objective, "budget": len(subset), "value": subset.value,
-        "upper_bound": subset.upper_bound, "share_of_optimum": subset.share_of_optimum, "controls": controls,
-        "removed_duplicates": len(settled.removed), **_tokens(rows, subset),
+    bearable = embedding_control and len(kept.ids) <= max(CONTROL_ROWS, len(targets))
+
+    def by_similarity(name: str) -> float:
+        chosen = rest.similar.ids(
+            name, objective, targets, kept.ids, settled.k, subtask_of=rest.subtask_of, seed=seed, rules=settled.rules
+        )
+        return problem.value(chosen)
+
+    controls: dict[str, float | None] = {
+        **_plain_controls(problem.value, kept, settled, len(subset), seed),
+        **{name: by_similarity(name) if bearable else None for name in rest.similar.names},
+    }
+    return Chosen(subset, score, {**_told(subset, controls, settled), **_tokens(rows, subset)})
+
+
+def _told(subset: Subset, controls: Mapping[str, float | None], settled: Settled) -> dict[str, Any]:
+    """Return what is told of every selection."""
+    return {
+        "objective": subset.objective, "budget": len(subset), "value": subset.value, "upper_bound": subset.upper_bound,
+        "share_of_optimum": subset.share_of_optimum, "by_score": subset.by_score, "controls": dict(controls),
+        "removed_duplicates": len(settled.removed),
     }  # fmt: skip
-    return Chosen(subset, score, told)
 
 
 def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int, calculate: Calculate) -> Chosen:
-    """Select on a graph by coverage, and value the controls on it too."""
-    problem, rules = SparseCoverage(found.graph), settled.rules
-    solution = problem.choose(settled.k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate)
-    subset = problem.account(solution, rules)
+    """Select on a graph, and value the controls on it too."""
     kept = rows.without(settled.removed) if settled.removed else rows
-    embedding = None
-    if found.alike is not None:
-        codes, cosine = found.alike.codes, found.alike.cosine
-        alone = SparseCoverage(Graph(kept.ids, kept.ids, codes, np.where(codes >= 0, cosine, np.float32(np.nan))))
-        embedding = problem.value(alone.choose(settled.k, rules=rules).ids)
+    score = dict(zip(rows.ids, found.score.tolist(), strict=True))
+    subset, value = solved(found, found.graph, settled, seed, score, calculate)
+    controls: dict[str, float | None] = dict(_plain_controls(value, kept, settled, len(subset), seed))
+    for name, graph in found.alike.items():
+        alone = None if graph is None else solved(replace(found, optimiser="lazy"), graph, settled, seed)[0]
+        controls[name] = None if alone is None else value(list(alone.ids))
     told = {
-        "objective": "fl", "budget": len(subset), "value": subset.value, "upper_bound": subset.upper_bound,
-        "share_of_optimum": subset.share_of_optimum, "removed_duplicates": len(settled.removed), "optimiser": found.optimiser,
-        "neighbours": {"each": found.neighbours.codes.shape[1], "recall": found.neighbours.recall},
-        "controls": {**_plain_controls(problem.value, kept, settled, len(subset), seed), "embedding": embedding},
-        **_tokens(rows, subset),
+        **_told(subset, controls, settled), "optimiser": found.optimiser,
+        "neighbours": {"each": found.each, "recall": found.recall}, **_tokens(rows, subset),
     }  # fmt: skip
     return Chosen(subset, found.score, told)
+
+
+def solved(
+    found: OnGraph,
+    graph: Graph,
+    settled: Settled,
+    seed: int,
+    score: Mapping[str, float] | None = None,
+    calculate: Calculate = here,
+) -> tuple[Subset, Callable[[list[str]], float]]:
+    """Return what an objective chooses on a graph, and what gives the value of a set on it."""
+    k, rules = settled.k, settled.rules
+    if found.objective == "max":
+        ranked = highest_on(graph, score)
+        return ranked.choose(k, seed, rules), ranked.value
+    if found.objective == "rr":
+        turns = SparseTurns(graph)
+        taken = turns.take_turns(k, rules=rules, seed=seed, subtask_of=found.subtask_of, score=score)
+        return turns.account(taken, rules), turns.value
+    problem = SparseCoverage(graph)
+    chosen = problem.choose(
+        k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate, score=score
+    )  # fmt: skip
+    return problem.account(chosen, rules), problem.value
+
+
+def by_score_note(budget: int, by_score: int) -> str:
+    """Return what is said where the objective is exhausted before the budget is."""
+    more = "1 row more was" if by_score == 1 else f"{by_score:,} rows more were"
+    return f"{budget - by_score:,} rows give all that the objective can have from this pool; {more} taken by score."
 
 
 def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> None:
@@ -203,8 +257,8 @@ def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> N
             "source": pa.array(rows.sources, pa.string()),
             "rank": pa.array([rank.get(item) for item in ids], pa.int64()),
             "selected": pa.array([item in rank for item in ids], pa.bool_()),
-            "gain": pa.array([gain.get(item) for item in ids], pa.float64()),
-            "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64()),
+            "gain": pa.array([gain.get(item) for item in ids], pa.float64(), from_pandas=True),
+            "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64(), from_pandas=True),
             "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
             # Part by part: a million sentences are never held as such.
             "reason": pa.chunked_array(_parts(reasons, pa.string()), pa.string()),
@@ -232,17 +286,9 @@ def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
             handle.write(rows.raw[place].encode("utf-8") + b"\n")
 
 
-def _controls(
-    problem: Problem, rows: Rows, vectors: Floats, settled: Settled, size: int, seed: int, embedding: bool
-) -> dict[str, float | None]:
-    """Return the objective's value of selections by the same rules that know no utility."""
-    alone = problem.value(embedding_ids(rows.ids, vectors, settled.k, settled.rules)) if embedding else None
-    return {**_plain_controls(problem.value, rows, settled, size, seed), "embedding": alone}
-
-
 def _plain_controls(
     value_of: Callable[[list[str]], float], rows: Rows, settled: Settled, size: int, seed: int
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """Return the values of random, stratified and longest rows under the same rules; random is a mean over draws."""
     ids = rows.ids
 

@@ -66,7 +66,7 @@ def cli() -> None:
 @click.option("--min-spearman", type=float, help="Stop with exit code 5 below this rank correlation on unseen items.")
 @click.option("--min-skill", type=float, help="Stop with exit code 5 below this selection skill on held-out items.")
 @click.option("--max-labels", help="How far labels may grow for these, or with --labels auto: 10% or 20000.")
-@click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: what fits]")
+@click.option("--objective", help="fl, flmi, fl2mi, flcg, rr, max, topk or random.  [default: what fits]")
 @selection_options
 @click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")
 @click.option(

@@ -102,7 +102,7 @@ class GateSettings(_Settings):
 class SelectSettings(_Settings):
     """What is selected."""
 
-    objective: Literal["fl", "flmi", "fl2mi", "flcg", "topk", "random"] | None = None
+    objective: Literal["fl", "flmi", "fl2mi", "flcg", "rr", "max", "topk", "random"] | None = None
     budget: str = "30%"
     quota: tuple[str, ...] = ()
     include: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,8 @@ from nncift.config import EncoderSettings
 from nncift.data import Examples
 from nncift.embeddings import EmbeddingCache
 from nncift.errors import DataError
-from nncift.files import atomic, load_array, write_json
+from nncift.files import atomic, load_array, read_json, write_json
 from nncift.ground import Existing
-from nncift.rundir import RunDir
 from nncift.scale.pieces import Here
 from nncift.stages import Work, encoder_of, probed
 
@@ -47,17 +47,17 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
                 with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
                     np.save(stream, np.concatenate([embedded.vectors, found.vectors], axis=1), allow_pickle=False)
             write_json(work.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})
-    return load_existing(work.directory)
+    return load_existing(work.directory.path)
 
 
-def load_existing(directory: RunDir) -> Existing:
+def load_existing(run: Path) -> Existing:
     """Read the existing set of a run. Raises DataError where it is damaged."""
-    checksums.verify(directory.path, VECTORS, ABOUT)
-    told: dict[str, Any] = directory.read_json(ABOUT, {})
+    checksums.verify(run, VECTORS, ABOUT)
     try:
-        vectors = np.asarray(load_array(directory.file(VECTORS), "r"))
+        told: dict[str, Any] = read_json(run / ABOUT)
+        vectors = np.asarray(load_array(run / VECTORS, "r"))
         if len(vectors) != len(told["contents"]):
             raise ValueError(f"{len(vectors)} vectors for {len(told['contents'])} rows")
         return Existing(vectors, tuple(told["contents"]))
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise DataError(f"{str(directory.path / VECTORS)!r} is damaged ({error}); delete it and run again") from error
+        raise DataError(f"{str(run / VECTORS)!r} is damaged ({error}); delete it and run again") from error

@@ -164,7 +164,11 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
     if last is None:
         return ["Nothing was selected; a larger budget would have to be given."]
     if choice.would_add is None:
+        if not choice.reason.startswith("Removed"):
+            return ["No utility is known for it, so that no budget short of the whole pool would choose it."]
         return ["It was taken out before the selection, and did not compete; `nncift select` with other rules lets it."]
+    if told["objective"] == "rr":
+        return _turns(run, choice, told)
     ahead = 1 + sum(
         (other.would_add or 0) > (choice.would_add or 0) for other in run.choices.values() if not other.selected
     )
@@ -177,6 +181,12 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
             if missing > 0
             else f"It would add {choice.would_add:.4g}, as much as the last chosen row, {last.id}: a rule or a tie decided."
         )
+    if run.pointwise or told["objective"] in ("topk", "max"):
+        # Such gains stay what they are.
+        return [
+            *found,
+            f"With a budget of {len(run.chosen) + ahead:,} rows it would be chosen, unless a rule is against it.",
+        ]
     if (choice.would_add or 0) > 0:
         first = {1: "No other dropped row", 2: "1 other dropped row"}.get(ahead, f"{ahead - 1:,} other dropped rows")
         found.append(
@@ -195,12 +205,27 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
     return found
 
 
+def _turns(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]:
+    """Say where a row stands that no target came to: targets take rows in turn, whatever these add."""
+    if not told["serves"]:
+        return ["No target has a known utility for it, so that none takes it."]
+    best = told["serves"][0]
+    values = run.block([best["target"]], run.rows.sources)[0][0]
+    ahead = int(np.nansum(values > best["utility"]))
+    taken = sum(values[at] > best["utility"] for at, item in enumerate(run.rows.sources) if run.choices[item].selected)
+    return [
+        f"Targets take their best rows in turn, whatever these add. The target that it serves best, {best['target']}, has "
+        f"{ahead:,} rows that serve it better, of which {taken:,} are chosen. A larger budget gives every target more turns; "
+        "leaving rows out with --exclude makes its turn come sooner."
+    ]
+
+
 def _kept(run: FinishedRun, choice: Choice) -> list[str]:
     best_left = max((other.would_add or 0 for other in run.choices.values() if not other.selected), default=0.0)
     found = [
         f"The best dropped row would add {best_left:.4g}; this one added {choice.gain or 0:.4g} when it was chosen."
     ]
-    if run.pointwise or run.settings.objective == "topk":
+    if run.pointwise or run.settings.objective in ("topk", "max"):
         return found
     targets = sampled_targets(run)
     served = cover(run, targets)

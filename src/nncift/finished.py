@@ -19,7 +19,8 @@ from nncift import checksums, config
 from nncift.config import RunSettings
 from nncift.data.columns import Column, read_columns
 from nncift.data.layout import Layout
-from nncift.errors import DataError
+from nncift.errors import DataError, UsageError
+from nncift.files import load_array, read_json
 from nncift.labelling import read_utilities
 from nncift.lazily import LazilyBy
 from nncift.memory import pass_on
@@ -27,6 +28,7 @@ from nncift.pairs import LabelledPairs
 from nncift.rows import SCORE
 from nncift.rows_file import RowsFile
 from nncift.rundir import MANIFEST, SUMMARY
+from nncift.select.free_similarity import FreeSimilarities
 from nncift.student.model import Student
 from nncift.student.views import TEXT
 from nncift.vectors import VectorFiles
@@ -155,6 +157,37 @@ class FinishedRun:
     def vectors(self, ids: Sequence[str]) -> Floats:
         """Return embeddings of rows, `(n, dim)`, of unit norm."""
         return self._files.views.take(self._files.of(ids), TEXT)
+
+    @cached_property
+    def similarities(self) -> FreeSimilarities:
+        """The similarities of this run's targets and sources that cost no label."""
+        sources, blank = self._files.of(self.rows.sources), np.zeros((1, 0), np.float32)
+        shared, existing = not self.pointwise and self.rows.targets is None, self.path / "existing.npy"
+        targets = blank if self.pointwise else sources if shared else self._files.of(self.target_ids)
+        second = np.asarray(load_array(existing, "r")) if existing.exists() else None
+        return FreeSimilarities(self._files.views, targets, sources, shared, second)
+
+    def similar_ids(self, name: str, k: int) -> list[str]:
+        """Return `k` rows that the run's objective takes from a similarity in the place of utilities, without the run's rules.
+
+        Raises UsageError for a similarity that this run does not have.
+        """
+        similar, told = self.similarities, self.summary.get("selection", {})
+        objective = str(told.get("objective") or self.settings.objective or "fl")
+        if name not in similar.names:
+            raise UsageError(
+                f"this run has no similarity {name!r}; there is {', '.join(similar.names)}, and a run with --features probe has "
+                "those of a probe"
+            )
+        targets, named = self.target_ids, self.path / "subtasks.json"
+        if objective == "flmi":
+            # It looks at the pool's rows as targets, and at what the target set's rows do for them.
+            targets = self.rows.sources
+            similar = FreeSimilarities(similar.views, similar.sources, similar.sources, True, similar.targets)
+        subtask_of = read_json(named) if named.exists() else None
+        return similar.ids(
+            name, objective, targets, self.rows.sources, k, subtask_of=subtask_of, seed=self.settings.seed
+        )
 
     @cached_property
     def _axes(self) -> tuple[_Axis, _Axis]:

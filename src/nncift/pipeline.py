@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift import config, subtasks
-from nncift.choosing import Ground, OnGraph, choose
+from nncift.choosing import Ground, OnGraph, by_score_note, choose
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.layout import Layout, map_for
@@ -196,6 +196,8 @@ def _selected(
         subset = axes.sources.subset(selection.pop("ids"))
         about_rows: list[str] = directory.read_json(NOTES, [])
         notes = (*pool.notes, *about_rows, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
+        if by_score := selection.get("by_score"):
+            notes = (*notes, by_score_note(selection["budget"], by_score))
         directory.write_manifest(record_of(work, pool), keep_summary=True)
         return finish(work, axes, subset, selection, rejected, fidelity, notes)
 
@@ -216,15 +218,15 @@ def grounds(
             settings.seed,
             settled.removed,
             work.calculate,
+            targets=None if axes.shared else vectors.targets,
+            subtask_of=subtask_of,
         )
     # What a shard leaves aside are rows that were trained on already: the matrix is that of `fl`.
     objective = "fl" if settings.objective == "flcg" and existing is None else str(settings.objective)
-    matrix = partial(
-        predict, vectors=vectors, labels=labels, shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate, held=held
-    )  # fmt: skip
+    matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, calculate=work.calculate, held=held)
     return partial(
         ground_of, objective, student, matrix, vectors.targets, vectors.sources, rows.ids, rows.content, existing,
-        shared=axes.shared, calculate=work.calculate,
+        shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate,
     )  # fmt: skip
 
 

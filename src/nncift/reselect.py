@@ -22,7 +22,7 @@ from nncift.existing import VECTORS as EXISTING
 from nncift.existing import load_existing
 from nncift.files import write_json
 from nncift.fitting import predict
-from nncift.ground import graph_of, ground_of, refuse_graph, refuse_unfit
+from nncift.ground import KNOWS_EXISTING, graph_of, ground_of, refuse_graph, refuse_unfit
 from nncift.labelling import read_utilities
 from nncift.labels import combine
 from nncift.pairs import LabelledPairs
@@ -38,7 +38,7 @@ from nncift.wishes import Settled, Wishes
 
 Floats = npt.NDArray[np.float32]
 EMBEDDING_CONTROL_ROWS = 5000
-"""Pools up to this size also get the control that selects by embeddings alone; it costs as much as the selection."""
+"""Pools up to this size also get the controls that select by similarities; each costs as much as the selection."""
 
 
 def reselect(
@@ -79,13 +79,16 @@ def _reselected(
         axes = next(iter(labels.values()))
         pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
         sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": (run / EXISTING).exists()}
-        if settings.objective != "flcg" and "objective" in given:
+        if settings.objective not in KNOWS_EXISTING and "objective" in given:
             # Rows that were trained on already stay in the run for another time.
             sets["existing"] = False
         refuse_unfit(str(settings.objective), **sets)
-        if subtasks.kept(directory) is not None:
+        in_subtasks = subtasks.kept(directory) is not None
+        if in_subtasks:
             subtasks.refuse_other(str(settings.objective))
-        refuse_graph(settings, str(settings.objective), shared=not target and not pointwise)
+        refuse_graph(
+            settings, str(settings.objective), pointwise=pointwise, existing=sets["existing"], subtasks=in_subtasks
+        )
         wishes = Wishes.read(settings)
         wishes.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
@@ -151,14 +154,16 @@ def _ground(
 ) -> Ground | OnGraph:
     student = Student.load(directory.path / "student")
     if settings.neighbours is not None:
-        return graph_of(student, combine(labels), vectors.sources, settings, settings.seed, settled.removed, by)
-    matrix = partial(
-        predict, vectors=vectors, labels=labels, shared=shared, subtask_of=subtasks.kept(directory), calculate=by
-    )
+        return graph_of(
+            student, combine(labels), vectors.sources, settings, settings.seed, settled.removed, by,
+            targets=None if shared else vectors.targets, subtask_of=subtasks.kept(directory),
+        )  # fmt: skip
+    matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, calculate=by)
+    looked_at = settings.objective in KNOWS_EXISTING and (directory.path / EXISTING).exists()
     return ground_of(
         str(settings.objective), student, matrix, vectors.targets,
         vectors.sources, rows.ids, rows.content,
-        load_existing(directory) if settings.objective == "flcg" else None, shared=shared, calculate=by,
+        load_existing(directory.path) if looked_at else None, shared=shared, subtask_of=subtasks.kept(directory), calculate=by,
     )  # fmt: skip
 
 

@@ -97,10 +97,11 @@ def truth_table(truth: Mapping[str, Any], selected: int) -> Table:
         table.add_column(name, justify="left" if name == "selection" else "right")
     labels = {
         "random": f"random (mean of {truth['random_draws']})", "embeddings": "embeddings alone",
+        **{name: CONTROLS[name] for name in ("hidden", "output", "sum") if name in truth["objective"]},
         "selected": "this run", "oracle": "oracle (knows skills and corruptions)", "full_teacher": "full teacher",
     }  # fmt: skip
-    skills = {"random": 0.0, "full_teacher": 1.0, "selected": truth["skill"], "oracle": truth["oracle_skill"],
-              "embeddings": truth["embeddings_skill"]}  # fmt: skip
+    skills = {way: truth.get(f"{way}_skill") for way in labels}
+    skills |= {"random": 0.0, "full_teacher": 1.0, "selected": truth["skill"]}
     covered = truth["skills_covered"]
     for way, label in labels.items():
         table.add_row(
@@ -141,6 +142,13 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
     return table
 
 
+CONTROLS = {
+    "random": "random (mean of 10)", "stratified": "random by source", "longest": "longest responses",
+    "embedding": "embeddings alone", "hidden": "hidden states alone (a probe)", "output": "output gradients alone (a probe)",
+    "sum": "sum of all similarities (a probe)",
+}  # fmt: skip
+
+
 def value_table(selection: Mapping[str, Any]) -> Table:
     """Return the objective's value of the selection beside those of the control selections."""
     table = Table(title="Value of the selection, under known labels and predictions", title_justify="left")
@@ -149,8 +157,7 @@ def value_table(selection: Mapping[str, Any]) -> Table:
     bound = f"this run ({selection['objective']}; at least {100 * selection['share_of_optimum']:.1f} % of optimal)"
     table.add_row(bound, number(selection["value"], 4))
     for name, value in selection["controls"].items():
-        label = {"random": "random (mean of 10)", "stratified": "random by source", "longest": "longest responses",
-                 "embedding": "embeddings alone"}[name]  # fmt: skip
+        label = CONTROLS.get(name, name)
         table.add_row(label if value is not None else f"{label} (left out: too large a pool)", number(value, 4))
     return table
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from nncift.choosing import by_score_note
 from nncift.show import console, number, value_table
 
 
@@ -18,6 +19,8 @@ def show_selection(told: Mapping[str, Any]) -> None:
     tokens = f", {selection['tokens']:,} tokens" if "tokens" in selection else ""
     out.print(f"Selected {told['selected']} of {told['pool']} rows{tokens}{removed}.")
     out.print(value_table(selection))
+    if (by_score := selection.get("by_score")) and (said := by_score_note(selection["budget"], by_score)):
+        out.print(Text(f"! {said}"))
     out.print(Text(f"Files: {told['out']}/subset.jsonl, selection.parquet", no_wrap=True, overflow="ignore"))
 
 

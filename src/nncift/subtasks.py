@@ -1,25 +1,35 @@
-"""Subtasks of a target set: a source counts by the subtask that it helps most (method.md 3.3; LESS, section 4.2).
+"""Subtasks of a target set (method.md 3.3; LESS, section 4.2): a column of the target rows names each row's subtask.
 
-A column of the target rows names each row's subtask. A source's utility for a subtask is its mean over the subtask's
-rows, and its score the maximum over subtasks.
+With `rr` subtasks take turns. With `topk` and `max` a source counts by the subtask that it helps most: its utility for a subtask
+is the mean over the subtask's rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.files import write_json
-from nncift.pairs import UtilityMatrix
 from nncift.rundir import RunDir
+from nncift.select.topk import BEST, best_subtask
+
+__all__ = [
+    "BEST",
+    "FILE",
+    "OBJECTIVES",
+    "best_subtask",
+    "column_of",
+    "keep",
+    "kept",
+    "names",
+    "refuse_other",
+    "refuse_unfit",
+]
 
 FILE = "subtasks.json"
-BEST = ("best subtask",)
-"""The one target that is left: the subtask that a source helps most."""
+OBJECTIVES = ("rr", "topk", "max", "random")
+"""Objectives that know subtasks."""
 
 
 def column_of(teacher: Any) -> str | None:
@@ -41,10 +51,11 @@ def refuse_unfit(column: str | None, target: Examples | None, objective: str) ->
 
 
 def refuse_other(objective: str) -> None:
-    """Raise UsageError for an objective that does not choose by score."""
-    if objective not in ("topk", "random"):
+    """Raise UsageError for an objective that does not know subtasks."""
+    if objective not in OBJECTIVES:
         raise UsageError(
-            f"with subtasks, a row is scored by the one that it helps most, which needs --objective topk, not {objective}"
+            f"with subtasks, rows are taken for each subtask in turn (--objective rr) or by the subtask that they help most "
+            f"(topk, max), and the objective is {objective}; give one of these"
         )
 
 
@@ -74,18 +85,3 @@ def names(target: Examples, column: str) -> dict[str, str]:
             )
         found[row.id] = str(value).strip()
     return found
-
-
-def best_subtask(matrix: UtilityMatrix, subtask_of: Mapping[str, str]) -> UtilityMatrix:
-    """Return the maximum over subtasks of a source's mean utility within each, as a matrix with one target.
-
-    Missing values are left out of a mean; a subtask without any value for a source does not count for it.
-    """
-    own = np.array([subtask_of[item] for item in matrix.target_ids])
-    best = np.full(len(matrix.source_ids), -np.inf)
-    for name in sorted(set(own)):
-        members = UtilityMatrix((name,) * int((own == name).sum()), matrix.source_ids, matrix.values[own == name])
-        mean = members.mean_per_source()
-        best = np.where(np.isnan(mean), best, np.maximum(best, mean))
-    best[np.isinf(best)] = np.nan
-    return UtilityMatrix(BEST, matrix.source_ids, np.asfortranarray(best[None].astype(np.float32)))

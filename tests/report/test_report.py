@@ -237,7 +237,7 @@ def test_a_large_pool_is_sampled_and_the_page_says_so(run: FinishedRun) -> None:
     assert len(page.encode()) <= MOST_BYTES
     assert "sampled of 9,000 rows" in page
     assert "2,000 sampled of 9,000 targets" in page
-    assert "left out: its similarities do not fit in memory at 9,000 rows" in page
+    assert "left out: these do not fit in memory at 9,000 rows" in page
 
 
 @pytest.mark.slow

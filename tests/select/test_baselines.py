@@ -7,7 +7,7 @@ import pytest
 from nncift.errors import InfeasibleError, UsageError
 from nncift.pairs import UtilityMatrix
 from nncift.select import select
-from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
+from nncift.select.baselines import embedding_ids, longest_ids, random_ids, similarities, stratified_ids
 from nncift.select.objectives import facility_location_value
 
 IDS = [f"r{i:03d}" for i in range(200)]
@@ -55,11 +55,20 @@ def test_longest_first_and_ties_by_id() -> None:
     assert longest_ids(["d", "c", "b", "a"], [3, 9, 3, 1], 3) == ["c", "b", "d"]
 
 
-def test_embeddings_choose_one_of_each_cluster_first() -> None:
-    # The largest cluster first; two equal clusters then go by id.
+def test_embeddings_choose_one_of_each_cluster_first_and_no_row_for_itself() -> None:
+    # Rows e, d, b are alike, f and a are, and c is like none: b serves two others, a one, then e or d serves b again.
     embeddings = np.zeros((6, 3), np.float32)
     embeddings[[0, 1, 2, 3, 4, 5], [1, 0, 0, 2, 0, 1]] = 1
-    assert embedding_ids(list("fedcba"), embeddings, 3) == ["b", "a", "c"]
+    assert embedding_ids(list("fedcba"), embeddings, 3) == ["b", "a", "d"]
+
+
+def test_the_diagonal_of_similarities_is_masked_where_the_axes_are_the_same_rows() -> None:
+    embeddings = np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32)
+    plain = similarities("xyz", "abc", embeddings, embeddings, shared=False).values
+    np.testing.assert_allclose(plain, [[1, 0.6, 0], [0.6, 1, 0.8], [0, 0.8, 1]], atol=1e-6)
+    masked = similarities("abc", "abc", embeddings, embeddings, shared=True).values
+    np.testing.assert_array_equal(np.isnan(masked), np.eye(3, dtype=bool))
+    np.testing.assert_array_equal(masked[~np.eye(3, dtype=bool)], plain[~np.eye(3, dtype=bool)])
 
 
 def test_embeddings_do_not_depend_on_the_order_of_rows() -> None:

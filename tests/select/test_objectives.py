@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from nncift.errors import DataError, UsageError
 from nncift.pairs import Floats, UtilityMatrix
-from nncift.select import pose, select
+from nncift.select import Given, pose, select
 from nncift.select.facility import ConditionalGain, MutualInformation, TargetMutualInformation
 from nncift.select.objectives import Reference
 
@@ -48,10 +48,16 @@ def definition(objective: str, utility: Floats, second: Floats) -> Value:
     return value
 
 
-def greedy(value: Value, n: int, k: int) -> list[int]:
+def greedy(value: Value, utility: Floats, k: int) -> list[int]:
+    """Take what adds most, and by mean utility where nothing adds."""
     chosen: list[int] = []
+    mean = [float(np.nanmean(column)) if np.isfinite(column).any() else -np.inf for column in utility.T]
     for _ in range(k):
-        chosen.append(max((s for s in range(n) if s not in chosen), key=lambda s: (value([*chosen, s]), -s)))
+        rest = [s for s in range(len(mean)) if s not in chosen]
+        best = max(rest, key=lambda s: (value([*chosen, s]), -s))
+        if value([*chosen, best]) == value(chosen):
+            best = max(rest, key=lambda s: (mean[s], -s))
+        chosen.append(best)
     return chosen
 
 
@@ -80,9 +86,9 @@ def test_equals_plain_greedy_on_the_definition(
     reference = Reference.of(matrix(second, "q"))
     subset = select(matrix(utility), k, objective, reference=reference)
     chosen = [int(item[1:]) for item in subset.ids]
-    assert chosen == greedy(value, n, k)
+    assert chosen == greedy(value, utility, k)
     assert subset.value == value(chosen) == subset.gains.sum()
-    assert pose(matrix(utility), objective, reference).value(subset.ids) == subset.value
+    assert pose(matrix(utility), objective, Given(reference)).value(subset.ids) == subset.value
     optimum = max(value(some) for some in itertools.combinations(range(n), k))
     assert (1 - 1 / np.e) * optimum <= subset.value <= optimum <= subset.upper_bound
     assert set(subset.final_gain) == {f"s{s}" for s in range(n)} - set(subset.ids)
@@ -111,8 +117,8 @@ def test_one_constant_is_shared_with_the_second_set() -> None:
 
 def test_weights_scale_the_second_set() -> None:
     utility, reference = matrix([[4, 2], [0, 2]]), Reference.of(matrix([[2], [0]], "q"))
-    assert MutualInformation(eta=0.5).pose(utility, reference).value(["s0"]) == 1
-    assert ConditionalGain(nu=0.5).pose(utility, reference).value(["s0"]) == 3
+    assert MutualInformation(eta=0.5).pose(utility, Given(reference)).value(["s0"]) == 1
+    assert ConditionalGain(nu=0.5).pose(utility, Given(reference)).value(["s0"]) == 3
     assert TargetMutualInformation(eta=0.0).pose(utility).value(["s0"]) == 4
 
 

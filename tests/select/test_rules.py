@@ -169,3 +169,10 @@ def test_a_quota_is_read_and_shares_round_to_what_they_promise() -> None:
     assert Wish.parse("a:b=x:y:max=3").column == "a:b"
     with pytest.raises(UsageError, match="several columns"):
         one_column(["a:min=1", "b:min=1"])
+
+
+def test_a_group_whose_rows_must_all_be_left_out_keeps_no_place() -> None:
+    quota = Quota("g", (Wish.parse("g:min=1"),), {"a": "x", "b": "x", "c": "y"})
+    rules = Rules(exclude=frozenset({"c"}), quota=quota)
+    rules.check(["a", "b", "c"], 2)
+    assert rules.take(["c", "b", "a"], 2) == ["b", "a"]

@@ -13,7 +13,7 @@ from nncift.commands.shell import command, engine_options, memory_option, select
 @click.command(name="select")
 @click.argument("run", type=click.Path(path_type=Path))
 @selection_options
-@click.option("--objective", help="fl, flmi, fl2mi, flcg, topk or random.  [default: the run's]")
+@click.option("--objective", help="fl, flmi, fl2mi, flcg, rr, max, topk or random.  [default: the run's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New directory.  [default: replace the run's selection]")
 @engine_options
 @memory_option

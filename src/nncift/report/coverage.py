@@ -13,16 +13,17 @@ from nncift.explain import BLOCK, Cover
 from nncift.finished import FinishedRun, Floats
 from nncift.report.samples import Sample, words
 from nncift.seeds import generator
-from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
+from nncift.select.baselines import longest_ids, random_ids, stratified_ids
 
 POINTS = 60
 DRAWS = 5
 DENSE_ROWS = 8000
-"""Above this, facility location on embeddings would hold more than 0.5 GB; it is left out, which is told."""
+"""Above this, a selection by similarities would hold more than 0.5 GB; these are left out, which is told."""
 REGIONS = 12
 CONTROLS = {
     "random": "random", "stratified": "random, stratified by source", "embedding": "embeddings alone",
-    "longest": "longest responses",
+    "hidden": "hidden states alone (a probe)", "output": "output gradients alone (a probe)",
+    "sum": "sum of all similarities (a probe)", "longest": "longest responses",
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def curves(run: FinishedRun, targets: Sequence[str]) -> dict[str, Any]:
         "targets": len(targets),
         "of_targets": len(run.target_ids),
         "curves": {name: values.tolist() for name, values in made.items()},
-        "left_out": [] if len(run.choices) <= DENSE_ROWS or run.pointwise else ["embedding"],
+        "left_out": [] if len(run.choices) <= DENSE_ROWS or run.pointwise else list(run.similarities.names),
         "knee": None if knee is None else {"rows": int(places[knee]), "value": float(made["selected"][knee])},
     }
 
@@ -57,7 +58,7 @@ def _controls(
         "longest": [longest_ids(ids, run.rows.column("response_chars", ids), k)],
     }
     if len(ids) <= DENSE_ROWS and not run.pointwise:
-        orders["embedding"] = [embedding_ids(ids, run.vectors(ids), k)]
+        orders |= {name: [run.similar_ids(name, k)] for name in run.similarities.names}
     return {
         name: np.mean([_curve(run, targets, order, places) for order in orders[name]], axis=0)
         for name in CONTROLS

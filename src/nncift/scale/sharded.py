@@ -182,7 +182,7 @@ class _Course:
         ground = grounds(work, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
         with suppress(Enough), directory.measured(SCORE):
             found = ground()
-            if isinstance(found, OnGraph):
+            if isinstance(found, OnGraph) and found.objective == "fl":
                 SparseCoverage(found.graph).choose(
                     settled.k, rules=settled.rules, optimiser=found.optimiser, seed=settings.seed, calculate=work.calculate
                 )  # fmt: skip

@@ -24,13 +24,27 @@ from nncift.select.rules import NO_RULES, Rules
 if TYPE_CHECKING:
     from nncift.select.objectives import Reference
 
-__all__ = ["OBJECTIVES", "Problem", "Rules", "Selector", "Subset", "parse_budget", "pose", "select", "selector"]
+__all__ = [
+    "NOTHING",
+    "OBJECTIVES",
+    "Given",
+    "Problem",
+    "Rules",
+    "Selector",
+    "Subset",
+    "parse_budget",
+    "pose",
+    "select",
+    "selector",
+]
 
 OBJECTIVES: Mapping[str, str] = {
     "fl": "nncift.select.facility:FacilityLocation",
     "flmi": "nncift.select.facility:MutualInformation",
     "fl2mi": "nncift.select.facility:TargetMutualInformation",
     "flcg": "nncift.select.facility:ConditionalGain",
+    "rr": "nncift.select.round_robin:RoundRobin",
+    "max": "nncift.select.topk:Highest",
     "topk": "nncift.select.topk:TopK",
     "random": "nncift.select.facility:RandomControl",
 }
@@ -45,6 +59,8 @@ class Subset:
     value: the objective's value of the whole set. upper_bound: no set of this size has a higher value.
     final_gain: for each row that was not chosen, what it would still add.
     reasons: for every row, chosen or not, one sentence with its numbers.
+    floor: the value of choosing nothing. by_score: rows at the end of the order that add nothing to the objective, which the
+    rows before them exhaust; they were taken by score.
     """
 
     objective: str
@@ -54,14 +70,33 @@ class Subset:
     upper_bound: float
     final_gain: Mapping[str, float]
     reasons: Mapping[str, str]
+    floor: float = 0.0
+    by_score: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def share_of_optimum(self) -> float:
-        """Return a lower bound on value / value of the best set of this size."""
-        return self.value / self.upper_bound if self.upper_bound > 0 else 1.0
+        """Return a lower bound on value / value of the best set of this size, both counted from `floor`."""
+        most = self.upper_bound - self.floor
+        return (self.value - self.floor) / most if most > 0 else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What an objective may be told beside the matrix; each reads what it needs.
+
+    reference: what a second set does for each target. subtask_of: each target's subtask by id. score: `(n_sources,)` in the
+    order of the matrix, what decides among rows that the objective has no use for; by default their mean utility in the matrix.
+    """
+
+    reference: Reference | None = None
+    subtask_of: Mapping[str, str] | None = None
+    score: npt.NDArray[np.float64] | None = None
+
+
+NOTHING = Given()
 
 
 class Problem(Protocol):
@@ -79,11 +114,8 @@ class Problem(Protocol):
 class Selector(Protocol):
     """A way to choose sources of a utility matrix; deterministic for a seed, ties by id."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Problem:
-        """Return the problem of choosing from a matrix.
-
-        reference: what a second set does for each target. reuse: the matrix may be overwritten.
-        """
+    def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Problem:
+        """Return the problem of choosing from a matrix. reuse: the matrix may be overwritten."""
         ...
 
 
@@ -104,25 +136,24 @@ def selector(objective: str) -> Selector:
     return made
 
 
-def pose(
-    matrix: UtilityMatrix, objective: str = "fl", reference: Reference | None = None, *, reuse: bool = False
-) -> Problem:
+def pose(matrix: UtilityMatrix, objective: str = "fl", given: Given = NOTHING, *, reuse: bool = False) -> Problem:
     """Return the problem of a registered objective over `matrix` (`(n_targets, n_sources)`), to solve it more than once.
 
     reuse: the matrix is not needed any more, so that its memory may hold the problem.
     Raises UsageError for an unknown objective or one that lacks its reference, DataError for infinite utilities.
     """
-    return selector(objective).pose(matrix, reference, reuse=reuse)
+    return selector(objective).pose(matrix, given, reuse=reuse)
 
 
 def select(
     matrix: UtilityMatrix, k: int, objective: str = "fl", seed: int = 0, *,
-    reference: Reference | None = None, rules: Rules = NO_RULES,
+    reference: Reference | None = None, subtask_of: Mapping[str, str] | None = None, rules: Rules = NO_RULES,
 ) -> Subset:  # fmt: skip
     """Choose `k` sources of `matrix` (`(n_targets, n_sources)`) by a registered objective (method.md 4).
 
-    reference: what a second set does for each target: the target set for `flmi`, the existing set for `flcg`. rules: what
-    must hold beside the size; with a budget of tokens, `k` is only an upper bound.
+    reference: what a second set does for each target: the target set for `flmi`, the existing set for `flcg`, `rr` and `max`.
+    subtask_of: each target's subtask, for `rr`, `max` and `topk`. rules: what must hold beside the size; with a budget of
+    tokens, `k` is only an upper bound.
 
     Raises UsageError for an unknown objective, InfeasibleError for a `k` or for rules that the pool cannot give, DataError
     for infinite utilities.
@@ -130,4 +161,4 @@ def select(
     selector(objective)
     check_count(k, len(matrix.source_ids))
     rules.check(matrix.source_ids, k)
-    return pose(matrix, objective, reference).choose(k, seed, rules)
+    return pose(matrix, objective, Given(reference, subtask_of)).choose(k, seed, rules)

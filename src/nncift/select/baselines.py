@@ -10,9 +10,8 @@ import numpy as np
 from nncift.errors import UsageError
 from nncift.pairs import Floats, UtilityMatrix
 from nncift.seeds import shuffled
+from nncift.select import NOTHING, Given, pose
 from nncift.select.budget import check_count
-from nncift.select.coverage import Coverage
-from nncift.select.objectives import similarity
 from nncift.select.rules import NO_RULES, Rules
 
 
@@ -54,15 +53,32 @@ def longest_ids(ids: Sequence[str], lengths: Sequence[int], k: int) -> list[str]
 def embedding_ids(ids: Sequence[str], embeddings: Floats, k: int, rules: Rules = NO_RULES) -> list[str]:
     """Return `k` ids by facility location on the cosine of embeddings alone, `(n, d)` of unit norm.
 
-    Holds the `(n, n)` similarities twice while it runs: 8 n^2 bytes.
+    A row is no source of its own, as with every teacher: the diagonal is masked. Holds the `(n, n)` similarities.
     """
     _same_length(ids, embeddings, "embeddings")
-    check_count(k, len(ids))
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    rows = np.ascontiguousarray(np.asarray(embeddings, dtype=np.float32)[order])
-    names = tuple(ids[i] for i in order)
-    sim = similarity(UtilityMatrix(names, names, (rows @ rows.T).T))
-    return [names[i] for i in Coverage.plain("fl", sim).order(k, rules)[0]]
+    matrix = similarities(ids, ids, embeddings, embeddings, shared=True)
+    return similar_ids(matrix, "fl", k, rules=rules)
+
+
+def similarities(
+    target_ids: Sequence[str], source_ids: Sequence[str], targets: Floats, sources: Floats, *, shared: bool
+) -> UtilityMatrix:
+    """Return inner products of vectors as a utility matrix, `(n_targets, n_sources)`.
+
+    shared: targets and sources are the same rows; then the diagonal is masked, as with every teacher (method.md 3.1).
+    """
+    values = (np.asarray(sources, np.float32) @ np.asarray(targets, np.float32).T).T
+    if shared:
+        np.fill_diagonal(values, np.nan)
+    return UtilityMatrix(tuple(target_ids), tuple(source_ids), values)
+
+
+def similar_ids(
+    matrix: UtilityMatrix, objective: str, k: int, seed: int = 0, *, given: Given = NOTHING, rules: Rules = NO_RULES
+) -> list[str]:
+    """Return `k` ids that an objective takes from similarities in the place of utilities; the matrix is overwritten."""
+    check_count(k, len(matrix.source_ids))
+    return list(pose(matrix, objective, given, reuse=True).choose(k, seed, rules).ids)
 
 
 def _same_length(ids: Sequence[str], other: Sequence[object] | Floats, name: str) -> None:

@@ -8,53 +8,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nncift.seeds import shuffled
 from nncift.select import Subset, kernels
 from nncift.select.objectives import Similarity, positions
-from nncift.select.rules import NO_RULES, Rules
+from nncift.select.rules import NO_RULES, Order, Rules
 
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """A posed problem. similarity: levels, already capped; floor: `(n_targets,)`; bonus: `(n_sources,)`, both in levels."""
+    """A posed problem.
+
+    similarity: levels, already capped; floor: `(n_targets,)`; bonus: `(n_sources,)`, both in levels. score: `(n_sources,)`, what
+    rows are taken by that would add nothing; None = the mean of their utilities here.
+    """
 
     objective: str
     similarity: Similarity
     floor: kernels.Levels
     bonus: kernels.Longs
+    score: kernels.Doubles | None = None
 
     @classmethod
-    def plain(cls, objective: str, similarity: Similarity) -> Coverage:
+    def plain(cls, objective: str, similarity: Similarity, score: kernels.Doubles | None = None) -> Coverage:
         """Return facility location: no floor, no bonus."""
         n_targets, n_sources = similarity.levels.shape
-        return cls(objective, similarity, np.zeros(n_targets, np.int32), np.zeros(n_sources, np.int64))
+        return cls(objective, similarity, np.zeros(n_targets, np.int32), np.zeros(n_sources, np.int64), score)
 
     def choose(self, k: int, seed: int = 0, rules: Rules = NO_RULES) -> Subset:
-        """Return `k` sources as plain greedy would choose them, ties by id; with a capacity as many as fit, up to `k`."""
-        order, how = self.order(k, rules)
-        return self.account(order, rules, how)
+        """Return `k` sources as plain greedy would choose them, ties by id; with a capacity as many as fit, up to `k`.
 
-    def order(self, k: int, rules: Rules = NO_RULES) -> tuple[kernels.Longs, str]:
-        """Return the positions of the chosen sources in rank order, and how they were chosen.
+        Where no source adds anything any more, the rest is taken by score.
+        """
+        return self.account(self.order(k, rules), rules)
+
+    def order(self, k: int, rules: Rules = NO_RULES) -> Order:
+        """Return the chosen sources in rank order.
 
         With a capacity, gain and gain per token are both followed, and the better result counts: either alone can be
         arbitrarily bad, the better of both is not (Leskovec et al. 2007, cost-effective greedy).
         """
         if rules.capacity is None:
-            return self._greedy(k, rules, per_cost=False), "Chosen"
+            return self._greedy(k, rules, per_cost=False)
         by_gain, by_cost = self._greedy(k, rules, per_cost=False), self._greedy(k, rules, per_cost=True)
-        if self._value(by_cost) > self._value(by_gain):
-            return by_cost, "Chosen by gain per token"
-        return by_gain, "Chosen by gain"
+        if self._value(by_cost.sources) > self._value(by_gain.sources):
+            return replace(by_cost, how="Chosen by gain per token")
+        return replace(by_gain, how="Chosen by gain")
 
     def drawn(self, k: int, seed: int, rules: Rules = NO_RULES) -> Subset:
         """Return a random choice, valued like any other."""
         ids = rules.take(shuffled(self.similarity.source_ids, seed, "select", "random"), k)
-        return self.account(self._positions(ids), rules, f"Drawn at random (seed {seed})")
+        return self.account(Order(self._positions(ids), 0, f"Drawn at random (seed {seed})"), rules)
 
     def value(self, ids: Sequence[str]) -> float:
         """Return the objective's value of a set. Raises UsageError for ids that are no sources."""
@@ -76,22 +83,32 @@ class Coverage:
         kernels.in_threads(lambda a, b: kernels.gains_of(columns, a, b, best, gains), len(columns))
         return gains + self.bonus
 
-    def _greedy(self, k: int, rules: Rules, *, per_cost: bool) -> kernels.Longs:
+    def _greedy(self, k: int, rules: Rules, *, per_cost: bool) -> Order:
         columns, best = self.similarity.levels.T, self.floor.copy()
         ledger = rules.ledger(self.similarity.source_ids, k)
         weight = 1.0 / np.maximum(ledger.cost, 1) if per_cost else np.ones(len(columns))
         order, chosen = np.empty(k, np.int64), 0
         # Rows that must be in come first, so that the others are chosen for what they add to them.
-        for heap in (ledger.forced, ledger.candidates):
+        for heap, lowest in ((ledger.forced, 0), (ledger.candidates.copy(), 1)):
             if len(heap) and chosen < k:
                 chosen += kernels.lazy_greedy(
                     columns, heap, self._gains(best), weight, self.bonus, best, ledger.group, ledger.least, ledger.most,
-                    ledger.cost, ledger.room, order[chosen:],
+                    ledger.cost, ledger.room, lowest, order[chosen:],
                 )  # fmt: skip
-        return order[:chosen]
+        return ledger.filled(order[:chosen], k, self.scores)
 
-    def account(self, order: kernels.Longs, rules: Rules = NO_RULES, how: str = "Chosen") -> Subset:
-        """Return the subset of the sources at `order` with gains, bound and reasons."""
+    def scores(self) -> kernels.Doubles:
+        """Return what decides among sources that add nothing, `(n_sources,)`; NaN where a source has none."""
+        if self.score is not None:
+            return self.score
+        known, scale = self.similarity.known, self.similarity.scale
+        total = self.similarity.levels.T.sum(axis=1, dtype=np.int64)
+        mean = np.divide(total, known, out=np.full(len(known), np.nan), where=known > 0)
+        return np.asarray(scale.low + mean * scale.unit, np.float64)
+
+    def account(self, found: Order, rules: Rules = NO_RULES) -> Subset:
+        """Return the subset of the chosen sources with gains, bound and reasons."""
+        order = found.sources
         columns, unit = self.similarity.levels.T, self.similarity.scale.unit
         n_sources, k = len(columns), len(order)
         best, holder = self.floor.copy(), np.full(columns.shape[1], -1, np.int64)
@@ -106,8 +123,17 @@ class Coverage:
         )
         value, sources = int(gains.sum()), self.similarity.source_ids
         out = np.setdiff1d(np.arange(n_sources), order)
-        reasons = _Reasons(self, order, how, rules)
-        said = {sources[s]: reasons.chosen(rank, gains, raised, top, top_by) for rank, s in enumerate(order.tolist())}
+        reasons, first = _Reasons(self, order, found.how, rules), k - found.by_score
+        said = {
+            sources[s]: reasons.chosen(rank, gains, raised, top, top_by)
+            for rank, s in enumerate(order[:first].tolist())
+        }
+        if found.by_score:
+            score = self.scores()
+            said |= {
+                sources[s]: taken_by_score(rank, k, first, score[s])
+                for rank, s in enumerate(order[first:].tolist(), first)
+            }
         last = f"the last chosen row added {gains[-1] * unit:.4g}" if k else "no row was chosen"
         said |= {sources[s]: reasons.left_out(s, left, favourite, highest, holder, last) for s in out.tolist()}
         return Subset(
@@ -118,7 +144,14 @@ class Coverage:
             upper_bound=(value + bound_on_more(left[out], [sources[s] for s in out], k, rules)) * unit,
             final_gain={sources[s]: float(left[s] * unit) for s in out},
             reasons=said,
+            by_score=found.by_score,
         )
+
+
+def taken_by_score(rank: int, k: int, first: int, score: float) -> str:
+    """Return the reason of a row that was taken by score after the `first` rows left nothing to add."""
+    known = "no utility is known for it" if np.isnan(score) else f"its score is {score:.4g}"
+    return f"Taken by score at rank {rank + 1} of {k}: no row adds anything to the {first} before it; {known}."
 
 
 def bound_on_more(left: kernels.Longs, ids: Sequence[str], k: int, rules: Rules) -> float:

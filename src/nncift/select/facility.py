@@ -12,18 +12,18 @@ import numpy as np
 
 from nncift.errors import UsageError
 from nncift.pairs import UtilityMatrix
-from nncift.select import Subset, kernels
+from nncift.select import NOTHING, Given, Subset, kernels
 from nncift.select.coverage import Coverage
-from nncift.select.objectives import Reference, Scale, similarity
+from nncift.select.objectives import Reference, Scale, by_id, similarity
 from nncift.select.rules import NO_RULES, Rules
 
 
 class FacilityLocation:
     """`fl`: sum_t max_{s in A} sim[t, s]; the rows that together serve every target best."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Coverage:
         """Return the problem over all targets of the matrix; a reference changes nothing."""
-        return Coverage.plain("fl", similarity(matrix, reuse=reuse))
+        return Coverage.plain("fl", similarity(matrix, reuse=reuse), by_id(matrix, given.score))
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,18 @@ class MutualInformation:
 
     eta: float = 1.0
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Coverage:
         """Return the problem; reference: what T does for each target. Raises UsageError without one."""
-        known = _needed(reference, "flmi", "the target set")
+        known = needed(given.reference, "flmi", "the target set")
         scale = Scale.of(matrix, references=(known,))
+        # Of the utilities themselves: what is capped is no score.
+        score = matrix.mean_per_source() if given.score is None else given.score
+        ordered = by_id(matrix, score)
         sim = similarity(matrix, scale, reuse=reuse)
         cap = _scaled(known.levels(sim.target_ids, scale), self.eta)
         columns = sim.levels.T
         np.minimum(columns, cap, out=columns)
-        return Coverage.plain("flmi", sim)
+        return Coverage.plain("flmi", sim, ordered)
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,13 @@ class TargetMutualInformation:
 
     eta: float = 1.0
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Coverage:
         """Return the problem; a reference changes nothing."""
         sim = similarity(matrix, reuse=reuse)
         best = sim.levels.max(axis=0, initial=0).astype(np.int64)
         bonus = best if self.eta == 1.0 else np.round(best * self.eta).astype(np.int64)
-        return Coverage("fl2mi", sim, np.zeros(len(sim.target_ids), np.int32), bonus)
+        nothing = np.zeros(len(sim.target_ids), np.int32)
+        return Coverage("fl2mi", sim, nothing, bonus, by_id(matrix, given.score))
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,14 @@ class ConditionalGain:
 
     nu: float = 1.0
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> Coverage:
+    def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Coverage:
         """Return the problem; reference: what E does for each target. Raises UsageError without one."""
-        known = _needed(reference, "flcg", "the existing set")
+        known = needed(given.reference, "flcg", "the existing set")
         scale = Scale.of(matrix, references=(known,))
         sim = similarity(matrix, scale, reuse=reuse)
         floor = _scaled(known.levels(sim.target_ids, scale), self.nu)
-        return Coverage("flcg", sim, floor, np.zeros(len(sim.source_ids), np.int64))
+        nothing = np.zeros(len(sim.source_ids), np.int64)
+        return Coverage("flcg", sim, floor, nothing, by_id(matrix, given.score))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +95,13 @@ class _Draw:
 class RandomControl:
     """`random`: chooses at random, and is valued like facility location so that both can be compared."""
 
-    def pose(self, matrix: UtilityMatrix, reference: Reference | None = None, *, reuse: bool = False) -> _Draw:
+    def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> _Draw:
         """Return the problem; a reference changes nothing."""
         return _Draw(Coverage.plain("random", similarity(matrix, reuse=reuse)))
 
 
-def _needed(reference: Reference | None, objective: str, what: str) -> Reference:
+def needed(reference: Reference | None, objective: str, what: str) -> Reference:
+    """Return what a second set does. Raises UsageError where it is not there."""
     if reference is None:
         raise UsageError(f"objective {objective} needs to know how well {what} serves each target; none was given")
     return reference

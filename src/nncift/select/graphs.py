@@ -47,7 +47,7 @@ def scored_graph(
     # Drawn among the others: places from the own one on are moved up by one.
     drawn = random.integers(max(n - 1, 1), size=(n, far), dtype=np.int32)
     codes[:, near:] = (drawn + (drawn >= np.arange(n, dtype=np.int32)[:, None])) if n > 1 else -1
-    _drop_repeats(codes, near)
+    drop_repeats(codes, near)
     sides = Sides(student.net, student.project_targets(targets), student.project_sources(sources))
     utility = np.empty(codes.shape, np.float32)
     blocks = ranges(n, max(1, _PAIRS // max(near + far, 1)))
@@ -105,7 +105,7 @@ def _codes(ids: tuple[str, ...], among: tuple[str, ...]) -> npt.NDArray[np.int64
     return np.array([place.get(item, -1) for item in ids], np.int64)
 
 
-def _drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:
+def drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:
     """Strike out what was drawn from afar and is a neighbour, or was drawn twice."""
     for e in range(near, codes.shape[1]):
         again = (codes[:, :e] == codes[:, e : e + 1]).any(axis=1)

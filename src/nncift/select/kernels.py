@@ -21,6 +21,7 @@ __all__ = ["in_threads"]
 Levels = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -201,14 +202,14 @@ def admit(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Lo
 @_compiled
 def lazy_greedy(
     columns: Levels, heap: Longs, gains: Longs, weight: Doubles, bonus: Longs, best: Levels, group: Longs,
-    least: Longs, most: Longs, cost: Longs, room: Longs, order: Longs,
+    least: Longs, most: Longs, cost: Longs, room: Longs, lowest_gain: int, order: Longs,
 ) -> int:  # fmt: skip
     """Write sources of greedy coverage into `order` until it is full or none is admitted; return how many (Minoux 1978).
 
     heap: the candidates, used up like `gains`, `best`, `least`, `most` and `room`. gains: `(n_sources,)` what each
     source adds to `best`, its bonus included. A gain never grows as the set does, so an old one is an upper bound, and
     only the source on top of the heap has to be brought up to date. Where few targets have changed since, only these are
-    looked at: the last changes are kept in a ring.
+    looked at: the last changes are kept in a ring. Nothing is taken that adds less than `lowest_gain`.
     """
     n_sources, n_targets = columns.shape
     ring = max(n_targets // 32, 1)
@@ -238,6 +239,8 @@ def lazy_greedy(
             seen[s] = changes
             sift(heap, size, 0, gains, weight)
             continue
+        if fits and gains[s] < lowest_gain:
+            break
         size -= 1
         heap[0] = heap[size]
         sift(heap, size, 0, gains, weight)
@@ -279,3 +282,21 @@ def replay(
                 best[t] = column[t]
                 holder[t] = rank
         gains[rank], raised[rank], top[rank], top_by[rank] = total, count, where, most
+
+
+@_compiled
+def highest_of(
+    columns: npt.NDArray[np.float32], start: int, stop: int, less: Doubles, most: Doubles, at: Longs
+) -> None:
+    """Write each source's highest value after `less` `(n_targets,)` is taken off, and the first target that has it.
+
+    What has no value keeps what stands there.
+    """
+    for s in range(start, stop):
+        row, best, where = columns[s], -np.inf, -1
+        for t in range(len(row)):
+            x = np.float64(row[t]) - less[t]
+            if x > best:
+                best, where = x, t
+        if where >= 0:
+            most[s], at[s] = best, where

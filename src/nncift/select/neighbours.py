@@ -76,6 +76,17 @@ def nearest(
     return Neighbours(codes, cosine, _recall(vectors, asked, codes, seed))
 
 
+def nearest_to(queries: Floats, vectors: Floats, k: int) -> tuple[Codes, Floats]:
+    """Return for every query the `k` rows of `vectors` with the highest products: codes and products, `(n_queries, k)`, exact.
+
+    Nearest first, ties to the row that comes first; -1 and -inf where there are fewer rows.
+    """
+    codes, product = _nobody(len(queries), k)
+    no_row = np.full(len(queries), -1, np.int32)
+    _compare(queries, no_row, vectors, np.arange(len(vectors), dtype=np.int32), codes, product, CAP)
+    return codes, product
+
+
 def _by_cells(lot: _Cells, codes: Codes, cosine: Floats, calculate: Calculate) -> None:
     n, groups = len(lot.lined), ranges(len(lot.centre), _CELLS_AT_ONCE)
     seconds = n * (lot.probes * n / len(lot.centre)) * (lot.lined.shape[1] / MULTIPLY_ADDS + _LOOK_SECONDS)

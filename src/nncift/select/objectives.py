@@ -152,6 +152,11 @@ def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool
     )
 
 
+def by_id(matrix: UtilityMatrix, score: _Doubles | None) -> _Doubles | None:
+    """Return scores of the matrix's sources in the order of their ids, as `similarity` has them; None for none."""
+    return None if score is None else np.asarray(score, np.float64)[_order(matrix.source_ids)]
+
+
 def facility_location_value(matrix: UtilityMatrix, ids: Sequence[str]) -> float:
     """Return sum_t max_{s in ids} sim[t, s] with the constant of `similarity` (method.md 4, `fl`).
 

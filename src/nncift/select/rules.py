@@ -7,7 +7,7 @@ where `Rules.check` finds no conflict, every place can be filled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,18 @@ from nncift.select.quota import Quota
 
 _Longs = npt.NDArray[np.int64]
 _SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Positions of the chosen sources, `(k,)`, in rank order. by_score: how many at the end add nothing and were taken by score.
+
+    how: the beginning of the sentence that says why a row is in.
+    """
+
+    sources: _Longs
+    by_score: int
+    how: str = "Chosen"
 
 
 @dataclass
@@ -44,6 +56,29 @@ class Ledger:
             np.arange(n, dtype=np.int64), np.empty(0, np.int64), np.zeros(n, np.int64), np.zeros(1, np.int64),
             np.full(1, k, np.int64), np.zeros(n, np.int64), np.array([0, k], np.int64),
         )  # fmt: skip
+
+    def filled(self, order: _Longs, k: int, score: Callable[[], npt.NDArray[np.float64]]) -> Order:
+        """Return the chosen sources of `order`, and after them as many others by score, ties by position, as there may be.
+
+        score: gives `(n_sources,)`, NaN where a source has none; these come last. Asked only where places are left.
+        """
+        short = k - len(order)
+        if short <= 0 or not len(self.candidates):
+            return Order(order, 0)
+        taken = np.zeros(len(self.cost), bool)
+        taken[order] = True
+        rest = self.candidates[~taken[self.candidates]]
+        more: list[int] = []
+        if len(rest):
+            # NaN sorts to the end.
+            ranked = rest[np.argsort(-score()[rest], kind="stable")]
+            for s in ranked.tolist():
+                if len(more) == short:
+                    break
+                if self.admits(s):
+                    self.admit(s)
+                    more.append(s)
+        return Order(np.concatenate([order, np.array(more, np.int64)]), len(more))
 
     def admits(self, s: int) -> bool:
         """Tell whether the source at a position may still be chosen."""
@@ -119,6 +154,9 @@ class Rules:
             group = np.array([place[self.quota.group[item]] for item in ids], np.int64)
             bounds = np.array([self.quota.bounds(name, k) for name in names], np.int64)
             least, most = bounds[:, 0].copy(), bounds[:, 1].copy()
+            # A group whose rows must all be left out is owed nothing: `Quota.check` does not know it either.
+            free_groups = {self.quota.group[item] for item in ids if item not in self.exclude}
+            least[[name not in free_groups for name in names]] = 0
         cost, room = np.zeros(n, np.int64), 0
         if self.capacity is not None:
             cost, room = np.array([self.cost[item] for item in ids], np.int64), self.capacity

@@ -7,7 +7,7 @@ same constant, since a missing pair counts as the lowest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,12 +23,13 @@ from nncift.select import sparse_kernels as kernels
 from nncift.select.budget import check_count
 from nncift.select.coverage import bound_on_more
 from nncift.select.objectives import Scale, positions
-from nncift.select.rules import NO_RULES, Ledger, Rules
+from nncift.select.rules import NO_RULES, Ledger, Order, Rules
 from nncift.threads import in_threads
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 _Longs = npt.NDArray[np.int64]
+Scores = Mapping[str, float]
 Optimiser = Literal["lazy", "stochastic", "partition"]
 _SHOWN = 5
 _WHOLE = 2000
@@ -52,17 +53,24 @@ class Graph:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A choice on a graph, in rank order. gains: what each added; upper_bound: no set of this size has a higher value."""
+    """A choice on a graph, in rank order. gains: what each added; upper_bound: no set of this size has a higher value.
+
+    floor, by_score: see `Subset`. taker: `(k,)` the target in whose turn each row was taken, -1 for none; None without turns.
+    """
 
     ids: tuple[str, ...]
     gains: npt.NDArray[np.float64]
     value: float
     upper_bound: float
+    floor: float = 0.0
+    by_score: int = 0
+    taker: npt.NDArray[np.int64] | None = None
 
     @property
     def share_of_optimum(self) -> float:
-        """Return a lower bound on value / value of the best set of this size, both on the graph."""
-        return self.value / self.upper_bound if self.upper_bound > 0 else 1.0
+        """Return a lower bound on value / value of the best set of this size, both on the graph and counted from `floor`."""
+        most = self.upper_bound - self.floor
+        return (self.value - self.floor) / most if most > 0 else 1.0
 
 
 class SparseCoverage:
@@ -88,7 +96,11 @@ class SparseCoverage:
         self.source_ids = tuple(graph.source_ids[s] for s in order)
         sources = np.where(known, place[graph.sources], np.int32(-1)).astype(np.int32)
         self._edges = kernels.transpose(sources, levels, len(order))
-        self._n_targets = len(graph.target_ids)
+        self.target_ids, self._n_targets = graph.target_ids, len(graph.target_ids)
+        self._keep(sources, levels)
+
+    def _keep(self, sources: Codes, levels: npt.NDArray[np.int32]) -> None:
+        """Keep what a kind of selection needs of the edges by target, `(n_targets, k)` each; coverage needs nothing."""
 
     def choose(
         self,
@@ -101,8 +113,11 @@ class SparseCoverage:
         parts: int = 8,
         spare: float = 2.0,
         calculate: Calculate = here,
+        score: Scores | None = None,
     ) -> Solution:
         """Return `k` sources, with a capacity as many as fit.
+
+        score: by id, what the rest is taken by where no source adds anything any more; by default the mean on the graph.
 
         lazy: as plain greedy would choose, ties by id; with a capacity by gain or by gain per token, whichever is worth more.
         stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of the rest. partition: lazy greedy in each of so
@@ -117,28 +132,19 @@ class SparseCoverage:
         if rules != NO_RULES and optimiser != "lazy":
             raise UsageError(f"rules (quotas, rows in or out, tokens) go with the optimiser lazy, not with {optimiser}")
         if optimiser == "lazy":
-            order, by = self._greedy(k, rules)
+            found, by = self._greedy(k, rules, score)
         elif optimiser == "stochastic":
-            order, by = np.empty(k, np.int64), np.empty(k, np.int64)
-            sample = math.ceil(n / max(k, 1) * math.log(1 / epsilon))
-            kernels.stochastic(
-                np.arange(n),
-                sample,
-                derive(seed, "select", "stochastic") % 2**32,
-                *self._edges,
-                self._unserved(),
-                order,
-                by,
-            )
+            found, by = self._stochastic(k, math.ceil(n / max(k, 1) * math.log(1 / epsilon)), seed, score)
         else:
-            order, by = self._in_parts(k, seed, parts, spare, calculate)
-        return self._solution(order, by, rules)
+            found, by = self._in_parts(k, seed, parts, spare, calculate, score)
+        return self._solution(found, by, rules)
 
     def account(self, solution: Solution, rules: Rules = NO_RULES) -> Subset:
         """Return the solution with what every other row would still add, and a reason for every row."""
         order = positions(self.source_ids, solution.ids)
         left = self._left(order) * self._scale.unit
         k, gains = len(order), solution.gains.tolist()
+        first = k - solution.by_score
         last = f"the last chosen row added {gains[-1]:.4g}" if k else "no row was chosen"
         rank = {item: rank for rank, item in enumerate(solution.ids)}
         out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in rank}
@@ -146,6 +152,8 @@ class SparseCoverage:
 
         def reason(item: str) -> str:
             if item in rank:
+                if rank[item] >= first:
+                    return f"Taken by score at rank {rank[item] + 1} of {k}: no row adds anything to the {first} before it."
                 how = "Must be in" if item in rules.include else "Chosen"
                 return f"{how} at rank {rank[item] + 1} of {k}: adds {gains[rank[item]]:.4g} {where}."
             if item in rules.exclude:
@@ -153,7 +161,16 @@ class SparseCoverage:
             return f"Not chosen: would still add {out[item]:.4g} {where}, {last}."
 
         reasons = LazilyBy(reason, self.source_ids)
-        return Subset("fl", solution.ids, solution.gains, solution.value, solution.upper_bound, out, reasons)
+        return Subset(
+            "fl",
+            solution.ids,
+            solution.gains,
+            solution.value,
+            solution.upper_bound,
+            out,
+            reasons,
+            by_score=solution.by_score,
+        )
 
     def value(self, ids: Sequence[str]) -> float:
         """Return the value of a set on the graph. Raises UsageError for ids that are no sources."""
@@ -179,32 +196,73 @@ class SparseCoverage:
         in_threads(lambda a, b: kernels.gains_of(a, b, *self._edges, best, gains), len(gains))
         return gains
 
-    def _greedy(self, k: int, rules: Rules) -> tuple[_Longs, _Longs]:
+    def scores(self, score: Scores | None) -> npt.NDArray[np.float64]:
+        """Return what decides among sources that add nothing, `(n_sources,)`: as given, or the mean over a source's targets."""
+        if score is not None:
+            return np.array([score[item] for item in self.source_ids], np.float64)
+        starts, _, levels = self._edges
+        total = np.concatenate([[0], np.cumsum(levels, dtype=np.int64)])
+        count = np.diff(starts)
+        mean = np.divide(np.diff(total[starts]), count, out=np.full(len(count), np.nan), where=count > 0)
+        return np.asarray(self._scale.low + mean * self._scale.unit, np.float64)
+
+    def _greedy(self, k: int, rules: Rules, score: Scores | None) -> tuple[Order, _Longs]:
         """Choose by gain, with a capacity also by gain per token, and return the better one (Leskovec et al. 2007)."""
-        found = self._lazy(None, k, rules)
+        found = self._lazy(None, k, rules, score)
         if rules.capacity is None:
             return found
-        other = self._lazy(None, k, rules, per_cost=True)
+        other = self._lazy(None, k, rules, score, per_cost=True)
         return other if other[1].sum() > found[1].sum() else found
 
     def _lazy(
-        self, candidates: _Longs | None, k: int, rules: Rules = NO_RULES, *, per_cost: bool = False
-    ) -> tuple[_Longs, _Longs]:
-        """Return positions and gains; candidates: None = every row that the rules allow, those that must be in first."""
+        self, candidates: _Longs | None, k: int, rules: Rules, score: Scores | None, *, per_cost: bool = False
+    ) -> tuple[Order, _Longs]:
+        """Return the choice and its gains; candidates: None = every row that the rules allow, those that must be in first."""
         best, ledger = self._unserved(), rules.ledger(self.source_ids, k)
+        order, by = np.empty(k, np.int64), np.zeros(k, np.int64)
+        chosen = self._on(best, ledger, ledger.forced, 0, order, by, per_cost=per_cost)
+        if candidates is not None:
+            chosen += self._on(best, ledger, candidates.copy(), 1, order[chosen:], by[chosen:])
+        if chosen < k:
+            rest = (
+                np.setdiff1d(ledger.candidates, order[:chosen]) if candidates is not None else ledger.candidates.copy()
+            )
+            chosen += self._on(best, ledger, rest, 1, order[chosen:], by[chosen:], per_cost=per_cost)
+        found = ledger.filled(order[:chosen], k, lambda: self.scores(score))
+        return found, by[: len(found.sources)]
+
+    def _on(
+        self, best: npt.NDArray[np.int32], ledger: Ledger, heap: _Longs, lowest: int, order: _Longs, by: _Longs, *,
+        per_cost: bool = False,
+    ) -> int:  # fmt: skip
+        """Go on by lazy greedy from what serves targets at `best`, over the rows of a heap; return how many were taken."""
+        if not len(heap) or not len(order):
+            return 0
         weight = 1.0 / np.maximum(ledger.cost, 1) if per_cost else np.ones(len(self.source_ids))
-        order, by, chosen = np.empty(k, np.int64), np.empty(k, np.int64), 0
-        for heap in [ledger.forced, ledger.candidates] if candidates is None else [candidates.copy()]:
-            if len(heap) and chosen < k:
-                chosen += kernels.lazy(
-                    heap, self._gains(best), weight, *self._edges, best, ledger.group, ledger.least, ledger.most,
-                    ledger.cost, ledger.room, order[chosen:], by[chosen:],
-                )  # fmt: skip
-        return order[:chosen], by[:chosen]
+        return int(
+            kernels.lazy(
+                heap, self._gains(best), weight, *self._edges, best, ledger.group, ledger.least, ledger.most, ledger.cost,
+                ledger.room, lowest, order, by,
+            )
+        )  # fmt: skip
+
+    def _stochastic(self, k: int, sample: int, seed: int, score: Scores | None) -> tuple[Order, _Longs]:
+        """Choose from samples, and from where a sample adds nothing by lazy greedy: few rows may be left that add something."""
+        n, best = len(self.source_ids), self._unserved()
+        order, by = np.empty(k, np.int64), np.zeros(k, np.int64)
+        drawn = derive(seed, "select", "stochastic") % 2**32
+        chosen = int(kernels.stochastic(np.arange(n), sample, drawn, *self._edges, best, order, by))
+        ledger = Ledger.plain(n, k)
+        for s in order[:chosen].tolist():
+            ledger.admit(s)
+        rest = np.setdiff1d(ledger.candidates, order[:chosen])
+        chosen += self._on(best, ledger, rest, 1, order[chosen:], by[chosen:])
+        found = ledger.filled(order[:chosen], k, lambda: self.scores(score))
+        return found, by[: len(found.sources)]
 
     def _in_parts(
-        self, k: int, seed: int, parts: int, spare: float, calculate: Calculate
-    ) -> tuple[_Longs, _Longs]:  # fmt: skip
+        self, k: int, seed: int, parts: int, spare: float, calculate: Calculate, score: Scores | None
+    ) -> tuple[Order, _Longs]:  # fmt: skip
         shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
         pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
         # A part that takes few sees the largest clusters only: small selections are made whole in every part.
@@ -219,15 +277,16 @@ class SparseCoverage:
         seconds, back = _EDGE_SECONDS * len(self._edges[1]), 8.0 * share * len(pieces)
         calculate(Calculation("selecting in parts", _part, shared, tasks, seconds, back, feeds=False, last=True), keep)
         union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
-        return self._lazy(union, min(k, len(union)))
+        return self._lazy(union, k, NO_RULES, score)
 
-    def _solution(self, order: _Longs, by: _Longs, rules: Rules) -> Solution:
+    def _solution(self, found: Order, by: _Longs, rules: Rules) -> Solution:
+        order = found.sources
         unit, left = self._scale.unit, self._left(order)
         out = np.setdiff1d(np.arange(len(left)), order)
         value = int(by.sum())
         bound = value + bound_on_more(left[out], [self.source_ids[s] for s in out.tolist()], len(order), rules)
         ids = tuple(self.source_ids[s] for s in order)
-        return Solution(ids, by.astype(np.float64) * unit, value * unit, bound * unit)
+        return Solution(ids, by.astype(np.float64) * unit, value * unit, bound * unit, by_score=found.by_score)
 
 
 def _part(shared: tuple[kernels.Edges, _Longs, int], task: tuple[_Longs, int]) -> Arrays:
@@ -236,6 +295,6 @@ def _part(shared: tuple[kernels.Edges, _Longs, int], task: tuple[_Longs, int]) -
     ledger, order, by = Ledger.plain(len(gains), k), np.empty(k, np.int64), np.empty(k, np.int64)
     chosen = kernels.lazy(
         candidates.copy(), gains.copy(), np.ones(len(gains)), *edges, np.zeros(n_targets, np.int32), ledger.group,
-        ledger.least, ledger.most, ledger.cost, ledger.room, order, by,
+        ledger.least, ledger.most, ledger.cost, ledger.room, 1, order, by,
     )  # fmt: skip
     return {"order": order[:chosen]}

@@ -64,12 +64,12 @@ def choose(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) 
 @numba.njit(cache=True, nogil=True)
 def lazy(
     heap: Longs, gains: Longs, weight: Doubles, starts: Longs, targets: Codes, levels: Levels, best: Levels, group: Longs,
-    least: Longs, most: Longs, cost: Longs, room: Longs, order: Longs, by: Longs,
+    least: Longs, most: Longs, cost: Longs, room: Longs, lowest_gain: int, order: Longs, by: Longs,
 ) -> int:  # fmt: skip
     """Write the sources of lazy greedy into `order` and their gains into `by`; return how many (Minoux 1978).
 
     heap: the candidates, used up like `gains` (what each adds to `best`), `best` and the rules' counts (see `kernels.admits`).
-    The highest gain times weight comes next.
+    The highest gain times weight comes next; nothing is taken that adds less than `lowest_gain`.
     """
     size, chosen = len(heap), 0
     for at in range(size // 2 - 1, -1, -1):
@@ -85,6 +85,8 @@ def lazy(
                 gains[s] = gain
                 sift(heap, size, 0, gains, weight)
                 continue
+        if fits and gains[s] < lowest_gain:
+            break
         size -= 1
         heap[0] = heap[size]
         sift(heap, size, 0, gains, weight)
@@ -108,8 +110,11 @@ def stochastic(
     best: Levels,
     order: Longs,
     by: Longs,
-) -> None:
-    """Write sources into `order`, each the best of `sample` drawn from those that are left (Mirzasoleiman et al. 2015)."""
+) -> int:
+    """Write sources into `order`, each the best of `sample` drawn from those that are left (Mirzasoleiman et al. 2015).
+
+    Return how many: it ends where none of a sample adds anything. `rest` and `best` are used up.
+    """
     np.random.seed(seed)
     size = len(rest)
     for step in range(len(order)):
@@ -123,7 +128,50 @@ def stochastic(
             gain = gain_of(s, starts, targets, levels, best)
             if gain > top_by or (gain == top_by and s < top):
                 top, top_at, top_by = s, end - 1, gain
+        if top_by <= 0:
+            return step
         rest[top_at], rest[size - 1] = rest[size - 1], rest[top_at]
         size -= 1
         order[step], by[step] = top, top_by
         choose(top, starts, targets, levels, best)
+    return len(order)
+
+
+@numba.njit(cache=True, nogil=True)
+def sort_edges(start: int, stop: int, sources: Codes, levels: Levels, lists: Codes, size: Longs) -> None:
+    """Write the sources of some targets' edges into `lists` `(n_targets, k)`, the highest level first, ties by position.
+
+    sources, levels: `(n_targets, k)`, -1 where there is no edge. size: `(n_targets,)` how many edges each target has.
+    """
+    keys = np.empty(sources.shape[1], np.int64)
+    for t in range(start, stop):
+        count = 0
+        for e in range(sources.shape[1]):
+            if sources[t, e] >= 0:
+                keys[count] = (np.int64(levels[t, e]) << 32) | (np.int64(0x7FFFFFFF) - sources[t, e])
+                count += 1
+        found = np.sort(keys[:count])
+        size[t] = count
+        for i in range(count):
+            lists[t, i] = np.int32(np.int64(0x7FFFFFFF) - (found[count - 1 - i] & np.int64(0xFFFFFFFF)))
+
+
+@numba.njit(cache=True, nogil=True)
+def replay(order: Longs, starts: Longs, targets: Codes, levels: Levels, best: Levels, by: Longs) -> None:
+    """Choose the sources of `order` one by one, and write what each adds to `best` into `by`."""
+    for rank in range(len(order)):
+        by[rank] = gain_of(order[rank], starts, targets, levels, best)
+        choose(order[rank], starts, targets, levels, best)
+
+
+@numba.njit(cache=True, nogil=True)
+def highest_of_edges(sources: Codes, utility: Any, most: Doubles, at: Longs) -> None:
+    """Write each source's highest utility and the first target that has it; sources without an edge keep what stands there.
+
+    sources, utility: `(n_targets, k)`; -1 is no edge, NaN a missing utility.
+    """
+    for t in range(sources.shape[0]):
+        for e in range(sources.shape[1]):
+            s, x = sources[t, e], np.float64(utility[t, e])
+            if s >= 0 and x == x and (at[s] < 0 or x > most[s]):
+                most[s], at[s] = x, t

@@ -100,8 +100,9 @@ def refuse_impossible(
     """Refuse wishes that cannot be met, before anything is loaded or written, and return settings with defaults filled in.
 
     Plan and objective follow the teacher and the sets at hand: `rows` for teachers that are paid by the row, else `scatter`;
-    `topk` for pointwise teachers, `flcg` with an existing set, `fl2mi` with a target set, else `fl`. Raises DataError for too
-    few rows, UsageError and InfeasibleError for labels, budgets, rules, and plans or objectives that do not fit.
+    `topk` for pointwise teachers, `flcg` with an existing set, with a target set `rr` for LESS and RDS and `fl2mi` for others,
+    else `fl`. Raises DataError for too few rows, UsageError and InfeasibleError for labels, budgets, rules, and plans or
+    objectives that do not fit.
     """
     _, count = (None, None) if settings.labels == "auto" else parse_labels(settings.labels)
     refuse_small(len(pool))
@@ -129,10 +130,11 @@ def refuse_impossible(
     if target:
         _refuse_few_targets(len(target))
     sets = {"pointwise": pointwise, "target": aimed, "existing": bool(settings.existing) or existing is not None}
-    objective = settings.objective or default_objective(**sets)
+    objective = settings.objective or default_objective(**sets, teacher=teacher.name)
     refuse_unfit(objective, **sets)
-    refuse_graph(settings, objective, shared=not aimed and not pointwise)
-    subtasks.refuse_unfit(subtasks.column_of(teacher), target, objective)
+    column = subtasks.column_of(teacher)
+    refuse_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
+    subtasks.refuse_unfit(column, target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective})
 
 
