@@ -96,5 +96,5 @@ def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, run: Path) -> None:
     summary["selection"]["objective"] = "flcg"
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "stages" / "finish.json").unlink()
-    with pytest.raises(UsageError, match="judges selections by fl or topk"):
+    with pytest.raises(UsageError, match="flcg, looks at rows that were trained on already"):
         evaluate(run, full_teacher=True)

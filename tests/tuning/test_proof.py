@@ -82,7 +82,7 @@ def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
     assert shares["selected"] == shares["full"] == 1
     assert shares["none"] == 0
     finished = FinishedRun(run)
-    from nncift.evaluate.finished import truth_of
+    from nncift.evaluate.judged import truth_of
     from nncift.lm import CausalLM
     from nncift.tuning.arms import Budget, choose
     from nncift.tuning.pool import Pool
@@ -192,9 +192,9 @@ def test_the_teacher_arm_knows_what_it_cannot_select(tmp_path: Path, write_pool:
     out = tmp_path / "continued"
     nncift.run(
         write_pool(40), teacher=Similarity("hash"), out=out, encoder="hash", labels=0.5, budget=6, gate=False,
-        existing=write_pool(5, "existing.jsonl", start=60),
+        existing=nncift.read(write_pool(5, "existing.jsonl", start=60)),
     )  # fmt: skip
-    with pytest.raises(UsageError, match="this run's objective is flcg"):
+    with pytest.raises(UsageError, match="this run's objective, flcg, looks at rows that were trained on already"):
         tune(out, {**given, "arms": ("selected", "teacher")})
 
 

@@ -28,6 +28,7 @@ from nncift.progress import Progress, silent
 from nncift.report import write_report
 from nncift.select import select
 from nncift.select.baselines import embedding_ids, random_ids
+from nncift.select.free_similarity import EMBEDDING
 from nncift.select.objectives import facility_location_value
 from nncift.teachers.delift import Delift
 
@@ -63,9 +64,9 @@ def play(
     began = time.perf_counter()
     true = true_matrix(teacher, pool, folder / "truth", progress)
     seconds = time.perf_counter() - began
-    truth = judge(
-        true, pool, read_truth(files.truth), run.subset.ids, FinishedRun(folder / "run").vectors(true.source_ids), seed
-    )
+    done = FinishedRun(folder / "run")
+    free = {name: done.similar_ids(name, len(run.subset)) for name in done.similarities.names if name != EMBEDDING}
+    truth = judge(true, pool, read_truth(files.truth), run.subset.ids, done.vectors(true.source_ids), seed, free)
     truth["seconds"] = round(seconds, 2)
     told = {**run.summary, "truth": truth}
     write_report(run.path, truth)
@@ -80,10 +81,11 @@ def judge(
     selected: Sequence[str],
     vectors: np.ndarray[Any, Any],
     seed: int,
+    free: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Return the contract's `truth`: values under the true matrix, skills, corrupted rows, of each way to select.
 
-    vectors: embeddings of the true matrix's sources, `(n_sources, dim)`.
+    vectors: embeddings of the true matrix's sources, `(n_sources, dim)`. free: what similarities of a probe select, by name.
     """
     budget = len(selected)
     draws = [random_ids(true.source_ids, budget, seed + draw) for draw in range(RANDOM_DRAWS)]
@@ -91,13 +93,19 @@ def judge(
         "selected": [list(selected)],
         "random": draws,
         "embeddings": [embedding_ids(true.source_ids, vectors, budget)],
+        **{name: [list(ids)] for name, ids in (free or {}).items()},
         "full_teacher": [list(select(true, budget, "fl", seed).ids)],
         "oracle": [oracle(pool, known, budget)],
     }
     value = {way: _mean(facility_location_value(true, ids) for ids in found) for way, found in ways.items()}
     skills = {
         f"{prefix}skill": skill(value[way], value["random"], value["full_teacher"])
-        for prefix, way in (("", "selected"), ("oracle_", "oracle"), ("embeddings_", "embeddings"))
+        for prefix, way in (
+            ("", "selected"),
+            ("oracle_", "oracle"),
+            ("embeddings_", "embeddings"),
+            *((f"{name}_", name) for name in free or ()),
+        )
     }
     everything = [list(true.source_ids)]
     return {

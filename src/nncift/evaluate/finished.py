@@ -7,25 +7,21 @@ the skill of the run's selection and the coverage of its intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nncift.errors import UsageError
 from nncift.evaluate.gate import choose
-from nncift.evaluate.metrics import r2, skill, spearman
-from nncift.evaluate.truth import true_matrix
+from nncift.evaluate.judged import against_truth
+from nncift.evaluate.metrics import r2, spearman
 from nncift.files import write_json
 from nncift.finished import FinishedRun
 from nncift.fitting import Candidate
-from nncift.pairs import LabelledPairs, UtilityMatrix
+from nncift.pairs import LabelledPairs
 from nncift.progress import Progress, silent
-from nncift.rows import SCORE
 from nncift.seeds import derive, generator
-from nncift.select import pose
-from nncift.select.baselines import embedding_ids, random_ids
 from nncift.student.free import free_students
 from nncift.student.networks import Lesson, network
 from nncift.vectors import VectorFiles, Vectors
@@ -34,9 +30,6 @@ FILE = "evaluation.json"
 SHARES = (0.125, 0.25, 0.5, 1.0)
 LEAST = 50
 """Fewer labels than this are no point of a curve."""
-
-BUDGETS = (0.01, 0.05, 0.1, 0.3)
-RANDOM_DRAWS = 20
 
 
 def evaluate(
@@ -59,7 +52,7 @@ def evaluate(
         "full_teacher": None,
     }
     if full_teacher:
-        told["full_teacher"] = _against_truth(run, vectors, truth_of(run, device=device, progress=progress))
+        told["full_teacher"] = against_truth(run, device=device, progress=progress)
     write_json(path / FILE, told)
     return told
 
@@ -103,95 +96,6 @@ def _measured(
             "skill": None if known is None else known.skill, "skill_error": None if known is None else known.error,
         }  # fmt: skip
     return found
-
-
-def truth_of(
-    run: FinishedRun, folder: Path | None = None, *, device: str = "auto", progress: Progress = silent
-) -> UtilityMatrix:
-    """Return all pairs' utilities by the run's teacher, computed once and resumable.
-
-    folder: where they are kept, so that runs with one teacher and pool can share them; by default in the run.
-    """
-    from nncift.teachers import registry
-
-    settings = run.settings
-    teacher = registry.create(
-        settings, device, seed=settings.seed, encoder=settings.encoder, workspace=run.path / "labels" / "teacher"
-    )
-    return true_matrix(teacher, run.rows.pool, folder or run.path / "truth", progress, targets=run.rows.wanted)
-
-
-def _against_truth(run: FinishedRun, vectors: Vectors, true: UtilityMatrix) -> dict[str, Any]:
-    """Return skills under the true matrix, and how many of the unlabelled pairs lie within their interval."""
-    objective = str(run.summary["selection"]["objective"])
-    if objective not in ("fl", "topk"):
-        raise UsageError(
-            f"--full-teacher judges selections by fl or topk, and this run's objective is {objective}; select again with one of "
-            "them (nncift select DIR --objective fl)"
-        )
-    problem, ids = pose(true, objective), true.source_ids
-    ways = {"this run": list(run.chosen), "embeddings": embedding_ids(ids, run.vectors(ids), len(run.chosen))}
-    if run.pointwise:
-        ways.pop("embeddings")
-    sizes = {"run": len(run.chosen)}
-    values: dict[str, Any] = {name: float(problem.value(order)) for name, order in ways.items()}
-    values["random"] = _random(problem, ids, sizes["run"])
-    values["full teacher"] = float(problem.value(list(problem.choose(sizes["run"], run.settings.seed).ids)))
-    skills = {name: skill(value, values["random"], values["full teacher"]) for name, value in values.items()}
-    return {
-        "objective": objective, "passes": len(true.target_ids) * len(true.source_ids) if true.target_ids != SCORE else len(ids),
-        "selected": sizes["run"], "value": values, "skill": skills,
-        "skill_by_budget": skill_by_budget(run, true, objective, BUDGETS), "coverage": _coverage(run, true),
-    }  # fmt: skip
-
-
-def skill_by_budget(
-    run: FinishedRun, true: UtilityMatrix, objective: str, shares: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Return the skill under the truth of what the run's matrix and embeddings alone select, without the run's rules."""
-    from nncift.fitting import predict
-
-    shared = not run.pointwise and run.rows.targets is None
-    student = run.student.for_coverage() if objective == "fl" else run.student
-    matrix = predict(student, VectorFiles(run.path).on(*_axes(run.labels)), run.labels, shared=shared).matrix
-    problem, given = pose(true, objective), pose(matrix, objective)
-    found = []
-    for budget in shares:
-        k = max(1, round(budget * len(true.source_ids)))
-        random, full = _random(problem, true.source_ids, k), float(problem.value(list(problem.choose(k, 0).ids)))
-        line = {
-            "budget": budget,
-            "rows": k,
-            "skill": skill(float(problem.value(list(given.choose(k, 0).ids))), random, full),
-        }
-        if not run.pointwise:
-            alone = embedding_ids(true.source_ids, run.vectors(true.source_ids), k)
-            line["embeddings_skill"] = skill(float(problem.value(alone)), random, full)
-        found.append(line)
-    return found
-
-
-def _coverage(run: FinishedRun, true: UtilityMatrix) -> dict[str, Any]:
-    """Return the share of unlabelled pairs that lie within the run's interval around their prediction."""
-    told = run.fidelity.get("pair_interval") or {}
-    width = told.get("half_width")
-    if width is None:
-        return {"level": told.get("level"), "covered": None, "pairs": 0}
-    known = {
-        (pairs.target_ids[t], pairs.source_ids[s])
-        for pairs in run.labels.values()
-        for t, s in zip(pairs.target, pairs.source, strict=True)
-    }
-    t, s = np.nonzero(np.isfinite(true.values))
-    fresh = np.array([(true.target_ids[a], true.source_ids[b]) not in known for a, b in zip(t, s, strict=True)], bool)
-    t, s = t[fresh].astype(np.int32), s[fresh].astype(np.int32)
-    pairs = LabelledPairs(true.target_ids, true.source_ids, t, s, true.values[t, s])
-    inside = np.abs(pairs.value - run.predicted(pairs)) <= width
-    return {"level": told["level"], "covered": float(inside.mean()) if len(inside) else None, "pairs": len(inside)}
-
-
-def _random(problem: Any, ids: tuple[str, ...], k: int) -> float:
-    return float(np.mean([problem.value(random_ids(ids, k, draw)) for draw in range(RANDOM_DRAWS)]))
 
 
 def _axes(labels: Mapping[str, LabelledPairs]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -89,7 +89,9 @@ def _from_rows(
     if teacher.kind == "pointwise" or not isinstance(teacher, FeatureTeacher):
         return UtilityMatrix(SCORE, along, np.asfortranarray(sources[:, :1].T))
     targets = np.asarray(store.values[[place[item] for item in across]], np.float32)
-    values = np.asfortranarray(teacher.utility(targets, sources))
+    of_subtasks = getattr(teacher, "subtask_utility", None)
+    found = teacher.utility(targets, sources) if of_subtasks is None else of_subtasks(targets, sources, across)
+    values = np.asfortranarray(found)
     if shared:
         np.fill_diagonal(values, np.nan)
     return UtilityMatrix(across, along, values)

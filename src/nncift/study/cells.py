@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import RunSettings, TeacherSettings
-from nncift.evaluate.finished import truth_of
+from nncift.evaluate.judged import truth_of
 from nncift.files import digest, fingerprint, write_json
 from nncift.finished import FinishedRun
 from nncift.loading import fingerprint as fingerprint_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from nncift.evaluate.finished import skill_by_budget
+from nncift.evaluate.judged import judged_objective, skill_by_budget, true_ground
 from nncift.finished import FinishedRun
 from nncift.study.cells import Workshop
 from nncift.study.grid import Analysis
@@ -36,8 +36,9 @@ def _measured(shop: Workshop, analysis: Analysis, chosen: Mapping[str, Any], see
         "full_teacher_seconds": ledger["full_teacher_seconds"],
     }  # fmt: skip
     if analysis.truth:
-        objective = str(run.summary["selection"]["objective"])
-        told["skill"] = skill_by_budget(run, shop.truth(run), objective, analysis.budgets)
+        objective = judged_objective(run)
+        ground = true_ground(run, objective, shop.truth(run), device=shop.device, progress=shop.progress)
+        told["skill"] = skill_by_budget(run, ground, objective, analysis.budgets)
     return told
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nncift.select.baselines import embedding_ids, longest_ids, random_ids, stratified_ids
+from nncift.select.baselines import longest_ids, random_ids, stratified_ids
 from nncift.select.budget import check_count
 from nncift.tuning.labelled import rds_ids, small_teacher_ids, teacher_ids
 from nncift.tuning.pool import Pool
@@ -63,8 +63,9 @@ def _longest(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
     return longest_ids(pool.ids, pool.rows.length, budget.k)
 
 
-def _embedding(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return embedding_ids(pool.ids, pool.run.vectors(pool.ids), budget.k)
+def _similar(name: str) -> Chooser:
+    """Return what chooses by a similarity that is free, under the run's objective."""
+    return lambda pool, budget, seed: pool.run.similar_ids(name, budget.k)
 
 
 def _teacher(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
@@ -94,8 +95,13 @@ ARMS: Mapping[str, Arm] = {
     "random": Arm(_random, "drawn uniformly, anew for every seed", drawn=True),
     "stratified": Arm(_stratified, "drawn in proportion by source, anew for every seed", drawn=True),
     "longest": Arm(_longest, "the longest responses"),
-    "embedding": Arm(_embedding, "facility location on the embeddings alone"),
-    "rds": Arm(_rds, "highest mean cosine of the model's hidden states with the target set, or with the pool"),
+    "embedding": Arm(_similar("embedding"), "the same objective on cosines of embeddings alone"),
+    "hidden": Arm(_similar("hidden"), "the same objective on cosines of a probe's hidden states alone"),
+    "output": Arm(_similar("output"), "the same objective on cosines of a probe's output gradients alone"),
+    "sum": Arm(_similar("sum"), "the same objective on the sum of all free similarities of a probe"),
+    "rds": Arm(
+        _rds, "RDS+: the target set's rows, or the pool's, take in turn what is nearest in the model's hidden states"
+    ),
     "full": Arm(_full, "every row of the pool", sized=False),
     "none": Arm(_none, "no row: the model as it is", sized=False),
 }

@@ -7,27 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nncift import pipeline, subtasks
-from nncift.choosing import Ground, solve
+from nncift import pipeline
+from nncift.choosing import solve
 from nncift.config import SelectSettings
 from nncift.errors import UsageError
+from nncift.evaluate.judged import judged_objective, true_ground
 from nncift.evaluate.truth import true_matrix
 from nncift.files import fingerprint
 from nncift.finished import FinishedRun
 from nncift.loading import fingerprint as fingerprint_of
 from nncift.loading import locate
-from nncift.pairs import UtilityMatrix
 from nncift.reselect import reselect
 from nncift.select import select
 from nncift.teachers import registry
 from nncift.teachers.rds import Rds
 from nncift.tuning.pool import Pool
 from nncift.wishes import Wishes
-
-OBJECTIVES = ("fl", "topk", "fl2mi")
-"""Objectives that the matrix of the full teacher is enough for; the others need a second set's utilities too."""
 
 
 def selected_ids(run: FinishedRun, wish: str | None, folder: Path) -> tuple[str, ...]:
@@ -48,27 +43,15 @@ def selected_ids(run: FinishedRun, wish: str | None, folder: Path) -> tuple[str,
 def teacher_ids(pool: Pool, wish: str | None) -> tuple[str, ...]:
     """Return what the run's objective and rules select on the true matrix, which is kept in the run (`truth/`).
 
-    Raises UsageError for an objective that needs more than the matrix, and the errors of the teacher.
+    Raises UsageError where rows that were trained on already are not at hand, and the errors of the teacher.
     """
-    run, objective = pool.run, str(pool.run.summary["selection"]["objective"])
-    refuse_objective(run)
+    run, objective = pool.run, judged_objective(pool.run)
     settings = run.settings if wish is None else run.settings.model_copy(update={"budget": wish})
     settled = Wishes.read(settings).settle(pool.rows, run.vectors(pool.ids))
-    ground = Ground(_over(pool.truth, pool.ids), None, run.vectors(pool.ids), shared=run.rows.targets is None)
+    ground = true_ground(run, objective, pool.truth, device=pool.device, progress=pool.progress)
     pool.costs.setdefault("teacher", {})["teacher_passes"] = run.summary["ledger"]["full_teacher_passes"]
     chosen = solve(pool.rows, settled, ground, objective=objective, seed=settings.seed, embedding_control=False)
     return chosen.subset.ids
-
-
-def refuse_objective(run: FinishedRun) -> None:
-    """Raise UsageError where the full teacher's matrix alone does not tell what the run's objective would select."""
-    objective = str(run.summary["selection"]["objective"])
-    if objective not in OBJECTIVES or (run.path / subtasks.FILE).exists():
-        what = "topk over subtasks" if objective in OBJECTIVES else objective
-        raise UsageError(
-            f"the arm teacher selects by fl, topk or fl2mi, and this run's objective is {what}; leave the arm out, or select "
-            "again with another objective (nncift select DIR --objective fl)"
-        )
 
 
 def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
@@ -99,7 +82,7 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
 
 
 def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
-    """Return the rows with the highest mean cosine of the trained model's states with the target set's, or the pool's own.
+    """Return what RDS+ selects: rows of the target set, or of the pool, take in turn the nearest in the trained model's states.
 
     The test rows are never looked at. Takes one pass of the model per row, and memory for a matrix of all pairs.
     """
@@ -108,14 +91,7 @@ def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
     folder = pool.folder / "rds" / fingerprint(dict(teacher.describe()), pool.ids)
     matrix = true_matrix(teacher, pool.examples, folder, pool.progress, targets=wanted)
     pool.costs.setdefault("rds", {})["teacher_passes"] = len(pool.ids) + len(wanted or ())
-    return select(matrix, k, "topk").ids
-
-
-def _over(matrix: UtilityMatrix, source_ids: tuple[str, ...]) -> UtilityMatrix:
-    """Return a matrix with its sources in another order, and its targets too where they are the same rows."""
-    place = {item: at for at, item in enumerate(matrix.source_ids)}
-    columns = matrix.values[:, [place[item] for item in source_ids]]
-    return UtilityMatrix(matrix.target_ids, source_ids, np.asfortranarray(columns))
+    return select(matrix, k, "rr", pool.run.settings.seed).ids
 
 
 def _state(run: FinishedRun) -> list[Any]:

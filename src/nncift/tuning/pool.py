@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.data import Examples
-from nncift.evaluate.finished import truth_of
+from nncift.evaluate.judged import truth_of
 from nncift.finished import FinishedRun
 from nncift.lm import CausalLM
 from nncift.pairs import UtilityMatrix

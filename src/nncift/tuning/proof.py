@@ -13,6 +13,7 @@ import numpy as np
 
 from nncift.doctor import examine
 from nncift.errors import UsageError
+from nncift.evaluate.judged import check_existing, judged_objective
 from nncift.files import fingerprint, write_json, write_text
 from nncift.finished import FinishedRun
 from nncift.lm import CausalLM
@@ -22,7 +23,7 @@ from nncift.tuning.bench import Bench
 from nncift.tuning.cells import Cell, Cells, Outcome
 from nncift.tuning.courses import Measure, course
 from nncift.tuning.held_out import held_out
-from nncift.tuning.labelled import refuse_objective, selected_ids
+from nncift.tuning.labelled import selected_ids
 from nncift.tuning.pool import Pool
 from nncift.tuning.results import UNTRAINED, Group, tell
 from nncift.tuning.settings import TuneSettings, resolve
@@ -71,7 +72,7 @@ class Proof:
     ) -> None:  # fmt: skip
         self.run, self.settings, self.folder, self._progress = run, settings, folder, progress
         if "teacher" in settings.arms:
-            refuse_objective(run)
+            check_existing(run, judged_objective(run))
         tests = held_out(run, settings)
         self._bench = Bench(run, settings, run.rows.pool, tests.rows)
         self._bench.notes.extend(tests.notes)
