@@ -295,15 +295,11 @@ def lines_of(world: World, ways: Sequence[Way], free: Wish, seeds: int) -> Itera
 def summary(way: Way, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over seeds."""
     line = {
-        "student": way.name,
-        "features": way.features,
-        "plan": way.wish.kind,
-        "labels": way.wish.count or found[0]["labels"],
-        "measured": found[0]["measured"],
-        **spread([{key: of[key] for key in (*AGREEMENT, *SKILLS)} for of in found]),
+        "student": way.name, "features": way.features, "plan": way.wish.kind, "labels": way.wish.count or found[0]["labels"],
+        "measured": found[0]["measured"], **spread([{key: of[key] for key in (*AGREEMENT, *SKILLS)} for of in found]),
         "plain": spread([of["plain"] for of in found]),
         "seconds": float(np.median([of["seconds"] for of in found])),
-    }
+    }  # fmt: skip
     covered = [of["coverage"] for of in found if of["coverage"] is not None]
     if covered:
         line["coverage"] = {"mean": float(np.mean(covered)), "sd": float(np.std(covered))}

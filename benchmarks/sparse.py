@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.select.neighbours import Neighbours
 from nncift.select.sparse import Optimiser
 from nncift.student.model import Student
 
@@ -103,7 +104,24 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
         other = problem.choose(int(share * n), optimiser=way)
         told[f"{way}_seconds"] = time.perf_counter() - began
         told[f"{way}_share_of_lazy_value"] = other.value / solution.value
-    return told
+    del problem
+    return {**told, **in_turn(ids, known)}
+
+
+def in_turn(ids: tuple[str, ...], known: Neighbours, share: float = 0.1) -> dict[str, Any]:
+    """Return seconds of round-robin on the cosines of the graph, from edges to the chosen rows, and its share of the bound."""
+    from nncift.select.sparse import Graph
+    from nncift.select.sparse_turns import SparseTurns
+
+    few = np.zeros((3, 1), np.int32), np.ones((3, 1), np.float32)
+    SparseTurns(Graph(ids[:3], ids[:3], *few)).take_turns(1)
+    began = time.perf_counter()
+    problem = SparseTurns(Graph(ids, ids, known.codes, known.cosine))
+    solution = problem.take_turns(int(share * len(ids)))
+    return {
+        "turns_seconds": time.perf_counter() - began, "turns_share_of_bound": solution.share_of_optimum,
+        "turns_by_score": solution.by_score,
+    }  # fmt: skip
 
 
 def value(n: int = 20_000) -> dict[str, Any]:
