@@ -20,13 +20,13 @@ import numpy.typing as npt
 from nncift.errors import DataError, UsageError
 from nncift.files import read_json, write_sealed
 from nncift.pairs import BLOCK, LabelledPairs
-from nncift.plan import LabelPlan, Roles, Wish, set_apart
+from nncift.plan import Roles, Wish, set_apart
+from nncift.plan.sizes import held_out_of_rows, side
 from nncift.seeds import shuffled
 from nncift.store import Chunks, RowStore
 from nncift.teachers import FeatureTeacher, RowLabels, RowTeacher
 
 CHUNK_ROWS = 16
-FEW_TARGETS = 50
 SCORE = ("score",)
 """The one target of a pointwise teacher: what it gives a row is a single number."""
 
@@ -61,9 +61,14 @@ class RowPlan:
         return {item for generation in self.chunks for chunk in generation for item in chunk}
 
     @property
+    def full(self) -> set[str]:
+        """Ids of the rows that the full teacher measures."""
+        return {*self.source_ids, *(() if self.target_ids == SCORE else self.target_ids)}
+
+    @property
     def full_rows(self) -> int:
         """Number of rows that the full teacher measures."""
-        return len(set(self.target_ids) | set(self.source_ids)) if self.target_ids != SCORE else len(self.source_ids)
+        return len(self.full)
 
 
 def grow_rows(
@@ -77,27 +82,29 @@ def grow_rows(
 ) -> RowPlan:
     """Return a plan for these axes that measures u of the rows of each, and keeps all that `previous` measures.
 
-    A small target set (see FEW_TARGETS) is measured whole. Raises UsageError where the wish is below what exists.
+    A small target set (see `plan.sizes.FEW_TARGETS`) is measured whole. Raises UsageError where the wish is below what exists.
     """
     old = previous or RowPlan((), (), shared, Roles(), (), ())
-    before = LabelPlan(old.target_ids, old.source_ids, shared, old.roles)
     pointwise = tuple(target_ids) == SCORE
-    roles = set_apart(
-        before, source_ids if pointwise else target_ids, source_ids, wish, seed, shared=shared or pointwise
+    sides = {"target": side(wish, len(target_ids), few=not shared), "source": side(wish, len(source_ids), few=False)}
+    held = (
+        held_out_of_rows(wish, len(target_ids), sides["target"]),
+        held_out_of_rows(wish, len(source_ids), sides["source"]),
     )
+    untouched = set(target_ids) - old.measured, set(source_ids) - old.measured
+    roles = set_apart(old.roles, untouched, held, seed, shared=shared or pointwise)
     if pointwise:
         roles = Roles((), roles.validation_sources, (), roles.test_sources)
-    sides = {"target": _side(wish, len(target_ids), few=not shared), "source": _side(wish, len(source_ids), few=False)}
     train = {}
     for axis, ids in (("target", target_ids), ("source", source_ids)):
-        held = {*getattr(roles, f"test_{axis}s"), *getattr(roles, f"validation_{axis}s")}
+        apart = {*getattr(roles, f"test_{axis}s"), *getattr(roles, f"validation_{axis}s")}
         kept: tuple[str, ...] = getattr(old, f"train_{axis}s")
         if len(kept) > sides[axis]:
             raise UsageError(
                 f"this run has {len(kept)} measured rows to train on, and --labels asks for {sides[axis]}; labels are never "
                 "thrown away: ask for as many or more, or use another --out"
             )
-        rest = shuffled(set(ids) - held - set(kept), seed, "rows", "item" if shared else axis)
+        rest = shuffled(set(ids) - apart - set(kept), seed, "rows", "item" if shared else axis)
         train[axis] = (*kept, *rest[: sides[axis] - len(kept)])
     # A pointwise teacher's one target is no row.
     wanted = [*(() if pointwise else train["target"]), *train["source"]]
@@ -110,6 +117,28 @@ def grow_rows(
     return RowPlan(
         tuple(target_ids), tuple(source_ids), shared, roles, train["target"], train["source"], chunks
     )  # fmt: skip
+
+
+def describe_rows(plan: RowPlan) -> dict[str, int]:
+    """Return the number of planned rows, by what they are for, and of the pairs (or scores) among them by split."""
+    targets, sources = ({} if plan.target_ids == SCORE else _roles(plan, "target")), _roles(plan, "source")
+    counts = {"rows": len(plan.measured)}
+    counts |= {f"{role}_rows": len(targets.get(role, set()) | ids) for role, ids in sources.items()}
+    if plan.target_ids == SCORE:
+        return counts | {role: len(ids) for role, ids in sources.items()}
+    for split, (target, source) in ROLES_OF.items():
+        masked = len(targets[target] & sources[source])
+        counts[split] = len(targets[target]) * len(sources[source]) - masked
+    return counts
+
+
+def _roles(plan: RowPlan, axis: str) -> dict[str, set[str]]:
+    """Return the planned rows of an axis by role."""
+    return {
+        "train": set(getattr(plan, f"train_{axis}s")),
+        "validation": set(getattr(plan.roles, f"validation_{axis}s")),
+        "test": set(getattr(plan.roles, f"test_{axis}s")),
+    }
 
 
 @dataclass(frozen=True)
@@ -258,12 +287,6 @@ class RowLabelStore:
             raise DataError("the rows of this run were never measured")
         values = RowStore.open(self._folder / f"rowvalues-{generation:03d}", sum(map(len, chunks)), width)
         return values, RowStore.open(self._folder / f"rowcosts-{generation:03d}", len(chunks), 3, dtype="float64")
-
-
-def _side(wish: Wish, rows: int, *, few: bool) -> int:
-    """Return how many training rows of an axis are measured."""
-    side = round(wish.share * rows) if wish.share is not None else wish.count or 0
-    return min(max(side, FEW_TARGETS if few else 2), rows)
 
 
 def _pointwise(plan: RowPlan, columns: npt.NDArray[np.int32], values: Floats) -> dict[str, LabelledPairs]:

@@ -26,11 +26,12 @@ from nncift.plan.entries import (
     describe,
 )
 from nncift.plan.grow import SMALLEST_POOL, extended, grow, refuse_small, set_apart
-from nncift.plan.wish import FIRST, Wish, parse_labels
+from nncift.plan.wish import FIRST, LEAST, Wish, parse_labels
 
 __all__ = [
     "BASE",
     "FIRST",
+    "LEAST",
     "NO_SOURCE",
     "Q2",
     "Q3",

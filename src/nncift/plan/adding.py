@@ -11,7 +11,6 @@ import numpy.typing as npt
 from nncift.plan.entries import BASE, NO_SOURCE, Q2, Q3, TRAIN, Codes, Entries, Roles
 from nncift.seeds import shuffled
 
-SEEN_BESIDE_TEST = 10
 CHUNK_TARGETS = 256
 
 
@@ -74,15 +73,18 @@ class Adding:
             np.concatenate([self._existing.source[mask], *(part[1] for part in parts)]),
         )
 
-    def seen(self, seed: int) -> tuple[list[str], list[str]]:
-        """Return a few training targets and sources, to be paired with test items; those of before come first."""
+    def seen(self, seed: int, most: tuple[int, int]) -> tuple[list[str], list[str]]:
+        """Return a few training targets and sources, to be paired with test items; those of before come first.
+
+        most: of targets and of sources.
+        """
         trained, before = self.pairs(TRAIN), (self.pairs(Q3)[0], self.pairs(Q2)[1])
         found = []
-        for axis, codes, kept in zip(("target", "source"), trained, before, strict=True):
+        for axis, codes, kept, bound in zip(("target", "source"), trained, before, most, strict=True):
             ids = getattr(self.axes, f"{axis}_ids")
             old = [ids[code] for code in np.unique(kept)]
             rest = shuffled({ids[code] for code in np.unique(codes)} - set(old), seed, "seen", axis)
-            found.append([*old, *rest[: max(0, SEEN_BESIDE_TEST - len(old))]])
+            found.append([*old, *rest[: max(0, bound - len(old))]])
         return found[0], found[1]
 
     def entries(self, *, relative: bool, first_chunk: int) -> Entries:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from nncift.errors import DataError, UsageError
 from nncift.plan.adding import Adding, Axes
 from nncift.plan.drawing import block, scatter
 from nncift.plan.entries import NO_SOURCE, Q2, Q3, TEST, TRAIN, VALIDATION, Codes, Entries, LabelPlan, Roles
+from nncift.plan.sizes import HeldOut, held_out_of_pairs
 from nncift.plan.wish import Wish
 from nncift.seeds import shuffled
 
@@ -44,7 +45,8 @@ def grow(
     ):
         raise UsageError("the rows that a plan was made for must come first, in their order, when it grows")
     rank = len(old.generations)
-    roles = set_apart(old, target_ids, source_ids, wish, seed, shared=shared)
+    held = held_out_of_pairs(wish, len(target_ids), len(source_ids), shared=shared)
+    roles = set_apart(old.roles, _untouched(old, target_ids, source_ids), held, seed, shared=shared)
     axes = Axes(tuple(sorted(target_ids)), tuple(sorted(source_ids)), shared, roles)
     existing = _recoded(old.entries, old.target_ids, old.source_ids, axes.target_ids, axes.source_ids)
     _refuse_less(existing, axes, wish)
@@ -53,7 +55,7 @@ def grow(
     training(adding, wish, seed, rank)
     adding.product(roles.validation_targets, roles.validation_sources, VALIDATION)
     adding.product(roles.test_targets, roles.test_sources, TEST)
-    seen_targets, seen_sources = adding.seen(seed)
+    seen_targets, seen_sources = adding.seen(seed, (held[0].seen, held[1].seen))
     adding.product(roles.test_targets, seen_sources, Q2)
     adding.product(seen_targets, roles.test_sources, Q3)
     added = adding.entries(relative=relative, first_chunk=old.chunks)
@@ -86,22 +88,43 @@ def refuse_small(rows: int) -> None:
 
 
 def set_apart(
-    old: LabelPlan, target_ids: Sequence[str], source_ids: Sequence[str], wish: Wish, seed: int, *, shared: bool
+    roles: Roles,
+    untouched: tuple[AbstractSet[str], AbstractSet[str]],
+    held: tuple[HeldOut, HeldOut],
+    seed: int,
+    *,
+    shared: bool,
 ) -> Roles:
-    """Keep the items that were set apart, and draw more from rows that no plan has touched if there are too few."""
+    """Keep the items that were set apart, and draw more where the plan asks for more: from items that no label is about.
+
+    untouched, held: of targets and of sources; where both are the same rows, that of sources counts.
+    """
     chosen: dict[str, tuple[str, ...]] = {}
-    axes = (("source", source_ids, old.source_ids), ("target", target_ids, old.target_ids))
-    for axis, ids, before in axes:
-        fresh = shuffled(set(ids) - set(before), seed, "set apart", axis if not shared else "item")
-        for role, bound, part in (("test", wish.test_items, 10), ("validation", wish.validation_items, 15)):
-            if shared and axis == "target":
-                chosen[f"{role}_targets"] = chosen[f"{role}_sources"]
-                continue
-            kept: tuple[str, ...] = getattr(old.roles, f"{role}_{axis}s")
-            lacking = max(0, min(bound, math.ceil(len(ids) / part)) - len(kept))
+    for axis, fresh_ids, wanted in zip(("target", "source"), untouched, held, strict=True):
+        if shared and axis == "target":
+            continue
+        fresh = shuffled(fresh_ids, seed, "set apart", axis if not shared else "item")
+        for role, bound in (("test", wanted.test), ("validation", wanted.validation)):
+            kept: tuple[str, ...] = getattr(roles, f"{role}_{axis}s")
+            lacking = max(0, bound - len(kept))
             chosen[f"{role}_{axis}s"] = (*kept, *fresh[:lacking])
             fresh = fresh[lacking:]
+    if shared:
+        chosen |= {f"{role}_targets": chosen[f"{role}_sources"] for role in ("test", "validation")}
     return Roles(**chosen)
+
+
+def _untouched(old: LabelPlan, target_ids: Sequence[str], source_ids: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Return the targets and sources that no planned label is about and that have no role yet."""
+    entries, roles = old.entries, old.roles
+    targets = {old.target_ids[code] for code in np.unique(entries.target)}
+    sources = {old.source_ids[code] for code in np.unique(entries.source) if code != NO_SOURCE}
+    if old.shared:
+        targets = sources = targets | sources
+    return (
+        set(target_ids) - targets - {*roles.test_targets, *roles.validation_targets},
+        set(source_ids) - sources - {*roles.test_sources, *roles.validation_sources},
+    )
 
 
 def _recoded(

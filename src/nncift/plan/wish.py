@@ -11,6 +11,10 @@ FIRST = 0.5
 """Share of an active plan's training pairs that is scattered before anything is known."""
 
 
+LEAST = 4
+"""Smallest number of labels that can be asked for."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """How much to label.
@@ -57,6 +61,6 @@ def parse_labels(text: str) -> tuple[float | None, int | None]:
         count = int(stripped)
     except ValueError as error:
         raise UsageError(f"--labels {text!r} was given; expected a share such as 5% or a number of pairs") from error
-    if count < 4:
-        raise InfeasibleError(f"--labels {text}: at least 4 pairs are needed to learn anything")
+    if count < LEAST:
+        raise InfeasibleError(f"--labels {text}: at least {LEAST} pairs are needed to learn anything")
     return None, count
