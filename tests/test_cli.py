@@ -477,8 +477,13 @@ def test_people_are_told_of_rows_and_scores(call: Call, write_pool: Write, tmp_p
     flags = ("--teacher", "length", "--encoder", "hash", "--labels", "20%", "--out", tmp_path / "run")
     found = call("run", write_pool(40), *flags)
     assert found.code == 0, found.err
-    assert "Teacher length, plan rows: 15 measured rows, 8 scores to learn from, 3 to validate, 4 to test" in (
-        " ".join(found.out.split())
+    said = " ".join(found.out.split())
+    assert (
+        "Teacher length, plan rows. Labels: 40 measured rows (33 to learn from, 3 to validate, 4 to test): 33 scores"
+        in said
+    )
+    assert (
+        "A student saves nothing here: this teacher takes no pass of a language model. So all rows are measured" in said
     )
 
 

@@ -100,7 +100,7 @@ class Measured:
 
     name = "measured"
     kind: Literal["pairwise", "pointwise"] = "pairwise"
-    width = 2
+    width, row_passes = 2, 3
     options: Mapping[str, Any] = {"teacher": "measured"}
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
@@ -121,7 +121,7 @@ def test_rows_are_counted_as_planned(write_pool: Callable[..., Path], targets: i
     told = estimate(settings, pool, Measured(), target=target, encoder=HashEncoder())
     # To learn from, to test and to validate; the target set is measured whole.
     rows = 10 + 5 + 4 + targets
-    assert told["labels"] == {"rows": rows}
+    assert told["labels"]["rows"] == rows
     assert (told["label"]["passes"], told["label"]["tokens"]) == (3 * rows, 30 * rows)
     assert told["full_teacher"]["passes"] == 3 * (50 + targets)
     assert told["saving"] == pytest.approx(1 - rows / (50 + targets))

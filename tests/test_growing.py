@@ -13,7 +13,7 @@ from nncift import config, fitting, growing
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.errors import QualityError, UsageError
-from nncift.growing import climb, rungs
+from nncift.growing import climb, remaining, rungs
 from nncift.labelling import Axes
 from nncift.results import Run
 from nncift.seeds import derive
@@ -25,7 +25,8 @@ Write = Callable[..., Path]
 def sizes(write_pool: Write, *, by_row: bool = False, have: int = 0, **given: Any) -> list[str]:
     axes = Axes(read(write_pool(40)), pointwise=by_row)
     settings = config.resolve({"plan": "rows" if by_row else "scatter", **given})
-    return [round_.labels for round_ in rungs(settings, axes, by_row=by_row, have=have)]
+    rounds = remaining(rungs(settings, axes, by_row=by_row), axes, by_row=by_row, have=have)
+    return [each.labels for each in rounds]
 
 
 @pytest.mark.parametrize(

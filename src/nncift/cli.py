@@ -58,6 +58,11 @@ def cli() -> None:
     help="Share of each axis (5%), number of pairs (of rows, for a teacher that is paid by the row), or auto: until more bring "
     "nothing.  [default: 5%]",
 )
+@click.option(
+    "--cost",
+    help="Cap on labels, probe and embedding, as a share of training on the pool: 10%.  [default: 10% or 3,000 passes]",
+)
+@click.option("--time", help="The same cap as a time, from timed passes: 30m, 2h, 90s.")
 @click.option("--plan", help="scatter, active, block or rows.  [default: what fits the teacher]")
 @click.option("--student", help="Network: product, towers or paper.  [default: product]")
 @click.option("--recipe", help="How it is trained: default or paper.  [default: default]")

@@ -77,6 +77,18 @@ class LabelSettings(_Settings):
         return _amount_as_text(value)
 
 
+class SpendSettings(_Settings):
+    """How much labels, probe and embedding may take."""
+
+    cost: str | None = None
+    time: str | None = None
+
+    @field_validator("cost", "time", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return _amount_as_text(value)
+
+
 class StudentSettings(_Settings):
     """What learns from the labels."""
 
@@ -123,7 +135,14 @@ class SelectSettings(_Settings):
 
 
 class RunSettings(
-    DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, GateSettings, SelectSettings
+    DataSettings,
+    EncoderSettings,
+    TeacherSettings,
+    LabelSettings,
+    SpendSettings,
+    StudentSettings,
+    GateSettings,
+    SelectSettings,
 ):
     """All settings of a run."""
 
@@ -152,6 +171,7 @@ SELECTION = frozenset(
 
 GROWING = SELECTION | {
     "pool", "limit", "labels", "strict", "device", "format", "map", "min_spearman", "min_skill", "max_labels",
+    "cost", "time",
 }  # fmt: skip
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 

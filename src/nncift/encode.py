@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -126,6 +127,20 @@ class SentenceEncoder:
             # Only now: while the error is handled, its frames hold the batch's memory.
             self._batch_size //= 2
             free_cache()
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector: as the files say, where they do, so that nothing is loaded."""
+        try:
+            parts = json.loads((self.folder / "modules.json").read_text(encoding="utf-8"))
+            pooling = json.loads((self.folder / parts[1]["path"] / "config.json").read_text(encoding="utf-8"))
+            # Several ways of pooling are joined, and a dense layer behind them may change the size.
+            one = sum(bool(value) for name, value in pooling.items() if name.startswith("pooling_mode_")) == 1
+            if one and all(str(part["type"]).endswith("Normalize") for part in parts[2:]):
+                return int(pooling["word_embedding_dimension"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+            pass
+        return int(self.model.get_embedding_dimension() or 0)
 
     def describe(self) -> Mapping[str, Any]:
         """Return name, weights and limits."""

@@ -1,38 +1,65 @@
 """What a run would cost, before anything is spent: `nncift run --dry-run`.
 
-Passes are counted from the plan. Tokens and seconds are extrapolated from a few chunks that are really labelled, small
-and large, since a chunk costs a start (its example in front) and then something per target.
+Passes are counted from the plan, tokens too where the teacher knows them; seconds are extrapolated from a few passes that are
+really made. An encoder of its own is not loaded for it.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.allowance import Allowance, Passes, allow
 from nncift.config import RunSettings
 from nncift.data import Examples
-from nncift.encode import Encoder, create
+from nncift.encode import Encoder, SentenceEncoder, create
 from nncift.errors import UsageError
 from nncift.growing import rungs
 from nncift.labelling import Axes
-from nncift.plan import LabelPlan, describe, grow
+from nncift.ledger import ModelCost
+from nncift.plan import BASE, TRAIN, LabelPlan, describe, grow
+from nncift.plan.notes import too_little
 from nncift.probe import Probe
-from nncift.rows import RowPlan, grow_rows
-from nncift.seeds import shuffled
+from nncift.rows import RowPlan, describe_rows, grow_rows
 from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, refuse_unlabelled, wish_of
 from nncift.table import Rows
-from nncift.teachers import Chunk, RowTeacher, Teacher
+from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers.cost import CountsTokens, pass_weight, row_passes, warm_up
+from nncift.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.wishes import Wishes
 
-TIMED_SOURCES = 4
-TIMED_TARGETS = (1, 12)
-TIMED_TEXTS = 16
-TIMED_ROWS = 8
 HIDDEN = 100
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes of a model, tokens through it and seconds; None where they cannot be told."""
+
+    passes: int
+    tokens: float | None
+    seconds: float | None
+
+    def __add__(self, other: Cost) -> Cost:
+        def both(one: float | None, two: float | None) -> float | None:
+            return None if one is None or two is None else one + two
+
+        return Cost(self.passes + other.passes, both(self.tokens, other.tokens), both(self.seconds, other.seconds))
+
+    def part(self, passes: int) -> Cost:
+        """Return so many of the passes, with their share of tokens and seconds."""
+        share = passes / self.passes if self.passes else 0.0
+        return Cost(passes, *(None if value is None else share * value for value in (self.tokens, self.seconds)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as they are printed."""
+        return {
+            "passes": self.passes,
+            "tokens": None if self.tokens is None else round(self.tokens),
+            "seconds": None if self.seconds is None else round(self.seconds, 2),
+        }
 
 
 def estimate(
@@ -44,9 +71,9 @@ def estimate(
     existing: Examples | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Return pairs, passes, tokens, seconds and bytes of a run on this pool, beside those of the full teacher.
+    """Return passes, cost, tokens, seconds and bytes of a run on this pool, beside those of the full teacher and of training.
 
-    Labels a few chunks and embeds a few texts, and writes nothing.
+    Makes a few passes to time them, and writes nothing.
     """
     settings = refuse_impossible(settings, pool, teacher, target, existing)
     target = None if target is None else named_target(target)
@@ -59,46 +86,48 @@ def estimate(
     refuse_unlabelled(teacher.name, (pool, sources), (target, targets), found)
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
     budget = Wishes.read(settings).check(Rows.of(sources))
-    by_row = isinstance(teacher, RowTeacher)
-    # Where labels may grow, the price is that of the last round.
-    most = rungs(settings, axes, by_row=by_row, have=0)[-1]
-    told = _by_row(most, axes, teacher) if isinstance(teacher, RowTeacher) else _by_pair(most, axes, teacher)
-    probing = _probing(settings, axes, teacher)
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
-    label, full = told["label"], told["full_teacher"]
+    others = () if existing is None else tuple({row.content_hash: row for row in existing}.values())
+    rounds = rungs(settings, axes, by_row=isinstance(teacher, RowTeacher))
+    allowance = allow(
+        settings, rounds, Passes.of(settings, axes, teacher, len(others)),
+        lambda: rates_of(settings, axes, teacher, encoder, len(others)),
+    )  # fmt: skip
+    # Where labels may grow, the price is that of the last round.
+    most = allowance.of(settings)[-1]
+    plan = _plan(most, axes, teacher)
+    label, full = cost(plan, teacher, axes.rows, settings.seed)
+    read = Examples((*axes.rows, *others))
+    probe, embed = _probe(most, axes, teacher, read), _embedding(most, axes, encoder, len(read))
+    own = label + probe + (embed if settings.encoder == "lm" else Cost(0, 0.0, embed.seconds or 0.0))
+    spent = ModelCost(label.passes, pass_weight(teacher), own.passes - label.passes, full.passes, len(sources))
+    learn = label.part(_learning(plan, teacher))
     return {
         "pool": len(sources),
         "rejected": len(pool.rejected) + len(refused),
         "selected": budget,
-        **told,
+        "labels": describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan),
         "labels_at_most": most.labels,
-        "probe": probing,
-        "saving": 1 - (label["passes"] + probing["passes"]) / full["passes"] if full["passes"] else 0.0,
-        "embed": {"rows": len(axes.rows), "seconds": round(_embedding_seconds(axes.rows, encoder, settings.seed), 2)},
-        "bytes": _bytes(told.pop("label_bytes"), axes, int(encoder.describe()["dim"])),
+        "learn": learn.to_json(),
+        "measure": label.part(label.passes - learn.passes).to_json(),
+        "label": label.to_json(),
+        "probe": probe.to_json(),
+        "embed": {"rows": len(read), **embed.to_json()},
+        "total": own.to_json(),
+        "full_teacher": full.to_json(),
+        **{name: value for name, value in spent.to_json().items() if not name.endswith("_passes")},
+        "bytes": _bytes(plan, axes, teacher, encoder),
+        "notes": _notes(allowance, plan, teacher, len(sources)),
         "note": teacher.describe().get("note"),
     }
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a teacher costs: passes of its model (exact), tokens through it and seconds (extrapolated)."""
-
-    passes: int
-    tokens: float
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the figures as they are printed."""
-        return {"passes": self.passes, "tokens": round(self.tokens), "seconds": round(self.seconds, 2)}
 
 
 def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Examples, seed: int = 0) -> tuple[Cost, Cost]:
     """Return what a fresh plan costs with a teacher that knows `rows`, and what the full teacher costs.
 
-    A teacher that is paid by the pair labels a few chunks for it, one that is paid by the row measures a few rows, on its model
-    as it is: a warm-up is not done for an estimate. Its tokens are taken to cost what those of the rows do, since both are a
-    forward and a backward pass. Raises UsageError where the plan is for the other kind of teacher.
+    A teacher that labels pairs labels a few chunks for it, one that labels rows measures a few, on its model as it is: a warm-up
+    is not done for an estimate. Its tokens are taken to cost what those of the rows do, since both are forward and backward.
+    Raises UsageError where the plan is for the other kind of teacher.
     """
     if isinstance(teacher, RowTeacher) != isinstance(plan, RowPlan):
         raise UsageError(
@@ -111,102 +140,76 @@ def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Example
 
 def _cost_by_pair(plan: LabelPlan, teacher: Teacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
     targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
-    each = _cost_of_chunks(rows, teacher, seed)
-    planned = np.array([len(targets), sum(targets)], dtype=float) @ each
-    full = np.array([len(plan.source_ids), plan.full_passes(relative=False)], dtype=float) @ each
-    return Cost(sum(targets), *planned.tolist()), Cost(plan.full_passes(relative=teacher.relative), *full.tolist())
+    rate, full = pair_rate(rows, teacher, seed), plan.full_passes(relative=teacher.relative)
+    planned = Cost(sum(targets), *rate.of(len(targets), sum(targets)))
+    return planned, Cost(full, *rate.of(len(plan.source_ids), plan.full_passes(relative=False)))
 
 
 def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
-    cold = getattr(teacher, "cold", None)
-    timed: RowTeacher = teacher if cold is None else cold()
-    checkpoints = 1 if cold is None else int(getattr(teacher, "n_checkpoints", 1))
-    first, *drawn = shuffled(plan.source_ids, seed, "estimate")[: 1 + TIMED_ROWS]
-    timed.prepare(rows.subset([first, *drawn]))
-    timed.measure([first])
-    began = time.perf_counter()
-    labels = timed.measure(drawn)
-    each = checkpoints * np.array([labels.passes, labels.tokens, time.perf_counter() - began]) / len(drawn)
-    tokens = float(getattr(teacher, "warm_up_tokens", 0))
-    once = np.array([getattr(teacher, "warm_up_passes", 0), tokens, tokens * each[2] / max(each[1], 1.0)])
-    planned, full = (each * count + once for count in (len(plan.measured), plan.full_rows))
-    return Cost(round(float(planned[0])), *planned[1:].tolist()), Cost(round(float(full[0])), *full[1:].tolist())
+    rate, once = row_rate(rows, plan.source_ids, teacher, seed), warm_up(teacher)
+    found = []
+    for ids in (plan.measured, plan.full):
+        tokens = float(teacher.tokens_of(sorted(ids))) if isinstance(teacher, CountsTokens) else rate.tokens * len(ids)
+        before = once["tokens"] * rate.seconds / max(rate.tokens, 1.0)
+        passes = row_passes(teacher) * len(ids) + once["passes"]
+        found.append(Cost(passes, tokens + once["tokens"], rate.seconds * len(ids) + before))
+    return found[0], found[1]
 
 
-def _probing(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -> dict[str, Any]:
-    """Return passes and seconds of asking the model once about every row, none of them cached; zeros without a probe."""
-    if settings.features != "probe":
-        return {"passes": 0, "seconds": 0.0}
-    probe = Probe(language_model(teacher, "--features probe"), settings.template)
-    drawn = [
-        axes.rows.by_id(item) for item in shuffled(axes.rows.ids, settings.seed, "estimate", "probe")[:TIMED_TEXTS]
-    ]
-    probe.read(drawn[:1])
-    began = time.perf_counter()
-    probe.read(drawn)
-    each = (time.perf_counter() - began) / len(drawn)
-    return {"passes": len(axes.rows), "seconds": round(each * len(axes.rows), 2)}
-
-
-def _by_pair(settings: RunSettings, axes: Axes, teacher: Teacher) -> dict[str, Any]:
-    """Return a plan of pairs with its cost, and the cost of every pair."""
+def _plan(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -> LabelPlan | RowPlan:
+    """Return the plan of a fresh run."""
     wish = wish_of(settings)
+    if isinstance(teacher, RowTeacher):
+        return grow_rows(None, axes.target_ids, axes.sources.ids, wish, settings.seed, shared=axes.shared)
     if wish.kind == "active":
         # Later rounds label as many pairs as if all were scattered; which ones only their labels can tell.
         wish = replace(wish, kind="scatter")
-    plan = grow(
+    return grow(
         None, axes.target_ids, axes.sources.ids, wish, settings.seed, shared=axes.shared, relative=teacher.relative
     )
-    planned, full = cost(plan, teacher, axes.rows, settings.seed)
-    return {
-        "labels": describe(plan),
-        "label": planned.to_json(),
-        "full_teacher": full.to_json(),
-        "label_bytes": len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33,
-    }
 
 
-def _by_row(settings: RunSettings, axes: Axes, teacher: RowTeacher) -> dict[str, Any]:
-    """Return a plan of rows with its cost, and the cost of every row."""
-    plan = grow_rows(None, axes.target_ids, axes.sources.ids, wish_of(settings), settings.seed, shared=axes.shared)
-    planned, full = cost(plan, teacher, axes.sources, settings.seed)
-    return {
-        "labels": {"rows": len(plan.measured)},
-        "label": planned.to_json(),
-        "full_teacher": full.to_json(),
-        "label_bytes": len(plan.measured) * teacher.width * 4,
-    }
+def _learning(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher) -> int:
+    """Return the passes for what the student learns from, with targets alone and a warm-up; the others measure it."""
+    if isinstance(plan, RowPlan) and isinstance(teacher, RowTeacher):
+        return row_passes(teacher) * describe_rows(plan)["train_rows"] + warm_up(teacher)["passes"]
+    assert isinstance(plan, LabelPlan)
+    entries = plan.entries
+    trained = entries.target[entries.split == TRAIN]
+    return len(trained) + int(np.isin(entries.target[entries.split == BASE], trained).sum())
 
 
-def _cost_of_chunks(pool: Examples, teacher: Teacher, seed: int) -> npt.NDArray[np.float64]:
-    """Return `(2, 2)`: tokens and seconds that a chunk costs to begin, and for each of its targets."""
-    drawn = shuffled(pool.ids, seed, "estimate")
-    sizes, costs = [], []
-    teacher.label(Chunk(-1, drawn[0], tuple(drawn[1 : 1 + TIMED_TARGETS[0]])))
-    for place in range(min(TIMED_SOURCES, len(drawn))):
-        for size in TIMED_TARGETS:
-            others = tuple(item for item in drawn[place + 1 :] + drawn[:place] if item != drawn[place])[:size]
-            began = time.perf_counter()
-            labels = teacher.label(Chunk(-1, drawn[place], others))
-            costs.append([labels.tokens, time.perf_counter() - began])
-            sizes.append([1.0, len(others)])
-    found, *_ = np.linalg.lstsq(np.array(sizes), np.array(costs), rcond=None)
-    cost: npt.NDArray[np.float64] = np.maximum(found, 0.0)
-    return cost
+def _notes(allowance: Allowance, plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: int) -> list[str]:
+    """Return what was cut, and what the plan is too small to tell."""
+    if allowance.whole:
+        return list(allowance.notes)
+    counts = describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan)
+    return [*allowance.notes, *too_little(counts, rows, by_row=isinstance(teacher, RowTeacher))]
 
 
-def _embedding_seconds(pool: Examples, encoder: Encoder, seed: int) -> float:
-    """Return the seconds to embed all rows, none of them cached."""
-    drawn = shuffled(pool.ids, seed, "estimate", "texts")[:TIMED_TEXTS]
-    texts = [pool.by_id(item).text for item in drawn]
-    encoder.encode(texts[:1])
-    began = time.perf_counter()
-    encoder.encode(texts)
-    return (time.perf_counter() - began) / len(texts) * len(pool)
+def _probe(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, rows: Examples) -> Cost:
+    """Return the cost of asking the model once about every row, none of them cached; nothing without a probe."""
+    if settings.features != "probe":
+        return Cost(0, 0.0, 0.0)
+    probe = Probe(language_model(teacher, "--features probe"), settings.template)
+    tokens = sum(probe.tokens(row) for row in rows)
+    return Cost(len(rows), float(tokens), probe_seconds(settings, axes, teacher) * len(rows))
 
 
-def _bytes(labels: int, axes: Axes, dim: int) -> dict[str, int]:
+def _embedding(settings: RunSettings, axes: Axes, encoder: Encoder, rows: int) -> Cost:
+    """Return the cost of embedding every row, none of them cached; its time only where the encoder need not be loaded for it."""
+    if isinstance(encoder, SentenceEncoder):
+        return Cost(rows, None, None)
+    return Cost(rows, None, embedding_seconds(axes.rows, encoder, settings.seed) * rows)
+
+
+def _bytes(plan: LabelPlan | RowPlan, axes: Axes, teacher: Teacher | RowTeacher, encoder: Encoder) -> Mapping[str, int]:
     """Return bytes on disk of labels, vectors and projected targets, and in memory of the matrix and its copy."""
+    dim = encoder.dim if isinstance(encoder, SentenceEncoder) else int(encoder.describe()["dim"])
+    if isinstance(plan, LabelPlan):
+        labels = len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33
+    else:
+        labels = len(plan.measured) * (teacher.width if isinstance(teacher, RowTeacher) else 1) * 4
     return {
         "labels": labels,
         "vectors": len(axes.rows) * dim * 4,

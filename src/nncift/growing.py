@@ -33,10 +33,9 @@ WORTH = 0.01
 """Gain in Spearman or R^2 on unseen items below which twice the labels are not worth their price."""
 
 
-def rungs(settings: RunSettings, axes: Axes, *, by_row: bool, have: int) -> list[RunSettings]:
+def rungs(settings: RunSettings, axes: Axes, *, by_row: bool) -> list[RunSettings]:
     """Return the settings of every round, which differ in `labels`; a single one where nothing is to grow.
 
-    have: training labels (pairs, or rows) of an earlier session, which no round goes below.
     Raises UsageError or InfeasibleError for labels that cannot be read.
     """
     auto, gated = settings.labels == AUTO, settings.min_spearman is not None or settings.min_skill is not None
@@ -47,8 +46,12 @@ def rungs(settings: RunSettings, axes: Axes, *, by_row: bool, have: int) -> list
     if not auto and (not gated or settings.max_labels is None):
         return [settings]
     sizes = _sizes(settings, axes, by_row=by_row)
-    rounds = [size for size in sizes if size >= have] or sizes[-1:]
-    return [settings.model_copy(update={"labels": _as_setting(size, axes, by_row=by_row)}) for size in rounds]
+    return [settings.model_copy(update={"labels": as_setting(size, settings, axes, by_row=by_row)}) for size in sizes]
+
+
+def remaining(rounds: Sequence[RunSettings], axes: Axes, *, by_row: bool, have: int) -> list[RunSettings]:
+    """Return the rounds that are not below the training labels (pairs, or rows) of an earlier session; the last at least."""
+    return [each for each in rounds if size_of(each.labels, each, axes, by_row=by_row) >= have] or list(rounds[-1:])
 
 
 def climb(
@@ -77,33 +80,36 @@ def climb(
     return labels, student, {**fidelity, "growth": history if len(history) > 1 else []}
 
 
+def size_of(labels: str, settings: RunSettings, axes: Axes, *, by_row: bool) -> int:
+    """Return how many labels a value of `--labels` stands for: pairs, or rows of the sources."""
+    share, count = parse_labels(labels)
+    if by_row:
+        sources = len(axes.sources)
+        return max(2, round(share * sources)) if share is not None else min(int(count or 0), sources)
+    return wish_of(settings.model_copy(update={"labels": labels})).pairs(len(axes.target_ids), len(axes.sources))
+
+
+def as_setting(size: int, settings: RunSettings, axes: Axes, *, by_row: bool) -> str:
+    """Return the value of `--labels` for so many labels: a share of the rows where a share was asked for, else a number."""
+    counted = not by_row or (settings.labels != AUTO and parse_labels(settings.labels)[1] is not None)
+    return str(size) if counted else f"{100 * size / len(axes.sources):.10g}%"
+
+
 def _sizes(settings: RunSettings, axes: Axes, *, by_row: bool) -> list[int]:
     """Return how many labels each round has: pairs, or rows of the sources."""
     targets, sources = len(axes.target_ids), len(axes.sources)
-
-    def size_of(text: str) -> int:
-        share, count = parse_labels(text)
-        wish = wish_of(settings.model_copy(update={"labels": text}))
-        if by_row:
-            return max(2, round(share * sources)) if share is not None else wish.sides(targets, sources)[1]
-        return wish.pairs(targets, sources) if share is not None else int(count or 0)
-
-    most = size_of(settings.max_labels or f"{100 * MOST_SHARE:g}%")
+    most = size_of(settings.max_labels or f"{100 * MOST_SHARE:g}%", settings, axes, by_row=by_row)
     if settings.labels == AUTO:
         every = sources if by_row else targets * sources
         first = max(2, math.ceil(FIRST_SHARE * sources)) if by_row else min(FIRST_PAIRS, math.ceil(0.05 * every))
     else:
-        first = size_of(settings.labels)
+        first = size_of(settings.labels, settings, axes, by_row=by_row)
     if first > most:
         raise UsageError(f"--labels starts at {first} and --max-labels ends at {most}; give a higher end")
     found = [first]
     while found[-1] < most:
         found.append(min(most, 2 * found[-1]))
     return found
-
-
-def _as_setting(size: int, axes: Axes, *, by_row: bool) -> str:
-    return f"{100 * size / len(axes.sources):.10g}%" if by_row else str(size)
 
 
 def _reached(labels: Mapping[str, LabelledPairs], fidelity: Mapping[str, Any]) -> dict[str, Any]:

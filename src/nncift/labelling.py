@@ -19,7 +19,7 @@ from nncift.files import fingerprint, read_arrays, read_json, write_arrays, writ
 from nncift.labels import LabelStore
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, LabelPlan, Wish, describe, grow
-from nncift.rows import SCORE, RowLabelStore, RowPlan, grow_rows
+from nncift.rows import SCORE, RowLabelStore, RowPlan, describe_rows, grow_rows
 from nncift.scale.pieces import Keep, Outcome, Piece, as_floats
 from nncift.teachers import Chunk, ChunkLabels, RowLabels, RowTeacher, Teacher
 from nncift.teachers.cost import warm_up
@@ -304,7 +304,8 @@ class RowLabelling:
 
     def counts(self) -> dict[str, int]:
         """Return the number of measured rows, and of the pairs among them by split."""
-        return {"rows": len(self._plan.measured), **{name: len(pairs) for name, pairs in self.utilities().items()}}
+        rows = {name: count for name, count in describe_rows(self._plan).items() if name.endswith("rows")}
+        return {**rows, **{name: len(pairs) for name, pairs in self.utilities().items()}}
 
     def full_passes(self) -> int:
         """Return the passes of measuring every row, what precedes all rows included."""

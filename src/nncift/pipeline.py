@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift import config, subtasks
+from nncift.allowance import keep, settle
 from nncift.choosing import Ground, OnGraph, by_score_note, choose
 from nncift.config import RunSettings
 from nncift.data import Examples, read
@@ -25,7 +26,7 @@ from nncift.errors import UsageError
 from nncift.existing import embed_existing
 from nncift.fitting import predict, refuse_unfit_student
 from nncift.ground import Existing, graph_of, ground_of
-from nncift.growing import climb, rungs
+from nncift.growing import climb, remaining, rungs
 from nncift.labelling import Axes
 from nncift.labels import combine
 from nncift.pairs import LabelledPairs
@@ -41,6 +42,7 @@ from nncift.stages import (
     NOTES,
     Work,
     embed,
+    encoder_of,
     finished_jobs,
     named_target,
     plan_labels,
@@ -52,6 +54,7 @@ from nncift.student.card import write_card
 from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher, registry
+from nncift.timing import rates_of
 from nncift.vectors import Vectors
 from nncift.wishes import Settled, Wishes
 
@@ -175,11 +178,21 @@ def _selected(
         axes, rejected = usable_rows(work, pool, wanted)
         wishes = Wishes.read(settings)
         wishes.check(Rows.of(axes.sources))
-        rounds = rungs(settings, axes, by_row=isinstance(teacher, RowTeacher), have=work.labels().training())
-        work.settings = rounds[0]
+        by_row = isinstance(teacher, RowTeacher)
+        rounds = rungs(settings, axes, by_row=by_row)
+        allowance = settle(
+            work,
+            rounds,
+            axes,
+            existing,
+            lambda: rates_of(settings, axes, teacher, encoder_of(work), len(existing or ())),
+        )
+        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=work.labels().training())
+        work.settings, work.whole = rounds[0], allowance.whole
         plan = plan_labels(work, axes)
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
+        keep(work, allowance)
         directory.write_manifest(record_of(work, pool))
         vectors, before = embed(work, axes), embed_existing(work, existing)
         tokens = token_counts(work, axes.sources)
@@ -195,7 +208,8 @@ def _selected(
         joining.tidy_calculated(work.keys["fit"])
         subset = axes.sources.subset(selection.pop("ids"))
         about_rows: list[str] = directory.read_json(NOTES, [])
-        notes = (*pool.notes, *about_rows, *joining.notes, *_truncation(vectors.truncated, len(axes.rows)))
+        notes = (*pool.notes, *about_rows, *allowance.notes, *joining.notes)
+        notes += tuple(_truncation(vectors.truncated, len(axes.rows)))
         if by_score := selection.get("by_score"):
             notes = (*notes, by_score_note(selection["budget"], by_score))
         directory.write_manifest(record_of(work, pool), keep_summary=True)

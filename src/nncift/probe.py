@@ -90,6 +90,10 @@ class Probe:
                 found[index] = self._features(rows[index], reading)
         return found, np.array(counts, np.int32)
 
+    def tokens(self, example: Example) -> int:
+        """Return the tokens of a row that are read."""
+        return len(self._row(example)[0])
+
     @property
     def _size(self) -> int:
         return int(self.lm.model.config.get_text_config().hidden_size)

@@ -18,9 +18,11 @@ from nncift.existing import ABOUT as EXISTING
 from nncift.files import atomic, write_json
 from nncift.labelling import Axes, Labelling
 from nncift.ledger import ModelCost
+from nncift.plan.notes import too_little
 from nncift.rundir import SUMMARY
 from nncift.stages import TEACHER, Work, has_language_model
 from nncift.student.model import Student
+from nncift.teachers import RowTeacher
 from nncift.teachers.cost import pass_weight
 
 
@@ -49,8 +51,11 @@ def finish(
     write_rejected(directory.file("rejected.jsonl"), rejected)
     labelling = work.labels()
     ledger = _ledger(work, labelling, len(axes.sources))
-    warnings = (*notes, *labelling.warnings(), *fidelity["verdicts"])
-    if settings.features == "text" and has_language_model(work.teacher):
+    counts = labelling.counts()
+    by_row = isinstance(work.teacher, RowTeacher)
+    small = [] if work.whole else too_little(counts, len(axes.sources), by_row=by_row)
+    warnings = (*notes, *small, *labelling.warnings(), *fidelity["verdicts"])
+    if not work.whole and settings.features == "text" and has_language_model(work.teacher):
         hint = advice(fidelity["gate"], len(axes.rows))
         warnings += () if hint is None else (hint,)
     summary = {
@@ -65,7 +70,7 @@ def finish(
         "growth": fidelity["growth"],
         "pair_interval": fidelity["pair_interval"],
         "plan": settings.plan,
-        "labels": labelling.counts(),
+        "labels": counts,
         "fidelity": fidelity["fidelity"],
         "baselines": fidelity["baselines"],
         "selection": selection,

@@ -46,12 +46,9 @@ def show_run(run: Run) -> None:
     out, told = console(), run.summary
     labels, ledger = told["labels"], told["ledger"]
     rejected = f", {told['rejected']} rejected (rejected.jsonl says why)" if told["rejected"] else ""
-    tested = sum(labels.get(split, 0) for split in ("q2", "q3", "test"))
-    by_row = f"{labels['rows']} measured rows, " if "rows" in labels else ""
-    what = "scores" if "q2" not in labels else "pairs"
     out.print(
-        f"Selected {told['selected']} of {told['pool']} rows{rejected}. Teacher {told['teacher']}, plan {told['plan']}: {by_row}"
-        f"{labels['train']} {what} to learn from, {labels['validation']} to validate, {tested} to test."
+        f"Selected {told['selected']} of {told['pool']} rows{rejected}. Teacher {told['teacher']}, plan {told['plan']}. "
+        f"{split_line(labels)}"
     )
     out.print(fidelity_table(told))
     if told["gate"]["skill"]:
@@ -194,20 +191,47 @@ def show_estimate(told: Mapping[str, Any]) -> None:
     out.print(
         f"{told['pool']} usable rows, {told['rejected']} rejected; {selected} would be selected. Nothing was written."
     )
-    table = Table(title="Estimated cost of labelling, from a few timed pairs", title_justify="left")
+    out.print(split_line(told["labels"]))
+    table = Table(title="What it would cost: passes are counted, times come from a few passes", title_justify="left")
     for name in ("", "passes", "tokens", "time"):
         table.add_column(name, justify="right" if name else "left")
-    for name, cost in (("this plan", told["label"]), ("everything (full teacher)", told["full_teacher"])):
-        table.add_row(name, f"{cost['passes']:,}", f"{cost['tokens']:,}", seconds(cost["seconds"]))
+    parts = {
+        "labels to learn from": "learn", "labels to measure with": "measure", "probe": "probe", "embedding": "embed",
+        "total of the teacher's model": "total", "everything (full teacher)": "full_teacher",
+    }  # fmt: skip
+    for name, key in parts.items():
+        cost = told[key]
+        if cost["passes"]:
+            shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
+            shown.append("-" if cost["seconds"] is None else seconds(cost["seconds"]))
+            table.add_row(name, f"{cost['passes']:,}", *shown, end_section=key == "embed")
     out.print(table)
     size = told["bytes"]
+    untimed = (
+        "" if told["embed"]["seconds"] is not None else " The encoder is not loaded for this, and its time not told."
+    )
     out.print(
-        f"Saving {100 * told['saving']:.2f} % of the passes. Embedding: about {seconds(told['embed']['seconds'])}. Disk: "
+        f"In forward passes {told['cost']:,} instead of {told['full_teacher_cost']:,} (saving {100 * told['saving']:.1f} %), "
+        f"which is {100 * told['share_of_training']:.1f} % of training on all rows for 3 epochs.{untimed} Disk: "
         f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
         f"{size['matrix_in_memory'] / 1e6:.0f} MB."
     )
+    show_warnings(out, told["notes"])
     if told["note"]:
         out.print(str(told["note"]))
+
+
+def split_line(labels: Mapping[str, int]) -> str:
+    """Return what labels are for, as a sentence."""
+    what = "scores" if "q2" not in labels else "pairs"
+    tested = sum(labels.get(split, 0) for split in ("q2", "q3", "test"))
+    rows = ""
+    if "rows" in labels:
+        rows = (
+            f"{labels['rows']:,} measured rows ({labels['train_rows']:,} to learn from, {labels['validation_rows']:,} to "
+            f"validate, {labels['test_rows']:,} to test): "
+        )
+    return f"Labels: {rows}{labels['train']:,} {what} to learn from, {labels['validation']:,} to validate, {tested:,} to test."
 
 
 def show_scores(told: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from nncift.data.examples import Examples
 from nncift.errors import DataError
 from nncift.student.networks import Learned, Lesson, Network
 from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
+from nncift.teachers.cost import row_passes
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -151,6 +152,12 @@ def _check_rows(teacher: RowTeacher, ids: Sequence[str], tolerance: float) -> No
     _require(whole.values.dtype == np.float32, f"measures {whole.values.dtype}, not float32", teacher)
     _require(not np.isinf(whole.values).any(), "measures infinity; a row without a value is NaN", teacher)
     _require(whole.tokens >= 0 and whole.passes >= 0, "counts negative tokens or passes", teacher)
+    declared = row_passes(teacher) * len(ids)
+    _require(
+        whole.passes <= declared,
+        f"counts {whole.passes} passes for {len(ids)} rows and declares {declared}; set row_passes, the passes of a row",
+        teacher,
+    )
     again = teacher.measure(list(reversed(ids))).values[::-1]
     _require(_close(whole.values, again, tolerance), "measures rows differently in another order", teacher)
     alone = np.concatenate([teacher.measure([item]).values for item in ids[:3]])

@@ -178,21 +178,14 @@ def test_the_page_has_the_real_model_first_and_keeps_what_is_not_measured_again(
 ) -> None:
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     numbers = {"mean": 0.5, "sd": 0.1}
-    line = {
-        "student": "product",
-        "features": "text",
-        "plan": "rows",
-        "labels": 9,
-        "measured": 88,
-        "seconds": 1.0,
-        **dict.fromkeys((*judging.AGREEMENT, *judging.SKILLS), numbers),
-    }
+    line = {"student": "product", "features": "text", "plan": "rows", "labels": 9, "measured": 88, "seconds": 1.0,
+            **dict.fromkeys((*judging.AGREEMENT, *judging.SKILLS), numbers)}  # fmt: skip
     line |= {"plain": {key: {"mean": 0.25, "sd": 0.0} for key in judging.SKILLS}}
     line |= {"gated": dict.fromkeys(judging.SKILLS, numbers), "worst against free": dict.fromkeys(judging.SKILLS, -0.2)}
-    results = {"machine": "a machine", "seeds": 5, "worlds": {"one": {"about": "toy", "lines": [line]}}}
+    told = {"machine": "a machine", "seeds": 5, "worlds": {"one": {"about": "toy", "lines": [line]}}}
     rows = {"parameters": 7, "low": 20, "high": 128, "projection": 64}
-    pages.publish({"toys": results})
-    pages.publish({"real": {**results, "model": "m", "rows": rows}})
+    pages.publish({"toys": told})
+    pages.publish({"real": {**told, "model": "m", "rows": rows}})
     page = (tmp_path / "fidelity.md").read_text()
     assert page.index("## A real model") < page.index("### one") < page.index("## Toy models") < page.index("### One")
     row = "| product | text | rows | 88 | 0.50 ± 0.10 | 0.50 ± 0.10 | 0.25 / 0.25 / 0.25 / 0.25 |"

@@ -16,11 +16,21 @@ from nncift.config import (
     LabelSettings,
     RunSettings,
     SelectSettings,
+    SpendSettings,
     StudentSettings,
     TeacherSettings,
 )
 
-PARTS = (DataSettings, EncoderSettings, TeacherSettings, LabelSettings, StudentSettings, GateSettings, SelectSettings)
+PARTS = (
+    DataSettings,
+    EncoderSettings,
+    TeacherSettings,
+    LabelSettings,
+    SpendSettings,
+    StudentSettings,
+    GateSettings,
+    SelectSettings,
+)
 WITHOUT_FLAG = {
     "pool": "Files of instruction examples, or hub:org/name[:split].",
     "test_items": "Rows held out on each axis to measure fidelity.",

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from nncift import subtasks
+from nncift.allowance import keep, settle
 from nncift.calculation import may_pay
 from nncift.choosing import FILES as CHOSEN
 from nncift.choosing import OnGraph, key_of
 from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.encode import Encoder
-from nncift.errors import QualityError
+from nncift.errors import QualityError, UsageError
 from nncift.fitting import FILES as FITTED
 from nncift.fitting import fit_key, refuse_unfit_student
-from nncift.growing import climb, rungs
+from nncift.growing import climb, remaining, rungs
 from nncift.labelling import Axes
 from nncift.pairs import LabelledPairs
 from nncift.pipeline import grounds
@@ -43,6 +44,7 @@ from nncift.stages import (
 from nncift.student.model import Student
 from nncift.table import Rows
 from nncift.teachers import RowTeacher, Teacher
+from nncift.timing import Rates
 from nncift.vectors import Vectors
 from nncift.wishes import Wishes
 
@@ -76,7 +78,12 @@ def run_shard(
         axes, _ = usable_rows(work, pool, wanted)
         wishes = Wishes.read(settings)
         wishes.check(Rows.of(axes.sources))
-        rounds = rungs(settings, axes, by_row=isinstance(teacher, RowTeacher), have=work.labels().training())
+        by_row = isinstance(teacher, RowTeacher)
+        rounds = rungs(settings, axes, by_row=by_row)
+        allowance = settle(work, rounds, axes, existing, _refuse_time)
+        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=work.labels().training())
+        keep(work, allowance)
+        work.settings, work.whole = rounds[0], allowance.whole
         with closing(Part(run, presence)) as part:
             work.engine, part.patient = part, wait is True
             course = _Course(run, work, axes, wishes, rounds, part, wait)
@@ -85,6 +92,13 @@ def run_shard(
             except Unfinished:
                 finished, then = False, ""
         return _told(run, shard, part, course, finished, then)
+
+
+def _refuse_time() -> Rates:
+    raise UsageError(
+        "--time was given with --shard; shards time passes each for itself, and must label one plan. Give --cost or --labels: "
+        "nncift run --time ... --dry-run tells what the time allows"
+    )
 
 
 class _Course:

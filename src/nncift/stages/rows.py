@@ -16,6 +16,7 @@ from nncift.labelling import Axes
 from nncift.plan import parse_labels, refuse_small
 from nncift.rows import SCORE
 from nncift.rundir import RunDir
+from nncift.spending import parse_cost, parse_time
 from nncift.stages.work import Work, has_language_model, identity, no_language_model
 from nncift.table import Rows
 from nncift.teachers import Notes, RowTeacher, Teacher
@@ -105,6 +106,10 @@ def refuse_impossible(
     objectives that do not fit.
     """
     _, count = (None, None) if settings.labels == "auto" else parse_labels(settings.labels)
+    if settings.cost is not None:
+        parse_cost(settings.cost)
+    if settings.time is not None:
+        parse_time(settings.time)
     refuse_small(len(pool))
     Wishes.read(settings).check(Rows.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"

@@ -28,7 +28,8 @@ from nncift.teachers import RowTeacher, Teacher
 class Work:
     """What every stage works with.
 
-    keys: fingerprints of the stages so far. prepared: the teacher knows all rows. engine: has the pieces of stages done.
+    keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured.
+    engine: has the pieces of stages done.
     """
 
     directory: RunDir
@@ -38,6 +39,7 @@ class Work:
     progress: Progress = silent
     keys: dict[str, str] = field(default_factory=dict)
     prepared: bool = False
+    whole: bool = False
     engine: Engine = field(default_factory=Here)
 
     def key(self, stage: str, *parts: Any) -> str:

@@ -6,6 +6,7 @@ or row, and nothing before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from nncift.teachers import RowTeacher, Teacher
@@ -46,6 +47,24 @@ class WarmsUp(Protocol):
     @property
     def warm_up_tokens(self) -> int:
         """Tokens of these passes."""
+        ...
+
+
+@runtime_checkable
+class Cold(Protocol):
+    """A teacher that can be had before its warm-up, so that passes can be timed without one."""
+
+    def cold(self) -> RowTeacher:
+        """Return the same teacher on the model as it is."""
+        ...
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A teacher that labels rows and knows their tokens beforehand."""
+
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens that measuring prepared rows takes, a warm-up left out."""
         ...
 
 

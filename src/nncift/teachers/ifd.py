@@ -61,7 +61,12 @@ class Ifd:
         self.reader.refuse_nan(ids, values)
         if self.above_one == "last":
             values[values > 1] = 0.0
-        return RowLabels(values[:, None].astype(np.float32), sum(map(len, [*rows, *alone])), 2 * len(rows))
+        return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), 2 * len(rows))
+
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens of rows, each read behind its prompt and behind a first token."""
+        rows = [self.reader.rows[item] for item in ids]
+        return sum(len(row) + len(self._start) + len(row.response) for row in rows)
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be told about the rows that were prepared."""

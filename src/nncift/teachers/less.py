@@ -218,7 +218,11 @@ class Less:
                     f"the model {self.lm.name!r} gave no number for the gradient of row {example_id!r}; its weights may be "
                     "damaged, or the precision too low: try --dtype float32"
                 )
-        return RowLabels(values, len(found) * sum(map(len, rows)), len(found) * len(rows))
+        return RowLabels(values, self.tokens_of(ids), len(found) * len(rows))
+
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens of rows, each read at every checkpoint; those of the warm-up are `warm_up_tokens`."""
+        return self.n_checkpoints * sum(len(self._rows[item]) for item in ids)
 
     def utility(self, targets: Floats, sources: Floats) -> Floats:
         """Return the cosine of gradient and update, averaged over checkpoints by learning rate: `(n_targets, n_sources)`."""

@@ -45,7 +45,11 @@ class Loss:
         rows = [self.reader.rows[item] for item in ids]
         values = self.reader.mean_losses(rows)
         self.reader.refuse_nan(ids, values)
-        return RowLabels(values[:, None].astype(np.float32), sum(map(len, rows)), len(rows))
+        return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), len(rows))
+
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens of rows, each read once."""
+        return sum(len(self.reader.rows[item]) for item in ids)
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be told about the rows that were prepared."""

@@ -72,7 +72,11 @@ class Rds:
             ):
                 values[index] = _pooled(reading.hidden)
         self.reader.refuse_nan(ids, values)
-        return RowLabels(values, sum(map(len, rows)), len(rows))
+        return RowLabels(values, self.tokens_of(ids), len(rows))
+
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens of rows, each read once."""
+        return sum(len(self._ids[item]) for item in ids)
 
     def utility(self, targets: Floats, sources: Floats) -> Floats:
         """Return the cosines `(n_targets, n_sources)` of features."""
