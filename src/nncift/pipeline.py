@@ -20,6 +20,7 @@ from nncift.choosing import Ground, OnGraph, by_score_note, choose
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.layout import Layout, map_for
+from nncift.data.python_rows import SOURCE, are_paths, rows_from
 from nncift.data.reading import check_files, source_names
 from nncift.encode import Encoder
 from nncift.errors import UsageError
@@ -60,12 +61,12 @@ from nncift.wishes import Settled, Wishes
 
 
 def run(
-    pool: Examples | str | Path | Sequence[str | Path],
+    pool: Any,
     *,
     out: str | Path,
     teacher: str | Teacher | RowTeacher = "delift",
-    target: Examples | str | Path | Sequence[str | Path] | None = None,
-    existing: Examples | str | Path | Sequence[str | Path] | None = None,
+    target: Any = None,
+    existing: Any = None,
     encoder: str | Encoder = "minilm",
     progress: Progress = silent,
     cluster: ClusterSettings | None = None,
@@ -73,7 +74,8 @@ def run(
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
-    pool, and the optional target and existing sets: examples already read, or files. teacher and encoder: names or objects.
+    pool, and the optional target and existing sets: files, or rows in whatever holds them (`data.rows_from`). teacher and
+    encoder: names or objects.
     out: the run directory; one that exists is continued or extended. cluster: whose workers embed, label and score.
     Raises the errors of `nncift.errors`.
     """
@@ -84,10 +86,14 @@ def run(
         given.update(registry.as_settings(teacher.options))
     given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
     for name, rows in (("pool", pool), ("target", target), ("existing", existing)):
-        if rows is not None and not isinstance(rows, Examples):
+        if rows is not None and are_paths(rows):
             paths = [rows] if isinstance(rows, str | Path) else list(rows)
             given[name] = tuple(str(path) for path in paths)
     resolved = config.resolve(given)
+    pool, target, existing = (
+        rows if rows is None or are_paths(rows) else _held(resolved, rows, limit)
+        for rows, limit in ((pool, resolved.limit), (target, None), (existing, None))
+    )
     if isinstance(teacher, str):
         teacher = registry.create(
             resolved, resolved.device, seed=resolved.seed, encoder=resolved.encoder, workspace=workspace_of(out)
@@ -255,6 +261,12 @@ def _lent_workspace(teacher: Teacher | RowTeacher, out: str | Path) -> Iterator[
     finally:
         if lacks is not None:
             lacks.workspace = None
+
+
+def _held(settings: RunSettings, rows: Any, limit: int | None) -> Examples:
+    """Return rows that Python holds already as examples."""
+    columns = map_for(settings.map, [SOURCE])
+    return rows_from(rows, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
 
 
 def _read(settings: RunSettings, paths: Sequence[str], limit: int | None) -> Examples:

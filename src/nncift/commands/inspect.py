@@ -72,6 +72,8 @@ def _show(told: dict[str, Any]) -> None:
                 f"  label column {column}: "
                 + ", ".join(f"{value} {rows:,}" for value, rows in list(values.items())[:8])
             )
+    if not told["usable"]:
+        return
     table = Table(title=f"Length of a row, in {told['counted_in']}", title_justify="left")
     for name in ("file", "part", "least", "median", "90 %", "99 %", "most", "sum"):
         table.add_column(name, justify="left" if name in ("file", "part") else "right")

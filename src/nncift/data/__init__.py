@@ -2,6 +2,7 @@
 
 from nncift.data.examples import Example, Examples, Message, Rejection, content_hash
 from nncift.data.files import write_rejected, write_rows
+from nncift.data.python_rows import rows_from
 from nncift.data.reading import read
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Rejection",
     "content_hash",
     "read",
+    "rows_from",
     "write_rejected",
     "write_rows",
 ]

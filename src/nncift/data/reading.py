@@ -130,15 +130,33 @@ def read(
     layout = Layout.from_settings(format, map)
     names = source_names(paths)
     check_files(layout, names)
-    log = _Log(strict)
+    notes = []
     if len({str(path) for path in paths}) < len(paths):
-        log.notes.append("An input is given more than once; its rows are read each time.")
-    found = _Found()
+        notes.append("An input is given more than once; its rows are read each time.")
+    inputs = ((str(path), name, records_of(path, layout.of(name))) for path, name in zip(paths, names, strict=True))
+    return collect(inputs, layout, ReadOptions(limit, seed, strict), notes)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How many rows are kept, what they are drawn from, and whether the first that cannot be used is refused."""
+
+    limit: int | None = None
+    seed: int = 0
+    strict: bool = False
+
+
+def collect(
+    inputs: Iterable[tuple[str, str, Iterable[Record]]], layout: Layout, options: ReadOptions, notes: Iterable[str] = ()
+) -> Examples:
+    """Return the usable rows of some inputs: of each its name for people, its source and its records. Raises as `read`."""
+    log, found = _Log(options.strict, notes=list(notes)), _Found()
     with named("reading rows"):
-        for path, source in zip(paths, names, strict=True):
-            take_usable(records_of(path, layout.of(source)), (str(path), source), layout.of(source), log, found)
+        for given, source, records in inputs:
+            _take_usable(records, (given, source), layout.of(source), log, found)
         ids = _assign_ids(found, log)
-        chosen = range(len(found)) if limit is None else _sample(ids, found.sources, limit, seed)
+        everything = range(len(found))
+        chosen = everything if options.limit is None else _sample(ids, found.sources, options.limit, options.seed)
         return Examples(tuple(_examples(found, ids, chosen, layout)), tuple(log.rejected), _notes(log, layout))
 
 
@@ -161,7 +179,7 @@ def check_files(layout: Layout, sources: Iterable[str]) -> None:
             )
 
 
-def take_usable(records: Iterable[Record], name: tuple[str, str], layout: Layout, log: _Log, found: _Found) -> None:
+def _take_usable(records: Iterable[Record], name: tuple[str, str], layout: Layout, log: _Log, found: _Found) -> None:
     """Read one input; name: as it was given, and as a source. Raises DataError when none of its rows is usable."""
     (given, source), before, had = name, len(log.rejected), len(found)
     unread: list[Row] = []

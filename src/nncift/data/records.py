@@ -130,6 +130,8 @@ def from_value(line: int, value: object) -> Record:
             value = json.loads(raw)
     except RecursionError as error:
         return Record(line, "", None, broken(error))
+    except TypeError as error:
+        return Record(line, "", None, f"not readable: {shown(str(error), 120)}")
     return too_long(line) if len(raw) > MAX_BYTES else _checked(line, raw, value)
 
 

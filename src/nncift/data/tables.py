@@ -164,6 +164,11 @@ def dataset_records(table: Any, text_columns: Collection[str] = ()) -> Iterator[
     yield from _batch_records(table.with_format("arrow").iter(batch_size=BATCH_ROWS), text_columns)
 
 
+def table_records(table: Any, text_columns: Collection[str] = ()) -> Iterator[Record]:
+    """Yield the rows of an Arrow table."""
+    yield from _batch_records(table.to_batches(max_chunksize=BATCH_ROWS), text_columns)
+
+
 def _load(datasets: Any, name: str, split: str | None) -> Any:
     saved = is_saved(Path(name))
     try:
