@@ -25,6 +25,7 @@ class Mask(NamedTuple):
     detail: list[Any] | None = None
 
 
+_ALL = frozenset((*_MARKS, *_DETAILS))
 _WORDS: Mapping[str, float] = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 NO_MASK = Mask()
@@ -36,6 +37,8 @@ def mask_of(turn: Mapping[str, Any]) -> Mask:
 
     Raises ValueError for marks that cannot be read.
     """
+    if not _ALL & turn.keys():
+        return NO_MASK
     found = NO_MASK
     for name in _MARKS:
         value = _number(turn.get(name), name)
