@@ -18,6 +18,8 @@ from nncift.estimate import estimate
 from nncift.growing import rungs
 from nncift.labelling import Axes
 from nncift.results import Run
+from nncift.scale.sharded import run_shard
+from nncift.scale.shards import Shard
 from nncift.seeds import derive
 from nncift.spending import parse_cost, parse_time
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
@@ -350,3 +352,9 @@ def test_too_few_labels_are_told_of(write_pool: Write) -> None:
     # 36 pairs train, at most as many measure: 3 x 2, 2 x 1, and 2 x 3 x 3.
     assert told["labels"] == {"base": 0, "train": 36, "validation": 2, "q2": 9, "q3": 9, "test": 6}
     assert any("learns from 36 labels and is measured by 26" in note and "--labels" in note for note in told["notes"])
+
+
+def test_shards_do_not_time_passes(write_pool: Write, tmp_path: Path) -> None:
+    settings = config.resolve({"labels": "50%", "time": "5s", "budget": 8, "encoder": "hash"})
+    with pytest.raises(UsageError, match=r"--time was given with --shard.*Give --cost or --labels"):
+        run_shard(settings, read(write_pool(60)), tmp_path / "run", Shard.parse("1/2"), teacher=Pairs())
