@@ -21,7 +21,7 @@ from nncift.data import read
 from nncift.files import write_json
 from nncift.labels import LabelStore
 from nncift.plan import Wish, grow
-from nncift.rows import RowLabelStore, grow_rows
+from nncift.rows import RowFormat, RowLabelStore, grow_rows
 from nncift.rows_file import write_rows_file
 from nncift.rundir import RunDir
 from nncift.scale.pieces import Outcome
@@ -96,7 +96,7 @@ def _rows_kept(folder: Path, ids: tuple[str, ...]) -> float:
     """Return how many rows of a teacher that is paid by the row are kept a second, 8 numbers each, in chunks of 16."""
     store = RowLabelStore.open(folder)
     store.adopt(grow_rows(None, ids, ids, Wish(0.9, None, "rows", 30, 20), 0, shared=True))
-    store.set_width(8)
+    store.set_format(RowFormat(8))
     pending = list(store.pending())
     began = time.perf_counter()
     for generation, index, chunk in pending:

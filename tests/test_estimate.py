@@ -141,15 +141,18 @@ def test_a_warm_up_is_counted_and_not_run(
         option={"lora": False, "projection": 32, "epochs": 2, "warmup_share": 0.1},
     )  # fmt: skip
     told = estimate(settings, read(write_pool(50)), create(settings, "cpu"), encoder=HashEncoder())
-    assert told["label"]["passes"] == 2 * 19 + 2 * 5
-    assert told["full_teacher"]["passes"] == 2 * 50 + 2 * 5
+    # One update an epoch: both epochs train, and gradients are taken behind the last.
+    assert told["label"]["passes"] == 19 + 2 * 5
+    assert told["full_teacher"]["passes"] == 50 + 2 * 5
+    assert any(note.startswith("LESS takes gradients at 1 checkpoint instead of 2") for note in told["notes"])
+    assert told["bytes"]["labels"] == 19 * (2 * 32 + 2) * 2
 
 
 def test_the_cost_of_a_plan_is_counted_for_the_teacher_it_is_for(
     write_pool: Callable[..., Path], llama_folder: Path
 ) -> None:
     pool = read(write_pool(40))
-    less = Less(str(llama_folder), projection=32, rank=2, epochs=3, warmup_share=0.25, device="cpu")
+    less = Less(str(llama_folder), projection=32, rank=2, epochs=3, checkpoints=3, warmup_share=0.25, device="cpu")
     less.prepare(pool)
     plan = grow_rows(None, pool.ids, pool.ids, Wish(0.2, None, "rows", 4, 4), 0, shared=True)
     planned, full = cost(plan, less, pool)

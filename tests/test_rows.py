@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,9 +9,10 @@ import pytest
 
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError, UsageError
+from nncift.pairs import LabelledPairs
 from nncift.plan import Wish
 from nncift.plan.sizes import FEW_TARGETS
-from nncift.rows import CHUNK_ROWS, SCORE, RowLabelStore, RowPlan, grow_rows
+from nncift.rows import CHUNK_ROWS, SCORE, RowFormat, RowLabelStore, RowPlan, grow_rows
 from nncift.seeds import derive
 from nncift.teachers import RowLabels
 
@@ -76,7 +78,7 @@ def plan_of(
 def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:
     store = RowLabelStore.open(folder)
     store.adopt(plan)
-    store.set_width(teacher.width)
+    store.set_format(RowFormat.of(teacher))
     for generation, index, ids in list(store.pending()):
         store.write(generation, index, teacher.measure(ids), 0.5)
     store.flush()
@@ -229,7 +231,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
     plan, first, second = plan_of(names(60), 0.5), Dot(), Dot()
     store = RowLabelStore.open(tmp_path)
     store.adopt(plan)
-    store.set_width(2)
+    store.set_format(RowFormat(2))
     generation, index, ids = next(store.pending())
     store.write(generation, index, first.measure(ids), 0.5)
     store.flush()
@@ -249,7 +251,7 @@ def test_what_waits_for_the_disk_is_there_after_a_second_or_many_bytes_and_lost_
     monkeypatch.setattr("nncift.store.FLUSH_SECONDS", 3600.0)
     store, teacher = RowLabelStore.open(tmp_path), Dot()
     store.adopt(plan_of(names(60), 0.5))
-    store.set_width(teacher.width)
+    store.set_format(RowFormat(teacher.width))
     first, second, *rest = store.pending()
     store.write(first[0], first[1], teacher.measure(first[2]), 0.5)
     assert len(list(RowLabelStore.open(tmp_path).pending())) == 2 + len(rest)
@@ -269,9 +271,9 @@ def test_rows_without_a_value_are_counted_and_give_no_value(tmp_path: Path) -> N
 
 def test_another_width_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path, plan_of(names(40), 0.2), Dot())
-    store.set_width(2)
+    store.set_format(RowFormat(2))
     with pytest.raises(DataError, match="have 2 values each, and the teacher gives 3"):
-        store.set_width(3)
+        store.set_format(RowFormat(3))
 
 
 @pytest.mark.parametrize(
@@ -313,10 +315,53 @@ def test_blocks_of_sources_change_no_utility(tmp_path: Path, monkeypatch: pytest
     teacher, plan = Dot(), plan_of(names(40), 1.0)
     store = filled(tmp_path, plan, teacher)
     whole = store.utilities(teacher)
-    monkeypatch.setattr("nncift.rows.BLOCK", 3 * 40)
+    monkeypatch.setattr("nncift.teachers.blocks.BLOCK", 3 * 40)
     for name, pairs in store.utilities(teacher).items():
         expected = {
             (t, s): v for t, s, v in zip(whole[name].target, whole[name].source, whole[name].value, strict=True)
         }
         assert {(t, s): v for t, s, v in zip(pairs.target, pairs.source, pairs.value, strict=True)} == expected
     assert sum(map(len, whole.values())) == 40 * 39
+
+
+def test_blocks_of_few_rows_give_the_same_utilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, teacher = filled(tmp_path, plan_of(names(60), 0.5), Dot()), Dot()
+    whole = store.utilities(teacher)
+    # Of two float32 values each: 7 rows.
+    monkeypatch.setattr("nncift.teachers.blocks.BYTES_AT_ONCE", 7 * 2 * 4)
+    for split, pairs in store.utilities(teacher).items():
+        expected = by_pair(whole[split])
+        assert len(pairs) == len(expected)
+        assert by_pair(pairs) == pytest.approx(expected, abs=1e-6)
+
+
+def by_pair(pairs: LabelledPairs) -> dict[tuple[int, int], float]:
+    return dict(zip(zip(pairs.target.tolist(), pairs.source.tolist(), strict=True), pairs.value.tolist(), strict=True))
+
+
+class Half(Dot):
+    """Keeps its numbers in half precision, and counts rows beside them."""
+
+    stored_as: Literal["float16", "float32"] = "float16"
+    figures = ("even",)
+
+    def measure(self, ids: Sequence[str]) -> RowLabels:
+        labels = super().measure(ids)
+        return replace(labels, figures={"even": float(sum(int(item[-1]) % 2 == 0 for item in ids))})
+
+    def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
+        return (f"{100 * means['even']:.0f} % of the rows are even.",)
+
+
+def test_a_compact_teacher_is_kept_in_half_precision_with_the_figures_of_its_chunks(tmp_path: Path) -> None:
+    plan, teacher = plan_of(names(60), 0.5), Half()
+    assert RowFormat.of(teacher) == RowFormat(2, "float16", ("even",))
+    assert RowFormat.of(teacher).row_bytes == 4
+    store = filled(tmp_path, plan, teacher)
+    even = sum(int(item[-1]) % 2 == 0 for item in plan.measured)
+    assert RowLabelStore.open(tmp_path).progress().figures == {"even": even}
+    exact = filled(tmp_path / "exact", plan, Dot()).utilities(Dot())["train"].value
+    half = store.utilities(teacher)["train"].value
+    assert 0 < np.abs(half - exact).max() < 4 * 2**-11 * np.abs(exact).max()
+    with pytest.raises(DataError, match="were kept as"):
+        store.set_format(RowFormat(2))

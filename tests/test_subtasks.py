@@ -71,8 +71,9 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     means = dict(zip(sources.ids, (table_by_hand * [[3 / 9], [6 / 9]]).sum(axis=0).tolist(), strict=True))
     for item in sources.ids:
         if item in known:
-            assert found[item] == pytest.approx(expected[item], abs=1e-5)
-            assert score[item] == pytest.approx(means[item], abs=1e-5)
+            # A run keeps features in half precision.
+            assert found[item] == pytest.approx(expected[item], abs=3e-4)
+            assert score[item] == pytest.approx(means[item], abs=3e-4)
     best = sorted(found, key=lambda item: -found[item])[:7]
     assert [
         row["id"] for row in map(json.loads, (tmp_path / "run" / "subset.jsonl").read_text("utf-8").splitlines())

@@ -23,10 +23,10 @@ from nncift.ledger import ModelCost
 from nncift.plan import BASE, TRAIN, LabelPlan, describe, grow
 from nncift.plan.notes import too_little
 from nncift.probe import Probe
-from nncift.rows import RowPlan, describe_rows, grow_rows
+from nncift.rows import RowFormat, RowPlan, describe_rows, grow_rows
 from nncift.stages import language_model, named_target, prepare_all, refuse_impossible, refuse_unlabelled, wish_of
 from nncift.table import Rows
-from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers import Notes, RowTeacher, Teacher
 from nncift.teachers.cost import CountsTokens, pass_weight, row_passes, warm_up
 from nncift.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.wishes import Wishes
@@ -180,11 +180,12 @@ def _learning(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher) -> int:
 
 
 def _notes(allowance: Allowance, plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: int) -> list[str]:
-    """Return what was cut, and what the plan is too small to tell."""
+    """Return what was cut, what the teacher has to tell, and what the plan is too small to tell."""
+    own = teacher.notes() if isinstance(teacher, Notes) else ()
     if allowance.whole:
-        return list(allowance.notes)
+        return [*allowance.notes, *own]
     counts = describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan)
-    return [*allowance.notes, *too_little(counts, rows, by_row=isinstance(teacher, RowTeacher))]
+    return [*allowance.notes, *own, *too_little(counts, rows, by_row=isinstance(teacher, RowTeacher))]
 
 
 def _probe(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, rows: Examples) -> Cost:
@@ -209,7 +210,7 @@ def _bytes(plan: LabelPlan | RowPlan, axes: Axes, teacher: Teacher | RowTeacher,
     if isinstance(plan, LabelPlan):
         labels = len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33
     else:
-        labels = len(plan.measured) * (teacher.width if isinstance(teacher, RowTeacher) else 1) * 4
+        labels = len(plan.measured) * (RowFormat.of(teacher).row_bytes if isinstance(teacher, RowTeacher) else 4)
     return {
         "labels": labels,
         "vectors": len(axes.rows) * dim * 4,

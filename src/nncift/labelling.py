@@ -13,15 +13,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from nncift.data import Examples
 from nncift.errors import DataError
 from nncift.files import fingerprint, read_arrays, read_json, write_arrays, write_sealed
 from nncift.labels import LabelStore
 from nncift.pairs import LabelledPairs
 from nncift.plan import BASE, LabelPlan, Wish, describe, grow
-from nncift.rows import SCORE, RowLabelStore, RowPlan, describe_rows, grow_rows
+from nncift.rows import SCORE, RowFormat, RowLabelStore, RowPlan, describe_rows, grow_rows
 from nncift.scale.pieces import Keep, Outcome, Piece, as_floats
-from nncift.teachers import Chunk, ChunkLabels, RowLabels, RowTeacher, Teacher
+from nncift.teachers import (
+    Chunk,
+    ChunkLabels,
+    MonitoredTeacher,
+    RowLabels,
+    RowTeacher,
+    Teacher,
+)
 from nncift.teachers.cost import warm_up
 from nncift.vectors import Vectors
 
@@ -255,8 +264,9 @@ class RowLabelling:
         store, teacher = self._store, self._teacher
         store.adopt(plan)
         work.know(sorted(plan.measured))
-        store.set_width(teacher.width)
+        store.set_format(RowFormat.of(teacher))
         before = store.progress().seconds
+        names = teacher.figures if isinstance(teacher, MonitoredTeacher) else ()
         sizes = [0, *accumulate(len(chunks) for chunks in plan.chunks)]
         pending = {}
         for generation, index, ids in store.pending():
@@ -268,7 +278,8 @@ class RowLabelling:
 
         def keep(piece: Piece, outcome: Outcome) -> None:
             generation, index, _ = pending[piece.name]
-            labels = RowLabels(as_floats(outcome, "values"), outcome.tokens, outcome.passes)
+            sums = dict(zip(names, np.asarray(outcome.arrays["figures"], np.float64).tolist(), strict=True))
+            labels = RowLabels(as_floats(outcome, "values"), outcome.tokens, outcome.passes, sums)
             store.write(generation, index, labels, outcome.seconds)
 
         try:
@@ -279,7 +290,9 @@ class RowLabelling:
         done = store.progress()
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
         once = warm_up(teacher)
-        write_sealed(self._once, once)
+        means = {name: total / max(done.rows, 1) for name, total in done.figures.items()}
+        sentences = teacher.warnings(means) if isinstance(teacher, MonitoredTeacher) else ()
+        write_sealed(self._once, {**once, "warnings": sentences, "figures": means})
         return Spent(done.tokens + once["tokens"], done.passes + once["passes"], before)
 
     def whole(self) -> bool:
@@ -317,9 +330,10 @@ class RowLabelling:
         return round(self._plan.full_rows * done.passes / max(done.rows, 1)) + once
 
     def warnings(self) -> list[str]:
-        """Return how many rows have no value."""
+        """Return how many rows have no value, and what the teacher said of its values when they were measured."""
         done = self._store.progress()
-        return [f"{done.missing} of {done.rows} measured rows have no value."] if done.missing else []
+        missing = [f"{done.missing} of {done.rows} measured rows have no value."] if done.missing else []
+        return [*missing, *read_json(self._once).get("warnings", ())]
 
     @property
     def _once(self) -> Path:

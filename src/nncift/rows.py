@@ -8,8 +8,8 @@ the cost of every chunk, which is written last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ import numpy.typing as npt
 
 from nncift.errors import DataError, UsageError
 from nncift.files import read_json, write_sealed
-from nncift.pairs import BLOCK, LabelledPairs
+from nncift.pairs import LabelledPairs
 from nncift.plan import Roles, Wish, set_apart
 from nncift.plan.sizes import held_out_of_rows, side
 from nncift.seeds import shuffled
 from nncift.store import Chunks, RowStore
-from nncift.teachers import FeatureTeacher, RowLabels, RowTeacher
+from nncift.teachers import CompactTeacher, FeatureTeacher, MonitoredTeacher, RowLabels, RowTeacher
+from nncift.teachers.blocks import utility_blocks
 
 CHUNK_ROWS = 16
+COSTS = ("tokens", "passes", "seconds")
 SCORE = ("score",)
 """The one target of a pointwise teacher: what it gives a row is a single number."""
 
@@ -142,14 +144,38 @@ def _roles(plan: RowPlan, axis: str) -> dict[str, set[str]]:
 
 
 @dataclass(frozen=True)
+class RowFormat:
+    """What is kept of a row: `width` values of a type, and of a chunk the sums of some figures beside its cost."""
+
+    width: int
+    dtype: str = "float32"
+    figures: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, teacher: RowTeacher) -> RowFormat:
+        """Return what a teacher asks for."""
+        dtype = teacher.stored_as if isinstance(teacher, CompactTeacher) else "float32"
+        return cls(teacher.width, dtype, teacher.figures if isinstance(teacher, MonitoredTeacher) else ())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's values on disk."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
 class RowProgress:
-    """Totals over finished chunks: tokens and passes of the teacher's model, seconds, rows, and rows without a value."""
+    """Totals over finished chunks: tokens and passes of the teacher's model, seconds, rows, and rows without a value.
+
+    figures: sums of what a monitored teacher counts.
+    """
 
     tokens: int
     passes: int
     seconds: float
     rows: int
     missing: int
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class RowLabelStore:
@@ -159,6 +185,7 @@ class RowLabelStore:
         self._folder = folder
         self._chunks = Chunks(self._open)
         self._starts: dict[int, list[int]] = {}
+        self._known: RowFormat | None = None
         self.plan = plan
 
     @classmethod
@@ -193,20 +220,26 @@ class RowLabelStore:
                 write_sealed(path, told)
         self.plan = plan
 
-    def set_width(self, width: int) -> None:
-        """Fix the number of values per row. Raises DataError where an earlier session had another."""
-        known = self._read_width()
-        if known is not None and known != width:
+    def set_format(self, wanted: RowFormat) -> None:
+        """Fix what is kept of a row. Raises DataError where an earlier session kept something else."""
+        known = self._read_format()
+        if known is not None and known.width != wanted.width:
             raise DataError(
-                f"the rows of this run have {known} values each, and the teacher gives {width}; use another --out"
+                f"the rows of this run have {known.width} values each, and the teacher gives {wanted.width}; use another --out"
             )
-        write_sealed(self._folder / "width.json", {"width": width})
+        if known is not None and known != wanted:
+            raise DataError(f"the rows of this run were kept as {known}, and now it is {wanted}; use another --out")
+        write_sealed(self._folder / "width.json", asdict(wanted))
+        self._known = wanted
 
-    def _read_width(self) -> int | None:
+    def _read_format(self) -> RowFormat | None:
         path = self._folder / "width.json"
         try:
             told = read_json(path) if path.exists() else None
-            return int(told["width"] if isinstance(told, dict) else told) if told is not None else None
+            if told is None:
+                return None
+            told = told if isinstance(told, dict) else {"width": told}
+            return RowFormat(int(told["width"]), str(told.get("dtype", "float32")), tuple(told.get("figures", ())))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{str(path)!r} is damaged ({error}); use another --out") from error
 
@@ -222,7 +255,8 @@ class RowLabelStore:
         """Keep a chunk's values and cost; they are on disk after `flush`, which comes by itself now and then."""
         start = self._starts_of(generation)[index]
         rows = np.arange(start, start + len(labels.values))
-        self._chunks.keep(generation, rows, labels.values, index, [labels.tokens, labels.passes, seconds])
+        cost = [labels.tokens, labels.passes, seconds, *(labels.figures[name] for name in self._format.figures)]
+        self._chunks.keep(generation, rows, labels.values, index, cost)
 
     def flush(self) -> None:
         """Put what waits on disk."""
@@ -230,7 +264,8 @@ class RowLabelStore:
 
     def progress(self) -> RowProgress:
         """Sum up the finished chunks."""
-        cost = np.zeros(3)
+        figures = self._format.figures
+        cost = np.zeros(len(COSTS) + len(figures))
         rows = missing = 0
         for generation in range(len(self._plan.chunks)):
             values, done = self._chunks.of(generation)
@@ -238,7 +273,8 @@ class RowLabelStore:
             filled = np.asarray(values.filled)
             rows += int(filled.sum())
             missing += int(np.isnan(np.asarray(values.values)[filled]).any(axis=1).sum())
-        return RowProgress(int(cost[0]), int(cost[1]), float(cost[2]), rows, missing)
+        sums = dict(zip(figures, cost[len(COSTS) :].tolist(), strict=True))
+        return RowProgress(int(cost[0]), int(cost[1]), float(cost[2]), rows, missing, sums)
 
     def utilities(self, teacher: RowTeacher) -> dict[str, LabelledPairs]:
         """Return the utilities by split; `rest` are pairs of measured rows that no other split has, known all the same."""
@@ -246,27 +282,45 @@ class RowLabelStore:
         if next(self.pending(), None) is not None:
             raise DataError(f"rows in {str(self._folder)!r} are not all measured; run the same command again")
         ids = [item for generation in plan.chunks for chunk in generation for item in chunk]
-        values = np.concatenate([np.asarray(self._chunks.of(g)[0].values) for g in range(len(plan.chunks))])
         place = {item: row for row, item in enumerate(ids)}
         axis = {item: code for code, item in enumerate(plan.source_ids)}
         rows = [place[item] for item in plan.source_ids if item in place]
         columns = np.array([axis[ids[row]] for row in rows], np.int32)
         if plan.target_ids == SCORE:
-            return _pointwise(plan, columns, values[rows, 0])
+            return _pointwise(plan, columns, self._features(np.array(rows, np.intp))[:, 0])
         across = {item: code for code, item in enumerate(plan.target_ids)}
         lines = [place[item] for item in plan.target_ids if item in place]
         codes = np.array([across[ids[row]] for row in lines], np.int32)
         if not isinstance(teacher, FeatureTeacher):
             raise UsageError(f"the teacher {teacher.name} says it is pairwise but has no utility of two rows")
-        known = [ids[line] for line in lines]
-        of_subtasks = getattr(teacher, "subtask_utility", None)
-        # By blocks of sources: all pairs of many rows fit in memory, but not several copies of them.
-        step, parts = max(1, BLOCK // max(1, len(lines))), []
-        for start in range(0, len(rows), step):
-            targets, sources = values[lines], values[rows[start : start + step]]
-            table = teacher.utility(targets, sources) if of_subtasks is None else of_subtasks(targets, sources, known)
-            parts.append(split_by_roles(plan, codes, columns[start : start + step], np.asarray(table, np.float32)))
+        blocks = utility_blocks(
+            teacher,
+            self._features,
+            np.array(lines, np.intp),
+            np.array(rows, np.intp),
+            [ids[line] for line in lines],
+        )
+        parts = [split_by_roles(plan, codes[across], columns[along], table) for across, along, table in blocks]
         return {name: _joined([part[name] for part in parts]) for name in SPLITS}
+
+    def _features(self, places: npt.NDArray[np.intp]) -> Floats:
+        """Return the values of rows, counted over all generations, `(n, width)`."""
+        found = np.empty((len(places), self._format.width), np.float32)
+        start = 0
+        for generation, chunks in enumerate(self._plan.chunks):
+            end = start + sum(map(len, chunks))
+            here = (places >= start) & (places < end)
+            found[here] = self._chunks.of(generation)[0].values[places[here] - start]
+            start = end
+        return found
+
+    @property
+    def _format(self) -> RowFormat:
+        if self._known is None:
+            self._known = self._read_format()
+        if self._known is None:
+            raise DataError("the rows of this run were never measured")
+        return self._known
 
     @property
     def _plan(self) -> RowPlan:
@@ -282,11 +336,12 @@ class RowLabelStore:
         return self._starts[generation]
 
     def _open(self, generation: int) -> tuple[RowStore, RowStore]:
-        chunks, width = self._plan.chunks[generation], self._read_width()
-        if width is None:
-            raise DataError("the rows of this run were never measured")
-        values = RowStore.open(self._folder / f"rowvalues-{generation:03d}", sum(map(len, chunks)), width)
-        return values, RowStore.open(self._folder / f"rowcosts-{generation:03d}", len(chunks), 3, dtype="float64")
+        chunks, kept = self._plan.chunks[generation], self._format
+        values, costs = (self._folder / f"row{what}-{generation:03d}" for what in ("values", "costs"))
+        return (
+            RowStore.open(values, sum(map(len, chunks)), kept.width, dtype=kept.dtype),
+            RowStore.open(costs, len(chunks), len(COSTS) + len(kept.figures), dtype="float64"),
+        )
 
 
 def _pointwise(plan: RowPlan, columns: npt.NDArray[np.int32], values: Floats) -> dict[str, LabelledPairs]:

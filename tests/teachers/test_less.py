@@ -21,7 +21,8 @@ from nncift.teachers.features import GradientFeatures
 from nncift.teachers.less import Less
 
 SMALL: dict[str, Any] = {
-    "projection": 96, "warmup_share": 0.5, "epochs": 2, "learning_rate": 0.01, "rank": 4, "alpha": 8, "device": "cpu"
+    "projection": 96, "warmup_share": 0.5, "epochs": 2, "checkpoints": 2, "learning_rate": 0.01, "rank": 4, "alpha": 8,
+    "device": "cpu",
 }  # fmt: skip
 Pool = Callable[..., Path]
 
@@ -93,7 +94,7 @@ def test_utilities_agree_with_autograd_and_explicit_matrices(
 ) -> None:
     less = prepared(double(folder), pool, lora=lora, projection_kind=kind, seed=4)
     labels = less.measure(pool.ids)
-    assert labels.values.shape == (8, less.width) == (8, 2 * (2 * 96 + 1))
+    assert labels.values.shape == (8, less.width) == (8, 2 * (2 * 96 + 2))
     assert (labels.passes, labels.tokens) == (16, 2 * sum(len(row) for row in less._rows.values()))
     expected = reference(less, pool.ids)
     np.testing.assert_allclose(less.utility(labels.values, labels.values), expected, atol=1e-4)
@@ -139,7 +140,7 @@ def test_adam_from_nothing_is_its_first_step() -> None:
 
 
 def test_plain_gradients_give_a_symmetric_matrix(llama_folder: Path, pool: Examples) -> None:
-    less = prepared(str(llama_folder), pool, warmup_share=0, lora=False, adam="none")
+    less = prepared(str(llama_folder), pool, warmup_share=0, checkpoints=None, lora=False, adam="none")
     features = less.measure(pool.ids).values
     utility = less.utility(features, features)
     np.testing.assert_allclose(utility, utility.T, atol=1e-6)
@@ -148,7 +149,7 @@ def test_plain_gradients_give_a_symmetric_matrix(llama_folder: Path, pool: Examp
 
 @pytest.mark.parametrize("lora", [None, False])
 def test_without_a_warm_up_there_is_one_checkpoint(llama_folder: Path, pool: Examples, lora: bool | None) -> None:
-    less = prepared(str(llama_folder), pool, warmup_share=0, lora=lora)
+    less = prepared(str(llama_folder), pool, warmup_share=0, checkpoints=None, lora=lora)
     assert (less.n_checkpoints, less.warm_up_tokens, less.warm_up_passes) == (1, 0, 0)
     labels = less.measure(pool.ids)
     assert labels.passes == 8
@@ -207,7 +208,7 @@ def test_lora_folders_of_the_user_are_used_as_they_are(llama_folder: Path, pool:
 
 def test_utility_and_subtasks_by_hand() -> None:
     layout = GradientFeatures(checkpoints=2, dimension=2)
-    targets, sources = np.zeros((2, 3, 10), np.float32)
+    targets, sources = np.zeros((2, 3, 12), np.float32)
     # Targets at checkpoint 0: (2, 0), (0, 1), (0, 3); at checkpoint 1 all (1, 0).
     layout.put(targets, 0, np.array([[2, 0], [0, 1], [0, 3]], np.float32), np.ones((3, 2), np.float32))
     layout.put(targets, 1, np.array([[1, 0]] * 3, np.float32), np.ones((3, 2), np.float32))
@@ -241,7 +242,7 @@ def test_rows_that_do_not_fit_are_rejected_with_both_numbers(llama_folder: Path,
 @pytest.mark.parametrize("lora", [None, False])
 def test_a_gradient_that_is_no_number_names_the_row(llama_folder: Path, pool: Examples, lora: bool | None) -> None:
     lm = CausalLM.load(llama_folder, device="cpu")
-    less = prepared(lm, pool, warmup_share=0, lora=lora)
+    less = prepared(lm, pool, warmup_share=0, checkpoints=None, lora=lora)
     seen = {i: {*less._rows[i].prompt, *less._rows[i].response} for i in pool.ids}
     bad, token = next(
         (i, token) for i in pool.ids for token in seen[i] if not any(token in seen[j] for j in pool.ids if j != i)
@@ -259,6 +260,9 @@ def test_a_gradient_that_is_no_number_names_the_row(llama_folder: Path, pool: Ex
         ({"adam": "fixed"}, "LESS's adam is"),
         ({"aggregate": "max"}, "LESS's aggregate is"),
         ({"checkpoints": []}, "at least one"),
+        ({"checkpoints": 3}, "asked for 3 checkpoints, and its warm-up leaves 1 to 2"),
+        ({"checkpoints": 0}, "leaves 1 to 2"),
+        ({"checkpoints": 2, "warmup_share": 0}, "leaves 1 to 1"),
         ({"checkpoints": ["a"], "lora": False}, "exclude lora=False"),
         ({"warmup_share": 2}, "between 0 and 1"),
         ({"projection": 0}, "at least 1 dimension"),
@@ -268,7 +272,7 @@ def test_a_gradient_that_is_no_number_names_the_row(llama_folder: Path, pool: Ex
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Less("model", **settings)
+        Less("model", **{"epochs": 2, **settings})
 
 
 def test_it_is_a_feature_teacher_that_says_what_decides_its_values(llama_folder: Path, pool: Examples) -> None:
@@ -295,3 +299,65 @@ def test_nothing_to_warm_up_on_is_an_error(llama_folder: Path) -> None:
 def test_float16_is_refused_since_gradients_vanish_in_it(llama_folder: Path, pool: Examples) -> None:
     with pytest.raises(ResourceError, match="bfloat16"):
         Less(str(llama_folder), **SMALL, dtype="float16").prepare(pool)
+
+
+def test_few_updates_leave_one_checkpoint_and_the_teacher_says_so(llama_folder: Path, pool: Examples) -> None:
+    less = prepared(str(llama_folder), pool, checkpoints=None)
+    assert (less.n_checkpoints, less.width, less.warm_up_passes) == (1, 2 * 96 + 2, 2 * 4)
+    (note,) = less.notes()
+    assert note.startswith("LESS takes gradients at 1 checkpoint instead of 2: the warm-up makes only 2 updates")
+    assert "--option checkpoints=2" in note
+    assert less.measure(pool.ids[:2]).passes == 2
+    (last,) = less.warm_up()
+    both = prepared(str(llama_folder), pool)
+    assert both.notes() == ()
+    assert all(torch.equal(value, both.warm_up()[1].weights[name]) for name, value in last.weights.items())
+    assert last.learning_rate == pytest.approx(np.mean([each.learning_rate for each in both.warm_up()]))
+    assert less.describe()["checkpoints"] == [2]
+
+
+def test_the_number_of_checkpoints_stays_when_the_pool_grows(
+    llama_folder: Path, write_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.teachers.warmup.UPDATES_APART", 2)
+    first = prepared(str(llama_folder), read(write_pool(8)), checkpoints=None, workspace=tmp_path)
+    # 32 of 64 rows would make an update an epoch too, 64 of 128 two of them: enough to keep both.
+    larger = read(write_pool(128, "larger.jsonl"))
+    assert prepared(str(llama_folder), larger, checkpoints=None, workspace=tmp_path).describe() == first.describe()
+    assert prepared(str(llama_folder), larger, checkpoints=None).n_checkpoints == 2
+
+
+def test_checkpoints_that_are_nearly_alike_are_named(llama_folder: Path, pool: Examples) -> None:
+    # A warm-up that hardly moves, and sources without the optimiser's memory of it.
+    less = prepared(str(llama_folder), pool, learning_rate=1e-9, adam="none")
+    labels = less.measure(pool.ids)
+    means = {name: total / len(pool) for name, total in labels.figures.items()}
+    (warning,) = less.warnings(means)
+    assert "2 checkpoints are nearly alike" in warning
+    assert "1.000" in warning
+    assert less.warnings({"neighbours_alike": 0.9}) == ()
+    assert prepared(str(llama_folder), pool, checkpoints=1).figures == ()
+
+
+def test_neighbours_alike_by_hand() -> None:
+    layout = GradientFeatures(checkpoints=2, dimension=2)
+    values = np.zeros((1, layout.width), np.float32)
+    layout.put(values, 0, np.array([[1, 0]], np.float32), np.array([[0, 5]], np.float32))
+    layout.put(values, 1, np.array([[3, 4]], np.float32), np.array([[0, 1]], np.float32))
+    # Cosines: targets 3/5, sources 1.
+    assert layout.neighbours_alike(values)[0] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("norm", [1e-12, 3.7, 1e9])
+def test_half_precision_keeps_norms_of_any_size(norm: float) -> None:
+    layout = GradientFeatures(checkpoints=1, dimension=2)
+    values = np.zeros((2, layout.width), np.float32)
+    layout.put(values, 0, np.array([[norm, 0], [0, 3 * norm]], np.float32), np.ones((2, 2), np.float32))
+    sources = np.array([[1, 0, 0.6, 0.8, 0, 0]], np.float32)
+    whole, half = (
+        layout.subtask_utility(kept.astype(np.float32), sources, [1.0], ["a", "a"], "cosine-of-mean")[1]
+        for kept in (values, values.astype(np.float16))
+    )
+    # The mean gradient is (1, 3) / 2 times the norm.
+    assert whole[0, 0] == pytest.approx((0.6 + 3 * 0.8) / 10**0.5, rel=1e-5)
+    assert half[0, 0] == pytest.approx(whole[0, 0], rel=1e-3)

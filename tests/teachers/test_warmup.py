@@ -17,7 +17,7 @@ from nncift.teachers import warmup
 from nncift.teachers.checkpoints import Checkpoint, bring
 from nncift.teachers.passes import batches, row_losses
 from nncift.teachers.trainable import LoraShape, Trainable, attention_modules
-from nncift.teachers.warmup import Recipe, rate, train
+from nncift.teachers.warmup import Recipe, rate, thinned, train
 
 ROWS = [Row((1, 9 + k, 12), tuple((7 + k * j) % 40 + 3 for j in range(1, 4 + k % 3))) for k in range(6)]
 RECIPE = Recipe(share=0.5, epochs=3, learning_rate=0.01, batch_rows=4)
@@ -298,3 +298,31 @@ def test_wrong_recipes_are_refused(wrong: dict[str, Any]) -> None:
 def test_wrong_lora_shapes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         LoraShape(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted", "kept"),
+    [
+        # 32 rows an update: 16 updates an epoch are enough, of 8 every second epoch is left, of 6 every third.
+        (16 * 32, None, (1, 2, 3, 4)),
+        (15 * 32, None, (2, 4)),
+        (8 * 32, None, (2, 4)),
+        (6 * 32, None, (4,)),
+        (12, None, (4,)),
+        (0, None, (4,)),
+        (12, 4, (1, 2, 3, 4)),
+        (12, 3, (2, 3, 4)),
+        (12, 2, (2, 4)),
+        (512, 1, (4,)),
+    ],
+)
+def test_features_are_taken_where_enough_updates_lie_between(
+    rows: int, wanted: int | None, kept: tuple[int, ...]
+) -> None:
+    assert Recipe(epochs=4).kept(rows, wanted) == kept
+
+
+def test_what_is_left_out_counts_in_the_mean_learning_rate() -> None:
+    every = [Checkpoint({}, rate, step) for step, rate in enumerate((4.0, 3.0, 2.0, 1.0), start=1)]
+    assert [(each.step, each.learning_rate) for each in thinned(every, (2, 4))] == [(2, 3.5), (4, 1.5)]
+    assert [(each.step, each.learning_rate) for each in thinned(every, (4,))] == [(4, 2.5)]

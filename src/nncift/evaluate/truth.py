@@ -11,9 +11,10 @@ from nncift.errors import UsageError
 from nncift.files import fingerprint
 from nncift.pairs import UtilityMatrix
 from nncift.progress import Progress, silent
-from nncift.rows import SCORE
+from nncift.rows import SCORE, RowFormat
 from nncift.store import RowStore
 from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
+from nncift.teachers.blocks import utility_blocks
 
 CHUNK = 128
 ROWS = 16
@@ -77,7 +78,8 @@ def _from_rows(
     """Measure every row; all pairs follow."""
     every = tuple(dict.fromkeys([*along, *across]))
     header = {"of": fingerprint(_contents(pool, every), dict(teacher.describe()))}
-    store = RowStore.open(folder / "rows", len(every), teacher.width, header=header)
+    kept = RowFormat.of(teacher)
+    store = RowStore.open(folder / "rows", len(every), kept.width, dtype=kept.dtype, header=header)
     with progress("measuring every row", len(every)) as advance:
         for start in range(0, len(every), ROWS):
             here = np.arange(start, min(start + ROWS, len(every)))
@@ -85,13 +87,14 @@ def _from_rows(
                 store.write(here, teacher.measure([every[row] for row in here]).values)
             advance(len(here))
     place = {item: row for row, item in enumerate(every)}
-    sources = np.asarray(store.values[[place[item] for item in along]], np.float32)
+    columns, lines = (np.array([place[item] for item in ids], np.intp) for ids in (along, across))
     if teacher.kind == "pointwise" or not isinstance(teacher, FeatureTeacher):
-        return UtilityMatrix(SCORE, along, np.asfortranarray(sources[:, :1].T))
-    targets = np.asarray(store.values[[place[item] for item in across]], np.float32)
-    of_subtasks = getattr(teacher, "subtask_utility", None)
-    found = teacher.utility(targets, sources) if of_subtasks is None else of_subtasks(targets, sources, across)
-    values = np.asfortranarray(found)
+        scores = np.asarray(store.values[columns, :1], np.float32)
+        return UtilityMatrix(SCORE, along, np.asfortranarray(scores.T))
+    values = np.empty((len(lines), len(columns)), np.float32, order="F")
+    features = lambda places: np.asarray(store.values[places], np.float32)  # noqa: E731
+    for targets, sources, table in utility_blocks(teacher, features, lines, columns, across):
+        values[targets, sources] = table
     if shared:
         np.fill_diagonal(values, np.nan)
     return UtilityMatrix(across, along, values)

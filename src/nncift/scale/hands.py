@@ -14,7 +14,7 @@ from nncift.encode import Encoder
 from nncift.errors import DataError
 from nncift.probe import Probe
 from nncift.scale.pieces import Job, Outcome, Piece
-from nncift.teachers import Chunk, RowTeacher, Teacher
+from nncift.teachers import Chunk, CompactTeacher, MonitoredTeacher, RowTeacher, Teacher
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,14 @@ class Hands:
         return Outcome({"values": found.values}, int(found.tokens), passes, told={"shortened": bool(found.shortened)})
 
     def measure(self, ids: Sequence[str]) -> Outcome:
-        """Measure rows."""
+        """Measure rows. Values travel in the type that they are kept in."""
         teacher: Any = self.teacher
         found = teacher.measure(list(ids))
-        return Outcome({"values": found.values}, int(found.tokens), int(found.passes))
+        kept = teacher.stored_as if isinstance(teacher, CompactTeacher) else "float32"
+        names = teacher.figures if isinstance(teacher, MonitoredTeacher) else ()
+        figures = np.array([found.figures[name] for name in names], np.float64)
+        arrays = {"values": found.values.astype(kept), "figures": figures}
+        return Outcome(arrays, int(found.tokens), int(found.passes))
 
 
 def _raw(keys: Sequence[str]) -> npt.NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -87,12 +87,14 @@ class Teacher(Protocol):
 class RowLabels:
     """What a linear teacher finds for rows: `values` is `(n_rows, width)` float32, NaN where a row has none.
 
-    tokens and passes: through the teacher's model for these rows.
+    tokens and passes: through the teacher's model for these rows. figures: sums over the rows of what a `MonitoredTeacher`
+    counts beside the values.
     """
 
     values: npt.NDArray[np.float32]
     tokens: int
     passes: int
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -143,6 +145,46 @@ class FeatureTeacher(RowTeacher, Protocol):
 
     def utility(self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return `(n_targets, n_sources)` from features `(n_targets, width)` and `(n_sources, width)`."""
+        ...
+
+
+@runtime_checkable
+class SubtaskTeacher(FeatureTeacher, Protocol):
+    """A feature teacher whose targets may belong to subtasks, each of which speaks with one voice."""
+
+    @property
+    def subtask(self) -> str | None:
+        """The column that names a target's subtask; None = every target is its own."""
+        ...
+
+    def subtask_utility(
+        self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32], ids: Sequence[str]
+    ) -> npt.NDArray[np.float32]:
+        """Return `(n_targets, n_sources)` from features; ids: of all targets of the subtasks that are among them."""
+        ...
+
+
+@runtime_checkable
+class CompactTeacher(Protocol):
+    """A row teacher whose values are kept on disk in less than float32: they are many, and their last bits say nothing."""
+
+    @property
+    def stored_as(self) -> Literal["float16", "float32"]:
+        """The type that values are rounded to when they are kept."""
+        ...
+
+
+@runtime_checkable
+class MonitoredTeacher(Protocol):
+    """A row teacher that counts, beside its values, what tells whether they mean anything (method.md 3.7)."""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `measure` sums up over rows, in `RowLabels.figures`."""
+        ...
+
+    def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
+        """Return sentences for the run's summary from the figures' means over all measured rows."""
         ...
 
 

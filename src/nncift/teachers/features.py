@@ -19,8 +19,9 @@ Floats = npt.NDArray[np.float32]
 class GradientFeatures:
     """What a row's numbers mean, for N checkpoints and k dimensions.
 
-    First N*k as a target and N*k as a source, each k of norm 1 (0 where a gradient is 0: its cosines are 0), then N norms
-    of the projected gradients as a target, without which no mean gradient could be taken.
+    First N*k as a target and N*k as a source, each k of norm 1 (0 where a gradient is 0: its cosines are 0), then the norms of
+    the projected gradients as a target, without which no mean gradient could be taken: N mantissas and N exponents of two, so
+    that half precision holds them, whatever their size.
     """
 
     checkpoints: int
@@ -29,7 +30,7 @@ class GradientFeatures:
     @property
     def width(self) -> int:
         """Numbers per row."""
-        return self.checkpoints * (2 * self.dimension + 1)
+        return self.checkpoints * (2 * self.dimension + 2)
 
     def put(self, values: Floats, number: int, target: Floats, source: Floats) -> None:
         """Write a checkpoint's projected gradients and updates, both `(n, k)`, into rows `(n, width)`."""
@@ -38,7 +39,15 @@ class GradientFeatures:
             unit = vectors / np.where(norms == 0, 1.0, norms)[:, None]
             values[:, block * self.dimension : (block + 1) * self.dimension] = unit
             if block == number:
-                values[:, 2 * self.checkpoints * self.dimension + number] = norms
+                at = 2 * self.checkpoints * self.dimension + number
+                values[:, at], values[:, at + self.checkpoints] = np.frexp(norms)
+
+    def neighbours_alike(self, values: Floats) -> npt.NDArray[np.float64]:
+        """Return how alike each row's features are at neighbouring checkpoints, `(n,)`: the mean cosine, both roles alike."""
+        size = self.checkpoints * self.dimension
+        cubes = values[:, : 2 * size].reshape(len(values), 2, self.checkpoints, self.dimension)
+        cosines = np.einsum("nrck,nrck->nrc", cubes[:, :, 1:], cubes[:, :, :-1], dtype=np.float64)
+        return cast("npt.NDArray[np.float64]", cosines.mean(axis=(1, 2)))
 
     def utility(self, targets: Floats, sources: Floats, rates: Sequence[float]) -> Floats:
         """Return cosines averaged over checkpoints in proportion to their learning rates, `(n_targets, n_sources)`."""
@@ -66,7 +75,8 @@ class GradientFeatures:
             return names, cast(Floats, members @ self.utility(targets, sources, rates))
         size = self.checkpoints * self.dimension
         cubes = targets[:, :size].reshape(len(targets), self.checkpoints, self.dimension)
-        means = np.einsum("jt,tc,tck->jck", members, targets[:, 2 * size :], cubes)
+        mantissas, exponents = np.split(targets[:, 2 * size :], 2, axis=1)
+        means = np.einsum("jt,tc,tck->jck", members, np.ldexp(mantissas, exponents.astype(np.int32)), cubes)
         lengths = np.linalg.norm(means, axis=2, keepdims=True)
         means = means / np.where(lengths == 0, 1.0, lengths)
         return names, self.utility(means.reshape(len(names), size).astype(np.float32), sources, rates)

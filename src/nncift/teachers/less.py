@@ -29,7 +29,7 @@ from nncift.teachers.passes import batches
 from nncift.teachers.projection import Kind, Projection
 from nncift.teachers.reader import ModelSettings, Reader
 from nncift.teachers.trainable import LoraShape, Trainable
-from nncift.teachers.warmup import Recipe, describe_warmup, draw, train
+from nncift.teachers.warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train
 from nncift.wording import Wording
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
 """Entries of a batch's logits: a few times what a core's cache holds, and 1 GiB."""
+ALIKE = "neighbours_alike"
+NEARLY_ALIKE = 0.99
+"""Mean cosine of a row's features at neighbouring checkpoints above which another checkpoint is not worth its pass."""
 
 
 class Less:
@@ -45,16 +48,19 @@ class Less:
 
     model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. Settings: see
     `ModelSettings`. lora: None or True = LoRA matrices through peft; False = all parameters, for small models. rank, alpha,
-    dropout, targets: of LoRA; targets None = the attention's projections by name. checkpoints: peft adapter folders of the
-    user's own, in place of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has
+    dropout, targets: of LoRA; targets None = the attention's projections by name. checkpoints: None = as many of the warm-up's
+    epochs as enough updates lie between (`Recipe.kept`); a number of them; or peft adapter folders of the user's own, in place
+    of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has
     seen nothing, so that Adam's direction is its first step (close to the gradient's sign); `adam="none"` takes plain
     gradients for sources too. projection: dimensions. subtask: a column of the target rows that names each row's subtask;
     aggregate: what a subtask's rows make of a source, see `GradientFeatures`.
 
-    Features are those of `GradientFeatures`: for each checkpoint as a target, as a source, and a norm.
+    Features are those of `GradientFeatures`: for each checkpoint as a target, as a source, and a norm. A run keeps them in half
+    precision: they are parts of unit vectors, whose cosines lose less by it than by any projection.
     """
 
     name = "less"
+    stored_as: Literal["float16", "float32"] = "float16"
     kind: Literal["pairwise", "pointwise"] = "pairwise"
     pass_weight = GRADIENT
 
@@ -63,7 +69,7 @@ class Less:
         model: str | CausalLM,
         *,
         lora: bool | None = None,
-        checkpoints: Sequence[str | Path] | None = None,
+        checkpoints: int | Sequence[str | Path] | None = None,
         warmup_share: float = 0.05,
         epochs: int = 4,
         learning_rate: float = 2e-5,
@@ -71,7 +77,7 @@ class Less:
         alpha: float = 512,
         dropout: float = 0.1,
         targets: Sequence[str] | None = None,
-        projection: int = 8192,
+        projection: int = 32_768,
         projection_kind: Kind = "sketch",
         adam: Direction = "corrected",
         aggregate: Aggregate = "cosine-of-mean",
@@ -84,20 +90,21 @@ class Less:
             raise UsageError(f"LESS's adam is {', '.join(get_args(Direction))}, not {adam!r}")
         if aggregate not in get_args(Aggregate):
             raise UsageError(f"LESS's aggregate is {' or '.join(get_args(Aggregate))}, not {aggregate!r}")
-        if checkpoints is not None and (lora is False or not checkpoints):
+        folders = None if checkpoints is None or isinstance(checkpoints, int) else tuple(map(Path, checkpoints))
+        if folders is not None and (lora is False or not folders):
             raise UsageError("checkpoints of your own are LoRA folders, at least one, and exclude lora=False")
         self.reader = Reader(model, **settings)
         self.recipe = Recipe(warmup_share, epochs, learning_rate)
         self.lora = (
             None if lora is False else LoraShape(rank, alpha, dropout, None if targets is None else tuple(targets))
         )
-        self.folders = None if checkpoints is None else tuple(Path(folder) for folder in checkpoints)
+        self.folders = folders
+        self.wanted = checkpoints if isinstance(checkpoints, int) else None
+        self.recipe.kept(0, self.wanted)
         self.projection = Projection(projection, seed, projection_kind)
         self.adam, self.aggregate, self.subtask = adam, aggregate, subtask
         self._subtasks: dict[str, str] = {}
         self.seed, self.workspace = seed, workspace
-        self._features = GradientFeatures(self.n_checkpoints, projection)
-        self.width = self._features.width
         self._rows: Mapping[str, Row] = self.reader.rows
         self._sample: list[Row] | None = None
         self._checkpoints: list[Checkpoint] | None = None
@@ -106,7 +113,7 @@ class Less:
             **self.reader.options,
             "batch_tokens": self.reader.batch_tokens,
             "lora": lora is not False,
-            "checkpoints": None if checkpoints is None else [str(folder) for folder in checkpoints],
+            "checkpoints": self.wanted if folders is None else [str(folder) for folder in folders],
             "warmup_share": warmup_share,
             "epochs": epochs,
             "learning_rate": learning_rate,
@@ -144,8 +151,54 @@ class Less:
 
     @property
     def n_checkpoints(self) -> int:
-        """How many checkpoints there are: passes per row."""
-        return self.recipe.checkpoints if self.folders is None else len(self.folders)
+        """How many checkpoints features are taken at: passes per row. At most so many before rows are drawn."""
+        return len(self._kept) if self.folders is None else len(self.folders)
+
+    @property
+    def width(self) -> int:
+        """Numbers per row. Known once the warm-up's rows were drawn."""
+        return self._features.width
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """How alike a row's features are at neighbouring checkpoints, where there are several."""
+        return (ALIKE,) if self.n_checkpoints > 1 else ()
+
+    def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
+        """Return a sentence where the checkpoints are nearly alike."""
+        if means.get(ALIKE, 0.0) <= NEARLY_ALIKE:
+            return ()
+        return (
+            f"LESS's {self.n_checkpoints} checkpoints are nearly alike: features of neighbouring ones have a cosine of "
+            f"{means[ALIKE]:.3f} in the mean over measured rows, so that all but one of {self.n_checkpoints} passes per row told "
+            "next to nothing. Take fewer (--option checkpoints=1), or checkpoints of a longer training.",
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what is to be told about the rows that were prepared, and what the warm-up's size decided."""
+        return (*self.reader.notes(), *self._fewer_checkpoints())
+
+    def _fewer_checkpoints(self) -> tuple[str, ...]:
+        kept, every = self.n_checkpoints, self.recipe.epochs
+        if self.folders is not None or self.wanted is not None or not self.recipe.trains or kept == every:
+            return ()
+        updates = every * self.recipe.updates(len(self._sample or ()))
+        return (
+            f"LESS takes gradients at {_count(kept, 'checkpoint')} instead of {every}: the warm-up makes only "
+            f"{_count(updates, 'update')}, and checkpoints fewer than {UPDATES_APART} updates apart say much the same "
+            f"(--option checkpoints={every} takes all).",
+        )
+
+    @property
+    def _kept(self) -> tuple[int, ...]:
+        if self._sample is None and self.recipe.trains and self.wanted is None:
+            # Nobody knows yet how many updates there will be: at most so many.
+            return tuple(range(1, self.recipe.epochs + 1))
+        return self.recipe.kept(len(self._sample or ()), self.wanted)
+
+    @property
+    def _features(self) -> GradientFeatures:
+        return GradientFeatures(self.n_checkpoints, self.projection.dimension)
 
     @property
     def row_passes(self) -> int:
@@ -175,8 +228,7 @@ class Less:
             return self
         options = {name: value for name, value in self.options.items() if name not in ("teacher", "model")}
         options |= {"warmup_share": 0.0, "device": self.reader.device, "seed": self.seed}
-        if self.folders is not None:
-            options |= {"checkpoints": self.folders[:1], "lora": None}
+        options |= {"checkpoints": None} if self.folders is None else {"checkpoints": self.folders[:1], "lora": None}
         return Less(self.reader.source, **options)
 
     def warm_up(self) -> Sequence[Checkpoint]:
@@ -185,10 +237,16 @@ class Less:
             if self.folders is not None:
                 self._checkpoints = bring(self.trainable, self.folders)
             else:
-                self._checkpoints = train(
-                    self.trainable, self._sample or [], self.recipe, seed=self.seed, batch_tokens=self.reader.batch_tokens,
-                    folder=self._in_workspace("warmup"), key=fingerprint(self._training(), self._sample_key()),
-                )  # fmt: skip
+                every = train(
+                    self.trainable,
+                    self._sample or [],
+                    self.recipe,
+                    seed=self.seed,
+                    batch_tokens=self.reader.batch_tokens,
+                    folder=self._in_workspace("warmup"),
+                    key=fingerprint(self._training(), self._sample_key()),
+                )
+                self._checkpoints = thinned(every, self._kept)
         return self._checkpoints
 
     @property
@@ -218,7 +276,8 @@ class Less:
                     f"the model {self.lm.name!r} gave no number for the gradient of row {example_id!r}; its weights may be "
                     "damaged, or the precision too low: try --dtype float32"
                 )
-        return RowLabels(values, self.tokens_of(ids), len(found) * len(rows))
+        alike = {ALIKE: float(features.neighbours_alike(values).sum())} if self.figures else {}
+        return RowLabels(values, self.tokens_of(ids), len(found) * len(rows), alike)
 
     def tokens_of(self, ids: Sequence[str]) -> int:
         """Return the tokens of rows, each read at every checkpoint; those of the warm-up are `warm_up_tokens`."""
@@ -240,16 +299,13 @@ class Less:
         names, table = self._features.subtask_utility(targets, sources, self._rates(), own, self.aggregate)
         return table[[names.index(name) for name in own]]
 
-    def notes(self) -> tuple[str, ...]:
-        """Return what is to be told about the rows that were prepared."""
-        return self.reader.notes()
-
     def describe(self) -> Mapping[str, Any]:
         """Return model, wording, warm-up and its rows, projection and Adam's form."""
         return {
             "teacher": self.name,
             **self._training(),
             "sample": self._sample_key(),
+            **({} if self.folders is not None else {"checkpoints": list(self._kept)}),
             "projection": self.projection.describe(),
             **({} if self.subtask is None else {"subtask": self.subtask, "aggregate": self.aggregate}),
             "adam": self.adam,
@@ -318,3 +374,7 @@ class Less:
 
     def _rates(self) -> list[float]:
         return [checkpoint.learning_rate for checkpoint in self.warm_up()]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,7 +1,8 @@
 """Warm-up training for LESS: what is trained, the loop, and its checkpoints by parameter name (method.md 3.3).
 
 A small loop of our own: AdamW without decay, a linear schedule, the mean loss of each row over its own response tokens.
-Every epoch leaves a checkpoint with the optimiser's state; a loop that was stopped goes on behind the last of them.
+Every epoch leaves a checkpoint with the optimiser's state; a loop that was stopped goes on behind the last of them. Features are
+taken at those that enough updates lie between: neighbours that hardly differ cost a pass per row each and say the same.
 An update is the sum of its rows' gradients, in as many batches as memory asks for: where it runs out, a batch is halved, and rows
 and weights of the update stay what they are.
 """
@@ -10,9 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from nncift.errors import ResourceError, UsageError
@@ -29,6 +31,8 @@ CLIP = 1.0
 """Largest norm of an update's gradient."""
 WARMING = 0.03
 """Share of the updates during which the learning rate rises."""
+UPDATES_APART = 16
+"""Updates between two checkpoints that features are taken at (docs/method.md, section 3.3)."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,27 @@ class Recipe:
         """Whether there is a warm-up at all."""
         return self.share > 0 and self.epochs > 0
 
-    @property
-    def checkpoints(self) -> int:
-        """How many checkpoints come out; without training one, the model as it is."""
-        return self.epochs if self.trains else 1
+    def updates(self, rows: int) -> int:
+        """Return the updates of an epoch over some rows."""
+        return -(-rows // self.batch_rows)
+
+    def kept(self, rows: int, wanted: int | None = None) -> tuple[int, ...]:
+        """Return the epochs, counted from 1, behind which features are taken: the last one, and others at equal distances.
+
+        rows: of the warm-up. wanted: how many; None = as many as leave UPDATES_APART updates between two. Raises UsageError for
+        more than there are epochs, or less than one.
+        """
+        most = self.epochs if self.trains else 1
+        if wanted is not None and not 1 <= wanted <= most:
+            raise UsageError(
+                f"LESS was asked for {wanted} checkpoints, and its warm-up leaves 1 to {most}, one for each epoch; give such a "
+                "number, or more epochs"
+            )
+        if not self.trains:
+            return (1,)
+        apart = -(-UPDATES_APART // max(1, self.updates(rows))) if wanted is None else self.epochs // wanted
+        count = max(1, self.epochs // apart) if wanted is None else wanted
+        return tuple(self.epochs - apart * place for place in reversed(range(count)))
 
 
 def draw(rows: Mapping[str, Row], recipe: Recipe, seed: int, record: Path | None, key: str) -> list[Row]:
@@ -86,7 +107,7 @@ def train(
     folder: Path | None,
     key: str,
 ) -> list[Checkpoint]:
-    """Train and return one checkpoint per epoch; those in `folder` that carry `key` are taken as they are.
+    """Train and return one checkpoint per epoch (the model as it is without a warm-up); those in `folder` with `key` are taken.
 
     Raises torch.OutOfMemoryError where one row alone does not fit into memory.
     """
@@ -98,7 +119,7 @@ def train(
     found: list[Checkpoint] = []
     # Of training alone, which takes more memory than any other pass.
     fits = Fits()
-    for epoch in range(recipe.checkpoints):
+    for epoch in range(recipe.epochs):
         path = None if folder is None else folder / f"checkpoint-{epoch + 1}"
         done = Checkpoint.load(path, key) if path is not None else None
         if done is None:
@@ -108,6 +129,15 @@ def train(
         found.append(done)
     trainable.load(start.weights)
     return found
+
+
+def thinned(every: Sequence[Checkpoint], epochs: Sequence[int]) -> list[Checkpoint]:
+    """Return the checkpoints behind some epochs (from 1, rising), each with the mean learning rate since the one before it."""
+    starts = (0, *epochs[:-1])
+    return [
+        replace(every[end - 1], learning_rate=fmean(each.learning_rate for each in every[start:end]))
+        for start, end in zip(starts, epochs, strict=True)
+    ]
 
 
 def _epoch(
