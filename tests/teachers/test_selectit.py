@@ -352,7 +352,8 @@ def test_rows_are_not_shared_where_that_is_not_exact(alike: Path, way: str, monk
     elif way == "a sliding window":
         lm.model.config.sliding_window = 64
     else:
-        monkeypatch.setattr(grading, "shared_probabilities", lambda *given: np.full((2, 2, 5), 0.2))
+        inexact = grading.Grades(np.full((2, 2, 5), 0.2), np.ones((2, 2)))
+        monkeypatch.setattr(grading, "shared_probabilities", lambda *given: inexact)
     teacher = SelectIt(lm, rating_prompts=alike)
     expected = [sentence_by_hand(lm, example, [*ALIKE, SHORT[1]], 5, 0.2) for example in pool]
     assert measured(teacher, pool) == pytest.approx(expected, abs=2e-5)
@@ -555,3 +556,42 @@ def test_the_demo_model_is_rated_by_words_that_it_knows() -> None:
         assert unknown not in (*form.head, *form.middle, *form.ending)
         assert len({grade for (grade,) in form.grades} - {unknown}) == 5
     assert teacher.raters[0]._groups == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("name", ["words", "uneven", "two letters"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_grades_mass_is_what_the_model_gives_to_all_of_them(
+    made: dict[str, CausalLM], prompts: Path, alike: Path, name: str, shared: bool
+) -> None:
+    pool, lm = examples(), made[name]
+    teacher = SelectIt(lm, rating_prompts=alike if shared else prompts)
+    teacher.prepare(pool)
+    labels, expected = teacher.measure(pool.ids), []
+    rater = teacher.raters[0]
+    for item in pool.ids:
+        prompt, response = rater._rows[item]
+        for form in rater.forms:
+            text = (*form.head, *prompt, *form.middle, *response, *form.ending)
+            total = 0.0
+            for grade in form.grades:
+                ids = torch.tensor([[*text, *grade]])
+                logs = lm.model(input_ids=ids).logits[0].detach().log_softmax(-1)
+                chances = [float(logs[len(text) - 1 + k, token]) for k, token in enumerate(grade)]
+                total += math.exp(sum(chances))
+            expected.append(total)
+    assert labels.figures["grade_mass"] / len(pool) == pytest.approx(statistics.fmean(expected), rel=1e-4)
+    assert sum(labels.figures[f"wins_{grade}"] for grade in range(1, 6)) == pytest.approx(len(pool))
+
+
+def test_small_mass_and_a_grade_that_always_wins_are_said_with_their_numbers() -> None:
+    teacher = SelectIt("model")
+    sound = {"grade_mass": 0.9, "wins_1": 0.1, "wins_2": 0.1, "wins_3": 0.3, "wins_4": 0.3, "wins_5": 0.2}
+    assert teacher.warnings(sound) == ()
+    (mass,) = teacher.warnings({**sound, "grade_mass": 0.021})
+    assert "the grades 1 to 5 together only 2.1 % of its probability" in mass
+    (wins,) = teacher.warnings({**sound, "wins_5": 0.98})
+    assert "the grade 5 wins in 98.0 % of all ratings" in wins
+    demo = SelectIt("model", rating_prompts="demo")
+    assert demo.rating.words is not None
+    named = {name: float(name == "wins_1") for name in demo.figures}
+    assert f"the grade {demo.rating.words[0]} wins" in demo.warnings({**named, "grade_mass": 1.0})[0]

@@ -19,10 +19,12 @@ from nncift.teachers.delift import Delift
 from nncift.teachers.ifd import Ifd
 from nncift.teachers.less import Less
 from nncift.teachers.loss import Loss
+from nncift.teachers.neutral import neutral_start
 from nncift.teachers.rds import Rds
 from nncift.teachers.reader import batches
 from nncift.teachers.similarity import Similarity
 from nncift.teachers.simple import Column, Length, Random
+from nncift.wording import Wording
 
 PAIRS = [
     ("sort the red list", "list red"),
@@ -301,3 +303,61 @@ def test_batches_hold_every_row_once_within_their_size() -> None:
     found = batches(lengths, 10)
     assert found == [[1, 3, 4], [0], [5], [2]]
     assert batches(lengths, 10, before=30) == [[1, 3], [4, 0], [5], [2]]
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} "
+    "{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, "plain"])
+@pytest.mark.parametrize(
+    ("chat", "special", "bos_token", "eos_token", "start"),
+    [
+        # SmolLM2: the bos token begins every turn. Qwen2.5: no bos token, and the eos token ends every turn.
+        (CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+        (CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, "<|im_end|>", "<|endoftext|>"),
+        (CHATML, ["<s>", "</s>", "<|im_start|>", "<|im_end|>"], "<s>", "<|im_end|>", "<s>"),
+        (GEMMA, ["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"], "<bos>", "<eos>", "<bos>"),
+        # Every turn begins a document here: there is nothing more neutral.
+        (LLAMA2, ["<s>", "</s>"], "<s>", "</s>", "<s>"),
+        (None, ["<|endoftext|>"], None, "<|endoftext|>", "<|endoftext|>"),
+    ],
+)
+def test_what_stands_before_a_response_alone_is_no_turn_mark(
+    template: str | None, chat: str | None, special: list[str], bos_token: str | None, eos_token: str, start: str
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {token: number for number, token in enumerate([*special, "<unk>", "a", "user", "assistant", "model"])}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.add_special_tokens(special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, bos_token=bos_token, eos_token=eos_token, unk_token="<unk>"
+    )
+    tokenizer.chat_template = chat
+    assert neutral_start(tokenizer, Wording(tokenizer, template)) == (words[start],)
+
+
+def test_most_prompts_that_mislead_are_said_with_their_share() -> None:
+    assert Ifd("model").warnings({"above_one": 0.4}) == ()
+    (warning,) = Ifd("model").warnings({"above_one": 0.62})
+    assert "in 62 % of the measured rows" in warning
+
+
+def test_ifd_counts_the_rows_whose_prompt_misleads(lm: CausalLM) -> None:
+    teacher = Ifd(lm, above_one="keep")
+    teacher.prepare(pool())
+    labels = teacher.measure(pool().ids)
+    assert labels.figures == {"above_one": (labels.values > 1).sum()}

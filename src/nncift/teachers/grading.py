@@ -7,6 +7,7 @@ its response; both are exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,23 @@ def token_scores(probabilities: Doubles) -> Doubles:
     base = probabilities.argmax(axis=-1)
     lead = np.abs(probabilities - np.take_along_axis(probabilities, base[..., None], axis=-1)).sum(axis=-1)
     return np.asarray((base + 1) * lead / (grades - 1), np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """What a model gives to rows.
+
+    chances: `P'_k`, the grades' probabilities over their sum, `(n_rows, r, K)`. mass: that sum, `(n_rows, r)`: how much of what
+    the model would say next is a grade at all. A grade of several tokens has the probability of all of them.
+    """
+
+    chances: Doubles
+    mass: Doubles
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Grades]) -> Grades:
+        """Return the grades of rows under several rating prompts from those under each, `(n_rows, K)`."""
+        return cls(np.stack([part.chances for part in parts], axis=1), np.stack([part.mass for part in parts], axis=1))
 
 
 class Rater:
@@ -70,16 +88,20 @@ class Rater:
             self._rows[row.id] = prompt, response
         return refused
 
-    def rate(self, ids: Sequence[str]) -> tuple[Doubles, int]:
-        """Return token scores `(n_rows, r)` and the tokens that were read."""
-        chances, tokens = self.chances(ids)
-        self.reader.refuse_nan(ids, chances)
-        return token_scores(chances), tokens
+    def rate(self, ids: Sequence[str]) -> tuple[Grades, int]:
+        """Return the grades of rows and the tokens that were read. Raises ResourceError where the model gives no number."""
+        grades, tokens = self._graded(ids)
+        self.reader.refuse_nan(ids, grades.chances)
+        return grades, tokens
 
     def chances(self, ids: Sequence[str]) -> tuple[Doubles, int]:
         """Return `P'_k`, the grades' probabilities `(n_rows, r, K)`, and the tokens that were read."""
-        chances = np.empty((len(ids), len(self.forms), self.grades))
-        tokens = 0
+        grades, tokens = self._graded(ids)
+        return grades.chances, tokens
+
+    def _graded(self, ids: Sequence[str]) -> tuple[Grades, int]:
+        shape = (len(ids), len(self.forms))
+        grades, tokens = Grades(np.empty((*shape, self.grades)), np.empty(shape)), 0
         for group in self._groups:
             forms = [self.forms[number] for number in group]
             if group[0] not in self._prefixes:
@@ -88,9 +110,9 @@ class Rater:
             rows = [self._rows[item] for item in ids]
             bodies = [(*prompt, *forms[0].middle, *response) for prompt, response in rows]
             found, read = self._grade(self._prefixes[group[0]], bodies, forms)
-            chances[:, group] = found
+            grades.chances[:, group], grades.mass[:, group] = found.chances, found.mass
             tokens += read
-        return chances, tokens
+        return grades, tokens
 
     @cached_property
     def _groups(self) -> list[list[int]]:
@@ -112,17 +134,18 @@ class Rater:
         if prefix.cache is None or (window is not None and window < lm.context):
             return False
         bodies = [tuple((7 * k + 3) % int(config.vocab_size) for k in range(length)) for length in (4, 9)]
-        plain = grade_probabilities(lm, prefix, [(*body, *form.ending) for body in bodies], form)
+        plain = grade_probabilities(lm, prefix, [(*body, *form.ending) for body in bodies], form).chances
         try:
-            found = shared_probabilities(lm, prefix, bodies, [form, form])
+            found = shared_probabilities(lm, prefix, bodies, [form, form]).chances
         except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError):
             return False
         exact = 1e-4 if str(next(lm.model.parameters()).dtype) == "torch.float32" else 0.05
         return bool(np.allclose(found, plain[:, None], atol=exact, equal_nan=True))
 
-    def _grade(self, prefix: Prefix, bodies: Sequence[Ids], forms: Sequence[Form]) -> tuple[Doubles, int]:
-        """Return `P'_k` of bodies under forms that share head and middle, `(n_bodies, r, K)`, and the tokens read."""
-        chances = np.empty((len(bodies), len(forms), self.grades))
+    def _grade(self, prefix: Prefix, bodies: Sequence[Ids], forms: Sequence[Form]) -> tuple[Grades, int]:
+        """Return the grades of bodies under forms that share head and middle, and the tokens read."""
+        shape = (len(bodies), len(forms))
+        grades = Grades(np.empty((*shape, self.grades)), np.empty(shape))
         budget, before = self.reader.batch_tokens, len(prefix.ids)
         ends = [(*form.ending, *branch) for form in forms for branch in form.branches]
         longest = max(map(len, ends))
@@ -131,21 +154,19 @@ class Rater:
         for batch in batches(sizes, budget * min(len(forms), 4), len(ends) * before):
             rows = [bodies[index] for index in batch]
             if len(forms) > 1:
-                chances[batch] = shared_probabilities(self.reader.lm, prefix, rows, forms)
+                found = shared_probabilities(self.reader.lm, prefix, rows, forms)
             else:
                 texts = [(*row, *forms[0].ending) for row in rows]
-                chances[batch, 0] = grade_probabilities(self.reader.lm, prefix, texts, forms[0])
+                found = Grades.stacked([grade_probabilities(self.reader.lm, prefix, texts, forms[0])])
+            grades.chances[batch], grades.mass[batch] = found.chances, found.mass
         again = 0 if prefix.cache is not None else before
         read = sum(map(len, bodies)) + len(bodies) * sum(map(len, ends))
         repeats = sum(map(len, bodies)) * (len(ends) - 1) if len(forms) == 1 else 0
-        return chances, read + repeats + again * len(ends) * len(bodies)
+        return grades, read + repeats + again * len(ends) * len(bodies)
 
 
-def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form: Form) -> Doubles:
-    """Return `P'_k` of every text behind the prefix, `(n_texts, K)`: the grades' probabilities, normalised over them.
-
-    One pass. For grades of one token, only the last position's K logits matter: the rest of the vocabulary cancels.
-    """
+def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form: Form) -> Grades:
+    """Return the grades of every text behind the prefix: `(n_texts, K)` chances and `(n_texts,)` mass, in one pass."""
     import torch
 
     before: Ids = () if prefix.cache is not None else prefix.ids
@@ -157,10 +178,8 @@ def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form
     return _normalised(logits.reshape(len(texts), -1, logits.shape[1]), form)
 
 
-def shared_probabilities(
-    lm: CausalLM, prefix: Prefix, bodies: Sequence[Ids], forms: Sequence[Form]
-) -> npt.NDArray[np.float64]:
-    """Return `P'_k` as `grade_probabilities` does, `(n_texts, r, K)`, for rating prompts that differ in the ending only.
+def shared_probabilities(lm: CausalLM, prefix: Prefix, bodies: Sequence[Ids], forms: Sequence[Form]) -> Grades:
+    """Return grades as `grade_probabilities` does, an axis of r forms behind the first; forms differ in the ending only.
 
     bodies: texts without their ending; each is read once, and its keys and values serve all endings. The padding between
     body and ending is masked, and positions go on from the body's last token.
@@ -184,24 +203,31 @@ def shared_probabilities(
         )  # fmt: skip
     logits = logits.reshape(len(bodies), -1, logits.shape[1])
     sizes = [sum(len(branch) + 1 for branch in form.branches) for form in forms]
-    return np.stack(
-        [_normalised(part, form) for part, form in zip(logits.split(sizes, dim=1), forms, strict=True)], axis=1
+    return Grades.stacked(
+        [_normalised(part, form) for part, form in zip(logits.split(sizes, dim=1), forms, strict=True)]
     )
 
 
-def _normalised(logits: torch.Tensor, form: Form) -> Doubles:
-    """Return the grades' probabilities from the logits behind the ending and every token of every branch."""
+def _normalised(logits: torch.Tensor, form: Form) -> Grades:
+    """Return grades from the logits behind the ending and every token of every branch, `(n, positions, vocabulary)`.
+
+    For grades of one token, what the rest of the vocabulary gets cancels in the chances, and only the mass tells of it.
+    """
     import torch
 
-    if any(len(grade) > 1 for grade in form.grades):
-        logits = logits - logits.logsumexp(dim=2, keepdim=True)
+    single = all(len(grade) == 1 for grade in form.grades)
+    whole = logits.logsumexp(dim=2, keepdim=True)
+    if not single:
+        logits = logits - whole
     starts = np.cumsum([0, *(len(branch) + 1 for branch in form.branches)])
     chances = []
     for grade in form.grades:
         branch = next(i for i, ids in enumerate(form.branches) if ids[: len(grade) - 1] == grade[:-1])
         at = torch.arange(len(grade), device=logits.device) + int(starts[branch])
         chances.append(logits[:, at, torch.tensor(grade, device=logits.device)].double().sum(dim=1))
-    return np.asarray(torch.stack(chances, dim=1).softmax(dim=1).cpu().numpy(), np.float64)
+    logs = torch.stack(chances, dim=1)
+    mass = (logs - whole[:, 0].double() if single else logs).exp().sum(dim=1)
+    return Grades(*(np.asarray(part.cpu().numpy(), np.float64) for part in (logs.softmax(dim=1), mass)))
 
 
 def _logits(lm: CausalLM, rows: Sequence[Ids], starts: Sequence[int], **given: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """IFD, instruction-following difficulty: how little the instruction helps with the response (arXiv 2308.12032).
 
-`ifd[s] = loss(response | prompt) / loss(response alone)`, both the mean negative log-likelihood of a response token.
+`ifd[s] = loss(response | prompt) / loss(response alone)`, both the mean negative log-likelihood of a response token; the response
+alone stands behind what documents begin with (`neutral_start`), and behind nothing of a chat.
 Near 0, the prompt says it all; near 1, the model cannot use the prompt yet, which makes the row worth training on.
 Above 1, the prompt misleads: prompt and response hardly belong together, and the paper sets such rows aside.
 """
@@ -8,6 +9,7 @@ Above 1, the prompt misleads: prompt and response hardly belong together, and th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -18,7 +20,10 @@ from nncift.errors import ResourceError, UsageError
 from nncift.lm import CausalLM, Row
 from nncift.teachers import RowLabels
 from nncift.teachers.cost import FORWARD
+from nncift.teachers.neutral import neutral_start
 from nncift.teachers.reader import ModelSettings, Reader
+
+ABOVE_ONE = "above_one"
 
 
 class Ifd:
@@ -32,6 +37,7 @@ class Ifd:
     kind: Literal["pairwise", "pointwise"] = "pointwise"
     pass_weight, row_passes = FORWARD, 2
     width = 1
+    figures = (ABOVE_ONE,)
     workspace: Path | None = None
 
     def __init__(
@@ -59,14 +65,23 @@ class Ifd:
         alone = [Row(self._start, row.response) for row in rows]
         values = self.reader.mean_losses(rows) / np.maximum(self.reader.mean_losses(alone), np.finfo(np.float32).tiny)
         self.reader.refuse_nan(ids, values)
+        misled = {ABOVE_ONE: float((values > 1).sum())}
         if self.above_one == "last":
             values[values > 1] = 0.0
-        return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), 2 * len(rows))
+        return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), 2 * len(rows), misled)
 
     def tokens_of(self, ids: Sequence[str]) -> int:
         """Return the tokens of rows, each read behind its prompt and behind a first token."""
         rows = [self.reader.rows[item] for item in ids]
         return sum(len(row) + len(self._start) + len(row.response) for row in rows)
+
+    def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
+        """Return a sentence where most prompts do not help with their responses."""
+        sentence = (
+            f"IFD means little here: in {100 * means[ABOVE_ONE]:.0f} % of the measured rows the response is likelier without its "
+            "prompt (ratio above 1). Either the model makes nothing of prompts, or prompts and responses do not belong together."
+        )
+        return (sentence,) if means[ABOVE_ONE] > 0.5 else ()
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be told about the rows that were prepared."""
@@ -74,8 +89,9 @@ class Ifd:
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the values, for the run's fingerprint."""
-        return {"teacher": self.name, "above_one": self.above_one, **self.reader.describe()}
+        own = {"teacher": self.name, "above_one": self.above_one, "start": list(self._start)}
+        return {**own, **self.reader.describe()}
 
-    @property
+    @cached_property
     def _start(self) -> tuple[int, ...]:
-        return self.reader.wording.bos or self.reader.wording.eos
+        return neutral_start(self.reader.lm.tokenizer, self.reader.wording)

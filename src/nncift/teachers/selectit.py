@@ -18,9 +18,15 @@ from nncift.errors import UsageError
 from nncift.lm import CausalLM
 from nncift.teachers import RowLabels
 from nncift.teachers.cost import FORWARD
-from nncift.teachers.grading import Doubles, Rater
+from nncift.teachers.grading import Doubles, Grades, Rater, token_scores
 from nncift.teachers.rating import read_prompts
 from nncift.teachers.reader import ModelSettings, Reader
+
+MASS = "grade_mass"
+SMALL_MASS = 0.2
+"""Mean probability of all grades together below which the model cannot be said to grade."""
+ONE_GRADE = 0.9
+"""Share of all gradings from which on one grade is taken to win always."""
 
 
 class SelectIt:
@@ -88,11 +94,38 @@ class SelectIt:
         """Return the scores of rows."""
         values = np.zeros(len(ids))
         tokens = 0
+        sums = dict.fromkeys(self.figures, 0.0)
         for rater, weight in zip(self.raters, self._weights(), strict=True):
-            scores, read = rater.rate(ids)
-            values += weight * sentence_scores(scores, self.alpha)
+            grades, read = rater.rate(ids)
+            values += weight * sentence_scores(token_scores(grades.chances), self.alpha)
             tokens += read
-        return RowLabels(values[:, None].astype(np.float32), tokens, self.row_passes * len(ids))
+            for name, value in zip(self.figures, _figures(grades), strict=True):
+                sums[name] += weight * value
+        return RowLabels(values[:, None].astype(np.float32), tokens, self.row_passes * len(ids), sums)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The probability of all grades together, and how often each wins, lowest first; means over rating prompts and models."""
+        return (MASS, *(f"wins_{grade}" for grade in range(1, self.grades + 1)))
+
+    def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
+        """Return sentences where the model does not answer with a grade, and where one grade always wins."""
+        found = []
+        words = self.rating.grades(self.grades if self.rating.words is None else None)
+        if means[MASS] < SMALL_MASS:
+            found.append(
+                f"SelectIT's scores mean little here: asked for a grade, the model gives the grades {words[0]} to {words[-1]} "
+                f"together only {100 * means[MASS]:.1f} % of its probability, so it does not grade. Use a model that follows the "
+                "rating prompts, or rating prompts that suit it (--option rating_prompts=FILE)."
+            )
+        wins = [means[name] for name in self.figures[1:]]
+        best = int(np.argmax(wins))
+        if wins[best] >= ONE_GRADE:
+            found.append(
+                f"SelectIT's grades do not tell rows apart: the grade {words[best]} wins in {100 * wins[best]:.1f} % of all "
+                "ratings, so scores differ only by how sure the model is of it."
+            )
+        return tuple(found)
 
     @property
     def row_passes(self) -> int:
@@ -122,6 +155,13 @@ class SelectIt:
         """Return the models' shares of all parameters (model level)."""
         sizes = [int(rater.reader.lm.model.num_parameters()) for rater in self.raters]
         return [size / sum(sizes) for size in sizes]
+
+
+def _figures(grades: Grades) -> list[float]:
+    """Return the sums over rows of the mean mass, and of how often each grade wins; among equals, the lowest does."""
+    rows, prompts, most = grades.chances.shape
+    wins = np.bincount(grades.chances.argmax(axis=2).ravel(), minlength=most) / prompts
+    return [float(grades.mass.mean(axis=1).sum()) if rows else 0.0, *wins.tolist()]
 
 
 def sentence_scores(scores: Doubles, alpha: float) -> Doubles:
