@@ -24,6 +24,7 @@ from nncift.data.python_rows import SOURCE, are_paths, rows_from
 from nncift.data.reading import check_files, source_names
 from nncift.encode import Encoder
 from nncift.errors import UsageError
+from nncift.evaluate.meaning import LabelSpread
 from nncift.existing import embed_existing
 from nncift.fitting import predict, refuse_unfit_student
 from nncift.ground import Existing, graph_of, ground_of
@@ -214,8 +215,10 @@ def _selected(
         joining.tidy_calculated(work.keys["fit"])
         subset = axes.sources.subset(selection.pop("ids"))
         about_rows: list[str] = directory.read_json(NOTES, [])
+        spread = LabelSpread.of(labels)
+        about_labels = () if spread is None else spread.warnings()
         notes = (*pool.notes, *about_rows, *allowance.notes, *joining.notes)
-        notes += tuple(_truncation(vectors.truncated, len(axes.rows)))
+        notes += (*_truncation(vectors.truncated, len(axes.rows)), *about_labels)
         if by_score := selection.get("by_score"):
             notes = (*notes, by_score_note(selection["budget"], by_score))
         directory.write_manifest(record_of(work, pool), keep_summary=True)

@@ -14,6 +14,7 @@ from nncift.data import Examples, write_rejected
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, ResourceError
 from nncift.evaluate.gate import advice
+from nncift.evaluate.meaning import HeldOutSignal
 from nncift.existing import ABOUT as EXISTING
 from nncift.files import atomic, write_json
 from nncift.labelling import Axes, Labelling
@@ -54,7 +55,9 @@ def finish(
     counts = labelling.counts()
     by_row = isinstance(work.teacher, RowTeacher)
     small = [] if work.whole else too_little(counts, len(axes.sources), by_row=by_row)
-    warnings = (*notes, *small, *labelling.warnings(), *fidelity["verdicts"])
+    # Where every row was measured, nothing is predicted.
+    noise = () if work.whole else _noise(fidelity)
+    warnings = (*notes, *small, *labelling.warnings(), *noise, *fidelity["verdicts"])
     if not work.whole and settings.features == "text" and has_language_model(work.teacher):
         hint = advice(fidelity["gate"], len(axes.rows))
         warnings += () if hint is None else (hint,)
@@ -81,6 +84,13 @@ def finish(
     write_json(directory.file(SUMMARY), summary)
     directory.close()
     return Run(directory.path, subset, fidelity, ledger, summary, warnings)
+
+
+def _noise(fidelity: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a sentence where nothing predicts the labels of unseen items."""
+    baselines = {name: of["q4"] for name, of in fidelity["baselines"].items()}
+    signal = HeldOutSignal.of(fidelity["fidelity"]["q4"], baselines)
+    return () if signal is None else signal.warnings()
 
 
 def record_of(work: Work, pool: Examples) -> dict[str, Any]:
