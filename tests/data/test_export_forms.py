@@ -211,6 +211,15 @@ def test_pairs_among_other_rows_go_out_by_their_chosen_side_with_a_note(make_run
     assert any("1 row are pairs and others are not" in note for note in told["notes"])
 
 
+def test_a_history_that_is_no_pairs_of_texts_goes_out_as_sharegpt_or_not_at_all(make_run: MakeRun) -> None:
+    parts = [{"type": "text", "text": "q0"}]
+    row = {"instruction": "Q", "output": "A", "history": [turn("user", parts), turn("assistant", "a0")]}
+    odd = {"instruction": "Q", "output": "A", "history": [turn("user", "q0")]}
+    rows, told = written(make_run(row, odd), "llamafactory")
+    assert [one["value"] for one in rows[0]["conversations"]] == ["q0", "a0", "Q", "A"]
+    assert told["left_out"][0]["reason"].startswith("turns do not alternate")
+
+
 def test_thoughts_stand_where_each_trainer_looks_for_them(make_run: MakeRun) -> None:
     run = make_run({"messages": [ASKED, turn("assistant", "A", reasoning_content="Hm")]})
     assert written(run, "trl")[0][0]["completion"][0]["reasoning_content"] == "Hm"

@@ -95,11 +95,7 @@ def _llamafactory(conversations: Sequence[Conversation], last: bool, parts: bool
             "`reasoning_content` stands as <think>...</think> before the text, where its templates look for it."
         )
     plain = all(
-        talk.alpaca is not None
-        and "output" in talk.alpaca
-        and not any(turn.calls for turn in talk.turns)
-        and _in_pairs(talk)
-        for talk in conversations
+        talk.alpaca is not None and "output" in talk.alpaca and trainers.is_exchanges(talk) for talk in conversations
     )
     make = trainers.alpaca if plain else trainers.sharegpt
 
@@ -127,12 +123,6 @@ def _few(rows: int) -> tuple[str, ...]:
 
 def _earlier_masked(talk: Conversation) -> bool:
     return any(turn.role == "assistant" and not turn.learned for turn in talk.turns)
-
-
-def _in_pairs(talk: Conversation) -> bool:
-    """Tell whether the turns before the last exchange are exchanges of user and assistant, as Alpaca's history has them."""
-    roles = [turn.role for turn in talk.turns if turn.role != "system"]
-    return len(roles) % 2 == 0 and all(role == ("assistant" if k % 2 else "user") for k, role in enumerate(roles))
 
 
 def _rows(count: int) -> str:

@@ -63,16 +63,25 @@ def alpaca(conversation: Conversation) -> Row:
     """LLaMA-Factory, Alpaca: instruction, input (always there) and output; `system` and `history` where the row has them."""
     refuse_partial(conversation, "LLaMA-Factory", last=False)
     fields = conversation.alpaca
-    if fields is None:
+    if fields is None or "output" not in fields:
         raise UnusableError("format: the row is no Alpaca row")
     turns = list(conversation.turns)
     row: Row = {key: fields[key] for key in ("instruction", "input", "output")}
     if turns[0].role == "system":
         row["system"] = turns.pop(0).content
-    earlier = [str(turn.content) for turn in turns[:-2]]
+    if not is_exchanges(conversation):
+        raise UnusableError("history: it is no pairs of texts of user and assistant, which Alpaca rows hold alone")
+    earlier = [turn.content for turn in turns[:-2]]
     if earlier:
         row["history"] = [[earlier[k], earlier[k + 1]] for k in range(0, len(earlier), 2)]
     return {**row, **conversation.media}
+
+
+def is_exchanges(conversation: Conversation) -> bool:
+    """Tell whether the turns after a system text are texts of user and assistant by turns, as Alpaca's history has them."""
+    turns = conversation.turns[1:] if conversation.turns[0].role == "system" else conversation.turns
+    alternate = all(turn.role == ("assistant" if k % 2 else "user") for k, turn in enumerate(turns))
+    return alternate and len(turns) % 2 == 0 and all(isinstance(turn.content, str) and not turn.calls for turn in turns)
 
 
 def sharegpt(conversation: Conversation) -> Row:
