@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nncift import calculation
-from nncift.errors import UsageError
-from nncift.scale import waiting
+from nncift.errors import ResourceError, UsageError
+from nncift.scale import shadow, waiting
+from nncift.scale.part import Part
 from nncift.scale.records import Names, Reader, Record, Writer
 from nncift.scale.shadow import LOCK, WORK, Presence, held, shadow_of
 from nncift.scale.shards import Shard, folder_of
-from nncift.scale.waiting import Waiting
+from nncift.scale.waiting import EVERY, LONGEST, QUIET, Waiting
 
 from .conftest import content
 from .test_records import record
 
 Start = Callable[..., Any]
 Shards = Callable[[int], Presence]
-GRACE = 0.6
+GRACE = waiting.GRACE
+
+
+class Clock:
+    """Stands in for the module `time`: nobody sleeps, and seconds pass only where somebody would have."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asleep: Callable[[], object] = lambda: None
+
+    def monotonic(self) -> float:
+        """Return the seconds that passed."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let seconds pass, and others do what they do meanwhile."""
+        self.now += seconds
+        self.asleep()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock of everybody who waits."""
+    found = Clock()
+    monkeypatch.setattr(waiting, "time", found)
+    return found
 
 
 @pytest.fixture
@@ -44,108 +70,85 @@ def presence(run: Path) -> Iterator[Shards]:
         yield lambda number: stack.enter_context(shadow_of(run, Shard(number, 3)))[1]
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody wait for long."""
-    monkeypatch.setattr(waiting, "GRACE", GRACE)
-    monkeypatch.setattr(waiting, "LONGEST", 0.05)
-
-
-def waited(presence: Presence, lacks: Mapping[int, int], *, most: float = 10.0, patient: bool = False) -> float:
+def waited(
+    clock: Clock, presence: Presence, lacks: Mapping[int, int], *, most: float = 10 * GRACE, patient: bool = False
+) -> float:
     """Wait until it ends, or for so long at most; return the seconds."""
-    began = time.monotonic()
+    began = clock.now
     with Waiting(presence, "label", even_for_none=patient) as what:
-        while what.more(lacks) and time.monotonic() - began < most:
+        while what.more(lacks) and clock.now - began < most:
             pass
-    return time.monotonic() - began
+    return clock.now - began
 
 
-def test_nobody_waits_for_who_is_not_there_unless_asked_to(presence: Shards) -> None:
+def test_nobody_waits_for_who_is_not_there_unless_asked_to(presence: Shards, clock: Clock) -> None:
     first = presence(1)
     presence(3)
-    assert waited(first, {2: 1}) < GRACE / 2
-    assert GRACE <= waited(first, {2: 1}, patient=True) < 10
+    assert waited(clock, first, {2: 1}) == 0
+    assert GRACE <= waited(clock, first, {2: 1}, patient=True) < GRACE + LONGEST
 
 
-def test_a_shard_waits_for_one_that_works_as_long_as_it_takes(presence: Shards, run: Path) -> None:
+def test_a_shard_waits_for_one_that_works_as_long_as_it_takes(presence: Shards, run: Path, clock: Clock) -> None:
     first, _ = presence(1), presence(2)
-    assert waited(first, {2: 1}, most=3 * GRACE) >= 3 * GRACE
+    assert waited(clock, first, {2: 1}, most=3 * GRACE) >= 3 * GRACE
     # Behind it, the shard is at work again.
     assert held(folder_of(run, Shard(1, 3)) / WORK)
 
 
-def test_shards_that_wait_for_each_other_stop(run: Path) -> None:
+def test_shards_that_wait_for_each_other_stop(presence: Shards, clock: Clock) -> None:
+    shards = {number: presence(number) for number in (1, 2, 3)}
+    each = {number: Waiting(shard, "label") for number, shard in shards.items()}
     took: dict[int, float] = {}
-    there = threading.Barrier(3)
-
-    def wait(number: int) -> None:
-        with shadow_of(run, Shard(number, 3)) as (_, presence):
-            there.wait()
-            took[number] = waited(presence, {number % 3 + 1: 4})
-
-    threads = [threading.Thread(target=wait, args=(number,)) for number in (1, 2, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert min(took.values()) >= GRACE
-    assert max(took.values()) < 5
+    while len(took) < 3:
+        for number, what in each.items():
+            if number not in took and not what.more({number % 3 + 1: 4}):
+                took[number] = clock.now
+    assert all(GRACE <= seconds < GRACE + 3 * LONGEST for seconds in took.values())
 
 
-def test_a_shard_that_is_gone_is_given_up(run: Path) -> None:
+def test_a_shard_that_is_gone_is_given_up(run: Path, clock: Clock) -> None:
     with shadow_of(run, Shard(1, 3)) as (_, first):
         with ExitStack() as stack:
             stack.enter_context(shadow_of(run, Shard(2, 3)))
             what = Waiting(first, "label")
             assert what.more({2: 1})
-        began = time.monotonic()
+        began = clock.now
         while what.more({2: 1}):
             pass
-        assert GRACE / 2 <= time.monotonic() - began < 5
+        assert GRACE - LONGEST <= clock.now - began < GRACE + LONGEST
         what.go_on()
 
 
-def test_what_comes_is_a_sign_of_life(presence: Shards) -> None:
+def test_what_comes_is_a_sign_of_life(presence: Shards, clock: Clock) -> None:
     first, second = presence(1), presence(2)
     second.rest()
-    began = time.monotonic()
     with Waiting(first, "label") as what:
         for left in range(20, 0, -1):
             assert what.more({2: left})
-            time.sleep(GRACE / 10)
-    assert time.monotonic() - began > GRACE
+            clock.sleep(GRACE / 10)
+    assert clock.now > GRACE
 
 
-def test_waiting_is_told_of(
-    presence: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(waiting, "QUIET", 0.1)
+def test_waiting_is_told_of(presence: Shards, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     first, _ = presence(1), presence(2)
-    waited(first, {2: 7, 3: 1}, most=0.5)
+    waited(clock, first, {2: 7, 3: 1}, most=QUIET + EVERY / 2)
     assert len(caplog.messages) == 1
     assert "shard 1/3 has waited" in caplog.text
     assert "shard 2/3, 3/3: 8 pieces of label" in caplog.text
 
 
-def test_a_look_at_a_lock_keeps_nobody_out(run: Path) -> None:
-    """Shards that start while others look whether they are there."""
-    done = threading.Event()
-
-    def look() -> None:
-        while not done.is_set():
-            held(folder_of(run, Shard(1, 2)) / LOCK)
-
-    watchers = [threading.Thread(target=look) for _ in range(3)]
-    for watcher in watchers:
-        watcher.start()
-    try:
-        for _ in range(30):
-            with shadow_of(run, Shard(1, 2)):
-                pass
-    finally:
-        done.set()
-        for watcher in watchers:
-            watcher.join()
+@pytest.mark.parametrize("looks", [1, 19, 20])
+def test_a_look_at_a_lock_keeps_nobody_out(run: Path, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that start while others look whether they are there; looks: how many tries find somebody who looks."""
+    lock = folder_of(run, Shard(1, 2)) / LOCK
+    lock.parent.mkdir(parents=True)
+    monkeypatch.setattr(shadow, "time", clock := Clock())
+    with lock.open("a+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        clock.asleep = lambda: fcntl.flock(stream, fcntl.LOCK_UN) if clock.now > looks * shadow._PAUSE - 1e-9 else None
+        refused = nullcontext() if looks < 20 else pytest.raises(ResourceError, match="another process")
+        with refused, shadow_of(run, Shard(1, 2)):
+            assert held(lock)
 
 
 def test_what_is_half_written_is_no_damage_while_somebody_writes(tmp_path: Path) -> None:
@@ -189,28 +192,48 @@ ROUNDS: Mapping[str, Any] = {"plan": "active", "neighbours": 8, "optimiser": "pa
 
 
 @pytest.mark.usefixtures("shared")
-def test_in_rounds_two_shards_come_through_in_one_go(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_in_rounds_a_shard_comes_through_in_one_go_beside_one_that_comes_again(
+    start: Start, tmp_path: Path, clock: Clock
 ) -> None:
-    monkeypatch.setattr(waiting, "GRACE", 300.0)
+    """Whenever the first one waits, the other is there once more and goes as far as it comes."""
     start("alone", **ROUNDS)
-    run, told = tmp_path / "joined", []
-    thread = threading.Thread(target=lambda: told.append(start("joined", "1/2", **ROUNDS)))
-    with shadow_of(run, Shard(2, 2)):
-        thread.start()
-        mine = folder_of(run, Shard(1, 2))
-        # Until it waits for the other one, which is there.
-        while not (held(mine / LOCK) and list(mine.glob("label-*")) and not held(mine / WORK)):
-            assert thread.is_alive()
-            time.sleep(0.02)
-    told.append(start("joined", "2/2", **ROUNDS))
-    thread.join()
-    assert [one["next"] for one in told if one["left"].keys() - {"score"}] == []
-    assert all(one["stages"]["score"]["pieces"] > 0 for one in told)
-    # The last calculation is waited for by nobody.
-    assert any(one["finished"] for one in told)
+    run = tmp_path / "joined"
+    others: list[Any] = []
+
+    def other() -> None:
+        clock.asleep = lambda: None
+        stack.close()
+        others.append(start("joined", "2/2", **ROUNDS))
+        stack.enter_context(shadow_of(run, Shard(2, 2)))
+        clock.asleep = other
+
+    clock.asleep = other
+    with ExitStack() as stack:
+        stack.enter_context(shadow_of(run, Shard(2, 2)))
+        told = start("joined", "1/2", **ROUNDS)
+    assert told["left"].keys() <= {"score"}
+    assert len(others) > 1
+    assert told["stages"]["score"]["pieces"] > 0
     start("joined", **ROUNDS)
     assert content(run) == content(tmp_path / "alone")
+
+
+@pytest.mark.usefixtures("shared")
+def test_what_others_do_meanwhile_is_not_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one does all of its pieces while this one does its first."""
+    do = Part._do
+    others: list[Any] = []
+
+    def beside(part: Part, *given: Any) -> None:
+        do(part, *given)
+        if not others:
+            others.append(None)
+            others.append(start("joined", "2/2"))
+
+    monkeypatch.setattr(Part, "_do", beside)
+    told = start("joined", "1/2")
+    assert others[1]["left"].keys() == {"label"}
+    assert told["left"] == {}
 
 
 @pytest.mark.usefixtures("shared")
@@ -226,7 +249,7 @@ from nncift import calculation, cli, embeddings
 from nncift.scale import waiting
 from nncift.select import graphs
 calculation.WORTH, calculation.BYTES_A_SECOND, graphs._PAIRS, embeddings.BLOCK = 0.0, float("inf"), 64, 7
-waiting.GRACE = 40.0
+waiting.GRACE = 3600.0
 cli.main()
 """
 

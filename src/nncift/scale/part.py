@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,21 @@ class Part:
         for job, pieces in self._asked.values():
             seen: dict[Path, Names] = {}
             done: set[str] = set()
+            lacking = partial(self._lacking, job, pieces, seen, done)
             with self._waiting(job) as waiting:
-                while lacking := [piece for piece in pieces if piece.name not in done]:
-                    for file in self._left.files(job):
-                        done.update(seen.setdefault(file, Names(file)).new())
-                    lacking = [piece for piece in lacking if piece.name not in done]
-                    self._left_over(job, len(lacking))
-                    if lacking and not waiting.more(self._owners(lacking)):
+                while found := lacking():
+                    # Whoever is gone may have finished behind the last look.
+                    if not waiting.more(self._owners(found)) and lacking():
                         return False
         return True
+
+    def _lacking(self, job: Job, pieces: Sequence[Piece], seen: dict[Path, Names], done: set[str]) -> list[Piece]:
+        """Return the pieces that nobody has done until now, by what came into the files since the last look; `done` grows."""
+        for file in self._left.files(job):
+            done.update(seen.setdefault(file, Names(file)).new())
+        found = [piece for piece in pieces if piece.name not in done]
+        self._left_over(job, len(found))
+        return found
 
     def forget_others(self, basis: str) -> None:
         """Remove what this shard calculated with other students: nothing asks for it any more."""
@@ -117,12 +124,18 @@ class Part:
     def _do_mine(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> int:
         """Do what is this shard's and was not done before; return how many pieces are left for others, by their names."""
         own = set(self._writer(job).names)
-        finished = own.union(*(Names(file).new() for file in self._files(job) if not self._is_own(file)))
+        finished = own | self._of_others(job)
         todo = [piece for piece in pieces if piece.name not in finished]
         mine = [piece for piece in todo if self._shard.has(piece.place)]
         self._done(job).before += len([piece for piece in pieces if piece.name in own])
         self._do(hands, job, mine, keep)
-        return self._left_over(job, len(todo) - len(mine))
+        # The others were at work meanwhile: of shards that begin together, the last to end must find nothing left.
+        finished = self._of_others(job).union(piece.name for piece in mine)
+        return self._left_over(job, len([piece for piece in todo if piece.name not in finished]))
+
+    def _of_others(self, job: Job) -> set[str]:
+        """Return the names of the pieces that other shards have done until now."""
+        return {name for file in self._files(job) if not self._is_own(file) for name in Names(file).new()}
 
     def _take(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
         """Do what is this shard's, and keep what the others do. Raises Unfinished where something is left to them."""
@@ -138,6 +151,8 @@ class Part:
                     waiting.go_on()
                     self._do_some(hands, job, broken, keep, lacking)
                 elif lacking and not (self.waits and waiting.more(self._owners(lacking.values()))):
+                    # Whoever is gone may have finished behind the last look.
+                    self._keep_new(feed, lacking, keep)
                     break
         if self._left_over(job, len(lacking)):
             raise Unfinished(job.stage, len(lacking))
