@@ -13,6 +13,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+# No test may depend on how busy a machine is, nor fail on one and pass on another by what was drawn; `pytest
+# --hypothesis-profile=default` draws anew.
+hypothesis_settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("steady")
 
 WORDS = (
     "sort list name add sum red blue green cat dog bird sky sea tree house long short first last word number make "

@@ -1,8 +1,6 @@
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,22 +200,16 @@ def test_doctor_tells_versions_and_extras(call: Call) -> None:
     assert call("doctor").out.startswith("Python 3.")
 
 
-def test_help_answers_quickly_and_loads_nothing_heavy() -> None:
+def test_help_answers_quickly_since_it_loads_nothing_heavy() -> None:
     code = (
-        "import sys, time\nstart = time.perf_counter()\nfrom nncift.cli import main\nsys.argv = ['nncift', *sys.argv[1:]]\n"
+        "import sys\nfrom nncift.cli import main\nsys.argv = ['nncift', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules], time.perf_counter() - start, file=sys.stderr)"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
     for arguments in (["--help"], ["run", "--help"]):
-        times = []
-        # The best of three: a busy machine slows any one of them.
-        for _ in range(3):
-            found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-            loaded, seconds = found.stderr.rsplit(" ", 1)
-            assert loaded == "[]"
-            assert "Usage" in found.stdout
-            times.append(float(seconds))
-        assert min(times) < 1.5
+        found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert found.stderr == "[]\n"
+        assert "Usage" in found.stdout
 
 
 def test_the_installed_command_passes_the_exit_code_on() -> None:
@@ -420,28 +412,39 @@ def test_a_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == ""
 
 
+STOPPED = """
+import os, signal, sys
+from nncift import cli
+from nncift.teachers.delift import Delift
+
+label, labelled = Delift.label, []
+
+def stopping(self, chunk):
+    labelled.append(chunk)
+    if len(labelled) == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+    return label(self, chunk)
+
+Delift.label = stopping
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_control_c_is_exit_code_130_and_the_same_command_goes_on(
     write_pool: Write, llama_folder: Path, tmp_path: Path
 ) -> None:
     pool = write_pool(160)
     command: list[str | Path] = [
-        sys.executable, "-m", "nncift", "run", pool, "--model", llama_folder, "--encoder", "hash", "--labels", "60%",
-        "--budget", "5", "--out", tmp_path / "run", "--quiet",
+        "run", pool, "--model", llama_folder, "--encoder", "hash", "--labels", "60%", "--budget", "5",
+        "--out", tmp_path / "run", "--quiet",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        flags = tmp_path / "run" / "labels" / "chunks-000.sums.npy"
-        for _ in range(600):
-            if flags.exists():
-                break
-            time.sleep(0.1)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "goes on where it was" in err
-    assert "Traceback" not in err
-    assert subprocess.run(command, check=False).returncode == 0
+    stopped = subprocess.run([sys.executable, "-c", STOPPED, *command], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 130
+    assert "goes on where it was" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert subprocess.run([sys.executable, "-m", "nncift", *command], check=False).returncode == 0
     assert (tmp_path / "run" / "summary.json").exists()
 
 

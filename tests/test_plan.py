@@ -187,7 +187,7 @@ def test_a_count_of_block_labels_is_the_nearest_square() -> None:
     assert 31 * 31 - 31 <= describe(planned(200, None, 1000, "block"))["train"] <= 32 * 32
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from(["block", "scatter"]),
     n=st.integers(20, 90),

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -72,7 +72,7 @@ def says(text: object) -> Act:
 
 def judge(server: Server, pauses: list[float] | None = None, **settings: Any) -> EndpointJudge:
     record = pauses if pauses is not None else []
-    return EndpointJudge(server.url, "judge-1", sleep=record.append, **{"timeout": 5.0, **settings})
+    return EndpointJudge(server.url, "judge-1", sleep=record.append, **{"timeout": 300.0, **settings})
 
 
 @pytest.mark.parametrize("text", ["Grade: 4", "grade:4", "  4\n", "Grade: 4."])
@@ -144,29 +144,27 @@ def test_a_wrong_key_is_not_tried_for_every_answer(server: Server, answered: Ans
     assert len(server.seen) == 1
 
 
-def silent(handler: BaseHTTPRequestHandler) -> None:
-    time.sleep(0.6)
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_reply_that_never_ends_is_a_failure(server: Server, answered: Answered, drips: bool) -> None:
+    """The server is silent, or sends a byte now and then, until it is told that nobody listens any more."""
+    given_up = threading.Event()
 
+    def act(handler: BaseHTTPRequestHandler) -> None:
+        if drips:
+            handler.send_response(200)
+            handler.end_headers()
+        with contextlib.suppress(OSError):
+            while not given_up.wait(0.02):
+                if drips:
+                    handler.wfile.write(b" ")
+                    handler.wfile.flush()
 
-def drip(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(8):
-        time.sleep(0.1)
-        try:
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-        except OSError:
-            return
-
-
-@pytest.mark.parametrize("act", [silent, drip])
-def test_a_reply_that_takes_too_long_is_a_failure(server: Server, answered: Answered, act: Act) -> None:
     server.acts = [act]
-    began = time.monotonic()
-    (grade,) = judge(server, timeout=0.25, retries=0).grade([answered("red")])
+    try:
+        (grade,) = judge(server, timeout=0.25, retries=0).grade([answered("red")])
+    finally:
+        given_up.set()
     assert grade.failure == "no reply within 0.25 s (1 tries)"
-    assert time.monotonic() - began < 0.6
 
 
 def test_a_huge_reply_is_not_read_to_its_end(
@@ -192,13 +190,14 @@ def test_one_failure_leaves_the_others_in_their_place(server: Server, answered: 
 
 
 def test_few_requests_run_at_once(server: Server, answered: Answered) -> None:
-    running, most, guard = [0], [0], threading.Lock()
+    running, most, guard, two = [0], [0], threading.Lock(), threading.Barrier(2, timeout=200)
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
         with guard:
             running[0] += 1
             most[0] = max(most[0], running[0])
-        time.sleep(0.03)
+        # Nobody is answered alone.
+        two.wait()
         with guard:
             running[0] -= 1
         says("Grade: 3")(handler)

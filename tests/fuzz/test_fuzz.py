@@ -67,7 +67,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(st.lists(VALUES, min_size=1, max_size=4))
 def test_any_json_is_read_and_made_into_what_trainers_load(values: list[Any]) -> None:
     data = "\n".join(json.dumps(value) for value in values).encode()
@@ -76,7 +76,7 @@ def test_any_json_is_read_and_made_into_what_trainers_load(values: list[Any]) ->
     fuzz.attempt("document", json.dumps(values).encode())
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.text(st.characters(blacklist_characters="\n"), max_size=12), min_size=4, max_size=5))
 def test_any_text_is_a_wish_or_an_error_of_ours(texts: list[str]) -> None:
     fuzz.attempt("wishes", "\n".join(texts).encode("utf-8", "surrogatepass"))

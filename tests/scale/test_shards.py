@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -177,30 +176,44 @@ def test_shards_work_at_once(
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
 
 
+KILLED = """
+import os, signal
+from nncift import cli
+from nncift.scale.records import Writer
+
+add, added = Writer.add, []
+
+def killed(writer, record):
+    add(writer, record)
+    added.append(record)
+    if len(added) == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Writer.add = killed
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_shard_goes_on_where_it_was(
     llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path
 ) -> None:
+    plain, killed = [sys.executable, "-m", "nncift"], [sys.executable, "-c", KILLED]
     command = [
-        sys.executable, "-m", "nncift", "run", str(write_pool(120)), "--model", str(llama_folder), "--encoder", "hash",
+        "run", str(write_pool(120)), "--model", str(llama_folder), "--encoder", "hash",
         "--labels", "80%", "--budget", "20%", "--template", "plain", "--quiet",
     ]  # fmt: skip
-    subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
+    subprocess.run([*plain, *command, "--out", str(tmp_path / "alone")], check=True)
     elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
     shard = [*command, "--out", str(tmp_path / "joined"), "--shard", "1/2"]
-    process = subprocess.Popen(shard, env=elsewhere)
-    while process.poll() is None:
-        found = list((tmp_path / "joined/shards/1-of-2").glob("label-*"))
-        if found and found[0].stat().st_size > 4000:
-            process.kill()
-            break
-        time.sleep(0.005)
-    assert process.wait() == -signal.SIGKILL
-    again = subprocess.run([*shard, "--json"], check=True, env=elsewhere, capture_output=True, text=True)
+    halted = subprocess.run([*killed, *shard], check=False, env=elsewhere)
+    assert halted.returncode == -signal.SIGKILL
+    assert list((tmp_path / "joined/shards/1-of-2").glob("label-*"))
+    again = subprocess.run([*plain, *shard, "--json"], check=True, env=elsewhere, capture_output=True, text=True)
     done = json.loads(again.stdout)["stages"]["label"]
     assert done["before"] > 0
     assert done["pieces"] > 0
-    subprocess.run(shard[:-2], check=True, env=elsewhere)
+    subprocess.run([*plain, *shard[:-2]], check=True, env=elsewhere)
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
 
 

@@ -99,7 +99,7 @@ def test_reason_names_the_selected_rival() -> None:
 
 
 @given(small, st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_equals_plain_greedy_and_keeps_its_promises(values: Floats, data: st.DataObject) -> None:
     n = values.shape[1]
     k = data.draw(st.integers(1, n))
@@ -118,7 +118,7 @@ def test_equals_plain_greedy_and_keeps_its_promises(values: Floats, data: st.Dat
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_order_of_rows_and_columns_changes_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
     utility = clustered(60, seed)

@@ -75,7 +75,7 @@ def problems(draw: st.DrawFn) -> tuple[Floats, Floats]:
 
 @pytest.mark.parametrize("objective", ["flmi", "fl2mi", "flcg"])
 @given(problem=problems(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_plain_greedy_on_the_definition(
     objective: str, problem: tuple[Floats, Floats], data: st.DataObject
 ) -> None:

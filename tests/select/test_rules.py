@@ -47,7 +47,7 @@ def test_an_excluded_row_is_still_a_target() -> None:
 
 @pytest.mark.parametrize("objective", ["fl", "topk", "random"])
 @given(seed=st.integers(0, 10_000), k=st.integers(3, 8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_quotas_hold_and_every_place_is_filled(objective: str, seed: int, k: int) -> None:
     wish = quota("kind:min=1,max=60%")
     rules = Rules(quota=wish)
@@ -65,7 +65,7 @@ def test_quotas_hold_and_every_place_is_filled(objective: str, seed: int, k: int
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_without_a_binding_rule_nothing_changes(seed: int) -> None:
     utility = random_matrix(seed)
     plain = select(utility, 4)
@@ -75,7 +75,7 @@ def test_without_a_binding_rule_nothing_changes(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_tokens_are_kept_and_the_bound_holds(seed: int) -> None:
     random = np.random.default_rng(seed)
     utility = random_matrix(seed)

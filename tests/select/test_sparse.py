@@ -35,7 +35,7 @@ def dense(graph: Graph) -> UtilityMatrix:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_on_all_pairs_it_is_dense_greedy(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = random.integers(-3, 6, size=(6, 9)).astype(np.float32)
@@ -49,7 +49,7 @@ def test_on_all_pairs_it_is_dense_greedy(seed: int) -> None:
 
 @pytest.mark.parametrize("optimiser", ["lazy", "stochastic", "partition"])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_bound_holds_for_every_optimiser(optimiser: str, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = random.integers(0, 6, size=(5, 8)).astype(np.float32)
