@@ -14,12 +14,26 @@ import pytest
 import torch.utils.backend_registration as backends
 
 from nncift import cli
+from tests.tolerances import close, of_directions, of_gradients, of_models
 
 Write = Callable[..., Path]
 SCRIPT = Path(__file__).with_name("claimed.py")
+K, EPOCHS, STEPS = 1024, 2, 3
+MODEL, GRADIENT = of_models(layers=2, width=48), of_gradients(layers=2, width=48)
+"""Relative errors of the tiny Llama: its sums have 48 terms at most."""
+
 TEACHERS = {
     "delift": ["--features", "probe", "--plan", "active"],
-    "less": ["--option", "lora=true", "--option", "rank=4"],
+    "less": [
+        "--option",
+        "lora=true",
+        "--option",
+        "rank=4",
+        "--option",
+        f"projection={K}",
+        "--option",
+        f"epochs={EPOCHS}",
+    ],
     "selectit": ["--option", "rating_prompts=rating.yaml"],
     "ifd": [],
 }
@@ -37,10 +51,42 @@ def commands(folder: Path, pool: Path, test: Path, model: Path) -> list[list[str
         teacher = ["--teacher", name, *given, "--labels", "20%", "--budget", "6"]
         encoder = ["--encoder", str(model) if name == "ifd" else "hash"]
         found.append(["run", str(pool), "--model", str(model), *teacher, *encoder, "--out", str(folder / name)])
-    lesson = ["--steps", "3", "--seeds", "1", "--arms", "selected,none", "--metrics", "loss,rougeL", "--method", "lora"]
+    lesson = [
+        "--steps",
+        str(STEPS),
+        "--seeds",
+        "1",
+        "--arms",
+        "selected,none",
+        "--metrics",
+        "loss,rougeL",
+        "--method",
+        "lora",
+    ]
     out = ["--model", str(model), "--test", str(test), "--out", str(folder / "tune")]
     found.append(["tune", str(folder / "delift"), *lesson, *out])
     return found
+
+
+def agree(there: Path, here: Path) -> None:
+    """Compare the numbers of two runs by what arithmetic promises."""
+    kept = ("embeddings", "probe", "values", "rowvalues")
+    arrays = {path.relative_to(here) for path in here.rglob("*.npy") if path.name.split(".")[0].split("-")[0] in kept}
+    arrays = {name for name in arrays if not name.name.endswith(".sums.npy")}
+    assert {name.parts[0] for name in arrays} >= {"labels"}
+    for name in arrays:
+        found, expected = np.load(there / name), np.load(here / name)
+        if here.name != "less" or name.parts[0] != "labels":
+            assert close(found, expected, GRADIENT if name.name.startswith("probe") else MODEL), name
+            continue
+        # Targets, sources, norms: see GradientFeatures. Sources are what Adam makes of gradients.
+        kinds = [EPOCHS * K, 2 * EPOCHS * K]
+        for part, tolerance in zip(
+            np.split(found - expected, kinds, axis=1)[:2], (GRADIENT, of_directions(GRADIENT)), strict=True
+        ):
+            apart = np.linalg.norm(part.reshape(-1, K), axis=1)
+            assert apart.max() <= tolerance, name
+        np.testing.assert_allclose(found[:, kinds[1] :], expected[:, kinds[1] :], rtol=GRADIENT, err_msg=str(name))
 
 
 @pytest.mark.skipif(
@@ -67,19 +113,13 @@ def test_what_runs_elsewhere_gives_what_the_cpu_gives(
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0
-    kept = ("embeddings", "probe", "values", "rowvalues")
-    arrays = [path.relative_to(here) for path in here.rglob("*.npy") if path.name.split(".")[0].split("-")[0] in kept]
-    arrays = [name for name in arrays if not name.name.endswith(".sums.npy")]
-    assert {name.parts[:2] for name in arrays} >= {(name, "labels") for name in TEACHERS}
-    for name in arrays:
-        # Other devices get other kernels of AdamW, which round otherwise.
-        np.testing.assert_allclose(np.load(there / name), np.load(here / name), rtol=1e-3, atol=1e-4, err_msg=str(name))
-    for teacher in TEACHERS:
-        assert (there / teacher / "subset.jsonl").read_bytes() == (here / teacher / "subset.jsonl").read_bytes(), (
-            teacher
-        )
+    for name in TEACHERS:
+        agree(there / name, here / name)
+        # Rows that lie within rounding of each other may change places, and are worth the same.
+        worth = [json.loads((run / name / "summary.json").read_text())["selection"]["value"] for run in (there, here)]
+        assert worth[0] == pytest.approx(worth[1], rel=1e-3), name
     found = [json.loads((folder / "tune" / "tune.json").read_text()) for folder in (there, here)]
     losses = [
         {arm: part["metrics"]["loss"]["mean"] for arm, part in one["results"][0]["arms"].items()} for one in found
     ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=STEPS * GRADIENT)

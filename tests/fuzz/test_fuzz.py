@@ -82,12 +82,12 @@ def test_any_text_is_a_wish_or_an_error_of_ours(texts: list[str]) -> None:
     fuzz.attempt("wishes", "\n".join(texts).encode("utf-8", "surrogatepass"))
 
 
-def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nncift.data.files.LEAST_UNPACKED", 1 << 20)
     for name in ("a.jsonl.gz", "a.json.gz"):
         path = tmp_path / name
         with gzip.open(path, "wb") as stream:
-            for _ in range(20):
-                stream.write(b'{"prompt": "a", "completion": "b"}\n' * 30_000)
+            stream.write(b'{"prompt": "a", "completion": "b"}\n' * 60_000)
         with pytest.raises(DataError, match="unpacks to more than 200 times"):
             read(path)
 
