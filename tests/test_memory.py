@@ -137,29 +137,27 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("shapes do not match")
 
 
-def test_blocks_are_multiples_of_a_unit_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_multiples_of_a_unit_where_they_can_be() -> None:
     assert [rows_within(size, 10) for size in (0, 5, 90, 1919, 1920, 3839, 3840)] == [1, 1, 9, 191, 192, 192, 384]
-    assert rows_at_once(19_200, 10) == 1920
-    monkeypatch.setattr(memory, "room", lambda most: most // 5)
-    assert rows_at_once(19_200, 10) == 384
-    monkeypatch.setattr(memory, "room", lambda most: 0)
-    # A cap that leaves nothing is found out by the block itself.
-    assert (rows_at_once(19_200, 10), rows_at_once(320, 10)) == (192, 32)
 
 
-@pytest.mark.parametrize("width", [24, 130, 300])
-def test_products_that_are_cut_at_units_have_the_bits_of_whole_ones(width: int) -> None:
-    rows, others = points(1000, width, 0), points(301, width, 1)
-    for unit in (memory.UNIT, 2 * memory.UNIT):
-        cut = [rows[start : start + unit] @ others.T for start in range(0, 1000, unit)]
-        assert np.concatenate(cut).tobytes() == (rows @ others.T).tobytes()
+def test_blocks_are_as_large_as_a_cache_or_a_unit_whatever_a_cap_leaves() -> None:
+    most = 1 << 28
+    found = {size: rows_at_once(most, size) for size in (4, 10_000, 1_000_000, 1 << 21, 1 << 30)}
+    assert found == {4: (1 << 20) // 192 * 192, 10_000: 384, 1_000_000: 192, 1 << 21: 128, 1 << 30: 1}
+    with capped(taken() + 10_000_000):
+        assert {size: rows_at_once(most, size) for size in found} == found
 
 
-@pytest.fixture(params=[0.0, 0.3])
+@pytest.fixture(params=[0, 500_000])
 def tight(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function that lets no more than a share of any block be left."""
+    """Return a function that puts a cap in place which leaves no more than so many bytes, as far as work asks."""
 
-    return lambda: monkeypatch.setattr(memory, "room", lambda most: int(most * request.param))
+    def leave() -> None:
+        monkeypatch.setattr(memory, "capped", lambda: 10**13)
+        monkeypatch.setattr(memory, "free_memory", lambda: request.param)
+
+    return leave
 
 
 def points(rows: int, width: int, seed: int) -> np.ndarray:

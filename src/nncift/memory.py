@@ -1,4 +1,4 @@
-"""How much memory is free, a cap on what this process may take, and how work is cut to what it leaves."""
+"""How much memory is free, a cap on what this process may take, and blocks of work that fit into little."""
 
 from __future__ import annotations
 
@@ -29,19 +29,16 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?i?)b?", re.IGNORECASE)
 
 
 UNIT = 192
-"""Rows that blocks are multiples of: products of matrices that are cut there have the same bits as uncut ones.
+"""Rows that blocks are multiples of where that many fit: kernels of linear algebra work on 4 to 64 rows at once."""
 
-OpenBLAS works on 24 rows at once on processors with AVX2, on 16 to 64 with AVX-512, and rounds otherwise in what is left over.
-"""
+AT_ONCE = 1 << 22
+"""Bytes of a block of rows: what a core's cache holds, and large enough that a block costs no more than its rows."""
 
 TORCH = 200 * UNITS["m"]
 """What loading PyTorch and transformers takes beside their code."""
 
 SPARE = 16 * UNITS["m"]
 """What is kept free for libraries that cannot be refused memory."""
-
-_SHARE = 4
-"""A block may take one part in so many of what a cap leaves: what is made of it takes as much again, or twice."""
 
 _SAID = (
     "can't allocate memory", "not enough memory", "can't start new thread", "malloc of size", "cannot allocate memory",
@@ -84,13 +81,6 @@ def capped() -> int | None:
     return None if most == resource.RLIM_INFINITY else most
 
 
-def room(most: int) -> int:
-    """Return the bytes that one block of work may take: `most`, or less where a cap leaves little."""
-    if capped() is None:
-        return most
-    return min(most, (free_memory() or 0) // _SHARE)
-
-
 def rows_within(size: int, row_bytes: int) -> int:
     """Return how many rows of so many bytes fit into a block of this size, at least one: a multiple of UNIT where it can be."""
     rows = size // max(1, row_bytes)
@@ -98,11 +88,11 @@ def rows_within(size: int, row_bytes: int) -> int:
 
 
 def rows_at_once(most: int, row_bytes: int) -> int:
-    """Return how many rows of so many bytes are done at once: what fits into `most`, fewer where a cap leaves little.
+    """Return how many rows of so many bytes are done at once: AT_ONCE bytes of them, or UNIT rows, in a block of `most` bytes.
 
-    Whatever the cap, results are the same: where UNIT rows fit into `most`, blocks are multiples of it.
+    A cap does not change it, and so no result: kernels add in another order where a product has other shapes.
     """
-    return rows_within(max(room(most), min(most, UNIT * row_bytes)), row_bytes)
+    return rows_within(min(most, max(AT_ONCE, UNIT * row_bytes)), row_bytes)
 
 
 def ran_out(error: BaseException) -> bool:
