@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment that forbids bytecode compiles every library anew at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint format bench docs dist audit clean
+.PHONY: setup demo test test-slow test-portable lint format bench docs dist audit clean
 
 setup: .venv/.ready
 
@@ -18,10 +18,23 @@ demo: setup
 	$(BIN)/nncift demo
 
 test: setup
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --timeout=1200
+
+# Whatever compares numbers, with the kernels of other processors: plain, of AVX2, and rounding otherwise for every shape.
+NUMERIC := tests/teachers tests/student tests/select tests/evaluate tests/answers tests/demo tests/device \
+  tests/scale/test_memory.py tests/tuning/test_training.py tests/tuning/test_trainers.py tests/test_blocks.py tests/test_calculation.py \
+  tests/test_embeddings.py tests/test_encode.py tests/test_explain.py tests/test_lm.py tests/test_memory.py tests/test_probe.py \
+  tests/test_reselect.py tests/test_rows.py tests/test_students.py tests/test_subtasks.py
+
+test-portable: setup
+	ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Prescott MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC)
+	ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -n 2 --dist worksteal $(NUMERIC)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -p tests.rounding $(NUMERIC)
 
 lint: setup
 	$(BIN)/ruff check .

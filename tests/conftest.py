@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +28,14 @@ WORDS = (
     "give tell what is the a of to in and for with one two three four five six seven eight nine ten Instruction "
     "Response"
 ).split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_disks() -> Iterator[None]:
+    """Let files be whole without waiting until a disk has them, for every one of thousands: no test pulls a plug."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

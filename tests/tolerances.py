@@ -61,6 +61,23 @@ def distances(found: npt.ArrayLike, expected: npt.ArrayLike) -> npt.NDArray[np.f
     return np.asarray(np.linalg.norm(one - other, axis=1) / np.where(norms == 0, 1.0, norms))
 
 
+def features_agree(found: npt.ArrayLike, expected: npt.ArrayLike, checkpoints: int, relative: float) -> bool:
+    """Tell whether features of LESS, `(n, checkpoints * (2 * dimension + 1))`, are those of gradients with this relative error.
+
+    Targets are gradients, sources are what Adam makes of them, both of norm 1 for each checkpoint; then come the norms.
+    """
+    one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    units = other.shape[1] - checkpoints
+    parts = zip(
+        np.split(one[:, :units], 2 * checkpoints, axis=1),
+        np.split(other[:, :units], 2 * checkpoints, axis=1),
+        strict=True,
+    )
+    apart = [float(distances(a, b).max()) for a, b in parts]
+    norms = np.abs(one[:, units:] / other[:, units:] - 1).max()
+    return max(*apart[:checkpoints], norms) <= relative and max(apart[checkpoints:]) <= of_directions(relative)
+
+
 def close(found: npt.ArrayLike, expected: npt.ArrayLike, relative: float) -> bool:
     """Tell whether arrays differ nowhere by more than this share of the largest expected number, and lack the same ones."""
     one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)

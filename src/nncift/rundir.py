@@ -13,6 +13,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -244,6 +245,7 @@ class RunDir:
                 )
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

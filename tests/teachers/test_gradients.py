@@ -15,6 +15,7 @@ from nncift.lm import CausalLM, Row
 from nncift.teachers.gradients import PerSample
 from nncift.teachers.projection import Kind, Projection
 from nncift.teachers.trainable import LoraShape, Trainable
+from tests.tolerances import distances, of_gradients
 
 ROWS = [Row((1, 9, 12, 15), (20, 21, 2)), Row((1, 30), (7, 8, 9, 10, 11)), Row((1, 14, 13, 12, 11, 10), (33,))]
 Make = Callable[[nn.Module], Trainable]
@@ -96,8 +97,10 @@ def test_company_in_a_batch_does_not_change_a_gradient(model: nn.Module) -> None
     trainable = full(copy.deepcopy(model))
     per_sample = PerSample(trainable.model, trainable.parameters, batched=True)
     together, alone = gathered(per_sample, ROWS), gathered(per_sample, ROWS[2:])
-    for name, values in alone.items():
-        torch.testing.assert_close(values[0], together[name][2], atol=1e-5, rtol=1e-5)
+    whole = [
+        torch.cat([found[name][row].flatten() for name in alone])[None] for found, row in ((together, 2), (alone, 0))
+    ]
+    assert distances(*whole) <= of_gradients(layers=2, width=128)
 
 
 def test_a_model_that_mixes_rows_is_taken_row_by_row(llama_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from nncift.teachers.grading import token_scores
 from nncift.teachers.rating import Form, make_form, read_prompts
 from nncift.teachers.selectit import SelectIt, sentence_scores
 from nncift.wording import Wording
+from tests.tolerances import of_models
 
 SHORT = [
     "give one to {best} for\n{prompt}\nis\n{response}\nnumber:",
@@ -395,7 +396,7 @@ def test_a_long_prompt_loses_its_start(tmp_path: Path) -> None:
     teacher = SelectIt(lm, rating_prompts=path)
     cut = measured(teacher, examples([long, "and three to the sum"], ["bird cat dog"] * 2))
     whole = measured(SelectIt(lm, rating_prompts=path), examples(["two and three to the sum"], ["bird cat dog"]))
-    assert cut[0] == pytest.approx(whole[0], abs=1e-6)
+    assert cut[0] == pytest.approx(whole[0], rel=of_models(layers=2, width=48))
     assert cut[0] != pytest.approx(cut[1], abs=1e-4)
     assert teacher.shortened == {"r0"}
 
