@@ -195,7 +195,7 @@ def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, wri
 
 def test_doctor_tells_versions_and_extras(call: Call) -> None:
     told = json.loads(call("doctor", "--json").out)
-    assert set(told["extras"]) == {"hub", "offline", "quantised", "ray", "study", "train"}
+    assert set(told["extras"]) == {"hub", "offline", "quantised", "ray", "smollm2", "study", "train"}
     assert told["packages"]["torch"]
     assert call("doctor").out.startswith("Python 3.")
 

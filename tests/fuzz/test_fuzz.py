@@ -83,7 +83,7 @@ def test_any_text_is_a_wish_or_an_error_of_ours(texts: list[str]) -> None:
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nncift.data.files.LEAST_UNPACKED", 1 << 20)
+    monkeypatch.setattr("nncift.data.opening.LEAST_UNPACKED", 1 << 20)
     for name in ("a.jsonl.gz", "a.json.gz"):
         path = tmp_path / name
         with gzip.open(path, "wb") as stream:
