@@ -16,6 +16,7 @@ what was seen once. U is the unit roundoff: a float32 operation is exact up to a
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,21 +62,23 @@ def distances(found: npt.ArrayLike, expected: npt.ArrayLike) -> npt.NDArray[np.f
     return np.asarray(np.linalg.norm(one - other, axis=1) / np.where(norms == 0, 1.0, norms))
 
 
-def features_agree(found: npt.ArrayLike, expected: npt.ArrayLike, checkpoints: int, relative: float) -> bool:
-    """Tell whether features of LESS, `(n, checkpoints * (2 * dimension + 1))`, are those of gradients with this relative error.
+def features_agree(found: npt.NDArray[Any], expected: npt.NDArray[Any], dimension: int, relative: float) -> bool:
+    """Tell whether features of LESS, rows as of `GradientFeatures`, are those of gradients with this relative error.
 
-    Targets are gradients, sources are what Adam makes of them, both of norm 1 for each checkpoint; then come the norms.
+    Targets are gradients, sources are what Adam makes of them, both of norm 1 for each checkpoint; then come mantissas and
+    exponents of the norms. Of half precision, numbers may round to neighbours.
     """
-    one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    units = other.shape[1] - checkpoints
-    parts = zip(
-        np.split(one[:, :units], 2 * checkpoints, axis=1),
-        np.split(other[:, :units], 2 * checkpoints, axis=1),
-        strict=True,
-    )
-    apart = [float(distances(a, b).max()) for a, b in parts]
-    norms = np.abs(one[:, units:] / other[:, units:] - 1).max()
-    return max(*apart[:checkpoints], norms) <= relative and max(apart[checkpoints:]) <= of_directions(relative)
+    checkpoints, rest = divmod(expected.shape[1], 2 * dimension + 2)
+    assert checkpoints
+    assert not rest
+    kept = 2.0**-10 if expected.dtype == np.float16 else 0.0
+    places = [*range(dimension, 2 * checkpoints * dimension + 1, dimension), (2 * dimension + 1) * checkpoints]
+    *one, mantissas, exponents = np.split(np.asarray(found, np.float64), places, axis=1)
+    *other, expected_mantissas, expected_exponents = np.split(np.asarray(expected, np.float64), places, axis=1)
+    apart = [float(distances(a, b).max()) for a, b in zip(one, other, strict=True)]
+    ratios = mantissas / expected_mantissas * 2.0 ** (exponents - expected_exponents)
+    directions = max(apart[checkpoints:]) <= of_directions(relative) + kept
+    return directions and max(*apart[:checkpoints], float(np.abs(ratios - 1).max())) <= relative + kept
 
 
 def close(found: npt.ArrayLike, expected: npt.ArrayLike, relative: float) -> bool:
