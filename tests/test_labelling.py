@@ -372,3 +372,17 @@ def test_rows_without_a_value_are_warned_of(tmp_path: Path, write_pool: Write) -
 
     run = select(write_pool(40), tmp_path / "run", Holes())
     assert "2 of 19 measured rows have no value." in run.warnings
+
+
+def test_a_run_on_noise_says_that_nothing_predicts_it(tmp_path: Path, write_pool: Callable[..., Path]) -> None:
+    noise = select(write_pool(80), tmp_path / "noise", nncift.teachers.Random(seed=1))
+    assert any("Labels that are noise look like this" in warning for warning in noise.warnings)
+    assert noise.summary["warnings"] == list(noise.warnings)
+
+
+def test_a_run_on_equal_labels_says_so(tmp_path: Path, write_pool: Callable[..., Path]) -> None:
+    pool = write_pool(60)
+    rows = [{**json.loads(line), "quality": 0.5} for line in pool.read_text(encoding="utf-8").splitlines()]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = select(pool, tmp_path / "run", nncift.teachers.Column("quality"))
+    assert any(warning.startswith("All 60 labels are equal (0.5)") for warning in run.warnings)

@@ -55,8 +55,7 @@ def finish(
     counts = labelling.counts()
     by_row = isinstance(work.teacher, RowTeacher)
     small = [] if work.whole else too_little(counts, len(axes.sources), by_row=by_row)
-    # Where every row was measured, nothing is predicted.
-    noise = () if work.whole else _noise(fidelity)
+    noise = _noise(fidelity, whole=work.whole)
     warnings = (*notes, *small, *labelling.warnings(), *noise, *fidelity["verdicts"])
     if not work.whole and settings.features == "text" and has_language_model(work.teacher):
         hint = advice(fidelity["gate"], len(axes.rows))
@@ -86,11 +85,11 @@ def finish(
     return Run(directory.path, subset, fidelity, ledger, summary, warnings)
 
 
-def _noise(fidelity: Mapping[str, Any]) -> tuple[str, ...]:
+def _noise(fidelity: Mapping[str, Any], *, whole: bool) -> tuple[str, ...]:
     """Return a sentence where nothing predicts the labels of unseen items."""
     baselines = {name: of["q4"] for name, of in fidelity["baselines"].items()}
     signal = HeldOutSignal.of(fidelity["fidelity"]["q4"], baselines)
-    return () if signal is None else signal.warnings()
+    return () if signal is None else signal.warnings(whole=whole)
 
 
 def record_of(work: Work, pool: Examples) -> dict[str, Any]:

@@ -62,6 +62,15 @@ def test_noise_is_named_with_the_best_predictor_and_its_interval() -> None:
     )
 
 
+def test_where_all_rows_are_measured_too_few_labels_are_no_reason() -> None:
+    found = HeldOutSignal.of(measures(-0.1, -0.3, 0.1), {})
+    assert found is not None
+    assert "too few labels" in found.warnings()[0]
+    (sentence,) = found.warnings(whole=True)
+    assert "too few labels" not in sentence
+    assert "Labels that are noise look like this" in sentence
+
+
 @pytest.mark.parametrize("clear", ["student", "cosine"])
 def test_one_predictor_that_is_clearly_above_nothing_is_enough(clear: str) -> None:
     of = {"student": measures(0.01, -0.1, 0.1), "cosine": measures(0.02, -0.1, 0.1), clear: measures(0.3, 0.1, 0.5)}
@@ -72,3 +81,10 @@ def test_one_predictor_that_is_clearly_above_nothing_is_enough(clear: str) -> No
 
 def test_where_nothing_was_measured_nothing_is_said() -> None:
     assert HeldOutSignal.of(measures(None), {"mean": measures(None)}) is None
+
+
+def test_rounding_of_the_training_mean_is_no_signal() -> None:
+    found = HeldOutSignal.of(measures(-0.1, -0.3, 0.1), {"mean": measures(6e-9, 1e-10, 1e-8)})
+    assert found is not None
+    assert found.predictor == "student"
+    assert not found.clear

@@ -81,10 +81,10 @@ class HeldOutSignal:
     @classmethod
     def of(cls, student: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> HeldOutSignal | None:
         """Look at measures on unseen items (q4) as `Fidelity.to_json` has them; None where no predictor has an interval."""
+        # The training mean predicts nothing: its R^2 is 0, and rounding puts it on either side.
+        predictors = {"student": student, **{name: of for name, of in baselines.items() if name != "mean"}}
         measured = {
-            name: of
-            for name, of in {"student": student, **baselines}.items()
-            if of["r2"] is not None and of["r2_interval"]
+            name: of for name, of in predictors.items() if of["r2"] is not None and of["r2_interval"] is not None
         }
         if not measured:
             return None
@@ -93,16 +93,21 @@ class HeldOutSignal:
         clear = any(of["r2_interval"][0] > 0 for of in measured.values())
         return cls(best, float(measured[best]["r2"]), (float(low), float(high)), int(measured[best]["pairs"]), clear)
 
-    def warnings(self) -> tuple[str, ...]:
-        """Return a sentence where nothing that was tried predicts the labels of unseen items."""
+    def warnings(self, *, whole: bool = False) -> tuple[str, ...]:
+        """Return a sentence where nothing that was tried predicts the labels of unseen items. whole: every row was measured."""
         if self.clear:
             return ()
+        why = (
+            "Labels that are noise look like this, and so do labels that depend on what the student cannot read in a row."
+            if whole
+            else "Labels that are noise look like this, and so do too few labels: take what is predicted for chance unless more "
+            "labels (--labels) show otherwise."
+        )
         low, high = self.interval
         best = NAMES.get(self.predictor, f"the {self.predictor}")
         return (
             f"Nothing predicts these labels on unseen items: R^2 is at most {self.r2:.2f} ({best}; 95 % interval {low:+.2f} to "
-            f"{high:+.2f}, {self.pairs:,} held-out labels). Labels that are noise look like this, and so do too few labels: take "
-            "what is predicted for chance unless more labels (--labels) show otherwise.",
+            f"{high:+.2f}, {self.pairs:,} held-out labels). {why}",
         )
 
 
