@@ -49,16 +49,16 @@ def main() -> None:
     worlds = [] if given.only == "gradients" else [demo_world(given.demo_rows, given.cache)]
     if given.only != "demo" and given.model and given.data:
         worlds.append(gradient_world(given.model, given.data, given.rows, given.cache))
-    worlds_told: dict[str, Any] = {
+    measured_now: dict[str, Any] = {
         world.name: {"about": world.about, "lines": list(measured(world, given))} for world in worlds
     }
-    told = {"machine": machine(), "seeds": given.seeds, WORLDS: worlds_told}
+    results = {"machine": machine(), "seeds": given.seeds, WORLDS: measured_now}
     if not given.quick:
         if given.only:
             # The other world stays as it was measured.
-            told[WORLDS] = dict(sorted({**known_toys(), **worlds_told}.items()))
-        publish({"toys": told})
-    print(json.dumps(told) if given.json else "\n".join(toy_tables(told)))
+            results[WORLDS] = dict(sorted({**known_toys(), **measured_now}.items()))
+        publish({"toys": results})
+    print(json.dumps(results) if given.json else "\n".join(toy_tables(results)))
 
 
 def measured(world: World, given: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What fidelity.py and real.py share: students and free similarities judged on worlds whose utilities are all known.
 
-`fitted`, `free_candidates` and `shipped` are all that is asked of the library about students; the rest is measuring.
+`cross_fit.hold_out` and `fitting.judged` are all that is asked of the library about students; the rest is measuring.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,19 +16,20 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.active import next_round
-from nncift.evaluate.gate import choose as gate
+from nncift.cross_fit import HeldOut, Recipe, hold_out
 from nncift.evaluate.intervals import interval_of_pairs
 from nncift.evaluate.metrics import r2, skill, spearman
-from nncift.fitting import Candidate, tailed
+from nncift.evaluate.selection_skill import NINETY
+from nncift.fitting import judged as gate_of
 from nncift.labels import combine
 from nncift.pairs import LabelledPairs, UtilityMatrix
 from nncift.plan import NO_SOURCE, SPLITS, LabelPlan, Roles, Wish, grow
 from nncift.rows import grow_rows, split_by_roles
 from nncift.select import pose
 from nncift.select.baselines import random_ids
-from nncift.student.free import free_students
+from nncift.student.candidates import STUDENT, Candidate, free_candidates
 from nncift.student.model import predict_all, with_known
-from nncift.student.networks import Lesson, network
+from nncift.student.networks import Lesson
 from nncift.vectors import Vectors
 
 Floats = npt.NDArray[np.float32]
@@ -36,8 +37,6 @@ BUDGETS = (0.01, 0.05, 0.1, 0.3)
 SKILLS = tuple(f"skill at {budget:.0%}" for budget in BUDGETS)
 AGREEMENT = ("r2", "spearman")
 RANDOM_DRAWS = 30
-HELD_OUT = ("validation", "test")
-STUDENT = "student"
 
 
 @dataclass(frozen=True)
@@ -122,54 +121,28 @@ class Seen:
         """Return what a student learns from."""
         return Lesson(self.labels["train"], self.labels["validation"], vectors.targets, vectors.sources, vectors.views)
 
-    @property
-    def held_out(self) -> list[LabelledPairs]:
-        """Validation and test pairs."""
-        return [self.labels[name] for name in HELD_OUT]
-
-
-def fitted(way: Way, lesson: Lesson, vectors: Vectors, seed: int) -> Candidate:
-    """Train the student."""
-    learned = network(way.student).learn(lesson, recipe=way.recipe, seed=seed, advance=lambda step: None)
-    return Candidate.of(way.student, learned, vectors)
-
-
-def free_candidates(lesson: Lesson, vectors: Vectors) -> dict[str, Candidate]:
-    """Return the similarities that cost no labels, as students."""
-    return {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson).items()}
-
-
-def shipped(
-    way: Way, made: Candidate, lesson: Lesson, seen: Seen, vectors: Vectors, seed: int
-) -> tuple[str, Candidate, Candidate]:
-    """Return who selects in a run, by name, as a candidate, and the student as coverage objectives see it."""
-    candidates = {STUDENT: made, **free_candidates(lesson, vectors)}
-    predictions = {name: [of.predict(block) for block in seen.held_out] for name, of in candidates.items()}
-    used = gate(seen.held_out, predictions, seed).used
-    # The published recipe stays what it is.
-    chooser = made
-    if way.recipe != "paper":
-        chooser = replace(made, student=tailed(made, lesson, seen.held_out, way.wish.kind))
-    return used, chooser if used == STUDENT else candidates[used], chooser
-
 
 def judged(world: World, way: Way, seed: int) -> dict[str, Any]:
-    """Train one student on labels of one plan, and measure it on what it has not seen and by what it selects."""
+    """Train one student on labels of one plan, and measure it on what it has not seen and by what it selects.
+
+    At each budget the run's gate decides who selects, and says what skill to expect.
+    """
     vectors = world.vectors[way.features]
     seen = label(world, vectors, way.wish, seed)
-    lesson = seen.lesson(vectors)
     began = time.perf_counter()
-    made = fitted(way, lesson, vectors, seed)
+    found = hold_out(seen.labels, vectors, Recipe(way.student, way.recipe, seed), coverage=True)
     seconds = time.perf_counter() - began
-    name, used, chooser = shipped(way, made, lesson, seen, vectors, seed)
-    selects = {id(of): world.skills(hybrid(of, seen)) for of in (made, chooser, used)}
+    made = found.shipped[STUDENT]
+    skills = {name: world.skills(hybrid(of, seen)) for name, of in found.shipped.items()}
+    gates = {key: gate_of(found, "fl", budget, seed) for key, budget in zip(SKILLS, BUDGETS, strict=True)}
+    told = {key: of.headline for key, of in gates.items()}
     return {
         **agreement(world, made, seen),
-        **selects[id(chooser)],
-        "plain": selects[id(made)],
-        "gate": {"used": name, **selects[id(used)]},
+        **skills[STUDENT],
+        "gate": {"used": gates[SKILLS[2]].used, **{key: skills[of.used][key] for key, of in gates.items()}},
+        "headline": {key: None if of is None else (of.skill, of.error) for key, of in told.items()},
         "free": best_free(world, way.features),
-        "coverage": coverage(world, made, seen),
+        "coverage": coverage(world, found),
         "seconds": seconds,
         "labels": len(seen.labels["train"]),
         "measured": seen.measured,
@@ -227,16 +200,19 @@ def agreement(world: World, made: Candidate, seen: Seen) -> dict[str, float]:
     return {"r2": float(r2(truth, guess, mean, once)), "spearman": float(spearman(truth, guess, once))}
 
 
-def coverage(world: World, made: Candidate, seen: Seen) -> float | None:
+def coverage(world: World, found: HeldOut) -> float | None:
     """Return how many pairs of items that nothing was measured on lie within their 90 % interval."""
-    width = interval_of_pairs(*((block, made.predict(block)) for block in seen.held_out)).half_width
-    train = seen.labels["train"]
-    known = {train.source_ids[code] for codes in (train.source, train.target) for code in np.unique(codes)}
-    known |= {*seen.roles.test_sources, *seen.roles.validation_sources}
+    width = interval_of_pairs(*((block, of[STUDENT]) for block, of in found.pair_blocks)).half_width
+    known = {
+        ids[code]
+        for pairs in (*found.quadrants.values(), *(block for block, _ in found.pair_blocks))
+        for ids, codes in ((pairs.source_ids, pairs.source), (pairs.target_ids, pairs.target))
+        for code in np.unique(codes)
+    }
     fresh = world.among(set(world.matrix.source_ids) - known)
     if width is None or len(fresh) < 100:
         return None
-    return float(np.mean(np.abs(fresh.value - made.predict(fresh)) <= width))
+    return float(np.mean(np.abs(fresh.value - found.shipped[STUDENT].predict(fresh)) <= width))
 
 
 _FREE: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
@@ -295,15 +271,35 @@ def lines_of(world: World, ways: Sequence[Way], free: Wish, seeds: int) -> Itera
 def summary(way: Way, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean and standard deviation over seeds."""
     line = {
-        "student": way.name, "features": way.features, "plan": way.wish.kind, "labels": way.wish.count or found[0]["labels"],
-        "measured": found[0]["measured"], **spread([{key: of[key] for key in (*AGREEMENT, *SKILLS)} for of in found]),
-        "plain": spread([of["plain"] for of in found]),
+        "student": way.name,
+        "features": way.features,
+        "plan": way.wish.kind,
+        "labels": way.wish.count or found[0]["labels"],
+        "measured": found[0]["measured"],
+        **spread([{key: of[key] for key in (*AGREEMENT, *SKILLS)} for of in found]),
+        "headline": headlines(found),
         "seconds": float(np.median([of["seconds"] for of in found])),
-    }  # fmt: skip
+    }
     covered = [of["coverage"] for of in found if of["coverage"] is not None]
     if covered:
         line["coverage"] = {"mean": float(np.mean(covered)), "sd": float(np.std(covered))}
     return line
+
+
+def headlines(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return, by budget, how far the skill that runs state lies from the true one, and how many 90 % intervals hold."""
+    lines = {}
+    for key in SKILLS:
+        told = [(of["headline"][key], of["gate"][key]) for of in found if of["headline"][key] is not None]
+        if told:
+            error = [skill - true for (skill, _), true in told]
+            held = [abs(skill - true) <= NINETY * width for (skill, width), true in told]
+            lines[key] = {
+                "bias": float(np.mean(error)),
+                "size": float(np.mean(np.abs(error))),
+                "held": float(np.mean(held)),
+            }
+    return lines
 
 
 def _rivals(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -44,11 +44,11 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
-def publish(told: Mapping[str, Any]) -> None:
+def publish(results: Mapping[str, Any]) -> None:
     """Write the page with these parts in the place of earlier ones; the other parts stay as they were measured."""
     path = RESULTS / "fidelity.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    after = {**before, **told}
+    after = {**before, **results}
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(after, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "fidelity.md").write_text(as_page(after), encoding="utf-8")
@@ -61,22 +61,33 @@ def known_toys() -> Mapping[str, Any]:
     return found
 
 
-def as_page(told: Mapping[str, Any]) -> str:
+def as_page(results: Mapping[str, Any]) -> str:
     """Return the page of all parts."""
     lines = ["# Fidelity: students beside what is free", ""]
-    if "real" in told:
-        lines += real_tables(told["real"])
-    if "toys" in told:
-        lines += toy_tables(told["toys"])
+    if "real" in results:
+        lines += real_tables(results["real"])
+    if "toys" in results:
+        lines += toy_tables(results["toys"])
     return "\n".join(lines)
 
 
-def real_tables(told: Mapping[str, Any]) -> list[str]:
+def real_tables(results: Mapping[str, Any]) -> list[str]:
     """Return the part about a real model."""
-    lines = [REAL.format(**told, **told["rows"])]
-    heads = ["student", "features", "plan", "measured", "R²", "Spearman", "skill, alone", "with the tail", "in a run",
-             "worst - free", "fit, s"]  # fmt: skip
-    for name, world in told[WORLDS].items():
+    lines = [REAL.format(**results, **results["rows"])]
+    heads = [
+        "student",
+        "features",
+        "plan",
+        "measured",
+        "R²",
+        "Spearman",
+        "skill",
+        "skill in a run",
+        "stated - true",
+        "worst - free",
+        "fit, s",
+    ]
+    for name, world in results[WORLDS].items():
         lines += [f"### {name}", "", *table(heads, [_real_cells(line) for line in world["lines"]]), ""]
     return lines
 
@@ -93,8 +104,21 @@ def _real_cells(line: Mapping[str, Any]) -> list[str]:
         return [*start, *agreement, _skills(line), "-", "-", "-", "-"]
     worst = f"{min(line['worst against free'].values()):+.2f}"
     return [
-        *start, *agreement, _skills(line["plain"]), slashed(line), _skills(line["gated"]), worst, f"{line['seconds']:.1f}",
-    ]  # fmt: skip
+        *start,
+        *agreement,
+        _skills(line),
+        _skills(line["gated"]),
+        _headline(line["headline"]),
+        worst,
+        f"{line['seconds']:.1f}",
+    ]
+
+
+def _headline(of: Mapping[str, Any]) -> str:
+    """Return, by budget, the mean of the stated less the true skill, and how many 90 % intervals hold."""
+    if not of:
+        return "-"
+    return " / ".join(f"{of[key]['bias']:+.2f} ({100 * of[key]['held']:.0f} %)" for key in SKILLS if key in of)
 
 
 def _skills(of: Mapping[str, Any]) -> str:
@@ -105,12 +129,12 @@ def _skills(of: Mapping[str, Any]) -> str:
     return " / ".join(f"{of[key]['mean']:.2f} ± {of[key]['sd']:.2f}" for key in SKILLS)
 
 
-def toy_tables(told: Mapping[str, Any]) -> list[str]:
+def toy_tables(results: Mapping[str, Any]) -> list[str]:
     """Return the part about toy models."""
-    lines = [TOYS.format(**told)]
+    lines = [TOYS.format(**results)]
     keys = [*AGREEMENT, *SKILLS]
     heads = ["student", "features", "plan", "labels", *keys, "after the gate", "worst - free", "90 % covers", "fit, s"]
-    for name, world in told[WORLDS].items():
+    for name, world in results[WORLDS].items():
         lines += [f"### {name.capitalize()}", "", f"{world['about'][:1].upper()}{world['about'][1:]}.", ""]
         lines += [*table(heads, [_toy_cells(line, keys) for line in world["lines"]]), ""]
     return lines

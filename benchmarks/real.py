@@ -17,7 +17,7 @@ from pathlib import Path
 
 from judging import Way, World, lines_of
 from pages import WORLDS, machine, publish, real_tables
-from real_world import PARTS, POOLS, Maker, RealWorld, default_folder, make
+from real_world import PARTS, POOLS, WHOLE, Maker, RealWorld, default_folder, make
 
 from nncift.errors import NnciftError
 from nncift.lm import CausalLM
@@ -43,9 +43,7 @@ def main() -> None:
         "--world", type=Path, help="the folder of the world  [default: in the cache, named by the model]"
     )
     parser.add_argument("--data", type=Path, help="make: the folder of the instruction files")
-    parser.add_argument(
-        "--part", type=Shard.parse, default=Shard(1, 1), help="make: the share of this process, such as 1/2"
-    )
+    parser.add_argument("--part", type=Shard.parse, default=WHOLE, help="make: the share of this process, such as 1/2")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="make, judge: these truths alone")
     parser.add_argument("--device", default="cpu", help="make: the model's")
     parser.add_argument("--encoder", default="minilm", help="make: of the text embeddings")
@@ -84,7 +82,7 @@ def judge(given: argparse.Namespace) -> None:
             continue
         ways = [way for way in ways_of(world) if way.student in given.students]
         found[world.name] = {"about": world.about, "lines": list(lines_of(world, ways, ways[-1].wish, given.seeds))}
-    told = {
+    results = {
         "machine": machine(),
         "seeds": given.seeds,
         "model": real.about["model"]["name"],
@@ -92,8 +90,8 @@ def judge(given: argparse.Namespace) -> None:
         WORLDS: found,
     }
     if given.write:
-        publish({"real": told})
-    print(json.dumps(told) if given.json else "\n".join(real_tables(told)))
+        publish({"real": results})
+    print(json.dumps(results) if given.json else "\n".join(real_tables(results)))
 
 
 def ways_of(world: World) -> Iterator[Way]:

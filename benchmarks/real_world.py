@@ -52,9 +52,12 @@ from nncift.vectors import Vectors
 Floats = npt.NDArray[np.float32]
 
 SOURCES = {
-    "alpaca": "alpaca_labeled_dev", "gsm8k": "gsm8k_train", "t0": "t0_sample_dev", "codegen": "gpteacher_codegen",
+    "alpaca": "alpaca_labeled_dev",
+    "gsm8k": "gsm8k_train",
+    "t0": "t0_sample_dev",
+    "codegen": "gpteacher_codegen",
     "roleplay": "gpteacher_roleplay",
-}  # fmt: skip
+}
 """Short names of the sources, and the files that they are read from."""
 
 POOLS = (240, 600)
@@ -71,6 +74,7 @@ PROJECTION = 65536
 
 PARTS = ("text", "probe", "less", "delift")
 SEED = 0
+WHOLE = Shard(1, 1)
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def source_of(item: str) -> str:
     return item.rpartition("-")[0]
 
 
-def make(maker: Maker, data: Path, parts: Sequence[str] = PARTS, shard: Shard = Shard(1, 1)) -> bool:  # noqa: B008 - frozen
+def make(maker: Maker, data: Path, parts: Sequence[str] = PARTS, shard: Shard = WHOLE) -> bool:
     """Make what a world lacks, or a shard's share of it; tell whether all of the parts are there now."""
     maker.folder.mkdir(parents=True, exist_ok=True)
     with locked(maker.folder / "rows.lock"):
@@ -225,11 +229,17 @@ class Maker:
         write_text(self.folder / "rows.jsonl", lines)
         parameters = int(self.lm.model.num_parameters())
         files = {name: digest(_file(data, stem)) for name, stem in SOURCES.items()}
-        write_json(path, {
-            "model": {"name": self.lm.name, "fingerprint": self.lm.fingerprint, "parameters": parameters},
-            "views": Probe(self.lm).views.to_json(), "projection": PROJECTION, "seed": SEED, "files": files,
-            "tokens": sum(row["tokens"] for row in drawn),
-        })  # fmt: skip
+        write_json(
+            path,
+            {
+                "model": {"name": self.lm.name, "fingerprint": self.lm.fingerprint, "parameters": parameters},
+                "views": Probe(self.lm).views.to_json(),
+                "projection": PROJECTION,
+                "seed": SEED,
+                "files": files,
+                "tokens": sum(row["tokens"] for row in drawn),
+            },
+        )
 
     def text(self, world: RealWorld) -> Pieces:
         """Embeddings of all rows, `(n_rows, dim)`."""
@@ -245,8 +255,11 @@ class Maker:
         """Probe features of all rows, `(n_rows, dim)`."""
         probe, groups = Probe(self.lm), _groups(tuple(world.rows), 40)
         return Pieces(
-            self._pieces("probe", probe.describe()), len(groups), lambda number: probe.read(groups[number])[0], np.concatenate
-        )  # fmt: skip
+            self._pieces("probe", probe.describe()),
+            len(groups),
+            lambda number: probe.read(groups[number])[0],
+            np.concatenate,
+        )
 
     def less(self, world: RealWorld) -> Pieces:
         """LESS with one checkpoint: all pairs follow from every row's gradient and update."""

@@ -1,13 +1,13 @@
 """The student's stages: train it, measure it beside what is free, use the better one, and predict (method.md 2).
 
-The gate: where a free similarity selects clearly better on held-out items than the student that was asked for, selection and
-scores use that similarity, and the run says so.
+Fidelity and selection skill are measured on labels that the student has not seen; then it is fitted again on all of them. The
+gate: where another candidate selects clearly better on those labels, selection and scores use that, and the run says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,61 +16,24 @@ import numpy.typing as npt
 from nncift import subtasks
 from nncift.calculation import Calculate, here
 from nncift.config import StudentSettings
+from nncift.cross_fit import HeldOut, Recipe, hold_out
 from nncift.errors import ResourceError, UsageError
-from nncift.files import rows_of, write_json
+from nncift.evaluate.gate import Gate
+from nncift.files import write_json
 from nncift.labels import combine
 from nncift.memory import free_memory
 from nncift.pairs import LabelledPairs, Predicted, UtilityMatrix
-from nncift.plan import FIRST
 from nncift.seeds import derive
+from nncift.select import COVERING
+from nncift.select.budget import parse_budget, parse_tokens
 from nncift.stages import Work, probe_of
-from nncift.student.free import free_students, tail_of
 from nncift.student.model import Student, predict_all, with_known
-from nncift.student.networks import Learned, Lesson, Predictor, network
-from nncift.student.views import TEXT
+from nncift.student.networks import Predictor, network
 from nncift.vectors import Vectors
 
-QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
-HELD_OUT = ("validation", "test")
-STUDENT = "student"
 FILES = ("student/student.json", "student/student.safetensors", "fidelity.json")
-Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A student over some items, of which only those are projected that a prediction is about."""
-
-    student: Student
-    vectors: Vectors
-
-    @classmethod
-    def of(cls, name: str, learned: Learned, vectors: Vectors) -> Candidate:
-        """Return a student with what it learned."""
-        return cls(Student(name, learned.weights, learned.mean, learned.scale, views=vectors.views), vectors)
-
-    def predict(self, pairs: LabelledPairs) -> Floats:
-        """Return predictions `(n_pairs,)`."""
-        targets, target = np.unique(pairs.target, return_inverse=True)
-        sources, source = np.unique(pairs.source, return_inverse=True)
-        return self.student.net.pairs(
-            self.student.project_targets(rows_of(self.vectors.targets, targets)),
-            self.student.project_sources(rows_of(self.vectors.sources, sources)),
-            target.astype(np.int32), source.astype(np.int32),
-        )  # fmt: skip
-
-
-def tailed(used: Candidate, lesson: Lesson, blocks: Sequence[LabelledPairs], plan: str) -> Student:
-    """Return a student with the tail that coverage objectives see: as wide as its residuals on held-out pairs.
-
-    An active plan has looked at near pairs, and its student knows what they hold: with one label there per target nothing is
-    left to guess (docs/method.md, section 2).
-    """
-    near = (1 - FIRST) * len(lesson.train) / max(1, len(lesson.targets)) if plan == "active" else 0.0
-    errors = [block.value - used.predict(block) for block in blocks if len(block)]
-    spread = max(0.0, 1.0 - near) * float(np.std(np.concatenate(errors))) if errors else 0.0
-    found = tail_of(lesson, spread) if lesson.targets.shape[1] and spread > 0 else None
-    return used.student if found is None else replace(used.student, tail=found[0], tail_mean=found[1])
+TOKENS_SHARE = 0.3
+"""Share of the rows that a selection is judged at where the budget counts tokens."""
 
 
 def refuse_unfit_student(settings: StudentSettings) -> None:
@@ -86,7 +49,11 @@ def refuse_unfit_student(settings: StudentSettings) -> None:
 def fit_key(work: Work) -> str:
     """Set and return the fingerprint of the stage; those of labels and vectors are there."""
     given = [work.keys[name] for name in ("label", "embed", "probe") if name in work.keys]
-    return work.key("fit", *given, work.settings.part(StudentSettings), work.settings.seed)
+    settings = work.settings
+    # What is selected, and how much, decides which candidate selects.
+    return work.key(
+        "fit", *given, settings.part(StudentSettings), str(settings.objective), settings.budget, settings.seed
+    )
 
 
 def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
@@ -95,18 +62,18 @@ def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) 
     folder = work.directory.file("student")
     with work.directory.stage("fit", key, FILES) as stage:
         if not stage.done:
-            lesson = Lesson(labels["train"], labels["validation"], vectors.targets, vectors.sources, vectors.views)
+            recipe = Recipe(settings.student, settings.recipe, settings.seed)
             with work.progress("fitting the student", 0) as advance:
-                learned = network(settings.student).learn(
-                    lesson,
-                    recipe=settings.recipe,
-                    seed=derive(settings.seed, "student"),
-                    advance=lambda step: advance(1),
-                )
-            student, told = _measured(work, learned, lesson, vectors, labels)
+                found = hold_out(labels, vectors, recipe, coverage=settings.objective in COVERING, advance=advance)
+            student, fidelity = _shipped(work, found, vectors)
             student.save(folder)
-            write_json(work.directory.file("fidelity.json"), {**told, "course": dict(learned.course)})
+            write_json(work.directory.file("fidelity.json"), {**fidelity, "course": dict(found.course)})
     return Student.load(folder), work.directory.read_json("fidelity.json")
+
+
+def share_of(budget: str, rows: int) -> float:
+    """Return the share of the rows that a budget selects. Raises UsageError or InfeasibleError for one that cannot be read."""
+    return TOKENS_SHARE if parse_tokens(budget) is not None else parse_budget(budget, rows) / rows
 
 
 def predict(
@@ -169,53 +136,51 @@ def _mean_without_tail(
     return np.asarray(matrix.mean_per_source() - added, np.float64)
 
 
-def _measured(
-    work: Work, learned: Learned, lesson: Lesson, vectors: Vectors, labels: dict[str, LabelledPairs]
-) -> tuple[Student, dict[str, Any]]:
+def _shipped(work: Work, found: HeldOut, vectors: Vectors) -> tuple[Student, dict[str, Any]]:
     """Return the student that the gate lets through, with all it needs to score alone, and its fidelity as JSON."""
-    from nncift.evaluate.baselines import fit_baselines, predict_quadrants
     from nncift.evaluate.fidelity import measure
-    from nncift.evaluate.gate import choose
     from nncift.evaluate.intervals import interval_of_mean_utility, interval_of_pairs
 
     settings = work.settings
-    candidates = {STUDENT: Candidate.of(settings.student, learned, vectors)}
-    # All are measured, as the baselines they are; only those that rise are candidates.
-    rivals = {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson, rising=False).items()}
-    candidates |= {name: rivals[name] for name in free_students(lesson)}
-    # A pointwise teacher has seen and unseen rows, and no quadrants in between.
-    quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
-    wanted = vectors.targets if not vectors.targets.shape[1] else vectors.views.take(vectors.targets, TEXT)
-    predictions = predict_quadrants(
-        fit_baselines(labels["train"], labels["validation"], wanted, vectors.text), quadrants
-    )
-    predictions |= {
-        name: {quadrant: candidate.predict(pairs) for quadrant, pairs in quadrants.items()}
-        for name, candidate in (candidates | rivals).items()
-    }
-    train_mean = float(quadrants["q1"].value.mean(dtype=np.float64))
-    fidelity = measure(quadrants, predictions, train_mean, derive(settings.seed, "fidelity"))
-    blocks = [labels[name].present() for name in HELD_OUT]
-    gate = choose(
-        blocks, {name: [of.predict(block) for block in blocks] for name, of in candidates.items()},
-        derive(settings.seed, "gate"), enforced=settings.gate,
-    )  # fmt: skip
-    used = candidates[gate.used]
-    held_out = combine(labels, HELD_OUT).present()
-    scores = interval_of_mean_utility(held_out, used.predict(held_out))
-    pairs = interval_of_pairs(*((block, used.predict(block)) for block in blocks))
-    encoder = work.directory.read_json("embeddings.json")["encoder"]
+    train_mean = float(found.quadrants["q1"].value.mean(dtype=np.float64))
+    fidelity = measure(found.quadrants, found.predictions, train_mean, derive(settings.seed, "fidelity"))
+    share = share_of(settings.budget, len(vectors.sources))
+    gate = judged(found, str(settings.objective), share, settings.seed, enforced=settings.gate)
+    used = found.shipped[gate.used].student
+    held_out, residual = found.source_unseen
+    scores = interval_of_mean_utility(held_out, residual[gate.used])
+    pairs = interval_of_pairs(*((block, of[gate.used]) for block, of in found.pair_blocks))
     about = {"teacher": work.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
-    # The published recipe stays what it is.
-    as_it_is = settings.recipe == "paper" or gate.used != STUDENT
-    whole = replace(
-        used.student if as_it_is else tailed(used, lesson, blocks, str(settings.plan)),
-        encoder=encoder, targets=used.student.project_targets(vectors.targets), half_width=scores.half_width, about=about,
+    student = replace(
+        used,
+        encoder=work.directory.read_json("embeddings.json")["encoder"],
+        targets=used.project_targets(vectors.targets),
+        half_width=scores.half_width,
+        about=about,
         probe=probe_of(work).describe() if settings.features == "probe" else None,
-    )  # fmt: skip
-    told = {
-        **fidelity.to_json(), "train_mean": train_mean, "interval": scores.note(), "pair_interval": pairs.to_json(),
-        "gate": gate.to_json(), "parameters": used.student.parameters,
-    }  # fmt: skip
-    told["verdicts"] = [*gate.warnings(), *told["verdicts"]]
-    return whole, told
+    )
+    record = {
+        **fidelity.to_json(),
+        "train_mean": train_mean,
+        "folds": found.folds,
+        "interval": scores.note(),
+        "pair_interval": pairs.to_json(),
+        "gate": gate.to_json(),
+        "parameters": used.parameters,
+    }
+    record["verdicts"] = [*gate.warnings(), *record["verdicts"]]
+    return student, record
+
+
+def judged(found: HeldOut, objective: str, share: float, seed: int, *, enforced: bool = True) -> Gate:
+    """Return which candidate selects. share: of the rows that is selected. seed, enforced: of the run."""
+    from nncift.evaluate.gate import choose
+
+    return choose(
+        found.blocks,
+        tuple(found.shipped),
+        objective=objective,
+        share=share,
+        seed=derive(seed, "gate"),
+        enforced=enforced,
+    )

@@ -17,6 +17,7 @@ from nncift.config import SelectSettings
 from nncift.errors import DataError, UsageError
 from nncift.pairs import LabelledPairs, Predicted, UtilityMatrix
 from nncift.seeds import generator
+from nncift.select import COVERING
 from nncift.select.budget import parse_tokens
 from nncift.select.free_similarity import EMBEDDING, FreeSimilarities
 from nncift.select.graphs import drop_repeats, scored_graph, with_known
@@ -32,8 +33,6 @@ Doubles = npt.NDArray[np.float64]
 SCORED_TARGETS = 2000
 
 
-COVERING = ("fl", "flmi", "fl2mi", "flcg")
-"""Objectives that live on how well each target is served by all chosen rows together."""
 KNOWS_EXISTING = ("flcg", "rr", "max")
 """Objectives that look at rows that were trained on already."""
 ON_GRAPH = ("fl", "rr", "max")

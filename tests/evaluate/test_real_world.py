@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from nncift.cross_fit import Recipe, hold_out
 from nncift.errors import DataError, UsageError
 from nncift.evaluate.truth import true_matrix
 from nncift.lm import CausalLM
@@ -139,7 +140,8 @@ def test_worlds_are_judged_by_pairs_that_were_not_measured_and_by_what_is_select
     # Measured rows: a half to train on, three to test, two to validate.
     assert seen.measured == 12 + 3 + 2
     assert known == 17 * 16
-    made = judging.fitted(way, seen.lesson(world.vectors["probe"]), world.vectors["probe"], 0)
+    held = hold_out(seen.labels, world.vectors["probe"], Recipe("product", "default", 0), coverage=True)
+    made = held.shipped[judging.STUDENT]
     measured = [row for row, item in enumerate(world.matrix.source_ids) if item in items(seen)]
     hidden = np.ones((24, 24), bool)
     hidden[np.ix_(measured, measured)] = False
@@ -178,14 +180,22 @@ def test_the_page_has_the_real_model_first_and_keeps_what_is_not_measured_again(
 ) -> None:
     monkeypatch.setattr(pages, "RESULTS", tmp_path)
     numbers = {"mean": 0.5, "sd": 0.1}
-    line = {"student": "product", "features": "text", "plan": "rows", "labels": 9, "measured": 88, "seconds": 1.0,
-            **dict.fromkeys((*judging.AGREEMENT, *judging.SKILLS), numbers)}  # fmt: skip
-    line |= {"plain": {key: {"mean": 0.25, "sd": 0.0} for key in judging.SKILLS}}
+    line = {
+        "student": "product",
+        "features": "text",
+        "plan": "rows",
+        "labels": 9,
+        "measured": 88,
+        "seconds": 1.0,
+        **dict.fromkeys((*judging.AGREEMENT, *judging.SKILLS), numbers),
+    }
+    line |= {key: {"mean": 0.25, "sd": 0.0} for key in judging.SKILLS}
+    line |= {"headline": {key: {"bias": 0.02, "size": 0.05, "held": 0.9} for key in judging.SKILLS}}
     line |= {"gated": dict.fromkeys(judging.SKILLS, numbers), "worst against free": dict.fromkeys(judging.SKILLS, -0.2)}
-    told = {"machine": "a machine", "seeds": 5, "worlds": {"one": {"about": "toy", "lines": [line]}}}
+    results = {"machine": "a machine", "seeds": 5, "worlds": {"one": {"about": "toy", "lines": [line]}}}
     rows = {"parameters": 7, "low": 20, "high": 128, "projection": 64}
-    pages.publish({"toys": told})
-    pages.publish({"real": {**told, "model": "m", "rows": rows}})
+    pages.publish({"toys": results})
+    pages.publish({"real": {**results, "model": "m", "rows": rows}})
     page = (tmp_path / "fidelity.md").read_text()
     assert page.index("## A real model") < page.index("### one") < page.index("## Toy models") < page.index("### One")
     row = "| product | text | rows | 88 | 0.50 ± 0.10 | 0.50 ± 0.10 | 0.25 / 0.25 / 0.25 / 0.25 |"

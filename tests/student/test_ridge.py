@@ -14,7 +14,8 @@ from nncift.errors import DataError
 from nncift.pairs import LabelledPairs
 from nncift.student.model import Student
 from nncift.student.networks import Learned, Lesson
-from nncift.student.ridge import CURVES, PENALTIES, UNVALIDATED, describe, solve
+from nncift.student.ridge import CURVES, PENALTIES, UNVALIDATED, describe
+from nncift.student.ridge import solve_pairs as solve
 from nncift.student.views import Views
 
 Make = Callable[..., Lesson]

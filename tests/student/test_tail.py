@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError
 from nncift.files import digest, read_json
-from nncift.fitting import Candidate, predict, tailed
+from nncift.fitting import predict
 from nncift.student import model
+from nncift.student.candidates import Candidate, with_similarity
 from nncift.student.free import tail_of
 from nncift.student.model import Student
 from nncift.student.networks import Lesson, network
@@ -133,23 +134,16 @@ def test_a_saved_tail_is_the_same_and_a_poisoned_one_is_refused(
         Student.load(tmp_path)
 
 
-@pytest.mark.parametrize(("plan", "share"), [("scatter", 1.0), ("block", 1.0), ("active", 0.75), ("active", 0.0)])
-def test_the_tail_is_as_wide_as_the_residuals_less_what_an_active_plan_has_looked_at(
-    lesson: Make, vectors: Callable[..., np.ndarray], plan: str, share: float
-) -> None:
+def test_candidates_add_similarity_in_units_of_the_residuals(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
     whole = planted(lesson, vectors)
-    # Half of an active plan's pairs are near: a quarter of a pair per target, or more than one.
-    count = 18 if share == 0.75 else 72
-    few = replace(whole, train=whole.train.take(np.arange(count)))
+    few = replace(whole, train=whole.train.take(np.arange(72)))
     learned = network("product").learn(few, recipe="default", seed=0, advance=lambda step: None)
     made = Candidate.of("product", learned, Vectors(few.targets, few.sources, few.views))
     residual = whole.validation.value - made.predict(whole.validation)
-    found = tailed(made, few, [whole.validation], plan)
-    if share == 0.0:
-        assert found.tail is None
-        return
-    assert found.tail is not None
-    alone = Student("towers", found.tail, 0.0, 1.0, views=few.views)
-    added = alone.predict_pairs(few.train, alone.project_targets(few.targets), alone.project_sources(few.sources))
-    assert added.std() == pytest.approx(share * residual.std(), rel=1e-3)
-    assert added.mean() == pytest.approx(found.tail_mean, abs=1e-5)
+    found = with_similarity(made, few, [whole.validation], widths=(0.5, 1.0))
+    assert list(found) == ["student + 0.5 similarity", "student + 1 similarity"]
+    for width, candidate in zip((0.5, 1.0), found.values(), strict=True):
+        added = candidate.covered(few.train) - made.predict(few.train)
+        assert added.std() == pytest.approx(width * residual.std(), rel=1e-3)
+        assert added.mean() == pytest.approx(0, abs=1e-5)
+        assert np.array_equal(candidate.predict(few.train), made.predict(few.train))

@@ -7,23 +7,23 @@ the skill of the run's selection and the coverage of its intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from nncift.evaluate.gate import choose
+from nncift.cross_fit import Recipe, hold_out, labels_rows
 from nncift.evaluate.judged import against_truth
 from nncift.evaluate.metrics import r2, spearman
 from nncift.files import write_json
 from nncift.finished import FinishedRun
-from nncift.fitting import Candidate
+from nncift.labels import combine
 from nncift.pairs import LabelledPairs
 from nncift.progress import Progress, silent
-from nncift.seeds import derive, generator
-from nncift.student.free import free_students
-from nncift.student.networks import Lesson, network
+from nncift.seeds import generator
+from nncift.select import COVERING
 from nncift.vectors import VectorFiles, Vectors
 
 FILE = "evaluation.json"
@@ -31,6 +31,8 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 LEAST = 50
 """Fewer labels than this are no point of a curve."""
 
+LEAST_ROWS = 20
+"""Fewer measured rows than this are none either."""
 
 def evaluate(
     path: Path, *, full_teacher: bool = False, progress: Progress = silent, device: str = "auto"
@@ -60,41 +62,62 @@ def evaluate(
 def learning_curve(run: FinishedRun, vectors: Vectors, progress: Progress = silent) -> list[dict[str, Any]]:
     """Return measures on unseen items for students trained on growing parts of the run's labels, drawn by the run's seed."""
     settings, labels = run.settings, run.labels
-    every = labels["train"].present()
-    order = generator(settings.seed, "learning curve").permutation(len(every))
-    sizes = sorted({round(share * len(every)) for share in SHARES if round(share * len(every)) >= LEAST} | {len(every)})
+    parts = list(_row_parts(labels, settings.seed) if labels_rows(labels) else _pair_parts(labels, settings.seed))
     found = []
-    with progress("training on parts of the labels", len(sizes)) as advance:
-        for size in sizes:
-            train = every.take(np.sort(order[:size]))
-            lesson = Lesson(train, labels["validation"], vectors.targets, vectors.sources, vectors.views)
-            learned = network(settings.student).learn(
-                lesson, recipe=settings.recipe, seed=derive(settings.seed, "student"), advance=lambda step: None
-            )
-            made = Candidate.of(settings.student, learned, vectors)
-            candidates = {"student": made}
-            candidates |= {name: Candidate.of("towers", free, vectors) for name, free in free_students(lesson).items()}
-            found.append({"labels": size, **_measured(candidates, labels, float(train.value.mean()), settings.seed)})
+    with progress("training on parts of the labels", len(parts)) as advance:
+        for part in parts:
+            found.append({"labels": len(part["train"].present()), **_measured(run, part, vectors)})
             advance(1)
     return found
 
 
-def _measured(
-    candidates: Mapping[str, Candidate], labels: Mapping[str, LabelledPairs], train_mean: float, seed: int
-) -> dict[str, Any]:
-    """Return R^2 and Spearman on q4 by candidate, and skill on the held-out blocks."""
-    test, blocks = labels["test"].present(), [labels[name].present() for name in ("validation", "test")]
-    predictions = {name: [of.predict(block) for block in blocks] for name, of in candidates.items()}
-    gate = choose(blocks, predictions, derive(seed, "gate"))
+def _pair_parts(labels: Mapping[str, LabelledPairs], seed: int) -> Iterator[dict[str, LabelledPairs]]:
+    """Yield the labels with growing parts of the pairs to train on."""
+    every = labels["train"].present()
+    order = generator(seed, "learning curve").permutation(len(every))
+    sizes = {round(share * len(every)) for share in SHARES}
+    for size in sorted({size for size in sizes if size >= LEAST} | {len(every)}):
+        yield {**labels, "train": every.take(np.sort(order[:size]))}
+
+
+def _row_parts(labels: Mapping[str, LabelledPairs], seed: int) -> Iterator[dict[str, LabelledPairs]]:
+    """Yield the labels among growing parts of the rows that were measured."""
+    every = combine(dict(labels))
+    rows = np.unique(every.source)
+    order = rows[generator(seed, "learning curve").permutation(len(rows))]
+    sizes = {round(share * len(rows)) for share in SHARES}
+    shared = every.target_ids == every.source_ids
+    for size in sorted({size for size in sizes if size >= LEAST_ROWS} | {len(rows)}):
+        kept = order[:size]
+
+        def part(pairs: LabelledPairs, kept: npt.NDArray[np.int32] = kept) -> LabelledPairs:
+            inside = np.isin(pairs.source, kept)
+            return pairs.take(inside & np.isin(pairs.target, kept) if shared else inside)
+
+        yield {name: part(pairs) for name, pairs in labels.items()}
+
+
+def _measured(run: FinishedRun, labels: dict[str, LabelledPairs], vectors: Vectors) -> dict[str, Any]:
+    """Return R^2 and Spearman on q4, and skill on held-out labels, of the student and what is free."""
+    from nncift.fitting import judged, share_of
+
+    settings, objective = run.settings, str(run.summary["selection"]["objective"])
+    recipe = Recipe(settings.student, settings.recipe, settings.seed)
+    held = hold_out(labels, vectors, recipe, coverage=objective in COVERING)
+    gate = judged(held, objective, share_of(settings.budget, len(vectors.sources)), settings.seed)
+    test = held.quadrants["q4"]
     truth, once = test.value.astype(np.float64), np.ones(len(test))
+    mean = float(held.quadrants["q1"].value.mean(dtype=np.float64))
     found: dict[str, Any] = {}
-    for name, of in candidates.items():
-        guess = of.predict(test).astype(np.float64)
+    for name in (name for name in held.shipped if name in held.predictions):
+        guess = held.predictions[name]["q4"].astype(np.float64)
         known = gate.skills.get(name)
         found[name] = {
-            "r2": _number(r2(truth, guess, train_mean, once)), "spearman": _number(spearman(truth, guess, once)),
-            "skill": None if known is None else known.skill, "skill_error": None if known is None else known.error,
-        }  # fmt: skip
+            "r2": _number(r2(truth, guess, mean, once)),
+            "spearman": _number(spearman(truth, guess, once)),
+            "skill": None if known is None else known.skill,
+            "skill_error": None if known is None else known.error,
+        }
     return found
 
 

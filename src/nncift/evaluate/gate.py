@@ -1,4 +1,4 @@
-"""The gate: the student against free similarity on held-out items, and which of them a run goes on with."""
+"""The gate: candidates for selection on labels that none of them has seen, and which of them a run goes on with."""
 
 from __future__ import annotations
 
@@ -6,71 +6,95 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy.typing as npt
-
-from nncift.evaluate.heldout import HeldOutSkill, held_out_skill
+from nncift.evaluate.selection_skill import Block, SelectionSkill, selection_skill
 from nncift.evaluate.verdicts import NAMES
-from nncift.pairs import LabelledPairs
+from nncift.student.candidates import STUDENT, is_student
 
-STUDENT = "student"
+CLEARLY = 2.0
+"""Standard errors by which another candidate must select better: on fewer, the choice is wrong about as often as right."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """used: what selection and scores rest on. skills: of all candidates on held-out items, empty where none can be had.
+    """used: what selection and scores rest on. skills: of all candidates on held-out labels, empty where none can be had.
 
-    enforced: False where the user wants the student whatever comes out.
+    enforced: False where the user wants the student whatever comes out. objective, share: what was selected by, and how much of
+    the rows. items, pairs: labelled rows and pairs that the skills rest on.
     """
 
     used: str
-    skills: Mapping[str, HeldOutSkill]
+    skills: Mapping[str, SelectionSkill]
     enforced: bool
+    objective: str
+    share: float
+    items: int = 0
+    pairs: int = 0
+
+    @property
+    def headline(self) -> SelectionSkill | None:
+        """The skill of what selects; None where it could not be measured."""
+        return self.skills.get(self.used)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what was used, and skill with its standard error by candidate."""
+        """Return what was used, and skill with its standard error and 90 % interval by candidate."""
         return {
             "used": self.used,
-            "skill": {name: {"skill": of.skill, "error": of.error} for name, of in self.skills.items()},
+            "objective": self.objective,
+            "share": self.share,
+            "items": self.items,
+            "pairs": self.pairs,
+            "skill": {
+                name: {"skill": of.skill, "error": of.error, "interval": list(of.interval)}
+                for name, of in self.skills.items()
+            },
         }
 
     def warnings(self) -> list[str]:
         """Return what has to be said in plain words."""
         if not self.skills:
-            return []
+            return [
+                f"Selection skill is not measured: {self.items} labelled rows and {self.pairs} pairs are held out, too few to "
+                "repeat the selection on; give more --labels, or a larger pool."
+            ]
         best = _best(self.skills)
-        if best == STUDENT:
+        if is_student(best):
             return []
         gained, error = self.skills[best].against(self.skills[STUDENT])
-        told = (
-            f"held-out selection skill {self.skills[best].skill:.2f} against {self.skills[STUDENT].skill:.2f} "
+        compared = (
+            f"selection skill on held-out labels {self.skills[best].skill:.2f} against {self.skills[STUDENT].skill:.2f} "
             f"(difference {gained:+.2f}, standard error {error:.2f})"
         )
-        if self.used != STUDENT:
-            return [f"Selection uses {NAMES.get(best, best)}, which is free, instead of the student: {told}."]
-        how = "the gate is off" if not self.enforced and gained > error else "within its error"
+        if not is_student(self.used):
+            return [f"Selection uses {NAMES.get(best, best)}, which is free, instead of the student: {compared}."]
+        how = "the gate is off" if not self.enforced and gained > CLEARLY * error else "within its error"
         return [
-            f"{NAMES.get(best, best).capitalize()}, which is free, selects no worse than the student: {told}, {how}."
+            f"{NAMES.get(best, best).capitalize()}, which is free, selects no worse than the student: {compared}, {how}."
         ]
 
 
 def choose(
-    blocks: Sequence[LabelledPairs],
-    predictions: Mapping[str, Sequence[npt.ArrayLike]],
-    seed: int,
+    blocks: Sequence[Block],
+    names: Sequence[str],
     *,
+    objective: str,
+    share: float,
+    seed: int,
     enforced: bool = True,
 ) -> Gate:
-    """Return the student unless a free candidate selects better on held-out items by more than one standard error.
+    """Return the student unless another candidate selects better on held-out labels by more than CLEARLY standard errors.
 
-    blocks: labelled pairs of held-out items. predictions: by candidate, for every block.
+    blocks: held-out items with predictions of all candidates. names: of the candidates, the student among them. share: of the
+    rows that the run selects. enforced: False keeps the student itself whatever is free.
     """
-    skills = held_out_skill(blocks, predictions, seed)
+    skills = selection_skill(blocks, names, objective=objective, share=share, seed=seed)
     used = STUDENT
-    if skills and enforced:
-        best = _best(skills)
+    if skills:
+        allowed = {name: of for name, of in skills.items() if enforced or is_student(name)}
+        best = _best(allowed)
         gained, error = skills[best].against(skills[STUDENT])
-        used = best if best != STUDENT and gained > error else STUDENT
-    return Gate(used, skills, enforced)
+        used = best if best != STUDENT and gained > CLEARLY * error else STUDENT
+    items = sum(block.truth.shape[1] for block in blocks)
+    return Gate(used, skills, enforced, objective, share, items, sum(block.pairs for block in blocks))
 
 
 def advice(gate: Mapping[str, Any], rows: int) -> str | None:
@@ -80,14 +104,15 @@ def advice(gate: Mapping[str, Any], rows: int) -> str | None:
     """
     skill = {name: of["skill"] for name, of in gate["skill"].items()}
     own = skill.pop(STUDENT, None)
-    if own is None or max(skill.values(), default=own - 1) < own:
+    free = {name: value for name, value in skill.items() if not is_student(name)}
+    if own is None or max(free.values(), default=own - 1) < own:
         return None
     return (
         f"--features probe lets the student also read what one pass of the teacher's model finds of each row ({rows:,} passes); "
-        "on generated data that raised the skill of DELIFT's and LESS's students at every budget (docs/results/study.md)."
+        "it raised the skill of students at every budget (docs/results/fidelity.md)."
     )
 
 
-def _best(skills: Mapping[str, HeldOutSkill]) -> str:
+def _best(skills: Mapping[str, SelectionSkill]) -> str:
     """Return the candidate with the highest skill, the student first among equals."""
     return max(skills, key=lambda name: (skills[name].skill, name == STUDENT))

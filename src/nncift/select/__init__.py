@@ -51,6 +51,10 @@ OBJECTIVES: Mapping[str, str] = {
 """Objective name -> where its Selector lives; other packages add theirs as entry points of `nncift.selectors`."""
 
 
+COVERING = ("fl", "flmi", "fl2mi", "flcg")
+"""Objectives that live on each target's best source."""
+
+
 @dataclass(frozen=True, eq=False)
 class Subset:
     """The chosen rows in rank order, and an account of every row of the ground set.

@@ -1,8 +1,9 @@
 """Training of bilinear networks: one ridge regression, solved in closed form (docs/method.md, section 2).
 
-Items are described by principal components of their views, found over all items at hand, labelled or not. The features of a
-pair are its target's components, its source's, all products of the two, and powers of the cosines. The penalty is chosen on
-pairs of validation items. Cost: linear in pairs, and no epoch, learning rate or seed.
+A block of labels, every target with every source, has a regression of its own (`block_ridge`); this one takes any pairs. Items
+are described by principal components of their views, found over all items at hand, labelled or not. The features of a pair are
+its target's components, its source's, all products of the two, and powers of the cosines. The penalty is chosen on pairs of
+validation items. Cost: linear in pairs, and no epoch, learning rate or seed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from nncift.calculation import ranges
 from nncift.errors import DataError
 from nncift.files import release, rows_of
 from nncift.pairs import LabelledPairs
+from nncift.student.block_ridge import Labels, solve_block
 from nncift.student.free import Alike, free_lines
 from nncift.student.networks import Codes, Floats, Learned, Lesson
 from nncift.student.similarity import powers_of
@@ -49,6 +52,28 @@ CHUNK = 1 << 13
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What cross-validation decides: the penalty, for 10,000 pairs, and the free similarity that the regression starts from."""
+
+    penalty: float
+    start: str
+
+    @classmethod
+    def agreed(cls, courses: Sequence[Mapping[str, Any]]) -> Choices | None:
+        """Return the penalty with the smallest sum of validation errors over several fits, and their most frequent start.
+
+        None where the fits chose among other penalties, as a regression on a block does.
+        """
+        if any(tuple(course["penalties"]) != PENALTIES or not course["validation_mse"] for course in courses):
+            return None
+        errors = np.sum([course["validation_mse"] for course in courses], axis=0)
+        starts = [str(course["start"]) for course in courses]
+        # The strongest of equals, which claims least; among starts that are as frequent, the first by name.
+        best = len(PENALTIES) - 1 - int(np.argmin(errors[::-1]))
+        return cls(PENALTIES[best], max(sorted(set(starts)), key=starts.count))
+
+
+@dataclass(frozen=True)
 class Items:
     """Rows of both axes as the regression sees them.
 
@@ -73,8 +98,35 @@ class Items:
         return np.searchsorted(self.used[0], target), np.searchsorted(self.used[1], source)
 
 
-def solve(lesson: Lesson, *, powers: int, advance: Callable[[int], None] = lambda step: None) -> Learned:
-    """Fit a bilinear network. Raises DataError where no training pair has a label."""
+def solve(
+    lesson: Lesson,
+    *,
+    powers: int,
+    choices: Choices | None = None,
+    advance: Callable[[int], None] = lambda step: None,
+) -> Learned:
+    """Fit a bilinear network on a block of labels, or on any pairs. choices: see `solve_pairs`; a block needs none.
+
+    Raises DataError where no training pair has a label.
+    """
+    block = Labels.of(lesson.train.present()) if lesson.targets.shape[1] and len(lesson.train) else None
+    if block is None:
+        return solve_pairs(lesson, powers=powers, choices=choices, advance=advance)
+    advance(1)
+    return solve_block(lesson, block, powers)
+
+
+def solve_pairs(
+    lesson: Lesson,
+    *,
+    powers: int,
+    choices: Choices | None = None,
+    advance: Callable[[int], None] = lambda step: None,
+) -> Learned:
+    """Fit a bilinear network on pairs. choices: penalty and start; None = those that do best on the lesson's validation pairs.
+
+    Raises DataError where no training pair has a label.
+    """
     train, validation = lesson.train.present(), lesson.validation.present()
     if not len(train):
         raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
@@ -82,10 +134,11 @@ def solve(lesson: Lesson, *, powers: int, advance: Callable[[int], None] = lambd
     features = _Features(items, powers, pointwise=not lesson.targets.shape[1])
     mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
     scale = spread if spread > 0 else 1.0
-    start = _Start.of(lesson, train, validation, mean)
+    start = _Start.of(lesson, train, validation, mean, None if choices is None else choices.start)
     solved = _Ridge.of(features, train, (train.value - start.predict(train)) / scale, advance)
     held = (validation.value - start.predict(validation)) / scale
-    weights, offset, penalty, errors = solved.best(features, validation, held)
+    fixed = None if choices is None else choices.penalty
+    weights, offset, penalty, errors = solved.best(features, validation, held, fixed)
     made = features.unfolded(weights, offset + (start.intercept - mean) / scale)
     for name, slope in start.slopes.items():
         made[f"{name}_powers"][0] += slope / scale
@@ -111,8 +164,13 @@ class _Start:
     cosine: Callable[[str, LabelledPairs], Doubles]
 
     @classmethod
-    def of(cls, lesson: Lesson, train: LabelledPairs, validation: LabelledPairs, mean: float) -> _Start:
-        """Take the free student with the smallest error on validation pairs, the training mean where none beats it."""
+    def of(
+        cls, lesson: Lesson, train: LabelledPairs, validation: LabelledPairs, mean: float, named: str | None = None
+    ) -> _Start:
+        """Take the free student with the smallest error on validation pairs, the training mean where none beats it.
+
+        named: the one to take instead of the best; the training mean where it does not rise with the labels.
+        """
         judged = validation if len(validation) else train
         alike = Alike.of(lesson)
         best = cls("mean", mean, {}, alike.cosine)
@@ -120,7 +178,7 @@ class _Start:
         for name, (intercept, slopes) in free_lines(lesson, alike).items():
             other = cls(name, intercept, slopes, alike.cosine)
             missed = float(np.mean((judged.value - other.predict(judged)) ** 2))
-            if missed < error:
+            if (missed < error) if named is None else (name == named):
                 best, error = other, missed
         return best
 
@@ -308,9 +366,15 @@ class _Ridge:
         return cls(gram - len(train) * np.outer(mean, mean), right, mean, None, len(train))
 
     def best(
-        self, features: _Features, validation: LabelledPairs, held: Doubles
+        self, features: _Features, validation: LabelledPairs, held: Doubles, fixed: float | None = None
     ) -> tuple[Doubles, float, float, list[float]]:
-        """Return weights and offset under the penalty with the smallest validation error, that penalty, and all errors."""
+        """Return weights and offset under the penalty with the smallest validation error, that penalty, and all errors.
+
+        fixed: the penalty to take whatever the validation pairs say.
+        """
+        if fixed is not None:
+            weights = self._weights(fixed)
+            return weights, float(-self.mean @ weights), fixed, []
         seen = [chunk for _, chunk in features.chunks(validation)]
         every = np.concatenate(seen).astype(np.float64) - self.mean if seen else None
         best, errors = (np.inf, UNVALIDATED, np.zeros(features.count)), []

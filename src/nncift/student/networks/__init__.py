@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +106,21 @@ class Network(Predictor, Protocol):
     def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
         """Train on a lesson; deterministic from the seed on one machine. Raises DataError where labels are too few."""
         ...
+
+
+@runtime_checkable
+class Refittable(Protocol):
+    """Optional ability of a network: it can be fitted again on all labels with what several fits have decided."""
+
+    @classmethod
+    def refit(cls, lesson: Lesson, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> Learned:
+        """Train on a lesson without looking at its validation pairs. courses: of the fits that did."""
+        ...
+
+
+def refittable(made: type[Network]) -> type[Refittable] | None:
+    """Return a network that can be fitted again with settled choices; None for one that needs validation pairs each time."""
+    return made if issubclass(made, Refittable) else None
 
 
 def network(name: str) -> type[Network]:

@@ -8,8 +8,8 @@ near neighbours. Without labels that say otherwise, what is left is similarity, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -62,6 +62,22 @@ class Bilinear:
         from nncift.student.ridge import solve
 
         return solve(lesson, powers=cls.powers, advance=advance)
+
+    @classmethod
+    def refit(
+        cls, lesson: Lesson, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]
+    ) -> Learned | None:
+        """Solve the ridge regression with the penalty and the start that earlier fits agree on.
+
+        A block of labels needs none of them; other pairs after fits on a block cannot be fitted without validation pairs.
+        """
+        from nncift.student.block_ridge import Labels
+        from nncift.student.ridge import Choices, solve
+
+        choices = Choices.agreed(courses)
+        if choices is None and (not lesson.targets.shape[1] or Labels.of(lesson.train.present()) is None):
+            return None
+        return solve(lesson, powers=cls.powers, choices=choices, advance=advance)
 
     def with_line(self, slopes: Weights, shift: float) -> Self | None:
         """Return the sum of this network and a similarity, straight lines of the cosines plus a shift, as one network.

@@ -1,0 +1,303 @@
+"""Ridge regression from both sides on a block of labels: every measured target with every measured source.
+
+Each axis has a kernel: a constant, and the inner products of the rows' views. What is left of the labels after straight lines of
+the cosines is regressed on the kernel of the targets and on that of the sources, `P = K_t (K_t + p I)^-1 R (K_s + p I)^-1 K_s`
+(two-step kernel ridge regression; Stock et al., Neural Computation 30, 2018), and polynomials of the cosines learn what that
+leaves. Predictions of rows that were left out are known in closed form, so that no labels are set aside for the penalty. The
+result is a bilinear network (`networks.bilinear`) of low rank. Cost: cubic in measured rows, and no epoch, learning rate or seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from nncift.files import rows_of
+from nncift.pairs import LabelledPairs
+from nncift.student.networks import Floats, Learned, Lesson
+from nncift.student.similarity import powers_of
+from nncift.student.views import STATS, TEXT, Views, centre_of, unit
+
+Doubles = npt.NDArray[np.float64]
+
+PENALTIES = (0.05, 0.15, 0.4, 1.2, 4.0, 12.0, 40.0, 120.0)
+"""Penalties that are tried, in units of a row's own kernel without the constant."""
+
+WEIGHT = {TEXT: 0.5}
+"""Weight of a view's kernel beside the others', where there are several."""
+
+CONSTANT = 1.0
+"""The constant in the kernel: it lets a row have an effect of its own, whatever stands on the other axis."""
+
+LINES, CURVES = 1e-2, 1e-2
+"""Penalties of the straight lines, for standardised cosines, and of the polynomials, in units of a power's largest variance."""
+
+RANK = 32
+FULL = 0.9
+"""Share of a block's pairs that must be labelled for this regression; the others are filled with what is predicted for them."""
+
+LEAST = 4
+FILLED, FILLING = 3, 0.4
+"""Rounds in which missing pairs are filled, and the penalty then."""
+
+LEFT_OUT = 800
+"""Rows of an axis at most on which predictions without them are made, to choose the penalty and to learn the polynomials."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The measured rows of an axis. features: `(n, width)`; basis, size, left: its singular vectors and values.
+
+    alike: by view, vectors of length 1.
+    """
+
+    features: Doubles
+    left: Doubles
+    size: Doubles
+    right: Doubles
+    alike: dict[str, Floats]
+
+    def kept(self, penalty: float) -> Doubles:
+        """Return the share of every singular direction that the penalty keeps."""
+        return np.asarray(self.size**2 / (self.size**2 + penalty))
+
+    def without_own(self, penalty: float) -> Doubles:
+        """Return the matrix `(n, n)` that predicts each row from all others."""
+        hat = (self.left * self.kept(penalty)) @ self.left.T
+        own = np.minimum(np.diag(hat), 1 - 1e-9)
+        hat /= (1 - own)[:, None]
+        np.fill_diagonal(hat, 0.0)
+        return np.asarray(hat)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A block of labels. target, source: codes of its rows; value: `(n_targets, n_sources)`, NaN where there is none."""
+
+    target: npt.NDArray[np.int32]
+    source: npt.NDArray[np.int32]
+    value: Doubles
+
+    @classmethod
+    def of(cls, pairs: LabelledPairs) -> Labels | None:
+        """Return labelled pairs as a block; None where too many of its pairs have no label."""
+        target, t = np.unique(pairs.target, return_inverse=True)
+        source, s = np.unique(pairs.source, return_inverse=True)
+        if min(len(target), len(source)) < LEAST or len(pairs) < FULL * (len(target) * len(source) - len(target)):
+            return None
+        value = np.full((len(target), len(source)), np.nan)
+        value[t, s] = pairs.value
+        return cls(target.astype(np.int32), source.astype(np.int32), value)
+
+    def some(self, most: int) -> Labels:
+        """Return at most so many rows of each axis, spread evenly."""
+        rows, columns = (
+            np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(np.intp)) for size in self.value.shape
+        )
+        return Labels(self.target[rows], self.source[columns], self.value[np.ix_(rows, columns)])
+
+
+def solve_block(lesson: Lesson, labels: Labels, powers: int) -> Learned:
+    """Fit a bilinear network on a block of labels, with so many powers of each cosine."""
+    present = np.isfinite(labels.value)
+    mean = float(labels.value[present].mean())
+    scale = float(labels.value[present].std()) or 1.0
+    frame = _Frame.of(lesson)
+    # Choices are made on some rows where there are many; the regression itself is on all of them.
+    part = labels.some(LEFT_OUT)
+    chooser = _Fit.of(frame, lesson, part, mean, scale)
+    errors = [chooser.error(penalty) for penalty in PENALTIES]
+    # The strongest of equals claims least.
+    penalty = PENALTIES[len(errors) - 1 - int(np.argmin(errors[::-1]))]
+    curves, shift = chooser.curves(penalty, powers)
+    fit = chooser if part.value.shape == labels.value.shape else _Fit.of(frame, lesson, labels, mean, scale)
+    weights = frame.weights(fit, penalty, curves, shift)
+    course = {
+        "start": "lines",
+        "penalty": penalty,
+        "penalties": list(PENALTIES),
+        "validation_mse": [round(error * scale**2, 8) for error in errors],
+    }
+    return Learned(weights, mean, scale, course)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How vectors become features of the kernel: views of length 1 and standardised statistics, each with its weight."""
+
+    views: Views
+    centres: dict[str, Floats]
+    size: dict[str, float]
+    stats_mean: Doubles
+    stats_scale: Doubles
+
+    @classmethod
+    def of(cls, lesson: Lesson) -> _Frame:
+        """Centre views over the rows of both axes."""
+        views = lesson.views
+        axes = [lesson.sources] if lesson.targets is lesson.sources else [lesson.targets, lesson.sources]
+        centres = {name: centre_of(name, [views.take(axis, name) for axis in axes]) for name in views.similar}
+        weight = {name: WEIGHT.get(name, 1.0) if len(views.names) > 1 else 1.0 for name in views.names}
+        total = sum(weight.values())
+        mean = spread = np.zeros(0)
+        if STATS in views.names:
+            every = np.concatenate([views.take(axis, STATS) for axis in axes]).astype(np.float64)
+            mean, spread = every.mean(axis=0), every.std(axis=0)
+            spread = np.where(spread > 1e-6 * (1 + np.abs(mean)), spread, np.inf) * np.sqrt(every.shape[1])
+        return cls(views, centres, {name: float(np.sqrt(of / total)) for name, of in weight.items()}, mean, spread)
+
+    def axis(self, vectors: Floats) -> _Axis:
+        """Describe rows by their vectors `(n, dim)`."""
+        alike = {name: unit(self.views.take(vectors, name), centre) for name, centre in self.centres.items()}
+        parts = []
+        for name in self.views.names:
+            if name in alike:
+                part: Doubles = alike[name].astype(np.float64)
+            else:
+                part = (self.views.take(vectors, name).astype(np.float64) - self.stats_mean) / self.stats_scale
+            parts.append(part * self.size[name])
+        parts.append(np.full((len(vectors), 1), np.sqrt(CONSTANT)))
+        features = np.concatenate(parts, axis=1)
+        return _Axis(features, *_singular(features), alike)
+
+    def weights(self, fit: _Fit, penalty: float, curves: Mapping[str, Doubles], shift: float) -> dict[str, Floats]:
+        """Return the weights of a bilinear network: the regression's as a product of low rank, and the polynomials."""
+        # In values on the measured rows, so that what is cut off is what matters least there.
+        core = fit.targets.kept(penalty)[:, None] * fit.core * fit.sources.kept(penalty)[None, :]
+        left, size, right = linalg.svd(core, full_matrices=False, check_finite=False)
+        rank = max(1, min(RANK, int((size > 1e-9 * max(size[0], 1e-30)).sum())))
+        root = np.sqrt(size[:rank])
+        found: dict[str, npt.NDArray[np.floating]] = {}
+        for axis, part in (("target", left[:, :rank]), ("source", right[:rank].T)):
+            own = fit.targets if axis == "target" else fit.sources
+            weight, bias = self._affine((own.right / own.size) @ (part * root))
+            # One number more: the constant part, which meets a 1.
+            weight = np.concatenate([weight, np.zeros((len(weight), 1))], axis=1)
+            bias = np.append(bias, 1.0 if axis == "target" else fit.offset + shift)
+            found[f"{axis}_weight"], found[f"{axis}_bias"] = weight, bias
+        for name in self.centres:
+            powers = curves[name].copy()
+            powers[0] += fit.slopes[name]
+            found[f"{name}_powers"], found[f"{name}_centre"] = powers, self.centres[name]
+        return {name: np.asarray(array, np.float32) for name, array in found.items()}
+
+    def _affine(self, matrix: Doubles) -> tuple[Doubles, Doubles]:
+        """Return the map from a network's views, and its bias, that a map from the kernel's features `(width, rank)` is."""
+        weight = np.zeros((self.views.dim, matrix.shape[1]))
+        bias = matrix[-1] * np.sqrt(CONSTANT)
+        start = 0
+        for name in self.views.names:
+            place = self.views.place(name)
+            part = matrix[start : start + place.stop - place.start] * self.size[name]
+            start += place.stop - place.start
+            if name not in self.centres:
+                part = part / self.stats_scale[:, None]
+                bias = bias - self.stats_mean @ part
+            weight[place] = part
+        return weight, bias
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A regression on a block, in units of the labels' spread.
+
+    cosine: by view, `(n_targets, n_sources)`. slopes, offset: of the straight lines, with the mean of what they leave in the
+    offset. rest: what they leave, less its mean, missing pairs filled; core: that in the singular vectors of both axes.
+    """
+
+    targets: _Axis
+    sources: _Axis
+    present: npt.NDArray[np.bool_]
+    cosine: dict[str, Doubles]
+    slopes: dict[str, float]
+    offset: float
+    rest: Doubles
+    core: Doubles
+
+    @classmethod
+    def of(cls, frame: _Frame, lesson: Lesson, labels: Labels, mean: float, scale: float) -> _Fit:
+        """Take straight lines of the cosines off the labels, and fill what is missing."""
+        targets = frame.axis(rows_of(lesson.targets, labels.target))
+        sources = frame.axis(rows_of(lesson.sources, labels.source))
+        value, present = (labels.value - mean) / scale, np.isfinite(labels.value)
+        cosine = {
+            name: targets.alike[name].astype(np.float64) @ sources.alike[name].astype(np.float64).T
+            for name in frame.centres
+        }
+        slopes, offset = _lines(cosine, value, present)
+        rest = value - offset - sum((slope * cosine[name] for name, slope in slopes.items()), np.zeros(1))
+        rest = _filled(rest, present, targets, sources)
+        left_over = float(rest[present].mean())
+        rest = rest - left_over
+        core = targets.left.T @ rest @ sources.left
+        return cls(targets, sources, present, cosine, slopes, offset + left_over, rest, core)
+
+    def left_out(self, penalty: float) -> Doubles:
+        """Return what is predicted of the rest from other targets and other sources alone."""
+        return np.asarray(self.targets.without_own(penalty) @ self.rest @ self.sources.without_own(penalty).T)
+
+    def error(self, penalty: float) -> float:
+        """Return the mean squared error of predictions from other rows alone."""
+        return float(np.mean((self.rest - self.left_out(penalty))[self.present] ** 2))
+
+    def curves(self, penalty: float, powers: int) -> tuple[dict[str, Doubles], float]:
+        """Return weights of every cosine's powers, and the constant beside them, fitted to what predictions leave."""
+        missed = (self.rest - self.left_out(penalty))[self.present]
+        features = [powers_of(of[self.present].astype(np.float32), powers) for of in self.cosine.values()]
+        x = np.concatenate(features, axis=1).astype(np.float64)
+        centre = x.mean(axis=0)
+        x -= centre
+        system = x.T @ x
+        system[np.diag_indices_from(system)] += CURVES * max(float(np.diag(system).max()), 1e-30)
+        found = linalg.solve(system, x.T @ (missed - missed.mean()), assume_a="pos", check_finite=False)
+        by_view = dict(zip(self.cosine, np.split(found, len(self.cosine)), strict=True))
+        return by_view, float(missed.mean() - centre @ found)
+
+
+def _lines(
+    cosine: Mapping[str, Doubles], value: Doubles, present: npt.NDArray[np.bool_]
+) -> tuple[dict[str, float], float]:
+    """Return the slope of every cosine and the intercept, by ridge regression on the labels that are there."""
+    x = np.stack([of[present] for of in cosine.values()], axis=1)
+    y = value[present]
+    centre, spread = x.mean(axis=0), x.std(axis=0)
+    spread = np.where(spread > 1e-9, spread, np.inf)
+    z = (x - centre) / spread
+    system = z.T @ z
+    system[np.diag_indices_from(system)] += LINES * len(y)
+    found = linalg.solve(system, z.T @ (y - y.mean()), assume_a="pos") / spread
+    return dict(zip(cosine, found.tolist(), strict=True)), float(y.mean() - centre @ found)
+
+
+def _filled(rest: Doubles, present: npt.NDArray[np.bool_], targets: _Axis, sources: _Axis) -> Doubles:
+    """Fill missing pairs: first with what both rows have on average, then with what is predicted for them."""
+    rest = np.where(present, rest, 0.0)
+    if present.all():
+        return rest
+    mean = rest.sum() / present.sum()
+    rows = rest.sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+    columns = rest.sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+    filled = np.where(present, rest, rows[:, None] + columns[None, :] - mean)
+    for _ in range(FILLED):
+        guess = filled
+        for axis, side in ((targets, 0), (sources, 1)):
+            hat = (axis.left * axis.kept(FILLING)) @ axis.left.T
+            guess = hat @ guess if side == 0 else guess @ hat
+        filled = np.where(present, rest, guess)
+    return filled
+
+
+def _singular(features: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Return left singular vectors `(n, k)`, singular values `(k,)` and right ones `(width, k)` of features `(n, width)`."""
+    n, width = features.shape
+    gram = features @ features.T if n <= width else features.T @ features
+    values, vectors = linalg.eigh(gram, check_finite=False)
+    kept = values > max(float(values[-1]), 0.0) * 1e-10
+    size, vectors = np.sqrt(values[kept]), vectors[:, kept]
+    if n <= width:
+        return vectors, size, (features.T @ vectors) / size
+    return (features @ vectors) / size, size, vectors

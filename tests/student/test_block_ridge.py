@@ -1,0 +1,143 @@
+"""Two-sided ridge regression on a block of labels."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nncift.student.block_ridge import CONSTANT, PENALTIES, Labels, _Fit, _Frame, solve_block
+from nncift.student.model import Student
+from nncift.student.networks import Lesson, network
+from nncift.student.views import unit
+
+Make = Callable[..., Lesson]
+
+
+def full(lesson: Make, values: np.ndarray, x: np.ndarray, views: str = "text") -> tuple[Lesson, Labels]:
+    whole = lesson(values, x, views)
+    n = len(x)
+    t, s = (part.ravel().astype(np.int32) for part in np.indices((n, n)))
+    keep = t != s
+    pairs = replace(whole.train, target=t[keep], source=s[keep], value=values[t[keep], s[keep]].astype(np.float32))
+    whole = replace(whole, train=pairs, validation=pairs.take(np.arange(0)))
+    labels = Labels.of(whole.train)
+    assert labels is not None
+    return whole, labels
+
+
+def predicted(whole: Lesson, labels: Labels, powers: int = 6) -> np.ndarray:
+    learned = solve_block(whole, labels, powers)
+    student = Student(
+        "product" if powers > 1 else "towers", learned.weights, learned.mean, learned.scale, views=whole.views
+    )
+    return student.predict_block(student.project_targets(whole.targets), student.project_sources(whole.sources))
+
+
+def bilinear(x: np.ndarray, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    a, b = (random.normal(size=(x.shape[1], 3)) for _ in range(2))
+    return 0.3 + (x @ a) @ (x @ b).T + (x @ random.normal(size=x.shape[1]))[None, :]
+
+
+def test_the_network_is_the_two_sided_regression_of_the_formula(
+    lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(30)
+    values = bilinear(x) + 0.1 * np.random.default_rng(2).normal(size=(30, 30))
+    whole, labels = full(lesson, values, x)
+    mean, scale = float(np.nanmean(labels.value)), float(np.nanstd(labels.value))
+    frame = _Frame.of(whole)
+    fit = _Fit.of(frame, whole, labels, mean, scale)
+    penalty = solve_block(whole, labels, 1).course["penalty"]
+    # By explicit matrices: K (K + p I)^-1 on both sides of what the line leaves.
+    u = unit(x)
+    kernel = u @ u.T + CONSTANT
+    hat = kernel @ np.linalg.inv(kernel + penalty * np.eye(30))
+    line = fit.offset + fit.slopes["text"] * (u @ u.T)
+    expected = mean + scale * (line + hat @ fit.rest @ hat.T)
+    found = predicted(whole, labels, powers=1)
+    curves, shift = fit.curves(penalty, 1)
+    expected += scale * (shift + curves["text"][0] * (u @ u.T))
+    assert found == pytest.approx(expected, abs=2e-3 * scale)
+
+
+def test_predictions_without_a_row_are_those_of_a_fit_without_it(
+    lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(12)
+    whole, labels = full(lesson, bilinear(x), x)
+    fit = _Fit.of(_Frame.of(whole), whole, labels, 0.0, 1.0)
+    u = unit(x).astype(float)
+    kernel, penalty = u @ u.T + CONSTANT, 0.4
+
+    def without(row: int) -> np.ndarray:
+        others = np.delete(np.arange(12), row)
+        part = kernel[np.ix_(others, others)] + penalty * np.eye(11)
+        weights = np.zeros(12)
+        weights[others] = np.linalg.solve(part, kernel[others, row])
+        return weights
+
+    by_row = np.stack([without(row) for row in range(12)])
+    assert fit.left_out(penalty) == pytest.approx(by_row @ fit.rest @ by_row.T, abs=1e-6)
+
+
+def test_what_is_bilinear_is_learned_on_rows_that_were_never_measured(
+    lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(90)
+    values = bilinear(x)
+    whole, _ = full(lesson, values, x)
+    inside = (whole.train.target < 60) & (whole.train.source < 60)
+    seen = replace(whole, train=whole.train.take(inside))
+    labels = Labels.of(seen.train)
+    assert labels is not None
+    found = predicted(seen, labels)[60:, 60:]
+    truth = values[60:, 60:]
+    off = ~np.eye(30, dtype=bool)
+    assert 1 - np.mean((found - truth)[off] ** 2) / truth[off].var() > 0.9
+
+
+def test_noise_takes_the_strongest_penalty_and_equal_labels_give_that_number(
+    lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(40)
+    whole, labels = full(lesson, np.random.default_rng(3).normal(size=(40, 40)), x)
+    assert solve_block(whole, labels, 6).course["penalty"] >= PENALTIES[-3]
+    whole, labels = full(lesson, np.full((40, 40), 0.25), x)
+    assert predicted(whole, labels) == pytest.approx(np.full((40, 40), 0.25), abs=1e-5)
+
+
+def test_missing_pairs_are_filled_and_too_many_are_no_block(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
+    x = vectors(40)
+    values = bilinear(x)
+    whole, labels = full(lesson, values, x)
+    whole_fit = predicted(whole, labels)
+    keep = np.random.default_rng(1).random(len(whole.train)) > 0.05
+    some = Labels.of(whole.train.take(keep))
+    assert some is not None
+    close = predicted(whole, some)
+    assert np.abs(close - whole_fit).mean() < 0.05 * values.std()
+    assert Labels.of(whole.train.take(np.arange(0, len(whole.train), 2))) is None
+
+
+@pytest.mark.parametrize("name", ["product", "towers"])
+def test_bilinear_networks_learn_blocks_this_way_and_need_no_validation_pairs(
+    name: str, lesson: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(30)
+    whole, _ = full(lesson, bilinear(x), x)
+    learned = network(name).learn(whole, recipe="default", seed=0, advance=lambda step: None)
+    assert learned.course["start"] == "lines"
+    assert tuple(learned.course["penalties"]) == PENALTIES
+
+
+def test_all_views_of_a_probe_are_read(lesson: Make) -> None:
+    whole = lesson(views="probe")
+    n = len(whole.sources)
+    stats = whole.views.take(whole.sources, "stats").astype(float)
+    values = np.tile(stats[:, 0], (n, 1)) * 0.3
+    whole, labels = full(lesson, values, whole.sources, "probe")
+    found = predicted(whole, labels)
+    off = ~np.eye(n, dtype=bool)
+    assert np.corrcoef(found[off], values[off])[0, 1] > 0.9

@@ -1,0 +1,141 @@
+"""Predictions on labels that a student has not seen, and students that are fitted on all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncift.cross_fit import FOLDS, MOST_ROWS, HeldOut, Recipe, hold_out
+from nncift.pairs import LabelledPairs
+from nncift.student.candidates import STUDENT
+from nncift.student.views import Views
+from nncift.vectors import Vectors
+
+TEXT = Views.of({"text": 8})
+
+
+def units(n: int, seed: int = 0) -> np.ndarray:
+    found = np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+
+
+def measured(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, shared: bool) -> dict[str, LabelledPairs]:
+    """Return labels of every pair of measured rows, as a plan of rows gives them."""
+    t, s = (part.ravel().astype(np.int32) for part in np.meshgrid(rows, columns, indexing="ij"))
+    keep = t != s if shared else np.ones(len(t), bool)
+    sources = tuple(f"row-{i:03d}" for i in range(values.shape[1]))
+    targets = sources if shared else tuple(f"target-{i:03d}" for i in range(values.shape[0]))
+    every = LabelledPairs(targets, sources, t[keep], s[keep], values[t[keep], s[keep]].astype(np.float32))
+    nothing = every.take(np.arange(0))
+    return {"train": every, **dict.fromkeys(("validation", "q2", "q3", "test", "rest"), nothing)}
+
+
+def crossed(values: np.ndarray, x: np.ndarray, rows: int, student: str = "product") -> HeldOut:
+    order = np.random.default_rng(3).permutation(len(x))[:rows]
+    labels = measured(values, np.sort(order), np.sort(order), shared=True)
+    return hold_out(labels, Vectors(x, x, TEXT), Recipe(student, "default", 0), coverage=True)
+
+
+def r2(found: HeldOut, quadrant: str) -> float:
+    truth = found.quadrants[quadrant].value
+    return float(1 - np.mean((truth - found.predictions[STUDENT][quadrant]) ** 2) / truth.var())
+
+
+def test_labels_that_are_noise_are_known_where_they_were_seen_and_nowhere_else() -> None:
+    x = units(60)
+    found = crossed(np.random.default_rng(1).normal(size=(60, 60)), x, 40)
+    assert max(r2(found, quadrant) for quadrant in ("q2", "q3", "q4")) < 0.1
+    pairs, residual = found.source_unseen
+    assert np.corrcoef(pairs.value, residual[STUDENT])[0, 1] < 0.2
+
+
+def test_every_measured_pair_is_judged_by_students_that_did_not_see_it() -> None:
+    x = units(60)
+    values = np.random.default_rng(1).normal(size=(60, 60))
+    block = crossed(values, x, 40).blocks[0]
+    guess = block.predictions[STUDENT].unseen
+    off = np.isfinite(block.truth)
+    assert block.truth.shape == (40, 40)
+    assert off.sum() == 40 * 39
+    assert abs(np.corrcoef(block.truth[off], guess[off])[0, 1]) < 0.2
+    assert (block.known_targets, block.known_sources) == (40 / 60, 40 / 60)
+
+
+def test_what_can_be_learned_is_predicted_of_rows_that_were_not_seen() -> None:
+    x = units(80)
+    values = 0.2 + 0.3 * (x @ x.T)
+    found = crossed(values, x, 50)
+    assert r2(found, "q4") > 0.95
+    assert found.folds == FOLDS
+    assert len(found.quadrants["q4"]) < len(found.quadrants["q1"]) == 50 * 49
+    assert set(found.predictions) >= {STUDENT, "mean", "additive", "cosine", "ridge"}
+
+
+def test_the_student_that_ships_has_seen_all_labels() -> None:
+    x = units(60)
+    random = np.random.default_rng(4)
+    values = (x @ random.normal(size=(8, 8))) @ x.T + 0.05 * random.normal(size=(60, 60))
+    found = crossed(values, x, 30)
+    fresh = np.setdiff1d(np.arange(60), np.unique(found.quadrants["q1"].source))
+    t, s = (part.ravel().astype(np.int32) for part in np.meshgrid(fresh, fresh, indexing="ij"))
+    ids = found.quadrants["q1"].source_ids
+    pairs = LabelledPairs(ids, ids, t, s, values[t, s].astype(np.float32))
+    missed = np.mean((pairs.value - found.shipped[STUDENT].predict(pairs)) ** 2)
+    # Students of folds have seen fewer rows, and know less.
+    assert 1 - missed / pairs.value.var() > r2(found, "q4") - 0.02
+
+
+def test_a_network_that_is_trained_by_descent_has_fewer_folds() -> None:
+    x = units(40)
+    found = crossed(0.2 + 0.3 * (x @ x.T), x, 30, "paper")
+    assert found.folds == 5
+    assert np.isfinite(found.predictions[STUDENT]["q4"]).all()
+
+
+@pytest.mark.parametrize("targets", [3, 24])
+def test_a_target_set_that_is_measured_whole_is_known_on_its_axis(targets: int) -> None:
+    x, wanted = units(60), units(targets, 5)
+    values = 0.2 + 0.3 * (wanted @ x.T)
+    columns = np.arange(0, 60, 2)
+    labels = measured(values, np.arange(targets), columns, shared=False)
+    found = hold_out(labels, Vectors(wanted, x, TEXT), Recipe("product", "default", 0), coverage=True)
+    assert found.blocks[0].known_targets == 1.0
+    assert found.blocks[0].known_sources == 0.5
+    assert r2(found, "q4") > 0.5
+    # Three targets are too few to hold any out.
+    assert ("q2" in found.quadrants) == (targets == 24)
+
+
+def test_scores_of_a_pointwise_teacher_are_held_out_by_row() -> None:
+    x = units(60)
+    score = x @ np.random.default_rng(7).normal(size=8)
+    ids = tuple(f"row-{i:03d}" for i in range(60))
+    columns = np.arange(40, dtype=np.int32)
+    train = LabelledPairs(("score",), ids, np.zeros(40, np.int32), columns, score[:40].astype(np.float32))
+    labels = {"train": train, "validation": train.take(np.arange(0)), "test": train.take(np.arange(0))}
+    none = np.zeros((1, 0), np.float32)
+    found = hold_out(labels, Vectors(none, x, TEXT), Recipe("product", "default", 0), coverage=False)
+    assert set(found.quadrants) == {"q1", "q4"}
+    assert r2(found, "q4") > 0.9
+    assert found.blocks[0].truth.shape == (1, 40)
+
+
+def test_many_rows_are_thinned_by_rows_so_that_students_of_folds_still_see_a_block() -> None:
+    n = MOST_ROWS + 60
+    x = units(n)
+    found = crossed(0.2 + 0.3 * (x @ x.T), x, n)
+    assert r2(found, "q4") > 0.95
+    assert found.course["penalty"] > 0
+
+
+def test_the_order_of_rows_decides_nothing() -> None:
+    x = units(50)
+    values = x @ np.random.default_rng(4).normal(size=(8, 8)) @ x.T
+    rows = np.arange(30)
+    labels = measured(values, rows, rows, shared=True)
+    turned = {name: pairs.take(np.arange(len(pairs))[::-1]) for name, pairs in labels.items()}
+    vectors = Vectors(x, x, TEXT)
+    one, other = (hold_out(of, vectors, Recipe("product", "default", 0), coverage=True) for of in (labels, turned))
+    assert one.shipped[STUDENT].student.weights["target_weight"] == pytest.approx(
+        other.shipped[STUDENT].student.weights["target_weight"], abs=1e-5
+    )
