@@ -21,19 +21,19 @@ REAL = """## A real model
 (Alpaca, GSM8K, T0, GPTeacher code and role-play). LESS has one checkpoint and {projection:,} dimensions. Mean ± standard
 deviation over {seeds} seeds of plan, labels and training. R² and Spearman are on all pairs that were not measured. Skill at a
 budget of 1 / 5 / 10 / 30 % of the rows: 0 is random, 1 the full teacher, both under the true matrix; measured pairs stand in the
-matrix. `skill, alone`: selected by the student's predictions. `with the tail`: with the similarity that coverage objectives see
-on top ([method](../method.md), section 2). `in a run`: by what a run uses after its gate. `worst - free`: the lowest difference
-of that, over seeds and budgets, to the best similarity that is free under the same features, at each budget the best in
-hindsight. `measured`: rows for LESS, pairs for DELIFT, those for validation and test included.
+matrix. `skill`: selected by the student. `skill in a run`: by what a run uses after its gate ([method](../method.md), section 2).
+`stated - true`: the skill that a run states, from held-out labels, less the true one, and how many of its 90 % intervals hold the
+true one. `worst - free`: the lowest difference, over seeds and budgets, of a run's skill to the best similarity that is free under
+the same features, at each budget the best in hindsight. `measured`: rows for LESS, pairs for DELIFT, those for validation and test
+included.
 """
 
 TOYS = """## Toy models
 
 `python benchmarks/fidelity.py` on {machine}; mean ± standard deviation over {seeds} seeds of held-out items, plan and
 training on one world. R² and Spearman are on all pairs of 30 unseen items. Skill: 0 is random, 1 the full teacher, both under
-the true matrix; known labels stand in the matrix. All but the published recipe select with the tail
-([method](../method.md), section 2). `after the gate`: where the run would have used a free similarity instead, its skill counts
-(at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and budgets, to the best similarity that is free under
+the true matrix; known labels stand in the matrix. `after the gate`: by what a run uses ([method](../method.md), section 2;
+at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and budgets, to the best similarity that is free under
 the same features, at each budget the best in hindsight. `90 % covers`: share of pairs of untouched items within their 90 %
 interval. Labels do not count validation and test pairs.
 """

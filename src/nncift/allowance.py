@@ -218,7 +218,7 @@ def allow(
         notes = [*notes, _nothing_saved(spent, passes)]
     kept = [each.labels for each, one in zip(rounds, asked, strict=True) if one < size]
     last = next((each.labels for each, one in zip(rounds, asked, strict=True) if one == size), passes.asked(size))
-    return Allowance((*kept, last), settings.features, notes=tuple(notes))
+    return Allowance((*kept, last), settings.features or "text", notes=tuple(notes))
 
 
 def _cut(asked: int, passes: Passes, caps: Sequence[Cap], have: int) -> tuple[int, list[str]]:
@@ -308,7 +308,7 @@ def settle(
         have = min(have, passes.size(rounds[-1].labels))
     found = replace(allow(settings, rounds, passes, rates, have), key=key, wish=fingerprint(wish))
     # A probe that is there is paid for already.
-    return replace(found, features=settings.features) if work.directory.file("probe.json").exists() else found
+    return replace(found, features=settings.features or "text") if work.directory.file("probe.json").exists() else found
 
 
 def keep(work: Work, allowance: Allowance) -> None:

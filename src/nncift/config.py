@@ -94,7 +94,7 @@ class StudentSettings(_Settings):
 
     student: str = "product"
     recipe: Literal["default", "paper"] = "default"
-    features: Literal["text", "probe"] = "text"
+    features: Literal["text", "probe"] | None = None
     gate: bool = True
 
 
@@ -144,14 +144,27 @@ class RunSettings(
     GateSettings,
     SelectSettings,
 ):
-    """All settings of a run."""
+    """All settings of a run. preset: what stands for settings that are not given, see `PRESETS`."""
 
+    preset: Literal["auto", "cheap", "paper"] = "auto"
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
 
     def part(self, stage: type[_Settings]) -> dict[str, Any]:
         """Return the settings that belong to one stage's class."""
         return self.model_dump(mode="json", include=set(stage.model_fields))
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "auto": {"teacher": "less"},
+    "cheap": {"teacher": "delift-se", "labels": "100%"},
+    "paper": {
+        "teacher": "delift", "encoder": "bge-large", "plan": "block", "student": "paper", "recipe": "paper",
+        "features": "text", "gate": False,
+    },
+}  # fmt: skip
+"""What each preset sets where nothing else is given. auto: what the evidence says (docs/results/fidelity.md); cheap: similarity
+of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969)."""
 
 
 def _amount_as_text(value: Any) -> Any:
@@ -181,11 +194,12 @@ MOST_BYTES = 1 << 24
 
 
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
-    """Join a settings file and given values (which win) into checked settings.
+    """Join a preset, a settings file and given values (later ones win) into checked settings.
 
     Raises DataError for a file that cannot be read, UsageError for an unknown name or a value of the wrong kind.
     """
-    return checked(RunSettings, {**(load(file) if file else {}), **given})
+    values = {**(load(file) if file else {}), **given}
+    return checked(RunSettings, {**PRESETS.get(str(values.get("preset", "auto")), {}), **values})
 
 
 def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:

@@ -65,10 +65,10 @@ def run(
     pool: Any,
     *,
     out: str | Path,
-    teacher: str | Teacher | RowTeacher = "delift",
+    teacher: str | Teacher | RowTeacher | None = None,
     target: Any = None,
     existing: Any = None,
-    encoder: str | Encoder = "minilm",
+    encoder: str | Encoder | None = None,
     progress: Progress = silent,
     cluster: ClusterSettings | None = None,
     **settings: Any,
@@ -76,16 +76,17 @@ def run(
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
     pool, and the optional target and existing sets: files, or rows in whatever holds them (`data.rows_from`). teacher and
-    encoder: names or objects.
+    encoder: names or objects; by default those of the preset (`config.PRESETS`).
     out: the run directory; one that exists is continued or extended. cluster: whose workers embed, label and score.
     Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
     if isinstance(teacher, str):
         given["teacher"] = teacher
-    else:
+    elif teacher is not None:
         given.update(registry.as_settings(teacher.options))
-    given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
+    if encoder is not None:
+        given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
     for name, rows in (("pool", pool), ("target", target), ("existing", existing)):
         if rows is not None and are_paths(rows):
             paths = [rows] if isinstance(rows, str | Path) else list(rows)
@@ -95,7 +96,7 @@ def run(
         rows if rows is None or are_paths(rows) else _held(resolved, rows, limit)
         for rows, limit in ((pool, resolved.limit), (target, None), (existing, None))
     )
-    if isinstance(teacher, str):
+    if teacher is None or isinstance(teacher, str):
         teacher = registry.create(
             resolved, resolved.device, seed=resolved.seed, encoder=resolved.encoder, workspace=workspace_of(out)
         )
@@ -107,7 +108,7 @@ def run(
             teacher=teacher,
             target=target if isinstance(target, Examples) else read_target(resolved),
             existing=existing if isinstance(existing, Examples) else read_existing(resolved),
-            encoder=None if isinstance(encoder, str) else encoder,
+            encoder=None if encoder is None or isinstance(encoder, str) else encoder,
             progress=progress,
             engine=engine,
         )

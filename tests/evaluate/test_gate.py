@@ -113,7 +113,7 @@ def gate(blocks: list[Block], *, enforced: bool = True) -> Gate:
 
 def free_and_student(student: float, free: float, *, enforced: bool = True) -> tuple[str, list[str], dict[str, float]]:
     """Return what the gate decides between predictions that lie so far off the truth."""
-    truth = truth_of(90, 2)
+    truth = truth_of(40, 2)
     guesses = {"student": truth + student * noise(truth, 5), "cosine": truth + free * noise(truth, 6)}
     found = gate([block(truth, guesses)], enforced=enforced)
     return found.used, found.warnings(), {name: of["skill"] for name, of in found.to_json()["skill"].items()}
@@ -142,7 +142,7 @@ def test_a_better_student_is_used_without_a_word() -> None:
 
 
 def test_similarity_on_top_of_the_student_is_the_student_still() -> None:
-    truth = truth_of(90, 2)
+    truth = truth_of(40, 2)
     guesses = {"student": truth + 5 * noise(truth, 5), "student + 0.5 similarity": truth}
     for enforced in (True, False):
         found = gate([block(truth, guesses)], enforced=enforced)

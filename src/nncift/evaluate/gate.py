@@ -10,7 +10,7 @@ from nncift.evaluate.selection_skill import Block, SelectionSkill, selection_ski
 from nncift.evaluate.verdicts import NAMES
 from nncift.student.candidates import STUDENT, is_student
 
-CLEARLY = 2.0
+CLEARLY = 1.5
 """Standard errors by which another candidate must select better: on fewer, the choice is wrong about as often as right."""
 
 

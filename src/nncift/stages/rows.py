@@ -20,6 +20,7 @@ from nncift.spending import parse_cost, parse_time
 from nncift.stages.work import Work, has_language_model, identity, no_language_model
 from nncift.table import Rows
 from nncift.teachers import Notes, RowTeacher, Teacher
+from nncift.teachers.cost import FORWARD, pass_weight
 from nncift.wishes import Wishes
 
 FEWEST_TARGETS = 3
@@ -100,10 +101,10 @@ def refuse_impossible(
 ) -> RunSettings:
     """Refuse wishes that cannot be met, before anything is loaded or written, and return settings with defaults filled in.
 
-    Plan and objective follow the teacher and the sets at hand: `rows` for teachers that are paid by the row, else `scatter`;
-    `topk` for pointwise teachers, `flcg` with an existing set, with a target set `rr` for LESS and RDS and `fl2mi` for others,
-    else `fl`. Raises DataError for too few rows, UsageError and InfeasibleError for labels, budgets, rules, and plans or
-    objectives that do not fit.
+    Features, plan and objective follow the teacher and the sets at hand: a probe where it is cheap beside the teacher; `rows` for
+    teachers that are paid by the row, else `scatter`; `topk` for pointwise teachers, `flcg` with an existing set, with a target
+    set `rr` for LESS and RDS and `fl2mi` for others, else `fl`. Raises DataError for too few rows, UsageError and InfeasibleError
+    for labels, budgets, rules, and plans or objectives that do not fit.
     """
     _, count = (None, None) if settings.labels == "auto" else parse_labels(settings.labels)
     if settings.cost is not None:
@@ -127,6 +128,7 @@ def refuse_impossible(
         raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
     if settings.features == "probe" and not has_language_model(teacher):
         raise no_language_model(teacher, "--features probe")
+    features = settings.features or ("probe" if is_worth_a_probe(teacher) else "text")
     aimed = bool(settings.target) or target is not None
     if aimed and pointwise:
         raise UsageError(
@@ -140,7 +142,18 @@ def refuse_impossible(
     column = subtasks.column_of(teacher)
     refuse_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
     subtasks.refuse_unfit(column, target, objective)
-    return settings.model_copy(update={"plan": plan, "objective": objective})
+    return settings.model_copy(update={"plan": plan, "objective": objective, "features": features})
+
+
+def is_worth_a_probe(teacher: Teacher | RowTeacher) -> bool:
+    """Tell whether a pass of the teacher's model over every row is little beside what the full teacher costs.
+
+    So it is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at
+    every budget (docs/results/fidelity.md).
+    """
+    if teacher.kind != "pairwise" or not has_language_model(teacher):
+        return False
+    return not isinstance(teacher, RowTeacher) or pass_weight(teacher) > FORWARD
 
 
 def _refuse_few_targets(rows: int) -> None:
