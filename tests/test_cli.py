@@ -50,7 +50,7 @@ def quick(call: Call, llama_folder: Path, tmp_path: Path) -> Call:
 
     def run(*arguments: Any, out: Path | None = None) -> Outcome:
         flags = ("--model", llama_folder, "--encoder", "hash", "--labels", "20%", "--out", out or tmp_path / "run")
-        return call("run", *flags, *arguments)
+        return call("run", "--teacher", "delift", "--features", "text", *flags, *arguments)
 
     return run
 
@@ -92,7 +92,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
         patch.setattr(
             sys, "argv",
             ["nncift", "run", str(folder / "pool.jsonl"), "--model", str(llama_folder), "--encoder", "hash", "--labels",
-             "20%", "--quiet", "--out", str(folder / "run")],
+             "20%", "--teacher", "delift", "--features", "text", "--quiet", "--out", str(folder / "run")],
         )  # fmt: skip
         with pytest.raises(SystemExit) as caught:
             cli.main()
@@ -458,6 +458,8 @@ def test_options_reach_the_teacher(call: Call, write_pool: Write, llama_folder: 
         llama_folder,
         "--encoder",
         "hash",
+        "--features",
+        "text",
         "--json",
     ]
     for option in ("lora=false", "projection=16", "epochs=1", "learning_rate=2e-3", "adam=as-published"):

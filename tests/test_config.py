@@ -85,6 +85,19 @@ def test_a_stage_takes_only_its_own_settings() -> None:
     assert RunSettings(recipe="paper").part(StudentSettings) == {
         "student": "product",
         "recipe": "paper",
-        "features": "text",
+        "features": None,
         "gate": True,
     }
+
+
+def test_a_preset_stands_for_what_is_not_given(tmp_path: Path) -> None:
+    assert resolve({}).teacher == "less"
+    paper = resolve({"preset": "paper", "encoder": "minilm"})
+    assert (paper.teacher, paper.student, paper.recipe, paper.plan) == ("delift", "paper", "paper", "block")
+    assert (paper.encoder, paper.features, paper.gate) == ("minilm", "text", False)
+    file = tmp_path / "settings.yaml"
+    file.write_text("teacher: length\n")
+    assert resolve({"preset": "cheap"}, file).teacher == "length"
+    assert resolve({"preset": "cheap"}).labels == "100%"
+    with pytest.raises(UsageError, match="preset"):
+        resolve({"preset": "best"})

@@ -13,10 +13,11 @@ from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.files import write_json
 from nncift.ground import default_objective, refuse_graph, refuse_unfit
 from nncift.labelling import Axes
+from nncift.ledger import training_cost
 from nncift.plan import parse_labels, refuse_small
 from nncift.rows import SCORE
 from nncift.rundir import RunDir
-from nncift.spending import parse_cost, parse_time
+from nncift.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
 from nncift.stages.work import Work, has_language_model, identity, no_language_model
 from nncift.table import Rows
 from nncift.teachers import Notes, RowTeacher, Teacher
@@ -128,7 +129,7 @@ def refuse_impossible(
         raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
     if settings.features == "probe" and not has_language_model(teacher):
         raise no_language_model(teacher, "--features probe")
-    features = settings.features or ("probe" if is_worth_a_probe(teacher) else "text")
+    features = settings.features or ("probe" if is_worth_a_probe(teacher, settings.cost, most) else "text")
     aimed = bool(settings.target) or target is not None
     if aimed and pointwise:
         raise UsageError(
@@ -145,15 +146,19 @@ def refuse_impossible(
     return settings.model_copy(update={"plan": plan, "objective": objective, "features": features})
 
 
-def is_worth_a_probe(teacher: Teacher | RowTeacher) -> bool:
-    """Tell whether a pass of the teacher's model over every row is little beside what the full teacher costs.
+def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: str | None, rows: int) -> bool:
+    """Tell whether a pass of the teacher's model over every row is cheap: beside the full teacher, and under the cap on cost.
 
-    So it is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at
-    every budget (docs/results/fidelity.md).
+    It is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at every
+    budget (docs/results/fidelity.md). Under the cap it may take a half, so that labels have the other. cost: as it was given.
     """
     if teacher.kind != "pairwise" or not has_language_model(teacher):
         return False
-    return not isinstance(teacher, RowTeacher) or pass_weight(teacher) > FORWARD
+    if isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD:
+        return False
+    share = DEFAULT_SHARE if cost is None else parse_cost(cost)
+    allowed = share * training_cost(rows)
+    return 2 * rows <= (max(allowed, LEAST_PASSES) if cost is None else allowed)
 
 
 def _refuse_few_targets(rows: int) -> None:
