@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_a_probe_needs_a_model_and_says_so_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-class Dear(nncift.teachers.Loss):
+class Dear(nncift.teachers.Loss):  # type: ignore[misc]
     """A teacher of which a student saves something, though it reads a probe."""
 
     row_passes = 10
@@ -220,10 +221,9 @@ def test_the_gate_leaves_what_it_chose(tmp_path: Path, llama_folder: Path, monke
     pool = write(tmp_path / "pool.jsonl", range(ROWS))
     choose = gate.choose
 
-    def free(blocks: Any, predictions: Any, seed: int, *, enforced: bool) -> gate.Gate:
-        made = choose(blocks, predictions, seed, enforced=enforced)
-        assert "cosine" in predictions
-        return gate.Gate("cosine", made.skills, enforced)
+    def free(blocks: Any, names: Any, **given: Any) -> gate.Gate:
+        assert "cosine" in names
+        return replace(choose(blocks, names, **given), used="cosine")
 
     # A rule by similarity, so that the cosine's slope is positive and it is a candidate.
     monkeypatch.setattr(gate, "choose", free)

@@ -52,7 +52,8 @@ def cli() -> None:
     help="delift, delift-se, less, selectit, ifd, loss, rds, length, random, column:NAME.  [default: less]",
 )
 @click.option(
-    "--preset", help="What is not given: auto, by evidence; cheap, embeddings alone; paper, as published.  [default: auto]"
+    "--preset",
+    help="What is not given: auto, by evidence; cheap, embeddings alone; paper, as published.  [default: auto]",
 )
 @click.option("--model", help="The teacher's language model: a local folder, a hub name, a .gguf file, or smollm2.")
 @click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
@@ -70,7 +71,8 @@ def cli() -> None:
 @click.option("--student", help="Network: product, towers or paper.  [default: product]")
 @click.option("--recipe", help="How it is trained: default or paper.  [default: default]")
 @click.option(
-    "--features", help="What it reads: text, or probe, one pass of the model per row.  [default: probe where it is cheap]"
+    "--features",
+    help="What it reads: text, or probe, one pass of the model per row.  [default: probe where it is cheap]",
 )
 @click.option("--gate/--no-gate", default=None, help="Use free similarity where it selects better.  [default: gate]")
 @click.option("--min-spearman", type=float, help="Stop with exit code 5 below this rank correlation on unseen items.")

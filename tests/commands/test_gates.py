@@ -12,7 +12,8 @@ def test_a_gate_that_is_not_reached_is_exit_code_5(
     call: Call, write_pool: Callable[..., Path], tmp_path: Path, llama_folder: Path
 ) -> None:
     command = [
-        "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "80", "--teacher", "delift", "--out",
+        "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "80",
+        "--teacher", "delift", "--out",
         tmp_path / "run", "--quiet", "--json",
     ]  # fmt: skip
     found = call(*command, "--min-spearman", "1", "--max-labels", "120")
@@ -36,7 +37,8 @@ def test_auto_takes_no_number_and_says_how_it_grew(
 ) -> None:
     found = call(
         "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "auto",
-        "--max-labels", "160", "--teacher", "delift", "--plan", "active", "--student", "towers", "--out", tmp_path / "run", "--quiet", "--json",
+        "--max-labels", "160", "--teacher", "delift", "--plan", "active", "--student", "towers",
+        "--out", tmp_path / "run", "--quiet", "--json",
     )  # fmt: skip
     assert found.code == 0, found.err
     told = json.loads(found.out)

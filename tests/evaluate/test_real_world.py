@@ -16,6 +16,7 @@ from nncift.lm import CausalLM
 from nncift.pairs import UtilityMatrix
 from nncift.plan import Wish
 from nncift.scale.shards import Shard
+from nncift.student.candidates import STUDENT
 from nncift.student.views import TEXT, Views
 from nncift.vectors import Vectors
 
@@ -141,7 +142,7 @@ def test_worlds_are_judged_by_pairs_that_were_not_measured_and_by_what_is_select
     assert seen.measured == 12 + 3 + 2
     assert known == 17 * 16
     held = hold_out(seen.labels, world.vectors["probe"], Recipe("product", "default", 0), coverage=True)
-    made = held.shipped[judging.STUDENT]
+    made = held.shipped[STUDENT]
     measured = [row for row, item in enumerate(world.matrix.source_ids) if item in items(seen)]
     hidden = np.ones((24, 24), bool)
     hidden[np.ix_(measured, measured)] = False

@@ -60,7 +60,7 @@ def test_in_the_sum_every_cosine_counts_in_units_of_its_spread() -> None:
     axis = names("r", 60)
     total = found.matrix("sum", axis, axis).values
     parts = [found.matrix(name, axis, axis).values for name in ("embedding", "hidden", "output")]
-    expected = sum(part / np.nanstd(part) for part in parts)
+    expected = np.sum([part / np.nanstd(part) for part in parts], axis=0)
     off = ~np.eye(60, dtype=bool)
     # The spread is that of a sample of pairs.
     assert np.corrcoef(total[off], expected[off])[0, 1] > 0.999

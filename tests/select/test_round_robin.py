@@ -83,7 +83,7 @@ def mean(column: Floats) -> float:
 
 def mean_of_best(utility: UtilityMatrix, chosen: list[str], existing: Floats | None = None) -> float:
     """Return the mean over targets that have a utility of the best chosen one; the lowest of all where none is chosen."""
-    parts = [utility.values.ravel(), [] if existing is None else existing]
+    parts: list[Floats] = [utility.values.ravel(), *([] if existing is None else [existing])]
     known = np.concatenate(parts)
     low = float(np.nanmin(known)) if np.isfinite(known).any() else 0.0
     columns = [utility.source_ids.index(item) for item in chosen]

@@ -310,7 +310,7 @@ def test_a_pair_is_read_as_the_templates_own_conversation(
             for row in (*said, TARGETS[target])
             for role, text in zip(("user", "assistant"), row, strict=True)
         ]
-        expected.append(ids(lm, lm.tokenizer.apply_chat_template(turns, tokenize=False))[:-1])
+        expected.append(ids(lm, str(lm.tokenizer.apply_chat_template(turns, tokenize=False)))[:-1])
     found = [[*prefix, *row.prompt, *row.response] for prefix, row in calls]
     assert sorted(found) == sorted(expected)
     assert teacher.notes() == ()

@@ -34,6 +34,7 @@ LEAST = 50
 LEAST_ROWS = 20
 """Fewer measured rows than this are none either."""
 
+
 def evaluate(
     path: Path, *, full_teacher: bool = False, progress: Progress = silent, device: str = "auto"
 ) -> dict[str, Any]:
