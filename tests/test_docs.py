@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 MADE_FIRST = (
-    "nncift run alpaca.jsonl --model MODEL --features probe --plan active --budget 30% --out runs/alpaca --quiet"
+    "nncift run alpaca.jsonl --model MODEL --budget 30% --out runs/alpaca --quiet"
 )
 
 

@@ -115,7 +115,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Run:
         hasten(patch)
         return nncift.run(
             folder / "pool.jsonl", teacher=nncift.teachers.Delift(str(llama_folder)), encoder="hash", labels=0.2,
-            budget=0.25, out=folder / "run",
+            budget=0.25, features="text", out=folder / "run",
         )  # fmt: skip
 
 

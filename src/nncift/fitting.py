@@ -50,10 +50,8 @@ def fit_key(work: Work) -> str:
     """Set and return the fingerprint of the stage; those of labels and vectors are there."""
     given = [work.keys[name] for name in ("label", "embed", "probe") if name in work.keys]
     settings = work.settings
-    # What is selected, and how much, decides which candidate selects.
-    return work.key(
-        "fit", *given, settings.part(StudentSettings), str(settings.objective), settings.budget, settings.seed
-    )
+    # Another budget or objective keeps the student that was chosen for the first: choosing again repeats nothing.
+    return work.key("fit", *given, settings.part(StudentSettings), settings.seed)
 
 
 def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
