@@ -71,7 +71,14 @@ def settings_of(folder: Path, **given: Any) -> Any:
     from nncift.config import resolve
     from nncift.demo import model_path
 
-    usual = {"labels": "25%", "budget": "25%", "encoder": "hash", "device": "cpu", "model": str(model_path())}
+    usual: dict[str, Any] = {
+        "labels": "25%",
+        "budget": "25%",
+        "encoder": "hash",
+        "device": "cpu",
+        "model": str(model_path()),
+    }
+    usual |= {"teacher": "delift", "features": "text"}
     own = {name: value for name, value in {**usual, **given}.items() if value is not None}
     return resolve({**own, "pool": [str(folder / "pool.jsonl")], "test_items": 8, "validation_items": 6})
 

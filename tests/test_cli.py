@@ -104,6 +104,8 @@ def again(done: Path, llama_folder: Path) -> list[Any]:
     return [
         "run",
         done.parent / "pool.jsonl",
+        "--teacher",
+        "delift",
         "--model",
         llama_folder,
         "--encoder",

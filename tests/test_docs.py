@@ -21,9 +21,7 @@ from nncift.scale.start import ClusterSettings
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-MADE_FIRST = (
-    "nncift run alpaca.jsonl --model MODEL --budget 30% --out runs/alpaca --quiet"
-)
+MADE_FIRST = "nncift run alpaca.jsonl --model MODEL --budget 30% --out runs/alpaca --quiet"
 
 
 class Block(NamedTuple):

@@ -75,7 +75,7 @@ def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def select(pool: Any, out: Path, teacher: Any = None, **given: Any) -> Run:
-    settings = {"encoder": "hash", "labels": 0.3, "budget": 8, **given}
+    settings = {"encoder": "hash", "labels": 0.3, "budget": 8, "features": "text", **given}
     return nncift.run(pool, teacher=teacher or Features(), out=out, **settings)
 
 

@@ -51,7 +51,14 @@ def write(path: Path, rows: range) -> Path:
 
 
 def select(pool: Any, model: Path, out: Path, **given: Any) -> Run:
-    settings: dict[str, Any] = {"encoder": "hash", "labels": 0.3, "budget": 8, "gate": False, "features": "text", **given}
+    settings: dict[str, Any] = {
+        "encoder": "hash",
+        "labels": 0.3,
+        "budget": 8,
+        "gate": False,
+        "features": "text",
+        **given,
+    }
     return nncift.run(pool, teacher=nncift.teachers.Delift(str(model)), out=out, **settings)
 
 

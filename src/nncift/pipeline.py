@@ -43,6 +43,7 @@ from nncift.scale.start import ClusterSettings, engine_of
 from nncift.stages import (
     NOTES,
     Work,
+    as_begun,
     embed,
     encoder_of,
     finished_jobs,
@@ -178,7 +179,7 @@ def _selected(
         target = read_target(settings)
     if existing is None:
         existing = read_existing(settings)
-    settings = refuse_impossible(settings, pool, teacher, target, existing)
+    settings = refuse_impossible(as_begun(settings, out), pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
         joining = Joining(directory.path, engine)

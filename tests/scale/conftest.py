@@ -46,7 +46,8 @@ def start(
     ) -> Run | dict[str, Any]:
         given = {
             "pool": str(pool), "teacher": "delift", "model": str(llama_folder), "encoder": "hash", "labels": "40%",
-            "budget": "20%", "template": "plain", "test_items": 4, "validation_items": 3, **more,
+            "budget": "20%", "template": "plain", "test_items": 4, "validation_items": 3,
+            "features": "text", **more,
         }  # fmt: skip
         settings = config.resolve(given)
         # As in a process of its own: what is embedded is not known from elsewhere.

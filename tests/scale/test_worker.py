@@ -44,7 +44,9 @@ def test_orders_hold_every_piece_once_and_are_many(monkeypatch: pytest.MonkeyPat
 def test_a_worker_labels_as_the_run_itself_does(
     llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"pool": str(write_pool(25)), "model": str(llama_folder), "template": "plain"}
+    given: dict[str, Any] = {
+        "pool": str(write_pool(25)), "teacher": "delift", "model": str(llama_folder), "template": "plain",
+    }  # fmt: skip
     settings = config.resolve(given)
     pool, teacher = pipeline.read_pool(settings), registry.create(settings)
     plan = grow(None, pool.ids, pool.ids, Wish(None, 20, "scatter", 3, 3), 0, shared=True, relative=True)

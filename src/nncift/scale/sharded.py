@@ -31,6 +31,7 @@ from nncift.scale.shards import Shard
 from nncift.select.sparse import SparseCoverage
 from nncift.stages import (
     Work,
+    as_begun,
     embed,
     embed_rows,
     label,
@@ -70,7 +71,7 @@ def run_shard(
     calculations, and not for the first labels. Raises the errors of a run.
     """
     refuse_unfit_student(settings)
-    settings = refuse_impossible(settings, pool, teacher, target, existing)
+    settings = refuse_impossible(as_begun(settings, out), pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     run = Path(out)
     with shadow_of(run, shard) as (scratch, presence), RunDir(scratch, settings) as directory:

@@ -5,7 +5,15 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 """
 
 from nncift.stages.labels import TEACHER, finished_jobs, label, plan_labels, wish_of
-from nncift.stages.rows import NOTES, named_target, prepare_all, refuse_impossible, refuse_unlabelled, usable_rows
+from nncift.stages.rows import (
+    NOTES,
+    as_begun,
+    named_target,
+    prepare_all,
+    refuse_impossible,
+    refuse_unlabelled,
+    usable_rows,
+)
 from nncift.stages.vectors import embed, embed_rows, probe_rows, probed, token_counts
 from nncift.stages.work import Work, encoder_of, has_language_model, language_model, probe_of
 
@@ -13,6 +21,7 @@ __all__ = [
     "NOTES",
     "TEACHER",
     "Work",
+    "as_begun",
     "embed",
     "embed_rows",
     "encoder_of",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from nncift import subtasks
-from nncift.config import RunSettings, TeacherSettings
+from nncift.config import RunSettings, TeacherSettings, load, resolve
 from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, InfeasibleError, UsageError
@@ -16,7 +17,7 @@ from nncift.labelling import Axes
 from nncift.ledger import training_cost
 from nncift.plan import parse_labels, refuse_small
 from nncift.rows import SCORE
-from nncift.rundir import RunDir
+from nncift.rundir import MANIFEST, RunDir
 from nncift.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
 from nncift.stages.work import Work, has_language_model, identity, no_language_model
 from nncift.table import Rows
@@ -144,6 +145,17 @@ def refuse_impossible(
     refuse_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
     subtasks.refuse_unfit(column, target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective, "features": features})
+
+
+def as_begun(settings: RunSettings, out: str | Path) -> RunSettings:
+    """Return settings with what a run in this directory was begun with where the choice is not given: its student's features.
+
+    A pool that grows past what a probe may cost keeps the student that it has. Raises DataError for a damaged manifest.
+    """
+    manifest = Path(out) / MANIFEST
+    if settings.features is not None or not manifest.exists():
+        return settings
+    return settings.model_copy(update={"features": resolve(load(manifest)).features})
 
 
 def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: str | None, rows: int) -> bool:
