@@ -16,7 +16,7 @@ WORLDS = "worlds"
 
 REAL = """## A real model
 
-`python benchmarks/real.py make --data DIR` once (about an hour on one core), then `python benchmarks/real.py judge --write`, on
+`python benchmarks/real.py make --data DIR` once (about an hour on one core), then `{command}`, on
 {machine}. The model is {model} with {parameters:,} parameters; rows have {low} to {high} tokens and come from five sources alike
 (Alpaca, GSM8K, T0, GPTeacher code and role-play). LESS has one checkpoint and {projection:,} dimensions. Mean ± standard
 deviation over {seeds} seeds of plan, labels and training. R² and Spearman are on all pairs that were not measured. Skill at a
@@ -32,10 +32,11 @@ TOYS = """## Toy models
 
 `python benchmarks/fidelity.py` on {machine}; mean ± standard deviation over {seeds} seeds of held-out items, plan and
 training on one world. R² and Spearman are on all pairs of 30 unseen items. Skill: 0 is random, 1 the full teacher, both under
-the true matrix; known labels stand in the matrix. `after the gate`: by what a run uses ([method](../method.md), section 2;
-at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and budgets, to the best similarity that is free under
-the same features, at each budget the best in hindsight. `90 % covers`: share of pairs of untouched items within their 90 %
-interval. Labels do not count validation and test pairs.
+the true matrix; known labels stand in the matrix. Measured before students were judged on a real model: they learned from the
+training labels alone, and all but the published recipe selected with similarity on top. `after the gate`: where a run would have
+used a free similarity instead, its skill counts (at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and
+budgets, to the best similarity that is free under the same features, at each budget the best in hindsight. `90 % covers`: share
+of pairs of untouched items within their 90 % interval. Labels do not count validation and test pairs.
 """
 
 

@@ -84,6 +84,7 @@ def judge(given: argparse.Namespace) -> None:
         found[world.name] = {"about": world.about, "lines": list(lines_of(world, ways, ways[-1].wish, given.seeds))}
     results = {
         "machine": machine(),
+        "command": command(),
         "seeds": given.seeds,
         "model": real.about["model"]["name"],
         "rows": real.sizes,
@@ -92,6 +93,18 @@ def judge(given: argparse.Namespace) -> None:
     if given.write:
         publish({"real": results})
     print(json.dumps(results) if given.json else "\n".join(real_tables(results)))
+
+
+def command() -> str:
+    """Return the command of this process as the page shows it: without the folder of the world, which differs by machine."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--world":
+            next(words, None)
+        elif word not in ("--json", "--write"):
+            kept.append(word)
+    return " ".join(["python benchmarks/real.py", *kept, "--write"])
 
 
 def ways_of(world: World) -> Iterator[Way]:

@@ -196,7 +196,9 @@ def test_the_page_has_the_real_model_first_and_keeps_what_is_not_measured_again(
     results = {"machine": "a machine", "seeds": 5, "worlds": {"one": {"about": "toy", "lines": [line]}}}
     rows = {"parameters": 7, "low": 20, "high": 128, "projection": 64}
     pages.publish({"toys": results})
-    pages.publish({"real": {**results, "model": "m", "rows": rows}})
+    pages.publish(
+        {"real": {**results, "model": "m", "rows": rows, "command": "python benchmarks/real.py judge --write"}}
+    )
     page = (tmp_path / "fidelity.md").read_text()
     assert page.index("## A real model") < page.index("### one") < page.index("## Toy models") < page.index("### One")
     row = "| product | text | rows | 88 | 0.50 ± 0.10 | 0.50 ± 0.10 | 0.25 / 0.25 / 0.25 / 0.25 |"
