@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -28,6 +29,12 @@ WORDS = (
     "give tell what is the a of to in and for with one two three four five six seven eight nine ten Instruction "
     "Response"
 ).split()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every collection of garbage from here on: it took a sixth of a small run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,8 @@
 
 A kernel adds in an order of its own: that of its lanes, its blocks, its threads. What tests compare to is one such order among
 many, and the machine that a test was written on is another. So tolerances follow from how many terms were added, never from
-what was seen once. U is the unit roundoff: a float32 operation is exact up to a factor of 1 + e with |e| <= U.
+what was seen once.
+U is the unit roundoff: a float32 operation is exact up to a factor of 1 + e with |e| <= U. HALF is that of half precision.
 
 - A sum of n terms in any order is off by at most (n - 1) U times the sum of their absolute values (Higham, Accuracy and
   Stability of Numerical Algorithms, 4.2), and roundings that have nothing to do with each other add up to about sqrt(n) U times
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-U = 2.0**-24
+U, HALF = 2.0**-24, 2.0**-11
 MARGIN = 4.0
 
 
@@ -54,6 +55,14 @@ def of_directions(relative: float) -> float:
     return math.sqrt(2 * relative)
 
 
+def of_cosines(relative: float, dimension: int) -> float:
+    """Return the error of a cosine of vectors of so many numbers with this relative error each, by norm, kept in half precision.
+
+    Errors that know nothing of the other vector lie along it by a share of 1 / sqrt(dimension).
+    """
+    return MARGIN * math.sqrt(2) * (relative + HALF) / math.sqrt(dimension)
+
+
 def distances(found: npt.ArrayLike, expected: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return how far rows lie apart, relative to the norm of the expected ones: `(n,)` of two arrays `(n, width)`."""
     one, other = np.asarray(found, np.float64), np.asarray(expected, np.float64)
@@ -71,7 +80,7 @@ def features_agree(found: npt.NDArray[Any], expected: npt.NDArray[Any], dimensio
     checkpoints, rest = divmod(expected.shape[1], 2 * dimension + 2)
     assert checkpoints
     assert not rest
-    kept = 2.0**-10 if expected.dtype == np.float16 else 0.0
+    kept = 2 * HALF if expected.dtype == np.float16 else 0.0
     places = [*range(dimension, 2 * checkpoints * dimension + 1, dimension), (2 * dimension + 1) * checkpoints]
     *one, mantissas, exponents = np.split(np.asarray(found, np.float64), places, axis=1)
     *other, expected_mantissas, expected_exponents = np.split(np.asarray(expected, np.float64), places, axis=1)

@@ -66,9 +66,12 @@ def test_parts_of_a_packed_file_that_follow_each_other_are_all_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("suffix", PACK)
-def test_what_unpacks_to_far_more_than_data_does_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_what_unpacks_to_far_more_than_data_does_is_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.data.opening.LEAST_UNPACKED", 1 << 20)
     path = tmp_path / f"a.jsonl.{suffix}"
-    path.write_bytes(PACK[suffix](b'{"prompt": "a", "completion": "b"}\n' * 600_000))
+    path.write_bytes(PACK[suffix](b'{"prompt": "a", "completion": "b"}\n' * 60_000))
     with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
         read(path)
 
