@@ -69,9 +69,9 @@ class HeldOut:
     """What is known of a student's predictions where it has not seen the labels.
 
     quadrants: labelled pairs by what was seen of them. predictions: predictor to quadrant to `(n_pairs,)`. blocks: items on which
-    selections are repeated. rows: how many held-out rows there are on the source axis. folds: 1 = items that the plan set apart.
-    shipped: the candidates that a run can select by, fitted on all labels. residuals: pairs whose source was not seen, with the
-    predictions of each candidate.
+    selections are repeated. folds: 1 = items that the plan set apart. shipped: the candidates that a run can select by, fitted on
+    all labels. course: of the student's training. source_unseen: pairs whose source was not seen, with the predictions of each
+    candidate. pair_blocks: pairs of which neither item was seen, likewise, in parts that have no source in common.
     """
 
     quadrants: Quadrants
