@@ -27,7 +27,7 @@ test-slow: setup
 NUMERIC := tests/teachers tests/student tests/select tests/evaluate tests/answers tests/demo tests/device \
   tests/scale/test_memory.py tests/tuning/test_training.py tests/tuning/test_trainers.py tests/test_blocks.py tests/test_calculation.py \
   tests/test_embeddings.py tests/test_encode.py tests/test_explain.py tests/test_lm.py tests/test_memory.py tests/test_probe.py \
-  tests/test_reselect.py tests/test_rows.py tests/test_students.py tests/test_subtasks.py
+  tests/test_behaviour.py tests/test_reselect.py tests/test_rows.py tests/test_students.py tests/test_subtasks.py
 
 test-portable: setup
 	ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Prescott MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
