@@ -24,8 +24,8 @@ test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or not slow" --timeout=1200
 
 # Whatever compares numbers, with the kernels of other processors: plain, of AVX2, and rounding otherwise for every shape.
-NUMERIC := tests/teachers tests/student tests/select tests/evaluate tests/answers tests/demo tests/device \
-  tests/scale/test_memory.py tests/tuning/test_training.py tests/tuning/test_trainers.py tests/test_blocks.py tests/test_calculation.py \
+NUMERIC := tests/teachers tests/student tests/selection tests/evaluation tests/generation tests/demo tests/device \
+  tests/distributed/test_memory.py tests/finetune/test_training.py tests/finetune/test_trainers.py tests/test_blocks.py tests/test_calculation.py \
   tests/test_embeddings.py tests/test_encode.py tests/test_explain.py tests/test_lm.py tests/test_memory.py tests/test_probe.py \
   tests/test_behaviour.py tests/test_reselect.py tests/test_rows.py tests/test_students.py tests/test_subtasks.py
 
@@ -39,6 +39,7 @@ test-portable: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: setup

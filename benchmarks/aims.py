@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import nncift
+from nncift.core.seeds import shuffled
 from nncift.data import Examples
-from nncift.finished import FinishedRun
-from nncift.seeds import shuffled
+from nncift.runs.finished import FinishedRun
 
 
 def measure(

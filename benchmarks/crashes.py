@@ -86,26 +86,28 @@ def settings_of(folder: Path, **given: Any) -> Any:
 def run(folder: Path, engine: Any = None, **given: Any) -> None:
     """Run the pipeline as the command line does."""
     from nncift import pipeline
+    from nncift.stages import inputs
 
     settings = settings_of(folder, **given)
     pipeline.execute(
-        settings, pipeline.read_pool(settings), folder / "run", teacher=_teacher(folder, settings), engine=engine
+        settings, inputs.read_pool(settings), folder / "run", teacher=_teacher(folder, settings), engine=engine
     )
 
 
 def _teacher(folder: Path, settings: Any) -> Any:
-    from nncift import pipeline
+    from nncift.stages import inputs
     from nncift.teachers import registry
 
-    workspace = pipeline.workspace_of(folder / "run")
+    workspace = inputs.workspace_of(folder / "run")
     return registry.create(settings, "cpu", seed=settings.seed, encoder=settings.encoder, workspace=workspace)
 
 
 def shards(folder: Path, **given: Any) -> None:
     """Do both shards of the run, round by round, until nothing is left for them."""
-    from nncift import encode, pipeline
-    from nncift.scale.sharded import run_shard
-    from nncift.scale.shards import Shard
+    from nncift.distributed.shards import Shard
+    from nncift.models import encoders as encode
+    from nncift.shard import run_shard
+    from nncift.stages import inputs
 
     if given.get("features") != "probe":
         # So few rows would be one block. Embeddings by hash are the same in any, what a model says is not, to the bit.
@@ -115,7 +117,7 @@ def shards(folder: Path, **given: Any) -> None:
     while not finished:
         told = [
             run_shard(
-                settings, pipeline.read_pool(settings), folder / "run", Shard(number, 2), teacher=_teacher(folder, settings)
+                settings, inputs.read_pool(settings), folder / "run", Shard(number, 2), teacher=_teacher(folder, settings)
             )
             for number in (1, 2)
         ]  # fmt: skip
@@ -131,7 +133,7 @@ def shards_joined(folder: Path, **given: Any) -> None:
 
 def _share_everything() -> None:
     """Let calculations be worth sharing, however small."""
-    from nncift import calculation
+    from nncift.core import parallel as calculation
 
     shared: Any = calculation
     shared.WORTH, shared.BYTES_A_SECOND = 0.0, float("inf")
@@ -145,9 +147,9 @@ def shards_calculating(folder: Path) -> None:
 
 def by_ray(folder: Path, **given: Any) -> None:
     """Run with two workers of a local cluster, whose clocks stand still too."""
-    from nncift.scale import cluster
-    from nncift.scale.start import ClusterSettings
-    from nncift.scale.worker import Worker
+    from nncift.distributed import ray_cluster as cluster
+    from nncift.distributed.ray_worker import Worker
+    from nncift.distributed.start import ClusterSettings
 
     class Still(Worker):
         """A worker without a clock."""
@@ -169,7 +171,7 @@ def by_ray(folder: Path, **given: Any) -> None:
 
 def select_again(folder: Path) -> None:
     """Choose again in place, and beside it."""
-    from nncift.reselect import reselect
+    from nncift.runs.select_again import reselect
 
     reselect(folder / "run", {"budget": "6"})
     if not (folder / "other").exists():
@@ -180,7 +182,7 @@ def score_and_export(folder: Path) -> None:
     """Score rows and export the selected ones."""
     from nncift.data import read
     from nncift.data.export import export
-    from nncift.results import score_file
+    from nncift.stages.finish import score_file
 
     score_file(read(folder / "pool.jsonl"), folder / "run", folder / "scores.parquet", device="cpu")
     for to in ("same", "trl", "llamafactory"):
@@ -189,7 +191,7 @@ def score_and_export(folder: Path) -> None:
 
 def evaluate(folder: Path) -> None:
     """Judge the run by the full teacher."""
-    from nncift.evaluate.finished import evaluate
+    from nncift.runs.evaluate import evaluate
 
     evaluate(folder / "run", full_teacher=True, device="cpu")
 
@@ -343,8 +345,8 @@ class Harness:
 
     def _count(self, kill_at: int | None) -> None:
         """Count changes below the work folder, and die before the n-th; note the stage at work; stop all clocks."""
-        from nncift.ledger import Stopwatch
-        from nncift.rundir import RunDir
+        from nncift.storage.ledger import Stopwatch
+        from nncift.storage.run_directory import RunDir
 
         below = f"{self.work}/"
         state: dict[str, Any] = {"changes": 0, "stage": BEGIN}
@@ -421,7 +423,7 @@ def _warm() -> None:
     import torch
 
     from nncift.demo import model_path
-    from nncift.lm import CausalLM
+    from nncift.models.causal_lm import CausalLM
 
     torch.set_num_threads(1)
     load = CausalLM.load

@@ -12,16 +12,16 @@ import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from nncift.core.seeds import shuffled
 from nncift.data import Examples, read
 from nncift.demo import model_path
 from nncift.demo.world import make_world, read_truth
-from nncift.evaluate.detection import Found, bad_data
-from nncift.evaluate.planting import swapped
-from nncift.evaluate.truth import true_matrix
-from nncift.files import cache_folder
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
 from nncift.pipeline import run
-from nncift.seeds import shuffled
+from nncift.runs.bad_rows import Found, bad_data
+from nncift.runs.planting import swapped
+from nncift.runs.true_matrix import true_matrix
+from nncift.storage.atomic import cache_folder
 from nncift.teachers.delift import Delift
 
 

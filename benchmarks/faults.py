@@ -55,8 +55,8 @@ def unwarned(wanted: Mapping[str, bytes], found: Mapping[str, bytes], file: str)
 
 def explain(folder: Path, out: Path | None = None) -> None:
     """Explain a row, and leave what was said, in the folder unless another is given."""
-    from nncift.explain import explain
-    from nncift.finished import FinishedRun
+    from nncift.runs.explain import explain
+    from nncift.runs.finished import FinishedRun
 
     found = FinishedRun(folder / "run")
     told = [explain(found, item, why_not=True) for item in (sorted(found.choices)[3], found.chosen[0])]
@@ -65,14 +65,14 @@ def explain(folder: Path, out: Path | None = None) -> None:
 
 def compare(folder: Path) -> None:
     """Compare the run's selection with itself, and leave what was said."""
-    from nncift.comparing import compare
+    from nncift.runs.compare import compare
 
     (folder / "compared.json").write_text(json.dumps(compare(folder / "run", folder / "run")))
 
 
 def select(folder: Path) -> None:
     """Choose again beside the run."""
-    from nncift.reselect import reselect
+    from nncift.runs.select_again import reselect
 
     reselect(folder / "run", {"budget": "6"}, folder / "other")
 

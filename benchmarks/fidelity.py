@@ -19,12 +19,12 @@ import numpy as np
 from judging import Way, World, lines_of
 from pages import WORLDS, known_toys, machine, publish, toy_tables
 
+from nncift.core.pairs import UtilityMatrix
+from nncift.core.seeds import shuffled
 from nncift.data import Examples, read
-from nncift.pairs import UtilityMatrix
-from nncift.plan import Wish
-from nncift.seeds import shuffled
-from nncift.student.views import TEXT, Views
-from nncift.vectors import Vectors
+from nncift.labels import Wish
+from nncift.labels.vectors import Vectors
+from nncift.models.views import TEXT, Views
 
 
 def main() -> None:
@@ -86,7 +86,7 @@ def demo_world(rows: int, cache: Path) -> World:
     """Return the demo world under DELIFT."""
     from nncift.demo import model_path
     from nncift.demo.world import make_world
-    from nncift.evaluate.truth import true_matrix
+    from nncift.runs.true_matrix import true_matrix
     from nncift.teachers.delift import Delift
 
     folder = cache / f"demo-{rows}"
@@ -130,9 +130,9 @@ def gradient_world(model: Path, data: list[Path], rows: int, cache: Path) -> Wor
 
 def vectors_of(pool: Examples, lm: Any) -> dict[str, Vectors]:
     """Return the vectors of both feature sets, from the cache where they are known."""
-    from nncift.embeddings import EmbeddingCache
-    from nncift.encode import create
-    from nncift.probe import Probe, features_of
+    from nncift.models.embedding_cache import EmbeddingCache
+    from nncift.models.encoders import create
+    from nncift.models.probe import Probe, features_of
 
     text = EmbeddingCache(create("minilm", device="cpu")).embed([row.text for row in pool]).vectors
     probe = Probe(lm)

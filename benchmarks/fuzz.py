@@ -60,7 +60,7 @@ def _file(name: str, data: bytes) -> Path:
 def _read(path: Path) -> None:
     """Read rows, and do with them what a run does without a model."""
     from nncift.data import read, write_rejected, write_rows
-    from nncift.table import Rows
+    from nncift.data.pool_table import Rows
 
     found = read(path)
     json.dumps([[row.id, row.source, row.raw] for row in found])
@@ -97,7 +97,8 @@ def parquet(data: bytes) -> None:
 
 def trainers(data: bytes) -> None:
     """Make of rows what trainers load."""
-    from nncift.data import pairs, read
+    from nncift.data import preference_pairs as pairs
+    from nncift.data import read
     from nncift.data import trainers as forms
     from nncift.data.conversation import converse
     from nncift.data.layout import Layout
@@ -134,7 +135,7 @@ def settings(data: bytes) -> None:
 
 def template(data: bytes) -> None:
     """Read a template file."""
-    from nncift.wording import _plain_template
+    from nncift.models.prompt_format import _plain_template
 
     _plain_template(str(_file("template.txt", data)))
 
@@ -143,9 +144,9 @@ def wishes(data: bytes) -> None:
     """Read what is wished of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
     from nncift.config import resolve
     from nncift.data import Examples, read
-    from nncift.plan import parse_labels
-    from nncift.table import Rows
-    from nncift.wishes import Wishes
+    from nncift.data.pool_table import Rows
+    from nncift.labels import parse_labels
+    from nncift.selection.constraints import Wishes
 
     given = data.decode("utf-8", "surrogateescape").split("\n", 4)
     names = ("budget", "quota", "dedup", "labels")
@@ -185,6 +186,7 @@ record:
 def finished() -> Path:
     """Return a small finished run, made without a model."""
     from nncift import pipeline
+    from nncift.stages import inputs
     from nncift.teachers.registry import create
 
     given = {
@@ -199,21 +201,21 @@ def finished() -> Path:
 
     made = resolve({**given, "pool": [str(_file("few.jsonl", FEW))]})
     run = folder() / "finished"
-    pipeline.execute(made, pipeline.read_pool(made), run, teacher=create(made, seed=0))
+    pipeline.execute(made, inputs.read_pool(made), run, teacher=create(made, seed=0))
     return run
 
 
 def directory(data: bytes) -> None:
     """Read a run in which somebody has put another file: byte 0 says which, byte 1 whether marks of stages stay."""
-    from nncift.comparing import compare
     from nncift.data import read
     from nncift.data.export import export
-    from nncift.explain import explain
-    from nncift.finished import FinishedRun
-    from nncift.report import write_report
-    from nncift.reselect import reselect
-    from nncift.results import score_file
-    from nncift.student.card import write_card
+    from nncift.runs.compare import compare
+    from nncift.runs.explain import explain
+    from nncift.runs.finished import FinishedRun
+    from nncift.runs.report import write_report
+    from nncift.runs.select_again import reselect
+    from nncift.runs.student_card import write_card
+    from nncift.stages.finish import score_file
 
     names = sorted(str(path.relative_to(finished())) for path in finished().rglob("*") if path.is_file())
     run, rest = folder() / "run", folder() / "rest"
@@ -256,9 +258,9 @@ def manifest(data: bytes) -> None:
     """Read a run whose manifest somebody has written: as settings, by commands on a finished run, and to go on with it."""
     from nncift import config
     from nncift.data.export import export
-    from nncift.finished import FinishedRun
-    from nncift.rundir import MANIFEST, RunDir
-    from nncift.wishes import Wishes
+    from nncift.runs.finished import FinishedRun
+    from nncift.selection.constraints import Wishes
+    from nncift.storage.run_directory import MANIFEST, RunDir
 
     run = unmarked()
     (run / MANIFEST).write_bytes(data)

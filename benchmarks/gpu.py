@@ -14,7 +14,7 @@ from typing import Any
 import teachers
 
 from nncift.data import Examples
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
 from nncift.teachers import Chunk
 from nncift.teachers.delift import Delift
 from nncift.teachers.less import Less

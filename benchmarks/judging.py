@@ -15,22 +15,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nncift.active import next_round
-from nncift.cross_fit import HeldOut, Recipe, hold_out
-from nncift.evaluate.intervals import interval_of_pairs
-from nncift.evaluate.metrics import r2, skill, spearman
-from nncift.evaluate.selection_skill import NINETY
-from nncift.fitting import judged as gate_of
-from nncift.labels import combine
-from nncift.pairs import LabelledPairs, UtilityMatrix
-from nncift.plan import NO_SOURCE, SPLITS, LabelPlan, Roles, Wish, grow
-from nncift.rows import grow_rows, split_by_roles
-from nncift.select import pose
-from nncift.select.baselines import random_ids
+from nncift.core.pairs import LabelledPairs, UtilityMatrix
+from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
+from nncift.evaluation.intervals import interval_of_pairs
+from nncift.evaluation.metrics import r2, skill, spearman
+from nncift.evaluation.selection_skill import NINETY
+from nncift.labels import NO_SOURCE, SPLITS, LabelPlan, Roles, Wish, grow
+from nncift.labels.pair_labels import combine
+from nncift.labels.row_labels import grow_rows, split_by_roles
+from nncift.labels.vectors import Vectors
+from nncift.selection import pose
+from nncift.selection.controls import random_ids
+from nncift.stages.active import next_round
+from nncift.stages.fit import judged as gate_of
 from nncift.student.candidates import STUDENT, Candidate, free_candidates
 from nncift.student.model import predict_all, with_known
 from nncift.student.networks import Lesson
-from nncift.vectors import Vectors
 
 Floats = npt.NDArray[np.float32]
 BUDGETS = (0.01, 0.05, 0.1, 0.3)

@@ -59,10 +59,10 @@ ROWS = "1000"
 
 PARTS = {
     "read": "import nncift; print(len(nncift.read({path!r})))",
-    "inspect": "from nncift.data.inspection import inspect; print(inspect({path!r})['rows'])",
+    "inspect": "from nncift.stages.inspection import inspect; print(inspect({path!r})['rows'])",
     "read and embed (hash, 256 numbers) into a file": (
         "import nncift; from pathlib import Path;"
-        "from nncift.embeddings import EmbeddingCache; from nncift.encode import HashEncoder;"
+        "from nncift.models.embedding_cache import EmbeddingCache; from nncift.models.encoders import HashEncoder;"
         "rows = nncift.read({path!r}); folder = Path({cache!r});"
         "print(EmbeddingCache(HashEncoder(), folder).embed(rows.texts, into=folder / 'vectors.npy').vectors.shape)"
     ),
@@ -173,7 +173,7 @@ def _stages(run: Path) -> dict[str, int]:
 
 
 def _bytes(cap: str) -> int:
-    from nncift.memory import parse_memory
+    from nncift.core.memory import parse_memory
 
     return parse_memory(cap)
 

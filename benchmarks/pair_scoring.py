@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.student.kernels import relu_block
+from nncift.student.network_kernels import relu_block
 
 Floats = npt.NDArray[np.float32]
 DIM, HIDDEN = 1024, 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nncift.study.figures import as_svg, panels_of
+from nncift.studies.figures import as_svg, panels_of
 
 STAGES = {
     "graph_seconds": "neighbour graph",

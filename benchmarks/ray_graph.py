@@ -26,14 +26,15 @@ import numpy as np
 from ray_scale import cpu_seconds, hired
 from sparse import FAR, NEAR, clustered, student
 
-from nncift import calculation, config
-from nncift.calculation import Calculate, Calculation, Keep
-from nncift.scale.cluster import OnRay
-from nncift.scale.pieces import Engine, calculate
-from nncift.select import graphs
-from nncift.select.graphs import scored_graph
-from nncift.select.neighbours import nearest
-from nncift.select.sparse import SparseCoverage
+from nncift import config
+from nncift.core import parallel as calculation
+from nncift.core.parallel import Calculate, Calculation, Keep
+from nncift.core.tasks import Engine, calculate
+from nncift.distributed.ray_cluster import OnRay
+from nncift.selection import graphs
+from nncift.selection.graphs import scored_graph
+from nncift.selection.neighbours import nearest
+from nncift.selection.sparse import SparseCoverage
 from nncift.student import score
 from nncift.student.score import all_pairs
 

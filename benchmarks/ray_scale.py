@@ -32,17 +32,17 @@ import numpy as np
 
 from nncift import config
 from nncift.config import RunSettings
+from nncift.core.fingerprints import fingerprint
+from nncift.core.tasks import Engine, Here, Job, Keep, Outcome, Piece
 from nncift.data import Examples, read
-from nncift.files import fingerprint
-from nncift.plan import LabelPlan
-from nncift.rundir import RunDir
-from nncift.scale.cluster import OnRay
-from nncift.scale.hands import Hands
-from nncift.scale.pieces import Engine, Here, Job, Keep, Outcome, Piece
-from nncift.scale.records import Record, pack
-from nncift.scale.start import ClusterSettings
-from nncift.scale.worker import Order, Worker
+from nncift.distributed.model_worker import Hands
+from nncift.distributed.piece_records import Record, pack
+from nncift.distributed.ray_cluster import OnRay
+from nncift.distributed.ray_worker import Order, Worker
+from nncift.distributed.start import ClusterSettings
+from nncift.labels import LabelPlan
 from nncift.stages import Work, label, plan_labels, refuse_impossible, usable_rows
+from nncift.storage.run_directory import RunDir
 from nncift.teachers import registry
 
 

@@ -19,10 +19,10 @@ from judging import Way, World, lines_of
 from pages import WORLDS, machine, publish, real_tables
 from real_world import PARTS, POOLS, WHOLE, Maker, RealWorld, default_folder, make
 
+from nncift.distributed.shards import Shard
 from nncift.errors import NnciftError
-from nncift.lm import CausalLM
-from nncift.plan import TRAIN, Wish, grow
-from nncift.scale.shards import Shard
+from nncift.labels import TRAIN, Wish, grow
+from nncift.models.causal_lm import CausalLM
 
 SHARE_OF_ROWS = {POOLS[0]: 0.2, POOLS[1]: 0.1}
 """Rows that LESS measures to train on, by pool; validation and test rows come on top."""

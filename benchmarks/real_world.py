@@ -22,32 +22,23 @@ import numpy as np
 import numpy.typing as npt
 from judging import World
 
+from nncift.core.fingerprints import fingerprint
+from nncift.core.pairs import UtilityMatrix
+from nncift.core.seeds import shuffled
 from nncift.data import Example, Examples, read
-from nncift.embeddings import EmbeddingCache
-from nncift.encode import create
+from nncift.distributed.shards import Shard
 from nncift.errors import DataError, UsageError
-from nncift.files import (
-    atomic,
-    cache_folder,
-    digest,
-    fingerprint,
-    load_array,
-    locked,
-    read_json,
-    write_json,
-    write_text,
-)
-from nncift.lm import CausalLM
-from nncift.pairs import UtilityMatrix
-from nncift.probe import Probe
-from nncift.scale.shards import Shard
-from nncift.seeds import shuffled
-from nncift.student.views import TEXT, Views
+from nncift.labels.vectors import Vectors
+from nncift.models.causal_lm import CausalLM
+from nncift.models.embedding_cache import EmbeddingCache
+from nncift.models.encoders import create
+from nncift.models.probe import Probe
+from nncift.models.views import TEXT, Views
+from nncift.storage.atomic import atomic, cache_folder, digest, load_array, locked, read_json, write_json, write_text
 from nncift.teachers import Chunk
 from nncift.teachers.delift import Delift
-from nncift.teachers.features import GradientFeatures
 from nncift.teachers.less import Less
-from nncift.vectors import Vectors
+from nncift.teachers.less_features import GradientFeatures
 
 Floats = npt.NDArray[np.float32]
 

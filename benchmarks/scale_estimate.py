@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from nncift.config import RunSettings
+from nncift.core.tasks import Outcome
 from nncift.data import read
-from nncift.files import write_json
-from nncift.labels import LabelStore
-from nncift.plan import Wish, grow
-from nncift.rows import RowFormat, RowLabelStore, grow_rows
-from nncift.rows_file import write_rows_file
-from nncift.rundir import RunDir
-from nncift.scale.pieces import Outcome
-from nncift.scale.records import Record, Writer
-from nncift.scale.records import read as read_records
+from nncift.data.pool_file import write_rows_file
+from nncift.distributed.piece_records import Record, Writer
+from nncift.distributed.piece_records import read as read_records
+from nncift.labels import Wish, grow
+from nncift.labels.pair_labels import LabelStore
+from nncift.labels.row_labels import RowFormat, RowLabelStore, grow_rows
+from nncift.storage.atomic import write_json
+from nncift.storage.run_directory import RunDir
 from nncift.teachers import ChunkLabels, RowLabels
 
 WORDS = (

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.select.neighbours import Neighbours
-from nncift.select.sparse import Optimiser
+from nncift.selection.neighbours import Neighbours
+from nncift.selection.sparse import Optimiser
 from nncift.student.model import Student
 
 Floats = npt.NDArray[np.float32]
@@ -44,10 +44,10 @@ def student(vectors: Floats) -> Student:
     """Return a paper network that has learned a little of the rows' cosines, so that its scores vary with its inputs."""
     import torch
 
-    from nncift.pairs import LabelledPairs
-    from nncift.student.fit import RECIPES, fit
+    from nncift.core.pairs import LabelledPairs
+    from nncift.models.views import TEXT, Views
     from nncift.student.networks import Lesson
-    from nncift.student.views import TEXT, Views
+    from nncift.student.paper_recipe import RECIPES, fit
 
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
@@ -65,9 +65,9 @@ def student(vectors: Floats) -> Student:
 
 def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
     """Build the graph, score its pairs and select a share of `n` rows; return seconds of each and the peak memory."""
-    from nncift.select.graphs import scored_graph
-    from nncift.select.neighbours import nearest
-    from nncift.select.sparse import Graph, SparseCoverage
+    from nncift.selection.graphs import scored_graph
+    from nncift.selection.neighbours import nearest
+    from nncift.selection.sparse import Graph, SparseCoverage
 
     vectors = clustered(n)
     trained = student(vectors)
@@ -110,8 +110,8 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
 
 def in_turn(ids: tuple[str, ...], known: Neighbours, share: float = 0.1) -> dict[str, Any]:
     """Return seconds of round-robin on the cosines of the graph, from edges to the chosen rows, and its share of the bound."""
-    from nncift.select.sparse import Graph
-    from nncift.select.sparse_turns import SparseTurns
+    from nncift.selection.sparse import Graph
+    from nncift.selection.sparse_round_robin import SparseTurns
 
     few = np.zeros((3, 1), np.int32), np.ones((3, 1), np.float32)
     SparseTurns(Graph(ids[:3], ids[:3], *few)).take_turns(1)
@@ -126,10 +126,10 @@ def in_turn(ids: tuple[str, ...], known: Neighbours, share: float = 0.1) -> dict
 
 def value(n: int = 20_000) -> dict[str, Any]:
     """Return the value of a selection on a graph of cosines over that of central dense greedy, at 1, 10 and 30 %."""
-    from nncift.pairs import UtilityMatrix
-    from nncift.select import pose
-    from nncift.select.neighbours import nearest
-    from nncift.select.sparse import Graph, SparseCoverage
+    from nncift.core.pairs import UtilityMatrix
+    from nncift.selection import pose
+    from nncift.selection.neighbours import nearest
+    from nncift.selection.sparse import Graph, SparseCoverage
 
     vectors = clustered(n)
     ids = tuple(f"{i:07d}" for i in range(n))

@@ -40,8 +40,8 @@ TITLES = {
 
 def facility_location(sizes: tuple[int, ...], with_peers: bool) -> dict[str, Any]:
     """Select 30 % of clustered points by facility location on their cosines; the peers get the same matrix."""
-    from nncift.pairs import UtilityMatrix
-    from nncift.select import pose, select
+    from nncift.core.pairs import UtilityMatrix
+    from nncift.selection import pose, select
 
     found: dict[str, Any] = {}
     for size in sizes:

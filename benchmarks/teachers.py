@@ -13,7 +13,7 @@ import gpu
 import numpy as np
 
 from nncift.data import Examples, read
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
 from nncift.teachers import Chunk, RowTeacher, Teacher, registry
 from nncift.teachers.delift import Delift
 from nncift.teachers.less import Less
@@ -247,7 +247,8 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
     import torch
 
     from nncift import config, pipeline
-    from nncift.estimate import estimate
+    from nncift.stages import inputs
+    from nncift.stages.estimate import estimate
 
     torch.set_num_threads(1)
     small, pool = load(model, data, rows=96)
@@ -273,7 +274,7 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
         planned = estimate(settings, pool, fresh())
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            run = pipeline.execute(settings, pool, out, teacher=fresh(workspace=pipeline.workspace_of(out)))
+            run = pipeline.execute(settings, pool, out, teacher=fresh(workspace=inputs.workspace_of(out)))
         stage = run.ledger["stages"]["label"]
         found[name] = {
             "planned": planned["label"],

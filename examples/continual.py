@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     print(f"{len(run.subset)} rows selected that add to {existing}; open {run.path / 'report.html'}")
 
     # The labels are the same, so choosing again as if nothing had been trained on costs no pass of the model.
-    from nncift.reselect import reselect
+    from nncift.runs.select_again import reselect
 
     plain = out.with_name(out.name + "-as-new")
     reselect(run.path, {"objective": "fl"}, plain)

@@ -12,7 +12,7 @@ import nncift
 from nncift.data.export import export
 from nncift.data.inspection import inspect
 from nncift.demo import make_world, model_path
-from nncift.explain import explain
+from nncift.runs.explain import explain
 
 
 def main(arguments: list[str]) -> None:

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from nncift.active import ROUNDS, deciding_pairs, next_round, next_target
-from nncift.pairs import LabelledPairs
-from nncift.plan import NO_SOURCE, SPLITS, TRAIN, LabelPlan, Wish, describe, grow
-from nncift.seeds import derive
+from nncift.core.pairs import LabelledPairs
+from nncift.core.seeds import derive
+from nncift.labels import NO_SOURCE, SPLITS, TRAIN, LabelPlan, Wish, describe, grow
+from nncift.labels.vectors import Vectors
+from nncift.models.views import Views
+from nncift.stages.active import ROUNDS, deciding_pairs, next_round, next_target
 from nncift.student.networks import Lesson
-from nncift.student.views import Views
-from nncift.vectors import Vectors
 
 VIEWS = Views.of({"text": 8})
 Pair = tuple[str, str]
@@ -158,10 +158,10 @@ def test_pairs_come_from_the_best_of_their_target() -> None:
 
 
 def test_tiles_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    import nncift.active
+    import nncift.stages.active
     from nncift.student import score
 
     whole = drawn(range(30), {t: [t] for t in range(30)}, 60)
     monkeypatch.setattr(score, "SMALLEST_TILE", 4)
-    monkeypatch.setattr(nncift.active, "tiles", partial(score.tiles, cap=4 * 4 * 7))
+    monkeypatch.setattr(nncift.stages.active, "tiles", partial(score.tiles, cap=4 * 4 * 7))
     assert drawn(range(30), {t: [t] for t in range(30)}, 60) == whole

@@ -9,21 +9,21 @@ import pytest
 
 import nncift
 from nncift import config
-from nncift.allowance import Allowance, Passes, allow
+from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
-from nncift.encode import HashEncoder
+from nncift.distributed.shards import Shard
 from nncift.errors import InfeasibleError, UsageError
-from nncift.estimate import estimate
-from nncift.growing import rungs
-from nncift.labelling import Axes
-from nncift.results import Run
-from nncift.scale.sharded import run_shard
-from nncift.scale.shards import Shard
-from nncift.seeds import derive
-from nncift.spending import parse_cost, parse_time
+from nncift.labels.store import Axes
+from nncift.models.encoders import HashEncoder
+from nncift.shard import run_shard
+from nncift.stages.allowance import Allowance, Passes, allow
+from nncift.stages.estimate import estimate
+from nncift.stages.finish import Run
+from nncift.stages.label_rounds import rungs
+from nncift.stages.spending import parse_cost, parse_time
+from nncift.stages.timing import Rates
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
-from nncift.timing import Rates
 
 Write = Callable[..., Path]
 Floats = np.ndarray[Any, np.dtype[np.float32]]

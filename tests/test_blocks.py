@@ -13,21 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 
 import nncift
-from nncift import files, pipeline
-from nncift.data.columns import Column, FileColumn, read_columns
+from nncift.core.lazily import LazilyBy
+from nncift.core.pairs import LabelledPairs
 from nncift.data.examples import Examples
-from nncift.files import load_array, rows_of
-from nncift.lazily import LazilyBy
-from nncift.pairs import LabelledPairs
+from nncift.models.views import TEXT, Views
+from nncift.stages import inputs
+from nncift.storage import atomic as files
+from nncift.storage.atomic import load_array, rows_of
+from nncift.storage.parquet import Column, FileColumn, read_columns
 from nncift.student.model import Student, predict_all
 from nncift.student.networks import Lesson
 from nncift.student.ridge import describe, solve
 from nncift.student.score import all_pairs
-from nncift.student.views import TEXT, Views
 
 PARTS = {
-    "nncift.files._MAPPED": 1 << 14, "nncift.choosing.AT_ONCE": 50, "nncift.data.columns.AT_ONCE": 7,
-    "nncift.report.shift.AT_ONCE": 30, "nncift.student.free.GATHERED": 100,
+    "nncift.storage.atomic._MAPPED": 1 << 14, "nncift.selection.solve.AT_ONCE": 50, "nncift.storage.parquet.AT_ONCE": 7,
+    "nncift.runs.report.shift.AT_ONCE": 30, "nncift.student.free_similarity.GATHERED": 100,
 }  # fmt: skip
 
 
@@ -210,7 +211,7 @@ def test_a_run_in_small_parts_leaves_the_same_bytes(
         nncift.run(pool, out=tmp_path / part / "run", encoder="hash", budget="10%", **RUNS[name])
         student = Student.load(tmp_path / part / "run" / "student")
         np.save(tmp_path / part / "scores.npy", student.score(nncift.read(pool)).score)
-        from nncift.reselect import reselect
+        from nncift.runs.select_again import reselect
 
         reselect(tmp_path / part / "run", {"budget": "5%"}, tmp_path / part / "again")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -224,7 +225,7 @@ def test_nobody_holds_the_rows_when_the_report_is_written(
     tmp_path: Path, write_pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
-    read = pipeline.read_pool
+    read = inputs.read_pool
 
     def watched(settings: Any) -> Examples:
         found = read(settings)
@@ -236,7 +237,7 @@ def test_nobody_holds_the_rows_when_the_report_is_written(
     def written(run: Path) -> None:
         alive.extend(rows() for rows in held)
 
-    monkeypatch.setattr(pipeline, "read_pool", watched)
+    monkeypatch.setattr("nncift.pipeline.read_pool", watched)
     monkeypatch.setattr("nncift.pipeline.write_report", written)
     nncift.run(write_pool(60), out=tmp_path / "run", teacher="length", labels="20%", encoder="hash", budget="10%")
     assert alive == [None]
@@ -245,11 +246,11 @@ def test_nobody_holds_the_rows_when_the_report_is_written(
 def test_a_large_pool_of_a_pointwise_teacher_has_no_control_over_all_pairs(
     tmp_path: Path, write_pool: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift.choosing.CONTROL_ROWS", 59)
+    monkeypatch.setattr("nncift.selection.solve.CONTROL_ROWS", 59)
     common: dict[str, Any] = {"labels": "20%", "encoder": "hash", "budget": "10%"}
     for name, teacher, there in (("few", "length", False), ("all", "delift-se", True)):
         found = nncift.run(write_pool(60), out=tmp_path / name, teacher=teacher, **common)
         assert (found.summary["selection"]["controls"]["embedding"] is not None) == there
-    monkeypatch.setattr("nncift.choosing.CONTROL_ROWS", 60)
+    monkeypatch.setattr("nncift.selection.solve.CONTROL_ROWS", 60)
     found = nncift.run(write_pool(60), out=tmp_path / "more", teacher="length", **common)
     assert found.summary["selection"]["controls"]["embedding"] is not None

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift import calculation
-from nncift.calculation import Calculate, Calculation, Keep, here, may_pay, pays, ranges
-from nncift.select import graphs, neighbours
-from nncift.select.graphs import scored_graph
-from nncift.select.neighbours import Floats, nearest
-from nncift.select.sparse import Graph, SparseCoverage
+from nncift.core import parallel as calculation
+from nncift.core.parallel import Calculate, Calculation, Keep, here, may_pay, pays, ranges
+from nncift.selection import graphs, neighbours
+from nncift.selection.graphs import scored_graph
+from nncift.selection.neighbours import Floats, nearest
+from nncift.selection.sparse import Graph, SparseCoverage
 from nncift.student import score
 from nncift.student.model import Student
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift.checksums import is_marked, mark_of, read_mark, verify, write_mark
 from nncift.errors import DataError
-from nncift.files import read_arrays, read_json, write_arrays, write_sealed
+from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
+from nncift.storage.checksums import is_marked, mark_of, read_mark, verify, write_mark
 
 
 def flip(path: Path, byte: int, bit: int = 0) -> None:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nncift import cli
+from nncift.cli import main as cli
+from nncift.cli.display import bar, console, show_doctor, show_scores, show_warnings
 from nncift.config import RunSettings
-from nncift.rundir import RunDir
-from nncift.show import bar, console, show_doctor, show_scores, show_warnings
+from nncift.storage.run_directory import RunDir
 
 Write = Callable[..., Path]
 HEAVY = ("torch", "transformers", "numba", "pydantic", "pyarrow", "sentence_transformers", "rich", "numpy")
@@ -67,7 +67,7 @@ def refused(found: Outcome, code: int, *said: str) -> None:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make loading a language model an error."""
-    from nncift.lm import CausalLM
+    from nncift.models.causal_lm import CausalLM
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a language model was loaded")
@@ -204,7 +204,7 @@ def test_doctor_tells_versions_and_extras(call: Call) -> None:
 
 def test_help_answers_quickly_since_it_loads_nothing_heavy() -> None:
     code = (
-        "import sys\nfrom nncift.cli import main\nsys.argv = ['nncift', *sys.argv[1:]]\n"
+        "import sys\nfrom nncift.cli.main import main\nsys.argv = ['nncift', *sys.argv[1:]]\n"
         "try:\n    main()\nexcept SystemExit as leaving:\n    assert not leaving.code\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
@@ -381,12 +381,12 @@ def test_what_the_machine_does_has_its_exit_code(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("nncift.doctor.examine", fail)
+    monkeypatch.setattr("nncift.models.environment.examine", fail)
     refused(call("doctor"), code, said)
 
 
 def test_a_defect_of_ours_is_exit_code_1_and_asks_for_a_report(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nncift.doctor.examine", lambda: {"a": 1}["oops"])
+    monkeypatch.setattr("nncift.models.environment.examine", lambda: {"a": 1}["oops"])
     found = call("doctor")
     assert found.code == 1
     assert "Traceback" in found.err

@@ -10,11 +10,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nncift.control import COMMON
+from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError
-from nncift.remarks import Remarks
-from nncift.wording import Wording
+from nncift.models.prompt_format import Wording
+from nncift.models.row_remarks import Remarks
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from nncift.chat import CHANGES, FIXED_DAY, ONE_SYSTEM, REFUSES
 from nncift.data.examples import Example, Message
-from nncift.wording import Wording
+from nncift.models.chat_template import CHANGES, FIXED_DAY, ONE_SYSTEM, REFUSES
+from nncift.models.prompt_format import Wording
 
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift.cross_fit import FOLDS, MOST_ROWS, HeldOut, Recipe, hold_out
-from nncift.pairs import LabelledPairs
+from nncift.core.pairs import LabelledPairs
+from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, HeldOut, Recipe, hold_out
+from nncift.labels.vectors import Vectors
+from nncift.models.views import Views
 from nncift.student.candidates import STUDENT
-from nncift.student.views import Views
-from nncift.vectors import Vectors
 
 TEXT = Views.of({"text": 8})
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import nncift
-from nncift import cli, encode
-from nncift.scale.start import ClusterSettings
+from nncift.cli import main as cli
+from nncift.distributed.start import ClusterSettings
+from nncift.models import encoders as encode
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,7 +95,7 @@ def without_a_sentence_encoder(patch: pytest.MonkeyPatch) -> None:
     def made(name: str, **given: Any) -> Any:
         return create("hash" if name == "minilm" else name, **given)
 
-    for module in ("nncift.encode", "nncift.stages.work", "nncift.student.model"):
+    for module in ("nncift.models.encoders", "nncift.stages.context", "nncift.student.model"):
         patch.setattr(f"{module}.create", made)
 
 
@@ -131,7 +132,7 @@ def shell(text: str, patch: pytest.MonkeyPatch) -> None:
             assert f'"{words[2]}"' in (ROOT / words[1]).read_text(), line
         elif "_NNCIFT_COMPLETE" in line:
             (wanted,) = re.findall(r"_NNCIFT_COMPLETE=(\w+)", line)
-            script = [sys.executable, "-c", "from nncift.cli import cli; cli(prog_name='nncift')"]
+            script = [sys.executable, "-c", "from nncift.cli.main import cli; cli(prog_name='nncift')"]
             done = subprocess.run(
                 script, env={**os.environ, "_NNCIFT_COMPLETE": wanted}, capture_output=True, text=True
             )

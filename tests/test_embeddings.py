@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nncift.embeddings import EmbeddingCache
-from nncift.encode import HashEncoder
+from nncift.core.lazily import Lazily
 from nncift.errors import DataError
-from nncift.files import cache_folder, read_arrays
-from nncift.lazily import Lazily
+from nncift.models.embedding_cache import EmbeddingCache
+from nncift.models.encoders import HashEncoder
+from nncift.storage.atomic import cache_folder, read_arrays
 
 TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
 
@@ -66,7 +66,7 @@ def test_blocks_that_hold_nothing_of_what_is_asked_for_are_read_once(monkeypatch
 
     for text in TEXTS[:3]:
         EmbeddingCache(encoder).embed([text])
-    monkeypatch.setattr("nncift.embeddings.read_arrays", noted)
+    monkeypatch.setattr("nncift.models.embedding_cache.read_arrays", noted)
     cache = EmbeddingCache(encoder)
     expected = cache.embed(TEXTS[:3]).vectors
     assert sorted(read) == blocks()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nncift.embeddings import EmbeddingCache
-from nncift.encode import Encoder, HashEncoder, LanguageModelEncoder, SentenceEncoder, create
 from nncift.errors import ResourceError
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
+from nncift.models.embedding_cache import EmbeddingCache
+from nncift.models.encoders import Encoder, HashEncoder, LanguageModelEncoder, SentenceEncoder, create
 
 TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
 

@@ -8,11 +8,11 @@ import pytest
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
-from nncift.encode import HashEncoder
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.estimate import cost, estimate
-from nncift.plan import Wish, grow
-from nncift.rows import grow_rows
+from nncift.labels import Wish, grow
+from nncift.labels.row_labels import grow_rows
+from nncift.models.encoders import HashEncoder
+from nncift.stages.estimate import cost, estimate
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
 from nncift.teachers.less import Less
 from nncift.teachers.registry import create
@@ -135,7 +135,7 @@ def test_a_warm_up_is_counted_and_not_run(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the warm-up was run")
 
-    monkeypatch.setattr("nncift.teachers.warmup._epoch", refuse)
+    monkeypatch.setattr("nncift.teachers.less_warmup._epoch", refuse)
     settings = RunSettings(
         teacher="less", model=str(llama_folder), labels="20%", budget="10",
         option={"lora": False, "projection": 32, "epochs": 2, "warmup_share": 0.1},

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift import cli
+from nncift.cli import main as cli
 from nncift.errors import DataError, UsageError
-from nncift.explain import cover, explain, nearest_selected, sampled_targets, served_best
-from nncift.finished import FinishedRun
+from nncift.runs.explain import cover, explain, nearest_selected, sampled_targets, served_best
+from nncift.runs.finished import FinishedRun
 
 WORDS = "sort list name add red blue green cat dog bird sky sea tree house".split()
 
@@ -81,7 +81,7 @@ def test_cover_is_the_best_and_second_best_of_the_chosen(done: Path, monkeypatch
     run = FinishedRun(done)
     whole = run.block(run.target_ids, run.chosen)[0]
     for block in (1 << 22, 1):
-        monkeypatch.setattr("nncift.explain.BLOCK", block)
+        monkeypatch.setattr("nncift.runs.explain.BLOCK", block)
         found = cover(run, run.target_ids)
         # Blocks of other sizes are summed in another order.
         np.testing.assert_allclose(found.best, np.nanmax(whole, axis=1), rtol=0, atol=1e-6)

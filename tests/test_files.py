@@ -7,8 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nncift import files
-from nncift.files import atomic, fingerprint, write_json, write_text
+from nncift.core.fingerprints import fingerprint
+from nncift.storage import atomic as files
+from nncift.storage.atomic import atomic, write_json, write_text
 
 
 def test_what_fails_half_way_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.errors import ResourceError
-from nncift.gathering import Distinct, Gathering, InFile, InMemory, Table, bytes_of, hex_of, keys_of, packed, raw_of
+from nncift.storage.vector_store import (
+    Distinct,
+    Gathering,
+    InFile,
+    InMemory,
+    Table,
+    bytes_of,
+    hex_of,
+    keys_of,
+    packed,
+    raw_of,
+)
 
 
 def vectors_of(texts: list[str]) -> np.ndarray:

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 import nncift
-from nncift import config, fitting, growing
+from nncift import config
+from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.errors import QualityError, UsageError
-from nncift.growing import climb, remaining, rungs
-from nncift.labelling import Axes
-from nncift.results import Run
-from nncift.seeds import derive
+from nncift.labels.store import Axes
+from nncift.stages import fit as fitting
+from nncift.stages import label_rounds as growing
+from nncift.stages.finish import Run
+from nncift.stages.label_rounds import climb, remaining, rungs
 from nncift.teachers import Chunk, ChunkLabels
 
 Write = Callable[..., Path]

@@ -15,16 +15,17 @@ import pytest
 
 import nncift
 from nncift import config, pipeline
+from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.evaluate.fidelity import measure
-from nncift.finished import FinishedRun
-from nncift.lm import CausalLM
-from nncift.results import Run
-from nncift.rows import RowLabelStore
-from nncift.seeds import derive
-from nncift.student import fit
+from nncift.evaluation.fidelity import measure
+from nncift.labels.row_labels import RowLabelStore
+from nncift.models.causal_lm import CausalLM
+from nncift.runs.finished import FinishedRun
+from nncift.stages import inputs
+from nncift.stages.finish import Run
+from nncift.student import paper_recipe as fit
 from nncift.teachers import RowLabels
 from nncift.teachers.registry import create
 
@@ -70,7 +71,7 @@ class Features:
 @pytest.fixture(autouse=True)
 def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
-    monkeypatch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
+    monkeypatch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
     monkeypatch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=10))
 
 
@@ -318,7 +319,7 @@ def test_the_manifest_repeats_a_run_with_options_and_a_target(
     )  # fmt: skip
     settings = config.resolve({}, run.path / "manifest.yaml")
     assert (settings.plan, settings.objective, settings.option) == ("rows", "topk", TINY)
-    pool = pipeline.read_pool(settings)
+    pool = inputs.read_pool(settings)
     again = pipeline.execute(settings, pool, tmp_path / "again", teacher=create(settings, seed=settings.seed))
     same(again, run)
 
@@ -333,7 +334,7 @@ def test_a_run_of_an_object_can_be_repeated_from_its_manifest(
     assert made.workspace is None
     settings = config.resolve({}, run.path / "manifest.yaml")
     teacher = create(settings, seed=settings.seed)
-    same(pipeline.execute(settings, pipeline.read_pool(settings), tmp_path / "again", teacher=teacher), run)
+    same(pipeline.execute(settings, inputs.read_pool(settings), tmp_path / "again", teacher=teacher), run)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors"])

@@ -9,7 +9,7 @@ import pytest
 import nncift
 from nncift.teachers import RowLabels, RowTeacher, Teacher
 from nncift.teachers.delift import Delift
-from nncift.teachers.simple import Length
+from nncift.teachers.given_scores import Length
 
 
 @pytest.mark.parametrize("kind", ["pair", "row"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nncift.errors import DataError
-from nncift.files import read_json
-from nncift.labels import LabelStore, combine
-from nncift.plan import BASE, Entries, LabelPlan, Roles, Wish, grow
+from nncift.labels import BASE, Entries, LabelPlan, Roles, Wish, grow
+from nncift.labels.pair_labels import LabelStore, combine
+from nncift.storage.atomic import read_json
 from nncift.teachers import Chunk, ChunkLabels
 
 ROWS = [f"row-{index:03d}" for index in range(60)]
@@ -67,7 +67,7 @@ def test_what_waits_for_the_disk_is_there_after_a_second_and_lost_before(
     store.adopt(made())
     pending = list(store.pending())
     for seconds, left in ((3600.0, len(pending)), (0.0, len(pending) - 2)):
-        monkeypatch.setattr("nncift.store.FLUSH_SECONDS", seconds)
+        monkeypatch.setattr("nncift.storage.row_store.FLUSH_SECONDS", seconds)
         generation, chunk, positions = pending.pop()
         store.write(generation, chunk, positions, teach(chunk), 0.25)
         assert len(list(LabelStore.open(tmp_path).pending())) == left

@@ -1,6 +1,6 @@
 import pickle
 
-from nncift.lazily import Lazily
+from nncift.core.lazily import Lazily
 
 
 def test_elements_are_made_when_they_are_asked_for() -> None:

@@ -3,8 +3,8 @@ import sys
 import numpy as np
 import pytest
 
-from nncift import ledger
-from nncift.ledger import ModelCost, StageCost, Stopwatch
+from nncift.storage import ledger
+from nncift.storage.ledger import ModelCost, StageCost, Stopwatch
 
 
 def test_gradient_passes_count_three_and_probe_passes_one() -> None:

@@ -20,11 +20,11 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from nncift import lm as module
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM, Prefix, Row
-from nncift.loading import context_limit, fingerprint
-from nncift.scale.memory import Fits
+from nncift.models import causal_lm as module
+from nncift.models.causal_lm import CausalLM, Prefix, Row
+from nncift.models.loading import context_limit, fingerprint
+from nncift.models.out_of_memory import Fits
 from tests.tolerances import close, of_models
 
 BEFORE = [1, 9, 30, 12, 7, 41, 22, 8, 15, 33]

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nncift import memory
+from nncift.core import memory
+from nncift.core.memory import cap, free_memory, named, parse_memory, rows_at_once, rows_within, taken
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM, Row
-from nncift.memory import cap, free_memory, named, parse_memory, rows_at_once, rows_within, taken
-from nncift.select.neighbours import nearest
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.views import TEXT, Views
+from nncift.selection.neighbours import nearest
 from nncift.student.model import Student
-from nncift.student.similarity import POWERS
-from nncift.student.views import TEXT, Views
+from nncift.student.view_cosines import POWERS
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def test_more_than_the_cap_is_refused_by_the_system() -> None:
 @pytest.mark.parametrize("product", ["a @ a", "scipy.linalg.blas.dgemm(1.0, a, a)"])
 def test_linear_algebra_neither_ends_the_process_nor_waits_under_a_cap(product: str) -> None:
     code = (
-        "import numpy as np, scipy.linalg; from nncift.memory import cap, taken; a = np.ones((300, 300));"
+        "import numpy as np, scipy.linalg; from nncift.core.memory import cap, taken; a = np.ones((300, 300));"
         f"cap(10**12); cap(taken() + 3 * 2**20); print(int(({product})[0, 0]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -169,7 +169,7 @@ def points(rows: int, width: int, seed: int) -> np.ndarray:
 def test_neighbours_are_the_same_to_the_byte_whatever_a_cap_leaves(
     exact: bool, tight: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift.select.neighbours.CAP", 4 * 700 * 300)
+    monkeypatch.setattr("nncift.selection.neighbours.CAP", 4 * 700 * 300)
     vectors, queries = points(700, 50, 0), points(700, 50, 1)
     before = nearest(vectors, 9, queries=queries, exact=exact)
     tight()
@@ -234,8 +234,8 @@ def test_a_run_under_a_cap_selects_the_same_to_the_byte(tmp_path: Path, write_po
 
 def test_pytorch_is_refused_before_it_ends_the_process() -> None:
     code = (
-        "from nncift.memory import cap, taken; from nncift.loading import resolve_device; cap(10**12); cap(taken() + 10**8);"
-        "resolve_device('cpu')"
+        "from nncift.core.memory import cap, taken; from nncift.models.loading import resolve_device; "
+        "cap(10**12); cap(taken() + 10**8); resolve_device('cpu')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ResourceError: memory ran out: loading PyTorch needs 200 MB" in done.stderr
@@ -258,9 +258,9 @@ def test_what_cannot_be_refused_memory_is_not_begun_without() -> None:
 def test_reading_parquet_starts_no_thread_and_loads_nothing_that_ends_the_process(tmp_path: Path) -> None:
     pq.write_table(pa.table({"v": [f"v{k}" for k in range(50)]}), tmp_path / "a.parquet", row_group_size=10)
     code = (
-        "import os, sys; from pathlib import Path; from nncift.memory import cap; cap(10**12)\n"
-        "from nncift.data.columns import FileColumn, read_columns; from nncift.data.files import file_records\n"
-        "path = Path(sys.argv[1]); import nncift.table; threads = len(os.listdir('/proc/self/task'))\n"
+        "import os, sys; from pathlib import Path; from nncift.core.memory import cap; cap(10**12)\n"
+        "from nncift.storage.parquet import FileColumn, read_columns; from nncift.data.file_rows import file_records\n"
+        "path = Path(sys.argv[1]); import nncift.data.pool_table; threads = len(os.listdir('/proc/self/task'))\n"
         "assert len(read_columns(path)) == len(list(FileColumn(path, 'v'))) == len(list(file_records(path))) == 50\n"
         "print(len(os.listdir('/proc/self/task')) - threads, 'pyarrow.compute' in sys.modules)"
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift import packaged
-from nncift.data.inspection import inspect
 from nncift.errors import ResourceError
-from nncift.files import cache_folder
-from nncift.lm import CausalLM, Prefix, Row
-from nncift.loading import fingerprint, locate
-from nncift.packaged import RECORD, converted, gguf_of, identity
+from nncift.models import packaged
+from nncift.models.causal_lm import CausalLM, Prefix, Row
+from nncift.models.loading import fingerprint, locate
+from nncift.models.packaged import RECORD, converted, gguf_of, identity
+from nncift.stages.inspection import inspect
+from nncift.storage.atomic import cache_folder
 
 HIDDEN, LAYERS, HEADS, WIDE = 16, 2, 2, 32
 TEMPLATE = "{% for turn in messages %}<|im_start|>{{ turn['content'] }}<|im_end|>{% endfor %}"

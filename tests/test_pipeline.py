@@ -16,16 +16,17 @@ import pytest
 
 import nncift
 from nncift import config, pipeline
+from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
-from nncift.encode import HashEncoder
 from nncift.errors import DataError, InfeasibleError, NnciftError, UsageError
-from nncift.evaluate.fidelity import measure
-from nncift.labels import LabelStore
-from nncift.plan import BASE
-from nncift.results import Run
-from nncift.seeds import derive
-from nncift.student import fit
+from nncift.evaluation.fidelity import measure
+from nncift.labels import BASE
+from nncift.labels.pair_labels import LabelStore
+from nncift.models.encoders import HashEncoder
+from nncift.stages import inputs
+from nncift.stages.finish import Run
+from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels, Teacher
 from nncift.teachers.registry import create
 
@@ -65,7 +66,7 @@ class RuleTeacher:
 
 def hasten(patch: pytest.MonkeyPatch) -> None:
     """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
-    patch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
+    patch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
     patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=15))
 
 
@@ -196,7 +197,7 @@ def test_new_rows_are_scored_without_a_language_model(
 def test_the_manifest_repeats_the_run(real: Run, tmp_path: Path) -> None:
     settings = config.resolve({}, real.path / "manifest.yaml")
     teacher = create(settings)
-    again = pipeline.execute(settings, pipeline.read_pool(settings), tmp_path / "again", teacher=teacher)
+    again = pipeline.execute(settings, inputs.read_pool(settings), tmp_path / "again", teacher=teacher)
     assert (again.path / "subset.jsonl").read_bytes() == (real.path / "subset.jsonl").read_bytes()
 
 
@@ -281,7 +282,7 @@ def test_a_run_killed_while_choosing_again_does_not_pass_for_the_old_one(
     first = select(pool, tmp_path / "run", budget=8)
     subset = (first.path / "subset.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("nncift.choosing.write_json", lambda *_: 1 / 0)
+        patch.setattr("nncift.selection.solve.write_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             select(pool, tmp_path / "run", budget=3)
     assert (first.path / "subset.jsonl").read_bytes() != subset

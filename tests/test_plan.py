@@ -7,20 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.plan import (
-    BASE,
-    Q2,
-    Q3,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    LabelPlan,
-    Wish,
-    describe,
-    grow,
-    parse_labels,
-)
-from nncift.plan.adding import CHUNK_TARGETS
+from nncift.labels import BASE, Q2, Q3, TEST, TRAIN, VALIDATION, LabelPlan, Wish, describe, grow, parse_labels
+from nncift.labels.growth_draws import CHUNK_TARGETS
 
 
 def ids(n: int, start: int = 0) -> list[str]:

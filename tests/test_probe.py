@@ -9,9 +9,9 @@ import torch
 
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import DataError, UsageError
-from nncift.lm import CausalLM
-from nncift.probe import SKETCH, STATISTICS, WORST, Probe, features_of, probe_like
-from nncift.student.views import HIDDEN, OUTPUT, STATS
+from nncift.models.causal_lm import CausalLM
+from nncift.models.probe import SKETCH, STATISTICS, WORST, Probe, features_of, probe_like
+from nncift.models.views import HIDDEN, OUTPUT, STATS
 from nncift.teachers import Chunk
 from nncift.teachers.delift import Delift
 from nncift.teachers.loss import Loss
@@ -159,7 +159,7 @@ def test_the_size_of_batches_changes_nothing(lm: CausalLM, tokens: int) -> None:
 
 def test_many_logits_are_taken_in_parts(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = probe.read(list(POOL))
-    monkeypatch.setattr("nncift.probe.AT_ONCE", 1)
+    monkeypatch.setattr("nncift.models.probe.AT_ONCE", 1)
     assert probe.read(list(POOL))[0] == pytest.approx(whole, abs=1e-4)
 
 
@@ -224,6 +224,6 @@ def test_a_row_that_cannot_be_read_is_named(probe: Probe, monkeypatch: pytest.Mo
     def refuse(*_: Any) -> None:
         raise DataError("it is too odd")
 
-    monkeypatch.setattr("nncift.wording.Wording.tokens", refuse)
+    monkeypatch.setattr("nncift.models.prompt_format.Wording.tokens", refuse)
     with pytest.raises(DataError, match="the probe cannot read row 'r0': it is too odd"):
         probe.read(list(POOL))

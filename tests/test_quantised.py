@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM, Row
-from nncift.loading import ModelSource
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.loading import ModelSource
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 
@@ -52,7 +52,7 @@ def test_a_quantised_model_stays_near_the_whole_one(wide_folder: Path, load_in: 
 
 
 def test_without_bitsandbytes_the_extra_is_named(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nncift.loading.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("nncift.models.loading.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ResourceError, match=r"nncift\[quantised\]"):
         CausalLM.load(ModelSource(str(llama_folder), load_in="4bit"), device="cpu")
 

@@ -15,19 +15,19 @@ import pytest
 import yaml
 
 import nncift
-from nncift.comparing import compare
 from nncift.data import Examples
+from nncift.data.pool_table import Rows
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.evaluate.fidelity import measure
-from nncift.finished import FinishedRun
-from nncift.ground import graph_of
-from nncift.labels import combine
-from nncift.reselect import reselect
-from nncift.results import Run
-from nncift.student import fit
-from nncift.table import Rows
+from nncift.evaluation.fidelity import measure
+from nncift.labels.pair_labels import combine
+from nncift.labels.vectors import VectorFiles
+from nncift.runs.compare import compare
+from nncift.runs.finished import FinishedRun
+from nncift.runs.select_again import reselect
+from nncift.selection.problem import graph_of
+from nncift.stages.finish import Run
+from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels
-from nncift.vectors import VectorFiles
 
 Write = Callable[..., Path]
 
@@ -64,7 +64,7 @@ class WordTeacher:
 @pytest.fixture(autouse=True, scope="module")
 def hastened() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
+        patch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
         patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=60))
         yield
 

@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from nncift.core.pairs import LabelledPairs
+from nncift.core.seeds import derive
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError, UsageError
-from nncift.pairs import LabelledPairs
-from nncift.plan import Wish
-from nncift.plan.sizes import FEW_TARGETS
-from nncift.rows import CHUNK_ROWS, SCORE, RowFormat, RowLabelStore, RowPlan, grow_rows
-from nncift.seeds import derive
+from nncift.labels import Wish
+from nncift.labels.row_labels import CHUNK_ROWS, SCORE, RowFormat, RowLabelStore, RowPlan, grow_rows
+from nncift.labels.sizes import FEW_TARGETS
 from nncift.teachers import RowLabels
 
 Floats = npt.NDArray[np.float32]
@@ -248,14 +248,14 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
 def test_what_waits_for_the_disk_is_there_after_a_second_or_many_bytes_and_lost_before(
     limit: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift.store.FLUSH_SECONDS", 3600.0)
+    monkeypatch.setattr("nncift.storage.row_store.FLUSH_SECONDS", 3600.0)
     store, teacher = RowLabelStore.open(tmp_path), Dot()
     store.adopt(plan_of(names(60), 0.5))
     store.set_format(RowFormat(teacher.width))
     first, second, *rest = store.pending()
     store.write(first[0], first[1], teacher.measure(first[2]), 0.5)
     assert len(list(RowLabelStore.open(tmp_path).pending())) == 2 + len(rest)
-    monkeypatch.setattr(f"nncift.store.{limit}", value)
+    monkeypatch.setattr(f"nncift.storage.row_store.{limit}", value)
     store.write(second[0], second[1], teacher.measure(second[2]), 0.5)
     assert list(RowLabelStore.open(tmp_path).pending()) == rest
 
@@ -315,7 +315,7 @@ def test_blocks_of_sources_change_no_utility(tmp_path: Path, monkeypatch: pytest
     teacher, plan = Dot(), plan_of(names(40), 1.0)
     store = filled(tmp_path, plan, teacher)
     whole = store.utilities(teacher)
-    monkeypatch.setattr("nncift.teachers.blocks.BLOCK", 3 * 40)
+    monkeypatch.setattr("nncift.teachers.utility_blocks.BLOCK", 3 * 40)
     for name, pairs in store.utilities(teacher).items():
         expected = {
             (t, s): v for t, s, v in zip(whole[name].target, whole[name].source, whole[name].value, strict=True)
@@ -328,7 +328,7 @@ def test_blocks_of_few_rows_give_the_same_utilities(tmp_path: Path, monkeypatch:
     store, teacher = filled(tmp_path, plan_of(names(60), 0.5), Dot()), Dot()
     whole = store.utilities(teacher)
     # Of two float32 values each: 7 rows.
-    monkeypatch.setattr("nncift.teachers.blocks.BYTES_AT_ONCE", 7 * 2 * 4)
+    monkeypatch.setattr("nncift.teachers.utility_blocks.BYTES_AT_ONCE", 7 * 2 * 4)
     for split, pairs in store.utilities(teacher).items():
         expected = by_pair(whole[split])
         assert len(pairs) == len(expected)

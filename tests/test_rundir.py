@@ -8,12 +8,12 @@ import pytest
 
 from nncift.config import resolve
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.rundir import RunDir
+from nncift.storage.run_directory import RunDir
 
 HOLDER = """
 import sys
 from nncift.config import RunSettings
-from nncift.rundir import RunDir
+from nncift.storage.run_directory import RunDir
 with RunDir(sys.argv[1], RunSettings()):
     print("held", flush=True)
     sys.stdin.read()

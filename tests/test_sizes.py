@@ -4,9 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift.plan import Wish, describe, grow
-from nncift.plan.sizes import HeldOut, held_out_of_pairs, held_out_of_rows, measured_rows, measuring_pairs, pair_passes
-from nncift.rows import SCORE, grow_rows
+from nncift.labels import Wish, describe, grow
+from nncift.labels.row_labels import SCORE, grow_rows
+from nncift.labels.sizes import (
+    HeldOut,
+    held_out_of_pairs,
+    held_out_of_rows,
+    measured_rows,
+    measuring_pairs,
+    pair_passes,
+)
 
 
 def ids(n: int, head: str = "row") -> list[str]:

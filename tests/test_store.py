@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nncift.errors import DataError
-from nncift.store import RowStore
+from nncift.storage.row_store import RowStore
 
 
 def test_rows_survive_reopening_and_the_others_stay_unfilled(tmp_path: Path) -> None:

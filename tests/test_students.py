@@ -19,14 +19,14 @@ from safetensors.numpy import load_file, save_file
 
 import nncift
 from nncift.errors import UsageError
-from nncift.evaluate.fidelity import measure
-from nncift.explain import explain
-from nncift.finished import FinishedRun
-from nncift.labels import LabelStore
-from nncift.lm import CausalLM
-from nncift.plan import TRAIN
-from nncift.reselect import reselect
-from nncift.results import Run, score_file
+from nncift.evaluation.fidelity import measure
+from nncift.labels import TRAIN
+from nncift.labels.pair_labels import LabelStore
+from nncift.models.causal_lm import CausalLM
+from nncift.runs.explain import explain
+from nncift.runs.finished import FinishedRun
+from nncift.runs.select_again import reselect
+from nncift.stages.finish import Run, score_file
 
 Write = Callable[..., Path]
 ROWS, NEW, EXISTING = 40, 6, 5
@@ -35,7 +35,7 @@ ROWS, NEW, EXISTING = 40, 6, 5
 @pytest.fixture(autouse=True)
 def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw fewer resamples: no test here looks at intervals."""
-    monkeypatch.setattr("nncift.evaluate.fidelity.measure", partial(measure, resamples=20))
+    monkeypatch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
 
 
 def row(index: int) -> dict[str, str]:
@@ -223,7 +223,7 @@ def test_students_score_new_rows_from_a_saved_run(
 
 
 def test_the_gate_leaves_what_it_chose(tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nncift.evaluate import gate
+    from nncift.evaluation import gate
 
     pool = write(tmp_path / "pool.jsonl", range(ROWS))
     choose = gate.choose

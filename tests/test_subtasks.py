@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from nncift.core.pairs import UtilityMatrix
 from nncift.data import read
 from nncift.errors import DataError, UsageError
-from nncift.pairs import UtilityMatrix
 from nncift.pipeline import run
-from nncift.reselect import reselect
-from nncift.subtasks import BEST, best_subtask, names
+from nncift.runs.select_again import reselect
+from nncift.selection.topk import BEST, best_subtask
 from nncift.teachers.less import Less
+from nncift.teachers.subtasks import names
 
 Write = Callable[..., Path]
 QUICK: dict[str, Any] = {

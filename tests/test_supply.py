@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nncift import cli
-from nncift.encode import SentenceEncoder
+from nncift.cli import main as cli
 from nncift.errors import ResourceError
-from nncift.lm import CausalLM
-from nncift.loading import OFFLINE, go_offline, locate, refuse_code
+from nncift.models.causal_lm import CausalLM
+from nncift.models.encoders import SentenceEncoder
+from nncift.models.loading import OFFLINE, go_offline, locate, refuse_code
 
 
 def pickled(folder: Path, to: Path) -> Path:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nncift.data import read
+from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
-from nncift.table import Rows
 
 
 def rows_of(folder: Path, **files: list[dict[str, Any]]) -> Rows:

@@ -7,10 +7,10 @@ import pytest
 
 from nncift import config
 from nncift.config import SelectSettings
+from nncift.core.texts import read_text
 from nncift.errors import DataError
+from nncift.selection.constraints import Wishes
 from nncift.teachers.rating import read_prompts
-from nncift.texts import read_text
-from nncift.wishes import Wishes
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError, UsageError
-from nncift.wording import Wording, plain_prompt
+from nncift.models.prompt_format import Wording, plain_prompt
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

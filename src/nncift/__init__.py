@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from nncift.data import Example as Example
     from nncift.data import Examples as Examples
     from nncift.data import read as read
-    from nncift.encode import Encoder as Encoder
     from nncift.errors import NnciftError as NnciftError
+    from nncift.models.encoders import Encoder as Encoder
     from nncift.pipeline import run as run
-    from nncift.results import Run as Run
+    from nncift.stages.finish import Run as Run
     from nncift.student.model import Student as Student
     from nncift.teachers import Teacher as Teacher
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Encoder": "nncift.encode",
+    "Encoder": "nncift.models.encoders",
     "Example": "nncift.data",
     "Examples": "nncift.data",
     "NnciftError": "nncift.errors",
-    "Run": "nncift.results",
+    "Run": "nncift.stages.finish",
     "Student": "nncift.student.model",
     "Teacher": "nncift.teachers",
     "read": "nncift.data",

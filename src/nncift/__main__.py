@@ -1,5 +1,5 @@
 """`python -m nncift`."""
 
-from nncift.cli import main
+from nncift.cli.main import main
 
 main()

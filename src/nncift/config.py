@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from nncift.core.texts import read_text
 from nncift.errors import DataError, UsageError
-from nncift.texts import read_text
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

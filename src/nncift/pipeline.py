@@ -8,38 +8,33 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nncift import config, subtasks
-from nncift.allowance import keep, settle
-from nncift.choosing import Ground, OnGraph, by_score_note, choose
+from nncift import config
 from nncift.config import RunSettings
-from nncift.data import Examples, read
-from nncift.data.layout import Layout, map_for
-from nncift.data.python_rows import SOURCE, are_paths, rows_from
-from nncift.data.reading import check_files, source_names
-from nncift.encode import Encoder
-from nncift.errors import UsageError
-from nncift.evaluate.meaning import LabelSpread
-from nncift.existing import embed_existing
-from nncift.fitting import predict, refuse_unfit_student
-from nncift.ground import Existing, graph_of, ground_of
-from nncift.growing import climb, remaining, rungs
-from nncift.labelling import Axes
-from nncift.labels import combine
-from nncift.pairs import LabelledPairs
-from nncift.progress import Progress, silent
-from nncift.report import write_report
-from nncift.results import Run, finish, record_of
-from nncift.rows_file import write_rows_file
-from nncift.rundir import RunDir
-from nncift.scale.pieces import SCORE, Engine, Here
-from nncift.scale.shards import Joining
-from nncift.scale.start import ClusterSettings, engine_of
+from nncift.core.pairs import LabelledPairs
+from nncift.core.progress import Progress, silent
+from nncift.core.tasks import SCORE, Engine, Here
+from nncift.data import Examples
+from nncift.data.pool_file import write_rows_file
+from nncift.data.pool_table import Rows
+from nncift.data.python_rows import are_paths
+from nncift.distributed.shards import Joining
+from nncift.distributed.start import ClusterSettings, engine_of
+from nncift.evaluation.meaning import LabelSpread
+from nncift.labels.pair_labels import combine
+from nncift.labels.store import Axes
+from nncift.labels.vectors import Vectors
+from nncift.models.encoders import Encoder
+from nncift.runs.report import write_report
+from nncift.runs.student_card import write_card
+from nncift.selection.constraints import Settled, Wishes
+from nncift.selection.problem import Existing, graph_of, ground_of
+from nncift.selection.solve import Ground, OnGraph, by_score_note, choose
 from nncift.stages import (
     NOTES,
     Work,
@@ -52,14 +47,17 @@ from nncift.stages import (
     refuse_impossible,
     token_counts,
     usable_rows,
-)  # fmt: skip
-from nncift.student.card import write_card
+)
+from nncift.stages.allowance import keep, settle
+from nncift.stages.embed_existing import embed_existing
+from nncift.stages.finish import Run, finish, record_of
+from nncift.stages.fit import predict, refuse_unfit_student
+from nncift.stages.inputs import held, read_existing, read_pool, read_target, workspace_of
+from nncift.stages.label_rounds import climb, remaining, rungs
+from nncift.stages.timing import rates_of
+from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
-from nncift.table import Rows
-from nncift.teachers import RowTeacher, Teacher, registry
-from nncift.timing import rates_of
-from nncift.vectors import Vectors
-from nncift.wishes import Settled, Wishes
+from nncift.teachers import RowTeacher, Teacher, registry, subtasks
 
 
 def run(
@@ -94,7 +92,7 @@ def run(
             given[name] = tuple(str(path) for path in paths)
     resolved = config.resolve(given)
     pool, target, existing = (
-        rows if rows is None or are_paths(rows) else _held(resolved, rows, limit)
+        rows if rows is None or are_paths(rows) else held(resolved, rows, limit)
         for rows, limit in ((pool, resolved.limit), (target, None), (existing, None))
     )
     if teacher is None or isinstance(teacher, str):
@@ -113,32 +111,6 @@ def run(
             progress=progress,
             engine=engine,
         )
-
-
-def read_pool(settings: RunSettings) -> Examples:
-    """Read the files that settings name. Raises UsageError where there are none."""
-    if not settings.pool:
-        raise UsageError("no pool was given; name at least one file of instruction examples")
-    layout = Layout.from_settings(settings.format, settings.map)
-    check_files(
-        layout, (name for paths in (settings.pool, settings.target, settings.existing) for name in source_names(paths))
-    )
-    return _read(settings, settings.pool, settings.limit)
-
-
-def read_target(settings: RunSettings) -> Examples | None:
-    """Read the target set, None where there is none."""
-    return _read(settings, settings.target, None) if settings.target else None
-
-
-def read_existing(settings: RunSettings) -> Examples | None:
-    """Read the rows that were trained on already, None where there are none."""
-    return _read(settings, settings.existing, None) if settings.existing else None
-
-
-def workspace_of(out: str | Path | None) -> Path | None:
-    """Return the folder of a run for what its teacher keeps."""
-    return None if out is None else Path(out) / "labels" / "teacher"
 
 
 def execute(
@@ -266,18 +238,6 @@ def _lent_workspace(teacher: Teacher | RowTeacher, out: str | Path) -> Iterator[
     finally:
         if lacks is not None:
             lacks.workspace = None
-
-
-def _held(settings: RunSettings, rows: Any, limit: int | None) -> Examples:
-    """Return rows that Python holds already as examples."""
-    columns = map_for(settings.map, [SOURCE])
-    return rows_from(rows, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
-
-
-def _read(settings: RunSettings, paths: Sequence[str], limit: int | None) -> Examples:
-    # What `--map` says of the files of another set says nothing here.
-    columns = map_for(settings.map, source_names(paths))
-    return read(*paths, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

@@ -13,7 +13,7 @@ from nncift.data.examples import Examples
 from nncift.errors import DataError
 from nncift.student.networks import Learned, Lesson, Network
 from nncift.teachers import Chunk, FeatureTeacher, MonitoredTeacher, RowTeacher, Teacher
-from nncift.teachers.cost import row_passes
+from nncift.teachers.teacher_cost import row_passes
 
 Weights = dict[str, npt.NDArray[np.float32]]
 

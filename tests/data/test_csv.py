@@ -93,7 +93,7 @@ def test_what_is_written_is_what_is_read(
     writer.writerows(rows)
     path = tmp_path_factory.mktemp("csv") / f"a.{'tsv' if tabs else 'csv'}"
     path.write_bytes(stream.getvalue().encode("utf-8", "replace"))
-    from nncift.data.files import file_records
+    from nncift.data.file_rows import file_records
 
     expected = [{k: v.encode("utf-8", "replace").decode() for k, v in row.items()} for row in rows]
     assert [record.row for record in file_records(path)] == expected

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nncift.data.files import file_records
+from nncift.data.file_rows import file_records
 from nncift.data.records import from_json
 from nncift.errors import DataError
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from nncift.data.inspection import inspect
 from nncift.errors import DataError, ResourceError
+from nncift.stages.inspection import inspect
 
 Row = dict[str, Any]
 

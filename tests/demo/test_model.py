@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from nncift.core.seeds import generator
 from nncift.demo import World, make_world, model_path
 from nncift.demo.train import TrainSettings, build_tokenizer, draw_document, encode_document, train
 from nncift.demo.words import tokens
-from nncift.seeds import generator
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift.core.pairs import UtilityMatrix
 from nncift.data import read
 from nncift.demo import make_world, read_truth
 from nncift.demo.play import judge, oracle, play
 from nncift.demo.world import Truth
-from nncift.evaluate.truth import true_matrix
-from nncift.pairs import UtilityMatrix
+from nncift.runs.true_matrix import true_matrix
 from nncift.teachers import Chunk, ChunkLabels
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nncift.demo import World, make_world, read_truth
-from nncift.demo.rules import CORRUPTIONS, draw_skill, draw_words
 from nncift.demo.words import CONTENT, FAMILIES, STUBS, WORDINGS, tokens, vocabulary
+from nncift.demo.world_rules import CORRUPTIONS, draw_skill, draw_words
 from nncift.errors import DataError, UsageError
 
 

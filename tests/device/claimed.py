@@ -99,7 +99,10 @@ def device() -> Iterator[str]:
 
 def main() -> None:
     """Run commands on the claimed device, then try what must fail there; print what came of it as JSON."""
-    from nncift import cli, encode, lm, loading
+    from nncift.cli import main as cli
+    from nncift.models import causal_lm as lm
+    from nncift.models import encoders as encode
+    from nncift.models import loading
 
     known: Callable[[str], str] = loading.resolve_device
     for module in (loading, lm, encode):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch.utils.backend_registration as backends
 
-from nncift import cli
+from nncift.cli import main as cli
 from tests.tolerances import close, features_agree, of_gradients, of_models
 
 Write = Callable[..., Path]

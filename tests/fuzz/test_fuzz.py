@@ -120,8 +120,8 @@ def test_settings_hold_no_aliases_no_endless_numbers_and_no_code(tmp_path: Path,
 
 
 def test_a_link_in_a_run_is_not_written_through(tmp_path: Path) -> None:
-    from nncift.files import write_text
-    from nncift.store import RowStore
+    from nncift.storage.atomic import write_text
+    from nncift.storage.row_store import RowStore
 
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
@@ -139,7 +139,7 @@ def test_a_link_in_a_run_is_not_written_through(tmp_path: Path) -> None:
 def test_a_pickled_array_is_never_opened(tmp_path: Path) -> None:
     import numpy as np
 
-    from nncift.files import load_array
+    from nncift.storage.atomic import load_array
 
     stream = io.BytesIO()
     np.save(stream, np.array([{"a": 1}], object), allow_pickle=True)

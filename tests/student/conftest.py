@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nncift.pairs import LabelledPairs
+from nncift.core.pairs import LabelledPairs
+from nncift.models.views import Views
 from nncift.student.networks import Lesson
-from nncift.student.views import Views
 
 VIEWS = {"text": Views.of({"text": 6}), "probe": Views.of({"text": 6, "hidden": 5, "output": 4, "stats": 3})}
 

@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError, UsageError
-from nncift.files import digest, read_json
+from nncift.models.views import Views
+from nncift.storage.atomic import digest, read_json
 from nncift.student.model import Student
 from nncift.student.networks import Lesson, network
-from nncift.student.views import Views
 
 Make = Callable[..., Lesson]
 Draw = Callable[..., np.ndarray]

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nncift.models.views import unit
 from nncift.student.block_ridge import CONSTANT, PENALTIES, Labels, _Fit, _Frame, solve_block
 from nncift.student.model import Student
 from nncift.student.networks import Lesson, network
-from nncift.student.views import unit
 
 Make = Callable[..., Lesson]
 

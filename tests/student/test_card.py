@@ -8,7 +8,7 @@ import yaml
 
 import nncift
 from nncift.errors import DataError, ResourceError
-from nncift.student.card import card, write_card
+from nncift.runs.student_card import card, write_card
 from nncift.student.model import Student
 
 
@@ -39,7 +39,7 @@ def test_a_run_leaves_the_card_of_its_student(done: Path) -> None:
 
 
 def nncift_name(name: str) -> str:
-    from nncift.evaluate.verdicts import NAMES
+    from nncift.evaluation.verdicts import NAMES
 
     return NAMES.get(name, name)
 

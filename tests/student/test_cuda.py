@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from nncift.errors import ResourceError
-from nncift.student import cuda, kernels
+from nncift.student import cuda
+from nncift.student import network_kernels as kernels
 
 
 @pytest.mark.skipif(not cuda.available(), reason="needs triton, and CUDA or TRITON_INTERPRET=1")

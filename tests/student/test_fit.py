@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
-from nncift.pairs import LabelledPairs
-from nncift.student import fit as fitting
-from nncift.student.fit import RECIPES, PaperNetwork, Recipe
+from nncift.models.views import Views
+from nncift.student import paper_recipe as fitting
 from nncift.student.model import Student
 from nncift.student.networks import Lesson
-from nncift.student.views import Views
+from nncift.student.paper_recipe import RECIPES, PaperNetwork, Recipe
 
 Array = np.ndarray
 QUICK = Recipe(learning_rate=3e-3, epochs=60, batch=64, patience=10)

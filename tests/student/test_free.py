@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nncift.pairs import LabelledPairs
-from nncift.student.free import free_students
+from nncift.core.pairs import LabelledPairs
+from nncift.student.free_similarity import free_students
 from nncift.student.model import Student
 from nncift.student.networks import Learned, Lesson
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nncift.student.kernels import relu_block, relu_pairs
+from nncift.student.network_kernels import relu_block, relu_pairs
 
 SIZES = [(1, 1, 1), (1, 5, 7), (5, 1, 8), (4, 2, 16), (3, 3, 100), (9, 7, 13), (17, 6, 5), (40, 70, 12), (16, 64, 3)]
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from nncift.core.pairs import LabelledPairs, Pairs
 from nncift.data.examples import Example, Examples, Message
-from nncift.encode import HashEncoder
 from nncift.errors import DataError, UsageError
-from nncift.files import digest, read_json
-from nncift.pairs import LabelledPairs, Pairs
+from nncift.models.encoders import HashEncoder
+from nncift.storage.atomic import digest, read_json
 from nncift.student import model
 from nncift.student.model import Student, hybrid_matrix
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nncift.errors import DataError
+from nncift.models.views import Views
 from nncift.student.networks import NETWORKS, Codes, Floats, Learned, Lesson, Weights, network
-from nncift.student.views import Views
 from nncift.testing import ConformanceError, check_network
 
 Make = Callable[..., Lesson]

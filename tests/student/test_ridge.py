@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
+from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
-from nncift.pairs import LabelledPairs
+from nncift.models.views import Views
 from nncift.student.model import Student
 from nncift.student.networks import Learned, Lesson
 from nncift.student.ridge import CURVES, PENALTIES, UNVALIDATED, describe
 from nncift.student.ridge import solve_pairs as solve
-from nncift.student.views import Views
 
 Make = Callable[..., Lesson]
 Draw = Callable[..., np.ndarray]

@@ -3,8 +3,8 @@ import pytest
 
 from nncift.errors import ResourceError, UsageError
 from nncift.student import score
-from nncift.student.kernels import Floats
 from nncift.student.model import Student
+from nncift.student.network_kernels import Floats
 
 
 @pytest.fixture

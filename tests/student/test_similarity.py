@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nncift.student.similarity import POWERS, add_polynomial, powers_of
+from nncift.student.view_cosines import POWERS, add_polynomial, powers_of
 
 
 def explicit(cosine: np.ndarray, count: int) -> np.ndarray:

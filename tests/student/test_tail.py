@@ -10,16 +10,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError
-from nncift.files import digest, read_json
-from nncift.fitting import predict
+from nncift.labels.vectors import Vectors
+from nncift.stages.fit import predict
+from nncift.storage.atomic import digest, read_json
 from nncift.student import model
 from nncift.student.candidates import Candidate, with_similarity
-from nncift.student.free import tail_of
+from nncift.student.free_similarity import tail_of
 from nncift.student.model import Student
 from nncift.student.networks import Lesson, network
 from nncift.student.networks.bilinear import Product
 from nncift.student.networks.tailed import Tailed
-from nncift.vectors import Vectors
 
 Make = Callable[..., Lesson]
 

@@ -11,7 +11,7 @@ from nncift import teachers
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.teachers import RowLabels
-from nncift.teachers.cost import pass_weight, row_passes, warm_up
+from nncift.teachers.teacher_cost import pass_weight, row_passes, warm_up
 
 
 class Plain:

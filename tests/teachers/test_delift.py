@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM, Prefix, Row
+from nncift.models.causal_lm import CausalLM, Prefix, Row
 from nncift.teachers import Chunk
 from nncift.teachers.delift import Delift, Variant
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from nncift.errors import UsageError
-from nncift.lm import CausalLM, Row
-from nncift.teachers.gradients import PerSample
-from nncift.teachers.projection import Kind, Projection
-from nncift.teachers.trainable import LoraShape, Trainable
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.lora import LoraShape, Trainable
+from nncift.models.per_sample_gradients import PerSample
+from nncift.teachers.less_projection import Kind, Projection
 from tests.tolerances import distances, of_gradients
 
 ROWS = [Row((1, 9, 12, 15), (20, 21, 2)), Row((1, 30), (7, 8, 9, 10, 11)), Row((1, 14, 13, 12, 11, 10), (33,))]

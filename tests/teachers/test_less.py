@@ -13,12 +13,12 @@ import torch
 
 from nncift.data import Example, Examples, Message, read
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM
+from nncift.models.adam import Adam, Direction
+from nncift.models.causal_lm import CausalLM
+from nncift.models.checkpoints import Checkpoint
 from nncift.teachers import FeatureTeacher
-from nncift.teachers.adam import Adam, Direction
-from nncift.teachers.checkpoints import Checkpoint
-from nncift.teachers.features import GradientFeatures
 from nncift.teachers.less import Less
+from nncift.teachers.less_features import GradientFeatures
 from tests.tolerances import features_agree, of_gradients
 
 SMALL: dict[str, Any] = {
@@ -320,7 +320,7 @@ def test_few_updates_leave_one_checkpoint_and_the_teacher_says_so(llama_folder: 
 def test_the_number_of_checkpoints_stays_when_the_pool_grows(
     llama_folder: Path, write_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift.teachers.warmup.UPDATES_APART", 2)
+    monkeypatch.setattr("nncift.teachers.less_warmup.UPDATES_APART", 2)
     first = prepared(str(llama_folder), read(write_pool(8)), checkpoints=None, workspace=tmp_path)
     # 32 of 64 rows would make an update an epoch too, 64 of 128 two of them: enough to keep both.
     larger = read(write_pool(128, "larger.jsonl"))

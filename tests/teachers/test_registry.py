@@ -88,7 +88,7 @@ def test_other_packages_add_teachers_and_replace_none(tmp_path: Path) -> None:
     assert isinstance(made, Plugged)
     assert (made.depth, made.workspace) == (3, tmp_path)
     assert as_settings(made.options) == {"teacher": "plugged", "option": {"depth": 3}}
-    assert type(create(TeacherSettings(teacher="length"))).__module__ == "nncift.teachers.simple"
+    assert type(create(TeacherSettings(teacher="length"))).__module__ == "nncift.teachers.given_scores"
     with pytest.raises(UsageError, match="there is no teacher 'plugd'; did you mean 'plugged'"):
         create(TeacherSettings(teacher="plugd"))
 

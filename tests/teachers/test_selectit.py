@@ -16,12 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
+from nncift.models.prompt_format import Wording
 from nncift.teachers import RowTeacher, grading
 from nncift.teachers.grading import token_scores
 from nncift.teachers.rating import Form, make_form, read_prompts
 from nncift.teachers.selectit import SelectIt, sentence_scores
-from nncift.wording import Wording
 from tests.tolerances import of_models
 
 SHORT = [

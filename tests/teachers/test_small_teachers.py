@@ -11,20 +11,20 @@ import torch
 from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Examples, Message
-from nncift.encode import HashEncoder
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
+from nncift.models.encoders import HashEncoder
+from nncift.models.prompt_format import Wording
+from nncift.models.response_reader import batches
 from nncift.teachers import FeatureTeacher, Notes, RowTeacher
 from nncift.teachers.delift import Delift
+from nncift.teachers.delift_se import Similarity
+from nncift.teachers.given_scores import Column, Length, Random
 from nncift.teachers.ifd import Ifd
 from nncift.teachers.less import Less
 from nncift.teachers.loss import Loss
 from nncift.teachers.neutral import neutral_start
 from nncift.teachers.rds import Rds
-from nncift.teachers.reader import batches
-from nncift.teachers.similarity import Similarity
-from nncift.teachers.simple import Column, Length, Random
-from nncift.wording import Wording
 
 PAIRS = [
     ("sort the red list", "list red"),

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.files import read_json
-from nncift.lm import CausalLM, Row
-from nncift.teachers import warmup
-from nncift.teachers.checkpoints import Checkpoint, bring
-from nncift.teachers.passes import batches, row_losses
-from nncift.teachers.trainable import LoraShape, Trainable, attention_modules
-from nncift.teachers.warmup import Recipe, rate, thinned, train
+from nncift.models.batching import batches, row_losses
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.checkpoints import Checkpoint, bring
+from nncift.models.lora import LoraShape, Trainable, attention_modules
+from nncift.storage.atomic import read_json
+from nncift.teachers import less_warmup as warmup
+from nncift.teachers.less_warmup import Recipe, rate, thinned, train
 
 ROWS = [Row((1, 9 + k, 12), tuple((7 + k * j) % 40 + 3 for j in range(1, 4 + k % 3))) for k in range(6)]
 RECIPE = Recipe(share=0.5, epochs=3, learning_rate=0.01, batch_rows=4)

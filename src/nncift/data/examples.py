@@ -16,9 +16,9 @@ from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from nncift.core.lazily import Lazily
 from nncift.data.records import as_row
 from nncift.errors import DataError
-from nncift.lazily import Lazily
 
 HASH_DIGITS = 32
 

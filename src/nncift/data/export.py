@@ -10,9 +10,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from nncift import checksums, config
+from nncift import config
+from nncift.core.memory import pass_on
 from nncift.data import forms, trainers
-from nncift.data.columns import read_columns
 from nncift.data.conversation import Conversation, converse
 from nncift.data.layout import Layout
 from nncift.data.lengths import LengthLimit, token_counter
@@ -21,8 +21,9 @@ from nncift.data.starters import Start
 from nncift.data.trainers import path_in
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.files import atomic, write_json, write_text
-from nncift.memory import pass_on
+from nncift.storage import checksums
+from nncift.storage.atomic import atomic, write_json, write_text
+from nncift.storage.parquet import read_columns
 
 TRAINERS = ("same", "trl", "axolotl", "llamafactory", "openai")
 TURNS = ("last", "all")

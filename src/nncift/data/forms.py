@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nncift.data import openai_rows, pairs, trainers
+from nncift.data import openai_rows, trainers
+from nncift.data import preference_pairs as pairs
 from nncift.data.conversation import Conversation
 from nncift.data.records import Row
 from nncift.data.turns import UnusableError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nncift.data import pairs
+from nncift.data import preference_pairs as pairs
 from nncift.data.conversation import Conversation, Speech
 from nncift.data.records import Row
 from nncift.data.trainers import openai_turn, refuse_partial

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+from nncift.core.memory import pass_on
 from nncift.data.records import shown
 from nncift.errors import DataError
-from nncift.memory import pass_on
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nncift.core.memory import named
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
-from nncift.data.files import file_records
+from nncift.data.file_rows import file_records
 from nncift.data.formats import Dialogue, Reader, parse
 from nncift.data.layout import Layout, names_of, value_at
 from nncift.data.proposals import what_to_do
@@ -18,7 +19,6 @@ from nncift.data.records import MAX_REASON, Record, Row, shown
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, UsageError
-from nncift.memory import named
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
@@ -318,7 +318,7 @@ def _sample(ids: Sequence[str], sources: Sequence[str], limit: int, seed: int) -
     Within a source rows are ordered by a hash of id and seed; the share of its source that a row completes is its key,
     so that a larger limit only adds rows.
     """
-    from nncift.seeds import shuffled
+    from nncift.core.seeds import shuffled
 
     position = {example_id: k for k, example_id in enumerate(ids)}
     by_source: dict[str, list[str]] = {}

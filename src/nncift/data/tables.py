@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from nncift.core.memory import pass_on
 from nncift.data.arrow_values import batch_values
-from nncift.data.columns import parquet_file
 from nncift.data.records import Record, from_value, shown
 from nncift.errors import DataError, ResourceError
-from nncift.memory import pass_on
+from nncift.storage.parquet import parquet_file
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 1 << 30

@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 
 from nncift.config import RunSettings
+from nncift.core.pairs import UtilityMatrix
+from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.demo import model_path
 from nncift.demo.world import Truth, make_world, read_truth
-from nncift.evaluate.metrics import skill
-from nncift.evaluate.truth import true_matrix
-from nncift.files import write_json
-from nncift.finished import FinishedRun
-from nncift.pairs import UtilityMatrix
-from nncift.pipeline import execute, read_pool
-from nncift.progress import Progress, silent
-from nncift.report import write_report
-from nncift.select import select
-from nncift.select.baselines import embedding_ids, random_ids
-from nncift.select.free_similarity import EMBEDDING
-from nncift.select.objectives import facility_location_value
+from nncift.evaluation.metrics import skill
+from nncift.pipeline import execute
+from nncift.runs.finished import FinishedRun
+from nncift.runs.report import write_report
+from nncift.runs.true_matrix import true_matrix
+from nncift.selection import select
+from nncift.selection.controls import embedding_ids, random_ids
+from nncift.selection.objectives import facility_location_value
+from nncift.selection.probe_controls import EMBEDDING
+from nncift.stages.inputs import read_pool
+from nncift.storage.atomic import write_json
 from nncift.teachers.delift import Delift
 
 RANDOM_DRAWS = 50

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nncift.demo.rules import CORRUPTIONS, Skill, draw_skill, draw_words
+from nncift.core.seeds import derive, generator
 from nncift.demo.words import CONTENT, FAMILIES, NAMES, tokens, vocabulary
-from nncift.seeds import derive, generator
+from nncift.demo.world_rules import CORRUPTIONS, Skill, draw_skill, draw_words
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nncift.demo.rules import CORRUPTIONS, Skill, draw_skill, draw_words, family_of
+from nncift.core.seeds import derive, generator
 from nncift.demo.words import NAMES, tokens
+from nncift.demo.world_rules import CORRUPTIONS, Skill, draw_skill, draw_words, family_of
 from nncift.errors import DataError, UsageError
-from nncift.seeds import derive, generator
 
 BLOCK = 50
 TEST_FIRST = 100

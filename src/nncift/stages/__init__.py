@@ -4,8 +4,7 @@ A stage's fingerprint is a hash of what it depends on, so that an extended run r
 are added chunk by chunk, vectors come from the cache, and the student is trained again.
 """
 
-from nncift.stages.labels import TEACHER, finished_jobs, label, plan_labels, wish_of
-from nncift.stages.rows import (
+from nncift.stages.check import (
     NOTES,
     as_begun,
     named_target,
@@ -14,8 +13,9 @@ from nncift.stages.rows import (
     refuse_unlabelled,
     usable_rows,
 )
-from nncift.stages.vectors import embed, embed_rows, probe_rows, probed, token_counts
-from nncift.stages.work import Work, encoder_of, has_language_model, language_model, probe_of
+from nncift.stages.context import Work, encoder_of, probe_of
+from nncift.stages.embed import embed, embed_rows, probe_rows, probed, token_counts
+from nncift.stages.label import TEACHER, finished_jobs, label, plan_labels, wish_of
 
 __all__ = [
     "NOTES",
@@ -26,9 +26,7 @@ __all__ = [
     "embed_rows",
     "encoder_of",
     "finished_jobs",
-    "has_language_model",
     "label",
-    "language_model",
     "named_target",
     "plan_labels",
     "prepare_all",

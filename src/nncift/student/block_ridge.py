@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from nncift.files import rows_of
-from nncift.pairs import LabelledPairs
+from nncift.core.pairs import LabelledPairs
+from nncift.models.views import STATS, TEXT, Views, centre_of, unit
+from nncift.storage.atomic import rows_of
 from nncift.student.networks import Floats, Learned, Lesson
-from nncift.student.similarity import powers_of
-from nncift.student.views import STATS, TEXT, Views, centre_of, unit
+from nncift.student.view_cosines import powers_of
 
 Doubles = npt.NDArray[np.float64]
 

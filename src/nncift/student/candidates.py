@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from nncift.files import rows_of
-from nncift.pairs import LabelledPairs
-from nncift.student.free import free_students, tail_of
+from nncift.core.pairs import LabelledPairs
+from nncift.labels.vectors import Vectors
+from nncift.storage.atomic import rows_of
+from nncift.student.free_similarity import free_students, tail_of
 from nncift.student.model import Student
 from nncift.student.networks import Learned, Lesson
-from nncift.vectors import Vectors
 
 Floats = npt.NDArray[np.float32]
 STUDENT = "student"

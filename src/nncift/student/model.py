@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.calculation import Calculate, here, ranges
+from nncift.core.memory import refuse_tight, rows_at_once
+from nncift.core.pairs import LabelledPairs, Pairs, UtilityMatrix
+from nncift.core.parallel import Calculate, here, ranges
 from nncift.data.examples import Examples
-from nncift.embeddings import EmbeddingCache
-from nncift.encode import Encoder, create
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.files import atomic, digest, read_json, release, write_sealed
-from nncift.memory import refuse_tight, rows_at_once
-from nncift.pairs import LabelledPairs, Pairs, UtilityMatrix
+from nncift.models.embedding_cache import EmbeddingCache
+from nncift.models.encoders import Encoder, create
+from nncift.models.views import TEXT, Views
+from nncift.storage.atomic import atomic, digest, read_json, release, write_sealed
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
 from nncift.student.networks.bilinear import Towers
 from nncift.student.networks.tailed import tail_network, with_tail
 from nncift.student.score import all_pairs
-from nncift.student.views import TEXT, Views
 
 Floats = npt.NDArray[np.float32]
 SCORE_BYTES = 1 << 26
@@ -160,7 +160,7 @@ class Student:
         with cache.aside(len(examples) > PROJECTED) as file:
             vectors = cache.embed(examples.texts, into=file).vectors
             if self.probe is not None:
-                from nncift.probe import features_of, probe_like
+                from nncift.models.probe import features_of, probe_like
 
                 vectors = np.concatenate(
                     [vectors, features_of(probe_like(self.probe, device), examples).vectors], axis=1
@@ -237,7 +237,7 @@ class Student:
         return self.targets
 
     def _load_lm(self) -> Any:
-        from nncift.lm import CausalLM
+        from nncift.models.causal_lm import CausalLM
 
         model = self.about.get("model")
         if model is None:

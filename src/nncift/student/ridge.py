@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from nncift.calculation import ranges
+from nncift.core.pairs import LabelledPairs
+from nncift.core.parallel import ranges
 from nncift.errors import DataError
-from nncift.files import release, rows_of
-from nncift.pairs import LabelledPairs
+from nncift.models.views import AT_ONCE, STATS, Views, centre_of, unit
+from nncift.storage.atomic import release, rows_of
 from nncift.student.block_ridge import Labels, solve_block
-from nncift.student.free import Alike, free_lines
+from nncift.student.free_similarity import Alike, free_lines
 from nncift.student.networks import Codes, Floats, Learned, Lesson
-from nncift.student.similarity import powers_of
-from nncift.student.views import AT_ONCE, STATS, Views, centre_of, unit
+from nncift.student.view_cosines import powers_of
 
 Doubles = npt.NDArray[np.float64]
 

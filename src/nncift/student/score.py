@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from nncift.calculation import MULTIPLY_ADDS, Arrays, Calculate, Calculation, here, ranges
+from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculate, Calculation, here, ranges
 from nncift.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:

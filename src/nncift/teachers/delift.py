@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.lm import CausalLM, Row
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.prompt_format import Block, Wording
+from nncift.models.response_reader import ModelSettings, Reader, batches
 from nncift.teachers import Chunk, ChunkLabels
-from nncift.teachers.cost import FORWARD
-from nncift.teachers.reader import ModelSettings, Reader, batches
-from nncift.wording import Block, Wording
+from nncift.teachers.teacher_cost import FORWARD
 
 Variant = Literal["probability", "logprob"]
 

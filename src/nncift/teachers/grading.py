@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.data.examples import Examples
-from nncift.lm import CausalLM, Prefix
+from nncift.models.causal_lm import CausalLM, Prefix
+from nncift.models.response_reader import Reader, batches, too_long
 from nncift.teachers.rating import Form, Ids, encoder, make_form
-from nncift.teachers.reader import Reader, batches, too_long
 
 if TYPE_CHECKING:
     import torch

@@ -17,11 +17,11 @@ import numpy as np
 
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
-from nncift.lm import CausalLM, Row
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.response_reader import ModelSettings, Reader
 from nncift.teachers import RowLabels
-from nncift.teachers.cost import FORWARD
 from nncift.teachers.neutral import neutral_start
-from nncift.teachers.reader import ModelSettings, Reader
+from nncift.teachers.teacher_cost import FORWARD
 
 ABOVE_ONE = "above_one"
 

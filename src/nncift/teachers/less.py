@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
 
+from nncift.core.fingerprints import fingerprint
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
-from nncift.files import fingerprint
-from nncift.lm import CausalLM, Row
+from nncift.models.adam import Adam, Direction
+from nncift.models.batching import batches
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.checkpoints import Checkpoint, bring, content
+from nncift.models.lora import LoraShape, Trainable
+from nncift.models.per_sample_gradients import AT_ONCE_ELSEWHERE, PerSample
+from nncift.models.prompt_format import Wording
+from nncift.models.response_reader import ModelSettings, Reader
 from nncift.teachers import RowLabels
-from nncift.teachers.adam import Adam, Direction
-from nncift.teachers.checkpoints import Checkpoint, bring, content
-from nncift.teachers.cost import GRADIENT
-from nncift.teachers.features import Aggregate, Floats, GradientFeatures
-from nncift.teachers.gradients import AT_ONCE_ELSEWHERE, PerSample
-from nncift.teachers.passes import batches
-from nncift.teachers.projection import Kind, Projection
-from nncift.teachers.reader import ModelSettings, Reader
-from nncift.teachers.trainable import LoraShape, Trainable
-from nncift.teachers.warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train
-from nncift.wording import Wording
+from nncift.teachers.less_features import Aggregate, Floats, GradientFeatures
+from nncift.teachers.less_projection import Kind, Projection
+from nncift.teachers.less_warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train
+from nncift.teachers.teacher_cost import GRADIENT
 
 if TYPE_CHECKING:
     import torch

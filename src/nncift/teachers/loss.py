@@ -9,10 +9,10 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from nncift.data.examples import Examples, Rejection
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
+from nncift.models.response_reader import ModelSettings, Reader
 from nncift.teachers import RowLabels
-from nncift.teachers.cost import FORWARD
-from nncift.teachers.reader import ModelSettings, Reader
+from nncift.teachers.teacher_cost import FORWARD
 
 
 class Loss:

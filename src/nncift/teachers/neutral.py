@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from nncift.wording import Wording
+from nncift.models.prompt_format import Wording
 
 BOUNDARIES = (
     "<|endoftext|>",

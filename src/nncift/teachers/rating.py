@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from nncift.core.texts import read_text
 from nncift.errors import UsageError
-from nncift.texts import read_text
-from nncift.wording import Wording
+from nncift.models.prompt_format import Wording
 
 Ids = tuple[int, ...]
 

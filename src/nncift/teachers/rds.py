@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError
-from nncift.lm import CausalLM, Row
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.response_reader import ModelSettings, Reader, batches, too_long
 from nncift.teachers import RowLabels
-from nncift.teachers.cost import FORWARD
-from nncift.teachers.reader import ModelSettings, Reader, batches, too_long
+from nncift.teachers.teacher_cost import FORWARD
 
 Floats = npt.NDArray[np.float32]
 

@@ -11,20 +11,20 @@ from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 from nncift.config import TeacherSettings, nearest
 from nncift.errors import UsageError
-from nncift.loading import ModelSource
+from nncift.models.loading import ModelSource
 from nncift.teachers import RowTeacher, Teacher
 
 TEACHERS: Mapping[str, str] = {
     "delift": "nncift.teachers.delift:Delift",
-    "delift-se": "nncift.teachers.similarity:Similarity",
+    "delift-se": "nncift.teachers.delift_se:Similarity",
     "less": "nncift.teachers.less:Less",
     "selectit": "nncift.teachers.selectit:SelectIt",
     "ifd": "nncift.teachers.ifd:Ifd",
     "loss": "nncift.teachers.loss:Loss",
     "rds": "nncift.teachers.rds:Rds",
-    "length": "nncift.teachers.simple:Length",
-    "random": "nncift.teachers.simple:Random",
-    "column": "nncift.teachers.simple:Column",
+    "length": "nncift.teachers.given_scores:Length",
+    "random": "nncift.teachers.given_scores:Random",
+    "column": "nncift.teachers.given_scores:Column",
 }
 """Name -> where its class lives. `column:quality` is the class `column` with the column's name."""
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import UsageError
-from nncift.lm import CausalLM
+from nncift.models.causal_lm import CausalLM
+from nncift.models.response_reader import ModelSettings, Reader
 from nncift.teachers import RowLabels
-from nncift.teachers.cost import FORWARD
 from nncift.teachers.grading import Doubles, Grades, Rater, token_scores
 from nncift.teachers.rating import read_prompts
-from nncift.teachers.reader import ModelSettings, Reader
+from nncift.teachers.teacher_cost import FORWARD
 
 MASS = "grade_mass"
 SMALL_MASS = 0.2

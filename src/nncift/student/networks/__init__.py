@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.pairs import LabelledPairs
 from nncift.errors import UsageError
-from nncift.pairs import LabelledPairs
-from nncift.student.views import Views
+from nncift.models.views import Views
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]

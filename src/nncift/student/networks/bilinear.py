@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from nncift.core.memory import rows_within
 from nncift.errors import DataError
-from nncift.memory import rows_within
+from nncift.models.views import Views, unit
 from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
 from nncift.student.networks.shapes import agree
-from nncift.student.similarity import POWERS, add_polynomial, powers_of
-from nncift.student.views import Views, unit
+from nncift.student.view_cosines import POWERS, add_polynomial, powers_of
 
 SHAPES = {
     "target_weight": ("target_dim", "rank"),

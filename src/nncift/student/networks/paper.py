@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from nncift.errors import DataError
-from nncift.student.kernels import relu_block, relu_pairs
+from nncift.models.views import Views
+from nncift.student.network_kernels import relu_block, relu_pairs
 from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
 from nncift.student.networks.shapes import agree
-from nncift.student.views import Views
 
 SHAPES = {
     "target_weight": ("target_dim", "hidden"),
@@ -39,7 +39,7 @@ class Paper:
     @classmethod
     def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
         """Train by Adam on batches of pairs."""
-        from nncift.student.fit import RECIPES, fit
+        from nncift.student.paper_recipe import RECIPES, fit
 
         return fit(lesson, recipe=RECIPES[recipe], seed=seed, advance=advance)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nncift.models.views import Views
 from nncift.student.networks import Codes, Floats, Predictor, Weights
 from nncift.student.networks.bilinear import Bilinear, Towers
-from nncift.student.views import Views
 
 AT_ONCE = 1 << 24
 """Pairs whose tail is computed at once, so that no second matrix is held."""

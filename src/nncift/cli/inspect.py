@@ -1,0 +1,99 @@
+"""`nncift inspect`: what files hold, before anything is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nncift.cli.shell import assignment, command, memory_option, offline_option
+from nncift.errors import DataError
+
+
+@click.command(name="inspect")
+@click.argument("files", nargs=-1, required=True, type=str)
+@click.option("--format", "format_", default="auto", help="As in run.")
+@click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
+@click.option("--tokenizer", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
+@offline_option
+@memory_option
+@command
+def inspect_command(
+    show: bool, files: tuple[str, ...], format_: str, map_: tuple[str, ...], tokenizer: str | None
+) -> dict[str, Any]:
+    """Tell formats, counts, problems with their lines, token statistics and duplicates of FILES.
+
+    Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one.
+    """
+    from nncift.stages.inspection import inspect
+
+    columns = dict(assignment("--map", item) for item in map_)
+    told = inspect(*files, format=format_, map=columns, tokenizer=tokenizer)
+    if show:
+        _show(told)
+    unread = [file for file in told["files"] if not file["usable"]]
+    if unread:
+        error = DataError(f"no row of {unread[0]['file']!r} can be used. {unread[0]['advice']}")
+        error.about = told
+        raise error
+    return told
+
+
+def _show(told: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from nncift.cli.display import console
+
+    out = console()
+    out.soft_wrap = True
+    for file in told["files"]:
+        formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
+        out.print(
+            f"{file['file']}: {file['rows']:,} rows, {file['usable']:,} usable ({formats}), {file['rejected']:,} rejected"
+        )
+        for problem in file["problems"]:
+            more = ", ..." if problem["rows"] > len(problem["lines"]) else ""
+            lines = ", ".join(map(str, problem["lines"]))
+            out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
+        for what, rows in file["not_used"].items():
+            out.print(f"  {rows:,} rows with {what}: not used")
+        if held := file["control_tokens"]["rows"]:
+            lines = ", ".join(map(str, file["control_tokens"]["lines"]))
+            texts = ", ".join(file["control_tokens"]["texts"])
+            out.print(
+                f"  {held:,} rows hold the text of control tokens ({texts}), line {lines}{', ...' if held > 5 else ''}: text to "
+                "nncift, but control tokens to trainers that tokenise whole conversations",
+                markup=False,
+            )
+        if file["usable"] and file["proposed"]:
+            out.print(f"  rows that no format fits can be read with {file['proposed']}")
+        for column, values in file["labels"].items():
+            out.print(
+                f"  label column {column}: "
+                + ", ".join(f"{value} {rows:,}" for value, rows in list(values.items())[:8])
+            )
+    if not told["usable"]:
+        return
+    table = Table(title=f"Length of a row, in {told['counted_in']}", title_justify="left")
+    for name in ("file", "part", "least", "median", "90 %", "99 %", "most", "sum"):
+        table.add_column(name, justify="left" if name in ("file", "part") else "right")
+    for file in told["files"]:
+        for part in ("prompt", "response", "whole"):
+            found = file["tokens"][part]
+            if found:
+                total = f"{file['tokens']['sum']:,}" if part == "whole" else ""
+                table.add_row(
+                    file["source"] if part == "prompt" else "", part, *(f"{value:,}" for value in found.values()), total
+                )
+    out.print(table)
+    copies = told["duplicates"]
+    if copies["rows"]:
+        first = copies["first"][0]
+        out.print(
+            f"{copies['rows']:,} rows repeat an earlier one word for word, the first: {first['source']} line {first['line']} = "
+            f"{first['of'][0]} line {first['of'][1]}"
+        )
+    if copies["same_prompt_other_response"]:
+        out.print(f"{copies['same_prompt_other_response']:,} different rows share their prompt with another")
+    if not copies["rows"] and not copies["same_prompt_other_response"]:
+        out.print("No row repeats another")

@@ -1,0 +1,289 @@
+"""The command line: parses, calls one library function, prints (docs/cli.md)."""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nncift import __version__
+from nncift.cli.compare import compare_command
+from nncift.cli.evaluate import evaluate_command
+from nncift.cli.explain import explain_command
+from nncift.cli.export import export_command
+from nncift.cli.inspect import inspect_command
+from nncift.cli.select import select_command
+from nncift.cli.shell import (
+    assignment,
+    command,
+    engine_options,
+    memory_option,
+    offline_option,
+    progress,
+    selection_options,
+    typed,
+)
+from nncift.cli.study import study_command
+from nncift.cli.tune import tune_command
+from nncift.errors import NnciftError, ResourceError, UsageError
+from nncift.stages import inputs
+
+MEMORY = "nncift: memory ran out; use --limit, --neighbours, a higher --max-mem, or a machine with more"
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=HELP)
+@click.version_option(__version__)
+def cli() -> None:
+    """Tell which instruction examples are worth training on, by influence learned from a few percent of labels."""
+
+
+@cli.command(name="run")
+@click.argument("pool", nargs=-1, type=str)
+@click.option("--target", multiple=True, help="File of examples that show the behaviour wanted; may be repeated.")
+@click.option("--existing", multiple=True, help="File of examples that were trained on already; may be repeated.")
+@click.option(
+    "--teacher",
+    help="delift, delift-se, less, selectit, ifd, loss, rds, length, random, column:NAME.  [default: less]",
+)
+@click.option(
+    "--preset",
+    help="What is not given: auto, by evidence; cheap, embeddings alone; paper, as published.  [default: auto]",
+)
+@click.option("--model", help="The teacher's language model: a local folder, a hub name, a .gguf file, or smollm2.")
+@click.option("--encoder", help="minilm, bge-large, lm, hash, a local folder or a hub name.  [default: minilm]")
+@click.option(
+    "--labels",
+    help="Share of each axis (5%), number of pairs (of rows, for a teacher that is paid by the row), or auto: until more bring "
+    "nothing.  [default: 5%]",
+)
+@click.option(
+    "--cost",
+    help="Cap on labels, probe and embedding, as a share of training on the pool: 10%.  [default: 10% or 3,000 passes]",
+)
+@click.option("--time", help="The same cap as a time, from timed passes: 30m, 2h, 90s.")
+@click.option("--plan", help="scatter, active, block or rows.  [default: what fits the teacher]")
+@click.option("--student", help="Network: product, towers or paper.  [default: product]")
+@click.option("--recipe", help="How it is trained: default or paper.  [default: default]")
+@click.option(
+    "--features",
+    help="What it reads: text, or probe, one pass of the model per row.  [default: probe where it is cheap]",
+)
+@click.option("--gate/--no-gate", default=None, help="Use free similarity where it selects better.  [default: gate]")
+@click.option("--min-spearman", type=float, help="Stop with exit code 5 below this rank correlation on unseen items.")
+@click.option("--min-skill", type=float, help="Stop with exit code 5 below this selection skill on held-out items.")
+@click.option("--max-labels", help="How far labels may grow for these, or with --labels auto: 10% or 20000.")
+@click.option("--objective", help="fl, flmi, fl2mi, flcg, rr, max, topk or random.  [default: what fits]")
+@selection_options
+@click.option("--format", help="auto, messages, sharegpt, alpaca or prompt.  [default: auto]")
+@click.option(
+    "--map", "map_", multiple=True, metavar="NAME=COLUMN", help="Read a field from a column: prompt=question."
+)
+@click.option("--strict", is_flag=True, default=None, help="Stop at the first unusable row.")
+@click.option("--limit", type=int, help="Rows in all: a seeded sample over all files in proportion.")
+@click.option("--template", help="chat, plain, or a text file with {prompt} and {response}.")
+@click.option("--variant", help="DELIFT's distance: probability or logprob.  [default: probability]")
+@click.option("--option", multiple=True, metavar="NAME=VALUE", help="An option of the teacher alone: projection=4096.")
+@click.option("--context", type=int, help="Cap on the tokens of one sequence.  [default: the model's]")
+@click.option("--dtype", help="auto, float32, bfloat16 or float16.  [default: auto]")
+@click.option("--load-in", help="4bit or 8bit: quantise the model through bitsandbytes (extra quantised).")
+@click.option("--device-map", help="auto: spread the model over all GPUs (extra quantised).")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Allow code that comes with the model.")
+@click.option("--device", help="auto, cpu, cuda, cuda:0 or mps.  [default: auto]")
+@click.option("--seed", type=int, help="One seed for everything.  [default: 0]")
+@click.option("--config", "config_", type=click.Path(path_type=Path), help="Settings file (YAML); flags override it.")
+@click.option("--print-config", is_flag=True, help="Print all settings as commented YAML for --config, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would cost, from a few timed pairs, and stop.")
+@engine_options
+@click.option(
+    "--shard", metavar="I/K", help="Do part I of K of a run's work, beside others; then run without, which selects."
+)
+@click.option(
+    "--wait/--no-wait", default=None,
+    help="With --shard: wait for shards at work, or do not.  [default: in rounds and calculations]",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
+@offline_option
+@memory_option
+@command
+def run_command(
+    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, wait: bool | None,
+    engine: str, address: str | None, workers: int | None, gpus_per_worker: float | None, out: Path | None, map_: tuple[str, ...],
+    **flags: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Select rows of POOL files that are worth training on."""
+    from nncift import config
+
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if map_:
+        given["map"] = dict(assignment("--map", item) for item in map_)
+    if given.get("option"):
+        assigned = [assignment("--option", item) for item in flags["option"]]
+        given["option"] = {name: typed(name, value) for name, value in assigned}
+    settings = config.resolve(given, config_)
+    if print_config:
+        from nncift.cli.options import commented
+
+        if show:
+            click.echo(commented(settings, run_command), nl=False)
+        return settings.model_dump(mode="json")
+    if out is None and not dry_run:
+        raise UsageError("--out DIR is missing: a run needs a directory of its own")
+    from nncift import pipeline
+    from nncift.distributed.shards import Shard
+    from nncift.distributed.start import ClusterSettings, engine_of
+    from nncift.teachers import registry
+
+    part = None if shard is None else Shard.parse(shard)
+    if part is None and wait is not None:
+        raise UsageError(f"--{'wait' if wait else 'no-wait'} was given, which goes with --shard")
+    cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
+    teacher = registry.create(
+        settings, settings.device, seed=settings.seed, encoder=settings.encoder,
+        workspace=None if dry_run else inputs.workspace_of(out),
+    )  # fmt: skip
+    target, existing = inputs.read_target(settings), inputs.read_existing(settings)
+    if dry_run:
+        from nncift.stages.estimate import estimate
+
+        told = estimate(settings, inputs.read_pool(settings), teacher, target=target, existing=existing)
+        if show:
+            from nncift.cli.display import show_estimate
+
+            show_estimate(told)
+        return told
+    if part is not None:
+        from nncift.shard import run_shard
+
+        told = run_shard(
+            settings, inputs.read_pool(settings), Path(str(out)), part, teacher=teacher, target=target, existing=existing,
+            progress=progress(show), wait=wait,
+        )  # fmt: skip
+        if show:
+            from nncift.cli.display_shard import show_shard
+
+            show_shard(told)
+        return told
+    with engine_of(cluster, settings, Path(str(out))) as hired:
+        run = pipeline.execute(
+            settings, partial(inputs.read_pool, settings), Path(str(out)), teacher=teacher, target=target, existing=existing,
+            progress=progress(show), engine=hired,
+        )  # fmt: skip
+    if show:
+        from nncift.cli.display import show_run
+
+        show_run(run)
+    return dict(run.summary)
+
+
+@cli.command(name="score")
+@click.argument("new", nargs=-1, required=True, type=str)
+@click.option("--run", "run_", required=True, type=click.Path(path_type=Path), help="Directory of a finished run.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file to write.")
+@click.option("--format", "format_", default="auto", help="As in run.")
+@click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
+@click.option("--limit", type=int, help="As in run.")
+@click.option("--device", default="auto", help="Device of the encoder.")
+@offline_option
+@memory_option
+@command
+def score_command(
+    show: bool, new: tuple[str, ...], run_: Path, out: Path, format_: str, map_: tuple[str, ...], limit: int | None,
+    device: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Score NEW rows with a finished run's student; no language model is loaded."""
+    from nncift.data import read
+    from nncift.stages.finish import score_file
+
+    pool = read(*new, format=format_, map=dict(assignment("--map", item) for item in map_), limit=limit)
+    told = score_file(pool, run_, out, device=device)
+    if show:
+        from nncift.cli.display import show_scores
+
+        show_scores(told)
+    return told
+
+
+@cli.command(name="demo")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder.")
+@click.option("--rows", type=click.IntRange(min=50), default=200, show_default=True, help="Rows of the world.")
+@click.option("--labels", default="20%", show_default=True, help="As in run.")
+@click.option("--budget", default="10%", show_default=True, help="As in run.")
+@click.option("--encoder", default="hash", show_default=True, help="As in run.")
+@click.option("--seed", type=int, default=0, show_default=True, help="One seed for world and run.")
+@command
+def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
+    """Watch the whole idea on a generated world where the truth is known."""
+    from nncift.demo.play import play
+
+    told = play(out, progress=progress(show), **settings)
+    if show:
+        from nncift.cli.display import show_demo
+
+        show_demo(told, out)
+    return told
+
+
+@cli.command(name="doctor")
+@command
+def doctor_command(show: bool) -> dict[str, Any]:
+    """Show versions, devices, memory and missing extras."""
+    from nncift.models.environment import examine
+
+    told = examine()
+    if show:
+        from nncift.cli.display import show_doctor
+
+        show_doctor(told)
+    return told
+
+
+for further in (
+    compare_command, evaluate_command, explain_command, export_command, inspect_command, select_command, study_command,
+    tune_command,
+):  # fmt: skip
+    cli.add_command(further)
+
+
+def main() -> None:
+    """Run the command line; every way to fail has its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _say("interrupted; the same command goes on where it was", 130)
+    except KeyboardInterrupt:
+        code = _say("interrupted; the same command goes on where it was", 130)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except NnciftError as error:
+        code = _say(f"nncift: {error}", error.exit_code)
+    except MemoryError:
+        code = _say(MEMORY, ResourceError.exit_code)
+    except OSError as error:
+        code = _say(f"nncift: {error}", ResourceError.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last resort turns any defect into exit code 1
+        if type(error).__name__ == "OutOfMemoryError":
+            # torch's; its class cannot be named without loading torch.
+            sys.exit(
+                _say(
+                    "nncift: the device's memory ran out; use --device cpu, or a device with more",
+                    ResourceError.exit_code,
+                )
+            )
+        traceback.print_exc()
+        code = _say("nncift: this is a defect of nncift; please report it with the lines above and the command", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(text, err=True)
+    return code

@@ -1,0 +1,32 @@
+"""Compiling with numba, and the compiled loop that matrices themselves need; numba loads when one is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def compiled(function: _Function) -> _Function:
+    """Compile a loop at its first call; it is kept on disk, and other threads run meanwhile."""
+    return cast("_Function", numba.njit(cache=True, nogil=True)(function))
+
+
+@compiled
+def means_of(columns: npt.NDArray[np.float32], start: int, stop: int, mean: npt.NDArray[np.float64]) -> None:
+    """Write the mean of each source's finite values, in double precision; what has none keeps what stands there."""
+    for s in range(start, stop):
+        row, total, count = columns[s], 0.0, 0
+        for t in range(len(row)):
+            x = np.float64(row[t])
+            # Not so of NaN and infinity.
+            if x - x == 0.0:
+                total += x
+                count += 1
+        if count:
+            mean[s] = total / count

@@ -1,0 +1,33 @@
+"""Text files that people write: ids, settings, prompts. Editors put byte order marks in front of them."""
+
+from __future__ import annotations
+
+import codecs
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""UTF-32 first: its little-endian mark begins with that of UTF-16."""
+
+
+def read_text(path: Path | Traversable) -> str:
+    """Return a text in UTF-8, or in the Unicode encoding that its byte order mark names, without that mark.
+
+    Line ends are line feeds. Raises OSError and UnicodeError.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
+    return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def seconds(value: float) -> str:
+    """Return a duration in the unit that reads best."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if value >= 2 * size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.1f} s"

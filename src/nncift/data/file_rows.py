@@ -1,0 +1,86 @@
+"""Files of rows to records, whatever they are; rows and rejections back to JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from nncift.data.csv_files import csv_records
+from nncift.data.examples import Example, Rejection
+from nncift.data.json_files import IsRow, json_records
+from nncift.data.opening import opened, suffix_of
+from nncift.data.records import Record
+from nncift.data.tables import arrow_records, is_saved, parquet_records, saved_records
+from nncift.errors import DataError
+from nncift.storage.atomic import atomic
+
+_TABLES = (".csv", ".tsv")
+
+
+def file_records(path: Path, row_columns: Collection[str] = (), is_row: IsRow = lambda _: True) -> Iterator[Record]:
+    """Yield the rows of one file, or of a folder that `datasets` saved; blank lines are skipped.
+
+    What a file is follows from its bytes; its name tells tables of text (`.csv`, `.tsv`) alone.
+    row_columns: names that mark a lone JSON object as a row or a table by columns, where it could also be a wrapper around a
+    list of rows; bytes in these columns are text. is_row: whether such an object is one row that can be used.
+    Raises DataError for a missing path, another directory, an unknown kind, an empty or damaged file.
+    """
+    _check(path)
+    if path.is_dir():
+        yield from saved_records(path, row_columns)
+        return
+    with opened(path) as (handle, kind):
+        if not kind and suffix_of(path).startswith(_TABLES):
+            yield from csv_records(handle, path, tabs=suffix_of(path).startswith(".tsv"))
+            return
+        start = handle.read(1 << 16).lstrip()[:1] if not kind and not suffix_of(path) else b"{"
+    if start not in (b"{", b"["):
+        raise DataError(
+            f"{str(path)!r} has an unknown suffix and holds neither JSON nor a table; expected JSON lines, JSON, CSV, Parquet or "
+            "Arrow, also packed; convert it, or give it the suffix of what it is"
+        )
+    if kind == "parquet":
+        yield from parquet_records(path, row_columns)
+    elif kind in ("arrow file", "arrow stream"):
+        yield from arrow_records([path], row_columns)
+    elif kind or suffix_of(path) in (".parquet", ".arrow", ".feather"):
+        what = "Parquet" if suffix_of(path) == ".parquet" else "Arrow"
+        raise DataError(f"cannot read {str(path)!r} as {what}: its first bytes say otherwise; is the file complete?")
+    else:
+        yield from json_records(path, row_columns, is_row)
+
+
+def _check(path: Path) -> None:
+    given = repr(str(path))
+    if path.is_dir():
+        if is_saved(path):
+            return
+        inside = sorted(item for item in path.iterdir() if suffix_of(item))[:1]
+        raise DataError(
+            f"{given} is a directory, expected a file or a folder of save_to_disk; name its files"
+            f"{f' ({inside[0]}, ...)' if inside else ''}, or hub:{path} to load it whole"
+        )
+    if not path.exists():
+        raise DataError(f"no such file: {given}; check the path (data sets of the hub are written hub:org/name)")
+    if not path.is_file():
+        raise DataError(f"{given} is not a regular file; write the rows to a file first")
+    if path.stat().st_size == 0:
+        raise DataError(f"{given} is empty, expected rows of instruction data")
+
+
+def write_rows(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write the original rows as JSON lines, in the order given; the file appears whole or not at all."""
+    _write_lines(Path(path), (example.raw for example in examples))
+
+
+def write_rejected(path: str | Path, rejected: Iterable[Rejection]) -> None:
+    """Write rejections as JSON lines of source, line and reason; the file appears whole or not at all."""
+    rows = ({"source": item.source, "line": item.line, "reason": item.reason} for item in rejected)
+    _write_lines(Path(path), (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with atomic(path) as part, part.open("wb") as handle:
+        for line in lines:
+            handle.write(line.encode("utf-8") + b"\n")

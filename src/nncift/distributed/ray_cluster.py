@@ -1,0 +1,285 @@
+"""The engine that has pieces done by workers of a Ray cluster: `--engine ray` (docs/scale.md).
+
+The driver, which is the run itself, cuts the plan's chunks and blocks of rows into orders, hands them to workers, checks what
+comes back, and keeps it as a run in one process does. An order whose worker or machine is lost is given to another one.
+What the parts of a calculation share lies in the cluster's store once, where all workers of a machine read it in place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections import deque
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from nncift.config import RunSettings
+from nncift.core.parallel import pays
+from nncift.core.tasks import Here, Job, Keep, Outcome, Piece
+from nncift.distributed.model_worker import Hands
+from nncift.distributed.piece_records import unpack
+from nncift.distributed.ray_worker import Order, Worker, orders
+from nncift.distributed.start import ClusterSettings
+from nncift.errors import ResourceError, UsageError
+
+log = logging.getLogger(__name__)
+
+PASSED_ON = ("HF_HUB_OFFLINE", "NUMBA_NUM_THREADS")
+AHEAD = 2
+"""Orders that a worker has at a time, so that it does not wait for the next."""
+TRIES = 3
+"""Workers that may be lost over one order before it is given up."""
+PATIENCE = 300.0
+"""Seconds to wait for a first or another worker while none is at work."""
+
+
+@dataclass
+class _Hand:
+    """A worker: its actor, and the orders that it has, by the reference of their outcome."""
+
+    actor: Any
+    orders: dict[Any, Order] = field(default_factory=dict)
+
+
+class OnRay:
+    """Workers of a Ray cluster, used as a context manager; they start with the first job and stay until the end.
+
+    made_of: what a worker's process runs. lost: workers that were lost so far.
+    """
+
+    made_of: type[Worker] = Worker
+
+    def __init__(self, settings: RunSettings, run: Path, cluster: ClusterSettings) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise ResourceError('--engine ray needs the extra `ray`: pip install "nncift[ray]"')
+        self._settings, self._cluster = settings, cluster
+        self._workspace = (run / "labels" / "teacher").resolve()
+        self._ready: list[_Hand] = []
+        self._starting: dict[Any, _Hand] = {}
+        self._started = False
+        self.lost = 0
+
+    def __enter__(self) -> Self:
+        """Connect to the cluster. Raises ResourceError where it cannot be reached."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        if ray.is_initialized():
+            return self
+        given = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if self._cluster.address is not None:
+                ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                # A cluster of this process alone, which ends with it, writes no token into the home folder.
+                os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+                ray.init(num_cpus=self._cluster.workers or os.cpu_count(), **given)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = self._cluster.address or "a local cluster"
+            raise ResourceError(f"Ray cannot be started or reached ({where}): {error}") from error
+        self._started = True
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let the workers go, and the cluster where it was started here."""
+        import ray
+
+        for hand in (*self._ready, *self._starting.values()):
+            ray.kill(hand.actor)
+        if self._started:
+            ray.shutdown()
+
+    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
+        """Yield nothing: workers leave nothing behind."""
+        return iter(())
+
+    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+        """Have pieces done by the workers; outcomes are kept as they come.
+
+        Raises ResourceError where no worker can be had or one order keeps losing them, UsageError where a worker reads another
+        model than the run, and whatever a piece raises.
+        """
+        if not pieces:
+            return
+        if job.calculation is not None and not pays(job.calculation):
+            Here().each(hands, job, pieces, keep)
+            return
+        # What precedes all rows, such as a warm-up, is done once: by the worker that has the first piece, for all.
+        alone = job.hand == "measure" and hasattr(hands.teacher, "warm_up")
+        first, rest = (pieces[:1], pieces[1:]) if alone else ((), pieces)
+        for part in (first, rest):
+            if part:
+                with closing(self._work(job, part)) as records:
+                    for piece, outcome in records:
+                        keep(piece, outcome)
+
+    def processes(self) -> list[int]:
+        """Return the process numbers of the workers that are there."""
+        import ray
+
+        return [int(ray.get(hand.actor.process.remote())) for hand in self._ready]
+
+    def _work(self, job: Job, pieces: Sequence[Piece]) -> Generator[tuple[Piece, Outcome], None, None]:
+        import ray
+
+        waiting = deque(orders(job, pieces, self._wanted()))
+        lost: dict[str, int] = {}
+        shared = None if job.calculation is None else ray.put(job.calculation.shared)
+        self._hire(min(self._wanted(), len(waiting)))
+        try:
+            while waiting or any(hand.orders for hand in self._ready):
+                self._give(waiting, shared)
+                busy = {reference: hand for hand in self._ready for reference in hand.orders}
+                done, _ = ray.wait([*busy, *self._starting], num_returns=1, timeout=None if busy else PATIENCE)
+                if not done:
+                    raise ResourceError(self._nobody())
+                for reference in done:
+                    if reference in self._starting:
+                        self._welcome(reference)
+                    elif reference in busy[reference].orders:
+                        yield from self._take(reference, busy[reference], job, waiting, lost)
+        finally:
+            for hand in self._ready:
+                for reference in hand.orders:
+                    ray.cancel(reference)
+                hand.orders.clear()
+
+    def _give(self, waiting: deque[Order], shared: Any) -> None:
+        """Give every worker its orders, in turn."""
+        for ahead in range(1, AHEAD + 1):
+            for hand in self._ready:
+                if waiting and len(hand.orders) < ahead:
+                    order = waiting.popleft()
+                    hand.orders[hand.actor.do.remote(order, shared)] = order
+
+    def _take(
+        self, reference: Any, hand: _Hand, job: Job, waiting: deque[Order], lost: dict[str, int]
+    ) -> Iterator[tuple[Piece, Outcome]]:
+        """Yield the outcomes of an order, or put back what a lost worker had."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+
+        try:
+            data = ray.get(reference)
+        except (RayActorError, WorkerCrashedError) as error:
+            self._replace(hand, waiting, lost, error)
+            return
+        except RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, Exception) else error) from error
+        except ray.exceptions.ObjectLostError:
+            # It was done, and the machine that kept the outcome is gone.
+            waiting.appendleft(hand.orders.pop(reference))
+            return
+        order = hand.orders.pop(reference)
+        for piece, packed in zip(order.pieces, data, strict=True):
+            try:
+                record = unpack(packed)
+            except ValueError as error:
+                raise ResourceError(f"what a worker sent of {job.stage} is damaged: {error}") from error
+            if record.job != job.key:
+                raise UsageError(
+                    f"a worker of the cluster reads another model, or has other versions, than this run ({job.stage}): are model "
+                    "files, device and precision the same on its machine (--dtype), and nncift, numpy and numba, and is the run "
+                    "directory on a file system that all share?"
+                )
+            yield piece, record.outcome
+
+    def _replace(self, hand: _Hand, waiting: deque[Order], lost: dict[str, int], error: Exception) -> None:
+        """Put the orders of a lost worker back, and hire another one. Raises ResourceError where one order keeps losing them."""
+        self.lost += 1
+        self._ready.remove(hand)
+        for place, order in enumerate(hand.orders.values()):
+            waiting.appendleft(order)
+            # Only the one that it was at can be to blame.
+            if not place:
+                name = order.pieces[0].name
+                lost[name] = lost.get(name, 0) + 1
+                if lost[name] >= TRIES:
+                    raise ResourceError(
+                        f"{TRIES} workers were lost over the same {len(order.pieces)} pieces of {order.job.stage} (memory? see "
+                        f"Ray's logs): {str(error).splitlines()[0]}"
+                    ) from error
+        hand.orders.clear()
+        log.warning("a worker of the cluster was lost; what it was at is done by another one")
+        self._hire(1)
+
+    def _hire(self, count: int) -> None:
+        """Ask for workers, until there are `count` more or as many as wanted."""
+        import ray
+
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        # No more than these: what is in a runtime environment, anyone on the cluster can read.
+        kept = {name: value for name, value in os.environ.items() if name.startswith("NNCIFT_") or name in PASSED_ON}
+        made = ray.remote(self.made_of).options(
+            num_cpus=1,
+            num_gpus=self._gpus(),
+            max_restarts=0,
+            runtime_env={"env_vars": {**kept, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}},
+        )
+        missing = self._wanted() - len(self._ready) - len(self._starting)
+        for _ in range(min(count, missing)):
+            actor = made.remote(self._settings, self._workspace, os.getcwd())
+            self._starting[actor.process.remote()] = _Hand(actor)
+
+    def _welcome(self, reference: Any) -> None:
+        """Take in a worker that is there now. Raises ResourceError where it cannot start."""
+        import ray
+        from ray.exceptions import RayError
+
+        hand = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self.lost += 1
+            if not self._ready and not self._starting:
+                raise ResourceError(f"no worker of the cluster can start: {error}") from error
+            return
+        self._ready.append(hand)
+
+    def _wanted(self) -> int:
+        """Return how many workers there shall be."""
+        import ray
+
+        if self._cluster.workers is not None:
+            return self._cluster.workers
+        there: Mapping[str, float] = ray.cluster_resources()
+        gpus = self._gpus()
+        most = there.get("GPU", 0.0) / gpus if gpus else there.get("CPU", 1.0)
+        if most < 1:
+            raise ResourceError(
+                f"--gpus-per-worker {gpus:g} was given, and the cluster has {there.get('GPU', 0):g} GPUs; leave it out for "
+                "workers on CPUs"
+            )
+        return int(most)
+
+    def _gpus(self) -> float:
+        """Return the GPUs of a worker: from one without, Ray hides those of the machine.
+
+        Raises UsageError where a model shall lie on several GPUs and nobody says on how many.
+        """
+        import ray
+
+        settings, asked = self._settings, self._cluster.gpus_per_worker
+        if asked is not None:
+            return asked
+        if not settings.device.startswith(("auto", "cuda")) or ray.cluster_resources().get("GPU", 0.0) < 1:
+            return 0.0
+        if settings.device_map is not None:
+            raise UsageError(
+                "--device-map lays the model over all GPUs of a worker; give their number: --gpus-per-worker 2"
+            )
+        return 1.0
+
+    def _nobody(self) -> str:
+        import ray
+
+        asked = f"{self._gpus():g} GPUs and 1 CPU each"
+        return (
+            f"no worker could be had within {PATIENCE:.0f} s: {self._wanted()} with {asked} are wanted, and the cluster has "
+            f"{dict(ray.cluster_resources())}"
+        )

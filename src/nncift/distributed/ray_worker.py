@@ -1,0 +1,122 @@
+"""A worker of a cluster: one process that holds the models and does pieces as it is told to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nncift.config import RunSettings
+from nncift.core.fingerprints import fingerprint
+from nncift.core.tasks import CALCULATE, Job, Piece, arithmetic, timed
+from nncift.data.examples import Examples
+from nncift.distributed.model_worker import Hands
+from nncift.distributed.piece_records import Record, pack
+from nncift.models.encoders import Encoder, create
+from nncift.models.probe import Probe
+from nncift.teachers import RowTeacher, Teacher, registry
+from nncift.teachers.language_models import language_model
+
+
+@dataclass(frozen=True)
+class Order:
+    """Pieces that a worker does in one go, with the rows that its teacher must know for them."""
+
+    job: Job
+    pieces: tuple[Piece, ...]
+    rows: Examples
+
+
+class Worker:
+    """Does pieces with a teacher, an encoder and a probe of its own, each loaded on first use.
+
+    workspace: the run's folder of the teacher. folder: where relative paths are meant from, where this machine has it.
+    """
+
+    def __init__(self, settings: RunSettings, workspace: Path, folder: str) -> None:
+        if Path(folder).is_dir():
+            os.chdir(folder)
+        self._settings, self._workspace = settings, workspace
+        self._known: set[str] = set()
+
+    def process(self) -> int:
+        """Return the number of the process: it is there."""
+        return os.getpid()
+
+    def do(self, order: Order, shared: Any = None) -> list[bytes]:
+        """Do pieces and return their records. Raises what the teacher, the encoder or the probe raise.
+
+        shared: what the parts of a calculation share.
+        """
+        job = order.job
+        if job.calculation is not None:
+            job = replace(job, calculation=replace(job.calculation, shared=shared))
+        # A calculation loads no model.
+        hands = self._hands if job.calculation is None else None
+        unknown = [row.id for row in order.rows if row.id not in self._known]
+        if hands is not None and unknown:
+            hands.know(order.rows.subset(unknown))
+            self._known.update(unknown)
+        # What this process has loaded decides the outcome, whatever was ordered.
+        key = fingerprint(self.described(job.hand))
+        return [pack(Record(key, piece.name, timed(hands, job, piece))) for piece in order.pieces]
+
+    def described(self, hand: str) -> Mapping[str, Any]:
+        """Return what decides the outcomes of a hand."""
+        if hand == CALCULATE:
+            return arithmetic()
+        if hand == "embed":
+            return dict(self._encoder.describe())
+        return dict(self._probe.describe()) if hand == "ask" else dict(self._teacher.describe())
+
+    @cached_property
+    def _teacher(self) -> Teacher | RowTeacher:
+        settings = self._settings
+        return registry.create(
+            settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=self._workspace
+        )
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        settings = self._settings
+        return create(settings.encoder, device=settings.device, load_lm=lambda: language_model(self._teacher))
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return Probe(language_model(self._teacher, "--features probe"), self._settings.template)
+
+    @cached_property
+    def _hands(self) -> Hands:
+        return Hands(self._teacher, lambda: self._encoder, lambda: self._probe)
+
+
+def orders(job: Job, pieces: Sequence[Piece], workers: int) -> list[Order]:
+    """Cut pieces into orders: many more than workers, so that none waits long for the last, and not too small to pay."""
+    total = sum(piece.size for piece in pieces)
+    most = max(1, min(MOST_STEPS, total // (ORDERS_PER_WORKER * workers)))
+    groups: list[list[Piece]] = []
+    held = most
+    for piece in pieces:
+        if held >= most:
+            groups.append([])
+            held = 0
+        groups[-1].append(piece)
+        held += piece.size
+    # All rows of the run, and what all parts of a calculation share, are not for every order.
+    alone = replace(
+        job, rows=None, every=None, calculation=job.calculation and replace(job.calculation, shared=None, tasks=())
+    )
+    return [Order(alone, tuple(group), _rows(job, group)) for group in groups]
+
+
+def _rows(job: Job, pieces: Sequence[Piece]) -> Examples:
+    wanted = {item for piece in pieces for item in piece.ids}
+    return job.rows.subset(sorted(wanted)) if job.rows is not None and wanted else Examples(())
+
+
+ORDERS_PER_WORKER = 24
+MOST_STEPS = 2048
+"""Pairs, or rows, of an order at most."""

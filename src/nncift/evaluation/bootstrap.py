@@ -1,0 +1,79 @@
+"""Bootstrap over items: targets and sources are drawn again, never single pairs (method.md 2).
+
+Pairs that share an item are not independent: one odd target moves its whole row. Drawing single pairs takes them for
+independent and gives intervals that are far too narrow. Here items are drawn with replacement and a pair counts as
+often as its target times as often as its source: the pigeonhole bootstrap (A. B. Owen, Annals of Applied Statistics
+1, 2007). No bootstrap of a two-way table is exact (P. McCullagh, Bernoulli 6, 2000): what is noise of single pairs is
+counted more than once here, which widens an interval, and with a few dozen items percentiles fall a little short. In
+the tests 95 % intervals over 25 x 25 items cover 92 % of the time, those over single pairs 34 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from nncift.core.pairs import Pairs
+from nncift.evaluation.metrics import Array
+
+MIN_ITEMS = 5
+"""Fewer targets or sources than this give no interval: drawn from so few, it would promise more than it holds."""
+
+MIN_DEFINED = 0.9
+"""Share of the resamples in which a metric must be defined; an interval over a remainder would be a selected one."""
+
+BLOCK = 32
+"""Resamples per block: the ranks of some thousand pairs then stay in the processor's cache."""
+
+
+def has_enough_items(pairs: Pairs) -> bool:
+    """Say whether an interval over the items of these pairs means something."""
+    targets, sources = len(np.unique(pairs.target)), len(np.unique(pairs.source))
+    return (targets >= MIN_ITEMS or _is_fixed(pairs.target_ids)) and (
+        sources >= MIN_ITEMS or _is_fixed(pairs.source_ids)
+    )
+
+
+def item_weights(pairs: Pairs, generator: np.random.Generator, resamples: int) -> Iterator[Array]:
+    """Yield blocks of weights `(n_pairs, at most BLOCK)`, together `resamples` columns.
+
+    Targets and sources are drawn independently of each other, except that an item which plays both roles is drawn
+    once: the uncertainty is about which items came into the sample, and an item that came twice came twice as a target
+    and as a source. (Drawn apart, coverage fell from 90 to 76 % in a trial with 30 such items.) Sources that are not
+    also targets are drawn among themselves. An axis that consists of a single id (a pointwise teacher, one wanted
+    target) is given, not sampled, and is not drawn again.
+    """
+    target_codes, target = np.unique(pairs.target, return_inverse=True)
+    source_codes, source = np.unique(pairs.source, return_inverse=True)
+    fixed = _is_fixed(pairs.target_ids), _is_fixed(pairs.source_ids)
+    place = {} if any(fixed) else {pairs.target_ids[code]: row for row, code in enumerate(target_codes)}
+    twin = np.array([place.get(pairs.source_ids[code], -1) for code in source_codes], dtype=np.intp)
+    both = twin >= 0
+    for start in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - start)
+        targets = _counts(generator, len(target_codes), size, fixed[0])
+        sources = np.empty((len(source_codes), size))
+        sources[both] = targets[twin[both]]
+        sources[~both] = _counts(generator, int((~both).sum()), size, fixed[1])
+        yield targets[target] * sources[source]
+
+
+def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, float] | None:
+    """Return the central interval of resampled values `(n_resamples,)`; None where too many of them are undefined."""
+    defined = values[np.isfinite(values)]
+    if not len(values) or len(defined) < MIN_DEFINED * len(values):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _is_fixed(ids: tuple[str, ...]) -> bool:
+    return len(ids) == 1
+
+
+def _counts(generator: np.random.Generator, items: int, size: int, fixed: bool) -> Array:
+    """Return how often each item is drawn, `(items, size)`: as many draws as items, with replacement."""
+    if fixed or not items:
+        return np.ones((items, size))
+    return generator.multinomial(items, np.full(items, 1 / items), size=size).T.astype(np.float64)

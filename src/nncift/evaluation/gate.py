@@ -1,0 +1,118 @@
+"""The gate: candidates for selection on labels that none of them has seen, and which of them a run goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nncift.evaluation.selection_skill import Block, SelectionSkill, selection_skill
+from nncift.evaluation.verdicts import NAMES
+from nncift.student.candidates import STUDENT, is_student
+
+CLEARLY = 1.5
+"""Standard errors by which another candidate must select better: on fewer, the choice is wrong about as often as right."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """used: what selection and scores rest on. skills: of all candidates on held-out labels, empty where none can be had.
+
+    enforced: False where the user wants the student whatever comes out. objective, share: what was selected by, and how much of
+    the rows. items, pairs: labelled rows and pairs that the skills rest on.
+    """
+
+    used: str
+    skills: Mapping[str, SelectionSkill]
+    enforced: bool
+    objective: str
+    share: float
+    items: int = 0
+    pairs: int = 0
+
+    @property
+    def headline(self) -> SelectionSkill | None:
+        """The skill of what selects; None where it could not be measured."""
+        return self.skills.get(self.used)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was used, and skill with its standard error and 90 % interval by candidate."""
+        return {
+            "used": self.used,
+            "objective": self.objective,
+            "share": self.share,
+            "items": self.items,
+            "pairs": self.pairs,
+            "skill": {
+                name: {"skill": of.skill, "error": of.error, "interval": list(of.interval)}
+                for name, of in self.skills.items()
+            },
+        }
+
+    def warnings(self) -> list[str]:
+        """Return what has to be said in plain words."""
+        if not self.skills:
+            return [
+                f"Selection skill is not measured: {self.items} labelled rows and {self.pairs} pairs are held out, too few to "
+                "repeat the selection on; give more --labels, or a larger pool."
+            ]
+        best = _best(self.skills)
+        if is_student(best):
+            return []
+        gained, error = self.skills[best].against(self.skills[STUDENT])
+        compared = (
+            f"selection skill on held-out labels {self.skills[best].skill:.2f} against {self.skills[STUDENT].skill:.2f} "
+            f"(difference {gained:+.2f}, standard error {error:.2f})"
+        )
+        if not is_student(self.used):
+            return [f"Selection uses {NAMES.get(best, best)}, which is free, instead of the student: {compared}."]
+        how = "the gate is off" if not self.enforced and gained > CLEARLY * error else "within its error"
+        return [
+            f"{NAMES.get(best, best).capitalize()}, which is free, selects no worse than the student: {compared}, {how}."
+        ]
+
+
+def choose(
+    blocks: Sequence[Block],
+    names: Sequence[str],
+    *,
+    objective: str,
+    share: float,
+    seed: int,
+    enforced: bool = True,
+) -> Gate:
+    """Return the student unless another candidate selects better on held-out labels by more than CLEARLY standard errors.
+
+    blocks: held-out items with predictions of all candidates. names: of the candidates, the student among them. share: of the
+    rows that the run selects. enforced: False keeps the student itself whatever is free.
+    """
+    skills = selection_skill(blocks, names, objective=objective, share=share, seed=seed)
+    used = STUDENT
+    if skills:
+        allowed = {name: of for name, of in skills.items() if enforced or is_student(name)}
+        best = _best(allowed)
+        gained, error = skills[best].against(skills[STUDENT])
+        used = best if best != STUDENT and gained > CLEARLY * error else STUDENT
+    items = sum(block.truth.shape[1] for block in blocks)
+    return Gate(used, skills, enforced, objective, share, items, sum(block.pairs for block in blocks))
+
+
+def advice(gate: Mapping[str, Any], rows: int) -> str | None:
+    """Return what a run whose student read text alone could try where something free selects no worse; None where nothing does.
+
+    gate: `Gate.to_json`. rows: on both axes, each of which the probe asks about once.
+    """
+    skill = {name: of["skill"] for name, of in gate["skill"].items()}
+    own = skill.pop(STUDENT, None)
+    free = {name: value for name, value in skill.items() if not is_student(name)}
+    if own is None or max(free.values(), default=own - 1) < own:
+        return None
+    return (
+        f"--features probe lets the student also read what one pass of the teacher's model finds of each row ({rows:,} passes); "
+        "it raised the skill of students at every budget (docs/results/fidelity.md)."
+    )
+
+
+def _best(skills: Mapping[str, SelectionSkill]) -> str:
+    """Return the candidate with the highest skill, the student first among equals."""
+    return max(skills, key=lambda name: (skills[name].skill, name == STUDENT))

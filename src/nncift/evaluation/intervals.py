@@ -1,0 +1,119 @@
+"""An interval for the mean utility of a row that was never labelled, from held-out rows (split conformal)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.pairs import LabelledPairs
+from nncift.errors import UsageError
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MeanUtilityInterval:
+    """Half the width of the interval around a predicted mean utility; None where the held-out rows are too few."""
+
+    half_width: float | None
+    level: float
+    items: int
+
+    def note(self) -> str:
+        """Return in one sentence what the interval rests on."""
+        if self.half_width is None:
+            return (
+                f"No {self.level:.0%} interval for new rows: {self.items} held-out rows were labelled, "
+                f"and it takes {_needed(self.level)}."
+            )
+        return f"{self.level:.0%} interval for new rows from {self.items} held-out rows."
+
+
+def interval_of_mean_utility(
+    held_out: LabelledPairs, prediction: npt.ArrayLike, level: float = 0.9
+) -> MeanUtilityInterval:
+    """Return the half-width that holds for a new row with probability `level`, with rows as the units.
+
+    held_out: labelled pairs whose sources were not trained on (validation and test together); prediction: `(n_pairs,)`.
+    A held-out row's residual is the mean of its labels minus the mean of the predictions on the same pairs. Of m such
+    residuals the ceil((m+1) level)-th smallest in size covers one more exchangeable row with at least that probability.
+    A mean over the few held-out targets is noisier than one over all targets: what the pairs of a row scatter around its
+    mean, divided by their number, is taken off the residuals' variance (analysis of variance in one way), and the residuals
+    shrink towards their mean in proportion. What still bends the promise: the mean residual of the few held-out targets, which
+    widens the interval, and that validation rows also decided the penalty, which narrows it a little.
+    Raises UsageError for a level outside (0, 1) and for predictions of another length.
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"level {level} given; expected a probability between 0 and 1, such as 0.9")
+    guess = np.asarray(prediction, dtype=np.float64)
+    if guess.shape != held_out.value.shape:
+        raise UsageError(f"{guess.shape} predictions given for {len(held_out)} pairs; expected one for each pair")
+    present = np.isfinite(held_out.value)
+    _, row = np.unique(held_out.source[present], return_inverse=True)
+    residual = held_out.value[present] - guess[present]
+    count = np.bincount(row)
+    error = np.bincount(row, residual) / count
+    if len(count) > 1 and count.min(initial=2) > 1:
+        error = _of_all_targets(error, residual - error[row], count)
+    rank = _rank(len(error), level)
+    half_width = float(np.sort(np.abs(error))[rank - 1]) if rank <= len(error) else None
+    return MeanUtilityInterval(half_width, level, len(error))
+
+
+def _of_all_targets(error: Array, within: Array, count: npt.NDArray[np.intp]) -> Array:
+    """Return the residuals of rows as they would be over many targets; a pointwise teacher has one, and never comes here."""
+    noise = float((within**2).sum()) / max(1, len(within) - len(count)) / float(count.mean())
+    mean = float(error.mean())
+    spread = float(((error - mean) ** 2).sum()) / (len(error) - 1)
+    share = float(np.sqrt(max(0.0, 1.0 - noise / spread))) if spread > 0 else 1.0
+    # The mean stays: it may be a bias on new rows, and then it has to be covered.
+    return mean + (error - mean) * share
+
+
+@dataclass(frozen=True)
+class PairInterval:
+    """Half the width of the interval around the prediction of a pair of unseen items, and how often it held.
+
+    coverage: share of the test pairs inside the interval that the validation pairs alone give; None where either is missing.
+    """
+
+    half_width: float | None
+    level: float
+    coverage: float | None
+    items: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers."""
+        return asdict(self)
+
+
+def interval_of_pairs(*blocks: tuple[LabelledPairs, npt.ArrayLike], level: float = 0.9) -> PairInterval:
+    """Return the half-width that holds for a pair of new items with probability `level` (split conformal).
+
+    blocks: labelled pairs of held-out items with their predictions `(n_pairs,)`; the last is the test block. Pairs that share an
+    item are not independent, so the rank is that of the smaller number of items, not of pairs.
+    """
+    errors = [np.abs(pairs.value.astype(np.float64) - np.asarray(guess)) for pairs, guess in blocks]
+    items = [min(len(np.unique(pairs.target)), len(np.unique(pairs.source))) for pairs, _ in blocks]
+    before = _quantile(np.concatenate(errors[:-1]), sum(items[:-1]), level) if len(errors) > 1 else None
+    coverage = None if before is None or not len(errors[-1]) else float(np.mean(errors[-1] <= before))
+    return PairInterval(_quantile(np.concatenate(errors), sum(items), level), level, coverage, sum(items))
+
+
+def _quantile(errors: Array, items: int, level: float) -> float | None:
+    share = _rank(items, level) / items if items else 2.0
+    return float(np.quantile(errors, share, method="higher")) if share <= 1 and len(errors) else None
+
+
+def _rank(items: int, level: float) -> int:
+    # The subtraction keeps a product that is a whole number in exact arithmetic from being rounded up by one.
+    return math.ceil((items + 1) * level - 1e-9)
+
+
+def _needed(level: float) -> int:
+    """Return the smallest number of rows for which the rank exists: m >= level / (1 - level)."""
+    return math.ceil(level / (1 - level) - 1e-9)

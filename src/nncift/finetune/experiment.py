@@ -1,0 +1,257 @@
+"""`nncift tune`, whether the selected subset trains as well. Every arm is trained alike and judged by rows that none has seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.core.fingerprints import fingerprint
+from nncift.core.progress import Progress, silent
+from nncift.errors import UsageError
+from nncift.finetune.arms import ARMS, Budget, choose
+from nncift.finetune.batch_schedule import Measure, course
+from nncift.finetune.comparison import UNTRAINED, Group, tell
+from nncift.finetune.held_out import held_out
+from nncift.finetune.results_store import Cell, Cells, Outcome
+from nncift.finetune.run_rows import Pool
+from nncift.finetune.teacher_arms import selected_ids
+from nncift.finetune.trainer import Bench
+from nncift.finetune.tune_settings import TuneSettings, resolve
+from nncift.models.causal_lm import CausalLM
+from nncift.models.environment import examine
+from nncift.runs.finished import FinishedRun
+from nncift.runs.full_teacher import check_existing, judged_objective
+from nncift.storage.atomic import write_json, write_text
+
+Chosen = Mapping[str, Mapping[int, tuple[str, ...]]]
+"""The rows of every arm by seed."""
+
+
+def tune(
+    path: str | Path, given: Mapping[str, Any], out: Path | None = None, progress: Progress = silent, *,
+    truth: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
+
+    given: settings (`TuneSettings`), `test` among them. out: a folder, by default `tune` in the run; cells that are finished
+    there are taken as they are. truth: where the full teacher's values are kept, by default in the run. Raises the errors of
+    `nncift.errors`.
+    """
+    from nncift.finetune.tune_chart import html
+    from nncift.finetune.tune_page import page
+
+    run = FinishedRun(path)
+    proof = Proof(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
+    told = proof.told()
+    write_json(proof.folder / "tune.json", told)
+    write_text(proof.folder / "tune.md", page(told))
+    write_text(proof.folder / "tune.html", html(told))
+    return told
+
+
+@dataclass(frozen=True)
+class Work:
+    """One cell that is wanted, the rows that it serves, and how much it trains (None: it does not)."""
+
+    cell: Cell
+    ids: tuple[str, ...]
+    measure: Measure | None
+
+
+class Proof:
+    """All cells of one tune, computed where they are missing. units: of every metric, and whether higher is better."""
+
+    def __init__(
+        self, run: FinishedRun, settings: TuneSettings, folder: Path, progress: Progress = silent, *,
+        truth: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.run, self.settings, self.folder, self._progress = run, settings, folder, progress
+        if "teacher" in settings.arms:
+            check_existing(run, judged_objective(run))
+        tests = held_out(run, settings)
+        self._bench = Bench(run, settings, run.rows.pool, tests.rows)
+        self._bench.notes.extend(tests.notes)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._cells = Cells(folder, tests.rows.ids)
+        self._pool = Pool(
+            run, folder, lambda: self._bench.lm, small_model=settings.small_model, template=self._bench.template,
+            device=settings.device, truth_folder=truth, progress=progress,
+        )  # fmt: skip
+        # Now, so that what cannot be judged is refused before anything is chosen.
+        self.units = self._bench.exam.units
+
+    @cached_property
+    def _chosen(self) -> dict[Budget, Chosen]:
+        wishes = self.settings.budget or (None,)
+        budgets = [Budget(wish, selected_ids(self.run, wish, self.folder / "selections")) for wish in wishes]
+        return {budget: self._choose(budget) for budget in budgets}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What is set side by side, budget by budget; missing cells are computed."""
+        wanted = [
+            work
+            for seed in self._seeds
+            for budget, arms in self._chosen.items()
+            for work in self._of(budget, arms, seed)
+        ]
+        outcomes = self._outcomes({work.cell: work for work in wanted})
+        return [
+            Group(how, budget.name, budget.k, self._by_arm(how, budget, outcomes))
+            for budget in self._chosen
+            for how in self.settings.hows
+        ]
+
+    def told(self) -> dict[str, Any]:
+        """Compute what is missing and return everything that is reported."""
+        bench, groups = self._bench, self.groups
+        spent = {
+            id(one): sum(one.cost.values()) for group in groups for found in group.outcomes.values() for one in found
+        }
+        return {
+            "run": str(self.run.path),
+            "test_rows": len(bench.exam.tests),
+            "model": {
+                "name": bench.lm.name, "fingerprint": bench.lm.fingerprint, "context": bench.context,
+                "parameters": bench.parameters, "trained_parameters": bench.pupil.parameters,
+            },
+            "recipe": {**bench.recipe.describe(), "epochs": bench.recipe.epochs, "steps": bench.recipe.steps},
+            "seeds": self.settings.seeds,
+            "seed": self.settings.seed,
+            "in_context": self.settings.in_context,
+            "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in self.units.items()},
+            "arms": {name: arm.about for name, arm in ARMS.items() if name in self.settings.arms},
+            "choosing": {
+                budget.name: _overlaps(budget, arms, bench.lessons.unusable) for budget, arms in self._chosen.items()
+            },
+            "costs": self._pool.costs,
+            "results": [tell(group, self.units, self.settings.seed) for group in groups],
+            "seconds": round(sum(spent.values()), 3),
+            "machine": _machine(bench.lm),
+            "notes": [*bench.notes, *self._about_rows()],
+        }  # fmt: skip
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.settings.seed, self.settings.seed + self.settings.seeds)
+
+    def _choose(self, budget: Budget) -> Chosen:
+        """Return the rows of every arm by seed; arms that are not drawn choose once."""
+        found = {}
+        for name, arm in ARMS.items():
+            if name in self.settings.arms:
+                began = time.perf_counter()
+                first = choose(self._pool, name, budget, self.settings.seed)
+                found[name] = {
+                    seed: choose(self._pool, name, budget, seed) if arm.drawn else first for seed in self._seeds
+                }
+                self._pool.spent(name, time.perf_counter() - began)
+        return found
+
+    def _of(self, budget: Budget, chosen: Chosen, seed: int) -> Iterator[Work]:
+        """Yield the cells of a budget under a seed."""
+        for how in self.settings.hows:
+            measure = None if how == "context" else self._measure(how, budget)
+            for arm, ids in chosen.items():
+                yield Work(_cell(how, budget, arm, seed), ids[seed], None if arm == UNTRAINED else measure)
+
+    def _measure(self, how: str, budget: Budget) -> Measure:
+        lengths, recipe = self._bench.lessons.lengths(budget.rows), self._bench.recipe
+        if not lengths:
+            raise UsageError(f"the model cannot read a single one of the {budget.k} selected rows in training")
+        return Measure.of(how, list(lengths.values()), recipe.batch, recipe.epochs, recipe.steps)
+
+    def _outcomes(self, wanted: Mapping[Cell, Work]) -> dict[Cell, Outcome]:
+        found = {}
+        with self._progress("tuning and judging", len(wanted)) as advance:
+            for cell, work in wanted.items():
+                found[cell] = self._shown(work) if work.measure is None else self._trained(work, work.measure)
+                advance(1)
+        return found
+
+    def _trained(self, work: Work, measure: Measure) -> Outcome:
+        bench, content, seed = self._bench, self._pool.content, int(work.cell.seed or 0)
+        planned = course(bench.lessons.lengths(work.ids), measure, bench.recipe.batch, seed)
+        read = [[[item, content[item]] for item in update] for update in planned.updates]
+        key = fingerprint("training", bench.identity(), bench.context, bench.recipe.describe(), read, seed)
+        return self._kept(work.cell, key, lambda: bench.trained(planned, seed))
+
+    def _shown(self, work: Work) -> Outcome:
+        content = self._pool.content
+        rows = sorted([item, content[item]] for item in work.ids)
+        key = fingerprint("showing", self._bench.identity(), self.settings.in_context if rows else None, rows)
+        return self._kept(work.cell, key, lambda: self._bench.shown(work.ids))
+
+    def _kept(self, cell: Cell, key: str, compute: Callable[[], Outcome]) -> Outcome:
+        """Return a cell as it is stored, or compute and store it."""
+        found = self._cells.load(cell, key)
+        if found is None:
+            found = compute()
+            self._cells.store(cell, key, found)
+        return found
+
+    def _by_arm(self, how: str, budget: Budget, outcomes: Mapping[Cell, Outcome]) -> dict[str, list[Outcome]]:
+        return {
+            arm: [outcomes[cell] for cell in dict.fromkeys(_cell(how, budget, arm, seed) for seed in self._seeds)]
+            for arm in self.settings.arms
+        }
+
+    def _about_rows(self) -> list[str]:
+        """Return notes on rows that cannot be trained on, or not whole, and on rules that not every arm follows."""
+        notes = []
+        unusable, shortened = self._bench.lessons.unusable, self._bench.lessons.shortened
+        if unusable:
+            names = ", ".join(list(unusable)[:5])
+            notes.append(
+                f"{len(unusable)} rows of the pool cannot be trained on ({names}); the first: {next(iter(unusable.values()))}."
+            )
+        if shortened:
+            notes.append(f"{len(shortened)} rows of the pool are too long, and lose the beginning of their prompts.")
+        notes += [*self._bench.lessons.notes, *self._bench.test_notes]
+        rules = [flag for flag in ("quota", "include", "exclude", "dedup") if getattr(self.run.settings, flag)]
+        if rules:
+            notes.append(
+                f"The run's selection keeps rules ({', '.join(rules)}) that random, stratified, longest, embedding, rds and full "
+                "do not know."
+            )
+        if self.settings.seeds == 1:
+            notes.append("One seed: the intervals say nothing about another training run.")
+        return notes
+
+
+def _cell(how: str, budget: Budget, arm: str, seed: int) -> Cell:
+    """Return where an outcome is kept: the untouched model has one, and what is shown without a draw needs no seed."""
+    if arm == UNTRAINED:
+        return Cell("untouched", None, arm, None)
+    once = how == "context" and not ARMS[arm].drawn
+    return Cell(how, budget.k, arm, None if once else seed)
+
+
+def _overlaps(budget: Budget, chosen: Chosen, unusable: Collection[str]) -> dict[str, Any]:
+    """Return every arm's rows, those that cannot be trained on, and the share of the run's selection among them.
+
+    Of an arm that is drawn for every seed, the most of the second and the mean of the third.
+    """
+    own = set(budget.rows)
+    return {
+        arm: {
+            "rows": len(next(iter(by_seed.values()))),
+            "unusable": max(sum(item in unusable for item in ids) for ids in by_seed.values()),
+            "share_of_selected": float(np.mean([len(own & set(ids)) / len(own) for ids in by_seed.values()])),
+        }
+        for arm, by_seed in chosen.items()
+    }
+
+
+def _machine(lm: CausalLM) -> dict[str, Any]:
+    told = examine()
+    return {
+        **{name: told[name] for name in ("python", "platform", "cores", "devices", "packages")},
+        "device": str(lm.device), "threads": 1 if lm._small else told["torch_threads"],
+    }  # fmt: skip

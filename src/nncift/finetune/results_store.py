@@ -1,0 +1,82 @@
+"""Cells: one arm, tuned once and judged. Each is a file of its own, so that a killed tune goes on where it was.
+
+A cell's file holds what is the same whenever it is computed; what it cost stands in a file beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.finetune.test_set import Marks, Values
+from nncift.storage.atomic import write_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a cell stands: how its rows serve, rows of the budget, arm, seed; None where the cell has no such thing."""
+
+    how: str
+    budget: int | None
+    arm: str
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return "-".join(str(part) for part in (self.how, self.budget, self.arm, self.seed) if part is not None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell. facts: rows, steps, epochs, tokens and training loss. cost: seconds of training and of judging."""
+
+    marks: Marks
+    facts: Mapping[str, Any]
+    cost: Mapping[str, float]
+
+
+class Cells:
+    """The cells in a folder. ids: of the test rows, in the order of all values."""
+
+    def __init__(self, folder: Path, ids: tuple[str, ...]) -> None:
+        self._folder, self._ids = folder, ids
+        for part in ("cells", "costs"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+
+    def load(self, cell: Cell, key: str) -> Outcome | None:
+        """Return a cell that was computed under the same fingerprint; None where there is none, or no whole one."""
+        try:
+            told = json.loads(self._place(cell).read_text(encoding="utf-8"))
+            if told["key"] != key or tuple(told["ids"]) != self._ids:
+                return None
+            values = {name: np.array(found, np.float64) for name, found in told["values"].items()}
+            marks = Marks(values, np.array(told["tokens"], np.int64), told["answers"], told["failures"])
+            cost = json.loads(self._place(cell, "costs").read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return Outcome(marks, told["facts"], cost)
+
+    def store(self, cell: Cell, key: str, outcome: Outcome) -> None:
+        """Write a cell; its own file comes last, and is what counts."""
+        marks = outcome.marks
+        write_json(self._place(cell, "costs"), dict(outcome.cost))
+        told = {
+            "key": key, "how": cell.how, "budget": cell.budget, "arm": cell.arm, "seed": cell.seed,
+            "facts": dict(outcome.facts), "ids": list(self._ids),
+            "values": {name: _numbers(values) for name, values in marks.values.items()},
+            "tokens": marks.tokens.tolist(), "answers": list(marks.answers), "failures": dict(marks.failures),
+        }  # fmt: skip
+        write_json(self._place(cell), told)
+
+    def _place(self, cell: Cell, part: str = "cells") -> Path:
+        return self._folder / part / f"{cell.name}.json"
+
+
+def _numbers(values: Values) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]

@@ -1,0 +1,131 @@
+"""What a model makes of the test rows: a value per row and metric, and what it answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.config import nearest
+from nncift.data import Examples
+from nncift.errors import UsageError
+from nncift.generation.answer_metrics import METRICS, Metric, metric
+from nncift.generation.choices import Question, choose
+from nncift.generation.generate import Answer, generate
+from nncift.generation.judge import Judge
+from nncift.generation.likelihood import response_losses
+from nncift.generation.prompts import InFrontOf
+from nncift.models.causal_lm import CausalLM
+from nncift.models.encoders import Encoder
+from nncift.models.prompt_format import Wording
+
+LOSS, CHOICE = "loss", "choice"
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What one model got. values: by metric, a number per item, NaN where it failed. tokens: response tokens of each test row.
+
+    answers: what it wrote to the test rows, None where nothing, and none at all where no metric reads answers. failures: by
+    metric, the reason of the first that failed.
+    """
+
+    values: Mapping[str, Values]
+    tokens: npt.NDArray[np.int64]
+    answers: Sequence[str | None] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+class Exam:
+    """Test rows and the metrics that every model is judged by.
+
+    questions: multiple-choice questions for the metric choice, whose items are these and not the test rows. judge: options of
+    the metric judge (`judge_of`). encoder: for the metric embedding.
+    """
+
+    def __init__(
+        self, tests: Examples, wording: Wording, metrics: Sequence[str], *, questions: Sequence[Question] = (),
+        encoder: Encoder | None = None, judge: Mapping[str, Any] | None = None, max_new_tokens: int = 150,
+    ) -> None:  # fmt: skip
+        unknown = [name for name in metrics if name not in (LOSS, *METRICS)]
+        if unknown:
+            raise UsageError(f"there is no metric {unknown[0]!r}{nearest(unknown[0], [LOSS, *METRICS])}")
+        if (CHOICE in metrics) != bool(questions):
+            raise UsageError("the metric choice and --questions FILE belong together: give both, or neither")
+        options: dict[str, dict[str, Any]] = {"embedding": {"encoder": encoder}}
+        if "judge" in metrics:
+            options["judge"] = {"judge": judge_of(judge or {})}
+        self.tests, self.wording, self.max_new_tokens = tests, wording, max_new_tokens
+        # Under names of their own, since they stand in front of the model like test rows.
+        self.questions = tuple(replace(one, id=f"question {one.id}") for one in questions)
+        self.loss = LOSS in metrics
+        self.metrics: dict[str, Metric] = {
+            name: metric(name, **options.get(name, {})) for name in metrics if name != LOSS
+        }
+        self._judge = dict(judge or {})
+
+    @property
+    def items(self) -> Examples:
+        """All that can have examples in front: test rows and questions."""
+        return Examples((*self.tests, *(one.example() for one in self.questions)))
+
+    @property
+    def units(self) -> dict[str, tuple[str, bool]]:
+        """Unit of every metric, and whether higher is better."""
+        found = {LOSS: ("nats per token", False)} if self.loss else {}
+        return found | {name: (one.unit, one.higher_is_better) for name, one in self.metrics.items()}
+
+    def describe(self) -> list[Any]:
+        """Return what decides the values beside the model, for fingerprints."""
+        rows = [[row.id, row.content_hash] for row in self.tests]
+        asked = [[one.id, one.question, one.options, one.answer] for one in self.questions]
+        return [rows, asked, self.wording.describe(), sorted(self.units), self.max_new_tokens, self._judge]
+
+    def sit(self, lm: CausalLM, before: InFrontOf | None = None) -> Marks:
+        """Judge a model as it is now. before: by id of an item, examples in front."""
+        values: dict[str, Values] = {}
+        failures: dict[str, str] = {}
+        losses = response_losses(lm, self.tests, self.wording, before)
+        if self.loss:
+            values[LOSS] = losses.loss
+            if losses.failures:
+                failures[LOSS] = next(iter(losses.failures.values()))
+        written: list[Answer] = []
+        for name, one in self.metrics.items():
+            if name == CHOICE:
+                answers = choose(lm, self.questions, self.wording, before=before)
+            else:
+                answers = written = written or generate(
+                    lm, self.tests, self.wording, max_new_tokens=self.max_new_tokens, before=before
+                )
+            values[name] = one.values(answers)
+            if not np.isfinite(values[name]).all():
+                why = [answer.failure for answer in answers if answer.failure]
+                own = list(getattr(one, "failures", {}).values())
+                failures[name] = next(iter([*why, *own]), "the metric gave no number")
+        return Marks(values, losses.tokens, [one.text for one in written], failures)
+
+
+def judge_of(options: Mapping[str, Any]) -> Judge:
+    """Return the judge of `--judge NAME=VALUE`: one behind an address where `base_url` is among them, else a local model.
+
+    Raises UsageError for options that make neither.
+    """
+    from nncift.generation.endpoint import EndpointJudge
+    from nncift.generation.judge import ModelJudge
+
+    if "model" not in options:
+        raise UsageError(
+            "the metric judge needs --judge model=FOLDER, or --judge base_url=http://... and --judge model=NAME"
+        )
+    kind: Any = EndpointJudge if "base_url" in options else ModelJudge
+    try:
+        made: Judge = kind(**options)
+    except TypeError as error:
+        raise UsageError(f"a judge cannot be made of {sorted(options)}: {error}") from error
+    return made

@@ -1,0 +1,178 @@
+"""The bench that every arm stands on: one model, one recipe, one wording, one exam. It trains or shows rows, and judges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nncift.data import Examples
+from nncift.errors import DataError, UsageError
+from nncift.finetune.batch_schedule import Course
+from nncift.finetune.results_store import Outcome
+from nncift.finetune.test_set import Exam
+from nncift.finetune.training import Lessons, Pupil, Recipe, defaults, method_of
+from nncift.finetune.tune_settings import TuneSettings
+from nncift.generation.choices import Question, read_questions
+from nncift.generation.few_shot import InFront, examples_in_front
+from nncift.models.causal_lm import CausalLM
+from nncift.models.embedding_cache import EmbeddingCache
+from nncift.models.encoders import Encoder, Floats, create
+from nncift.models.loading import ModelSource
+from nncift.models.prompt_format import Wording
+from nncift.models.row_remarks import Remarks
+from nncift.runs.finished import FinishedRun
+
+ENDS = 10
+"""Steps at the start and at the end of training over which its loss is told."""
+
+
+class Bench:
+    """What a tune has only once. What is not given is the run's; everything is loaded when it is first asked for."""
+
+    def __init__(self, run: FinishedRun, settings: TuneSettings, pool: Examples, tests: Examples) -> None:
+        self._run, self._settings, self._pool, self._tests = run.settings, settings, pool, tests
+        self.notes: list[str] = []
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The model, untouched unless it is being judged after training."""
+        given = self._settings
+        name = given.model or self._run.model
+        if name is None:
+            raise UsageError(
+                f"this run's teacher {self._run.teacher} has no language model; name the one to train with --model"
+            )
+        # Weights that train whole in half precision lose every small step.
+        dtype = "float32" if given.method == "whole" and given.dtype == "auto" else given.dtype
+        four = "4bit" if given.method == "qlora" else None
+        return CausalLM.load(
+            ModelSource(name, four), device=given.device, dtype=dtype, trust_remote_code=self._run.trust_remote_code
+        )
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the model as it was loaded."""
+        return int(self.lm.model.num_parameters())
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How subsets are trained on."""
+        given = self._settings
+        method = method_of(given.method, self.parameters)
+        own = {name: getattr(given, name) for name in ("learning_rate", "batch", "epochs")}
+        values = {
+            **defaults(method, self.parameters),
+            **{name: value for name, value in own.items() if value is not None},
+        }
+        return Recipe(method, steps=given.steps, rank=given.rank, alpha=given.alpha, dropout=given.dropout, **values)
+
+    @cached_property
+    def pupil(self) -> Pupil:
+        """The model with what trains in it."""
+        return Pupil(self.lm, self.recipe)
+
+    @property
+    def template(self) -> str | None:
+        """The template of the wording, as it was given."""
+        return self._settings.template or self._run.template
+
+    @cached_property
+    def wording(self) -> Wording:
+        """How rows read to the model, in training and in the test."""
+        return Wording(self.lm.tokenizer, self.template)
+
+    @cached_property
+    def context(self) -> int:
+        """Most tokens of a row in training."""
+        own = self._settings.context or (self._run.context if self._settings.model is None else None)
+        if own is not None and own > self.lm.context:
+            raise UsageError(f"--context {own} was given; this model reads {self.lm.context} tokens")
+        return own or self.lm.context
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """The pool's rows as the model reads them in training."""
+        return Lessons.of(self._pool, self.wording, self.context)
+
+    @cached_property
+    def exam(self) -> Exam:
+        """How models are judged."""
+        given = self._settings
+        questions: Sequence[Question] = ()
+        if given.questions is not None:
+            questions, rejected = read_questions(given.questions)
+            if rejected:
+                self.notes.append(
+                    f"{len(rejected)} rows of {given.questions} are no multiple-choice questions; the first: "
+                    f"{rejected[0].reason}."
+                )
+        return Exam(
+            self._tests, self.wording, given.metrics, questions=questions,
+            encoder=self._encoder if "embedding" in given.metrics else None, judge=given.judge,
+            max_new_tokens=given.max_new_tokens,
+        )  # fmt: skip
+
+    @cached_property
+    def test_notes(self) -> tuple[str, ...]:
+        """What is to be told about the test rows that can be worded."""
+        remarks = Remarks()
+        for test in self._tests:
+            # What cannot be worded has no value in the exam, and its reason is told there.
+            with suppress(DataError):
+                remarks.add(test, self.wording.tokens(test))
+        return remarks.notes("test rows")
+
+    def identity(self) -> list[Any]:
+        """Return what decides an outcome beside the rows and the training, for fingerprints."""
+        dtype = str(next(self.lm.model.parameters()).dtype)
+        return [self.lm.fingerprint, dtype, self._settings.method == "qlora", self.exam.describe(), self._run.encoder]
+
+    def trained(self, course: Course, seed: int) -> Outcome:
+        """Train on a course, judge, and leave the model as it was."""
+        began = time.perf_counter()
+        with self.pupil.taught(self.lessons.rows, course, seed) as losses:
+            middle = time.perf_counter()
+            marks = self.exam.sit(self.lm)
+        ends = [float(np.mean(losses[:ENDS])), float(np.mean(losses[-ENDS:]))]
+        cost = {"training": round(middle - began, 3), "judging": round(time.perf_counter() - middle, 3)}
+        return Outcome(marks, {**course.to_json(), "training_loss": ends}, cost)
+
+    def shown(self, ids: Sequence[str]) -> Outcome:
+        """Judge the untouched model, with the nearest of some rows in front of each item where there are any."""
+        began, facts, before = time.perf_counter(), {"rows": len(ids)}, None
+        if ids and self._settings.in_context is not None:
+            before = examples_in_front(
+                self._pool.subset(ids), self.exam.items, self._vectors_of, self._settings.in_context, self.lm,
+                self.wording, max_new_tokens=self._settings.max_new_tokens,
+            )  # fmt: skip
+            facts |= {"shown": before.shown, "shortened": before.shortened, "left_out": before.left_out}
+            self._note_joined(before)
+        marks = self.exam.sit(self.lm, before)
+        return Outcome(marks, facts, {"judging": round(time.perf_counter() - began, 3)})
+
+    def _note_joined(self, before: InFront) -> None:
+        """Note, once, that examples in front are no part of one conversation with what follows them."""
+        if before.joined or before.joined_tests:
+            note = (
+                f"{before.joined} of {before.shown} examples in front and {before.joined_tests} of {len(before)} test items are "
+                "joined plainly and not as one conversation, which the chat template does not allow there."
+            )
+            self.notes += [] if note in self.notes else [note]
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        def fresh() -> CausalLM:
+            # Not the model that is tuned: what it makes of texts changes while it trains.
+            return CausalLM.load(
+                str(self._run.model), device=self._settings.device, trust_remote_code=self._run.trust_remote_code
+            )
+
+        return create(self._run.encoder, device=self._settings.device, load_lm=fresh)
+
+    def _vectors_of(self, texts: Sequence[str]) -> Floats:
+        return EmbeddingCache(self._encoder).embed(texts).vectors

@@ -1,0 +1,119 @@
+"""How many items are held out, and how many passes a plan takes: from the sizes of both axes and the labels asked for.
+
+What is held out grows with the labels: pairs that measure (validation, test, `q2`, `q3`) never outnumber those that train, and
+where rows are labelled, the held-out rows of an axis are never more than its training rows. Only plans of fewer than 8 training
+pairs or 4 training rows hold out more: two items of each role are the least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from nncift.labels.label_budget import Wish
+
+TEST_PART, VALIDATION_PART = 10, 15
+"""An axis gives at most a tenth of its items for test and a fifteenth for validation."""
+
+SEEN_BESIDE_TEST = 10
+"""Training items of each axis that test items are paired with, at most."""
+
+LEAST = 2
+"""Least test and validation items of an axis that has as many."""
+
+FEW_TARGETS = 50
+"""A set of targets up to this size is measured whole by teachers that label rows."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Items held out of one axis. seen: training items of the axis that test items of the other are paired with."""
+
+    test: int
+    validation: int
+    seen: int
+
+    @property
+    def items(self) -> int:
+        """Items of both roles."""
+        return self.test + self.validation
+
+
+def _shrinking(wish: Wish, items: int) -> Iterator[HeldOut]:
+    """Yield what an axis of so many items gives, from the bounds of the settings down to the least."""
+    whole = max(wish.test_items, wish.validation_items)
+    for part in range(whole, 0, -1):
+        test, validation = (
+            max(LEAST, math.ceil(bound * part / whole)) for bound in (wish.test_items, wish.validation_items)
+        )
+        yield HeldOut(
+            min(test, math.ceil(items / TEST_PART)),
+            min(validation, math.ceil(items / VALIDATION_PART)),
+            min(SEEN_BESIDE_TEST, max(LEAST, math.ceil(3 * SEEN_BESIDE_TEST * part / whole))),
+        )
+
+
+def held_out_of_pairs(wish: Wish, targets: int, sources: int, *, shared: bool) -> tuple[HeldOut, HeldOut]:
+    """Return what is held out of targets and sources where pairs are labelled: as much as measures no more pairs than train."""
+    training = wish.pairs(targets, sources)
+    for held in zip(_shrinking(wish, targets), _shrinking(wish, sources), strict=True):
+        if measuring_pairs(*held, shared=shared) <= training:
+            return held
+    return replace(held[0], seen=1), replace(held[1], seen=1)
+
+
+def measuring_pairs(target: HeldOut, source: HeldOut, *, shared: bool) -> int:
+    """Return the pairs that measure: blocks of test and of validation items, and test items with seen ones."""
+    masked = target.test + target.validation if shared else 0
+    blocks = target.test * source.test + target.validation * source.validation - masked
+    return blocks + target.test * source.seen + target.seen * source.test
+
+
+def held_out_of_rows(wish: Wish, items: int, training: int) -> HeldOut:
+    """Return what is held out of an axis where rows are labelled: at most as many rows as train."""
+    for held in _shrinking(wish, items):
+        if held.items <= training:
+            return held
+    return held
+
+
+def side(wish: Wish, rows: int, *, few: bool) -> int:
+    """Return how many rows of an axis are asked for where rows are labelled. few: a small axis is taken whole."""
+    asked = round(wish.share * rows) if wish.share is not None else wish.count or 0
+    return min(max(asked, FEW_TARGETS if few else 2), rows)
+
+
+def pair_passes(wish: Wish, targets: int, sources: int, *, shared: bool, relative: bool) -> int:
+    """Return the passes of a fresh plan of pairs: exact for scattered ones, at most so many for a block and for rounds.
+
+    relative: every target that is planned takes a pass without an example.
+    """
+    held = held_out_of_pairs(wish, targets, sources, shared=shared)
+    free = max(0, targets - held[0].items), max(0, sources - held[1].items)
+    if wish.kind == "block":
+        height, width = (min(size, most) for size, most in zip(wish.sides(targets, sources), free, strict=True))
+        training, lines = height * width, height
+    else:
+        training = min(wish.pairs(targets, sources), free[0] * free[1] - (min(free) if shared else 0))
+        lines = min(training, free[0])
+    alone = lines + held[0].items if relative else 0
+    return training + measuring_pairs(*held, shared=shared) + alone
+
+
+def pair_chunks(wish: Wish, targets: int, sources: int, *, shared: bool) -> int:
+    """Return the sources that a fresh plan of pairs puts in front of targets: the chunks of a scatter, about those of others."""
+    held = held_out_of_pairs(wish, targets, sources, shared=shared)[1].items
+    width = wish.sides(targets, sources)[1] if wish.kind == "block" else wish.pairs(targets, sources)
+    return held + min(width, max(0, sources - held))
+
+
+def measured_rows(wish: Wish, targets: int | None, sources: int) -> int:
+    """Return the rows that a fresh plan of rows measures. targets: rows of a target set, None without one."""
+    return _measured(wish, sources, few=False) + (0 if targets is None else _measured(wish, targets, few=True))
+
+
+def _measured(wish: Wish, items: int, *, few: bool) -> int:
+    training = side(wish, items, few=few)
+    held = held_out_of_rows(wish, items, training).items
+    return min(training, items - held) + held

@@ -1,0 +1,400 @@
+"""Causal language models: log-probabilities of given responses behind a cached prefix, and last hidden states.
+
+Two shortcuts are used, both exact (method.md 3.1): the keys and values of a prefix are computed once and shared by
+all rows behind it, and hidden states go through the vocabulary projection at response positions only. Whether a model's
+architecture allows them is tried on loading against its plain forward pass; where it does not, the plain pass is used.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.memory import rows_at_once
+from nncift.errors import ResourceError, UsageError
+from nncift.models.loading import ModelSource as ModelSource
+from nncift.models.loading import (
+    context_limit,
+    fingerprint,
+    first_line,
+    load_model,
+    locate,
+    resolve_device,
+    resolve_dtype,
+)
+from nncift.models.out_of_memory import Fits
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+LOGITS_AT_ONCE = 2**26
+"""Entries of a float32 logits block held at once (256 MiB)."""
+
+PROBE = 24
+"""Tokens of the sequence on which shortcuts are tried."""
+
+SMALL = 5_000_000
+"""Parameters below which a second CPU thread costs more than it gives, most of all on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids to be scored: `response` is predicted, `prompt` is read before it."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+    def without(self, tokens: int) -> Row:
+        """Return the row less so many tokens of its prompt's start, which are read in front of it."""
+        return Row(self.prompt[tokens:], self.response)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one pass over a row showed, float32.
+
+    log_probabilities: of every response token, `(n_response,)`. hidden: the last layer's states at every position of
+    prompt and response, `(len(row), hidden size)`, as the model's head reads them.
+    """
+
+    log_probabilities: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Rows as tensors: padded ids `(n_rows, width)`, and per response token its row, where it is predicted, and itself."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    positions: torch.Tensor
+    gold: torch.Tensor
+
+
+@dataclass
+class Prefix:
+    """Ids in front of every row of a call, with the model's cache over them (None where caching is not exact)."""
+
+    ids: tuple[int, ...]
+    cache: Any | None
+
+    def repeated(self, rows: int) -> Any | None:
+        """Return a cache that a pass over so many rows may grow; the prefix stays as it is.
+
+        Plain keys and values are shared by all rows until the pass itself puts its own behind them; other kinds of layers
+        are copied.
+        """
+        from transformers.cache_utils import DynamicLayer
+
+        if self.cache is None:
+            return None
+        if any(type(layer) is not DynamicLayer for layer in getattr(self.cache, "layers", [None])):
+            cache = copy.deepcopy(self.cache)
+            cache.batch_repeat_interleave(rows)
+            return cache
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            if layer.get_seq_length():
+                layer.keys = layer.keys.expand(rows, -1, -1, -1)
+                layer.values = layer.values.expand(rows, -1, -1, -1)
+        return cache
+
+
+class CausalLM:
+    """A causal language model and its tokenizer, ready to score responses. Built by `CausalLM.load`."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, fingerprint: str, context: int
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.fingerprint = fingerprint
+        self.context = context
+        self.device = next(model.parameters()).device
+        self.fits = Fits()
+        self._small = self.device.type == "cpu" and model.num_parameters() < SMALL
+        self._fast_head, self._fast_prefix = self._try_shortcuts()
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path | ModelSource,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        context: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> CausalLM:
+        """Load a local directory or a model of the Hugging Face hub, from safetensors only.
+
+        device: auto, cpu, cuda, cuda:0, mps. dtype: auto (float32 on CPU, the model's own elsewhere), float32,
+        bfloat16, float16. context: a cap on the tokens of one sequence, at most the model's own limit.
+        Raises ResourceError when weights, tokenizer or device are missing, UsageError for an unknown setting.
+        """
+        source = name if isinstance(name, ModelSource) else ModelSource(str(name))
+        folder = locate(source.name)
+        placed = resolve_device(device)
+        model, tokenizer = load_model(source, folder, placed, resolve_dtype(dtype, placed), trust_remote_code)
+        limit = context_limit(model, tokenizer)
+        if context is not None and context > limit:
+            raise UsageError(f"a context of {context} tokens was asked for; this model has {limit}")
+        try:
+            return cls(model, tokenizer, source.name, fingerprint(folder), context or limit)
+        except AssertionError as error:
+            # bitsandbytes asserts what its kernels for this device want of a layer's sizes.
+            raise ResourceError(
+                f"the model {source.name!r} in {source.load_in} cannot run on {placed}: {first_line(error)}; try 8bit, another "
+                "device, or no --load-in"
+            ) from error
+
+    @property
+    def head_is_last(self) -> bool:
+        """Whether the logits are the output embeddings' output and nothing else, so that they can be had position by position."""
+        return self._fast_head
+
+    def with_cache(self, cache: Any) -> dict[str, Any]:
+        """Return the arguments of a pass that reads and grows a cache; transformers 5.24 gave it another name."""
+        return {"use_cache": True, self._cache_name: cache}
+
+    def cache_of(self, output: Any) -> Any:
+        """Return the cache that a pass left."""
+        return getattr(output, self._cache_name)
+
+    @cached_property
+    def _cache_name(self) -> str:
+        known = inspect.signature(self.model.base_model.forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
+    def prefix(self, ids: Sequence[int]) -> Prefix:
+        """Compute what rows behind `ids` share. One forward pass over `ids`; none when `ids` is empty."""
+        import torch
+
+        if not ids or not self._fast_prefix:
+            return Prefix(tuple(ids), None)
+        with self._reading(f"a prefix of {len(ids)} tokens"):
+            self._refuse_unknown(torch.tensor(ids))
+            output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
+        return Prefix(tuple(ids), self.cache_of(output))
+
+    def log_probabilities(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        """Return the log-probability of every response token of every row, teacher-forced, float32.
+
+        The logits at position k - 1 predict token k. Rows are padded on the right, which a causal model cannot see.
+        One forward pass over all rows, several where they do not fit into memory at once: the caller chooses how many. Every row
+        needs a token before its response. Raises ResourceError for token ids that the model does not have, and where the device's
+        memory is too small for one row.
+        """
+        with self._reading(f"one row of up to {max(map(len, rows))} tokens behind {len(prefix.ids)}"):
+            return self.fits.run(rows, len, lambda part: self._scored(prefix, part), before=len(prefix.ids))
+
+    def _scored(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        before: tuple[int, ...] = () if prefix.cache is not None else prefix.ids
+        laid = _laid_out(rows, before)
+        self._refuse_unknown(laid.ids)
+        given: dict[str, Any] = {"use_cache": False}
+        if prefix.cache is not None:
+            given = self.with_cache(prefix.repeated(len(rows)))
+        return _split(self._gold(laid, given).cpu().numpy(), rows)
+
+    def read(self, rows: Sequence[Row]) -> list[Reading]:
+        """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
+
+        Rows are padded on the right, which a causal model cannot see; the caller chooses how many. A row's response may be
+        empty, and then so are its log-probabilities; otherwise the row needs a token before it. Raises ResourceError as
+        `log_probabilities` does.
+        """
+        with self._reading(f"one row of up to {max(map(len, rows))} tokens"):
+            return self.fits.run(rows, len, self._shown)
+
+    def _shown(self, rows: Sequence[Row]) -> list[Reading]:
+        laid = _laid_out(rows, ())
+        self._refuse_unknown(laid.ids)
+        hidden, values = self._hidden_and_gold(laid)
+        states, flat = hidden.float().cpu().numpy(), values.cpu().numpy()
+        return [
+            Reading(logs, states[index, : len(row)])
+            for index, (row, logs) in enumerate(zip(rows, _split(flat, rows), strict=True))
+        ]
+
+    def _hidden_and_gold(self, laid: _Laid) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last hidden states `(n_rows, width, hidden)` and the response tokens' log-probabilities, in one pass."""
+        ids = laid.ids.to(self.device)
+        if self._fast_head:
+            hidden = self._body(ids, use_cache=False).last_hidden_state
+            return hidden, self._through_head(hidden, laid)
+        seen: list[Any] = []
+        handle = self.model.base_model.register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        hidden = (seen[-1] if seen else self._body(ids, use_cache=False)).last_hidden_state
+        return hidden, _log_softmax_at(logits, laid)
+
+    def _gold(self, laid: _Laid, given: Mapping[str, Any]) -> torch.Tensor:
+        """Return the log-probabilities of all response tokens, one row's behind the other's."""
+        ids = laid.ids.to(self.device)
+        if not self._fast_head:
+            return _log_softmax_at(self.model(input_ids=ids, **given).logits, laid)
+        return self._through_head(self._body(ids, **given).last_hidden_state, laid)
+
+    def _through_head(self, hidden: torch.Tensor, laid: _Laid) -> torch.Tensor:
+        """Take hidden states to the vocabulary where a response token is due, a block of positions at a time."""
+        import torch
+
+        rows, positions, gold = (part.to(hidden.device) for part in (laid.rows, laid.positions, laid.gold))
+        due = hidden[rows, positions]
+        head = self.model.get_output_embeddings()
+        entry, vocabulary = 4, int(self.model.config.get_text_config().vocab_size)
+        step = rows_at_once(entry * LOGITS_AT_ONCE, entry * vocabulary)
+        parts = [
+            _gathered(head(due[start : start + step]), gold[start : start + step])
+            for start in range(0, max(1, len(gold)), step)
+        ]
+        return torch.cat(parts)
+
+    def _refuse_unknown(self, ids: torch.Tensor) -> None:
+        """Raise ResourceError for ids without an embedding: on a GPU they would take the whole process down."""
+        if int(ids.max()) >= self._vocabulary:
+            raise ResourceError(
+                f"the tokenizer of {self.name!r} gave token {int(ids.max())}, and the model has embeddings for "
+                f"{self._vocabulary}; they do not belong together"
+            )
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Run a pass without gradients. Raises ResourceError, naming what was read, where memory runs out."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._threads():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"{what} does not fit into the memory of {self.device}; try --dtype bfloat16 or a smaller --context"
+            ) from error
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Use one thread for a small model on the CPU, and give the others back."""
+        import torch
+
+        before = torch.get_num_threads()
+        if self._small:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if self._small:
+                torch.set_num_threads(before)
+
+    def _body(self, ids: torch.Tensor, **kwargs: Any) -> Any:
+        return self.model.base_model(input_ids=ids, **kwargs)
+
+    def _try_shortcuts(self) -> tuple[bool, bool]:
+        """Compare both shortcuts with the plain pass on a few tokens; return which of them are exact here.
+
+        Raises ResourceError where the plain pass itself fails.
+        """
+        self._fast_head, self._fast_prefix = False, False
+        size = int(self.model.config.get_text_config().vocab_size)
+        tokens = [(7 * k + 3) % size for k in range(PROBE)]
+        ids, rows = tokens[:12], [Row(tokens[12:14], tokens[14:24]), Row(tokens[10:13], tokens[3:8])]
+        try:
+            plain = np.concatenate(self.log_probabilities(Prefix(tuple(ids), None), rows))
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ResourceError(
+                f"the model {self.name!r} cannot read {PROBE} tokens in a plain forward pass: {first_line(error)}"
+            ) from error
+        found = []
+        for attribute in ("_fast_head", "_fast_prefix"):
+            setattr(self, attribute, True)
+            try:
+                fast = np.concatenate(self.log_probabilities(self.prefix(ids), rows))
+                exact = self._close(plain, fast) and (attribute == "_fast_prefix" or self._head_is_last(tokens))
+            except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError, IndexError) as error:
+                log.info("%s: %s is not available: %s", self.name, attribute, first_line(error))
+                exact = False
+            if not exact:
+                setattr(self, attribute, False)
+                log.warning("%s: %s is not exact for this architecture; using the plain pass", self.name, attribute)
+            found.append(exact)
+        return found[0], found[1]
+
+    def _head_is_last(self, tokens: Sequence[int]) -> bool:
+        """Tell whether the logits are the output embeddings' output, bit for bit: no scale, no soft cap behind it."""
+        import torch
+
+        seen: list[torch.Tensor] = []
+        handle = self.model.get_output_embeddings().register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            with torch.inference_mode(), self._threads():
+                logits = self.model(input_ids=torch.tensor([list(tokens)], device=self.device), use_cache=False).logits
+        finally:
+            handle.remove()
+        return len(seen) == 1 and torch.allclose(seen[0].to(logits.dtype), logits, rtol=0, atol=0, equal_nan=True)
+
+    def _close(self, plain: npt.NDArray[np.float32], fast: npt.NDArray[np.float32]) -> bool:
+        # Half precision: a logit of 20 is known to 1/16, and the order of sums differs between the two.
+        if next(self.model.parameters()).dtype.itemsize >= 4:
+            return bool(np.allclose(plain, fast, rtol=1e-5, atol=1e-4, equal_nan=True))
+        return bool(np.allclose(plain, fast, rtol=0.03, atol=0.1, equal_nan=True))
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        """Number of tokens that have an embedding; may be more than the tokenizer has."""
+        try:
+            weight: Any = self.model.get_input_embeddings().weight
+            return int(weight.shape[0])
+        except (AttributeError, NotImplementedError):
+            return int(self.model.config.get_text_config().vocab_size)
+
+
+def _laid_out(rows: Sequence[Row], before: Sequence[int]) -> _Laid:
+    """Pad rows on the right, all behind the same ids, and find where each response token is predicted."""
+    import torch
+
+    sequences = [[*before, *row.prompt, *row.response] for row in rows]
+    width = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences], dtype=torch.long)
+    starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
+    if min(starts) < 0:
+        raise ValueError("a row's response needs a token before it, which predicts its first one")
+    at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
+    at = np.concatenate([np.arange(first, first + len(row.response)) for first, row in zip(starts, rows, strict=True)])
+    gold = torch.tensor([token for row in rows for token in row.response], dtype=torch.long)
+    return _Laid(ids, torch.from_numpy(at_row), torch.from_numpy(at), gold)
+
+
+def _split(flat: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+    return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
+
+
+def _log_softmax_at(logits: torch.Tensor, laid: _Laid) -> torch.Tensor:
+    rows, positions, gold = (part.to(logits.device) for part in (laid.rows, laid.positions, laid.gold))
+    return _gathered(logits[rows, positions], gold)
+
+
+def _gathered(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """Return logit - logsumexp at the gold tokens, in float32. logits `(n, vocabulary)`, gold `(n,)`."""
+    logits = logits.float()
+    gold = gold.to(logits.device)
+    return logits.gather(1, gold[:, None])[:, 0] - logits.logsumexp(dim=1)

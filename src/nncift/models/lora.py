@@ -1,0 +1,217 @@
+"""What LESS trains in a language model: LoRA matrices put in through peft, or every parameter (method.md 3.3)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nncift.core.seeds import derive
+from nncift.errors import DataError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ATTENTION = frozenset(
+    "q_proj k_proj v_proj o_proj out_proj qkv_proj query_key_value Wqkv c_attn c_proj query key value dense wq wk wv wo".split()
+)
+"""Names of the projections to query, key, value and output, inside modules whose name holds `attn` or `attention`."""
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Size and place of LoRA matrices. targets: None = the attention projections, found by name; else module name ends."""
+
+    rank: int = 128
+    alpha: float = 512
+    dropout: float = 0.1
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise UsageError("LoRA needs a rank of at least 1, alpha above 0 and a dropout of at least 0 and below 1")
+
+
+class Trainable:
+    """A language model and those of its parameters that train: LoRA matrices, or all.
+
+    Outside `at` adapters are off, so that the model is the plain one to everybody else.
+    """
+
+    def __init__(self, model: nn.Module, adapted: Any | None) -> None:
+        self.model = model
+        self._adapted = adapted
+        named = model.named_parameters()
+        kept = [(name, value) for name, value in named if adapted is None or value.requires_grad]
+        self.parameters: dict[str, nn.Parameter] = {plain_name(name): value for name, value in kept}
+        model.requires_grad_(False).eval()
+        self._enable(on=False)
+
+    @classmethod
+    def whole(cls, model: nn.Module) -> Trainable:
+        """Train every parameter."""
+        return cls(model, None)
+
+    @classmethod
+    def with_lora(cls, model: nn.Module, shape: LoraShape, seed: int) -> Trainable:
+        """Put fresh LoRA matrices into the model. Raises ResourceError without peft, UsageError without a place."""
+        peft = import_peft()
+        from transformers.pytorch_utils import Conv1D
+
+        places = attention_modules(model) if shape.targets is None else list(shape.targets)
+        transposed = any(isinstance(m, Conv1D) and name.endswith(tuple(places)) for name, m in model.named_modules())
+        config = peft.LoraConfig(
+            r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, target_modules=places,
+            fan_in_fan_out=transposed, task_type="CAUSAL_LM",
+        )  # fmt: skip
+        with seeded(model, derive(seed, "lora")):
+            try:
+                with _quiet():
+                    adapted = peft.get_peft_model(model, config)
+            except ValueError as error:
+                raise UsageError(f"LoRA cannot be put into this model: {error}") from error
+        return cls(model, adapted)
+
+    @classmethod
+    def with_adapter(cls, model: nn.Module, folder: Path) -> Trainable:
+        """Put the adapter of a peft folder into the model. Raises ResourceError without peft, DataError for a bad one."""
+        peft = import_peft()
+        try:
+            with _quiet():
+                adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True, low_cpu_mem_usage=False)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"the LoRA checkpoint {str(folder)!r} does not fit this model: {reason}") from error
+        return cls(model, adapted)
+
+    def take_adapter(self, folder: Path) -> None:
+        """Take over the weights of another peft folder of the same shape. Raises DataError where they do not fit."""
+        from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise DataError(f"the LoRA checkpoint {str(folder)!r} has no adapter_model.safetensors")
+        try:
+            odd: Any = set_peft_model_state_dict(self._adapted, load_peft_weights(str(folder), device="cpu"))
+        except RuntimeError as error:
+            raise DataError(f"the LoRA checkpoint {str(folder)!r} has another shape than the first one") from error
+        absent = {plain_name(name) for name in odd.missing_keys} & set(self.parameters)
+        if odd.unexpected_keys or absent:
+            name = sorted(absent or odd.unexpected_keys)[0]
+            raise DataError(f"the LoRA checkpoint {str(folder)!r} names other parameters than the first one: {name}")
+
+    def renew(self, seed: int) -> None:
+        """Draw fresh LoRA matrices, which change nothing before they are trained; a model that trains whole stays as it is."""
+        if self._adapted is None:
+            return
+        from peft.tuners.lora import LoraLayer
+
+        with seeded(self.model, seed):
+            for module in self.model.modules():
+                if isinstance(module, LoraLayer):
+                    layer: Any = module
+                    layer.reset_lora_parameters("default", init_lora_weights=True)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the trained weights, on the CPU."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
+
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over weights by name. Raises DataError where names or shapes differ."""
+        if set(weights) != set(self.parameters):
+            odd = sorted(set(weights) ^ set(self.parameters))[0]
+            raise DataError(f"a warm-up checkpoint and the model do not name the same parameters: {odd}")
+        for name, value in self.parameters.items():
+            value.data.copy_(weights[name])
+
+    @contextmanager
+    def at(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Compute with these weights, adapters on."""
+        self.load(weights)
+        self._enable(on=True)
+        try:
+            yield
+        finally:
+            self._enable(on=False)
+
+    def _enable(self, *, on: bool) -> None:
+        if self._adapted is not None:
+            layers = self._adapted.base_model
+            (layers.enable_adapter_layers if on else layers.disable_adapter_layers)()
+            # peft turns gradients on with its adapters; they are asked for where they are wanted.
+            self.model.requires_grad_(False)
+
+
+def attention_modules(model: nn.Module) -> list[str]:
+    """Return the names of the attention's projections. Raises UsageError where none is known by name."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ATTENTION
+        and ("attn" in name.rpartition(".")[0].lower() or "attention" in name.rpartition(".")[0].lower())
+        and isinstance(getattr(module, "weight", None), _tensor_type())
+    ]
+    if not found:
+        raise UsageError(
+            "no attention projections were found by name in this model; name the modules for LoRA with the option targets, "
+            "or train all parameters with lora=False"
+        )
+    return found
+
+
+def linear_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of all linear layers but the one that gives the logits. Raises UsageError where there are none."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    found = tuple(
+        name for name, module in model.named_modules() if isinstance(module, Linear | Conv1D) and module is not head
+    )
+    if not found:
+        raise UsageError("this model has no linear layers for LoRA; train all parameters instead (--method whole)")
+    return found
+
+
+def import_peft() -> Any:
+    """Return peft. Raises ResourceError naming the extra where it is not installed."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ResourceError(
+            'LESS with LoRA needs peft: pip install "nncift[train]"; or take all parameters of a small model with lora=False'
+        ) from error
+    return peft
+
+
+@contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Draw from a seed inside, and leave the process's random state as it was."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _tensor_type() -> type:
+    import torch
+
+    return torch.Tensor
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what peft and wrappers put around it."""
+    return name.removeprefix("module.").removeprefix("base_model.model.").replace(".default", "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what peft's use of older transformers names would tell users who cannot change it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

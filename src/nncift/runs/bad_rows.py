@@ -1,0 +1,249 @@
+"""Finding bad rows: how well a score tells rows that are known to be bad from the others (area under the ROC curve).
+
+One sign for all: a low score is suspicious. Teachers and students keep their own direction, a row's score being its mean utility
+over the targets (method.md 4): what they would take last is suspicious. A short response is, too. The loss is turned around: as
+a teacher it takes first what the model does not know, and here a high loss is suspicious. `ifd` is the teacher's ranking (ratios
+above 1 last); `ifd ratio` has the ratio itself turned around, high being suspicious: a prompt that does not help.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.pairs import UtilityMatrix
+from nncift.core.seeds import generator
+from nncift.data.examples import Examples
+from nncift.errors import DataError, UsageError
+from nncift.evaluation.bootstrap import MIN_ITEMS, percentile_interval
+from nncift.models.causal_lm import CausalLM
+from nncift.runs.finished import FinishedRun
+from nncift.teachers import RowTeacher
+
+Scores = Mapping[str, float]
+Array = npt.NDArray[np.float64]
+
+BLOCK = 64
+"""Resamples per block."""
+
+ROWS = 64
+"""Rows that a teacher measures at once."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger one score's area is than another's, on the same rows; interval: None with too few rows."""
+
+    score: str
+    other: str
+    difference: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Areas of several scores on the same rows, for each score's name.
+
+    auc: chance that a bad row scores below a good one, ties counted half; 0.5 = chance, below it: the wrong way round.
+    intervals: over other rows, bad and good ones drawn apart. bad, good: rows judged. left_out: rows that some score has no
+    number for; without: their number by score.
+    """
+
+    auc: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float] | None]
+    differences: tuple[Difference, ...]
+    bad: int
+    good: int
+    left_out: int
+    without: Mapping[str, int]
+    level: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        return asdict(self)
+
+
+def auc(scores: Scores, bad: Collection[str]) -> float:
+    """Return the chance that a bad row scores below a good one, ties counted half.
+
+    bad: ids among those of `scores`. Raises DataError without a bad or a good row, and for a score that is no number.
+    """
+    ids = sorted(scores)
+    values = np.array([[scores[item] for item in ids]], np.float64)
+    if not np.isfinite(values).all():
+        raise DataError(
+            "a score is no finite number; give only rows that have one, or use find_bad, which counts the others"
+        )
+    mask = _mask(ids, bad)
+    return float(_areas(values, mask, np.ones((len(ids), 1)))[0, 0])
+
+
+def find_bad(
+    scores: Mapping[str, Scores],
+    bad: Collection[str],
+    *,
+    against: Collection[str] = (),
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Found:
+    """Return the areas of named scores on the rows that all of them have, with intervals.
+
+    scores: by name, each row's score by id, NaN or missing where there is none. against: names of scores that every other is
+    held against, the differences drawn with the same rows. Raises UsageError without a score and for an unknown name in
+    `against`, DataError where no bad or no good row is left.
+    """
+    unknown = [name for name in against if name not in scores]
+    if not scores or unknown:
+        raise UsageError(f"find_bad needs at least one score and knows {sorted(scores)}; against names {unknown}")
+    every = sorted(set().union(*scores.values()))
+    table = np.array([[of.get(item, np.nan) for item in every] for of in scores.values()], np.float64)
+    has = np.isfinite(table)
+    kept = has.all(axis=0)
+    ids = [every[place] for place in np.flatnonzero(kept)]
+    values, mask = table[:, kept], _mask(ids, set(bad) & set(ids))
+    names = list(scores)
+    found = dict(zip(names, _areas(values, mask, np.ones((len(ids), 1)))[:, 0].tolist(), strict=True))
+    drawn = _draws(values, mask, resamples, seed)
+    row = {name: place for place, name in enumerate(names)}
+    differences = tuple(
+        Difference(name, other, found[name] - found[other], _interval(drawn[row[name]] - drawn[row[other]], level))
+        for other in against
+        for name in names
+        if name != other and name not in against
+    )
+    return Found(
+        found, {name: _interval(drawn[row[name]], level) for name in names}, differences, int(mask.sum()),
+        int((~mask).sum()), len(every) - len(ids), dict(zip(names, (~has).sum(axis=1).tolist(), strict=True)), level,
+    )  # fmt: skip
+
+
+def bad_data(
+    examples: Examples,
+    bad: Collection[str],
+    *,
+    runs: Mapping[str, Path] | None = None,
+    matrices: Mapping[str, UtilityMatrix] | None = None,
+    lm: CausalLM | None = None,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Found:
+    """Return how well teachers, their students and what is free find known-bad rows of a pool.
+
+    bad: ids of the bad rows. runs: name -> directory of a finished run on these examples; its rows' scores are its student's (and
+    its teacher's where it was asked). matrices: name -> every pair's utility by a teacher (`truth.true_matrix`), a low mean being
+    suspicious. lm: a model for loss and IFD, which are left out without one. Length and random are always there. The others are
+    held against random, loss and length. Raises UsageError where a name stands for two scores, and the errors of `find_bad`.
+    """
+    parts: list[dict[str, Scores]] = [
+        {name: matrix_scores(matrix) for name, matrix in (matrices or {}).items()},
+        {name: run_scores(folder) for name, folder in (runs or {}).items()},
+        free_scores(examples, lm, seed),
+    ]
+    twice = [name for name, count in Counter(name for part in parts for name in part).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"{twice[0]!r} names two scores; random, length, loss, ifd and ifd ratio are those of the rows alone"
+        )
+    within = set(examples.ids)
+    # Every row of the pool is judged, or counted as left out.
+    scores = {
+        name: {item: of.get(item, np.nan) for item in examples.ids} for part in parts for name, of in part.items()
+    }
+    missing = set(bad) - within
+    if missing:
+        raise UsageError(f"{len(missing)} ids of bad rows are not in the pool, the first: {min(missing)!r}")
+    against = [name for name in ("random", "loss", "length") if name in scores]
+    return find_bad(scores, bad, against=against, seed=seed, resamples=resamples, level=level)
+
+
+def matrix_scores(matrix: UtilityMatrix) -> dict[str, float]:
+    """Return every source's mean utility over the targets."""
+    return dict(zip(matrix.source_ids, matrix.mean_per_source().tolist(), strict=True))
+
+
+def run_scores(folder: Path) -> dict[str, float]:
+    """Return the score of every row of a finished run, its mean utility as the selection saw it; a loss is turned around."""
+    run = FinishedRun(folder)
+    sign = -1.0 if run.settings.teacher == "loss" else 1.0
+    return {item: np.nan if row.score is None else sign * float(row.score) for item, row in run.choices.items()}
+
+
+def free_scores(examples: Examples, lm: CausalLM | None = None, seed: int = 0) -> dict[str, Scores]:
+    """Return the scores that cost at most two passes a row: random, length and, with a model, loss and IFD."""
+    from nncift.teachers.given_scores import Length, Random
+    from nncift.teachers.ifd import Ifd
+    from nncift.teachers.loss import Loss
+
+    found: dict[str, Scores] = {
+        "random": teacher_scores(Random(seed), examples),
+        "length": teacher_scores(Length(), examples),
+    }
+    if lm is not None:
+        found["loss"] = {item: -value for item, value in teacher_scores(Loss(lm), examples).items()}
+        ratio = teacher_scores(Ifd(lm, above_one="keep"), examples)
+        found["ifd"] = {item: 0.0 if value > 1 else value for item, value in ratio.items()}
+        found["ifd ratio"] = {item: -value for item, value in ratio.items()}
+    return found
+
+
+def teacher_scores(teacher: RowTeacher, examples: Examples) -> dict[str, float]:
+    """Return a pointwise teacher's scores, NaN for rows that it refuses."""
+    refused = {(one.source, one.line) for one in teacher.prepare(examples)}
+    found = dict.fromkeys(examples.ids, np.nan)
+    usable = [one.id for one in examples if (one.source, one.line) not in refused]
+    for start in range(0, len(usable), ROWS):
+        block = usable[start : start + ROWS]
+        found.update(zip(block, teacher.measure(block).values[:, 0].astype(np.float64).tolist(), strict=True))
+    return found
+
+
+def _mask(ids: list[str], bad: Collection[str]) -> npt.NDArray[np.bool_]:
+    known = set(bad)
+    mask = np.array([item in known for item in ids], bool)
+    if not mask.any() or mask.all():
+        raise DataError(
+            f"{int(mask.sum())} of {len(ids)} rows with a score are bad; finding them needs at least one bad and one good row"
+        )
+    return mask
+
+
+def _interval(values: Array, level: float) -> tuple[float, float] | None:
+    return percentile_interval(values, level) if len(values) else None
+
+
+def _draws(values: Array, bad: npt.NDArray[np.bool_], resamples: int, seed: int) -> Array:
+    """Return areas with rows drawn again, `(n_scores, resamples)`; none where bad or good rows are too few."""
+    if min(int(bad.sum()), int((~bad).sum())) < MIN_ITEMS:
+        return np.zeros((len(values), 0))
+    random = generator(seed, "evaluate", "detection")
+    found = []
+    for start in range(0, resamples, BLOCK):
+        weights = np.empty((len(bad), min(BLOCK, resamples - start)))
+        for group in (bad, ~bad):
+            size = int(group.sum())
+            weights[group] = random.multinomial(size, np.full(size, 1 / size), size=weights.shape[1]).T
+        found.append(_areas(values, bad, weights))
+    return np.concatenate(found, axis=1)
+
+
+def _areas(values: Array, bad: npt.NDArray[np.bool_], weights: Array) -> Array:
+    """Return the areas of scores `(n_scores, n)` under weights of the rows `(n, n_draws)`: `(n_scores, n_draws)`."""
+    pairs = weights[bad].sum(axis=0) * weights[~bad].sum(axis=0)
+    found = np.empty((len(values), weights.shape[1]))
+    for place, row in enumerate(values):
+        order = np.argsort(row, kind="stable")
+        changes = np.diff(row[order]) != 0
+        starts = np.flatnonzero(np.r_[True, changes])
+        good = np.add.reduceat(np.where(bad[order, None], 0.0, weights[order]), starts, axis=0)
+        wrong = np.add.reduceat(np.where(bad[order, None], weights[order], 0.0), starts, axis=0)
+        above = good.sum(axis=0) - np.cumsum(good, axis=0)
+        found[place] = (wrong * (above + 0.5 * good)).sum(axis=0) / pairs
+    return found

@@ -1,0 +1,310 @@
+"""A finished run, read from its directory: what was chosen, predicted and known. Loads no teacher and no torch.
+
+What report and `explain` ask of a run goes through here, so that both show the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift import config
+from nncift.config import RunSettings
+from nncift.core.lazily import LazilyBy
+from nncift.core.memory import pass_on
+from nncift.core.pairs import LabelledPairs
+from nncift.data.layout import Layout
+from nncift.data.pool_file import RowsFile
+from nncift.errors import DataError, UsageError
+from nncift.labels.row_labels import SCORE
+from nncift.labels.store import read_utilities
+from nncift.labels.vectors import VectorFiles
+from nncift.models.views import TEXT
+from nncift.selection.probe_controls import FreeSimilarities
+from nncift.storage import checksums
+from nncift.storage.atomic import load_array, read_json
+from nncift.storage.parquet import Column, read_columns
+from nncift.storage.run_directory import MANIFEST, SUMMARY
+from nncift.student.model import Student
+
+Floats = npt.NDArray[np.float32]
+HELD_OUT = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of a row: see `selection.parquet` (docs/cli.md)."""
+
+    id: str
+    source: str
+    rank: int | None
+    selected: bool
+    gain: float | None
+    would_add: float | None
+    score: float | None
+    reason: str
+
+
+class FinishedRun:
+    """A run directory whose `summary.json` exists. Everything is read when it is first asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / SUMMARY).exists():
+            raise DataError(f"there is no finished run in {str(self.path)!r}; give the --out of a run that has ended")
+
+    @cached_property
+    def settings(self) -> RunSettings:
+        """The settings of the run."""
+        checksums.verify(self.path, MANIFEST)
+        return config.resolve(config.load(self.path / MANIFEST))
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `--json` printed."""
+        return self._json(SUMMARY)
+
+    @cached_property
+    def fidelity(self) -> dict[str, Any]:
+        """How well the student predicts, beside its baselines."""
+        return self._json("fidelity.json")
+
+    @cached_property
+    def _account(self) -> Mapping[str, Sequence[Any]]:
+        """The columns of `selection.parquet`."""
+        import pyarrow as pa
+
+        checksums.verify(self.path, "selection.parquet")
+        try:
+            table = read_columns(self.path / "selection.parquet", Choice.__dataclass_fields__)
+            _ = table["id"], table["selected"], table["rank"]
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            pass_on(error)
+            raise DataError(f"selection.parquet of {str(self.path)!r} cannot be read: {error}") from error
+        return {name: Column(table[name]) for name in table.column_names}
+
+    @cached_property
+    def choices(self) -> Mapping[str, Choice]:
+        """What became of every row of the pool, by id."""
+        columns = self._account
+        ids = list(columns["id"])
+        place = self._places(ids)
+        if len(place) != len(ids):
+            raise DataError(
+                f"selection.parquet of {str(self.path)!r} is damaged: it names a row twice; run the same run again"
+            )
+
+        def choice(item: str) -> Choice:
+            told: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)
+            told |= {name: column[place[item]] for name, column in columns.items()}
+            return Choice(**told)
+
+        return LazilyBy(choice, place)
+
+    def _places(self, ids: list[str]) -> dict[str, int]:
+        """Return where each id stands; with the ids of the rows themselves where they are the same, not with copies."""
+        same = "rows" in self.__dict__ and tuple(ids) == self.rows.sources
+        return {item: at for at, item in enumerate(self.rows.sources if same else ids)}
+
+    @cached_property
+    def chosen(self) -> tuple[str, ...]:
+        """Ids of the selected rows, in rank order."""
+        ranks = zip(self.choices, self._account["selected"], self._account["rank"], strict=True)
+        return tuple(item for _, item in sorted((rank or 0, item) for item, selected, rank in ranks if selected))
+
+    @cached_property
+    def dropped(self) -> list[str]:
+        """Ids of the other rows, in the order of the pool."""
+        taken = set(self.chosen)
+        return [item for item in self.choices if item not in taken]
+
+    @cached_property
+    def rows(self) -> RowsFile:
+        """The rows themselves."""
+        return RowsFile.open(self.path, Layout.from_settings(self.settings.format, self.settings.map))
+
+    @cached_property
+    def labels(self) -> dict[str, LabelledPairs]:
+        """The teacher's utilities by split."""
+        return read_utilities(self.path / "labels")
+
+    @cached_property
+    def pointwise(self) -> bool:
+        """Whether the teacher scores rows and knows no targets."""
+        return next(iter(self.labels.values())).target_ids == SCORE
+
+    @property
+    def target_ids(self) -> tuple[str, ...]:
+        """Ids of the target axis."""
+        return SCORE if self.pointwise else self.rows.targets or self.rows.sources
+
+    @cached_property
+    def student(self) -> Student:
+        """The trained student."""
+        checksums.verify(self.path, "student/student.json", "student/student.safetensors")
+        return Student.load(self.path / "student")
+
+    @cached_property
+    def _files(self) -> VectorFiles:
+        return VectorFiles(self.path)
+
+    def vectors(self, ids: Sequence[str]) -> Floats:
+        """Return embeddings of rows, `(n, dim)`, of unit norm."""
+        return self._files.views.take(self._files.of(ids), TEXT)
+
+    @cached_property
+    def similarities(self) -> FreeSimilarities:
+        """The similarities of this run's targets and sources that cost no label."""
+        sources, blank = self._files.of(self.rows.sources), np.zeros((1, 0), np.float32)
+        shared, existing = not self.pointwise and self.rows.targets is None, self.path / "existing.npy"
+        targets = blank if self.pointwise else sources if shared else self._files.of(self.target_ids)
+        second = np.asarray(load_array(existing, "r")) if existing.exists() else None
+        return FreeSimilarities(self._files.views, targets, sources, shared, second)
+
+    def similar_ids(self, name: str, k: int) -> list[str]:
+        """Return `k` rows that the run's objective takes from a similarity in the place of utilities, without the run's rules.
+
+        Raises UsageError for a similarity that this run does not have.
+        """
+        similar, told = self.similarities, self.summary.get("selection", {})
+        objective = str(told.get("objective") or self.settings.objective or "fl")
+        if name not in similar.names:
+            raise UsageError(
+                f"this run has no similarity {name!r}; there is {', '.join(similar.names)}, and a run with --features probe has "
+                "those of a probe"
+            )
+        targets, named = self.target_ids, self.path / "subtasks.json"
+        if objective == "flmi":
+            # It looks at the pool's rows as targets, and at what the target set's rows do for them.
+            targets = self.rows.sources
+            similar = FreeSimilarities(similar.views, similar.sources, similar.sources, True, similar.targets)
+        subtask_of = read_json(named) if named.exists() else None
+        return similar.ids(
+            name, objective, targets, self.rows.sources, k, subtask_of=subtask_of, seed=self.settings.seed
+        )
+
+    @cached_property
+    def _axes(self) -> tuple[_Axis, _Axis]:
+        """Targets and sources, with what the student needs of each."""
+        student, blank = self.student, np.zeros((1, 0), np.float32)
+        targets = student.project_targets(blank if self.pointwise else self._files.of(self.target_ids))
+        sources = student.project_sources(self._files.of(self.rows.sources))
+        return _Axis.of(self.target_ids, targets), _Axis.of(self.rows.sources, sources)
+
+    @cached_property
+    def _known(self) -> _Known:
+        targets, sources = self._axes
+        return _Known.of(list(self.labels.values()), targets.place, sources.place)
+
+    def block(self, targets: Sequence[str], sources: Sequence[str]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Return utilities `(n_targets, n_sources)` as the selection saw them, and which the teacher gave.
+
+        Known values are exact, the others predicted; NaN for a row as its own target and for what the teacher could not give.
+        Raises KeyError for ids that are not on their axis.
+        """
+        across, along = self._axes
+        t, s = across.codes(targets), along.codes(sources)
+        values = np.asarray(self.student.predict_block(across.projected[t], along.projected[s]))
+        known = np.zeros(values.shape, bool)
+        line = np.full(len(across.ids), -1, np.int64)
+        line[t] = np.arange(len(t))
+        for column, code in enumerate(s):
+            of, value = self._known.of_source(code)
+            here = line[of] >= 0
+            values[line[of[here]], column] = value[here]
+            known[line[of[here]], column] = True
+            itself = across.place.get(along.ids[code], -1)
+            if itself >= 0 and line[itself] >= 0:
+                values[line[itself], column] = np.nan
+        return values, known
+
+    def predicted(self, pairs: LabelledPairs) -> Floats:
+        """Return the student's predictions for labelled pairs, `(n_pairs,)`."""
+        student = self.student
+        targets, t = _used(pairs.target_ids, pairs.target)
+        sources, s = _used(pairs.source_ids, pairs.source)
+        across = student.project_targets(np.zeros((1, 0), np.float32) if self.pointwise else self._files.of(targets))
+        moved = LabelledPairs(tuple(targets), tuple(sources), t, s, pairs.value)
+        return student.predict_pairs(moved, across, student.project_sources(self._files.of(sources)))
+
+    @cached_property
+    def pair_half_width(self) -> float | None:
+        """Half the width that held 90 % of the held-out pairs around their predictions; None without such pairs."""
+        found = [self.labels[name].present() for name in HELD_OUT if name in self.labels]
+        errors = [np.abs(pairs.value - self.predicted(pairs)) for pairs in found if len(pairs)]
+        if not errors:
+            return None
+        return float(np.quantile(np.concatenate(errors), 0.9, method="higher"))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        checksums.verify(self.path, name)
+        try:
+            told = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"{name} of {str(self.path)!r} cannot be read ({error}); run the same command again"
+            ) from error
+        if not isinstance(told, Mapping):
+            raise DataError(f"{name} of {str(self.path)!r} holds no object; run the same command again")
+        return dict(told)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis: ids, the place of each, and projections `(n, hidden)`."""
+
+    ids: tuple[str, ...]
+    place: dict[str, int]
+    projected: Floats
+
+    @classmethod
+    def of(cls, ids: tuple[str, ...], projected: Floats) -> _Axis:
+        return cls(ids, {name: at for at, name in enumerate(ids)}, projected)
+
+    def codes(self, wanted: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the places of some ids."""
+        if wanted is self.ids:
+            return np.arange(len(self.ids))
+        return np.fromiter((self.place[name] for name in wanted), np.int64, len(wanted))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The teacher's utilities, grouped by source: those of source k are entries `start[k]` to `start[k + 1]`."""
+
+    target: npt.NDArray[np.int64]
+    value: Floats
+    start: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parts: list[LabelledPairs], targets: dict[str, int], sources: dict[str, int]) -> _Known:
+        across, along, values = [], [], []
+        for pairs in parts:
+            t = np.array([targets.get(name, -1) for name in pairs.target_ids], np.int64)[pairs.target]
+            s = np.array([sources.get(name, -1) for name in pairs.source_ids], np.int64)[pairs.source]
+            here = (t >= 0) & (s >= 0)
+            across.append(t[here])
+            along.append(s[here])
+            values.append(pairs.value[here])
+        source = np.concatenate(along)
+        order = np.argsort(source, kind="stable")
+        start = np.searchsorted(source[order], np.arange(len(sources) + 1))
+        return cls(np.concatenate(across)[order], np.concatenate(values)[order], start)
+
+    def of_source(self, code: int | np.integer[Any]) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Return target codes and values of a source."""
+        entries = slice(self.start[code], self.start[code + 1])
+        return self.target[entries], self.value[entries]
+
+
+def _used(axis: Sequence[str], codes: npt.NDArray[np.int32]) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Return the ids that occur, and codes into them."""
+    present, moved = np.unique(codes, return_inverse=True)
+    return [axis[code] for code in present], moved.astype(np.int32)

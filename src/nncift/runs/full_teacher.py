@@ -1,0 +1,277 @@
+"""Selections judged by the full teacher: skill of a run's selection and of everything free, under the run's own objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.core.pairs import LabelledPairs, UtilityMatrix
+from nncift.core.progress import Progress, silent
+from nncift.data import Examples
+from nncift.data.pool_file import NAME
+from nncift.data.pool_table import Rows
+from nncift.errors import UsageError
+from nncift.evaluation.metrics import skill
+from nncift.labels.pair_labels import combine
+from nncift.labels.row_labels import SCORE
+from nncift.labels.vectors import VectorFiles, Vectors
+from nncift.runs.finished import FinishedRun
+from nncift.runs.true_matrix import true_matrix
+from nncift.selection import Problem, pose
+from nncift.selection.constraints import Settled, Wishes
+from nncift.selection.controls import random_ids
+from nncift.selection.objectives import Reference
+from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
+from nncift.selection.problem import KNOWS_EXISTING, Existing, graph_of, ground_of, views_of
+from nncift.selection.rules import NO_RULES
+from nncift.selection.solve import Ground, OnGraph, solve, solved
+from nncift.stages.embed_existing import VECTORS as EXISTING
+from nncift.stages.embed_existing import load_existing
+from nncift.stages.inputs import read_existing
+from nncift.storage.atomic import read_json
+from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers.subtasks import FILE as SUBTASKS
+
+BUDGETS = (0.01, 0.05, 0.1, 0.3)
+RANDOM_DRAWS = 20
+
+
+def truth_of(
+    run: FinishedRun, folder: Path | None = None, *, device: str = "auto", progress: Progress = silent
+) -> UtilityMatrix:
+    """Return all pairs' utilities by the run's teacher, computed once and resumable.
+
+    folder: where they are kept, so that runs with one teacher and pool can share them; by default in the run.
+    """
+    return _true(run, teacher_of(run, device), run.rows.pool, folder or run.path / "truth", progress, run.rows.wanted)
+
+
+def teacher_of(run: FinishedRun, device: str) -> Teacher | RowTeacher:
+    """Return the run's teacher."""
+    from nncift.teachers import registry
+
+    settings = run.settings
+    return registry.create(
+        settings, device, seed=settings.seed, encoder=settings.encoder, workspace=run.path / "labels" / "teacher"
+    )
+
+
+def judged_objective(run: FinishedRun) -> str:
+    """Return the objective that a run's selection is judged by: its own; a random selection's is coverage."""
+    objective = str(run.summary["selection"]["objective"])
+    return "fl" if objective == "random" else objective
+
+
+def true_ground(
+    run: FinishedRun, objective: str, true: UtilityMatrix, *, device: str = "auto", progress: Progress = silent
+) -> Ground:
+    """Return what an objective would choose from if every pair were labelled.
+
+    true: `truth_of` the run. `flmi`, and rows that were trained on already, need more pairs, which are labelled here and kept in
+    the run. Raises UsageError where the rows that were trained on already are not at hand.
+    """
+    vectors, sources = vectors_of(run), run.rows.sources
+    matrix = _over(true, sources)
+    targets = vectors.targets if run.pointwise else VectorFiles(run.path).on(matrix.target_ids, sources).targets
+    shared = not run.pointwise and run.rows.targets is None
+    similar = FreeSimilarities(views_of(run.student, vectors.sources), targets, vectors.sources, shared)
+    if objective == "flmi":
+        return _of_the_pool(run, matrix, similar, device, progress)
+    reference, existing = None, existing_of(run, objective)
+    if existing is not None:
+        reference = _existing_serves(run, matrix, device, progress)
+        similar = replace(similar, second=existing.vectors)
+    return Ground(matrix, reference, similar, shared, None, subtask_of(run))
+
+
+def check_existing(run: FinishedRun, objective: str) -> None:
+    """Raise UsageError where an objective looks at rows that were trained on already, and their files are not known."""
+    looked_at = objective == "flcg" or (objective in KNOWS_EXISTING and (run.path / EXISTING).exists())
+    if looked_at and not run.settings.existing:
+        raise UsageError(
+            f"this run's objective, {objective}, looks at rows that were trained on already. They were not given as files, a run "
+            "keeps none of them, and so the full teacher cannot be asked about them; run with --existing FILE, or select again "
+            "with another objective (nncift select DIR --objective fl)"
+        )
+
+
+def _of_the_pool(
+    run: FinishedRun, matrix: UtilityMatrix, similar: FreeSimilarities, device: str, progress: Progress
+) -> Ground:
+    """Return the pool against itself, and what the target set's rows do for it (`flmi`)."""
+    teacher, pool, wanted = teacher_of(run, device), run.rows.pool, run.rows.wanted
+    if wanted is None:
+        raise UsageError("flmi is about a target set, and this run has none")
+    values = _over(_true(run, teacher, pool, run.path / "truth" / "pool", progress), run.rows.sources)
+    served = _true(run, teacher, wanted, run.path / "truth" / "target", progress, pool)
+    alike = FreeSimilarities(similar.views, similar.sources, similar.sources, shared=True, second=similar.targets)
+    if values.target_ids != run.rows.sources:
+        order = {item: at for at, item in enumerate(run.rows.sources)}
+        rows = similar.sources[[order[item] for item in values.target_ids]]
+        alike = replace(alike, targets=rows)
+    return Ground(values, Reference.of(served), alike, True, matrix.mean_per_source())
+
+
+def _existing_serves(run: FinishedRun, matrix: UtilityMatrix, device: str, progress: Progress) -> Reference:
+    """Return what the rows that were trained on already do for each target, by the teacher."""
+    rows = read_existing(run.settings)
+    if rows is None:
+        raise UsageError("this run has no rows that were trained on already")
+    once = {row.content_hash: row for row in sorted(rows, key=lambda row: row.content_hash)}
+    named = Examples(tuple(replace(row, id=f"existing:{row.id}") for row in once.values()))
+    targets = run.rows.pool if run.rows.wanted is None else run.rows.wanted
+    served = _true(run, teacher_of(run, device), named, run.path / "truth" / "existing", progress, targets)
+    place = {item: at for at, item in enumerate(served.target_ids)}
+    found = Reference.of(served)
+    return Reference(matrix.target_ids, found.best[[place[item] for item in matrix.target_ids]], found.low)
+
+
+def _true(
+    run: FinishedRun, teacher: Teacher | RowTeacher, sources: Examples, folder: Path, progress: Progress,
+    targets: Examples | None = None,
+) -> UtilityMatrix:  # fmt: skip
+    if isinstance(teacher, RowTeacher):
+        # The pool comes first, as in the run: LESS draws its warm-up from it.
+        teacher.prepare(run.rows.pool)
+    return true_matrix(teacher, sources, folder, progress, targets=targets)
+
+
+def existing_of(run: FinishedRun, objective: str) -> Existing | None:
+    """Return the vectors of the rows that were trained on already, where the run has any and the objective looks at them."""
+    return load_existing(run.path) if objective in KNOWS_EXISTING and (run.path / EXISTING).exists() else None
+
+
+def subtask_of(run: FinishedRun) -> Mapping[str, str] | None:
+    """Return each target's subtask, None where the run has none."""
+    path = run.path / SUBTASKS
+    found: dict[str, str] | None = read_json(path) if path.exists() else None
+    return found
+
+
+def vectors_of(run: FinishedRun) -> Vectors:
+    """Return the vectors of a run's targets and sources, on the axes of its labels."""
+    axes = next(iter(run.labels.values()))
+    return VectorFiles(run.path).on(axes.target_ids, axes.source_ids)
+
+
+def predicted_ground(run: FinishedRun, objective: str) -> Ground | OnGraph:
+    """Return what the run itself selects from: known labels exact, the rest predicted."""
+    from nncift.stages.fit import predict
+
+    settings, vectors = run.settings, vectors_of(run)
+    shared = not run.pointwise and run.rows.targets is None
+    if settings.neighbours is not None:
+        return graph_of(
+            run.student, combine(run.labels), vectors.sources, settings.model_copy(update={"objective": objective}),
+            settings.seed, targets=None if shared else vectors.targets, subtask_of=subtask_of(run),
+        )  # fmt: skip
+    matrix = partial(predict, vectors=vectors, labels=run.labels, shared=shared)
+    rows = Rows.load(run.path / NAME)
+    return ground_of(
+        objective, run.student, matrix, vectors.targets, vectors.sources, rows.ids, rows.content,
+        existing_of(run, objective), shared=shared, subtask_of=subtask_of(run),
+    )  # fmt: skip
+
+
+def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress = silent) -> dict[str, Any]:
+    """Return skills under the true matrix, and how many of the unlabelled pairs lie within their interval.
+
+    Everything is chosen under the run's own rules, by its own objective. Raises the errors of the teacher, and UsageError where
+    the rows that were trained on already are not at hand.
+    """
+    objective = judged_objective(run)
+    check_existing(run, objective)
+    true = truth_of(run, device=device, progress=progress)
+    ground = true_ground(run, objective, true, device=device, progress=progress)
+    rows = Rows.load(run.path / NAME)
+    settled = Wishes.read(run.settings).settle(rows, run.vectors(rows.ids))
+    rest = ground.without(settled.removed)
+    own = float(pose(rest.matrix, objective, rest.given).value(run.chosen))
+    by_budget = skill_by_budget(run, ground, objective, BUDGETS)
+    # The matrix is gone after this.
+    told = solve(rows, settled, ground, objective=objective, seed=run.settings.seed).told
+    controls = {name: value for name, value in told["controls"].items() if value is not None}
+    if run.pointwise:
+        controls = {name: value for name, value in controls.items() if name not in ground.similar.names}
+    values = {
+        "this run": own, **{"embeddings" if name == EMBEDDING else name: value for name, value in controls.items()},
+        "full teacher": told["value"],
+    }  # fmt: skip
+    passes = len(rows.ids) if true.target_ids == SCORE else len(true.target_ids) * len(true.source_ids)
+    return {
+        "objective": objective, "passes": passes,
+        "selected": len(run.chosen), "value": values,
+        "skill": {name: skill(value, values["random"], values["full teacher"]) for name, value in values.items()},
+        "skill_by_budget": by_budget, "coverage": _coverage(run, true),
+    }  # fmt: skip
+
+
+def skill_by_budget(run: FinishedRun, ground: Ground, objective: str, shares: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the skill under the truth of what the run's utilities and free similarities select, without the run's rules.
+
+    ground: `true_ground` of the run. Skill by budget: of the student, of `embeddings`, and of every similarity of a probe.
+    """
+    problem, ids, seed = pose(ground.matrix, objective, ground.given), ground.matrix.source_ids, run.settings.seed
+    predicted = predicted_ground(run, objective)
+    given = None if isinstance(predicted, OnGraph) else pose(predicted.matrix, objective, predicted.given, reuse=True)
+    found = []
+    for budget in shares:
+        k = max(1, round(budget * len(ids)))
+        random, full = _random(problem, ids, k), float(problem.value(list(problem.choose(k, seed).ids)))
+        if isinstance(predicted, OnGraph):
+            chosen = solved(predicted, predicted.graph, Settled(k, NO_RULES, {}), seed)[0].ids
+        elif given is not None:
+            chosen = given.choose(k, seed).ids
+        line: dict[str, Any] = {
+            "budget": budget,
+            "rows": k,
+            "skill": skill(float(problem.value(list(chosen))), random, full),
+        }
+        if not run.pointwise:
+            free = {}
+            for name in ground.similar.names:
+                alone = ground.similar.ids(
+                    name, objective, ground.matrix.target_ids, ids, k, subtask_of=ground.subtask_of, seed=seed
+                )
+                free[name] = skill(float(problem.value(alone)), random, full)
+            line |= {
+                "embeddings_skill": free.pop(EMBEDDING),
+                **{f"{name}_skill": value for name, value in free.items()},
+            }
+        found.append(line)
+    return found
+
+
+def _coverage(run: FinishedRun, true: UtilityMatrix) -> dict[str, Any]:
+    """Return the share of unlabelled pairs that lie within the run's interval around their prediction."""
+    told = run.fidelity.get("pair_interval") or {}
+    width = told.get("half_width")
+    if width is None:
+        return {"level": told.get("level"), "covered": None, "pairs": 0}
+    known = {
+        (pairs.target_ids[t], pairs.source_ids[s])
+        for pairs in run.labels.values()
+        for t, s in zip(pairs.target, pairs.source, strict=True)
+    }
+    t, s = np.nonzero(np.isfinite(true.values))
+    fresh = np.array([(true.target_ids[a], true.source_ids[b]) not in known for a, b in zip(t, s, strict=True)], bool)
+    t, s = t[fresh].astype(np.int32), s[fresh].astype(np.int32)
+    pairs = LabelledPairs(true.target_ids, true.source_ids, t, s, true.values[t, s])
+    inside = np.abs(pairs.value - run.predicted(pairs)) <= width
+    return {"level": told["level"], "covered": float(inside.mean()) if len(inside) else None, "pairs": len(inside)}
+
+
+def _random(problem: Problem, ids: tuple[str, ...], k: int) -> float:
+    return float(np.mean([problem.value(random_ids(ids, k, draw)) for draw in range(RANDOM_DRAWS)]))
+
+
+def _over(matrix: UtilityMatrix, source_ids: tuple[str, ...]) -> UtilityMatrix:
+    """Return a matrix with its sources in another order."""
+    place = {item: at for at, item in enumerate(matrix.source_ids)}
+    columns = matrix.values[:, [place[item] for item in source_ids]]
+    return UtilityMatrix(matrix.target_ids, source_ids, np.asfortranarray(columns))

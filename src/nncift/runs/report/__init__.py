@@ -1,0 +1,107 @@
+"""The report of a finished run: `report.html`, one file that needs no network, and the same numbers in `report.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nncift import __version__
+from nncift.core.fingerprints import fingerprint
+from nncift.errors import DataError
+from nncift.runs.finished import FinishedRun
+from nncift.storage import checksums
+from nncift.storage.atomic import write_json, write_text
+
+HTML, JSON, MARK = "report.html", "report.json", "report"
+MOST_BYTES = 1_950_000
+_HERE = Path(__file__).parent
+
+
+def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None = None) -> Path:
+    """Write `report.html` and `report.json` into the directory of a finished run; return the page's path.
+
+    truth: what a demo knows of the true matrix. A report of the same run by the same release is not made again.
+    Raises DataError where the directory has no finished run, or one whose files do not belong together.
+    """
+    from nncift.runs.report.numbers import numbers
+
+    found = run if isinstance(run, FinishedRun) else FinishedRun(run)
+    page = found.path / HTML
+    # The rows first: what is read after them shares their ids.
+    sources = found.rows.sources
+    if tuple(found.choices) != tuple(sources) and (odd := set(sources) ^ set(found.choices)):
+        raise DataError(
+            f"rows.parquet and selection.parquet of {str(found.path)!r} are not about the same rows ({min(odd)!r} is in one of "
+            "them): one is damaged; run the same nncift run again"
+        )
+    key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), _source())
+    if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
+        return page
+    checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
+    told = {"made_from": key, "nncift": __version__, "run": _name(found.path), **numbers(found, truth)}
+    write_text(page, render(told))
+    write_json(found.path / JSON, told)
+    checksums.write_mark(found.path, MARK, key, (HTML, JSON))
+    return page
+
+
+def render(told: Mapping[str, Any]) -> str:
+    """Return the page for a report's numbers, below 2 MB: where rows are too many or too long some are left out, and told."""
+    rows = list(told["rows"])
+    html = _page({**told, "rows": rows})
+    while len(html.encode("utf-8", "replace")) > MOST_BYTES and rows:
+        del rows[len(rows) * 3 // 4 :]
+        plane = {**told["map"], "x": told["map"]["x"][: len(rows)], "y": told["map"]["y"][: len(rows)]}
+        html = _page({**told, "rows": rows, "map": plane})
+    return html
+
+
+def _page(told: Mapping[str, Any]) -> str:
+    from nncift.core.texts import seconds
+    from nncift.runs.report import charts
+    from nncift.runs.report.report_coverage import CONTROLS
+
+    data = [{**row, "x": x, "y": y} for row, x, y in zip(told["rows"], told["map"]["x"], told["map"]["y"], strict=True)]
+    drawn = {"charts": charts, "controls": CONTROLS, "seconds": seconds, "data": _in_script(data)}
+    style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    return str(_template().render(told=told, style=style, script=script, **drawn))
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
+    environment.filters["number"] = lambda value: "–" if value is None else f"{value:.4g}"
+    # Adding 0 turns a rounded -0 into 0.
+    environment.filters["fixed"] = lambda value: "–" if value is None else f"{round(value, 3) + 0:.3f}"
+    environment.filters["whole"] = lambda value: "–" if value is None else f"{value:,}"
+    return environment.get_template("page.html")
+
+
+def _in_script(value: Any) -> Any:
+    """Return JSON that cannot leave a script element, whatever the rows say."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode("utf-8")
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)  # noqa: S704 - escaped above
+
+
+def _name(run: Path) -> str:
+    """Return what a run is called: its folder, with the one above it where that alone says nothing."""
+    path = run.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name == "run" else path.name
+
+
+@cache
+def _source() -> str:
+    """Return a hash of everything that draws the page, so that a new template makes a new page."""
+    return fingerprint(*(path.read_text("utf-8") for path in sorted(_HERE.glob("*")) if path.is_file()))

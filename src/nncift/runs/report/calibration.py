@@ -1,0 +1,75 @@
+"""Teacher against student on pairs that the student never saw, and the pairs with the most extreme teacher values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nncift.core.pairs import LabelledPairs
+from nncift.core.seeds import generator
+from nncift.labels.row_labels import SCORE
+from nncift.runs.finished import FinishedRun
+from nncift.runs.report.samples import Sample, cut
+
+POINTS = 800
+BINS = 8
+
+
+def held_out(run: FinishedRun) -> dict[str, Any] | None:
+    """Return predicted and labelled values of test pairs (q4), the least-squares line through them and means by bins.
+
+    A calibrated student has slope 1 and intercept 0. None where no test pair has a value.
+    """
+    pairs = run.labels["test"].present() if "test" in run.labels else None
+    if pairs is None or len(pairs) < 3:
+        return None
+    x, y = run.predicted(pairs).astype(float), pairs.value.astype(float)
+    spread = float(((x - x.mean()) ** 2).sum())
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else None
+    edges = np.quantile(x, np.linspace(0, 1, BINS + 1))
+    at = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, BINS - 1)
+    bins = [
+        {"predicted": float(x[at == b].mean()), "teacher": float(y[at == b].mean()), "pairs": int((at == b).sum())}
+        for b in range(BINS)
+        if (at == b).any()
+    ]
+    shown = np.arange(len(x))
+    if len(x) > POINTS:
+        shown = np.sort(generator(run.settings.seed, "report", "pairs").choice(len(x), POINTS, replace=False))
+    return {
+        "pairs": len(x),
+        "points": [[float(x[k]), float(y[k])] for k in shown],
+        "slope": slope,
+        "intercept": None if slope is None else float(y.mean() - slope * x.mean()),
+        "bins": bins,
+    }
+
+
+def extremes(run: FinishedRun, sample: Sample, most: int = 4) -> dict[str, Any]:
+    """Return the strongest and the weakest pairs that the teacher labelled, with their texts; no row occurs twice as a source."""
+    joined: list[tuple[float, str, str]] = []
+    for pairs in run.labels.values():
+        joined += _ends(pairs.present())
+    joined = sorted(set(joined))
+    return {"strongest": _shown(run, joined[::-1], most, sample), "weakest": _shown(run, joined, most, sample)}
+
+
+def _ends(pairs: LabelledPairs, keep: int = 200) -> list[tuple[float, str, str]]:
+    order = np.argsort(pairs.value, kind="stable")
+    ends = np.unique(np.concatenate([order[:keep], order[-keep:]])) if len(order) else order
+    return [(float(pairs.value[k]), pairs.target_ids[pairs.target[k]], pairs.source_ids[pairs.source[k]]) for k in ends]
+
+
+def _shown(run: FinishedRun, ranked: list[tuple[float, str, str]], most: int, sample: Sample) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for value, target, source in ranked:
+        if len(found) < most and all(source != one["source"] for one in found):
+            found.append({"utility": value, "target": target, "source": source, "source_text": _whole(sample, source),
+                          "target_text": "" if (target,) == SCORE else _whole(sample, target),
+                          "selected": run.choices[source].selected if source in run.choices else False})  # fmt: skip
+    return found
+
+
+def _whole(sample: Sample, item: str) -> str:
+    return cut(sample.text(item) + "  →  " + sample.response(item), 560)

@@ -1,0 +1,153 @@
+"""Coverage as rows are chosen, of this selection and of its controls, and what stays uncovered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.seeds import generator
+from nncift.runs.explain import BLOCK, Cover
+from nncift.runs.finished import FinishedRun, Floats
+from nncift.runs.report.samples import Sample, words
+from nncift.selection.controls import longest_ids, random_ids, stratified_ids
+
+POINTS = 60
+DRAWS = 5
+DENSE_ROWS = 8000
+"""Above this, a selection by similarities would hold more than 0.5 GB; these are left out, which is told."""
+REGIONS = 12
+CONTROLS = {
+    "random": "random", "stratified": "random, stratified by source", "embedding": "embeddings alone",
+    "hidden": "hidden states alone (a probe)", "output": "output gradients alone (a probe)",
+    "sum": "sum of all similarities (a probe)", "longest": "longest responses",
+}  # fmt: skip
+
+
+def curves(run: FinishedRun, targets: Sequence[str]) -> dict[str, Any]:
+    """Return the mean utility of the best chosen row per target, as rows are chosen in rank order; random is a mean of draws.
+
+    For a pointwise teacher, the mean score of the rows chosen so far. The knee is where the curve of this run lies furthest
+    above the straight line between its ends.
+    """
+    k = len(run.chosen)
+    places = np.unique(np.round(np.geomspace(1, k, POINTS)).astype(int)) if k else np.zeros(0, int)
+    made = {"selected": _curve(run, targets, run.chosen, places), **_controls(run, targets, places)}
+    knee = _knee(places, made["selected"])
+    return {
+        "rows": places.tolist(),
+        "pool": len(run.choices),
+        "targets": len(targets),
+        "of_targets": len(run.target_ids),
+        "curves": {name: values.tolist() for name, values in made.items()},
+        "left_out": [] if len(run.choices) <= DENSE_ROWS or run.pointwise else list(run.similarities.names),
+        "knee": None if knee is None else {"rows": int(places[knee]), "value": float(made["selected"][knee])},
+    }
+
+
+def _controls(
+    run: FinishedRun, targets: Sequence[str], places: npt.NDArray[np.int_]
+) -> dict[str, npt.NDArray[np.float64]]:
+    ids, k, seed = run.rows.sources, len(run.chosen), run.settings.seed
+    orders = {
+        "random": [random_ids(ids, k, seed + draw) for draw in range(DRAWS)],
+        "stratified": [stratified_ids(ids, run.rows.column("source", ids), k, seed)],
+        "longest": [longest_ids(ids, run.rows.column("response_chars", ids), k)],
+    }
+    if len(ids) <= DENSE_ROWS and not run.pointwise:
+        orders |= {name: [run.similar_ids(name, k)] for name in run.similarities.names}
+    return {
+        name: np.mean([_curve(run, targets, order, places) for order in orders[name]], axis=0)
+        for name in CONTROLS
+        if name in orders
+    }
+
+
+def _curve(
+    run: FinishedRun, targets: Sequence[str], order: Sequence[str], places: npt.NDArray[np.int_]
+) -> npt.NDArray[np.float64]:
+    if run.pointwise:
+        scores = np.array([run.choices[name].score or np.nan for name in order], float)
+        means = np.nancumsum(scores) / np.maximum(np.cumsum(np.isfinite(scores)), 1)
+        return np.asarray(means[places - 1], np.float64)
+    best = np.full(len(targets), -np.inf, np.float32)
+    means = np.full(len(order), np.nan)
+    step = max(1, BLOCK // max(1, len(targets)))
+    for start in range(0, len(order), step):
+        values = np.nan_to_num(run.block(targets, order[start : start + step])[0], nan=-np.inf)
+        values = np.maximum(np.maximum.accumulate(values, axis=1), best[:, None])
+        best = values[:, -1]
+        served = np.isfinite(values)
+        total = np.where(served, values, 0).sum(axis=0, dtype=np.float64)
+        means[start : start + values.shape[1]] = total / np.maximum(served.sum(axis=0), 1)
+    return means[places - 1]
+
+
+def _knee(places: npt.NDArray[np.int_], values: npt.NDArray[np.float64]) -> int | None:
+    if len(places) < 3 or not np.isfinite(values).all() or values[-1] <= values[0]:
+        return None
+    x = (places - places[0]) / (places[-1] - places[0])
+    y = (values - values[0]) / (values[-1] - values[0])
+    return int(np.argmax(y - x))
+
+
+def uncovered(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> dict[str, Any]:
+    """Return the targets that the selection serves worst, and how well it serves regions of the pool.
+
+    ids: rows to find regions among, all or an unbiased sample.
+    """
+    order = np.argsort(np.nan_to_num(served.best, nan=-np.inf), kind="stable")[:8]
+    worst = [
+        {
+            "target": served.targets[at], "utility": None if np.isnan(served.best[at]) else float(served.best[at]),
+            "by": served.holder[at] if served.holder else None, "text": sample.text(served.targets[at]),
+        }
+        for at in order
+    ]  # fmt: skip
+    return {"worst": worst, "regions": _regions(run, served, sample, ids)}
+
+
+def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Return regions by k-means on embeddings, least chosen first: rows, chosen rows, mean coverage, typical words."""
+    count = min(REGIONS, len(ids) // 10)
+    if count < 2:
+        return []
+    vectors = run.vectors(ids)
+    region = _k_means(vectors, count, generator(run.settings.seed, "report", "regions"))
+    best = dict(zip(served.targets, served.best.tolist(), strict=True))
+    everywhere = Counter(word for name in ids for word in set(words(sample.text(name))))
+    found = []
+    for number in range(count):
+        mine = [name for name, of in zip(ids, region, strict=True) if of == number]
+        if not mine:
+            continue
+        here = Counter(word for name in mine for word in set(words(sample.text(name))))
+        typical = sorted(here, key=lambda word: (-here[word] * here[word] / everywhere[word], word))[:6]
+        covered = [best[name] for name in mine if np.isfinite(best.get(name, np.nan))]
+        found.append(
+            {
+                "rows": len(mine), "share": len(mine) / len(ids), "selected": sum(run.choices[name].selected for name in mine),
+                "selected_share": sum(run.choices[name].selected for name in mine) / len(mine),
+                "coverage": float(np.mean(covered)) if covered else None, "words": typical, "example": sample.text(mine[0]),
+            }
+        )  # fmt: skip
+    return sorted(found, key=lambda one: (one["selected_share"], one["coverage"] or 0.0))
+
+
+def _k_means(vectors: Floats, count: int, rng: np.random.Generator, rounds: int = 15) -> npt.NDArray[np.int64]:
+    """Return the region of each unit vector, by Lloyd's rounds on cosine from k-means++ starts."""
+    centres = vectors[[int(rng.integers(len(vectors)))]]
+    for _ in range(count - 1):
+        far = np.clip(1 - (vectors @ centres.T).max(axis=1), 0, None) ** 2 + 1e-12
+        centres = np.vstack([centres, vectors[int(rng.choice(len(vectors), p=far / far.sum()))]])
+    region = (vectors @ centres.T).argmax(axis=1)
+    for _ in range(rounds):
+        for number in range(count):
+            if (region == number).any():
+                mean = vectors[region == number].mean(axis=0)
+                centres[number] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+        region = (vectors @ centres.T).argmax(axis=1)
+    return np.asarray(region, np.int64)

@@ -1,0 +1,212 @@
+"""Choosing again from a finished run, without its input files, its language model, or torch: `nncift select`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift import config
+from nncift.config import RunSettings
+from nncift.core.pairs import LabelledPairs
+from nncift.core.parallel import Calculate
+from nncift.core.tasks import calculate
+from nncift.data.pool_file import NAME
+from nncift.data.pool_table import Rows
+from nncift.distributed.start import ClusterSettings, engine_of
+from nncift.errors import DataError, UsageError
+from nncift.labels.pair_labels import combine
+from nncift.labels.row_labels import SCORE
+from nncift.labels.store import read_utilities
+from nncift.labels.vectors import VectorFiles, Vectors
+from nncift.selection.constraints import Settled, Wishes
+from nncift.selection.problem import KNOWS_EXISTING, graph_of, ground_of, refuse_graph, refuse_unfit
+from nncift.selection.solve import FILES, Ground, OnGraph, choose, solve, write_account, write_subset
+from nncift.stages.embed_existing import VECTORS as EXISTING
+from nncift.stages.embed_existing import load_existing
+from nncift.stages.fit import predict
+from nncift.storage import checksums
+from nncift.storage.atomic import write_json
+from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
+from nncift.student.model import Student
+from nncift.teachers import subtasks
+
+Floats = npt.NDArray[np.float32]
+EMBEDDING_CONTROL_ROWS = 5000
+"""Pools up to this size also get the controls that select by similarities; each costs as much as the selection."""
+
+
+def reselect(
+    run: Path, given: Mapping[str, Any], out: Path | None = None, cluster: ClusterSettings | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Select again from a finished run, and return what is told of it.
+
+    given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
+    selection, summary, report and manifest are replaced. cluster: whose workers calculate; None = this process. Raises UsageError
+    where there is no finished run or a setting does not fit it, InfeasibleError where the wish cannot be met.
+    """
+    told = _reselected(run, given, out, cluster)
+    if out is None:
+        from nncift.runs.report import write_report
+
+        # After the lock, for the old page tells of the selection that was replaced; and with nothing else in memory.
+        write_report(run)
+    return told
+
+
+def _reselected(
+    run: Path, given: Mapping[str, Any], out: Path | None, cluster: ClusterSettings | None
+) -> dict[str, Any]:
+    settings = _settings(run, given)
+    if out is not None:
+        _refuse_used(out)
+    if cluster is not None and cluster.gpus_per_worker is None:
+        # No model is asked.
+        cluster = replace(cluster, gpus_per_worker=0.0)
+    with RunDir(run, settings) as directory, engine_of(cluster, settings, run) as engine:
+        checksums.verify(run, *LEFT)
+        rows = Rows.load(run / NAME)
+        labels = read_utilities(run / "labels")
+        axes = next(iter(labels.values()))
+        _refuse_other_rows(rows, axes.source_ids)
+        # The ids of a large pool are in memory once.
+        labels = {name: pairs.named(rows.ids) for name, pairs in labels.items()}
+        axes = next(iter(labels.values()))
+        pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
+        sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": (run / EXISTING).exists()}
+        if settings.objective not in KNOWS_EXISTING and "objective" in given:
+            # Rows that were trained on already stay in the run for another time.
+            sets["existing"] = False
+        refuse_unfit(str(settings.objective), **sets)
+        in_subtasks = subtasks.kept(directory) is not None
+        if in_subtasks:
+            subtasks.refuse_other(str(settings.objective))
+        refuse_graph(
+            settings, str(settings.objective), pointwise=pointwise, existing=sets["existing"], subtasks=in_subtasks
+        )
+        wishes = Wishes.read(settings)
+        wishes.check(rows)
+        vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
+        settled = wishes.settle(rows, vectors.text)
+        no_hands: Any = None
+        by = partial(calculate, engine, no_hands)
+        ground = partial(
+            _ground, directory, settings, rows, labels, vectors, settled, by, shared=not target and not pointwise
+        )
+        control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
+        told: dict[str, Any]
+        if out is None:
+            keys: dict[str, Any] = {
+                name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")
+            }
+            directory.forget(FINISH)
+            _rewrite_manifest(directory)
+            told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control, calculate=by)
+            told.pop("ids")
+            _rewrite_summary(directory, told)
+        else:
+            chosen = solve(
+                rows,
+                settled,
+                ground(),
+                objective=str(settings.objective),
+                seed=settings.seed,
+                embedding_control=control,
+                calculate=by,
+            )
+            told = chosen.told
+            with _appearing(out) as part:
+                write_account(part / "selection.parquet", rows, settled, chosen)
+                write_subset(part / "subset.jsonl", rows, chosen)
+                write_json(part / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
+                checksums.write_mark(part, "select", "", FILES)
+    return {
+        "run": str(run),
+        "out": str(out or run),
+        "pool": len(rows.ids),
+        "selected": told["budget"],
+        "selection": told,
+    }
+
+
+def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
+    if not (run / SUMMARY).exists() or not (run / MANIFEST).exists():
+        raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
+    checksums.verify(run, MANIFEST)
+    return config.resolve({**config.load(run / MANIFEST), **given})
+
+
+def _ground(
+    directory: RunDir,
+    settings: RunSettings,
+    rows: Rows,
+    labels: dict[str, LabelledPairs],
+    vectors: Vectors,
+    settled: Settled,
+    by: Calculate,
+    *,
+    shared: bool,
+) -> Ground | OnGraph:
+    student = Student.load(directory.path / "student")
+    if settings.neighbours is not None:
+        return graph_of(
+            student, combine(labels), vectors.sources, settings, settings.seed, settled.removed, by,
+            targets=None if shared else vectors.targets, subtask_of=subtasks.kept(directory),
+        )  # fmt: skip
+    matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, calculate=by)
+    looked_at = settings.objective in KNOWS_EXISTING and (directory.path / EXISTING).exists()
+    return ground_of(
+        str(settings.objective), student, matrix, vectors.targets,
+        vectors.sources, rows.ids, rows.content,
+        load_existing(directory.path) if looked_at else None, shared=shared, subtask_of=subtasks.kept(directory), calculate=by,
+    )  # fmt: skip
+
+
+def _refuse_other_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:
+    if rows.ids != source_ids:
+        raise DataError("the rows and the labels of this run do not belong together; run the same `nncift run` again")
+
+
+def _refuse_used(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {str(out)!r} exists and is not empty; give a new directory")
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Give a folder to write into that takes its name when it is whole, so that a kill leaves nothing in the way."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(out)
+
+
+def _rewrite_manifest(directory: RunDir) -> None:
+    """Write the new settings with the record of the run, less what is recorded anew."""
+    import yaml
+
+    before = yaml.safe_load((directory.path / MANIFEST).read_text(encoding="utf-8")).get("record", {})
+    # The summary is kept until the new one takes its place, so that a killed selection goes on with the same command.
+    record = {name: value for name, value in before.items() if name not in ("versions", "machine")}
+    directory.write_manifest(record, keep_summary=True)
+
+
+def _rewrite_summary(directory: RunDir, told: dict[str, Any]) -> None:
+    summary = directory.read_json(SUMMARY)
+    costs = {name: cost.to_json() for name, cost in directory.costs().items()}
+    ledger = {
+        **summary["ledger"],
+        "stages": costs,
+        "seconds": round(sum(cost["seconds"] for cost in costs.values()), 3),
+    }
+    write_json(directory.file("ledger.json"), ledger)
+    write_json(directory.file(SUMMARY), {**summary, "selected": told["budget"], "selection": told, "ledger": ledger})
+    directory.close()

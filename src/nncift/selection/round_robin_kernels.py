@@ -1,0 +1,192 @@
+"""The compiled loops of round-robin (`round_robin.py`, `sparse_turns.py`); matrices as in `kernels.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nncift.core.compiled import compiled
+from nncift.selection.kernels import Flags, Levels, Longs, admit, admits
+
+ASIDE = 32
+"""Targets whose levels are copied side by side at once."""
+
+FEW = 16
+"""Sources up to which the best ones are kept as they come, and not parted from the rest at the end."""
+
+
+@compiled
+def best_sources(columns: Levels, start: int, stop: int, need: Levels, gone: Flags, lists: Levels, size: Longs) -> None:
+    """Write the sources that serve some targets best, at a level above `need`, into `lists` `(n_targets, width)`, best first.
+
+    Ties go to the lower position; size: `(n_targets,)` how many were found. Sources that are `gone` are left out.
+    """
+    width = lists.shape[1]
+    level = np.empty((stop - start, width), np.int32)
+    lowest = need[start:stop].copy()
+    for s in range(len(columns)):
+        if gone[s]:
+            continue
+        column = columns[s]
+        for t in range(start, stop):
+            x = column[t]
+            if x <= lowest[t - start]:
+                continue
+            mine, those = level[t - start], lists[t]
+            at = size[t] if size[t] < width else width - 1
+            while at > 0 and x > mine[at - 1]:
+                mine[at], those[at] = mine[at - 1], those[at - 1]
+                at -= 1
+            mine[at], those[at] = x, s
+            if size[t] < width:
+                size[t] += 1
+            if size[t] == width:
+                lowest[t - start] = mine[width - 1]
+
+
+@compiled
+def _first_round(starts: Longs, members: Longs) -> tuple[Longs, Longs]:
+    """Return the targets in the order of their first turns, and the place of each in it."""
+    sequence, turn = np.empty(len(members), np.int64), np.empty(len(members), np.int64)
+    at, longest = 0, 0
+    for g in range(len(starts) - 1):
+        longest = max(longest, starts[g + 1] - starts[g])
+    for i in range(longest):
+        for g in range(len(starts) - 1):
+            if i < starts[g + 1] - starts[g]:
+                t = members[starts[g] + i]
+                sequence[at], turn[t] = t, at
+                at += 1
+    return sequence, turn
+
+
+@compiled
+def gather(columns: Levels, sequence: Longs, start: int, place: Longs, side: Levels) -> None:
+    """Copy the levels of targets that follow each other in `sequence` side by side, `(n_sources, width)`.
+
+    A list is filled again from here: the next targets' are likely to run out too, and one target alone is far apart in memory.
+    place: `(n_targets,)` where each target stands in `side`, -1 for the others; updated.
+    """
+    for t in range(len(place)):
+        place[t] = -1
+    count = min(side.shape[1], len(sequence) - start)
+    for b in range(count):
+        place[sequence[start + b]] = b
+    for s in range(len(columns)):
+        column, row = columns[s], side[s]
+        for b in range(count):
+            row[b] = column[sequence[start + b]]
+
+
+@compiled
+def refill(
+    side: Levels, b: int, need: int, gone: Flags, rest: Longs, left: int, wanted: int, keys: Longs, row: Levels,
+) -> tuple[int, int, bool]:  # fmt: skip
+    """Write the best `wanted` sources of column `b` of `side` that are not gone into a target's list, best first.
+
+    Return how many they are, how many sources are left at all, and whether the list holds all that the target has.
+    rest: sources of which the first `left` may be left; keys: room for as many numbers.
+    """
+    stay, count, held, lowest = 0, 0, 0, 0
+    for i in range(left):
+        s = rest[i]
+        if gone[s]:
+            continue
+        rest[stay] = s
+        stay += 1
+        level = np.int64(side[s, b])
+        if level > need:
+            # The highest key has the highest level and, among equals, the lowest position.
+            key = (level << 32) | (np.int64(0x7FFFFFFF) - s)
+            if wanted > FEW or held < wanted:
+                keys[held] = key
+                held += 1
+            elif key > keys[lowest]:
+                # Of few, the lowest gives way.
+                keys[lowest] = key
+            else:
+                count += 1
+                continue
+            if wanted <= FEW and held == wanted:
+                lowest = 0
+                for j in range(1, held):
+                    if keys[j] < keys[lowest]:
+                        lowest = j
+            count += 1
+    found = keys[:held]
+    if held > wanted:
+        found = np.partition(found, held - wanted)[held - wanted :]
+    found = np.sort(found)
+    for i in range(len(found)):
+        row[i] = np.int32(np.int64(0x7FFFFFFF) - (found[len(found) - 1 - i] & np.int64(0xFFFFFFFF)))
+    return len(found), stay, count <= wanted
+
+
+@compiled
+def take_turns(
+    columns: Levels, need: Levels, lists: Levels, size: Longs, whole: Flags, starts: Longs, members: Longs, gone: Flags,
+    group: Longs, least: Longs, most: Longs, cost: Longs, room: Longs, order: Longs, taker: Longs,
+) -> int:  # fmt: skip
+    """Let groups of targets take sources in turn until `order` is full or nothing is left to take; return how many.
+
+    Group g owns `members[starts[g]:starts[g + 1]]`, which take its turns one after the other; a target without a source left
+    drops out. A turn takes the target's best source that is not `gone` and that the rules admit (see `admits`). lists, size:
+    each target's best sources, best first; where `whole` is False the columns hold more, and are read when a list is used up.
+    taker: `(k,)` the target that took each source. `members`, `lists`, `gone` and the rules' counts are used up.
+    """
+    n_groups, n_targets, chosen = len(starts) - 1, len(size), 0
+    at, place = np.zeros(n_targets, np.int64), np.zeros(n_groups, np.int64)
+    length = starts[1:] - starts[:-1]
+    sequence, turn = _first_round(starts, members)
+    side, beside = np.empty((len(columns), ASIDE), np.int32), np.full(n_targets, -1, np.int64)
+    rest, keys = np.arange(len(columns)), np.empty(len(columns), np.int64)
+    left, alive, targets = len(rest), n_groups, n_targets
+    while chosen < len(order) and alive > 0:
+        alive = 0
+        for g in range(n_groups):
+            found: Any = np.int64(-1)
+            t: Any = np.int64(-1)
+            while found < 0 and length[g] > 0 and chosen < len(order):
+                if place[g] == length[g]:
+                    # A round is over: targets that have dropped out are not asked again.
+                    stay = 0
+                    for i in range(length[g]):
+                        other = members[starts[g] + i]
+                        if at[other] >= 0:
+                            members[starts[g] + stay] = other
+                            stay += 1
+                    length[g], place[g] = stay, 0
+                    continue
+                t = members[starts[g] + place[g]]
+                place[g] += 1
+                while found < 0 and at[t] >= 0:
+                    while at[t] < size[t]:
+                        s: Any = np.int64(lists[t, at[t]])
+                        at[t] += 1
+                        if not gone[s]:
+                            gone[s] = True
+                            # One that is not admitted now never will be (rules.py).
+                            if admits(s, group, least, most, cost, room):
+                                found = s
+                                break
+                    if found >= 0:
+                        break
+                    if whole[t]:
+                        at[t], targets = -1, targets - 1
+                        break
+                    if beside[t] < 0:
+                        gather(columns, sequence, turn[t], beside, side)
+                    # The others take as many as there are of them until the next own turn.
+                    rounds = (len(order) - chosen) // max(targets, 1)
+                    wanted = min(lists.shape[1], 8 if rounds < 1 else (rounds + 1) * targets)
+                    size[t], left, whole[t] = refill(
+                        side, beside[t], need[t], gone, rest, left, wanted, keys, lists[t]
+                    )  # fmt: skip
+                    at[t] = 0
+            if found >= 0:
+                admit(found, group, least, most, cost, room)
+                order[chosen], taker[chosen] = found, t
+                chosen += 1
+                alive += 1
+    return chosen

@@ -1,0 +1,314 @@
+"""Selection in a run: remove duplicates, choose by the objective and its rules, value the controls, write the account.
+
+`nncift run` and `nncift select` both come through here. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.config import RunSettings
+from nncift.core.fingerprints import fingerprint
+from nncift.core.memory import refuse_tight
+from nncift.core.pairs import UtilityMatrix
+from nncift.core.parallel import Calculate, here
+from nncift.data.pool_table import Rows
+from nncift.errors import UsageError
+from nncift.selection import Given, Subset, pose
+from nncift.selection.constraints import Settled
+from nncift.selection.controls import longest_ids, random_ids, stratified_ids
+from nncift.selection.objectives import Reference
+from nncift.selection.probe_controls import FreeSimilarities
+from nncift.selection.sparse import Graph, Optimiser, SparseCoverage
+from nncift.selection.sparse_round_robin import SparseTurns, highest_on
+from nncift.storage.atomic import atomic, write_json
+from nncift.storage.run_directory import RunDir
+
+Floats = npt.NDArray[np.float32]
+RANDOM_DRAWS = 10
+CONTROL_ROWS = 8000
+"""Rows up to which all pairs of embeddings are held, 0.5 GB, where the objective's own matrix does not hold as many."""
+
+AT_ONCE = 1 << 14
+"""Rows of the account that are put together at once."""
+
+FILES = ("subset.jsonl", "selection.parquet", "selection.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What is chosen from: utilities, what a second set does for each target (where the objective needs it), similarities.
+
+    shared: targets and sources are the same rows, so that a row that is removed is no target either. score: mean utility of each
+    source over the run's targets; None = the matrix's own means. subtask_of: each target's subtask, where targets have any.
+    """
+
+    matrix: UtilityMatrix
+    reference: Reference | None
+    similar: FreeSimilarities
+    shared: bool
+    score: npt.NDArray[np.float64] | None = None
+    subtask_of: Mapping[str, str] | None = None
+
+    def without(self, removed: Collection[str]) -> Ground:
+        """Return the ground without some rows."""
+        if not removed:
+            return self
+        matrix, reference = self.matrix, self.reference
+        sources = [i for i, item in enumerate(matrix.source_ids) if item not in removed]
+        targets = [i for i, item in enumerate(matrix.target_ids) if not self.shared or item not in removed]
+        target_ids = tuple(matrix.target_ids[i] for i in targets)
+        if reference is not None:
+            place = {item: i for i, item in enumerate(reference.target_ids)}
+            reference = Reference(target_ids, reference.best[[place[item] for item in target_ids]], reference.low)
+        values = matrix.values.T[np.ix_(sources, targets)].T
+        rest = UtilityMatrix(target_ids, tuple(matrix.source_ids[i] for i in sources), values)
+        score = None if self.score is None else self.score[sources]
+        return Ground(rest, reference, self.similar.at(targets, sources), self.shared, score, self.subtask_of)
+
+    @property
+    def given(self) -> Given:
+        """What the objective is told beside the matrix."""
+        return Given(self.reference, self.subtask_of, self.score)
+
+
+@dataclass(frozen=True, eq=False)
+class OnGraph:
+    """What is chosen from where all pairs would not fit, rows that are removed first left out.
+
+    each, recall: neighbours of every target that the graph was made of, and the share of the true nearest that were found.
+    score: means of all rows, estimated where targets are many, the removed ones too. alike: graphs of similarities in the
+    place of utilities, for the controls; None for one that was not looked for. optimiser: see `SparseCoverage.choose`.
+    """
+
+    graph: Graph
+    each: int
+    recall: float
+    score: npt.NDArray[np.float64]
+    alike: Mapping[str, Graph | None]
+    optimiser: Optimiser = "lazy"
+    objective: str = "fl"
+    subtask_of: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A selection, and what it is told with. score: mean utility of every row of the pool, NaN where none is known."""
+
+    subset: Subset
+    score: npt.NDArray[np.float64]
+    told: dict[str, Any]
+
+
+def choose(
+    directory: RunDir, keys: MutableMapping[str, str], settings: RunSettings, rows: Rows, settled: Settled,
+    ground: Callable[[], Ground | OnGraph], *, embedding_control: bool = True, calculate: Calculate = here,
+) -> dict[str, Any]:  # fmt: skip
+    """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
+
+    keys: fingerprints of the stages so far; that of this stage is added. ground: not called where this selection is finished.
+    calculate: has the parts of a selection in parts done.
+    """
+    objective, seed = str(settings.objective), settings.seed
+    keys["select"] = key_of(keys, settings, rows, settled)
+    with directory.stage("select", keys["select"], FILES) as stage:
+        if not stage.done:
+            with directory.measured("score"):
+                found = ground()
+            chosen = solve(
+                rows, settled, found, objective=objective, seed=seed, embedding_control=embedding_control, calculate=calculate
+            )  # fmt: skip
+            write_account(directory.file("selection.parquet"), rows, settled, chosen)
+            write_subset(directory.file("subset.jsonl"), rows, chosen)
+            write_json(directory.file("selection.json"), {**chosen.told, "ids": list(chosen.subset.ids)})
+    told: dict[str, Any] = directory.read_json("selection.json")
+    return told
+
+
+def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: Settled) -> str:
+    """Return the fingerprint of a selection. keys: of the stages so far."""
+    # Rows go into the files as they are, with what no model sees of them.
+    order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
+    identity = ([rows.ids[place], rows.sources[place], rows.raw[place]] for place in order)
+    return fingerprint(
+        "select",
+        keys["fit"],
+        keys.get("existing"),
+        str(settings.objective),
+        settings.seed,
+        identity,
+        settled.identity,
+        settings.quota,
+        settings.neighbours,
+        *([] if settings.optimiser in (None, "lazy") else [settings.optimiser]),
+    )
+
+
+def solve(
+    rows: Rows, settled: Settled, whole: Ground | OnGraph, *, objective: str, seed: int, embedding_control: bool = True,
+    calculate: Calculate = here,
+) -> Chosen:  # fmt: skip
+    """Select from the rows, and value the controls under the same matrix and rules.
+
+    embedding_control: also value what embeddings alone would select, and every similarity that a probe gives for free, each of
+    which costs as much again as the selection. They are left out where they would cost far more: all pairs of rows, for an
+    objective that looks at fewer.
+    """
+    refuse_tight("selecting")
+    if isinstance(whole, OnGraph):
+        return _on_graph(rows, settled, whole, seed, calculate)
+    if whole.matrix.source_ids != rows.ids:
+        raise UsageError("the matrix is not over this pool: its sources are other rows")
+    score = whole.matrix.mean_per_source() if whole.score is None else whole.score
+    whole = replace(whole, score=score)
+    rest, kept = whole.without(settled.removed), rows.without(settled.removed)
+    targets = rest.matrix.target_ids
+    problem = pose(rest.matrix, objective, rest.given, reuse=True)
+    subset = problem.choose(settled.k, seed, settled.rules)
+    bearable = embedding_control and len(kept.ids) <= max(CONTROL_ROWS, len(targets))
+
+    def by_similarity(name: str) -> float:
+        chosen = rest.similar.ids(
+            name, objective, targets, kept.ids, settled.k, subtask_of=rest.subtask_of, seed=seed, rules=settled.rules
+        )
+        return problem.value(chosen)
+
+    controls: dict[str, float | None] = {
+        **_plain_controls(problem.value, kept, settled, len(subset), seed),
+        **{name: by_similarity(name) if bearable else None for name in rest.similar.names},
+    }
+    return Chosen(subset, score, {**_told(subset, controls, settled), **_tokens(rows, subset)})
+
+
+def _told(subset: Subset, controls: Mapping[str, float | None], settled: Settled) -> dict[str, Any]:
+    """Return what is told of every selection."""
+    return {
+        "objective": subset.objective, "budget": len(subset), "value": subset.value, "upper_bound": subset.upper_bound,
+        "share_of_optimum": subset.share_of_optimum, "by_score": subset.by_score, "controls": dict(controls),
+        "removed_duplicates": len(settled.removed),
+    }  # fmt: skip
+
+
+def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int, calculate: Calculate) -> Chosen:
+    """Select on a graph, and value the controls on it too."""
+    kept = rows.without(settled.removed) if settled.removed else rows
+    score = dict(zip(rows.ids, found.score.tolist(), strict=True))
+    subset, value = solved(found, found.graph, settled, seed, score, calculate)
+    controls: dict[str, float | None] = dict(_plain_controls(value, kept, settled, len(subset), seed))
+    for name, graph in found.alike.items():
+        alone = None if graph is None else solved(replace(found, optimiser="lazy"), graph, settled, seed)[0]
+        controls[name] = None if alone is None else value(list(alone.ids))
+    told = {
+        **_told(subset, controls, settled), "optimiser": found.optimiser,
+        "neighbours": {"each": found.each, "recall": found.recall}, **_tokens(rows, subset),
+    }  # fmt: skip
+    return Chosen(subset, found.score, told)
+
+
+def solved(
+    found: OnGraph,
+    graph: Graph,
+    settled: Settled,
+    seed: int,
+    score: Mapping[str, float] | None = None,
+    calculate: Calculate = here,
+) -> tuple[Subset, Callable[[list[str]], float]]:
+    """Return what an objective chooses on a graph, and what gives the value of a set on it."""
+    k, rules = settled.k, settled.rules
+    if found.objective == "max":
+        ranked = highest_on(graph, score)
+        return ranked.choose(k, seed, rules), ranked.value
+    if found.objective == "rr":
+        turns = SparseTurns(graph)
+        taken = turns.take_turns(k, rules=rules, seed=seed, subtask_of=found.subtask_of, score=score)
+        return turns.account(taken, rules), turns.value
+    problem = SparseCoverage(graph)
+    chosen = problem.choose(
+        k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate, score=score
+    )  # fmt: skip
+    return problem.account(chosen, rules), problem.value
+
+
+def by_score_note(budget: int, by_score: int) -> str:
+    """Return what is said where the objective is exhausted before the budget is."""
+    more = "1 row more was" if by_score == 1 else f"{by_score:,} rows more were"
+    return f"{budget - by_score:,} rows give all that the objective can have from this pool; {more} taken by score."
+
+
+def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> None:
+    """Write one line per row of the pool: chosen ones with rank and gain, the others with what they would still add."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    subset, ids = chosen.subset, rows.ids
+    rank = {item: place for place, item in enumerate(subset.ids, 1)}
+    gain = dict(zip(subset.ids, subset.gains.tolist(), strict=True))
+    removed = settled.removed
+    reasons = (removed[item].reason() if item in removed else subset.reasons[item] for item in ids)
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "source": pa.array(rows.sources, pa.string()),
+            "rank": pa.array([rank.get(item) for item in ids], pa.int64()),
+            "selected": pa.array([item in rank for item in ids], pa.bool_()),
+            "gain": pa.array([gain.get(item) for item in ids], pa.float64(), from_pandas=True),
+            "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64(), from_pandas=True),
+            "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
+            # Part by part: a million sentences are never held as such.
+            "reason": pa.chunked_array(_parts(reasons, pa.string()), pa.string()),
+            "length": pa.chunked_array(_parts(rows.length, pa.int64()), pa.int64()),
+        }
+    )
+    with atomic(path) as part:
+        pq.write_table(table, part)
+    pa.default_memory_pool().release_unused()
+
+
+def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:
+    """Yield Arrow arrays of a few thousand values each."""
+    import pyarrow as pa
+
+    rest = iter(values)
+    while some := list(islice(rest, AT_ONCE)):
+        yield pa.array(some, kind)
+
+
+def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
+    """Write the chosen rows as they were, in rank order, one a line."""
+    with atomic(path) as part, part.open("wb") as handle:
+        for place in rows.places(chosen.subset.ids):
+            handle.write(rows.raw[place].encode("utf-8") + b"\n")
+
+
+def _plain_controls(
+    value_of: Callable[[list[str]], float], rows: Rows, settled: Settled, size: int, seed: int
+) -> dict[str, float]:
+    """Return the values of random, stratified and longest rows under the same rules; random is a mean over draws."""
+    ids = rows.ids
+
+    def value(order: list[str]) -> float:
+        return value_of(settled.rules.take(order, settled.k))
+
+    # In proportion by source as far as the selection's size goes, and anything after that where rules pass rows over.
+    by_source = stratified_ids(ids, rows.sources, size, seed)
+    taken = set(by_source)
+    by_source += [item for item in random_ids(ids, len(ids), seed) if item not in taken]
+    return {
+        "random": float(np.mean([value(random_ids(ids, len(ids), seed + draw)) for draw in range(RANDOM_DRAWS)])),
+        "stratified": value(by_source),
+        "longest": value(longest_ids(ids, rows.length, len(ids))),
+    }
+
+
+def _tokens(rows: Rows, subset: Subset) -> dict[str, int]:
+    """Return the tokens of the chosen rows, where they were counted."""
+    if rows.tokens is None:
+        return {}
+    return {"tokens": sum(rows.tokens[place] for place in rows.places(subset.ids))}

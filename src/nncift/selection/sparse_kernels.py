@@ -1,0 +1,177 @@
+"""Compiled loops of selection on a graph; each source's targets lie side by side (compressed columns), as exact levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.compiled import compiled
+from nncift.selection.kernels import Doubles, Longs, admit, admits, sift
+
+Levels = npt.NDArray[np.int32]
+Codes = npt.NDArray[np.int32]
+Edges = tuple[Longs, Codes, Levels]
+"""Starts `(n_sources + 1,)`, targets and levels, by source."""
+
+
+@compiled
+def transpose(sources: Codes, levels: Levels, n_sources: int) -> Edges:
+    """Return the edges by source for `(n_targets, k)` edges by target; -1 is no edge."""
+    starts = np.zeros(n_sources + 1, np.int64)
+    for t in range(sources.shape[0]):
+        for e in range(sources.shape[1]):
+            if sources[t, e] >= 0:
+                starts[sources[t, e] + 1] += 1
+    for s in range(n_sources):
+        starts[s + 1] += starts[s]
+    place = starts[:-1].copy()
+    targets, found = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.int32)
+    for t in range(sources.shape[0]):
+        for e in range(sources.shape[1]):
+            s = sources[t, e]
+            if s >= 0:
+                targets[place[s]], found[place[s]] = t, levels[t, e]
+                place[s] += 1
+    return starts, targets, found
+
+
+@compiled
+def gain_of(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) -> Any:
+    """Return what a source adds to targets that are served at `best`."""
+    total = np.int64(0)
+    for e in range(starts[s], starts[s + 1]):
+        total += max(levels[e] - best[targets[e]], 0)
+    return total
+
+
+@compiled
+def gains_of(start: int, stop: int, starts: Longs, targets: Codes, levels: Levels, best: Levels, gains: Longs) -> None:
+    """Write what each source adds to targets that are served at `best`."""
+    for s in range(start, stop):
+        gains[s] = gain_of(s, starts, targets, levels, best)
+
+
+@compiled
+def choose(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) -> None:
+    """Raise `best` to what a source gives."""
+    for e in range(starts[s], starts[s + 1]):
+        t = targets[e]
+        best[t] = max(best[t], levels[e])
+
+
+@compiled
+def lazy(
+    heap: Longs, gains: Longs, weight: Doubles, starts: Longs, targets: Codes, levels: Levels, best: Levels, group: Longs,
+    least: Longs, most: Longs, cost: Longs, room: Longs, lowest_gain: int, order: Longs, by: Longs,
+) -> int:  # fmt: skip
+    """Write the sources of lazy greedy into `order` and their gains into `by`; return how many (Minoux 1978).
+
+    heap: the candidates, used up like `gains` (what each adds to `best`), `best` and the rules' counts (see `kernels.admits`).
+    The highest gain times weight comes next; nothing is taken that adds less than `lowest_gain`.
+    """
+    size, chosen = len(heap), 0
+    for at in range(size // 2 - 1, -1, -1):
+        sift(heap, size, at, gains, weight)
+    fresh = np.full(len(gains), -1, np.int64)
+    while size > 0 and chosen < len(order):
+        s = heap[0]
+        fits = admits(s, group, least, most, cost, room)
+        if fits and fresh[s] != chosen:
+            gain = gain_of(s, starts, targets, levels, best)
+            fresh[s] = chosen
+            if gain < gains[s]:
+                gains[s] = gain
+                sift(heap, size, 0, gains, weight)
+                continue
+        if fits and gains[s] < lowest_gain:
+            break
+        size -= 1
+        heap[0] = heap[size]
+        sift(heap, size, 0, gains, weight)
+        if not fits:
+            continue
+        admit(s, group, least, most, cost, room)
+        order[chosen], by[chosen] = s, gains[s]
+        chosen += 1
+        choose(s, starts, targets, levels, best)
+    return chosen
+
+
+@compiled
+def stochastic(
+    rest: Longs,
+    sample: int,
+    seed: int,
+    starts: Longs,
+    targets: Codes,
+    levels: Levels,
+    best: Levels,
+    order: Longs,
+    by: Longs,
+) -> int:
+    """Write sources into `order`, each the best of `sample` drawn from those that are left (Mirzasoleiman et al. 2015).
+
+    Return how many: it ends where none of a sample adds anything. `rest` and `best` are used up.
+    """
+    np.random.seed(seed)
+    size = len(rest)
+    for step in range(len(order)):
+        top, top_at, top_by = rest[0], 0, np.int64(-1)
+        for draw in range(min(sample, size)):
+            # Drawn without replacement: what was looked at moves to the end for this step.
+            end = size - draw
+            at = np.random.randint(0, end)
+            s = rest[at]
+            rest[at], rest[end - 1] = rest[end - 1], s
+            gain = gain_of(s, starts, targets, levels, best)
+            if gain > top_by or (gain == top_by and s < top):
+                top, top_at, top_by = s, end - 1, gain
+        if top_by <= 0:
+            return step
+        rest[top_at], rest[size - 1] = rest[size - 1], rest[top_at]
+        size -= 1
+        order[step], by[step] = top, top_by
+        choose(top, starts, targets, levels, best)
+    return len(order)
+
+
+@compiled
+def sort_edges(start: int, stop: int, sources: Codes, levels: Levels, lists: Codes, size: Longs) -> None:
+    """Write the sources of some targets' edges into `lists` `(n_targets, k)`, the highest level first, ties by position.
+
+    sources, levels: `(n_targets, k)`, -1 where there is no edge. size: `(n_targets,)` how many edges each target has.
+    """
+    keys = np.empty(sources.shape[1], np.int64)
+    for t in range(start, stop):
+        count = 0
+        for e in range(sources.shape[1]):
+            if sources[t, e] >= 0:
+                keys[count] = (np.int64(levels[t, e]) << 32) | (np.int64(0x7FFFFFFF) - sources[t, e])
+                count += 1
+        found = np.sort(keys[:count])
+        size[t] = count
+        for i in range(count):
+            lists[t, i] = np.int32(np.int64(0x7FFFFFFF) - (found[count - 1 - i] & np.int64(0xFFFFFFFF)))
+
+
+@compiled
+def replay(order: Longs, starts: Longs, targets: Codes, levels: Levels, best: Levels, by: Longs) -> None:
+    """Choose the sources of `order` one by one, and write what each adds to `best` into `by`."""
+    for rank in range(len(order)):
+        by[rank] = gain_of(order[rank], starts, targets, levels, best)
+        choose(order[rank], starts, targets, levels, best)
+
+
+@compiled
+def highest_of_edges(sources: Codes, utility: Any, most: Doubles, at: Longs) -> None:
+    """Write each source's highest utility and the first target that has it; sources without an edge keep what stands there.
+
+    sources, utility: `(n_targets, k)`; -1 is no edge, NaN a missing utility.
+    """
+    for t in range(sources.shape[0]):
+        for e in range(sources.shape[1]):
+            s, x = sources[t, e], np.float64(utility[t, e])
+            if s >= 0 and x == x and (at[s] < 0 or x > most[s]):
+                most[s], at[s] = x, t

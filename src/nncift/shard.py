@@ -1,0 +1,242 @@
+"""One shard of a run: the stages whose pieces can be shared out, and what is calculated from the labels (docs/scale.md)."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nncift.config import RunSettings
+from nncift.core.pairs import LabelledPairs
+from nncift.core.parallel import may_pay
+from nncift.core.progress import Progress, silent
+from nncift.core.tasks import SCORE, Enough, Unfinished
+from nncift.data import Examples
+from nncift.data.pool_table import Rows
+from nncift.distributed.shadow import Leaves, made_once, shadow_of
+from nncift.distributed.shard_executor import Part
+from nncift.distributed.shards import Shard
+from nncift.errors import QualityError, UsageError
+from nncift.labels.store import Axes
+from nncift.labels.vectors import Vectors
+from nncift.models.encoders import Encoder
+from nncift.pipeline import grounds
+from nncift.selection.constraints import Wishes
+from nncift.selection.solve import FILES as CHOSEN
+from nncift.selection.solve import OnGraph, key_of
+from nncift.selection.sparse import SparseCoverage
+from nncift.stages import (
+    Work,
+    as_begun,
+    embed,
+    embed_rows,
+    label,
+    named_target,
+    plan_labels,
+    probe_rows,
+    refuse_impossible,
+    token_counts,
+    usable_rows,
+)
+from nncift.stages.allowance import keep, settle
+from nncift.stages.fit import FILES as FITTED
+from nncift.stages.fit import fit_key, refuse_unfit_student
+from nncift.stages.label_rounds import climb, remaining, rungs
+from nncift.stages.timing import Rates
+from nncift.storage.run_directory import RunDir
+from nncift.student.model import Student
+from nncift.teachers import RowTeacher, Teacher, subtasks
+
+
+def run_shard(
+    settings: RunSettings,
+    pool: Examples,
+    out: str | Path,
+    shard: Shard,
+    *,
+    teacher: Teacher | RowTeacher,
+    target: Examples | None = None,
+    existing: Examples | None = None,
+    encoder: Encoder | None = None,
+    progress: Progress = silent,
+    wait: bool | None = None,
+) -> dict[str, Any]:
+    """Do what is this shard's of a run, and tell what was done and what is left.
+
+    First its pieces of embedding, probing and labelling. Where labels come in rounds (plan `active`, `--labels auto`, gates), the
+    shard goes on with the labels of all as long as it has them. Once all labels are there, it fits the student and does its parts
+    of every calculation that is worth sharing, also in rounds. wait: for other shards that are at work; None = in rounds, and in
+    calculations, and not for the first labels. Raises the errors of a run.
+    """
+    refuse_unfit_student(settings)
+    settings = refuse_impossible(as_begun(settings, out), pool, teacher, target, existing)
+    wanted = None if target is None else named_target(target)
+    run = Path(out)
+    with shadow_of(run, shard) as (scratch, presence), RunDir(scratch, settings) as directory:
+        work = Work(directory, settings, teacher, encoder, progress)
+        axes, _ = usable_rows(work, pool, wanted)
+        wishes = Wishes.read(settings)
+        wishes.check(Rows.of(axes.sources))
+        by_row = isinstance(teacher, RowTeacher)
+        rounds = rungs(settings, axes, by_row=by_row)
+        allowance = settle(work, rounds, axes, existing, _refuse_time)
+        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=work.labels().training())
+        keep(work, allowance)
+        work.settings, work.whole = rounds[0], allowance.whole
+        with closing(Part(run, presence)) as part:
+            work.engine, part.patient = part, wait is True
+            course = _Course(run, work, axes, wishes, rounds, part, wait)
+            try:
+                finished, then = course.go()
+            except Unfinished:
+                finished, then = False, ""
+        return _told(run, shard, part, course, finished, then)
+
+
+def _refuse_time() -> Rates:
+    raise UsageError(
+        "--time was given with --shard; shards time passes each for itself, and must label one plan. Give --cost or --labels: "
+        "nncift run --time ... --dry-run tells what the time allows"
+    )
+
+
+class _Course:
+    """How far a shard comes."""
+
+    def __init__(
+        self, run: Path, work: Work, axes: Axes, wishes: Wishes, rounds: list[RunSettings], part: Part, wait: bool | None
+    ) -> None:  # fmt: skip
+        self._run, self._work, self._axes, self._wishes = run, work, axes, wishes
+        self._rounds, self._part, self._wait = rounds, part, wait
+        self.in_rounds = len(rounds) > 1 or work.settings.plan == "active"
+        self.calculates = _may_calculate(work.settings, axes)
+
+    def go(self) -> tuple[bool, str]:
+        """Go as far as it goes; tell whether nothing is left for shards, and what comes next where it is not plain.
+
+        Raises Unfinished where something is left to others.
+        """
+        part = self._part
+        left, shared = self._own_pieces()
+        if not self.in_rounds and self._wait is not True:
+            if left:
+                return False, ""
+            if self.calculates and part.made:
+                # Whoever came with a model for labels is not kept for what needs none.
+                return False, LABELLED
+        if left and (self._wait is False or not part.await_others()):
+            return False, ""
+        if not (self.in_rounds or self.calculates):
+            return True, ""
+        part.whole, part.waits = True, self._wait is not False
+        vectors = self._vectors(shared=shared)
+        # What a round was planned with is on disk; the next is planned from the labels of all.
+        self._work.settings = self._rounds[0]
+        plan = plan_labels(self._work, self._axes)
+        try:
+            if len(self._rounds) > 1:
+                labels, student, _ = climb(self._work, self._axes, vectors, plan, self._rounds)
+            else:
+                labels = label(self._work, self._axes, plan, vectors)
+            if not self.calculates:
+                return True, ""
+            if len(self._rounds) == 1:
+                with made_once(self._run, self._work.directory.path, [Leaves("fit", fit_key(self._work), FITTED)]):
+                    labels, student, _ = climb(self._work, self._axes, vectors, None, self._rounds)
+        except QualityError:
+            # A gate that is not reached with the last round is told of by the run that joins.
+            return True, ""
+        self._calculate(vectors, labels, student)
+        return True, ""
+
+    def _own_pieces(self) -> tuple[int, bool]:
+        """Do what is this shard's of vectors and first labels.
+
+        Return how many pieces are left for others, and whether vectors are in pieces.
+        """
+        work, axes, left, shared = self._work, self._axes, 0, False
+        for stage in (embed_rows, probe_rows):
+            try:
+                stage(work, axes.rows)
+            except Unfinished as unfinished:
+                left, shared = left + unfinished.left, True
+        work.settings = self._rounds[0]
+        try:
+            label(work, axes, plan_labels(work, axes), None)
+        except Unfinished as unfinished:
+            left += unfinished.left
+        return left, shared
+
+    def _vectors(self, *, shared: bool) -> Vectors:
+        """Return the vectors of all rows. shared: shards have them in pieces, which one puts together for all."""
+        work = self._work
+        if not shared:
+            return embed(work, self._axes)
+        stages = [
+            Leaves(name, work.keys[name], (f"{file}.npy", f"{file}.json"))
+            for name, file in (("embed", "embeddings"), ("probe", "probe")) if name in work.keys
+        ]  # fmt: skip
+        waits, self._part.waits = self._part.waits, False
+        with made_once(self._run, work.directory.path, stages):
+            vectors = embed(work, self._axes)
+        self._part.waits = waits
+        return vectors
+
+    def _calculate(self, vectors: Vectors, labels: dict[str, LabelledPairs], student: Student) -> None:
+        """Do this shard's parts of what precedes a selection. Raises Unfinished where the next calculation waits for others."""
+        work, axes = self._work, self._axes
+        settings, directory = work.settings, work.directory
+        self._part.forget_others(work.keys["fit"])
+        rows = Rows.of(axes.sources, token_counts(work, axes.sources))
+        settled = self._wishes.settle(rows, vectors.text)
+        if directory.is_done("select", key_of(work.keys, settings, rows, settled), CHOSEN):
+            return
+        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(work.teacher))
+        ground = grounds(work, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
+        with suppress(Enough), directory.measured(SCORE):
+            found = ground()
+            if isinstance(found, OnGraph) and found.objective == "fl":
+                SparseCoverage(found.graph).choose(
+                    settled.k, rules=settled.rules, optimiser=found.optimiser, seed=settings.seed, calculate=work.calculate
+                )  # fmt: skip
+
+
+LABELLED = "all labels are there"
+
+
+def _may_calculate(settings: RunSettings, axes: Axes) -> bool:
+    """Tell whether there may be something to calculate that is worth sharing."""
+    targets, sources = len(axes.target_ids), len(axes.sources)
+    # Its targets are the pool's own rows.
+    return may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
+
+
+def _told(run: Path, shard: Shard, part: Part, course: _Course, finished: bool, then: str) -> dict[str, Any]:
+    """Return what is told of a shard. finished: it came to the end of what shards do; then: what comes next, if known."""
+    stages = {
+        name: {**asdict(done), "seconds": round(done.seconds, 3)} for name, done in part.done.items()
+    }  # fmt: skip
+    left = {name: done.left for name, done in part.done.items() if done.left}
+    if left:
+        waiting = ", ".join(f"{count} of {name}" for name, count in left.items())
+        then = f"{waiting} pieces are left for other shards; when these have run, "
+        if finished:
+            then += "run once more without --shard"
+        elif SCORE in left:
+            then += "run every shard again for the next calculation, or run without --shard, which does the rest"
+        elif course.in_rounds:
+            then += "run every shard again for the next round"
+        else:
+            again = "run every shard again to share out what is calculated, or "
+            then += f"{again if course.calculates else ''}run once more without --shard"
+    elif then:
+        then += "; run every shard again, to share out what is calculated from them, or run without --shard, which does it all"
+    elif not finished:
+        then = "this round is labelled; run every shard again for the next"
+    else:
+        then = "nothing is left for shards; run once more without --shard, which joins them and selects"
+    return {
+        "run": str(run), "shard": str(shard), "stages": stages, "left": left, "finished": not left and finished, "next": then,
+        "warnings": list(part.notes),
+    }  # fmt: skip

@@ -1,0 +1,329 @@
+"""How many labels a run may have: what is asked for, cut to a share of training (`--cost`) or to a time (`--time`).
+
+The cap counts all passes of the teacher's model: labels with held-out pairs and a warm-up, the probe, and embeddings where they
+are hidden states of the same model. By default it is the larger of a tenth of training on all rows and 3,000 forward passes, and
+no more labels than a student can use. Where a student would save nothing, a teacher that labels rows labels them all. What comes
+out follows from settings, sizes and, for a time, from passes that were timed once; the run keeps it, and reads it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from nncift.config import RunSettings, SpendSettings, TeacherSettings
+from nncift.core.fingerprints import fingerprint
+from nncift.data import Examples
+from nncift.errors import DataError, InfeasibleError
+from nncift.labels import LEAST, Wish
+from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
+from nncift.labels.store import Axes
+from nncift.stages import Work, prepare_all, wish_of
+from nncift.stages.label_rounds import as_setting, size_of
+from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
+from nncift.stages.timing import Rates
+from nncift.storage.atomic import write_sealed
+from nncift.storage.ledger import ModelCost, training_cost
+from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers.teacher_cost import WarmsUp, pass_weight, row_passes, warm_up
+
+FILE = "labels/allowance.json"
+
+MOST_PAIRS, MOST_ROWS = 50_000, 2_000
+"""Labels that a student learns from by default at most: pairs (or scores), and rows where they give all pairs among them.
+
+The largest student has about 2,700 weights, so that is some 20 labels for each, and 2,000 rows give 4 million pairs.
+"""
+
+FEWEST_PAIRS, FEWEST_ROWS = 100, 16
+"""Labels to learn from below which no cap goes: pairs (or scores), and rows where they give all pairs among them."""
+
+WHOLE_PAIRS = MOST_ROWS**2
+"""Pairs among all rows up to which all rows are measured where a student saves nothing: their table is held whole."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a run may label.
+
+    rounds: `--labels` of every round. features: what the student reads. whole: all rows are measured, since a student saves
+    nothing. notes: what was cut or added, and how to change it. key, wish: hashes of all that it follows from, and of what was
+    asked for.
+    """
+
+    rounds: tuple[str, ...]
+    features: str
+    whole: bool = False
+    notes: tuple[str, ...] = ()
+    key: str = ""
+    wish: str = ""
+
+    def of(self, settings: RunSettings) -> list[RunSettings]:
+        """Return the settings of every round."""
+        return [settings.model_copy(update={"labels": labels, "features": self.features}) for labels in self.rounds]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of the teacher's model by plan size.
+
+    relative: targets are labelled without an example too. weight: forward passes that a pass costs. each: passes of a row. once:
+    passes before the first row. others: forward passes of the probe and of embeddings that are hidden states.
+    """
+
+    settings: RunSettings
+    axes: Axes
+    by_row: bool
+    relative: bool
+    weight: int
+    each: int
+    once: int
+    others: int
+
+    @classmethod
+    def of(cls, settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, existing: int = 0) -> Passes:
+        """Return the passes for a teacher that knows the rows. existing: rows that were trained on already."""
+        by_row = isinstance(teacher, RowTeacher)
+        probed = int(settings.features == "probe") + int(settings.encoder == "lm")
+        return cls(
+            settings, axes, by_row, not isinstance(teacher, RowTeacher) and teacher.relative, pass_weight(teacher),
+            row_passes(teacher) if isinstance(teacher, RowTeacher) else 1, warm_up(teacher)["passes"],
+            probed * (len(axes.rows) + existing),
+        )  # fmt: skip
+
+    @property
+    def full(self) -> int:
+        """Passes of the full teacher."""
+        axes = self.axes
+        if self.by_row:
+            return self.each * len(axes.rows) + self.once
+        pairs = len(axes.target_ids) * len(axes.sources) - (len(axes.sources) if axes.shared else 0)
+        return pairs + (len(axes.target_ids) if self.relative else 0)
+
+    @property
+    def unit(self) -> str:
+        """What labels are counted in."""
+        return "rows" if self.by_row else "pairs"
+
+    @property
+    def training(self) -> int:
+        """Forward passes that training on the pool costs."""
+        return training_cost(len(self.axes.sources))
+
+    def asked(self, size: int) -> str:
+        """Return the value of `--labels` for so many labels."""
+        return as_setting(size, self.settings, self.axes, by_row=self.by_row)
+
+    def size(self, labels: str) -> int:
+        """Return the labels to learn from that a value of `--labels` stands for."""
+        return size_of(labels, self.settings, self.axes, by_row=self.by_row)
+
+    def labels(self, size: int) -> int:
+        """Return the passes of a fresh plan with so many labels to learn from, `once` left out."""
+        axes, wish = self.axes, self._wish(size)
+        if self.by_row:
+            return self.each * measured_rows(
+                wish, None if axes.targets is None else len(axes.targets), len(axes.sources)
+            )
+        return pair_passes(wish, len(axes.target_ids), len(axes.sources), shared=axes.shared, relative=self.relative)
+
+    def cost(self, size: int) -> ModelCost:
+        """Return what a fresh plan costs, all else included."""
+        return ModelCost(self.labels(size) + self.once, self.weight, self.others, self.full, len(self.axes.sources))
+
+    def seconds(self, size: int, rates: Rates) -> float:
+        """Return the seconds of a fresh plan, all else included."""
+        axes = self.axes
+        if self.by_row:
+            return rates.fixed + rates.each * (self.labels(size) + self.once)
+        chunks = pair_chunks(self._wish(size), len(axes.target_ids), len(axes.sources), shared=axes.shared)
+        return rates.fixed + rates.begun * chunks + rates.each * self.labels(size)
+
+    def _wish(self, size: int) -> Wish:
+        return wish_of(self.settings.model_copy(update={"labels": self.asked(size)}))
+
+
+@dataclass(frozen=True)
+class Cap:
+    """A bound on what a plan takes. spent: of a plan by its size. said: the cap in words. lift: how to allow more."""
+
+    spent: Callable[[int], float]
+    most: float
+    said: str
+    lift: str
+    asked: bool = True
+
+    def largest(self, size: int) -> int:
+        """Return the largest plan up to a size that stays within; 0 where there is none."""
+        none = min(LEAST, size) - 1
+        low, high = none, size
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.spent(middle) <= self.most:
+                low = middle
+            else:
+                high = middle - 1
+        return 0 if low == none else low
+
+
+def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -> list[Cap]:
+    """Return the caps that hold: those that were given, else the default."""
+    found = []
+    if settings.cost is not None:
+        most = parse_cost(settings.cost) * passes.training
+        found.append(
+            Cap(lambda size: passes.cost(size).cost, most, f"--cost {settings.cost}", "a higher --cost lifts that")
+        )
+    if settings.time is not None:
+        timed = rates()
+        found.append(
+            Cap(
+                lambda size: passes.seconds(size, timed), parse_time(settings.time), f"--time {settings.time}",
+                "a longer --time lifts that",
+            )
+        )  # fmt: skip
+    if found:
+        return found
+    most, share = max(DEFAULT_SHARE * passes.training, float(LEAST_PASSES)), f"{100 * DEFAULT_SHARE:g} %"
+    said = (
+        f"the default cap of {share} of training on all rows"
+        if most > LEAST_PASSES
+        else (f"the default cap of {LEAST_PASSES:,} forward passes")
+    )
+    lift = "--cost 100% (of training on all rows) or more lifts that"
+    enough = MOST_ROWS if passes.by_row and not passes.axes.pointwise else MOST_PAIRS
+    return [
+        Cap(lambda size: passes.cost(size).cost, most, said, lift, asked=False),
+        Cap(float, enough, "the default cap of what a student can use", lift, asked=False),
+    ]
+
+
+def allow(
+    settings: RunSettings, rounds: Sequence[RunSettings], passes: Passes, rates: Callable[[], Rates], have: int = 0
+) -> Allowance:
+    """Return what a run may label.
+
+    rounds: as asked for, each with its `labels`. rates: times passes, where a time is given. have: labels to learn from that the
+    run has of an earlier session with the same wish. Raises InfeasibleError where a cap that was given allows no plan.
+    """
+    asked = [passes.size(each.labels) for each in rounds]
+    found = _cut(asked[-1], passes, caps_of(settings, passes, rates), have)
+    size, notes = found
+    spent = passes.cost(min(size, asked[0]))
+    if spent.saves_nothing:
+        if passes.by_row and (
+            passes.axes.pointwise or len(passes.axes.target_ids) * len(passes.axes.sources) <= WHOLE_PAIRS
+        ):
+            return _whole(settings, spent)
+        notes = [*notes, _nothing_saved(spent, passes)]
+    kept = [each.labels for each, one in zip(rounds, asked, strict=True) if one < size]
+    last = next((each.labels for each, one in zip(rounds, asked, strict=True) if one == size), passes.asked(size))
+    return Allowance((*kept, last), settings.features or "text", notes=tuple(notes))
+
+
+def _cut(asked: int, passes: Passes, caps: Sequence[Cap], have: int) -> tuple[int, list[str]]:
+    """Return the largest plan that all caps allow, and what was cut."""
+    fewest = min(asked, FEWEST_ROWS if passes.by_row and not passes.axes.pointwise else FEWEST_PAIRS)
+    size, by = asked, None
+    for cap in caps:
+        allowed = cap.largest(asked)
+        if allowed < size:
+            size, by = allowed, cap
+    if by is None:
+        return max(size, have), []
+    if size >= max(fewest, have):
+        return size, [f"{_said(by)} allows {size:,} of the {asked:,} {passes.unit} asked for; {by.lift}."]
+    if have >= fewest:
+        return have, [
+            f"{_said(by)} allows {size:,} of the {asked:,} {passes.unit} asked for; the {have:,} that the run has are kept."
+        ]
+    spent = passes.cost(fewest)
+    rest = f", {passes.others:,} of them for the probe or embeddings" if passes.others else ""
+    need = (
+        f"the smallest plan, of {fewest} {passes.unit}, costs {spent.cost:,} forward passes{rest}: "
+        f"{100 * spent.share_of_training:.1f} % of training on all rows"
+    )
+    if by.asked:
+        instead = ", or --features text" if passes.settings.features == "probe" else ", or a teacher of fewer passes"
+        raise InfeasibleError(f"{by.said} allows no plan of labels: {need}. Give more{instead}")
+    return fewest, [f"{need[0].upper()}{need[1:]}, which is more than {by.said}; it is made all the same."]
+
+
+def _said(cap: Cap) -> str:
+    return f"{cap.said[0].upper()}{cap.said[1:]}"
+
+
+def _nothing_saved(spent: ModelCost, passes: Passes) -> str:
+    then = (
+        "The table of all pairs would be too large to take its values"
+        if passes.by_row
+        else "--labels 100% labels all pairs"
+    )
+    return (
+        f"A student saves nothing here: the run costs {spent.cost:,} forward passes, and the full teacher {spent.full_cost:,}. "
+        f"{then}."
+    )
+
+
+def _whole(settings: RunSettings, spent: ModelCost) -> Allowance:
+    """Return that all rows are measured, without a probe, which only a student reads."""
+    probe = ", and no probe is made" if settings.features == "probe" else ""
+    costs = (
+        f"the plan asked for would cost {spent.cost:,} forward passes, and measuring all rows {spent.full_cost:,}"
+        if spent.full_cost
+        else "this teacher takes no pass of a language model"
+    )
+    said = (
+        f"A student saves nothing here: {costs}. So all rows are measured{probe}: the values are the teacher's own, and the "
+        "student is only needed for new rows."
+    )
+    return Allowance(("100%",), "text", whole=True, notes=(said,))
+
+
+def settle(
+    work: Work, rounds: Sequence[RunSettings], axes: Axes, existing: Examples | None, rates: Callable[[], Rates]
+) -> Allowance:
+    """Return what a run may label, read back where an earlier session settled the same; `keep` puts it into the run.
+
+    Labels that exist are never given up: where the same is asked for as before, and less is allowed now, they stay.
+    """
+    settings = work.settings
+    wish = [settings.labels, settings.max_labels, settings.plan]
+    others = 0 if existing is None else len({row.content_hash for row in existing})
+    key = fingerprint(
+        wish, len(axes.target_ids), len(axes.sources), axes.shared, others, settings.part(SpendSettings), settings.features,
+        settings.encoder, settings.part(TeacherSettings), settings.test_items, settings.validation_items,
+        settings.min_spearman, settings.min_skill, settings.seed,
+    )  # fmt: skip
+    before = _read(work)
+    if before is not None and before.key == key:
+        return before
+    if isinstance(work.teacher, WarmsUp) and not work.prepared:
+        prepare_all(work.teacher, axes.sources, axes.targets)
+        work.prepared = True
+    passes = Passes.of(settings, axes, work.teacher, others)
+    have = work.labels().training()
+    if before is not None and before.wish != fingerprint(wish):
+        # Fewer labels than there are were asked for, and are refused where they are planned.
+        have = min(have, passes.size(rounds[-1].labels))
+    found = replace(allow(settings, rounds, passes, rates, have), key=key, wish=fingerprint(wish))
+    # A probe that is there is paid for already.
+    return replace(found, features=settings.features or "text") if work.directory.file("probe.json").exists() else found
+
+
+def keep(work: Work, allowance: Allowance) -> None:
+    """Put an allowance into the run."""
+    if _read(work) != allowance:
+        write_sealed(work.directory.file(FILE), asdict(allowance))
+
+
+def _read(work: Work) -> Allowance | None:
+    """Return what the run has settled, None where it has settled nothing that can be read: then it is settled again."""
+    try:
+        told: dict[str, Any] | None = work.directory.read_json(FILE, sealed=True)
+        if told is None:
+            return None
+        return Allowance(**{**told, "rounds": tuple(told["rounds"]), "notes": tuple(told["notes"])})
+    except (DataError, KeyError, TypeError):
+        return None

@@ -1,0 +1,100 @@
+"""What every stage works with: the run directory, its settings, teacher and encoder, and an engine that has pieces done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from nncift.config import RunSettings
+from nncift.core.fingerprints import fingerprint
+from nncift.core.parallel import Arrays, Calculation
+from nncift.core.parallel import Keep as KeepArrays
+from nncift.core.progress import Progress, silent
+from nncift.core.tasks import Engine, Here, Job, Keep, Outcome, Piece, calculate
+from nncift.data import Examples
+from nncift.distributed.model_worker import Hands
+from nncift.labels.store import Labelling, open_labels
+from nncift.models.encoders import Encoder, create
+from nncift.models.probe import Probe
+from nncift.storage.run_directory import RunDir
+from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers.language_models import language_model
+
+
+@dataclass
+class Work:
+    """What every stage works with.
+
+    keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured.
+    engine: has the pieces of stages done.
+    """
+
+    directory: RunDir
+    settings: RunSettings
+    teacher: Teacher | RowTeacher
+    encoder: Encoder | None = None
+    progress: Progress = silent
+    keys: dict[str, str] = field(default_factory=dict)
+    prepared: bool = False
+    whole: bool = False
+    engine: Engine = field(default_factory=Here)
+
+    def key(self, stage: str, *parts: Any) -> str:
+        """Set and return the fingerprint of a stage."""
+        self.keys[stage] = fingerprint(stage, *parts)
+        return self.keys[stage]
+
+    def labels(self) -> Labelling:
+        """Return the run's labels as they are on disk."""
+        return open_labels(self.directory.file("labels"), self.teacher)
+
+    @property
+    def hands(self) -> Hands:
+        """What does pieces in this process."""
+        return Hands(self.teacher, lambda: encoder_of(self), lambda: probe_of(self))
+
+    def each(self, job: Job, pieces: Sequence[Piece], keep: Keep) -> float:
+        """Keep what other processes have finished of a job, and have the rest done; return the seconds of the others."""
+        others = 0.0
+        todo = {piece.name: piece for piece in pieces}
+        with self.progress(job.what, sum(piece.size for piece in pieces)) as advance:
+
+            def kept(piece: Piece, outcome: Outcome) -> None:
+                keep(piece, outcome)
+                advance(piece.size)
+
+            for name, outcome in self.engine.found(job, todo):
+                kept(todo.pop(name), outcome)
+                others += outcome.seconds
+            self.engine.each(self.hands, job, list(todo.values()), kept)
+        return others
+
+    def calculate(self, calculation: Calculation, keep: KeepArrays) -> None:
+        """Have the parts of a calculation done."""
+        with self.progress(calculation.what, len(calculation.tasks)) as advance:
+
+            def kept(place: int, arrays: Arrays) -> None:
+                keep(place, arrays)
+                advance(1)
+
+            calculate(self.engine, self.hands, calculation, kept, self.keys.get("fit", ""))
+
+
+def encoder_of(work: Work) -> Encoder:
+    """Return the encoder at hand, or the one that the settings name."""
+    settings = work.settings
+    return work.encoder or create(
+        settings.encoder, device=settings.device, load_lm=lambda: language_model(work.teacher)
+    )
+
+
+def probe_of(work: Work) -> Probe:
+    """Return the probe of the teacher's model. Raises UsageError where the teacher has none."""
+    return Probe(language_model(work.teacher, "--features probe"), work.settings.template)
+
+
+def identity(pool: Examples) -> Iterator[list[str]]:
+    """Yield what a stage over these rows depends on; the order of rows carries no meaning."""
+    return ([row.id, row.content_hash] for row in sorted(pool, key=attrgetter("id")))

@@ -1,0 +1,52 @@
+"""What a run reads: its pool, its target set, the rows that were trained on already, from files or from what Python holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nncift.config import RunSettings
+from nncift.data import Examples, read
+from nncift.data.layout import Layout, map_for
+from nncift.data.python_rows import SOURCE, rows_from
+from nncift.data.reading import check_files, source_names
+from nncift.errors import UsageError
+
+
+def read_pool(settings: RunSettings) -> Examples:
+    """Read the files that settings name. Raises UsageError where there are none."""
+    if not settings.pool:
+        raise UsageError("no pool was given; name at least one file of instruction examples")
+    layout = Layout.from_settings(settings.format, settings.map)
+    check_files(
+        layout, (name for paths in (settings.pool, settings.target, settings.existing) for name in source_names(paths))
+    )
+    return _read(settings, settings.pool, settings.limit)
+
+
+def read_target(settings: RunSettings) -> Examples | None:
+    """Read the target set, None where there is none."""
+    return _read(settings, settings.target, None) if settings.target else None
+
+
+def read_existing(settings: RunSettings) -> Examples | None:
+    """Read the rows that were trained on already, None where there are none."""
+    return _read(settings, settings.existing, None) if settings.existing else None
+
+
+def workspace_of(out: str | Path | None) -> Path | None:
+    """Return the folder of a run for what its teacher keeps."""
+    return None if out is None else Path(out) / "labels" / "teacher"
+
+
+def held(settings: RunSettings, rows: Any, limit: int | None) -> Examples:
+    """Return rows that Python holds already as examples."""
+    columns = map_for(settings.map, [SOURCE])
+    return rows_from(rows, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
+
+
+def _read(settings: RunSettings, paths: Sequence[str], limit: int | None) -> Examples:
+    # What `--map` says of the files of another set says nothing here.
+    columns = map_for(settings.map, source_names(paths))
+    return read(*paths, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)

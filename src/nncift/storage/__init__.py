@@ -1,0 +1,1 @@
+"""What lies on disk: atomic files, checksums, stores of rows and vectors, the run directory, the ledger."""

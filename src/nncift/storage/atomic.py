@@ -1,0 +1,216 @@
+"""Writing files so that a kill never leaves half of one under its final name, and so that damage shows when they are read.
+
+JSON that a run reads back carries a checksum of its content; arrays carry one of their bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.core.memory import refuse_tight
+from nncift.errors import ResourceError
+
+CHECKSUM, KIND = "checksum", "sha256:"
+_AT_ONCE = 1 << 14
+"""Elements that are hashed at once."""
+
+_MAPPED = 1 << 26
+"""Bytes of a mapped file that are looked at before they are let go."""
+
+MISMATCH = "its content does not match its checksum"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a `.part` path to write to; on success it is flushed to disk and takes the place of `path`."""
+    part = path.with_name(path.name + ".part")
+    # What a killed process left, or a link that somebody else put there: neither is written through.
+    part.unlink(missing_ok=True)
+    try:
+        with told_when_full(path):
+            yield part
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_when_full(path: Path) -> Iterator[None]:
+    """Raise ResourceError where writing fails because the disk is full, however the library at work says so."""
+    try:
+        yield
+    except Exception as error:
+        # numpy counts what it could not write, and safetensors has an exception of its own.
+        vague = type(error).__name__ == "SafetensorError" or (isinstance(error, OSError) and error.errno is None)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or (
+            vague and ("os error 28" in str(error) or "requested and" in str(error))
+        )
+        if not full:
+            raise
+        raise ResourceError(
+            f"{str(path)!r} cannot be written: No space left on device; make room and give the same command again, which goes "
+            "on where it was"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, made where there is none; other processes wait for it, and a kill gives it back."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically.
+
+    Lone surrogates, which file names that are no text have, are written as the escapes that JSON and YAML read back.
+    """
+    _write_texts(path, (text,))
+
+
+def _write_texts(path: Path, texts: Iterable[str]) -> None:
+    with atomic(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+        stream.writelines(texts)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused, since they are no JSON."""
+    # Piece by piece, as Python makes it: of a million ids the whole text would be held three times.
+    pieces = json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False).iterencode(value)
+    _write_texts(path, chain(pieces, ("\n",)))
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its content, which `read_json` verifies and takes off."""
+    content = json.loads(json.dumps(value, allow_nan=False))
+    write_json(path, {**content, CHECKSUM: _checksum(content)})
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that `write_sealed` wrote: its checksum is verified and taken off; earlier releases wrote none.
+
+    Raises OSError, ValueError or RecursionError where the file is missing or damaged.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        return value
+    found = value.pop(CHECKSUM, None)
+    # The name of the checksum may be what is damaged.
+    lost = found is None and any(str(item).startswith(KIND) for item in value.values())
+    if lost or (found is not None and found != _checksum(value)):
+        raise ValueError(MISMATCH)
+    return value
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return KIND + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write named arrays as safetensors, atomically, with a checksum of all of them."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Its bytes are made whole before they are written.
+    refuse_tight(f"writing {path.name}", sum(array.nbytes for array in arrays.values()))
+    with atomic(path) as part:
+        save_file(arrays, part, metadata={CHECKSUM: _array_checksum(arrays)})
+
+
+def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read named arrays. Raises OSError or ValueError where the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    refuse_tight(f"reading {path.name}", path.stat().st_size)
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            about = stored.metadata()
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    # Files of releases before checksums have no metadata at all.
+    if about is not None and about.get(CHECKSUM) != _array_checksum(arrays):
+        raise ValueError(MISMATCH)
+    return arrays
+
+
+def _array_checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:
+    """Read or map a `.npy` file without ever unpickling. Raises OSError or ValueError where it is missing or damaged."""
+    try:
+        found: npt.NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (EOFError, SyntaxError, TokenError, TypeError, OverflowError, RecursionError) as error:
+        # A damaged header is read as Python's own text, and fails as such.
+        raise ValueError(f"its header cannot be read: {error}") from error
+    return found
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Let go the pages of a mapped file: they count as this process's memory, and can be read again at any time."""
+    mapped = _map_of(array)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(array: npt.NDArray[Any]) -> mmap.mmap | None:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def rows_of(array: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows of an array `(n, d)` in any order; of a mapped file, a part at a time is this process's memory."""
+    step = max(1, _MAPPED // max(1, array.strides[0]))
+    if _map_of(array) is None or len(array) <= step:
+        return np.asarray(array[rows])
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    # In the order of the file: the system reads around every row, and would in the end hold all of it.
+    for start in range(0, len(array), step):
+        first, last = np.searchsorted(ordered, [start, start + step])
+        if first < last:
+            found[order[first:last]] = array[ordered[first:last]]
+            release(array)
+    return found
+
+
+def cache_folder() -> Path:
+    """Return where caches lie: `NNCIFT_CACHE`, else `nncift` under `XDG_CACHE_HOME` or `~/.cache`."""
+    given = os.environ.get("NNCIFT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nncift"

@@ -1,0 +1,115 @@
+"""Columns of Parquet files as sequences of Python values that are made when they are asked for: Arrow holds them in less."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, Any, overload
+
+from nncift.core.parallel import ranges
+
+AT_ONCE = 1 << 14
+
+
+def parquet_file(source: Path | IO[bytes]) -> Any:
+    """Open a Parquet file to be read by this thread alone. Raises what pyarrow raises.
+
+    Reading ahead is left to a thread of Arrow's, which ends the process where it is refused memory.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source, pre_buffer=False)
+
+
+def read_columns(path: Path, names: Collection[str] | None = None, *, without: Collection[str] = ()) -> Any:
+    """Return an Arrow table of some columns of a Parquet file, all by default.
+
+    Read group by group: beside the columns themselves, no more than a group is in memory. Raises what pyarrow raises.
+    """
+    import pyarrow as pa
+
+    with parquet_file(path) as file:
+        wanted = [name for name in file.schema_arrow.names if (names is None or name in names) and name not in without]
+        groups = range(file.num_row_groups)
+        parts = [file.read_row_group(group, columns=wanted, use_threads=False) for group in groups]
+        table = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table().select(wanted)
+    # Arrow keeps what it unpacked in.
+    pa.default_memory_pool().release_unused()
+    return table
+
+
+class Column(Sequence[Any]):
+    """The values of an Arrow column, which may have parts."""
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self._held[index].to_pylist()
+        return self._held[index].as_py()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self) -> Iterator[Any]:
+        for at in ranges(len(self), AT_ONCE):
+            yield from self[at]
+
+    def at(self, places: Sequence[int]) -> list[Any]:
+        """Return the values at some places."""
+        return [self[place] for place in places]
+
+
+class FileColumn(Sequence[Any]):
+    """A column that stays in its file, of which one group of rows at a time is in memory.
+
+    Values one after the other, and `at`, are quick; single ones in any order read their group again.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        import pyarrow.parquet as pq
+
+        self._path, self._name = path, name
+        about = pq.read_metadata(path)
+        self._starts = [0, *accumulate(about.row_group(group).num_rows for group in range(about.num_row_groups))]
+        self._group, self._held = -1, Column(())
+        self._kept: dict[int, Any] = {}
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.at(range(*index.indices(len(self))))
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._kept[place] if place in self._kept else self._read(place)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def at(self, places: Sequence[int]) -> list[Any]:
+        """Return the values at some places, each group of rows read once."""
+        found: dict[int, Any] = {place: self._read(place) for place in sorted(set(places))}
+        return [found[place] for place in places]
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Hold the values at some places from now on, which will be asked for one by one."""
+        self._kept.update(zip(places, self.at(places), strict=True))
+
+    def _read(self, place: int) -> Any:
+        group = bisect_right(self._starts, place) - 1
+        if group != self._group:
+            with parquet_file(self._path) as table:
+                self._held = Column(table.read_row_group(group, columns=[self._name], use_threads=False)[self._name])
+            self._group = group
+        return self._held[place - self._starts[group]]

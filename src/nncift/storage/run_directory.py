@@ -1,0 +1,254 @@
+"""The run directory: what was asked, what is finished, what it cost; one process at a time.
+
+A stage takes its old mark away, writes its files and its cost, and last its mark with its fingerprint and checksums. Running
+again skips a stage whose mark carries the same fingerprint and whose files are what it wrote. `manifest.yaml` is a settings
+file that repeats the run; `summary.json` is there when the whole run is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from nncift import config
+from nncift.config import GROWING, RunSettings
+from nncift.core.fingerprints import fingerprint as fingerprint_of
+from nncift.core.memory import named
+from nncift.errors import DataError, ResourceError, UsageError
+from nncift.storage import checksums
+from nncift.storage.atomic import read_json, write_sealed, write_text
+from nncift.storage.ledger import StageCost, Stopwatch
+
+MANIFEST = "manifest.yaml"
+SUMMARY = "summary.json"
+MARK_OF_MANIFEST, FINISH = "manifest", "finish"
+LEFT = (SUMMARY, "ledger.json", "rejected.jsonl", "growth.json", "subtasks.json")
+"""What a finished run leaves beside the files of its stages."""
+
+BEFORE_MANIFEST = frozenset(
+    {".lock", "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "shards"}
+)
+"""What a run can leave that was refused or killed before its settings were settled."""
+
+PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")
+
+
+@dataclass
+class Stage:
+    """One stage while it runs. done: a finished one with this fingerprint exists and its files can be read."""
+
+    done: bool
+    cost: StageCost
+
+
+class RunDir:
+    """A run directory under lock; use it as a context manager."""
+
+    def __init__(self, path: str | Path, settings: RunSettings) -> None:
+        self.path = Path(path)
+        self.settings = settings
+        self._lock: IO[str] | None = None
+        self._costs: dict[str, StageCost] = {}
+
+    def __enter__(self) -> Self:
+        """Create or reopen the directory.
+
+        Raises ResourceError where it cannot be written or another process holds it, UsageError where it is no run
+        directory or was made with settings that what exists depends on.
+        """
+        try:
+            self._refuse_foreign()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a", encoding="ascii")
+        except OSError as error:
+            raise ResourceError(f"--out {str(self.path)!r} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ResourceError(
+                f"another process works on {str(self.path)!r}; wait until it ends, or use another --out"
+            ) from error
+        try:
+            self._check_settings()
+            self._costs = self._read_costs()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this run, its folder made."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def read_json(self, name: str, default: Any = None, *, sealed: bool = False) -> Any:
+        """Read a JSON file of this run; `default` where there is none. sealed: `write_sealed` wrote it.
+
+        Raises DataError where it is damaged.
+        """
+        path = self.path / name
+        if not path.exists():
+            return default
+        try:
+            return read_json(path) if sealed else json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"{str(path)!r} is damaged ({error}); delete the run directory or use another --out"
+            ) from error
+
+    def whole_json(self, name: str, stage: str, default: Any = None) -> Any:
+        """Read a JSON file that a stage left; `default` where it is missing or damaged, so that the stage makes it again."""
+        mark = checksums.read_mark(self.path, stage)
+        return self.read_json(name, default) if checksums.matches(self.path, mark, (name,)) else default
+
+    def is_done(self, name: str, fingerprint: str, files: Sequence[str] = ()) -> bool:
+        """Tell whether a stage with this fingerprint is finished, and its files are what it wrote."""
+        return checksums.is_marked(self.path, name, fingerprint, files)
+
+    def forget(self, name: str) -> None:
+        """Take a stage's mark away, so that it is done again."""
+        checksums.mark_of(self.path, name).unlink(missing_ok=True)
+
+    def reopen(self) -> None:
+        """Take the mark of a finished run away, and with it those of the files it vouches for that are damaged."""
+        mark = checksums.read_mark(self.path, FINISH)
+        for name in LEFT:
+            if (self.path / name).exists() and not checksums.matches(self.path, mark, (name,)):
+                (self.path / name).unlink()
+        self.forget(FINISH)
+
+    def close(self) -> None:
+        """Vouch for what a finished run leaves beside the files of its stages."""
+        checksums.write_mark(self.path, FINISH, "", LEFT)
+
+    @contextmanager
+    def stage(self, name: str, fingerprint: str, files: Sequence[str] = ()) -> Iterator[Stage]:
+        """Run one stage that leaves these files: its cost is measured, and its mark is written when the block succeeds.
+
+        The old mark goes first, so that a kill in the middle never leaves a mark beside files of something else.
+        """
+        if self.is_done(name, fingerprint, files):
+            yield Stage(True, self._costs.setdefault(name, StageCost()))
+            return
+        self.forget(name)
+        with self.measured(name) as cost:
+            yield Stage(False, cost)
+        checksums.write_mark(self.path, name, fingerprint, files)
+
+    @contextmanager
+    def measured(self, name: str) -> Iterator[StageCost]:
+        """Add the time and peak memory of a block to a stage's cost, also where it fails.
+
+        Raises ResourceError, naming the stage, where memory runs out.
+        """
+        cost = self._costs.setdefault(name, StageCost())
+        watch = Stopwatch()
+        try:
+            with named(f"the stage {name!r}"):
+                yield cost
+        finally:
+            watch.add_to(cost)
+            self._write_costs()
+
+    def charge(self, name: str, seconds: float) -> None:
+        """Add seconds that other processes worked on a stage."""
+        if seconds:
+            self._costs.setdefault(name, StageCost()).seconds += seconds
+            self._write_costs()
+
+    def costs(self) -> dict[str, StageCost]:
+        """Return the cost of every stage so far, over all sessions."""
+        return dict(self._costs)
+
+    def write_manifest(self, record: Mapping[str, Any], *, keep_summary: bool = False) -> None:
+        """Write the settings, with a record of what was used: versions, machine, and what the caller adds.
+
+        Where this changes an earlier run, its summary goes: it describes what is about to be replaced. keep_summary: all but
+        the selection in it still holds.
+        """
+        versions = {package: _version(package) for package in PACKAGES}
+        machine = {"python": platform.python_version(), "platform": platform.platform()}
+        values = {name: value for name, value in self.settings.model_dump(mode="json").items() if value is not None}
+        values["record"] = {"versions": versions, "machine": machine, **record}
+        if not self._holds(values):
+            if not keep_summary:
+                (self.path / SUMMARY).unlink(missing_ok=True)
+            self.forget(MARK_OF_MANIFEST)
+            write_text(self.file(MANIFEST), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+            checksums.write_mark(self.path, MARK_OF_MANIFEST, self._lasting(), (MANIFEST,))
+
+    def _holds(self, values: Mapping[str, Any]) -> bool:
+        path = self.path / MANIFEST
+        return self.is_done(MARK_OF_MANIFEST, self._lasting(), (MANIFEST,)) and (
+            yaml.safe_load(path.read_text(encoding="utf-8")) == values
+        )
+
+    def _lasting(self) -> str:
+        """Hash the settings that a run keeps for good."""
+        return fingerprint_of(self.settings.model_dump(mode="json", exclude=set(GROWING)))
+
+    def _refuse_foreign(self) -> None:
+        """Refuse to write among files that are not a run's."""
+        if not self.path.exists() or (self.path / MANIFEST).exists():
+            return
+        if not self.path.is_dir():
+            what = "a file"
+        elif {path.name.removesuffix(".part") for path in self.path.iterdir()} - BEFORE_MANIFEST - {MANIFEST}:
+            what = "a directory that holds other things"
+        else:
+            return
+        raise UsageError(f"--out {str(self.path)!r} is {what}; give a new directory or that of an earlier run")
+
+    def _write_costs(self) -> None:
+        write_sealed(self.file("costs.json"), {key: value.to_json() for key, value in self._costs.items()})
+
+    def _read_costs(self) -> dict[str, StageCost]:
+        found = self.read_json("costs.json", {}, sealed=True)
+        try:
+            return {name: StageCost(**cost) for name, cost in found.items()}
+        except (AttributeError, TypeError) as error:
+            raise DataError(f"{str(self.path / 'costs.json')!r} is damaged ({error}); use another --out") from error
+
+    def _check_settings(self) -> None:
+        if not (self.path / MANIFEST).exists() or self.is_done(MARK_OF_MANIFEST, self._lasting(), (MANIFEST,)):
+            return
+        mark = checksums.read_mark(self.path, MARK_OF_MANIFEST)
+        if mark.get("fingerprint") == self._lasting():
+            # The file is damaged and the settings are known to be the same: it is written again.
+            return
+        before = config.resolve(config.load(self.path / MANIFEST)).model_dump(mode="json")
+        now = self.settings.model_dump(mode="json")
+        for name, value in now.items():
+            if name not in GROWING and before[name] != value:
+                raise UsageError(
+                    f"the run in {str(self.path)!r} was made with {name} = {before[name]!r}, and {value!r} was given; what "
+                    "exists there depends on it. Use another --out, or give the earlier value"
+                )
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,45 @@
+"""Polynomials of cosines, compiled: how much a pair gains from being alike, in one pass over a block."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from nncift.core.threads import in_threads
+
+Floats = npt.NDArray[np.float32]
+
+POWERS = (1, 2, 4, 8, 16, 32)
+"""Exponents of a cosine: from a straight line to a bump that only near-duplicates reach; each is the last one squared."""
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
+def _add(out: Floats, cosine: Floats, weights: Floats, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        row, into = cosine[i], out[i]
+        for j in range(row.shape[0]):
+            c = row[j]
+            total = weights[0] * c
+            # Opposites are not alike: only the straight line sees below 0.
+            power = max(c, np.float32(0))
+            for k in range(1, weights.shape[0]):
+                power = power * power
+                total += weights[k] * power
+            into[j] += total
+
+
+def add_polynomial(out: Floats, cosine: Floats, weights: Floats) -> None:
+    """Add `sum_k weights[k] f_k(cosine)` to `out` in place, both `(rows, columns)`; f_k as in `powers_of`."""
+    in_threads(lambda a, b: _add(out, cosine, weights, a, b), len(out))
+
+
+def powers_of(cosine: Floats, count: int = len(POWERS)) -> Floats:
+    """Return `(n, count)`: the cosine, then the powers 2, 4, 8, ... of what of it is above 0."""
+    found = np.empty((len(cosine), count), np.float32)
+    found[:, 0] = cosine
+    power = np.maximum(cosine, np.float32(0))
+    for k in range(1, count):
+        power = power * power
+        found[:, k] = power
+    return found

@@ -1,0 +1,232 @@
+"""A study as it is written: pools, analyses over them, and how often each is repeated (docs/study.md).
+
+A study file is YAML. Names are checked before anything runs, and so is every run that it would make.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nncift import config
+from nncift.config import RunSettings
+from nncift.core.texts import read_text
+from nncift.errors import DataError, UsageError
+from nncift.labels import parse_labels
+
+PRESETS = Path(__file__).parent / "presets"
+Kind = Literal["sweep", "layers", "tune", "bad-data"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class World(_Part):
+    """A generated pool with a test set (`nncift.demo.make_world`)."""
+
+    rows: int = Field(default=2000, ge=50)
+    seed: int = 0
+    test_rows: int = Field(default=240, ge=10)
+
+
+class Pool(_Part):
+    """Rows to select from, rows to test on, and the model that teaches and is tuned.
+
+    world: a generated one; or files. limit: rows taken from the files, and hold_out: how many of them are kept for the test; or
+    test: a file of its own. small_model: for the arm `small-teacher`.
+    """
+
+    world: World | None = None
+    files: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1)
+    hold_out: int = Field(default=0, ge=0)
+    test: str | None = None
+    model: str | None = None
+    small_model: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Pool:
+        if (self.world is None) == (not self.files):
+            raise ValueError("a pool is a world or files, one of the two")
+        return self
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Settings of one run of a sweep. names: what each part of `over` is called in it."""
+
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """All names in one."""
+        return ", ".join(self.names) or "run"
+
+
+class Analysis(_Part):
+    """One question, asked of one pool.
+
+    kind: sweep = a run for every combination of `over`, judged on held-out items and, with `truth`, under all pairs' utilities;
+    layers = networks of several sizes on the labels of one run; tune = fine-tuning of every arm; bad-data = which score finds
+    rows with wrong responses. run: settings of every run (names of `nncift run`). budgets: shares that are selected.
+    options: what the kind takes beside that. seeds: None = the study's.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    kind: Kind
+    pool: str
+    about: str = ""
+    run: dict[str, Any] = Field(default_factory=dict)
+    over: dict[str, list[Any]] = Field(default_factory=dict)
+    budgets: tuple[float, ...] = (0.1, 0.3)
+    truth: bool = False
+    options: dict[str, Any] = Field(default_factory=dict)
+    seeds: int | None = Field(default=None, ge=1)
+
+    def combinations(self) -> list[Combination]:
+        """Return every combination of `over`, in the order written.
+
+        A value that is a mapping sets several settings at once, under the name that it has as `as`.
+        """
+        found = []
+        for values in itertools.product(*self.over.values()):
+            settings: dict[str, Any] = {}
+            names = []
+            for name, value in zip(self.over, values, strict=True):
+                several = dict(value) if isinstance(value, dict) else {name: value}
+                own = several.pop("as", None)
+                names.append(str(own) if own is not None else ", ".join(f"{key} {of}" for key, of in several.items()))
+                settings |= several
+            found.append(Combination(tuple(names), settings))
+        return found
+
+
+class Grid(_Part):
+    """A whole study."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    about: str = ""
+    seeds: int = Field(default=5, ge=1)
+    pools: dict[str, Pool]
+    analyses: tuple[Analysis, ...]
+
+    @model_validator(mode="after")
+    def _known_pools(self) -> Grid:
+        names = [analysis.name for analysis in self.analyses]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two analyses have the name {twice[0]!r}")
+        for analysis in self.analyses:
+            if analysis.pool not in self.pools:
+                raise ValueError(f"analysis {analysis.name!r} is about a pool {analysis.pool!r}, and there is none")
+        return self
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid that can run, and the analyses that cannot, each with what it lacks."""
+
+    grid: Grid
+    left_out: Mapping[str, str]
+
+    def seeds(self, analysis: Analysis) -> range:
+        """Return the seeds of an analysis."""
+        return range(analysis.seeds or self.grid.seeds)
+
+
+def load(path: Path, given: Mapping[str, list[str]]) -> Study:
+    """Read a study file; `$name` in pools and options stands for what was given under that name, `$name...` in a list for all.
+
+    Analyses whose pool or options name something that was not given are left out, and are told. Raises DataError for a
+    file that cannot be read, UsageError for names and values that do not fit, also in settings of runs.
+    """
+    try:
+        text = read_text(path)
+        written = yaml.safe_load(text)
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"the study {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(written, dict) or not isinstance(written.get("pools"), dict):
+        raise DataError(f"the study {str(path)!r} must hold `name`, `pools` and `analyses`")
+    lacks: dict[str, str] = {}
+    used: set[str] = set()
+    for name, pool in written["pools"].items():
+        missing: list[str] = []
+        written["pools"][name] = _filled(pool, given, missing, used)
+        if missing:
+            lacks[str(name)] = missing[0]
+    try:
+        left, kept = {}, []
+        for analysis in written.get("analyses", []):
+            missing = [lacks[analysis["pool"]]] if analysis["pool"] in lacks else []
+            analysis["options"] = _filled(analysis.get("options", {}), given, missing, used)
+            if missing:
+                left[str(analysis["name"])] = f"not run: give --set {missing[0]}=..."
+            else:
+                kept.append(analysis)
+        written["analyses"] = kept
+        written["pools"] = {name: pool for name, pool in written["pools"].items() if name not in lacks}
+        grid = Grid(**written)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"the study {path.name}: every analysis needs name, kind and pool ({error})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"the study {path.name}, {where or 'as a whole'}: {first['msg']}") from error
+    if unknown := sorted(set(given) - used):
+        raise UsageError(f"--set {unknown[0]}=... was given, and the study {path.name} has no ${unknown[0]}")
+    for analysis in grid.analyses:
+        for chosen in analysis.combinations():
+            check(analysis, chosen.settings)
+    return Study(grid, left)
+
+
+def check(analysis: Analysis, settings: Mapping[str, Any]) -> RunSettings:
+    """Return the settings of one run of an analysis. Raises UsageError, naming the analysis, where they do not fit."""
+    given = {**analysis.run, **settings}
+    if fixed := sorted({"pool", "seed", "budget", "model", "limit"} & set(given)):
+        raise UsageError(f"analysis {analysis.name!r} sets {fixed[0]!r}, which its pool, seeds and budgets decide")
+    try:
+        found = config.resolve(given)
+        if found.labels != "auto":
+            parse_labels(found.labels)
+        return found
+    except UsageError as error:
+        raise UsageError(f"analysis {analysis.name!r}: {error}") from error
+
+
+def _filled(value: Any, given: Mapping[str, list[str]], missing: list[str], used: set[str]) -> Any:
+    """Put what was given in the place of `$name`, and note what was not."""
+    if isinstance(value, dict):
+        # What is optional of a pool is left away where it was not given.
+        filled = {}
+        for name, inner in value.items():
+            optional = str(name) == "small_model"
+            filled[name] = _filled(inner, given, [] if optional else missing, used)
+        return filled
+    if isinstance(value, list):
+        return [found for inner in value for found in _spread(inner, given, missing, used)]
+    if isinstance(value, str) and value.startswith("$"):
+        used.add(value[1:])
+        if value[1:] not in given:
+            missing.append(value[1:])
+            return None
+        return given[value[1:]][0]
+    return value
+
+
+def _spread(value: Any, given: Mapping[str, list[str]], missing: list[str], used: set[str]) -> Iterator[Any]:
+    if isinstance(value, str) and value.startswith("$") and value.endswith("..."):
+        name = value[1:-3]
+        used.add(name)
+        if name not in given:
+            missing.append(name)
+        yield from given.get(name, [])
+    else:
+        yield _filled(value, given, missing, used)

@@ -1,0 +1,150 @@
+"""`nncift study`: run every analysis of a study, and write its records, tables and figures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from nncift.core.progress import Progress, silent
+from nncift.errors import DataError, NnciftError, UsageError
+from nncift.models.environment import examine
+from nncift.storage.atomic import write_json, write_text
+from nncift.studies.bad_data import bad_data
+from nncift.studies.finetune_analysis import tune_arms
+from nncift.studies.grid import PRESETS, Analysis, Study, load
+from nncift.studies.layers import CONFIGURATIONS, layers
+from nncift.studies.pools import prepare
+from nncift.studies.smoke import rehearsed
+from nncift.studies.study_pages import Page, bad_data_page, layers_page, sweep_page, tune_page
+from nncift.studies.study_tables import as_csv
+from nncift.studies.sweep import sweep
+from nncift.studies.workspace import Workshop
+
+Records = list[dict[str, Any]]
+KINDS: Mapping[str, tuple[Callable[[Workshop, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
+    "sweep": (sweep, sweep_page),
+    "layers": (layers, layers_page),
+    "tune": (tune_arms, tune_page),
+    "bad-data": (bad_data, bad_data_page),
+}
+
+
+def preset(name: str) -> Path:
+    """Return the file of a preset. Raises UsageError for one that there is not."""
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in PRESETS.glob("*.yaml")))
+        raise UsageError(f"there is no preset {name!r}; there are {known}")
+    return path
+
+
+def plan(study: Study) -> dict[str, Any]:
+    """Return what a study would compute: cells of every analysis, and what is left out."""
+    return {
+        "study": study.grid.name,
+        "analyses": {
+            analysis.name: {
+                "kind": analysis.kind, "pool": analysis.pool, "seeds": len(study.seeds(analysis)),
+                "runs": len(analysis.combinations()) * len(study.seeds(analysis)),
+                **({"networks": len(CONFIGURATIONS)} if analysis.kind == "layers" else {}),
+            }
+            for analysis in study.grid.analyses
+        },
+        "left_out": dict(study.left_out),
+    }  # fmt: skip
+
+
+def study(
+    path: Path, out: Path, *, given: Mapping[str, list[str]] | None = None, only: Collection[str] = (),
+    rehearse: int | None = None, device: str = "auto", progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a study, or some of its analyses, and write `study.json` and for each analysis `NAME.json`, `.csv`, `.md` and figures.
+
+    What is finished in `out` is not computed again. given: see `grid.load`. rehearse: all of it over so many rows alone (see
+    `rehearsal`). An analysis that fails does not keep the others from being run; then the first one's error is raised, naming
+    all. Raises the errors of `nncift.errors`.
+    """
+    found = load(path, given or {})
+    if rehearse is not None:
+        found = rehearsed(found, rehearse)
+    names = [analysis.name for analysis in found.grid.analyses]
+    if unknown := sorted(set(only) - set(names) - set(found.left_out)):
+        raise UsageError(f"--only {unknown[0]}: the study has no such analysis; it has {', '.join(names)}")
+    if lacking := sorted(set(only) & set(found.left_out)):
+        raise UsageError(f"--only {lacking[0]}: {found.left_out[lacking[0]]}")
+    wanted = [analysis for analysis in found.grid.analyses if not only or analysis.name in only]
+    out.mkdir(parents=True, exist_ok=True)
+    pools = {
+        name: prepare(name, found.grid.pools[name], out / "pools" / name)
+        for name in dict.fromkeys(analysis.pool for analysis in wanted)
+    }
+    shop = Workshop(out, pools, device, progress)
+    # What earlier sessions found stays told.
+    told = _told_before(out, names)
+    failed: dict[str, NnciftError] = {}
+    for analysis in wanted:
+        began = time.perf_counter()
+        compute, describe = KINDS[analysis.kind]
+        try:
+            records = compute(shop, analysis, found.seeds(analysis))
+        except NnciftError as error:
+            # What one analysis lacks is no reason to lose the night for the others.
+            failed[analysis.name] = error
+            continue
+        page = describe(analysis, records)
+        told[analysis.name] = _write(out, analysis, records, page, time.perf_counter() - began)
+    summary: dict[str, Any] = {
+        "study": found.grid.name,
+        "analyses": told,
+        "left_out": dict(found.left_out),
+        "machine": examine(),
+    }
+    if rehearse is not None:
+        summary["rehearsal"] = rehearse
+    if failed:
+        summary["failed"] = {name: str(error) for name, error in failed.items()}
+    write_json(out / "study.json", summary)
+    if failed:
+        said = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        rest = f"the other {len(wanted) - len(failed)} are in {out}" if len(failed) < len(wanted) else "none is done"
+        raise type(next(iter(failed.values())))(f"{len(failed)} of {len(wanted)} analyses failed, {rest}. {said}")
+    return summary
+
+
+def write_page(out: Path, analysis: Analysis, page: Page, note: str = "") -> None:
+    """Write an analysis's page and figures into a folder."""
+    pictures = "".join(f"\n![{analysis.name}]({name})\n" for name in page.figures)
+    parts = [f"# {analysis.name}", *filter(None, (analysis.about, note)), page.text + pictures]
+    write_text(out / f"{analysis.name}.md", "\n\n".join(parts))
+    for name, svg in page.figures.items():
+        write_text(out / name, svg)
+
+
+def page_of(path: Path) -> tuple[Analysis, Records, Page]:
+    """Return an analysis with its records and page from the JSON that it left. Raises DataError where that cannot be read."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        analysis, records = Analysis(**told["analysis"]), told["records"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{str(path)!r} holds no analysis of a study: {error}") from error
+    return analysis, records, KINDS[analysis.kind][1](analysis, records)
+
+
+def _told_before(out: Path, names: Collection[str]) -> dict[str, Any]:
+    try:
+        known = json.loads((out / "study.json").read_text(encoding="utf-8"))["analyses"]
+        return {name: known[name] for name in names if name in known}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds: float) -> dict[str, Any]:
+    """Write what an analysis found, and return what is told of it. seconds: of this session; what was stored costs none."""
+    files = [f"{analysis.name}.{kind}" for kind in ("json", "csv", "md")] + list(page.figures)
+    write_json(out / files[0], {"analysis": analysis.model_dump(mode="json"), "records": records})
+    write_text(out / files[1], as_csv(records))
+    write_page(out, analysis, page)
+    return {"kind": analysis.kind, "records": len(records), "files": files, "seconds": round(seconds, 1)}

@@ -1,0 +1,67 @@
+"""A run in one process, and the same by shards, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from nncift import config, pipeline
+from nncift.distributed.shards import Shard
+from nncift.shard import run_shard
+from nncift.stages import inputs
+from nncift.stages.finish import Run
+from nncift.teachers import registry
+
+Start = Callable[..., Any]
+
+
+def content(run: Path) -> dict[str, Any]:
+    """Return what a run selected and learned from, to the byte where files are such, and its bill without seconds."""
+    found: dict[str, Any] = {name: (run / name).read_bytes() for name in ("subset.jsonl", "embeddings.npy")}
+    found["selection"] = pq.read_table(run / "selection.parquet").to_pylist()
+    for file in sorted((run / "labels").rglob("*")):
+        # The cost of chunks holds their seconds.
+        if file.suffix in (".npy", ".parquet", ".safetensors") and not file.name.startswith(("chunks-", "rowcosts-")):
+            found[str(file.relative_to(run))] = file.read_bytes()
+    ledger = json.loads((run / "ledger.json").read_text())
+    found["passes"] = ledger["teacher_passes"], ledger["full_teacher_passes"]
+    found["stages"] = {name: (cost["model_tokens"], cost["model_passes"]) for name, cost in ledger["stages"].items()}
+    found["fidelity"] = json.loads((run / "fidelity.json").read_text())
+    return found
+
+
+@pytest.fixture
+def start(
+    llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Start:
+    """Return a function that makes a run, or one shard of it, on 40 rows with a tiny language model."""
+    pool = write_pool(40)
+
+    def begin(
+        out: str, shard: str | None = None, engine: Any = None, wait: bool | None = None, **more: Any
+    ) -> Run | dict[str, Any]:
+        given = {
+            "pool": str(pool), "teacher": "delift", "model": str(llama_folder), "encoder": "hash", "labels": "40%",
+            "budget": "20%", "template": "plain", "test_items": 4, "validation_items": 3,
+            "features": "text", **more,
+        }  # fmt: skip
+        settings = config.resolve(given)
+        # As in a process of its own: what is embedded is not known from elsewhere.
+        monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / f"cache-{out}-{shard}".replace("/", "-")))
+        path = tmp_path / out
+        teacher = registry.create(settings, encoder=settings.encoder, workspace=inputs.workspace_of(path))
+        rows = inputs.read_pool(settings)
+        if shard is not None:
+            target = inputs.read_target(settings)
+            return run_shard(settings, rows, path, Shard.parse(shard), teacher=teacher, target=target, wait=wait)
+        if engine is None:
+            return pipeline.execute(settings, rows, path, teacher=teacher)
+        with engine(settings, out) as hired:
+            return pipeline.execute(settings, rows, path, teacher=teacher, engine=hired)
+
+    return begin

@@ -1,0 +1,235 @@
+"""Shards: in any order, joined, they are the run of one process to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncift import config
+from nncift.distributed.shadow import shadow_of
+from nncift.distributed.shards import Joining, Shard
+from nncift.errors import ResourceError, UsageError
+from nncift.labels.pair_labels import LabelStore
+from nncift.storage.run_directory import RunDir
+from nncift.teachers import Chunk, ChunkLabels
+from nncift.teachers.delift import Delift
+
+from .conftest import content
+
+Start = Callable[..., Any]
+LESS: Mapping[str, Any] = {
+    "teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}
+}  # fmt: skip
+SLOWER: Mapping[str, Mapping[str, Any]] = {
+    "active": {"plan": "active"},
+    "auto": {"labels": "auto", "max_labels": "30%"},
+    "probe": {"features": "probe"},
+    "ifd": {"teacher": "ifd", "labels": "30%"},
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few rows be many blocks."""
+    monkeypatch.setattr("nncift.models.embedding_cache.BLOCK", 7)
+    monkeypatch.setattr("nncift.labels.row_labels.CHUNK_ROWS", 3)
+
+
+def flip(file: Path, at: int) -> None:
+    """Change one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 4
+    file.write_bytes(data)
+
+
+def test_what_is_missing_damaged_or_foreign_is_named_and_made_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start("alone")
+    label, asked = Delift.label, []
+
+    def counted(teacher: Delift, chunk: Chunk) -> ChunkLabels:
+        asked.append(chunk)
+        return label(teacher, chunk)
+
+    monkeypatch.setattr(Delift, "label", counted)
+    first = start("joined", "3/3")
+    assert 0 < first["stages"]["label"]["pieces"] == len(asked)
+    assert start("joined", "3/3")["stages"]["label"]["pieces"] == 0
+    start("joined", "1/3")
+    start("joined", "2/4", variant="logprob")
+    (sound,), (damaged,) = ((tmp_path / "joined/shards" / of).glob("label-*") for of in ("1-of-3", "3-of-3"))
+    (cut,) = (tmp_path / "joined/shards/1-of-3").glob("embed-*")
+    flip(damaged, damaged.stat().st_size - 1)
+    os.truncate(cut, cut.stat().st_size - 1)
+    (foreign,) = (tmp_path / "joined/shards/2-of-4").glob("label-*")
+    asked.clear()
+    done = start("joined")
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+    for file, why in (
+        (damaged, "does not match its checksum"),
+        (cut, "ends in the middle"),
+        (foreign, "another model"),
+    ):
+        assert any(str(file) in note and why in note for note in done.warnings), (why, done.warnings)
+    # A third was missing, and one piece was damaged.
+    assert len(asked) == first["left"]["label"] // 2 + 1
+    assert foreign.exists()
+    assert not sound.exists()
+
+
+@pytest.mark.parametrize("kept", [3, None])
+def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
+    kept: int | None, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kept: labels of shards that were on disk; None = all, and the stage's mark."""
+    for shard in ("1/2", "2/2"):
+        start("joined", shard)
+    keep, came = LabelStore.write, []
+
+    def stopping(store: LabelStore, *given: Any) -> None:
+        keep(store, *given)
+        came.append(given)
+        if len(came) == kept:
+            raise KeyboardInterrupt
+
+    def stopped(engine: Joining, finished: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelStore, "write", stopping)
+        patch.setattr(Joining, "tidy", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            start("joined")
+    assert list((tmp_path / "joined/shards").rglob("*.pieces"))
+    done = start("joined")
+    assert not [note for note in done.warnings if "shard" in note]
+    assert not (tmp_path / "joined/shards").exists()
+
+
+def test_shards_of_less_train_one_warm_up(start: Start, tmp_path: Path) -> None:
+    start("alone", **LESS)
+    for shard in ("2/2", "1/2"):
+        told = start("joined", shard, **LESS)
+    assert told["finished"]
+    warm = tmp_path / "joined/labels/teacher"
+    before = {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")}
+    done = start("joined", **LESS)
+    assert done.ledger["stages"]["label"]["seconds"] > told["stages"]["label"]["seconds"] > 0
+    assert done.ledger["stages"]["embed"]["seconds"] > told["stages"]["embed"]["seconds"] > 0
+    assert before
+    assert {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")} == before
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOWER)
+def test_shards_go_round_by_round(case: str, start: Start, tmp_path: Path) -> None:
+    start("alone", **SLOWER[case])
+    calls = 0
+    while not start("joined", f"{calls % 3 + 1}/3", **SLOWER[case])["finished"]:
+        calls += 1
+        assert calls < 30
+    done = start("joined", **SLOWER[case])
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+    assert not any("shard" in note for note in done.warnings)
+    assert not (tmp_path / "joined/shards").exists()
+
+
+@pytest.mark.slow
+def test_ray_by_the_command_line(llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "nncift", "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "lm",
+        "--labels", "40%", "--budget", "20%", "--template", "plain", "--quiet",
+    ]  # fmt: skip
+    subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
+    elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
+    subprocess.run(
+        [*command, "--out", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2"], check=True, env=elsewhere
+    )
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--teacher", "less", "--option", "projection=32", "--option", "rank=2")])
+def test_shards_work_at_once(
+    more: tuple[str, ...], llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "nncift", "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "hash",
+        "--labels", "40%", "--budget", "20%", "--template", "plain", "--quiet", *more,
+    ]  # fmt: skip
+    subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
+    joined = [*command, "--out", str(tmp_path / "joined")]
+    elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
+    running = [subprocess.Popen([*joined, "--shard", f"{number}/3"], env=elsewhere) for number in (1, 2, 3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    subprocess.run(joined, check=True, env=elsewhere)
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+
+
+KILLED = """
+import os, signal
+from nncift import cli
+from nncift.distributed.piece_records import Writer
+
+add, added = Writer.add, []
+
+def killed(writer, record):
+    add(writer, record)
+    added.append(record)
+    if len(added) == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Writer.add = killed
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_shard_goes_on_where_it_was(
+    llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain, killed = [sys.executable, "-m", "nncift"], [sys.executable, "-c", KILLED]
+    command = [
+        "run", str(write_pool(120)), "--model", str(llama_folder), "--encoder", "hash",
+        "--labels", "80%", "--budget", "20%", "--template", "plain", "--quiet",
+    ]  # fmt: skip
+    subprocess.run([*plain, *command, "--out", str(tmp_path / "alone")], check=True)
+    elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
+    shard = [*command, "--out", str(tmp_path / "joined"), "--shard", "1/2"]
+    halted = subprocess.run([*killed, *shard], check=False, env=elsewhere)
+    assert halted.returncode == -signal.SIGKILL
+    assert list((tmp_path / "joined/shards/1-of-2").glob("label-*"))
+    again = subprocess.run([*plain, *shard, "--json"], check=True, env=elsewhere, capture_output=True, text=True)
+    done = json.loads(again.stdout)["stages"]["label"]
+    assert done["before"] > 0
+    assert done["pieces"] > 0
+    subprocess.run([*plain, *shard[:-2]], check=True, env=elsewhere)
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+
+
+def test_locks_keep_apart_what_excludes_each_other(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", config.resolve({})
+    with shadow_of(run, Shard(1, 3)), shadow_of(run, Shard(2, 3)):
+        with pytest.raises(ResourceError, match="shard 2/3"), shadow_of(run, Shard(2, 3)):
+            pass
+        with pytest.raises(ResourceError, match="another process"), RunDir(run, settings):
+            pass
+    with RunDir(run, settings), pytest.raises(ResourceError, match="without --shard"), shadow_of(run, Shard(1, 3)):
+        pass
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])
+def test_a_shard_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="i from 1 to k"):
+        Shard.parse(text)
+    assert str(Shard.parse("2/3")) == "2/3"

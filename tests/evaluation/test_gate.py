@@ -1,0 +1,175 @@
+"""Selection skill on labelled blocks, and what the gate makes of it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from nncift.evaluation.gate import Gate, advice, choose
+from nncift.evaluation.selection_skill import LEAST_ITEMS, Block, Predictions, SelectionSkill, selection_skill
+
+Matrix = np.ndarray
+
+
+def truth_of(n: int, seed: int = 0, groups: int = 5) -> Matrix:
+    """Return utilities of n rows in a few groups: a row helps its own group, and the diagonal is masked."""
+    random = np.random.default_rng(seed)
+    group = random.integers(groups, size=n)
+    value = (group[:, None] == group[None]) * random.uniform(0.5, 1, (n, n)) + 0.1 * random.normal(size=(n, n))
+    np.fill_diagonal(value, np.nan)
+    return np.asarray(value)
+
+
+def noise(truth: Matrix, seed: int) -> Matrix:
+    return np.random.default_rng(seed).normal(size=truth.shape)
+
+
+def block(truth: Matrix, guesses: Mapping[str, Matrix], **known: float) -> Block:
+    same = np.arange(truth.shape[1]) if truth.shape[0] == truth.shape[1] else np.full(truth.shape[1], -1)
+    return Block(truth, same, {name: Predictions(np.asarray(of, float)) for name, of in guesses.items()}, **known)
+
+
+def skills(blocks: list[Block], seed: int = 0, objective: str = "fl", share: float = 0.2) -> dict[str, SelectionSkill]:
+    return selection_skill(blocks, tuple(blocks[0].predictions), objective=objective, share=share, seed=seed)
+
+
+def test_the_truth_has_skill_one_and_a_shift_takes_nothing_away() -> None:
+    truths = [truth_of(20), truth_of(30, 1)]
+    found = skills([block(truth, {"truth": truth, "shifted": 3 * truth - 7}) for truth in truths])
+    assert (found["truth"].skill, found["truth"].error) == (1.0, 0.0)
+    assert found["shifted"].skill == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("objective", ["fl", "topk", "fl2mi", "flmi", "flcg"])
+def test_the_truth_has_skill_one_under_every_objective(objective: str) -> None:
+    truth = truth_of(24, 3)
+    found = skills([block(truth, {"truth": truth, "noise": noise(truth, 1)})], objective=objective)
+    assert found["truth"].skill == pytest.approx(1.0)
+    assert found["noise"].skill < 0.8
+
+
+def test_noise_has_no_skill_on_average() -> None:
+    found = []
+    for seed in range(12):
+        truth = truth_of(24, seed)
+        found.append(skills([block(truth, {"noise": noise(truth, seed + 100)})], seed)["noise"].skill)
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(12) + 0.02
+    assert np.mean(found) < 0.3
+
+
+def test_what_is_closer_to_the_truth_has_more_skill() -> None:
+    truth = truth_of(30)
+    found = skills([block(truth, {str(size): truth + size * noise(truth, 3) for size in (0.1, 0.6, 3.0)})])
+    assert found["0.1"].skill > found["0.6"].skill > found["3.0"].skill
+    gained, error = found["0.1"].against(found["3.0"])
+    assert gained == pytest.approx(found["0.1"].skill - found["3.0"].skill)
+    difference = found["0.1"].resampled - found["3.0"].resampled
+    # A third of the items is left out: the jackknife's variance is twice what the two draws of a resample share.
+    assert error == pytest.approx(np.sqrt(2 * np.cov(difference.T)[0, 1]))
+
+
+def test_known_labels_lift_noise_as_far_as_they_reach() -> None:
+    truth = truth_of(30, 5)
+    guess = {"noise": 0.3 + 0.05 * noise(truth, 2)}
+    none, some, every = (
+        skills([block(truth, guess, known_targets=known, known_sources=known)])["noise"].skill for known in (0, 0.5, 1)
+    )
+    assert none < some < every == 1.0
+    scattered = skills([block(truth, guess, known_pairs=1.0)])["noise"].skill
+    assert scattered == 1.0
+
+
+def test_pairs_with_one_known_item_are_seen_as_students_that_knew_it_predict_them() -> None:
+    truth = truth_of(30, 6)
+    wrong = noise(truth, 4)
+    alone = Block(truth, np.arange(30), {"a": Predictions(wrong)}, 0.5, 0.5)
+    helped = Block(truth, np.arange(30), {"a": Predictions(wrong, truth, truth)}, 0.5, 0.5)
+    assert skills([helped])["a"].skill > skills([alone])["a"].skill
+
+
+def test_skill_depends_on_its_seed_and_nothing_else() -> None:
+    truth = truth_of(20)
+    one, two, other = (skills([block(truth, {"a": noise(truth, 1)})], seed)["a"] for seed in (4, 4, 5))
+    assert np.array_equal(one.resampled, two.resampled)
+    assert not np.array_equal(one.resampled, other.resampled)
+
+
+def test_missing_labels_count_on_no_side() -> None:
+    truth = truth_of(20)
+    holed = np.where(np.random.default_rng(1).random(truth.shape) < 0.2, np.nan, truth)
+    assert skills([block(holed, {"truth": truth})])["truth"].skill == 1.0
+
+
+def test_a_pointwise_teacher_is_judged_by_the_scores_of_what_is_chosen() -> None:
+    truth = np.random.default_rng(2).normal(size=(1, 40))
+    found = skills([block(truth, {"truth": truth, "noise": noise(truth, 1)}, known_targets=1.0)], objective="topk")
+    assert found["truth"].skill == 1.0
+    assert abs(found["noise"].skill) < 0.6
+
+
+def gate(blocks: list[Block], *, enforced: bool = True) -> Gate:
+    return choose(blocks, tuple(blocks[0].predictions), objective="fl", share=0.2, seed=0, enforced=enforced)
+
+
+def free_and_student(student: float, free: float, *, enforced: bool = True) -> tuple[str, list[str], dict[str, float]]:
+    """Return what the gate decides between predictions that lie so far off the truth."""
+    truth = truth_of(40, 2)
+    guesses = {"student": truth + student * noise(truth, 5), "cosine": truth + free * noise(truth, 6)}
+    found = gate([block(truth, guesses)], enforced=enforced)
+    return found.used, found.warnings(), {name: of["skill"] for name, of in found.to_json()["skill"].items()}
+
+
+def test_a_better_free_similarity_is_used_and_said_so() -> None:
+    used, said, skill = free_and_student(student=5.0, free=0.05)
+    assert used == "cosine"
+    assert skill["cosine"] > skill["student"]
+    assert len(said) == 1
+    assert said[0].startswith(
+        "Selection uses cosine similarity of the embeddings, which is free, instead of the student"
+    )
+    assert f"{skill['cosine']:.2f} against {skill['student']:.2f}" in said[0]
+
+
+def test_the_gate_can_be_turned_off_and_says_what_it_would_have_done() -> None:
+    used, said, _ = free_and_student(student=5.0, free=0.05, enforced=False)
+    assert used == "student"
+    assert "selects no worse than the student" in said[0]
+    assert said[0].endswith("the gate is off.")
+
+
+def test_a_better_student_is_used_without_a_word() -> None:
+    assert free_and_student(student=0.05, free=5.0)[:2] == ("student", [])
+
+
+def test_similarity_on_top_of_the_student_is_the_student_still() -> None:
+    truth = truth_of(40, 2)
+    guesses = {"student": truth + 5 * noise(truth, 5), "student + 0.5 similarity": truth}
+    for enforced in (True, False):
+        found = gate([block(truth, guesses)], enforced=enforced)
+        assert (found.used, found.warnings()) == ("student + 0.5 similarity", [])
+
+
+def test_a_draw_goes_to_the_student() -> None:
+    truth = truth_of(20)
+    assert gate([block(truth, {"cosine": truth, "student": truth})]).used == "student"
+
+
+@pytest.mark.parametrize("n", [LEAST_ITEMS - 1, 9])
+def test_too_few_items_or_pairs_measure_nothing_and_say_so(n: int) -> None:
+    truth = truth_of(n)
+    found = gate([block(truth, {"student": noise(truth, 0), "cosine": truth})])
+    assert (found.used, dict(found.skills), found.headline) == ("student", {}, None)
+    assert found.warnings()[0].startswith(f"Selection skill is not measured: {n} labelled rows")
+
+
+def test_a_probe_is_advised_where_something_free_selects_no_worse() -> None:
+    def told(**skill: float) -> dict[str, object]:
+        return {"used": "student", "skill": {name: {"skill": value, "error": 0.1} for name, value in skill.items()}}
+
+    said = advice(told(student=0.4, cosine=0.4, ridge=0.1), 1200)
+    assert said is not None
+    assert said.startswith("--features probe")
+    assert "(1,200 passes)" in said
+    assert advice(told(student=0.4, cosine=0.3), 1200) is None
+    assert advice(told(student=0.4), 1200) is None
+    assert advice({"used": "student", "skill": {}}, 1200) is None

@@ -1,0 +1,231 @@
+"""A whole tune on a small run: every arm, what is equal, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nncift
+from nncift.errors import DataError, UsageError
+from nncift.finetune.experiment import tune
+from nncift.finetune.trainer import Bench
+from nncift.runs.finished import FinishedRun
+from nncift.selection.objectives import facility_location_value
+from nncift.teachers.delift_se import Similarity
+
+Write = Callable[..., Path]
+ARMS = ("selected", "teacher", "random", "stratified", "longest", "embedding", "rds", "full", "none")
+
+
+@pytest.fixture
+def given(test_rows: Path, llama_folder: Path) -> dict[str, Any]:
+    return {
+        "test": str(test_rows), "model": str(llama_folder), "steps": 3, "batch": 2, "seeds": 2, "max_new_tokens": 4,
+        "device": "cpu",
+    }  # fmt: skip
+
+
+def cells(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "cells").iterdir())}
+
+
+def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any]) -> None:
+    told = tune(run, {**given, "arms": ARMS, "in_context": 2})
+    assert [(result["how"], result["rows"]) for result in told["results"]] == [
+        ("steps", 6), ("tokens", 6), ("context", 6)
+    ]  # fmt: skip
+    steps, tokens, context = told["results"]
+    trained = [arm for arm in ARMS if arm != "none"]
+    assert {steps["arms"][arm]["steps"] for arm in trained} == {3}
+    wanted = 3 * 2 * np.mean([len(row) for row in lengths(run, given, FinishedRun(run).chosen)])
+    longest = max(len(row) for row in lengths(run, given, FinishedRun(run).rows.sources))
+    for arm in trained:
+        assert wanted - longest < tokens["arms"][arm]["tokens"] <= wanted + 1
+        assert steps["arms"][arm]["rows"] == (40 if arm == "full" else 6)
+    assert "steps" not in context["arms"]["selected"]
+    assert context["arms"]["selected"]["shown"] == 12
+    # The untouched model is one cell, and the same everywhere.
+    losses = [result["arms"]["none"]["metrics"]["loss"]["by_seed"] for result in told["results"]]
+    assert losses[0] == losses[1] == losses[2]
+    assert len(losses[0]) == 1
+    assert len(steps["arms"]["selected"]["metrics"]["loss"]["by_seed"]) == 2
+    assert len(context["arms"]["selected"]["metrics"]["loss"]["by_seed"]) == 1
+    assert len(context["arms"]["random"]["metrics"]["loss"]["by_seed"]) == 2
+    against = [(one["arm"], one["against"]) for one in steps["comparisons"] if one["metric"] == "loss"]
+    # Three pairs among the arms that others are set beside, and three for each of the other six.
+    assert against[:3] == [("selected", "teacher"), ("selected", "random"), ("teacher", "random")]
+    assert len(against) == len({frozenset(pair) for pair in against}) == 3 + 3 * 6
+    assert json.loads((run / "tune" / "tune.json").read_text()) == told
+    page = (run / "tune" / "tune.md").read_text()
+    assert all(f"| {arm} |" in page for arm in ARMS)
+    # Labels of all pairs of 40 rows, features of 40 rows.
+    assert told["costs"]["rds"]["teacher_passes"] == 40
+    assert told["costs"]["teacher"]["teacher_passes"] == FinishedRun(run).summary["ledger"]["full_teacher_passes"]
+
+
+def lengths(run: Path, given: dict[str, Any], ids: tuple[str, ...]) -> list[Any]:
+    from nncift.finetune.tune_settings import resolve
+
+    finished = FinishedRun(run)
+    bench = Bench(finished, resolve(given), finished.rows.pool, finished.rows.pool)
+    return [bench.lessons.rows[item] for item in ids]
+
+
+def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
+    told = tune(run, {**given, "arms": ARMS, "equal": "steps", "steps": 1, "seeds": 1, "metrics": "loss"})
+    shares = {arm: found["share_of_selected"] for arm, found in told["choosing"]["6 rows"].items()}
+    assert shares["selected"] == shares["full"] == 1
+    assert shares["none"] == 0
+    finished = FinishedRun(run)
+    from nncift.finetune.arms import Budget, choose
+    from nncift.finetune.run_rows import Pool
+    from nncift.models.causal_lm import CausalLM
+    from nncift.runs.full_teacher import truth_of
+
+    pool = Pool(finished, run / "tune", lambda: CausalLM.load(given["model"], device="cpu"), device="cpu")
+    budget = Budget(None, finished.chosen)
+    true = truth_of(finished)
+    teacher = choose(pool, "teacher", budget, 0)
+    best = facility_location_value(true, teacher)
+    assert best >= facility_location_value(true, finished.chosen)
+    assert best >= max(facility_location_value(true, choose(pool, "random", budget, seed)) for seed in range(20))
+    assert choose(pool, "random", budget, 0) != choose(pool, "random", budget, 1)
+    assert choose(pool, "embedding", budget, 0) == choose(pool, "embedding", budget, 1)
+    assert len(set(choose(pool, "longest", budget, 0))) == 6
+
+
+def test_a_tune_that_was_stopped_goes_on_and_gives_the_same_bytes(
+    run: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {**given, "budget": ("10%", "5"), "arms": ("selected", "random", "none"), "seeds": 1}
+    whole = tune(run, given, tmp_path / "whole")
+    trained = Bench.trained
+    left = [3]
+
+    def stopping(self: Bench, *arguments: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return trained(self, *arguments)
+
+    monkeypatch.setattr(Bench, "trained", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        tune(run, given, tmp_path / "parts")
+    assert 0 < len(cells(tmp_path / "parts")) < len(cells(tmp_path / "whole"))
+    left[0] = 1000
+    parts = tune(run, given, tmp_path / "parts")
+    assert cells(tmp_path / "parts") == cells(tmp_path / "whole")
+    assert [result["comparisons"] for result in parts["results"]] == [
+        result["comparisons"] for result in whole["results"]
+    ]
+    done = 1000 - left[0]
+    # Two budgets of 4 and 5 rows, two ways, two arms that train; three cells were there.
+    assert done == 2 * 2 * 2 - 3
+    tune(run, given, tmp_path / "parts")
+    assert 1000 - left[0] == done
+
+
+def test_other_settings_are_other_cells(run: Path, given: dict[str, Any]) -> None:
+    arms = {"arms": ("selected", "none"), "equal": "steps", "seeds": 1}
+    first = tune(run, {**given, **arms})
+    again = tune(run, {**given, **arms, "learning_rate": 0.01})
+    mean = [told["results"][0]["arms"]["selected"]["metrics"]["loss"]["mean"] for told in (first, again)]
+    assert mean[0] != mean[1]
+    back = tune(run, {**given, **arms})
+    assert back["results"][0]["arms"]["selected"]["metrics"] == first["results"][0]["arms"]["selected"]["metrics"]
+
+
+def test_a_damaged_cell_is_computed_again(run: Path, given: dict[str, Any]) -> None:
+    arms = {"arms": ("selected", "none"), "equal": "steps", "seeds": 1}
+    tune(run, {**given, **arms})
+    before = cells(run / "tune")
+    for name in before:
+        (run / "tune" / "cells" / name).write_bytes(before[name][: len(before[name]) // 2])
+    tune(run, {**given, **arms})
+    assert cells(run / "tune") == before
+
+
+def test_test_rows_of_the_pool_are_refused_or_left_out(run: Path, given: dict[str, Any], write_pool: Write) -> None:
+    mixed = write_pool(8, "mixed.jsonl", start=35)
+    with pytest.raises(DataError, match=r"5 of 8 test rows are in the run's pool .* --drop-seen"):
+        tune(run, {**given, "test": str(mixed)})
+    arms = {"arms": "none", "metrics": "loss"}
+    told = tune(run, {**given, **arms, "test": str(mixed), "drop_seen": True})
+    assert told["test_rows"] == 3
+    assert told["notes"][0].startswith("5 of 8 test rows")
+    seen = write_pool(4, "seen.jsonl")
+    with pytest.raises(DataError, match="no test row is left"):
+        tune(run, {**given, **arms, "test": str(seen), "drop_seen": True})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"test": ()}, "--test FILE is missing"),
+        ({"arms": ("selected", "randon")}, "there is no arm 'randon'"),
+        ({"arms": ("small-teacher",)}, "--small-model"),
+        ({"small_model": "x"}, "small-teacher, which uses it, is not among"),
+        ({"epochs": 2.0}, "--epochs and --steps"),
+        ({"metrics": ("loss", "rogue1")}, "there is no metric 'rogue1'; did you mean 'rouge1'"),
+        ({"metrics": ("judge",)}, "--judge model=FOLDER"),
+        ({"metrics": ("choice",)}, "--questions FILE"),
+        ({"judge": {"model": "x"}}, "judge is not among --metrics"),
+        ({"context": 5000}, "this model reads 96 tokens"),
+        ({"seeds": 0}, "setting 'seeds'"),
+        ({"lerning_rate": 1.0}, "did you mean 'learning_rate'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_trained(
+    run: Path, given: dict[str, Any], wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "trained", lambda *given: pytest.fail("it trained"))
+    with pytest.raises(UsageError, match=message):
+        tune(run, {**given, **wrong})
+
+
+def test_the_teacher_arm_knows_what_it_cannot_select(tmp_path: Path, write_pool: Write, given: dict[str, Any]) -> None:
+    out = tmp_path / "continued"
+    nncift.run(
+        write_pool(40), teacher=Similarity("hash"), out=out, encoder="hash", labels=0.5, budget=6, gate=False,
+        existing=nncift.read(write_pool(5, "existing.jsonl", start=60)),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="this run's objective, flcg, looks at rows that were trained on already"):
+        tune(out, {**given, "arms": ("selected", "teacher")})
+
+
+def test_a_run_without_a_model_asks_for_one(run: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="name the one to train with --model"):
+        tune(run, {**given, "model": None})
+    with pytest.raises(UsageError, match="this run's delift-se has none"):
+        tune(run, {**given, "arms": "small-teacher", "small_model": given["model"]})
+
+
+def test_more_rows_than_the_pool_has_are_refused(run: Path, given: dict[str, Any]) -> None:
+    from nncift.errors import InfeasibleError
+
+    with pytest.raises(InfeasibleError, match="the pool has only 40 rows"):
+        tune(run, {**given, "budget": "41"})
+
+
+def test_a_smaller_model_labels_for_its_own_arm(
+    tmp_path: Path, write_pool: Write, given: dict[str, Any], llama_folder: Path, gpt2_folder: Path
+) -> None:
+    out = tmp_path / "run"
+    nncift.run(
+        write_pool(40), teacher="delift", model=str(llama_folder), out=out, encoder="hash", labels="60", budget=6,
+        gate=False, test_items=4, validation_items=4,
+    )  # fmt: skip
+    small = {**given, "model": None, "arms": ("selected", "small-teacher", "none"), "equal": "steps", "seeds": 1}
+    with pytest.raises(UsageError, match="is the model that is trained"):
+        tune(out, {**small, "small_model": str(llama_folder)})
+    told = tune(out, {**small, "small_model": str(gpt2_folder), "budget": "5"})
+    assert told["model"]["name"] == str(llama_folder)
+    assert told["choosing"]["5"]["small-teacher"]["rows"] == 5
+    inner = FinishedRun(out / "tune" / "small-teacher")
+    assert inner.settings.model == str(gpt2_folder)
+    assert told["costs"]["small-teacher"]["teacher_passes"] == inner.summary["ledger"]["teacher_passes"] > 0

@@ -1,0 +1,115 @@
+"""What is said of arms, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nncift.errors import UsageError
+from nncift.finetune.comparison import Group, joined, tell, verdict, within
+from nncift.finetune.results_store import Outcome
+from nncift.finetune.test_set import Marks, Values
+from nncift.finetune.tune_chart import html
+from nncift.finetune.tune_page import page
+from nncift.generation.paired_comparison import compare
+
+UNITS = {"loss": ("nats per token", False), "exact": ("%", True)}
+FACTS = {"rows": 4, "steps": 2, "epochs": 1.0, "tokens": 80, "training_loss": [2.0, 1.0]}
+
+
+def outcome(loss: Values, exact: Values) -> Outcome:
+    marks = Marks({"loss": loss, "exact": exact}, np.full(len(loss), 3), failures={"exact": "too long"})
+    return Outcome(marks, FACTS, {"training": 1.0, "judging": 0.5})
+
+
+@pytest.fixture
+def group() -> Group:
+    random = np.random.default_rng(0)
+    base = random.normal(2, 0.5, 40)
+    lost = np.where(np.arange(40) == 7, np.nan, 100.0 * (np.arange(40) % 2))
+    return Group("steps", "10%", 4, {
+        "selected": [outcome(base - 1 + 0.01 * seed, lost) for seed in range(3)],
+        "random": [outcome(base + 0.01 * seed, 100 - lost) for seed in range(3)],
+        "none": [outcome(base + 1, lost)],
+    })  # fmt: skip
+
+
+def test_arms_and_comparisons_by_hand(group: Group) -> None:
+    told = tell(group, UNITS, 0)
+    selected, none = told["arms"]["selected"]["metrics"], told["arms"]["none"]["metrics"]
+    base = group.table("none", "loss")[0] - 1
+    assert selected["loss"]["mean"] == pytest.approx(base.mean() - 1 + 0.01)
+    assert selected["loss"]["deviation"] == pytest.approx(0.01)
+    # Three seeds that are 0.01 apart: two pairs by 0.01 and one by 0.02.
+    assert selected["loss"]["between_seeds"] == pytest.approx(0.04 / 3)
+    assert none["loss"]["between_seeds"] is None
+    # All rows have three tokens, so perplexity is exp of the plain mean.
+    assert none["loss"]["perplexity"] == pytest.approx(np.exp(base.mean() + 1))
+    assert none["loss"]["deviation"] is None
+    assert (selected["exact"]["failed"], none["exact"]["failed"]) == (3, 1)
+    assert selected["exact"]["first_failure"] == "too long"
+    by = {(one["metric"], one["arm"], one["against"]): one for one in told["comparisons"]}
+    assert by["loss", "selected", "random"]["difference"] == pytest.approx(-1)
+    assert by["loss", "selected", "random"]["verdict"] == "better"
+    assert by["loss", "none", "selected"]["verdict"] == "worse"
+    assert ("loss", "random", "selected") not in by
+    assert by["loss", "selected", "random"]["wins"] == 40
+    exact = by["exact", "none", "selected"]
+    assert (exact["difference"], exact["items"], exact["left_out"]) == (0, 39, 1)
+    assert (exact["verdict"], exact["within"]) == ("not told apart", None)
+    assert by["exact", "selected", "random"]["verdict"] == "not told apart"
+    assert by["exact", "selected", "random"]["within"] is False
+
+
+def test_nothing_is_called_equal_and_nothing_is_said_without_an_interval() -> None:
+    base = np.tile(np.arange(1.0, 21), (2, 1))
+    assert verdict(compare(base, base)) == "not told apart"
+    assert within(compare(base, base)) is None
+    apart = base + np.where(np.arange(20) % 2, 0.01, -0.01)
+    assert verdict(compare(base, apart)) == "not told apart"
+    assert within(compare(base, apart)) is True
+    few = compare(base[:, :4], base[:, :4] + 1)
+    assert verdict(few) == "not told apart"
+    assert within(few) is None
+
+
+def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
+    told: dict[str, Any] = {
+        "run": "runs/a", "test_rows": 40, "seeds": 3, "notes": ["One <note>."], "seconds": 9.0,
+        "model": {"name": "tiny", "parameters": 10, "trained_parameters": 10},
+        "recipe": {"method": "whole", "learning_rate": 1e-3, "batch": 4, "epochs": 5.0, "steps": None},
+        "costs": {"teacher": {"teacher_passes": 1600}}, "machine": {"device": "cpu", "platform": "here"},
+        "metrics": {
+            name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in UNITS.items()
+        },
+        "results": [tell(group, UNITS, 0)],
+    }  # fmt: skip
+    text = page(told)
+    drawn = html(told)
+    assert "The rows of teacher cost 1,600 passes of a model." in text
+    assert "(3 failed)" in text
+    line = next(line for line in text.splitlines() if line.startswith("| loss | selected | random |"))
+    gap = 100 * (0.04 / 3) / told["results"][0]["arms"]["random"]["metrics"]["loss"]["mean"]
+    assert f"| {gap:.1f} % | 40/0/0 | better |" in line
+    assert "One &lt;note&gt;." in drawn
+    assert drawn.count("<svg") == 2
+    # Two arms beside random, in each of the metrics.
+    assert drawn.count("<circle") == 4
+    assert 'class="better"' in drawn
+
+
+def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
+    drawn = {**group.outcomes, "teacher": group.outcomes["none"]}
+    one = Group("context", "10%", 4, drawn)
+    both = joined([one, one])
+    assert {arm: len(found) for arm, found in both.outcomes.items()} == {
+        "selected": 6, "random": 6, "teacher": 6, "none": 1
+    }  # fmt: skip
+    assert (
+        tell(both, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"][:3]
+        == (tell(one, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"])
+    )
+    with pytest.raises(UsageError, match="cannot be joined"):
+        joined([one, Group("steps", "10%", 4, drawn)])

@@ -1,0 +1,277 @@
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nncift.data.layout import Layout
+from nncift.errors import DataError
+from nncift.runs.finished import FinishedRun
+from nncift.runs.report import MOST_BYTES, render, write_report
+from nncift.runs.report.charts import span, ticks
+from nncift.runs.report.numbers import numbers
+from nncift.runs.report.samples import cut, draw
+from nncift.runs.report.shift import tables
+from nncift.selection.controls import random_ids
+
+SECTIONS = "cost coverage shift fidelity scores map-section pairs uncovered copies rows warnings".split()
+
+
+@pytest.fixture(scope="module")
+def run(done: Path) -> FinishedRun:
+    return FinishedRun(done)
+
+
+@pytest.fixture(scope="module")
+def told(run: FinishedRun) -> dict[str, Any]:
+    return numbers(run)
+
+
+def test_a_run_leaves_page_and_numbers(done: Path) -> None:
+    page, made = (done / "report.html").read_text("utf-8"), json.loads((done / "report.json").read_text())
+    assert re.findall(r'<section id="([a-z-]+)"', page) == SECTIONS
+    assert made["asked"]["selected"] == 18
+    assert (done / "report.html").stat().st_size < 2_000_000
+
+
+def test_the_page_asks_nothing_of_the_network(done: Path) -> None:
+    page = (done / "report.html").read_text("utf-8")
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "default-src 'none'" in page
+
+
+def test_rows_stay_text(done: Path) -> None:
+    page = (done / "report.html").read_text("utf-8")
+    # One element of data and one script are the page's own.
+    assert len(re.findall(r"<script", page)) == 2
+    assert "<img" not in page
+    assert "{{ 7 * 7 }}" in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_page_shows_the_numbers_of_the_run(done: Path, told: dict[str, Any]) -> None:
+    summary = json.loads((done / "summary.json").read_text())
+    page = (done / "report.html").read_text("utf-8")
+    ledger = summary["ledger"]
+    assert f"{ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,}" in page
+    assert f"{100 * ledger['saving']:.1f} %" in page
+    assert f"{100 * ledger['share_of_training']:.1f} %" in page
+    assert f"{ledger['training_cost']:,}" in page
+    for warning in summary["warnings"]:
+        assert warning in told["warnings"]
+    for name, quadrants in summary["baselines"].items():
+        line = next(line for line in told["quadrants"] if line["who"] == name)
+        assert line["spearman"] == quadrants["q4"]["spearman"]
+
+
+def test_the_last_point_of_the_curve_is_the_coverage_of_the_selection(run: FinishedRun, told: dict[str, Any]) -> None:
+    whole = run.block(run.target_ids, run.chosen)[0]
+    found = told["coverage"]
+    assert found["rows"][-1] == len(run.chosen)
+    assert found["curves"]["selected"][-1] == pytest.approx(float(np.nanmax(whole, axis=1).mean()), abs=1e-6)
+    first = run.block(run.target_ids, run.chosen[:1])[0][:, 0]
+    assert found["curves"]["selected"][0] == pytest.approx(float(np.nanmean(first)), abs=1e-6)
+    random = [
+        np.nanmax(run.block(run.target_ids, random_ids(run.rows.sources, 18, draw))[0], axis=1).mean()
+        for draw in range(5)
+    ]
+    assert found["curves"]["random"][-1] == pytest.approx(float(np.mean(random)), abs=1e-6)
+    assert set(found["curves"]) == {"selected", "random", "stratified", "embedding", "longest"}
+
+
+def test_curves_never_fall(told: dict[str, Any]) -> None:
+    # Only where the first row has no utility for a target can the mean over targets do so.
+    for name, values in told["coverage"]["curves"].items():
+        assert all(b >= a - 1e-3 for a, b in itertools.pairwise(values)), name
+
+
+def test_shares_are_counted_by_hand(run: FinishedRun) -> None:
+    found = {table["name"]: table for table in tables(run)}
+    assert set(found) == {"source", "topic", "length"}
+    line = next(line for line in found["source"]["groups"] if line["group"] == "second")
+    chosen = [run.choices[name].source for name in run.chosen]
+    assert line["full"] == pytest.approx(20 / 60)
+    assert line["selected"] == pytest.approx(chosen.count("second") / 18)
+    assert sum(line["rows"] for line in found["length"]["groups"]) == 60
+    shift = 0.5 * sum(abs(line["selected"] - line["full"]) for line in found["topic"]["groups"])
+    assert found["topic"]["distance"]["selected"] == pytest.approx(shift)
+
+
+def test_held_out_pairs_are_the_test_pairs(run: FinishedRun, told: dict[str, Any]) -> None:
+    pairs = run.labels["test"].present()
+    found = told["held_out"]
+    assert found["pairs"] == len(pairs) == len(found["points"])
+    slope, intercept = np.polyfit(run.predicted(pairs).astype(float), pairs.value.astype(float), 1)
+    assert found["slope"] == pytest.approx(slope, rel=1e-4)
+    assert found["intercept"] == pytest.approx(intercept, rel=1e-4)
+    assert sum(one["pairs"] for one in found["bins"]) == len(pairs)
+
+
+def test_extreme_pairs_are_the_teachers(run: FinishedRun, told: dict[str, Any]) -> None:
+    values = np.concatenate([part.present().value for part in run.labels.values()])
+    assert told["pairs"]["strongest"][0]["utility"] == values.max()
+    assert told["pairs"]["weakest"][0]["utility"] == values.min()
+
+
+def test_regions_share_out_the_rows(told: dict[str, Any]) -> None:
+    regions = told["uncovered"]["regions"]
+    assert sum(region["rows"] for region in regions) == 60
+    assert sum(region["selected"] for region in regions) == 18
+    worst = [one["utility"] for one in told["uncovered"]["worst"]]
+    assert worst == sorted(worst)
+
+
+def test_near_copies_are_found_by_cosine(run: FinishedRun, told: dict[str, Any]) -> None:
+    dropped = [name for name, choice in run.choices.items() if not choice.selected]
+    cosine = (run.vectors(dropped) @ run.vectors(run.chosen).T).max(axis=1)
+    assert told["near_copies"]["rows"] == int((cosine >= 0.95).sum())
+
+
+def test_a_report_is_made_again_only_where_the_run_or_the_page_changed(done: Path) -> None:
+    page = done / "report.html"
+    before = page.stat().st_mtime_ns
+    write_report(done)
+    assert page.stat().st_mtime_ns == before
+    page.unlink()
+    write_report(done)
+    assert page.exists()
+
+
+def test_keys_that_an_older_or_newer_run_lacks_are_no_reason_to_fail(run: FinishedRun, told: dict[str, Any]) -> None:
+    bare = FinishedRun(run.path)
+    bare.summary.clear()
+    bare.summary.update({"pool": 60, "student": "towers"})
+    bare.fidelity.clear()
+    bare.fidelity.update({"baselines": {"newcomer": {"q4": {"pairs": 3, "spearman": 0.5}}}, "fidelity": {}})
+    found = numbers(bare)
+    assert found["quadrants"][0]["name"] == "newcomer"
+    assert "newcomer" in render({"made_from": "", "nncift": "1", "run": "x", **found})
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished run"):
+        write_report(tmp_path)
+
+
+def test_texts_are_cut_by_bytes() -> None:
+    assert cut("a\n b", 10) == "a b"
+    assert len(cut("ö" * 500, 101).encode()) <= 101 + 4
+    assert cut("ö" * 500, 101) == "ö" * 50 + " …"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.02, 0.013), (0, 56), (3.0, 3.0001), (-1e-9, 1e-9), (0, 2e5)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 8
+    assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
+    assert len(set(found)) == len(found)
+
+
+def test_a_range_is_never_empty() -> None:
+    for values in ([], [0.0], [5.0, 5.0], [float("nan")], [-1.0, 2.0]):
+        low, high = span(values)
+        assert low < high
+
+
+def test_a_row_teacher_has_a_report_too(
+    tmp_path: Path, done: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nncift
+
+    found = nncift.run(
+        done.parent / "first.jsonl", teacher="length", labels=0.3, budget=5, encoder="hash", out=tmp_path / "run"
+    )
+    page = (found.path / "report.html").read_text("utf-8")
+    assert "Mean score of the rows chosen so far" in page
+    made = json.loads((found.path / "report.json").read_text())
+    scores = [FinishedRun(found.path).choices[row.id].score for row in found.subset]
+    assert made["coverage"]["curves"]["selected"][-1] == pytest.approx(np.mean([score or 0 for score in scores]))
+
+
+class Large(FinishedRun):
+    """A run over many rows that exists in memory only."""
+
+    def __init__(self, small: FinishedRun, rows: int) -> None:
+        super().__init__(small.path)
+        from nncift.data.pool_file import RowsFile
+
+        rng = np.random.default_rng(0)
+        few = small.rows.sources
+        ids = (*few, *(f"more-{k:06d}" for k in range(len(few), rows)))
+        chosen = set(rng.choice(rows, rows // 5, replace=False).tolist())
+        rank = {k: place for place, k in enumerate(sorted(chosen), 1)}
+        text = "日本語のとても長い文章です。" * 60
+        raw = [json.dumps({"instruction": f"{k} {text}", "output": text, "topic": f"t{k % 7}"}) for k in range(100)]
+        columns: dict[str, list[Any]] = {
+            "id": list(ids), "axis": ["source"] * rows, "source": [f"s{k % 3}" for k in range(rows)], "line": list(range(rows)),
+            "turns": [2] * rows, "prompt_chars": [k % 900 for k in range(rows)], "response_chars": [k % 90 for k in range(rows)],
+            "raw": [raw[k % 100] for k in range(rows)],
+        }  # fmt: skip
+        layout = Layout.from_settings("auto", None)
+        self.__dict__["rows"] = RowsFile(ids, None, columns, {name: k for k, name in enumerate(ids)}, layout)
+        self.__dict__["_account"] = {
+            "id": list(ids), "source": columns["source"], "rank": [rank.get(k) for k in range(rows)],
+            "selected": [k in chosen for k in range(rows)], "gain": [1.0] * rows, "would_add": [0.5] * rows,
+            "score": rng.normal(size=rows).tolist(), "reason": ["Because. " * 60] * rows,
+        }  # fmt: skip
+        dim = small.vectors(small.rows.sources[:1]).shape[1]
+        vectors = rng.normal(size=(rows, dim)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        place = {name: k for k, name in enumerate(ids)}
+        views = small._files.views
+        self.__dict__["_files"] = SimpleNamespace(of=lambda some: vectors[[place[name] for name in some]], views=views)
+
+
+def test_a_large_pool_is_sampled_and_the_page_says_so(run: FinishedRun) -> None:
+    large = Large(run, 9000)
+    sample = draw(large)
+    assert len(sample.ids) == 1000
+    assert sum(large.choices[name].selected for name in sample.ids) == 500
+    page = render({"made_from": "", "nncift": "1", "run": "large", **numbers(large)})
+    assert len(page.encode()) <= MOST_BYTES
+    assert "sampled of 9,000 rows" in page
+    assert "2,000 sampled of 9,000 targets" in page
+    assert "left out: these do not fit in memory at 9,000 rows" in page
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_rows_make_a_report_below_two_megabytes(run: FinishedRun) -> None:
+    page = render({"made_from": "", "nncift": "1", "run": "large", **numbers(Large(run, 200_000))})
+    assert len(page.encode()) < 2_000_000
+    assert "sampled of 200,000 rows" in page
+
+
+def test_choosing_again_makes_the_report_again(done: Path, tmp_path: Path) -> None:
+    from nncift.runs.select_again import reselect
+
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy)
+    reselect(copy, {"budget": "5"})
+    assert json.loads((copy / "report.json").read_text())["asked"]["selected"] == 5
+    assert "of 60 rows selected" in (copy / "report.html").read_text("utf-8")
+
+
+def test_removed_duplicates_are_told_and_explained(tmp_path: Path) -> None:
+    import nncift
+    from nncift.runs.explain import explain
+
+    rows = [{"id": f"r{k}", "instruction": f"say {k % 37}", "output": "word " * (1 + k % 37)} for k in range(40)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = nncift.run(
+        tmp_path / "pool.jsonl",
+        teacher="length",
+        labels=0.3,
+        budget=5,
+        encoder="hash",
+        dedup="exact",
+        out=tmp_path / "run",
+    )
+    assert "<b>3</b> duplicates were removed before the selection" in (made.path / "report.html").read_text("utf-8")
+    gone = next(choice.id for choice in FinishedRun(made.path).choices.values() if choice.reason.startswith("Removed"))
+    assert "taken out before the selection" in explain(made.path, gone)["change"][0]
