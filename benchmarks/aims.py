@@ -37,9 +37,18 @@ def measure(
         for name in ("target", "existing"):
             sets: dict[str, Any] = {name: aim}
             run = nncift.run(
-                pool, teacher="less", model=model, labels="100%", budget=share, encoder="hash", seed=seed, device="cpu",
-                option={"lora": False}, out=Path(folder) / name, **sets,
-            )  # fmt: skip
+                pool,
+                teacher="less",
+                model=model,
+                labels="100%",
+                budget=share,
+                encoder="hash",
+                seed=seed,
+                device="cpu",
+                option={"lora": False},
+                out=Path(folder) / name,
+                **sets,
+            )
             usable = FinishedRun(run.path).rows.sources
             own = set(mine.ids)
             found[f"share_with_it_as_{name}"] = sum(row.id in own for row in run.subset) / len(run.subset)
@@ -59,16 +68,16 @@ def main() -> None:
     parser.add_argument("--budget", default="25%")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    wish = parser.parse_args()
-    told = [
-        measure(wish.model, wish.wanted, wish.others, wish.rows, wish.aim_rows, wish.budget, seed)
-        for seed in range(wish.seeds)
+    case = parser.parse_args()
+    record = [
+        measure(case.model, case.wanted, case.others, case.rows, case.aim_rows, case.budget, seed)
+        for seed in range(case.seeds)
     ]
-    if wish.json:
-        print(json.dumps(told))
+    if case.json:
+        print(json.dumps(record))
         return
-    for name in told[0]:
-        values = [one[name] for one in told]
+    for name in record[0]:
+        values = [one[name] for one in record]
         print(
             f"{name.replace('_', ' '):28s} {statistics.mean(values):8.2f}   seeds: {', '.join(f'{v:.2f}' for v in values)}"
         )

@@ -30,10 +30,13 @@ import numpy as np
 ROWS = 48
 BEGIN = "begin"
 ALIKE = {
-    "shards": "delift, scatter", "joining shards": "delift, scatter", "Ray's driver": "delift, scatter",
-    "shards, active, probe": "delift, active, probe", "shards, less": "less",
+    "shards": "delift, scatter",
+    "joining shards": "delift, scatter",
+    "Ray's driver": "delift, scatter",
+    "shards, active, probe": "delift, active, probe",
+    "shards, less": "less",
     "shards, calculating": "delift, on a graph",
-}  # fmt: skip
+}
 """Scenarios that have to leave the bytes that another one leaves, which is of one process."""
 
 
@@ -115,14 +118,18 @@ def shards(folder: Path, **given: Any) -> None:
         blocks.BLOCK = 12
     settings, finished = settings_of(folder, **given), False
     while not finished:
-        told = [
+        record = [
             run_shard(
-                settings, inputs.read_pool(settings), folder / "run", Shard(number, 2), teacher=_teacher(folder, settings)
+                settings,
+                inputs.read_pool(settings),
+                folder / "run",
+                Shard(number, 2),
+                teacher=_teacher(folder, settings),
             )
             for number in (1, 2)
-        ]  # fmt: skip
+        ]
         # What the first has left may be what the second did then.
-        finished = told[1]["finished"]
+        finished = record[1]["finished"]
 
 
 def shards_joined(folder: Path, **given: Any) -> None:
@@ -252,7 +259,7 @@ class Harness:
             self._live(act, kill_at)
         return child
 
-    def told(self) -> tuple[int, str]:
+    def record(self) -> tuple[int, str]:
         """Return how many changes the last child made and which stage it was in."""
         changes, _, stage = bytes(self._shared[:]).split(b"\0")[0].decode().partition(" ")
         return int(changes), stage
@@ -274,7 +281,7 @@ class Harness:
         began = time.perf_counter()
         self.must(scenario.act)
         seconds = time.perf_counter() - began
-        return files_of(self.work), self.told()[0], seconds, before
+        return files_of(self.work), self.record()[0], seconds, before
 
     def fresh(self, name: str) -> None:
         """Put the work folder where the scenario begins."""
@@ -296,7 +303,7 @@ class Harness:
         self.fresh(name)
         code = self.child(SCENARIOS[name].act, kill_at=at, after=after)
         how = f"write {at}" if after is None else f"time {after:.3f} s"
-        stage = self.told()[1] if code == -signal.SIGKILL else "finished before the kill"
+        stage = self.record()[1] if code == -signal.SIGKILL else "finished before the kill"
         if code not in (0, -signal.SIGKILL):
             return Kill(name, how, stage, f"exit code {code} before the kill: {self.said[-500:]}")
         return Kill(name, how, stage, self.goes_on(name))
@@ -307,7 +314,7 @@ class Harness:
         kills: list[Kill] = []
         while (code := self.child(SCENARIOS[name].act, kill_at=first + step * len(kills))) == -signal.SIGKILL:
             how = f"write {first + step * len(kills)} of session {len(kills) + 1}"
-            kills.append(Kill(name, how, self.told()[1], None))
+            kills.append(Kill(name, how, self.record()[1], None))
         wrong = None if code == 0 else f"exit code {code}: {self.said[-500:]}"
         wrong = wrong or self.goes_on(name)
         return [Kill(kill.scenario, kill.how, kill.stage, wrong) for kill in kills]
@@ -410,12 +417,12 @@ def difference(wanted: Mapping[str, bytes], found: Mapping[str, bytes]) -> str |
     """Say how two sets of files differ, None where they do not."""
     lost, more = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     other = [name for name in sorted(wanted.keys() & found.keys()) if wanted[name] != found[name]]
-    told = [
+    record = [
         f"{what}: {', '.join(names[:5])}"
         for what, names in (("lost", lost), ("left over", more), ("other bytes", other))
         if names
     ]
-    return "; ".join(told) or None
+    return "; ".join(record) or None
 
 
 def _warm() -> None:

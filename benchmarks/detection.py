@@ -26,15 +26,23 @@ from nncift.teachers.delift import Delift
 
 
 def measure(
-    pool: Examples, bads: dict[str, Collection[str]], model: Path, folder: Path, wish: argparse.Namespace
+    pool: Examples, bads: dict[str, Collection[str]], model: Path, folder: Path, case: argparse.Namespace
 ) -> Iterator[tuple[str, Found]]:
     """Yield what was found of each kind of bad row."""
     lm = CausalLM.load(model, device="cpu")
     teacher = Delift(lm)
     done = run(
-        pool, teacher=teacher, encoder=wish.encoder, labels=wish.labels, features=wish.features, plan=wish.plan, budget="10%",
-        seed=wish.seed, device="cpu", out=folder / f"run-{wish.labels}-{wish.features}-{wish.plan}-{wish.encoder}",
-    )  # fmt: skip
+        pool,
+        teacher=teacher,
+        encoder=case.encoder,
+        labels=case.labels,
+        features=case.features,
+        plan=case.plan,
+        budget="10%",
+        seed=case.seed,
+        device="cpu",
+        out=folder / f"run-{case.labels}-{case.features}-{case.plan}-{case.encoder}",
+    )
     matrix = true_matrix(teacher, pool, folder / "truth")
     share = done.summary["ledger"]["teacher_passes"] / done.summary["ledger"]["full_teacher_passes"]
     for what, bad in bads.items():
@@ -46,7 +54,7 @@ def measure(
                 matrices={"delift": matrix},
                 runs={f"student ({share:.1%} of passes)": done.path},
                 lm=lm,
-                seed=wish.seed,
+                seed=case.seed,
             ),
         )
 
@@ -87,27 +95,27 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cache", type=Path, default=cache_folder() / "detection")
     parser.add_argument("--json", action="store_true")
-    wish = parser.parse_args()
-    told: dict[str, Found] = {}
-    if wish.data is None:
-        folder = wish.cache / f"demo-{wish.rows}-{wish.seed}"
-        files = make_world(wish.rows, wish.seed).write(folder / "world")
+    case = parser.parse_args()
+    record: dict[str, Found] = {}
+    if case.data is None:
+        folder = case.cache / f"demo-{case.rows}-{case.seed}"
+        files = make_world(case.rows, case.seed).write(folder / "world")
         pool, truth = read(files.pool), read_truth(files.truth)
         bads: dict[str, Collection[str]] = {
             "corrupted": [item for item in pool.ids if truth[item].corrupted],
             "repeated": [item for item in pool.ids if truth[item].duplicate_of],
         }
-        told |= measure(pool, bads, wish.model or model_path(), folder, wish)
+        record |= measure(pool, bads, case.model or model_path(), folder, case)
     else:
-        model = wish.model or model_path()
-        planted = swapped(usable(read(wish.data), model, wish.rows, wish.seed), wish.share, wish.seed)
-        pool = usable(planted.examples, model, wish.rows, wish.seed)
-        folder = wish.cache / f"{wish.data.stem}-{wish.rows}-{wish.share}-{wish.seed}"
-        told |= measure(pool, {"exchanged": planted.bad & set(pool.ids)}, model, folder, wish)
-    if wish.json:
-        print(json.dumps({what: found.as_dict() for what, found in told.items()}))
+        model = case.model or model_path()
+        planted = swapped(usable(read(case.data), model, case.rows, case.seed), case.share, case.seed)
+        pool = usable(planted.examples, model, case.rows, case.seed)
+        folder = case.cache / f"{case.data.stem}-{case.rows}-{case.share}-{case.seed}"
+        record |= measure(pool, {"exchanged": planted.bad & set(pool.ids)}, model, folder, case)
+    if case.json:
+        print(json.dumps({what: found.as_dict() for what, found in record.items()}))
         return
-    for what, found in told.items():
+    for what, found in record.items():
         show(what, found)
 
 

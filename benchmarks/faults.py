@@ -48,9 +48,9 @@ def unwarned(wanted: Mapping[str, bytes], found: Mapping[str, bytes], file: str)
     """Return what was found as it would be without warnings of a damaged file, where the summary is the same but for them."""
     if SUMMARY not in found or SUMMARY not in wanted:
         return found
-    told, was = json.loads(found[SUMMARY]), json.loads(wanted[SUMMARY])
-    told["warnings"] = [sentence for sentence in told["warnings"] if Path(file).name not in sentence]
-    return {**found, **{name: wanted[name] for name in WARNED}} if told == was else found
+    record, was = json.loads(found[SUMMARY]), json.loads(wanted[SUMMARY])
+    record["warnings"] = [sentence for sentence in record["warnings"] if Path(file).name not in sentence]
+    return {**found, **{name: wanted[name] for name in WARNED}} if record == was else found
 
 
 def explain(folder: Path, out: Path | None = None) -> None:
@@ -59,8 +59,8 @@ def explain(folder: Path, out: Path | None = None) -> None:
     from nncift.runs.finished import FinishedRun
 
     found = FinishedRun(folder / "run")
-    told = [explain(found, item, why_not=True) for item in (sorted(found.choices)[3], found.chosen[0])]
-    ((out or folder) / "explained.json").write_text(json.dumps(told))
+    record = [explain(found, item, why_not=True) for item in (sorted(found.choices)[3], found.chosen[0])]
+    ((out or folder) / "explained.json").write_text(json.dumps(record))
 
 
 def compare(folder: Path) -> None:
@@ -146,5 +146,5 @@ class Faults:
             outcome = MENDED if named else UNTOUCHED
         else:
             outcome = SILENT
-        told = "" if outcome != SILENT else f"exit code {code}, {wrong or 'not named'}: {said[-300:]}"
-        return Fault(command, kind, file, outcome, told)
+        record = "" if outcome != SILENT else f"exit code {code}, {wrong or 'not named'}: {said[-300:]}"
+        return Fault(command, kind, file, outcome, record)

@@ -22,7 +22,7 @@ from pages import WORLDS, known_toys, machine, publish, toy_tables
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.seeds import shuffled
 from nncift.data import Examples, read
-from nncift.labels import Wish
+from nncift.labels import LabelBudget
 from nncift.labels.vectors import Vectors
 from nncift.models.views import TEXT, Views
 
@@ -64,11 +64,11 @@ def main() -> None:
 def measured(world: World, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a line for every free similarity, and for every student, plan, features and number of labels."""
     ways = [
-        Way(student, recipe, features, Wish(None, labels, plan))
+        Way(student, recipe, features, LabelBudget(None, labels, plan))
         for labels in given.labels
         for student, recipe, features, plan in students()
     ]
-    yield from lines_of(world, ways, Wish(None, 1000, "scatter"), given.seeds)
+    yield from lines_of(world, ways, LabelBudget(None, 1000, "scatter"), given.seeds)
 
 
 def students() -> Iterator[tuple[str, str, str, str]]:

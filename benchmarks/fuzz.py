@@ -35,12 +35,48 @@ SECONDS, MEMORY = 20, 3 << 30
 """Most that one input may take: seconds, and bytes of memory beyond what there was."""
 
 TOKENS = (
-    b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 300,
-    b'{"a":' * 200, b"null", b"true", b'"role":"assistant"', b'"from":"gpt"', b"../../../../tmp/x", b"/etc/passwd", b"<script>",
-    b"!!python/object/apply:os.system ['true']", b"&a [*a, *a]", b"*a", b"- ", b": ", b"\n", b"\r", b"\xe2\x80\xa8", b"{prompt}",
-    b"{response}", b"100%", b"-1", b"0x7f", b"1_000", b"\xd9\xa3", b"2Mtok", b"min=", b"max=", b"id", b"checksum",
-    b'""', b"{}", b"[]",
-)  # fmt: skip
+    b"\x00",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
+    b"\\ud800",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"9" * 5000,
+    b"[" * 300,
+    b'{"a":' * 200,
+    b"null",
+    b"true",
+    b'"role":"assistant"',
+    b'"from":"gpt"',
+    b"../../../../tmp/x",
+    b"/etc/passwd",
+    b"<script>",
+    b"!!python/object/apply:os.system ['true']",
+    b"&a [*a, *a]",
+    b"*a",
+    b"- ",
+    b": ",
+    b"\n",
+    b"\r",
+    b"\xe2\x80\xa8",
+    b"{prompt}",
+    b"{response}",
+    b"100%",
+    b"-1",
+    b"0x7f",
+    b"1_000",
+    b"\xd9\xa3",
+    b"2Mtok",
+    b"min=",
+    b"max=",
+    b"id",
+    b"checksum",
+    b'""',
+    b"{}",
+    b"[]",
+)
 
 
 @cache
@@ -140,13 +176,13 @@ def template(data: bytes) -> None:
     _plain_template(str(_file("template.txt", data)))
 
 
-def wishes(data: bytes) -> None:
+def cases(data: bytes) -> None:
     """Read what is wished of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
     from nncift.config import resolve
     from nncift.data import Examples, read
     from nncift.data.pool_table import Rows
     from nncift.labels import parse_labels
-    from nncift.selection.constraints import Wishes
+    from nncift.selection.constraints import Constraints
 
     given = data.decode("utf-8", "surrogateescape").split("\n", 4)
     names = ("budget", "quota", "dedup", "labels")
@@ -155,10 +191,10 @@ def wishes(data: bytes) -> None:
     for name, text in zip(names, given, strict=False):
         with _allowed():
             found = resolve({name: text})
-            Wishes.read(found).check(Rows.of(pool))
+            Constraints.read(found).check(Rows.of(pool))
             if name == "labels":
                 parse_labels(found.labels)
-    Wishes.read(resolve({"include": str(ids), "budget": "3"})).check(Rows.of(pool))
+    Constraints.read(resolve({"include": str(ids), "budget": "3"})).check(Rows.of(pool))
 
 
 FEW = b"\n".join(
@@ -234,11 +270,15 @@ def directory(data: bytes) -> None:
         explain(found, next(iter(found.choices)), why_not=True)
 
     for act in (
-        explained, lambda: export(run, rest / "a.jsonl", to="trl"), lambda: compare(run, finished()),
-        lambda: reselect(run, {"budget": "3"}, rest / "other"), lambda: write_report(run), lambda: write_card(run),
+        explained,
+        lambda: export(run, rest / "a.jsonl", to="trl"),
+        lambda: compare(run, finished()),
+        lambda: reselect(run, {"budget": "3"}, rest / "other"),
+        lambda: write_report(run),
+        lambda: write_card(run),
         lambda: score_file(read(folder() / "few.jsonl"), run, rest / "s.parquet", device="cpu"),
         lambda: reselect(run, {"budget": "4"}),
-    ):  # fmt: skip
+    ):
         with _allowed():
             act()
     if _outside() != before:
@@ -259,7 +299,7 @@ def manifest(data: bytes) -> None:
     from nncift import config
     from nncift.data.export import export
     from nncift.runs.finished import FinishedRun
-    from nncift.selection.constraints import Wishes
+    from nncift.selection.constraints import Constraints
     from nncift.storage.run_directory import MANIFEST, RunDir
 
     run = unmarked()
@@ -269,7 +309,7 @@ def manifest(data: bytes) -> None:
         found = config.resolve({}, run / MANIFEST)
         if config.resolve(json.loads(found.model_dump_json(exclude_none=True))) != found:
             raise AssertionError("settings do not come back as they were written")
-        Wishes.read(found)
+        Constraints.read(found)
 
     def went_on() -> None:
         with RunDir(run, config.resolve({"pool": [str(folder() / "few.jsonl")], "teacher": "length"})) as opened:
@@ -277,8 +317,11 @@ def manifest(data: bytes) -> None:
 
     before = _outside()
     for act in (
-        repeated, lambda: FinishedRun(run).settings, went_on, lambda: export(run, folder() / "rest.jsonl", to="trl"),
-    ):  # fmt: skip
+        repeated,
+        lambda: FinishedRun(run).settings,
+        went_on,
+        lambda: export(run, folder() / "rest.jsonl", to="trl"),
+    ):
         with _allowed():
             act()
     if _outside() != before:
@@ -304,7 +347,7 @@ def _changed(content: bytes, data: bytes) -> bytes:
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     made.__name__: made
-    for made in (lines, document, packed, parquet, trainers, settings, template, wishes, manifest, directory)
+    for made in (lines, document, packed, parquet, trainers, settings, template, cases, manifest, directory)
 }
 
 
@@ -363,7 +406,7 @@ def seeds(target: str) -> list[bytes]:
         {"instruction": "x", "input": "y", "output": "z", "history": [["a", "b"]]},
         {"prompt": talk[:1], "completion": "c", "images": ["i.png"]},
         {"id": 3, "prompt": "p", "response": "r", "system": "s"},
-    ]  # fmt: skip
+    ]
     text = "\n".join(json.dumps(row) for row in rows).encode()
     table, stream = (
         pa.table({"id": ["a", "b"], "prompt": ["p", "q"], "completion": ["r", "s"], "n": [1.5, None]}),
@@ -371,14 +414,21 @@ def seeds(target: str) -> list[bytes]:
     )
     pq.write_table(table, stream)
     own = {
-        "lines": [text], "trainers": [text], "packed": [text],
+        "lines": [text],
+        "trainers": [text],
+        "packed": [text],
         "document": [json.dumps(rows).encode(), json.dumps({"data": rows}).encode()],
         "parquet": [stream.getvalue()],
-        "settings": [b"pool: [a.jsonl]\nlabels: 5%\nmap: {prompt: q}\noption: {x: 2e-5}\nseed: 3\nquota: 'source:min=5%'\n"],
-        "template": [b"Q: {prompt}\nA: {response}"], "wishes": [b"30%\nsource:min=5%,max=40%\nnear:0.95\n5%\nr1\nr2"],
+        "settings": [
+            b"pool: [a.jsonl]\nlabels: 5%\nmap: {prompt: q}\noption: {x: 2e-5}\nseed: 3\nquota: 'source:min=5%'\n"
+        ],
+        "template": [b"Q: {prompt}\nA: {response}"],
+        "wishes": [b"30%\nsource:min=5%,max=40%\nnear:0.95\n5%\nr1\nr2"],
         "manifest": [MANIFEST_SEED.encode()],
-        "directory": [bytes([at, mark, how, 1, 7]) + b"{}" for at in range(40) for mark in (0, 255) for how in (0, 200, 201)],
-    }  # fmt: skip
+        "directory": [
+            bytes([at, mark, how, 1, 7]) + b"{}" for at in range(40) for mark in (0, 255) for how in (0, 200, 201)
+        ],
+    }
     kept = sorted((CORPUS / target).glob("*")) if (CORPUS / target).is_dir() else []
     return [*own[target], *(path.read_bytes() for path in kept)]
 
@@ -410,7 +460,7 @@ def mutated(target: str, dice: random.Random) -> bytes:
 def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str, Any]:
     """Mutate in turns for so long; return how many inputs each target had, and what was found."""
     dice, began = random.Random(seed), time.process_time()
-    told: dict[str, Any] = {"inputs": dict.fromkeys(targets, 0), "finds": []}
+    record: dict[str, Any] = {"inputs": dict.fromkeys(targets, 0), "finds": []}
     known: set[str] = set()
     if {"directory", "manifest"} & set(targets):
         finished()
@@ -421,7 +471,7 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str
                 until = time.process_time() + 1
                 while time.process_time() < until:
                     data = mutated(target, dice)
-                    told["inputs"][target] += 1
+                    record["inputs"][target] += 1
                     try:
                         attempt(target, data)
                     except Exception as error:  # noqa: BLE001 - any of them is a find
@@ -432,10 +482,10 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str
                             path = finds / target / hashlib.sha256(data).hexdigest()[:12]
                             path.parent.mkdir(parents=True, exist_ok=True)
                             path.write_bytes(data)
-                            told["finds"].append({"what": what, "said": str(error)[:200], "file": str(path)})
+                            record["finds"].append({"what": what, "said": str(error)[:200], "file": str(path)})
                             sys.stderr.write(f"{what}: {str(error)[:200]} ({path})\n")
-    told["cpu_minutes"] = round((time.process_time() - began) / 60, 2)
-    return told
+    record["cpu_minutes"] = round((time.process_time() - began) / 60, 2)
+    return record
 
 
 def guided(target: str, minutes: float, finds: Path) -> None:
@@ -452,16 +502,19 @@ def guided(target: str, minutes: float, finds: Path) -> None:
     for number, data in enumerate(seeds(target)):
         (start / str(number)).write_bytes(data)
     flags = [
-        f"-max_total_time={round(60 * minutes)}", f"-timeout={SECONDS}", "-rss_limit_mb=4096", "-print_final_stats=1",
+        f"-max_total_time={round(60 * minutes)}",
+        f"-timeout={SECONDS}",
+        "-rss_limit_mb=4096",
+        "-print_final_stats=1",
         f"-artifact_prefix={kept}/",
-    ]  # fmt: skip
+    ]
     atheris.Setup([sys.argv[0], *flags, str(start)], lambda data: attempt(target, data))
     atheris.Fuzz()
 
 
 def by_coverage(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str, Any]:
     """Give every target its share of the minutes in a process of its own; return the same as `fuzz`, and branches reached."""
-    told: dict[str, Any] = {"inputs": {}, "branches": {}, "finds": [], "cpu_minutes": 0.0}
+    record: dict[str, Any] = {"inputs": {}, "branches": {}, "finds": [], "cpu_minutes": 0.0}
     for target in targets:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [
@@ -479,15 +532,15 @@ def by_coverage(targets: list[str], minutes: float, seed: int, finds: Path) -> d
         asked = [*command, "--finds", str(finds), "--one"]
         said = subprocess.run(asked, capture_output=True, text=True, check=False, env=plain)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        told["cpu_minutes"] += round((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60, 2)
+        record["cpu_minutes"] += round((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60, 2)
         done = re.search(r"stat::number_of_executed_units:\s*(\d+)", said.stderr)
-        told["inputs"][target] = int(done[1]) if done else None
-        told["branches"][target] = max((int(found) for found in re.findall(r"cov: (\d+)", said.stderr)), default=None)
+        record["inputs"][target] = int(done[1]) if done else None
+        record["branches"][target] = max((int(found) for found in re.findall(r"cov: (\d+)", said.stderr)), default=None)
         if said.returncode or done is None:
-            told["finds"].append(
+            record["finds"].append(
                 {"what": f"{target}: exit code {said.returncode}", "said": said.stderr[-2000:], "file": str(finds)}
             )
-    return told
+    return record
 
 
 def main() -> None:
@@ -505,11 +558,11 @@ def main() -> None:
         if given.one:
             guided(targets[0], given.minutes, given.finds)
         way = by_coverage if given.engine == "atheris" else fuzz
-        told = way(targets, given.minutes, given.seed, given.finds)
+        record = way(targets, given.minutes, given.seed, given.finds)
     finally:
         shutil.rmtree(folder(), ignore_errors=True)
-    print(json.dumps(told, indent=2))
-    sys.exit(1 if told["finds"] else 0)
+    print(json.dumps(record, indent=2))
+    sys.exit(1 if record["finds"] else 0)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
 from nncift.evaluation.intervals import interval_of_pairs
 from nncift.evaluation.metrics import r2, skill, spearman
 from nncift.evaluation.selection_skill import NINETY
-from nncift.labels import NO_SOURCE, SPLITS, LabelPlan, Roles, Wish, grow
+from nncift.labels import NO_SOURCE, SPLITS, LabelBudget, LabelPlan, Roles, grow
 from nncift.labels.pair_labels import combine
 from nncift.labels.row_labels import grow_rows, split_by_roles
 from nncift.labels.vectors import Vectors
@@ -30,7 +30,7 @@ from nncift.stages.active import next_round
 from nncift.stages.fit import judged as gate_of
 from nncift.student.candidates import STUDENT, Candidate, free_candidates
 from nncift.student.model import predict_all, with_known
-from nncift.student.networks import Lesson
+from nncift.student.networks import TrainingData
 
 Floats = npt.NDArray[np.float32]
 BUDGETS = (0.01, 0.05, 0.1, 0.3)
@@ -101,7 +101,7 @@ class Way:
     student: str
     recipe: str
     features: str
-    wish: Wish
+    label_budget: LabelBudget
 
     @property
     def name(self) -> str:
@@ -117,9 +117,11 @@ class Seen:
     roles: Roles
     measured: int
 
-    def lesson(self, vectors: Vectors) -> Lesson:
+    def training_data(self, vectors: Vectors) -> TrainingData:
         """Return what a student learns from."""
-        return Lesson(self.labels["train"], self.labels["validation"], vectors.targets, vectors.sources, vectors.views)
+        return TrainingData(
+            self.labels["train"], self.labels["validation"], vectors.targets, vectors.sources, vectors.views
+        )
 
 
 def judged(world: World, way: Way, seed: int) -> dict[str, Any]:
@@ -128,19 +130,19 @@ def judged(world: World, way: Way, seed: int) -> dict[str, Any]:
     At each budget the run's gate decides who selects, and says what skill to expect.
     """
     vectors = world.vectors[way.features]
-    seen = label(world, vectors, way.wish, seed)
+    seen = label(world, vectors, way.label_budget, seed)
     began = time.perf_counter()
     found = hold_out(seen.labels, vectors, Recipe(way.student, way.recipe, seed), coverage=True)
     seconds = time.perf_counter() - began
     made = found.shipped[STUDENT]
     skills = {name: world.skills(hybrid(of, seen)) for name, of in found.shipped.items()}
     gates = {key: gate_of(found, "fl", budget, seed) for key, budget in zip(SKILLS, BUDGETS, strict=True)}
-    told = {key: of.headline for key, of in gates.items()}
+    record = {key: of.headline for key, of in gates.items()}
     return {
         **agreement(world, made, seen),
         **skills[STUDENT],
         "gate": {"used": gates[SKILLS[2]].used, **{key: skills[of.used][key] for key, of in gates.items()}},
-        "headline": {key: None if of is None else (of.skill, of.error) for key, of in told.items()},
+        "headline": {key: None if of is None else (of.skill, of.error) for key, of in record.items()},
         "free": best_free(world, way.features),
         "coverage": coverage(world, found),
         "seconds": seconds,
@@ -149,16 +151,20 @@ def judged(world: World, way: Way, seed: int) -> dict[str, Any]:
     }
 
 
-def label(world: World, vectors: Vectors, wish: Wish, seed: int) -> Seen:
+def label(world: World, vectors: Vectors, label_budget: LabelBudget, seed: int) -> Seen:
     """Return what the teacher answers to a plan; an active one grows by what a student makes of the first answers."""
     ids = world.matrix.source_ids
-    if wish.kind == "rows":
-        return _by_rows(world, wish, seed)
+    if label_budget.kind == "rows":
+        return _by_rows(world, label_budget, seed)
     # Gradients are no relative teacher, and DELIFT's utilities are differences already.
-    grown: LabelPlan | None = grow(None, ids, ids, wish, seed, shared=True, relative=False)
+    grown: LabelPlan | None = grow(None, ids, ids, label_budget, seed, shared=True, relative=False)
     while grown is not None:
         current, labels = grown, _by_pairs(world, grown)
-        grown = next_round(current, labels, vectors, wish, seed, relative=False) if wish.kind == "active" else None
+        grown = (
+            next_round(current, labels, vectors, label_budget, seed, relative=False)
+            if label_budget.kind == "active"
+            else None
+        )
     return Seen(labels, current.roles, sum(map(len, labels.values())))
 
 
@@ -171,9 +177,9 @@ def _by_pairs(world: World, plan: LabelPlan) -> dict[str, LabelledPairs]:
     return found
 
 
-def _by_rows(world: World, wish: Wish, seed: int) -> Seen:
+def _by_rows(world: World, label_budget: LabelBudget, seed: int) -> Seen:
     ids = world.matrix.source_ids
-    plan = grow_rows(None, ids, ids, wish, seed, shared=True)
+    plan = grow_rows(None, ids, ids, label_budget, seed, shared=True)
     codes = np.array([code for code, item in enumerate(ids) if item in plan.measured], np.int32)
     table = world.matrix.values[np.ix_(codes, codes)].astype(np.float32)
     return Seen(split_by_roles(plan, codes, codes, table), plan.roles, len(codes))
@@ -222,9 +228,9 @@ def free_skills(world: World, features: str) -> dict[str, dict[str, float]]:
     """Return the skill of each similarity; labels only give it a slope, which changes no selection."""
     if (world.name, features) not in _FREE:
         vectors, ids = world.vectors[features], world.matrix.source_ids
-        lesson = label(world, vectors, Wish(None, 1000, "scatter"), 0).lesson(vectors)
+        training_data = label(world, vectors, LabelBudget(None, 1000, "scatter"), 0).training_data(vectors)
         found = {}
-        for name, made in free_candidates(lesson, vectors).items():
+        for name, made in free_candidates(training_data, vectors).items():
             values = predict_all(made.student, vectors.targets, vectors.sources)
             np.fill_diagonal(values, np.nan)
             found[name] = world.skills(UtilityMatrix(ids, ids, values))
@@ -238,13 +244,13 @@ def best_free(world: World, features: str) -> dict[str, float]:
     return {key: max(of[key] for of in found.values()) for key in next(iter(found.values()))}
 
 
-def free_lines(world: World, wish: Wish, seeds: int) -> Iterator[dict[str, Any]]:
+def free_lines(world: World, label_budget: LabelBudget, seeds: int) -> Iterator[dict[str, Any]]:
     """Yield a line for each free similarity: agreement over seeds of the items that it is judged on, and its skill."""
     vectors, skills = world.vectors["probe"], free_skills(world, "probe")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in skills}
     for seed in range(seeds):
-        seen = label(world, vectors, wish, seed)
-        for name, made in free_candidates(seen.lesson(vectors), vectors).items():
+        seen = label(world, vectors, label_budget, seed)
+        for name, made in free_candidates(seen.training_data(vectors), vectors).items():
             if name in skills:
                 found[name].append({**agreement(world, made, seen), **skills[name]})
     for name, lines in found.items():
@@ -254,7 +260,7 @@ def free_lines(world: World, wish: Wish, seeds: int) -> Iterator[dict[str, Any]]
             yield {**line, **spread(lines)}
 
 
-def lines_of(world: World, ways: Sequence[Way], free: Wish, seeds: int) -> Iterator[dict[str, Any]]:
+def lines_of(world: World, ways: Sequence[Way], free: LabelBudget, seeds: int) -> Iterator[dict[str, Any]]:
     """Yield a line for every free similarity, and one for every way to a student, over seeds of plan and training.
 
     free: the plan whose held-out items similarities are judged on.
@@ -264,7 +270,7 @@ def lines_of(world: World, ways: Sequence[Way], free: Wish, seeds: int) -> Itera
         found = [judged(world, way, seed) for seed in range(seeds)]
         line = {**summary(way, found), **_rivals(found)}
         shown = {key: round(line[key]["mean"], 2) for key in (*AGREEMENT, *SKILLS)}
-        print(f"{world.name}: {way.name} {way.features} {way.wish.kind}", shown, flush=True, file=sys.stderr)
+        print(f"{world.name}: {way.name} {way.features} {way.label_budget.kind}", shown, flush=True, file=sys.stderr)
         yield line
 
 
@@ -273,8 +279,8 @@ def summary(way: Way, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     line = {
         "student": way.name,
         "features": way.features,
-        "plan": way.wish.kind,
-        "labels": way.wish.count or found[0]["labels"],
+        "plan": way.label_budget.kind,
+        "labels": way.label_budget.count or found[0]["labels"],
         "measured": found[0]["measured"],
         **spread([{key: of[key] for key in (*AGREEMENT, *SKILLS)} for of in found]),
         "headline": headlines(found),
@@ -290,10 +296,10 @@ def headlines(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return, by budget, how far the skill that runs state lies from the true one, and how many 90 % intervals hold."""
     lines = {}
     for key in SKILLS:
-        told = [(of["headline"][key], of["gate"][key]) for of in found if of["headline"][key] is not None]
-        if told:
-            error = [skill - true for (skill, _), true in told]
-            held = [abs(skill - true) <= NINETY * width for (skill, width), true in told]
+        record = [(of["headline"][key], of["gate"][key]) for of in found if of["headline"][key] is not None]
+        if record:
+            error = [skill - true for (skill, _), true in record]
+            held = [abs(skill - true) <= NINETY * width for (skill, width), true in record]
             lines[key] = {
                 "bias": float(np.mean(error)),
                 "size": float(np.mean(np.abs(error))),

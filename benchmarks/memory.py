@@ -102,11 +102,19 @@ class Watched:
 
 def peak(command: list[str], cache: Path, threads: int = 1) -> Watched:
     """Run a command with so many threads of linear algebra and watch it."""
-    told = subprocess.run(
-        [sys.executable, "-c", WATCH, str(STEP), *command], capture_output=True, text=True, check=True,
-        env={**os.environ, "NNCIFT_CACHE": str(cache), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)},
-    ).stdout  # fmt: skip
-    code, kilobytes, seconds, said = told.strip().split(" ", 3)
+    record = subprocess.run(
+        [sys.executable, "-c", WATCH, str(STEP), *command],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            **os.environ,
+            "NNCIFT_CACHE": str(cache),
+            "OMP_NUM_THREADS": str(threads),
+            "NUMBA_NUM_THREADS": str(threads),
+        },
+    ).stdout
+    code, kilobytes, seconds, said = record.strip().split(" ", 3)
     return Watched(int(code), int(kilobytes) * 1024 / 1e6, float(seconds), said)
 
 
@@ -123,7 +131,7 @@ def commands(folder: Path, model: str | None) -> dict[str, tuple[list[str], list
         "inspect": (["inspect", pool], []),
     }
     if model is not None:
-        lesson = [
+        training_data = [
             "--model",
             model,
             "--test",
@@ -136,7 +144,7 @@ def commands(folder: Path, model: str | None) -> dict[str, tuple[list[str], list
             "1",
         ]
         arms = ["--arms", "selected,random,none", "--metrics", "loss", "--out", str(folder / "d")]
-        found["tune"] = (["tune", done, *lesson, *arms], [folder / "d"])
+        found["tune"] = (["tune", done, *training_data, *arms], [folder / "d"])
     return found
 
 
@@ -158,11 +166,18 @@ def caps(rows: int, folder: Path, model: str | None, only: str | None = None, th
             held = [] if cap is None else ["--max-mem", cap]
             seen = peak([*program, *line, "--quiet", *held], folder / "cache", threads)
             stages = _stages(left[0]) if name.startswith("run") and not seen.code else {}
-            found.append({
-                "command": name, "rows": rows, "cap": cap, "exit_code": seen.code, "peak_mb": round(seen.mb),
-                "peak_over_cap": None if cap is None else round(seen.mb * 1e6 / _bytes(cap), 3), "stages": stages,
-                "said": seen.said if seen.code else "",
-            })  # fmt: skip
+            found.append(
+                {
+                    "command": name,
+                    "rows": rows,
+                    "cap": cap,
+                    "exit_code": seen.code,
+                    "peak_mb": round(seen.mb),
+                    "peak_over_cap": None if cap is None else round(seen.mb * 1e6 / _bytes(cap), 3),
+                    "stages": stages,
+                    "said": seen.said if seen.code else "",
+                }
+            )
             print(name, cap, seen.code, round(seen.mb), file=sys.stderr, flush=True)
     return found
 
@@ -186,11 +201,18 @@ def million(rows: int, pairs: int, folder: Path, only: str | None = None, thread
 
     def watch(name: str, command: list[str], path: Path, count: int, run: Path | None = None) -> None:
         seen = peak([sys.executable, *command], folder / "cache", threads)
-        found.append({
-            "part": name, "rows": count, "file_mb": round(path.stat().st_size / 1e6), "exit_code": seen.code,
-            "peak_mb": round(seen.mb), "seconds": seen.seconds, "said": seen.said if seen.code else "",
-            "stages": {} if run is None or seen.code else _stages(run),
-        })  # fmt: skip
+        found.append(
+            {
+                "part": name,
+                "rows": count,
+                "file_mb": round(path.stat().st_size / 1e6),
+                "exit_code": seen.code,
+                "peak_mb": round(seen.mb),
+                "seconds": seen.seconds,
+                "said": seen.said if seen.code else "",
+                "stages": {} if run is None or seen.code else _stages(run),
+            }
+        )
         print(name, seen, file=sys.stderr, flush=True)
 
     for name, code in PARTS.items():
@@ -228,9 +250,12 @@ def million(rows: int, pairs: int, folder: Path, only: str | None = None, thread
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     return {
-        "platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(),
-        "load": round(os.getloadavg()[0], 1), "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def page(known: dict[str, Any]) -> str:
@@ -250,20 +275,20 @@ def page(known: dict[str, Any]) -> str:
     for name, title in (("caps", "Under a cap"), ("caps-2", "Under a cap, with two threads of linear algebra")):
         if name not in known:
             continue
-        told = known[name]["told"]
+        record = known[name]["told"]
         lines += [
             f"## {title}\n",
             *_measured(known[name], "caps" if name == "caps" else "caps --threads 2"),
             *([CAPS_NOTE.format(most=TOO_MUCH)] if name == "caps" else [""]),
-            *_table_of_caps(told),
+            *_table_of_caps(record),
         ]
         lines += [
             "\nWhat those say that did not finish:\n",
-            *_refusals(told),
+            *_refusals(record),
             "",
             "Peaks by stage of the runs that finished, MB:\n",
         ]
-        lines += [*_table_of_stages(told), ""]
+        lines += [*_table_of_stages(record), ""]
     return "\n".join(lines)
 
 
@@ -272,22 +297,22 @@ def _measured(part: dict[str, Any], name: str) -> list[str]:
     return [f"`python benchmarks/memory.py --only {name}` on: {on}."]
 
 
-def _table_of_many(told: list[dict[str, Any]]) -> list[str]:
+def _table_of_many(record: list[dict[str, Any]]) -> list[str]:
     rows = [
         f"| {one['part']} | {one['rows']:,} | {one['file_mb']:,} | {_cell({'cap': None, **one})} | {one.get('seconds', 0):,.0f} |"
-        for one in told
+        for one in record
     ]
     return ["| | rows | file, MB | peak, MB | seconds |", "|---|---:|---:|---:|---:|", *rows]
 
 
-def _table_of_caps(told: list[dict[str, Any]]) -> list[str]:
+def _table_of_caps(record: list[dict[str, Any]]) -> list[str]:
     columns = [None, *CAPS]
     lines = [
-        f"| peak MB, and peak / cap ({told[0]['rows']:,} rows) | no cap | " + " | ".join(CAPS) + " |",
+        f"| peak MB, and peak / cap ({record[0]['rows']:,} rows) | no cap | " + " | ".join(CAPS) + " |",
         "|---|" + "---:|" * len(columns),
     ]
-    for name in dict.fromkeys(one["command"] for one in told):
-        cells = {one["cap"]: _cell(one) for one in told if one["command"] == name}
+    for name in dict.fromkeys(one["command"] for one in record):
+        cells = {one["cap"]: _cell(one) for one in record if one["command"] == name}
         lines.append(f"| `{name}` | " + " | ".join(cells[cap] for cap in columns) + " |")
     return lines
 
@@ -298,14 +323,14 @@ def _cell(one: dict[str, Any]) -> str:
     return f"{ended}{one['peak_mb']:,}{over}"
 
 
-def _refusals(told: list[dict[str, Any]]) -> Iterator[str]:
-    for one in told:
+def _refusals(record: list[dict[str, Any]]) -> Iterator[str]:
+    for one in record:
         if one["exit_code"]:
             yield f"- `{one['command']}`, {one['cap']} (exit code {one['exit_code']}): {one['said'].removeprefix('nncift: ')}"
 
 
-def _table_of_stages(told: list[dict[str, Any]]) -> list[str]:
-    runs = [one for one in told if one.get("stages")]
+def _table_of_stages(record: list[dict[str, Any]]) -> list[str]:
+    runs = [one for one in record if one.get("stages")]
     names = list(dict.fromkeys(name for one in runs for name in one["stages"]))
     lines = ["| | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for one in runs:
@@ -330,31 +355,31 @@ def main() -> None:
     parser.add_argument("--model", help="model that tune trains; tune is left out without one")
     parser.add_argument("--write", action="store_true", help="write docs/results/memory.md and memory.json")
     parser.add_argument("--json", action="store_true")
-    wish = parser.parse_args()
-    told: dict[str, Any] = {}
+    case = parser.parse_args()
+    record: dict[str, Any] = {}
     for part in ("caps", "million"):
-        if wish.only in (None, part):
+        if case.only in (None, part):
             on = machine()
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 found = (
-                    caps(wish.rows, folder, wish.model, wish.command, wish.threads)
+                    caps(case.rows, folder, case.model, case.command, case.threads)
                     if part == "caps"
-                    else million(wish.many, wish.pairs, folder, wish.command, wish.threads)
+                    else million(case.many, case.pairs, folder, case.command, case.threads)
                 )
-            told[part if wish.threads == 1 else f"{part}-{wish.threads}"] = {"machine": on, "told": found}
-    if wish.write:
+            record[part if case.threads == 1 else f"{part}-{case.threads}"] = {"machine": on, "told": found}
+    if case.write:
         path = RESULTS / "memory.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if wish.command:
-            for part in told.keys() & known.keys():
-                fresh = {one.get("command", one.get("part")) for one in told[part]["told"]}
+        if case.command:
+            for part in record.keys() & known.keys():
+                fresh = {one.get("command", one.get("part")) for one in record[part]["told"]}
                 others = [one for one in known[part]["told"] if one.get("command", one.get("part")) not in fresh]
-                told[part] |= {"told": [*others, *told[part]["told"]]}
-        known |= told
+                record[part] |= {"told": [*others, *record[part]["told"]]}
+        known |= record
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "memory.md").write_text(page(known), encoding="utf-8")
-    print(json.dumps(told) if wish.json else page(told))
+    print(json.dumps(record) if case.json else page(record))
 
 
 if __name__ == "__main__":

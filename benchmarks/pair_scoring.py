@@ -47,7 +47,7 @@ def compare(repeats: int, size: int = 4096) -> dict[str, Any]:
     fused = seconds["fused"] / size**2
     plain, single = naive(repeats)
     wide, narrow = (random.normal(size=(n, HIDDEN)).astype(np.float32) for n in (15_000, 5_000))
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "fused_pairs_per_second": 1 / fused,
         "fused_billion_pair_hidden_steps_per_second": HIDDEN / fused / 1e9,
         "times_faster_than_batched_concatenation": plain / fused,
@@ -56,9 +56,9 @@ def compare(repeats: int, size: int = 4096) -> dict[str, Any]:
         "seconds_of_15000_x_5000_pairs": turns({"big": lambda: relu_block(narrow, wide, weights, 0.0)}, repeats)["big"],
     }
     if "c" in seconds:
-        told["c_billion_pair_hidden_steps_per_second"] = HIDDEN * size**2 / seconds["c"] / 1e9
-        told["seconds_over_those_of_c"] = seconds["fused"] / seconds["c"]
-    return told
+        record["c_billion_pair_hidden_steps_per_second"] = HIDDEN * size**2 / seconds["c"] / 1e9
+        record["seconds_over_those_of_c"] = seconds["fused"] / seconds["c"]
+    return record
 
 
 def naive(repeats: int) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from sparse import FAR, NEAR, clustered, student
 
 from nncift import config
 from nncift.core import parallel as calculation
-from nncift.core.parallel import Calculate, Calculation, Keep
+from nncift.core.parallel import Calculation, Keep, ParallelMap
 from nncift.core.tasks import Engine, calculate
 from nncift.distributed.ray_cluster import OnRay
 from nncift.selection import graphs
@@ -46,7 +46,7 @@ def doubled(numbers: Any, task: int) -> dict[str, Any]:
     return {"found": numbers[:1] * 2}
 
 
-def steps(vectors: Any, trained: Any, dense: int, how: Calculate) -> dict[str, Callable[[dict[str, Any]], Any]]:
+def steps(vectors: Any, trained: Any, dense: int, how: ParallelMap) -> dict[str, Callable[[dict[str, Any]], Any]]:
     """Return what is measured, one after the other; each is given what came before."""
     ids = tuple(f"{i:07d}" for i in range(len(vectors)))
     sides = trained.project_targets(vectors[:dense]), trained.project_sources(vectors[:dense])
@@ -65,7 +65,7 @@ def steps(vectors: Any, trained: Any, dense: int, how: Calculate) -> dict[str, C
 def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str, Any]:
     """Do every step, and return seconds, CPU seconds of every process, and a hash of all results."""
     hands: Any = None
-    how: Calculate = partial(calculate, engine, hands)
+    how: ParallelMap = partial(calculate, engine, hands)
 
     def began() -> list[float]:
         return [time.perf_counter(), *map(cpu_seconds, processes)]
@@ -78,7 +78,7 @@ def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str,
         small(lambda place, found: None)
     processes = [os.getpid(), *(engine.processes() if isinstance(engine, OnRay) else [])]
     found: dict[str, Any] = {}
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     # Compiled code is loaded by everyone before anything is timed: in parts so small that all have some.
     usual = graphs._PAIRS, score.SIDE
     graphs._PAIRS, score.SIDE = 1 << 12, 64
@@ -89,12 +89,12 @@ def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str,
         before = began()
         found[name] = step(found)
         spent = [now - was for now, was in zip(began(), before, strict=True)]
-        told[name] = {"seconds": spent[0], "driver": spent[1], "workers": spent[2:], "busiest": max(spent[1:])}
+        record[name] = {"seconds": spent[0], "driver": spent[1], "workers": spent[2:], "busiest": max(spent[1:])}
     near, graph, solution, matrix = found.values()
     whole = hashlib.sha256()
     for part in (near.codes, near.cosine, graph.utility, np.array(solution.ids), matrix.T):
         whole.update(np.ascontiguousarray(part).tobytes())
-    return {"steps": told, "hash": whole.hexdigest()}
+    return {"steps": record, "hash": whole.hexdigest()}
 
 
 def wanted(engine: OnRay) -> int:
@@ -119,23 +119,27 @@ def main() -> None:
         for workers in WORKERS:
             with hired(workers, settings, waiting=False) as engine:
                 runs[workers].append(measure(engine, vectors, trained, given.dense))
-    told: dict[str, Any] = {
-        "rows": given.rows, "dense_rows": given.dense, "rounds": given.rounds,
+    record: dict[str, Any] = {
+        "rows": given.rows,
+        "dense_rows": given.dense,
+        "rounds": given.rounds,
         "machine": {"cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()},
         "same_bytes": len({run["hash"] for each in runs.values() for run in each}) == 1,
-    }  # fmt: skip
+    }
     for name in runs[0][0]["steps"]:
         median = {
-            workers: {what: statistics.median(run["steps"][name][what] for run in each) for what in ("seconds", "busiest")}
+            workers: {
+                what: statistics.median(run["steps"][name][what] for run in each) for what in ("seconds", "busiest")
+            }
             for workers, each in runs.items()
-        }  # fmt: skip
-        told[name] = {
+        }
+        record[name] = {
             **{f"{workers or 'no'} workers": figures for workers, figures in median.items()},
             "busiest process, two over one": median[1]["busiest"] / median[2]["busiest"],
             "clock, two over one": median[1]["seconds"] / median[2]["seconds"],
             "driver, two workers": statistics.median(run["steps"][name]["driver"] for run in runs[2]),
         }
-    print(json.dumps(told, indent=None if given.json else 2))
+    print(json.dumps(record, indent=None if given.json else 2))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from nncift.distributed.ray_cluster import OnRay
 from nncift.distributed.ray_worker import Order, Worker
 from nncift.distributed.start import ClusterSettings
 from nncift.labels import LabelPlan
-from nncift.stages import Work, label, plan_labels, refuse_impossible, usable_rows
+from nncift.stages import RunContext, check_request, label, plan_labels, usable_rows
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import registry
 
@@ -70,7 +70,7 @@ class Measured:
 def waited(piece: Piece) -> Outcome:
     """Wait for as long as a piece shall take, and give zeros."""
     time.sleep(float(os.environ["NNCIFT_WAIT"]) * piece.size)
-    return Outcome({"values": np.zeros(piece.size, np.float32)}, 0, piece.size, told={"shortened": False})
+    return Outcome({"values": np.zeros(piece.size, np.float32)}, 0, piece.size, details={"shortened": False})
 
 
 class Waiter(Worker):
@@ -106,7 +106,7 @@ def measure(settings: RunSettings, pool: Examples, engine: Engine, workers: int)
     """Label and measure."""
     teacher = registry.create(settings, "cpu")
     with tempfile.TemporaryDirectory() as folder, RunDir(Path(folder) / "run", settings) as directory:
-        work = Work(directory, settings, teacher, engine=engine)
+        work = RunContext(directory, settings, teacher, engine=engine)
         axes, _ = usable_rows(work, pool)
         plan = plan_labels(work, axes)
         assert isinstance(plan, LabelPlan)
@@ -159,7 +159,7 @@ def main() -> None:
         {"teacher": "delift", "model": given.model, "labels": given.labels, "encoder": "hash", "device": "cpu"}
     )
     pool = read(given.data, limit=given.rows)
-    settings = refuse_impossible(settings, pool, registry.create(settings, "cpu"))
+    settings = check_request(settings, pool, registry.create(settings, "cpu"))
     found: dict[int, list[Measured]] = {}
     for _ in range(given.rounds):
         for workers in (0, 1, given.workers):
@@ -172,7 +172,7 @@ def main() -> None:
         "speedup_clock": [b.seconds / c.seconds for b, c in zip(one, more, strict=True)],
         "speedup_busiest_process_cpu": [b.busiest / c.busiest for b, c in zip(one, more, strict=True)],
     }
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "rows": len(pool),
         "workers": given.workers,
         "waiting": given.waiting,
@@ -187,7 +187,7 @@ def main() -> None:
         },
         **{name: {"median": statistics.median(each), "each": each} for name, each in ratios.items()},
     }
-    print(json.dumps(told, indent=None if given.json else 2))
+    print(json.dumps(record, indent=None if given.json else 2))
 
 
 if __name__ == "__main__":

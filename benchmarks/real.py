@@ -21,7 +21,7 @@ from real_world import PARTS, POOLS, WHOLE, Maker, RealWorld, default_folder, ma
 
 from nncift.distributed.shards import Shard
 from nncift.errors import NnciftError
-from nncift.labels import TRAIN, Wish, grow
+from nncift.labels import TRAIN, LabelBudget, grow
 from nncift.models.causal_lm import CausalLM
 
 SHARE_OF_ROWS = {POOLS[0]: 0.2, POOLS[1]: 0.1}
@@ -81,7 +81,10 @@ def judge(given: argparse.Namespace) -> None:
         if world.name.startswith("LESS") and size not in given.pools:
             continue
         ways = [way for way in ways_of(world) if way.student in given.students]
-        found[world.name] = {"about": world.about, "lines": list(lines_of(world, ways, ways[-1].wish, given.seeds))}
+        found[world.name] = {
+            "about": world.about,
+            "lines": list(lines_of(world, ways, ways[-1].label_budget, given.seeds)),
+        }
     results = {
         "machine": machine(),
         "command": command(),
@@ -109,25 +112,25 @@ def command() -> str:
 
 def ways_of(world: World) -> Iterator[Way]:
     """Yield the ways to a student that a world is judged by."""
-    for wish in wishes_of(world):
-        paper = PAPER if wish.kind in ("rows", "block") else ()
+    for label_budget in label_budgets_of(world):
+        paper = PAPER if label_budget.kind in ("rows", "block") else ()
         for student, recipe, features in (*paper, *STUDENTS):
-            yield Way(student, recipe, features, wish)
+            yield Way(student, recipe, features, label_budget)
 
 
-def wishes_of(world: World) -> Sequence[Wish]:
+def label_budgets_of(world: World) -> Sequence[LabelBudget]:
     """Return the plans: measured rows for LESS, as many pairs however they are drawn for DELIFT."""
     ids = world.matrix.source_ids
     if world.name.startswith("LESS"):
-        return [Wish(SHARE_OF_ROWS[len(ids)], None, "rows")]
+        return [LabelBudget(SHARE_OF_ROWS[len(ids)], None, "rows")]
     total = round(SHARE_OF_PAIRS * len(ids) * (len(ids) - 1))
     found = []
     for kind in ("block", "scatter", "active"):
         drawn = "block" if kind == "block" else "scatter"
-        plan = grow(None, ids, ids, Wish(None, total, drawn), 0, shared=True, relative=False)
+        plan = grow(None, ids, ids, LabelBudget(None, total, drawn), 0, shared=True, relative=False)
         # What is held out counts too.
         held_out = int((plan.entries.split != TRAIN).sum())
-        found.append(Wish(None, max(4, total - held_out), kind))
+        found.append(LabelBudget(None, max(4, total - held_out), kind))
     return found
 
 

@@ -36,10 +36,21 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
 SPREAD = {
-    "delift, scatter": (20, 8), "delift, active, probe": (10, 4), "less": (8, 4), "loss": (30, 10), "select": (30, 8),
-    "score, export": (25, 5), "evaluate": (10, 3), "demo": (4, 2), "shards": (8, 3), "shards, active, probe": (4, 1),
-    "shards, less": (3, 1), "joining shards": (4, 1), "Ray's driver": (4, 0), "shards, calculating": (8, 3),
-}  # fmt: skip
+    "delift, scatter": (20, 8),
+    "delift, active, probe": (10, 4),
+    "less": (8, 4),
+    "loss": (30, 10),
+    "select": (30, 8),
+    "score, export": (25, 5),
+    "evaluate": (10, 3),
+    "demo": (4, 2),
+    "shards": (8, 3),
+    "shards, active, probe": (4, 1),
+    "shards, less": (3, 1),
+    "joining shards": (4, 1),
+    "Ray's driver": (4, 0),
+    "shards, calculating": (8, 3),
+}
 """Kills alone: at writes in equal steps, and at random times."""
 
 IN_A_ROW = {"delift, scatter": 40, "delift, active, probe": 60, "less": 30, "demo": 90, "shards": 150}
@@ -101,8 +112,8 @@ def disk(harness: Harness) -> Iterator[Fault]:
             resize("64m")
             again = harness.child(SCENARIOS[name].act)
             wrong = difference(_POOL[1], files_of(harness.work)) if again == 0 else f"exit code {again} on going on"
-            told = code == 6 and "o space left" in said
-            outcome = REFUSED if told and wrong is None else UNTOUCHED if code == 0 and wrong is None else SILENT
+            record = code == 6 and "o space left" in said
+            outcome = REFUSED if record and wrong is None else UNTOUCHED if code == 0 and wrong is None else SILENT
             yield Fault("run", f"{kilobytes} kB", "full disk", outcome, f"exit code {code}; {wrong}; {said[-300:]}")
     with _mounted(harness.work, "64m") as resize:
         (harness.work / "pool.jsonl").write_bytes(_POOL[0])
@@ -214,10 +225,11 @@ def joined(files: list[Path]) -> dict[str, Any]:
     """Return what several measurements found, as one."""
     parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return {
-        "kills": [one for part in parts for one in part["kills"]], "faults": [one for part in parts for one in part["faults"]],
+        "kills": [one for part in parts for one in part["kills"]],
+        "faults": [one for part in parts for one in part["faults"]],
         "skipped": [one for part in parts for one in part["skipped"]],
         "seconds": dict(sum((Counter(part["seconds"]) for part in parts), Counter[str]())),
-    }  # fmt: skip
+    }
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -252,10 +264,10 @@ def tables(found: dict[str, Any]) -> str:
 def _stage(kill: dict[str, Any]) -> str:
     if kill["scenario"] in ("select", "evaluate", "score, export"):
         return str(kill["scenario"])
-    told = str(kill["stage"])
-    if told == "begin":
+    record = str(kill["stage"])
+    if record == "begin":
         return "start"
-    return "summary, card, report" if told == "after select" else "between stages" if "after" in told else told
+    return "summary, card, report" if record == "after select" else "between stages" if "after" in record else record
 
 
 def _artefact(where: str) -> str:

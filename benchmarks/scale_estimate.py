@@ -22,7 +22,7 @@ from nncift.data import read
 from nncift.data.pool_file import write_rows_file
 from nncift.distributed.piece_records import Record, Writer
 from nncift.distributed.piece_records import read as read_records
-from nncift.labels import Wish, grow
+from nncift.labels import LabelBudget, grow
 from nncift.labels.pair_labels import LabelStore
 from nncift.labels.row_labels import RowFormat, RowLabelStore, grow_rows
 from nncift.storage.atomic import write_json
@@ -67,7 +67,9 @@ def measured(rows: int) -> dict[str, float]:
             write_rows_file(directory, pool, None, {})
         found["bytes_of_a_row_in_rows_parquet"] = (folder / "run" / "rows.parquet").stat().st_size / rows
         store = LabelStore.open(folder / "labels")
-        store.adopt(grow(None, pool.ids, pool.ids, Wish(None, 2000, "scatter", 30, 20), 0, shared=True, relative=True))
+        store.adopt(
+            grow(None, pool.ids, pool.ids, LabelBudget(None, 2000, "scatter", 30, 20), 0, shared=True, relative=True)
+        )
         found["bytes_of_a_row_in_a_plan"] = (folder / "labels" / "plan-000.json").stat().st_size / rows
         pending = list(store.pending())
         began = time.perf_counter()
@@ -95,7 +97,7 @@ def measured(rows: int) -> dict[str, float]:
 def _rows_kept(folder: Path, ids: tuple[str, ...]) -> float:
     """Return how many rows of a teacher that is paid by the row are kept a second, 8 numbers each, in chunks of 16."""
     store = RowLabelStore.open(folder)
-    store.adopt(grow_rows(None, ids, ids, Wish(0.9, None, "rows", 30, 20), 0, shared=True))
+    store.adopt(grow_rows(None, ids, ids, LabelBudget(0.9, None, "rows", 30, 20), 0, shared=True))
     store.set_format(RowFormat(8))
     pending = list(store.pending())
     began = time.perf_counter()
@@ -141,7 +143,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     n, per = given.rows, measured(given.measured_rows)
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "rows": n,
         "gpus": given.gpus,
         "measured": per,
@@ -149,7 +151,7 @@ def main() -> None:
         "gigabytes": sizes(n, per),
     }
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(record))
         return
     for name, value in per.items():
         print(f"{name.replace('_', ' ')}: {value:,.1f}")
@@ -159,11 +161,11 @@ def main() -> None:
         + " |\n|---|---:|"
         + "---:|" * len(RATES)
     )
-    for name, count in told["passes"].items():
+    for name, count in record["passes"].items():
         hours = " | ".join(f"{count / rate / given.gpus / 3600:,.2f} h" for rate in RATES)
         print(f"| {name} | {count:,} | {hours} |")
     print("\n| what | GB |\n|---|---:|")
-    for name, size in told["gigabytes"].items():
+    for name, size in record["gigabytes"].items():
         print(f"| {name} | {size:,.1f} |")
 
 

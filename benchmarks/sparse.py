@@ -46,7 +46,7 @@ def student(vectors: Floats) -> Student:
 
     from nncift.core.pairs import LabelledPairs
     from nncift.models.views import TEXT, Views
-    from nncift.student.networks import Lesson
+    from nncift.student.networks import TrainingData
     from nncift.student.paper_recipe import RECIPES, fit
 
     torch.set_num_threads(1)
@@ -58,8 +58,8 @@ def student(vectors: Floats) -> Student:
         t, s = (random.integers(len(rows), size=size).astype(np.int32) for _ in range(2))
         return LabelledPairs(ids, ids, t, s, np.einsum("pd,pd->p", rows[t], rows[s]).astype(np.float32))
 
-    lesson = Lesson(pairs(20_000), pairs(2_000), rows, rows, Views.of({TEXT: rows.shape[1]}))
-    learned = fit(lesson, recipe=replace(RECIPES["default"], epochs=5), seed=0)
+    training_data = TrainingData(pairs(20_000), pairs(2_000), rows, rows, Views.of({TEXT: rows.shape[1]}))
+    learned = fit(training_data, recipe=replace(RECIPES["default"], epochs=5), seed=0)
     return Student("paper", learned.weights, learned.mean, learned.scale)
 
 
@@ -84,11 +84,16 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
     problem = SparseCoverage(graph)
     solution = problem.choose(int(share * n))
     chosen = time.perf_counter()
-    told = {
-        "rows": n, "recall": known.recall, "graph_seconds": found - began, "score_seconds": scored - found,
-        "select_seconds": chosen - scored, "seconds": chosen - began, "share_of_optimum": solution.share_of_optimum,
+    record = {
+        "rows": n,
+        "recall": known.recall,
+        "graph_seconds": found - began,
+        "score_seconds": scored - found,
+        "select_seconds": chosen - scored,
+        "seconds": chosen - began,
+        "share_of_optimum": solution.share_of_optimum,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-    }  # fmt: skip
+    }
     del graph, problem
     # A student that has learned little ranks rows alike for all targets, which makes greedy easy: the cosines are harder.
     sources = np.concatenate([np.arange(n, dtype=np.int32)[:, None], known.codes], axis=1)
@@ -97,15 +102,15 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
         Graph(ids, ids, sources, np.concatenate([np.ones((n, 1), np.float32), known.cosine], axis=1))
     )
     solution = problem.choose(int(share * n))
-    told["cosine_select_seconds"] = time.perf_counter() - began
-    told["cosine_share_of_optimum"] = solution.share_of_optimum
+    record["cosine_select_seconds"] = time.perf_counter() - began
+    record["cosine_share_of_optimum"] = solution.share_of_optimum
     for way in OTHERS:
         began = time.perf_counter()
         other = problem.choose(int(share * n), optimiser=way)
-        told[f"{way}_seconds"] = time.perf_counter() - began
-        told[f"{way}_share_of_lazy_value"] = other.value / solution.value
+        record[f"{way}_seconds"] = time.perf_counter() - began
+        record[f"{way}_share_of_lazy_value"] = other.value / solution.value
     del problem
-    return {**told, **in_turn(ids, known)}
+    return {**record, **in_turn(ids, known)}
 
 
 def in_turn(ids: tuple[str, ...], known: Neighbours, share: float = 0.1) -> dict[str, Any]:
@@ -119,9 +124,10 @@ def in_turn(ids: tuple[str, ...], known: Neighbours, share: float = 0.1) -> dict
     problem = SparseTurns(Graph(ids, ids, known.codes, known.cosine))
     solution = problem.take_turns(int(share * len(ids)))
     return {
-        "turns_seconds": time.perf_counter() - began, "turns_share_of_bound": solution.share_of_optimum,
+        "turns_seconds": time.perf_counter() - began,
+        "turns_share_of_bound": solution.share_of_optimum,
         "turns_by_score": solution.by_score,
-    }  # fmt: skip
+    }
 
 
 def value(n: int = 20_000) -> dict[str, Any]:
@@ -138,24 +144,24 @@ def value(n: int = 20_000) -> dict[str, Any]:
     utility = np.concatenate([np.ones((n, 1), np.float32), known.cosine], axis=1)
     sparse = SparseCoverage(Graph(ids, ids, sources, utility))
     dense = pose(UtilityMatrix(ids, ids, (vectors @ vectors.T).T), reuse=True)
-    told: dict[str, Any] = {"rows": n, "recall": known.recall}
+    record: dict[str, Any] = {"rows": n, "recall": known.recall}
     for share in (0.01, 0.1, 0.3):
         k = int(share * n)
         best = dense.choose(k).value
         for way in ("lazy", *OTHERS):
             chosen = sparse.choose(k, optimiser=way).ids
-            told[f"{way}_at_{100 * share:.0f}_percent"] = dense.value(chosen) / best
+            record[f"{way}_at_{100 * share:.0f}_percent"] = dense.value(chosen) / best
         drawn = np.random.default_rng(0).permutation(n)[:k]
-        told[f"random_at_{100 * share:.0f}_percent"] = dense.value([ids[i] for i in drawn]) / best
-    return told
+        record[f"random_at_{100 * share:.0f}_percent"] = dense.value([ids[i] for i in drawn]) / best
+    return record
 
 
 def compare(sizes: tuple[int, ...]) -> dict[str, Any]:
     """Run every size in its own process."""
-    told: dict[str, Any] = {"value_over_dense_greedy": _alone("value", 20_000)}
+    record: dict[str, Any] = {"value_over_dense_greedy": _alone("value", 20_000)}
     for n in sizes:
-        told[f"{n}_rows"] = _alone("one", n)
-    return told
+        record[f"{n}_rows"] = _alone("one", n)
+    return record
 
 
 def _alone(what: str, n: int) -> dict[str, Any]:

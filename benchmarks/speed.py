@@ -1,4 +1,4 @@
-"""Speed, side by side in one run: `make bench`, or `python benchmarks/speed.py [--only PART] [--json] [--write]`.
+"""Speed, side by side in one run: `make trainer`, or `python benchmarks/speed.py [--only PART] [--json] [--write]`.
 
 Parts: pairs, fl, sparse, teachers, costs. Plain versions are written here as anyone would write them first; the peers come from
 the registry into an environment of their own. Medians of several repeats; ratios are within one run.
@@ -61,7 +61,7 @@ def facility_location(sizes: tuple[int, ...], with_peers: bool) -> dict[str, Any
             subset = select(matrix, k)
             times.append(time.perf_counter() - began)
             processor.append(time.process_time() - spent)
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "seconds_with_reasons": statistics.median(times),
             # Over all threads: what other work on the machine does not change much.
             "processor_seconds": statistics.median(processor),
@@ -71,12 +71,12 @@ def facility_location(sizes: tuple[int, ...], with_peers: bool) -> dict[str, Any
             problem = pose(matrix)
             for library in peers.PEERS:
                 other = peers.choose(library, similarity, k)
-                told[f"{library}_seconds"] = None if other is None else other["seconds"]
+                record[f"{library}_seconds"] = None if other is None else other["seconds"]
                 if other is not None:
                     theirs = problem.value([ids[place] for place in other["places"]])
-                    told[f"times_faster_than_{library}"] = other["seconds"] / told["seconds_with_reasons"]
-                    told[f"value_over_that_of_{library}"] = subset.value / theirs
-        found[f"{size}_rows"] = told
+                    record[f"times_faster_than_{library}"] = other["seconds"] / record["seconds_with_reasons"]
+                    record[f"value_over_that_of_{library}"] = subset.value / theirs
+        found[f"{size}_rows"] = record
     return found
 
 
@@ -89,9 +89,14 @@ def machine() -> dict[str, Any]:
     )
     load = f"{os.getloadavg()[0]:.1f}"
     return {
-        "platform": platform.platform(terse=True), "cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
-        **versions, "load_at_start": load, "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "platform": platform.platform(terse=True),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+        "load_at_start": load,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def _lines(path: str) -> list[str]:
@@ -115,19 +120,19 @@ def figure(value: Any) -> str:
     return str(value) if isinstance(value, str | int) else f"{value:,.4g}"
 
 
-def write(told: dict[str, Any]) -> None:
+def write(record: dict[str, Any]) -> None:
     """Put the measured parts in the place of the earlier ones in speed.json, and write speed.md anew from all of them."""
     path = RESULTS / "speed.json"
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for part in TITLES:
-        if part in told:
+        if part in record:
             # The neighbour graph is measured size by size.
             before = known.get(part, {}).get("figures", {}) if part == "sparse" else {}
-            figures = {**before, **told[part]}
+            figures = {**before, **record[part]}
             if part == "sparse":
                 figures = dict(sorted(figures.items(), key=lambda item: item[1]["rows"] if "_rows" in item[0] else 0))
                 (RESULTS / COSTS).write_text(plots.cost_against_rows(figures), encoding="utf-8")
-            known[part] = {"machine": told["machine"], "figures": figures}
+            known[part] = {"machine": record["machine"], "figures": figures}
     path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     lines = ["# Speed", "", NOTE, ""]
     for part, title in TITLES.items():
@@ -178,14 +183,14 @@ def main() -> None:
         "teachers": lambda: teachers.compare(given.model, given.data, REPEATS, given.threads),
         "costs": lambda: teachers.costs(given.model, given.data),
     }
-    told: dict[str, Any] = {"machine": machine()}
-    told.update({name: part() for name, part in parts.items() if given.only in (None, name)})
+    record: dict[str, Any] = {"machine": machine()}
+    record.update({name: part() for name, part in parts.items() if given.only in (None, name)})
     if given.write:
-        write(told)
+        write(record)
     if given.json:
-        print(json.dumps(told))
+        print(json.dumps(record))
         return
-    for name, values in told.items():
+    for name, values in record.items():
         print(name)
         show(values, 1)
 

@@ -48,9 +48,15 @@ def larger(tokenizer: Any) -> CausalLM:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32_000, hidden_size=384, intermediate_size=1152, num_hidden_layers=7, num_attention_heads=6,
-        num_key_value_heads=6, max_position_embeddings=1024, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=32_000,
+        hidden_size=384,
+        intermediate_size=1152,
+        num_hidden_layers=7,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
     return CausalLM(LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "25M", "25M", 1024)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from nncift.data.inspection import inspect
+
 import nncift
 from nncift.data.export import export
-from nncift.data.inspection import inspect
 from nncift.demo import make_world, model_path
 from nncift.runs.explain import explain
 
@@ -39,8 +40,8 @@ def main(arguments: list[str]) -> None:
     for example_id in (run.subset[0].id, dropped):
         print(explain(run.path, example_id)["reason"])
 
-    told = export(run.path, out.parent / "train.jsonl", to="trl")
-    print(f"{told['rows']} rows for TRL in {told['out']}")
+    record = export(run.path, out.parent / "train.jsonl", to="trl")
+    print(f"{record['rows']} rows for TRL in {record['out']}")
 
 
 if __name__ == "__main__":

@@ -32,9 +32,15 @@ def main(arguments: list[str]) -> None:
         Path(target).write_text("".join(json.dumps(row) + "\n" for row in rows if truth[row["id"]].skill in wanted))
 
     run = nncift.run(
-        pool, target=target, teacher=nncift.teachers.Delift(model, device="cpu"), encoder="hash", labels=0.3, budget=12,
-        objective="topk", out=out,
-    )  # fmt: skip
+        pool,
+        target=target,
+        teacher=nncift.teachers.Delift(model, device="cpu"),
+        encoder="hash",
+        labels=0.3,
+        budget=12,
+        objective="topk",
+        out=out,
+    )
     print(f"{len(run.subset)} rows selected for {target}; open {run.path / 'report.html'}")
     for row in run.subset[:3]:
         print(f"  {row.prompt[:70]!r}")

@@ -69,9 +69,17 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=96, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -92,9 +100,18 @@ def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.save_pretrained(folder)
     torch.manual_seed(1)
     config = GPT2Config(
-        vocab_size=len(fast), n_embd=32, n_layer=2, n_head=4, n_positions=160, initializer_range=0.3, bos_token_id=0,
-        eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=len(fast),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=160,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     return folder
 

@@ -19,9 +19,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 SIZE = 4 * 2.0**-24
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 OTHERS = (
-    "_scaled_dot_product_flash_attention_for_cpu", "sum", "mean", "_softmax", "_log_softmax", "native_layer_norm", "silu", "gelu",
-    "rsqrt", "exp", "tanh", "logsumexp", "linalg_vector_norm", "_fused_rms_norm",
-)  # fmt: skip
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "sum",
+    "mean",
+    "_softmax",
+    "_log_softmax",
+    "native_layer_norm",
+    "silu",
+    "gelu",
+    "rsqrt",
+    "exp",
+    "tanh",
+    "logsumexp",
+    "linalg_vector_norm",
+    "_fused_rms_norm",
+)
 
 
 class Rounding(TorchDispatchMode):

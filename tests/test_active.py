@@ -9,11 +9,11 @@ import pytest
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
-from nncift.labels import NO_SOURCE, SPLITS, TRAIN, LabelPlan, Wish, describe, grow
+from nncift.labels import NO_SOURCE, SPLITS, TRAIN, LabelBudget, LabelPlan, describe, grow
 from nncift.labels.vectors import Vectors
 from nncift.models.views import Views
 from nncift.stages.active import ROUNDS, deciding_pairs, next_round, next_target
-from nncift.student.networks import Lesson
+from nncift.student.networks import TrainingData
 
 VIEWS = Views.of({"text": 8})
 Pair = tuple[str, str]
@@ -55,21 +55,23 @@ def train_pairs(plan: LabelPlan) -> list[Pair]:
     ]
 
 
-def rounds(ids: Sequence[str], wish: Wish, targets: Sequence[str] | None = None, seed: int = 0) -> list[LabelPlan]:
+def rounds(
+    ids: Sequence[str], budget: LabelBudget, targets: Sequence[str] | None = None, seed: int = 0
+) -> list[LabelPlan]:
     """Return the plan after every round."""
     shared = targets is None
-    plan = grow(None, ids if targets is None else targets, ids, wish, seed, shared=shared, relative=True)
+    plan = grow(None, ids if targets is None else targets, ids, budget, seed, shared=shared, relative=True)
     found: list[LabelPlan] = []
     after: LabelPlan | None = plan
     while after is not None:
         found.append(after)
-        after = next_round(after, labels(after), vectors(after), wish, seed, relative=True)
+        after = next_round(after, labels(after), vectors(after), budget, seed, relative=True)
     return found
 
 
 IDS = tuple(f"row-{i:03d}" for i in range(60))
 OTHERS = tuple(f"target-{i:03d}" for i in range(40))
-WISH = Wish(None, 200, "active")
+WISH = LabelBudget(None, 200, "active")
 
 
 def test_half_is_scattered_and_rounds_bring_the_rest() -> None:
@@ -81,7 +83,7 @@ def test_the_last_round_ends_at_the_wish_whatever_it_is() -> None:
     assert next_target(0, 7) == round(ROUNDS[0] * 7)
     assert next_target(5, 7) == 7
     assert next_target(7, 7) is None
-    assert [describe(plan)["train"] for plan in rounds(IDS, Wish(None, 7, "active"))] == [4, 5, 7]
+    assert [describe(plan)["train"] for plan in rounds(IDS, LabelBudget(None, 7, "active"))] == [4, 5, 7]
 
 
 @pytest.mark.parametrize("targets", [None, OTHERS])
@@ -121,7 +123,7 @@ def test_the_order_of_rows_and_the_session_decide_nothing(targets: Sequence[str]
 
 def test_a_plan_that_is_used_up_ends() -> None:
     ids = IDS[:20]
-    last = rounds(ids, Wish(None, 10_000, "active"))[-1]
+    last = rounds(ids, LabelBudget(None, 10_000, "active"))[-1]
     roles = last.roles
     free = [item for item in ids if item not in {*roles.test_sources, *roles.validation_sources}]
     assert set(train_pairs(last)) == {(t, s) for t in free for s in free if t != s}
@@ -136,11 +138,11 @@ def drawn(
     t, s = (part.ravel().astype(np.int32) for part in np.indices((30, 30)))
     value = np.array([utility(ids[a], ids[b]) for a, b in zip(t, s, strict=True)], np.float32)
     every = LabelledPairs(ids, ids, t, s, value)
-    lesson = Lesson(every, every.take(np.arange(0, 900, 7)), x, x, VIEWS)
+    training_data = TrainingData(every, every.take(np.arange(0, 900, 7)), x, x, VIEWS)
     codes = np.array(free, np.int32)
     pairs = [(a, b) for a, row in taken.items() for b in row]
     known = tuple(np.array(part, np.int32) for part in (zip(*pairs, strict=True) if pairs else ((), ())))
-    found = deciding_pairs(lesson, codes, codes, (known[0], known[1]), count, 0)
+    found = deciding_pairs(training_data, codes, codes, (known[0], known[1]), count, 0)
     return set(zip(*(part.tolist() for part in found), strict=True))
 
 

@@ -20,7 +20,7 @@ from nncift.shard import run_shard
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.estimate import estimate
 from nncift.stages.finish import Run
-from nncift.stages.label_rounds import rungs
+from nncift.stages.label_rounds import round_settings
 from nncift.stages.spending import parse_cost, parse_time
 from nncift.stages.timing import Rates
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
@@ -105,7 +105,7 @@ def allowed(
     settings = config.resolve({"plan": "rows" if by_row else "scatter", **given})
     axes = Axes(Sized(rows))  # type: ignore[arg-type]
     passes = Passes.of(settings, axes, teacher)
-    return allow(settings, rungs(settings, axes, by_row=by_row), passes, rates, have), passes
+    return allow(settings, round_settings(settings, axes, by_row=by_row), passes, rates, have), passes
 
 
 def test_a_cost_cuts_pairs_to_what_it_allows() -> None:
@@ -116,9 +116,7 @@ def test_a_cost_cuts_pairs_to_what_it_allows() -> None:
     assert found.rounds == (str(size),)
     assert passes.cost(size).cost <= 1800 < passes.cost(size + 1).cost + 2
     assert size >= 900
-    assert found.notes == (
-        f"--cost 20% allows {size:,} of the 2,500 pairs asked for; a higher --cost lifts that.",
-    )  # fmt: skip
+    assert found.notes == (f"--cost 20% allows {size:,} of the 2,500 pairs asked for; a higher --cost lifts that.",)
 
 
 def test_what_a_cost_allows_is_not_cut() -> None:
@@ -277,11 +275,11 @@ def test_a_run_keeps_to_its_cost_and_says_what_was_cut(write_pool: Write, tmp_pa
     assert run.ledger["cost"] == teacher.asked <= 432
     assert run.ledger["share_of_training"] == pytest.approx(teacher.asked / 540)
     assert any("--cost 80% allows" in warning for warning in run.warnings)
-    told = estimate(
+    record = estimate(
         config.resolve({"labels": "50%", "cost": "80%", "budget": 8, "encoder": "hash"}), read(pool), Pairs()
     )
-    assert told["label"]["passes"] == teacher.asked
-    assert told["cost"] == run.ledger["cost"]
+    assert record["label"]["passes"] == teacher.asked
+    assert record["cost"] == run.ledger["cost"]
     again = select(pool, tmp_path / "run", teacher, labels="50%", cost="80%")
     assert again.ledger["cost"] == teacher.asked
 
@@ -330,28 +328,31 @@ def test_a_run_that_saves_nothing_has_all_the_values(write_pool: Write, tmp_path
 def test_the_dry_run_tells_every_part(write_pool: Write) -> None:
     pool = read(write_pool(60))
     settings = config.resolve({"labels": "20%", "budget": 8, "teacher": "gradients", "objective": "topk"})
-    told = estimate(settings, pool, Gradients(), encoder=HashEncoder())
+    record = estimate(settings, pool, Gradients(), encoder=HashEncoder())
     # 12 rows train, 6 test, 4 validate; a warm-up of 7 passes before.
-    assert {name: told["labels"][name] for name in ("rows", "train_rows", "validation_rows", "test_rows")} == {
-        "rows": 22, "train_rows": 12, "validation_rows": 4, "test_rows": 6,
-    }  # fmt: skip
-    assert told["labels"]["train"] == 12 * 11
-    assert (told["learn"]["passes"], told["measure"]["passes"]) == (2 * 12 + 7, 2 * 10)
-    assert (told["label"]["passes"], told["label"]["tokens"]) == (51, 20 * 22 + 70)
-    assert (told["total"]["passes"], told["full_teacher"]["passes"]) == (51, 2 * 60 + 7)
-    assert (told["cost"], told["training_cost"]) == (153, 540)
-    assert told["share_of_training"] == pytest.approx(153 / 540)
-    assert told["saving"] == pytest.approx(1 - 51 / 127)
-    assert any("60 rows" in note for note in told["notes"])
+    assert {name: record["labels"][name] for name in ("rows", "train_rows", "validation_rows", "test_rows")} == {
+        "rows": 22,
+        "train_rows": 12,
+        "validation_rows": 4,
+        "test_rows": 6,
+    }
+    assert record["labels"]["train"] == 12 * 11
+    assert (record["learn"]["passes"], record["measure"]["passes"]) == (2 * 12 + 7, 2 * 10)
+    assert (record["label"]["passes"], record["label"]["tokens"]) == (51, 20 * 22 + 70)
+    assert (record["total"]["passes"], record["full_teacher"]["passes"]) == (51, 2 * 60 + 7)
+    assert (record["cost"], record["training_cost"]) == (153, 540)
+    assert record["share_of_training"] == pytest.approx(153 / 540)
+    assert record["saving"] == pytest.approx(1 - 51 / 127)
+    assert any("60 rows" in note for note in record["notes"])
 
 
 def test_too_few_labels_are_told_of(write_pool: Write) -> None:
-    told = estimate(
+    record = estimate(
         config.resolve({"labels": "10%", "budget": 8}), read(write_pool(60)), Pairs(), encoder=HashEncoder()
     )
     # 36 pairs train, at most as many measure: 3 x 2, 2 x 1, and 2 x 3 x 3.
-    assert told["labels"] == {"base": 0, "train": 36, "validation": 2, "q2": 9, "q3": 9, "test": 6}
-    assert any("learns from 36 labels and is measured by 26" in note and "--labels" in note for note in told["notes"])
+    assert record["labels"] == {"base": 0, "train": 36, "validation": 2, "q2": 9, "q3": 9, "test": 6}
+    assert any("learns from 36 labels and is measured by 26" in note and "--labels" in note for note in record["notes"])
 
 
 def test_shards_do_not_time_passes(write_pool: Write, tmp_path: Path) -> None:

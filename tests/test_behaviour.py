@@ -46,14 +46,37 @@ DELIFT = ("--teacher", "delift", "--features", "text", "--budget", "20%")
 RUNS: dict[str, tuple[str, ...]] = {
     "pair-teacher": (*DELIFT, "--labels", "10%"),
     "row-teacher": (
-        "--teacher", "less", "--features", "text", "--budget", "20%", "--labels", "40%", "--option", "projection=32",
-        "--option", "rank=2", "--option", "epochs=2",
+        "--teacher",
+        "less",
+        "--features",
+        "text",
+        "--budget",
+        "20%",
+        "--labels",
+        "40%",
+        "--option",
+        "projection=32",
+        "--option",
+        "rank=2",
+        "--option",
+        "epochs=2",
     ),
-    "probe-active": ("--teacher", "delift", "--features", "probe", "--plan", "active", "--budget", "20%", "--labels", "30%"),
+    "probe-active": (
+        "--teacher",
+        "delift",
+        "--features",
+        "probe",
+        "--plan",
+        "active",
+        "--budget",
+        "20%",
+        "--labels",
+        "30%",
+    ),
     "target-set": (*DELIFT, "--labels", "20%", "--target", "target.jsonl"),
     "existing-set": (*DELIFT, "--labels", "20%", "--existing", "existing.jsonl", "--quota", "kind:max=60%"),
     "neighbour-graph": (*DELIFT, "--labels", "10%", "--neighbours", "32", "--dedup", "near:0.95"),
-}  # fmt: skip
+}
 # Of the finished run with a pair teacher: `{run}`.
 AFTER: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "pool.jsonl"),

@@ -22,14 +22,17 @@ from nncift.storage import atomic as files
 from nncift.storage.atomic import load_array, rows_of
 from nncift.storage.parquet import Column, FileColumn, read_columns
 from nncift.student.model import Student, predict_all
-from nncift.student.networks import Lesson
+from nncift.student.networks import TrainingData
 from nncift.student.ridge import describe, solve
 from nncift.student.score import all_pairs
 
 PARTS = {
-    "nncift.storage.atomic._MAPPED": 1 << 14, "nncift.selection.solve.AT_ONCE": 50, "nncift.storage.parquet.AT_ONCE": 7,
-    "nncift.runs.report.shift.AT_ONCE": 30, "nncift.student.free_similarity.GATHERED": 100,
-}  # fmt: skip
+    "nncift.storage.atomic._MAPPED": 1 << 14,
+    "nncift.selection.solve.AT_ONCE": 50,
+    "nncift.storage.parquet.AT_ONCE": 7,
+    "nncift.runs.report.shift.AT_ONCE": 30,
+    "nncift.student.free_similarity.GATHERED": 100,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,7 @@ def test_rows_of_a_mapped_file_come_in_the_order_asked_for(
     assert rows_of(mapped(tmp_path, array), asked[:0]).shape == (0, 5)
 
 
-def lesson_of(sources: np.ndarray, *, pointwise: bool) -> Lesson:
+def lesson_of(sources: np.ndarray, *, pointwise: bool) -> TrainingData:
     n = len(sources)
     random = np.random.default_rng(2)
     ids = tuple(f"r{item:05d}" for item in random.permutation(n))
@@ -80,7 +83,7 @@ def lesson_of(sources: np.ndarray, *, pointwise: bool) -> Lesson:
     pairs = LabelledPairs(("score",) if pointwise else ids, ids, t, s, random.random(600).astype(np.float32))
     held = np.arange(600) >= 400
     targets = np.zeros((1, 0), np.float32) if pointwise else sources
-    return Lesson(pairs.take(~held), pairs.take(held), targets, sources, Views.of({TEXT: sources.shape[1]}))
+    return TrainingData(pairs.take(~held), pairs.take(held), targets, sources, Views.of({TEXT: sources.shape[1]}))
 
 
 @pytest.mark.parametrize("pointwise", [True, False])
@@ -100,23 +103,23 @@ def test_a_student_of_mapped_vectors_is_that_of_vectors_in_memory(
 
 def test_rows_that_pairs_are_about_are_described_as_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nncift.student.ridge.AT_ONCE", 256)
-    lesson = lesson_of(points(1500, 24, 0), pointwise=False)
-    every, few = describe(lesson), describe(lesson, lesson.used)
-    t, s = lesson.used
+    training_data = lesson_of(points(1500, 24, 0), pointwise=False)
+    every, few = describe(training_data), describe(training_data, training_data.used)
+    t, s = training_data.used
     assert len(t) < 1500
     assert every.target[t].tobytes() == few.target.tobytes()
     assert every.source[s].tobytes() == few.source.tobytes()
     assert every.source_alike[TEXT][s].tobytes() == few.source_alike[TEXT].tobytes()
-    at, to = few.places(lesson.train.target, lesson.train.source)
-    assert (t[at] == lesson.train.target).all()
-    assert (s[to] == lesson.train.source).all()
+    at, to = few.places(training_data.train.target, training_data.train.source)
+    assert (t[at] == training_data.train.target).all()
+    assert (s[to] == training_data.train.source).all()
 
 
 def test_fitting_holds_the_rows_that_pairs_are_about_and_no_others(tmp_path: Path) -> None:
     vectors = mapped(tmp_path, points(40_000, 128, 0))
-    lesson = lesson_of(vectors, pointwise=True)
+    training_data = lesson_of(vectors, pointwise=True)
     tracemalloc.start()
-    solve(lesson, powers=1)
+    solve(training_data, powers=1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # Of the vectors' 20 MB, a block of 16,384 rows three times over: as read, less its mean, and that squared.
@@ -185,18 +188,26 @@ RUNS: dict[str, dict[str, Any]] = {
     "twins": {"teacher": "length", "labels": "20%", "dedup": "near:0.8"},
 }
 LEFT = (
-    "subset.jsonl", "selection.parquet", "rows.parquet", "embeddings.npy", "embeddings.json", "pool.json", "fidelity.json",
-    "student/student.safetensors", "student/student.json", "report.json",
-)  # fmt: skip
+    "subset.jsonl",
+    "selection.parquet",
+    "rows.parquet",
+    "embeddings.npy",
+    "embeddings.json",
+    "pool.json",
+    "fidelity.json",
+    "student/student.safetensors",
+    "student/student.json",
+    "report.json",
+)
 
 
 def left_by(folder: Path) -> dict[str, bytes]:
     """Return the files of a run, seconds and peaks of its report left out."""
     found = {name: (folder / name).read_bytes() for name in LEFT}
-    told = json.loads(found["report.json"])
+    record = json.loads(found["report.json"])
     for name in ("cost", "made_from", "run"):
-        del told[name]
-    return found | {"report.json": json.dumps(told).encode()}
+        del record[name]
+    return found | {"report.json": json.dumps(record).encode()}
 
 
 @pytest.mark.parametrize("name", RUNS)

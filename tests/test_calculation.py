@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nncift.core import parallel as calculation
-from nncift.core.parallel import Calculate, Calculation, Keep, here, may_pay, pays, ranges
+from nncift.core.parallel import Calculation, Keep, ParallelMap, may_pay, pays, ranges, serial_map
 from nncift.selection import graphs, neighbours
 from nncift.selection.graphs import scored_graph
 from nncift.selection.neighbours import Floats, nearest
@@ -25,7 +25,7 @@ N, DIM = 230, 8
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[Calculate]:
+def elsewhere() -> Iterator[ParallelMap]:
     """Give a way to have parts done in a process of its own, the last part first."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
 
@@ -72,7 +72,7 @@ def test_small_pools_have_nothing_that_pays(student: Student, vectors: Floats, m
 
     def note(calculation: Calculation, keep: Keep) -> None:
         asked.append(calculation)
-        here(calculation, keep)
+        serial_map(calculation, keep)
 
     sides = student.project_targets(vectors), student.project_sources(vectors)
     for what in (score.all_pairs, score.best_per_target, score.mean_per_source):
@@ -96,7 +96,7 @@ def test_small_pools_have_nothing_that_pays(student: Student, vectors: Floats, m
 
 @pytest.mark.parametrize("what", [score.all_pairs, score.best_per_target, score.mean_per_source])
 def test_predictions(
-    what: Any, student: Student, vectors: Floats, elsewhere: Calculate, monkeypatch: pytest.MonkeyPatch
+    what: Any, student: Student, vectors: Floats, elsewhere: ParallelMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(score, "SIDE", 100)
     given = (student, student.project_targets(vectors), student.project_sources(vectors))
@@ -111,7 +111,7 @@ def test_predictions(
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("asked", [True, False])
 def test_neighbours(
-    exact: bool, asked: bool, vectors: Floats, elsewhere: Calculate, monkeypatch: pytest.MonkeyPatch
+    exact: bool, asked: bool, vectors: Floats, elsewhere: ParallelMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbours, "CAP", 4 * 15 * 100)
     search = partial(nearest, vectors, 7, queries=vectors[::-1].copy() if asked else None, exact=exact, cap=4 * N * 50)
@@ -119,11 +119,11 @@ def test_neighbours(
     assert same((alone.codes, alone.cosine, alone.recall), (other.codes, other.cosine, other.recall))
 
 
-def test_edges(student: Student, vectors: Floats, elsewhere: Calculate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edges(student: Student, vectors: Floats, elsewhere: ParallelMap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "_PAIRS", 500)
     ids, known = tuple(f"{i:03d}" for i in range(N)), nearest(vectors, 6)
     alone, other = (
-        scored_graph(student, ids, vectors, vectors, known, calculate=how).utility for how in (here, elsewhere)
+        scored_graph(student, ids, vectors, vectors, known, calculate=how).utility for how in (serial_map, elsewhere)
     )
     assert same(alone, other)
     graph = scored_graph(student, ids, vectors, vectors, known)
@@ -134,9 +134,9 @@ def test_edges(student: Student, vectors: Floats, elsewhere: Calculate, monkeypa
     assert np.isnan(alone[~there]).all()
 
 
-def test_parts_of_a_selection(vectors: Floats, elsewhere: Calculate) -> None:
+def test_parts_of_a_selection(vectors: Floats, elsewhere: ParallelMap) -> None:
     known, ids = nearest(vectors, 12), tuple(f"{i:03d}" for i in range(N))
     problem = SparseCoverage(Graph(ids, ids, known.codes, known.cosine))
-    alone, other = (problem.choose(20, optimiser="partition", calculate=how) for how in (here, elsewhere))
+    alone, other = (problem.choose(20, optimiser="partition", calculate=how) for how in (serial_map, elsewhere))
     assert alone.ids == other.ids
     assert same(alone.gains, other.gains)

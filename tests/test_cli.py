@@ -90,10 +90,27 @@ def done(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
         patch.setattr(
-            sys, "argv",
-            ["nncift", "run", str(folder / "pool.jsonl"), "--model", str(llama_folder), "--encoder", "hash", "--labels",
-             "20%", "--teacher", "delift", "--features", "text", "--quiet", "--out", str(folder / "run")],
-        )  # fmt: skip
+            sys,
+            "argv",
+            [
+                "nncift",
+                "run",
+                str(folder / "pool.jsonl"),
+                "--model",
+                str(llama_folder),
+                "--encoder",
+                "hash",
+                "--labels",
+                "20%",
+                "--teacher",
+                "delift",
+                "--features",
+                "text",
+                "--quiet",
+                "--out",
+                str(folder / "run"),
+            ],
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main()
     assert caught.value.code == 0
@@ -121,8 +138,8 @@ def test_json_is_one_object_on_standard_output_and_nothing_else(call: Call, done
     found = call(*again(done, llama_folder), "--json")
     assert found.code == 0
     assert found.out.count("\n") == 1
-    told = json.loads(found.out)
-    assert told == json.loads((done / "summary.json").read_text())
+    record = json.loads(found.out)
+    assert record == json.loads((done / "summary.json").read_text())
     assert found.out.isascii()
 
 
@@ -159,12 +176,12 @@ def test_a_dry_run_writes_nothing_and_counts_what_the_run_would_cost(quick: Call
     found = quick(done.parent / "pool.jsonl", "--dry-run", "--json", out=tmp_path / "never")
     assert found.code == 0
     assert sorted(tmp_path.rglob("*")) == before
-    told, summary = json.loads(found.out), json.loads((done / "summary.json").read_text())
-    assert told["labels"] == summary["labels"]
-    assert told["label"]["passes"] == summary["ledger"]["teacher_passes"]
-    assert told["full_teacher"]["passes"] == summary["ledger"]["full_teacher_passes"]
+    record, summary = json.loads(found.out), json.loads((done / "summary.json").read_text())
+    assert record["labels"] == summary["labels"]
+    assert record["label"]["passes"] == summary["ledger"]["teacher_passes"]
+    assert record["full_teacher"]["passes"] == summary["ledger"]["full_teacher_passes"]
     tokens = summary["ledger"]["stages"]["label"]["model_tokens"]
-    assert told["label"]["tokens"] == pytest.approx(tokens, rel=0.3)
+    assert record["label"]["tokens"] == pytest.approx(tokens, rel=0.3)
 
 
 def test_a_dry_run_for_people_says_that_nothing_was_written(quick: Call, write_pool: Write) -> None:
@@ -196,9 +213,9 @@ def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, wri
 
 
 def test_doctor_tells_versions_and_extras(call: Call) -> None:
-    told = json.loads(call("doctor", "--json").out)
-    assert set(told["extras"]) == {"hub", "offline", "quantised", "ray", "smollm2", "study", "train"}
-    assert told["packages"]["torch"]
+    record = json.loads(call("doctor", "--json").out)
+    assert set(record["extras"]) == {"hub", "offline", "quantised", "ray", "smollm2", "study", "train"}
+    assert record["packages"]["torch"]
     assert call("doctor").out.startswith("Python 3.")
 
 
@@ -308,8 +325,8 @@ def test_odd_text_is_kept_or_set_aside_but_never_fatal(quick: Call, write_pool: 
     pool.write_bytes("\n".join(lines[:20]).encode() + b"\r\n" + "\r\n".join(lines[20:]).encode())
     found = quick(pool, "--budget", "40", "--json", "--labels", "10%")
     assert found.code == 0, found.err
-    told = json.loads(found.out)
-    assert (told["pool"], told["rejected"]) == (40, 2)
+    record = json.loads(found.out)
+    assert (record["pool"], record["rejected"]) == (40, 2)
     written = (tmp_path / "run" / "subset.jsonl").read_text("utf-8").split("\n")
     assert {json.loads(line)["id"] for line in written if line} >= {"emoji", "nul", "lines", "markup"}
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
@@ -396,12 +413,29 @@ def test_a_defect_of_ours_is_exit_code_1_and_asks_for_a_report(call: Call, monke
 @pytest.mark.parametrize("text", ["[red]a[/red]", "[/]", "[/nothing]", ":cat: [bold", "a[link=http://x]b[/link]"])
 def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
     show_warnings(console(), [text])
-    told = {"rows": 1, "rejected": 0, "score_quartiles": [0.0] * 5, "interval": text, "interval_half_width": None,
-            "warnings": [text], "out": text}  # fmt: skip
-    show_scores(told)
-    machine = {"python": "3", "platform": text, "cores": 1, "torch_threads": 1, "devices": [text], "free_memory_bytes": None,
-               "free_disk_bytes": 0, "cache": text, "cache_bytes": 0, "packages": {text: None},
-               "extras": {"hub": False}}  # fmt: skip
+    record = {
+        "rows": 1,
+        "rejected": 0,
+        "score_quartiles": [0.0] * 5,
+        "interval": text,
+        "interval_half_width": None,
+        "warnings": [text],
+        "out": text,
+    }
+    show_scores(record)
+    machine = {
+        "python": "3",
+        "platform": text,
+        "cores": 1,
+        "torch_threads": 1,
+        "devices": [text],
+        "free_memory_bytes": None,
+        "free_disk_bytes": 0,
+        "cache": text,
+        "cache_bytes": 0,
+        "packages": {text: None},
+        "extras": {"hub": False},
+    }
     show_doctor(machine)
     out = capsys.readouterr().out
     assert out.count(text) == 8
@@ -438,9 +472,20 @@ def test_control_c_is_exit_code_130_and_the_same_command_goes_on(
 ) -> None:
     pool = write_pool(160)
     command: list[str | Path] = [
-        "run", pool, "--model", llama_folder, "--encoder", "hash", "--labels", "60%", "--budget", "5",
-        "--out", tmp_path / "run", "--quiet",
-    ]  # fmt: skip
+        "run",
+        pool,
+        "--model",
+        llama_folder,
+        "--encoder",
+        "hash",
+        "--labels",
+        "60%",
+        "--budget",
+        "5",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+    ]
     stopped = subprocess.run([sys.executable, "-c", STOPPED, *command], capture_output=True, text=True, check=False)
     assert stopped.returncode == 130
     assert "goes on where it was" in stopped.stderr
@@ -466,8 +511,8 @@ def test_options_reach_the_teacher(call: Call, write_pool: Write, llama_folder: 
     ]
     for option in ("lora=false", "projection=16", "epochs=1", "learning_rate=2e-3", "adam=as-published"):
         flags += ["--option", option]
-    told = json.loads(call(*flags, "--labels", "20%", "--out", tmp_path / "run").out)
-    assert told["plan"] == "rows"
+    record = json.loads(call(*flags, "--labels", "20%", "--out", tmp_path / "run").out)
+    assert record["plan"] == "rows"
     given = yaml.safe_load((tmp_path / "run" / "manifest.yaml").read_text())["option"]
     assert given == {"lora": False, "projection": 16, "epochs": 1, "learning_rate": 0.002, "adam": "as-published"}
     described = json.loads((tmp_path / "run" / "labels" / "teacher.json").read_text())
@@ -477,7 +522,7 @@ def test_options_reach_the_teacher(call: Call, write_pool: Write, llama_folder: 
     dry = call(*flags, "--labels", "20%", "--out", tmp_path / "never", "--dry-run")
     assert dry.code == 0, dry.err
     assert sorted(tmp_path.rglob("*")) == before
-    assert json.loads(dry.out)["label"]["passes"] == told["ledger"]["teacher_passes"]
+    assert json.loads(dry.out)["label"]["passes"] == record["ledger"]["teacher_passes"]
 
 
 def test_people_are_told_of_rows_and_scores(call: Call, write_pool: Write, tmp_path: Path) -> None:
@@ -496,10 +541,15 @@ def test_people_are_told_of_rows_and_scores(call: Call, write_pool: Write, tmp_p
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(("--option", "depth"), "expected NAME=VALUE"), (("--option", "depth=[1"), "cannot be read as YAML"),
-     (("--option", "depth=1"), "the teacher length has no option 'depth'"), (("--model", "m"), "takes no model"),
-     (("--plan", "scatter"), "use rows"), (("--objective", "fl"), "gives scores; use topk")],
-)  # fmt: skip
+    [
+        (("--option", "depth"), "expected NAME=VALUE"),
+        (("--option", "depth=[1"), "cannot be read as YAML"),
+        (("--option", "depth=1"), "the teacher length has no option 'depth'"),
+        (("--model", "m"), "takes no model"),
+        (("--plan", "scatter"), "use rows"),
+        (("--objective", "fl"), "gives scores; use topk"),
+    ],
+)
 def test_what_does_not_fit_a_row_teacher_is_exit_code_2(
     call: Call, write_pool: Write, tmp_path: Path, flags: tuple[str, ...], said: str
 ) -> None:

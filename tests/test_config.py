@@ -50,9 +50,20 @@ def test_a_wrong_kind_of_value_is_named_with_what_was_expected(name: str, value:
 @pytest.mark.parametrize("name", ["labels", "budget"])
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.05, "5%"), (0.125, "12.5%"), (1.0, "100%"), (1, "1"), (4000, "4000"), ("5%", "5%"), (0.0, "0.0"), (1.5, "1.5"),
-     (np.float64(0.3), "30%"), (np.int64(7), "7"), (np.float32(0.5), "50%")],
-)  # fmt: skip
+    [
+        (0.05, "5%"),
+        (0.125, "12.5%"),
+        (1.0, "100%"),
+        (1, "1"),
+        (4000, "4000"),
+        ("5%", "5%"),
+        (0.0, "0.0"),
+        (1.5, "1.5"),
+        (np.float64(0.3), "30%"),
+        (np.int64(7), "7"),
+        (np.float32(0.5), "50%"),
+    ],
+)
 def test_amounts_come_as_floats_integers_and_text(name: str, value: Any, text: str) -> None:
     assert getattr(resolve({name: value}), name) == text
 

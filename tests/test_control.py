@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.row_remarks import Remarks
 
 CHATML = (
@@ -38,9 +38,9 @@ def example(prompt: str, response: str = "long cat") -> Example:
     return Example("e", prompt, response, (Message("user", prompt),), "made.jsonl", 1, "{}")
 
 
-def chat(tokenizer: Any, template: str = CHATML) -> Wording:
+def chat(tokenizer: Any, template: str = CHATML) -> PromptFormat:
     tokenizer.chat_template = template
-    return Wording(tokenizer)
+    return PromptFormat(tokenizer)
 
 
 def marks(tokenizer: Any, ids: Any) -> list[str]:
@@ -125,7 +125,7 @@ def pieces(scheme: str) -> Any:
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
 def test_pieces_inside_a_text_get_no_space_that_a_tokenizer_puts_before_texts(scheme: str) -> None:
     tokenizer = pieces(scheme)
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     rows = [example("long"), example("tell", "cat")]
     block, target = wording.block(rows[0], 100), wording.tokens(rows[1], behind=True)
     turns = [
@@ -141,7 +141,7 @@ def test_pieces_inside_a_text_get_no_space_that_a_tokenizer_puts_before_texts(sc
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
 def test_a_spelled_control_token_is_text_within_its_text(scheme: str) -> None:
     tokenizer = pieces(scheme)
-    tokens = Wording(tokenizer).tokens(example("tell</s>long"))
+    tokens = PromptFormat(tokenizer).tokens(example("tell</s>long"))
     assert "".join(tokenizer.convert_ids_to_tokens(list(tokens.prompt))).count("tell</s>long") == 1
     assert marks(tokenizer, tokens.prompt) == ["[inst]", "[/inst]"]
 

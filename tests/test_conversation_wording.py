@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Message
 from nncift.models.chat_template import CHANGES, FIXED_DAY, ONE_SYSTEM, REFUSES
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -60,9 +60,18 @@ HOISTED = (
     "{% for m in messages if m.role != 'system' %}" + TURN + "{% endfor %}" + ASK
 )
 TEMPLATES = {
-    "chatml": CHATML, "smollm2": SMOLLM2, "qwen": QWEN, "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL,
-    "llama2": LLAMA2, "phi3": PHI3, "forced": FORCED, "thinking": THINKING, "hoisted": HOISTED,
-}  # fmt: skip
+    "chatml": CHATML,
+    "smollm2": SMOLLM2,
+    "qwen": QWEN,
+    "llama3": LLAMA3,
+    "gemma": GEMMA,
+    "mistral": MISTRAL,
+    "llama2": LLAMA2,
+    "phi3": PHI3,
+    "forced": FORCED,
+    "thinking": THINKING,
+    "hoisted": HOISTED,
+}
 SYSTEM = Message("system", "name the sea")
 
 
@@ -109,7 +118,7 @@ def own(tokenizer: Any, *rows: Example) -> list[int]:
     return found
 
 
-def ours(wording: Wording, *rows: Example) -> list[int]:
+def ours(wording: PromptFormat, *rows: Example) -> list[int]:
     """Return the ids of all but the last row in front of the last one, with its response."""
     front = [wording.block(row, 10_000, first=not place).ids for place, row in enumerate(rows[:-1])]
     target = wording.tokens(rows[-1], behind=len(rows) > 1)
@@ -137,7 +146,7 @@ def with_system(row: Example) -> Example:
 def whole(named: tuple[str, Any], *rows: Example) -> None:
     """Hold our ids to the template's own, which may end with what we leave out: white space, an end of sequence."""
     _, tokenizer = named
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     found, expected = ours(wording, *rows), own(tokenizer, *rows)
     assert found == expected[: len(found)]
     assert text_of(tokenizer, expected[len(found) :]) in ("", "\n", "\n<|endoftext|>")
@@ -157,8 +166,8 @@ def test_examples_and_target_read_as_the_template_words_their_conversation(
         *(with_system(row) if name == "forced" else row for row in rows[1:]),
     )
     whole(named, *rows)
-    assert Wording(tokenizer).joined(rows[0]) is None
-    assert len(rows) == 1 or Wording(tokenizer).tokens(rows[-1], behind=True).joined is None
+    assert PromptFormat(tokenizer).joined(rows[0]) is None
+    assert len(rows) == 1 or PromptFormat(tokenizer).tokens(rows[-1], behind=True).joined is None
 
 
 @pytest.mark.parametrize("named", ["chatml", "smollm2", "qwen", "llama3", "phi3", "forced"], indirect=True)
@@ -168,7 +177,7 @@ def test_a_targets_own_system_turn_stands_behind_the_example_where_the_template_
 ) -> None:
     target = with_system(TARGET)
     whole(named, with_system(shown) if named[0] == "forced" and shown is SHOWN else shown, target)
-    assert Wording(named[1]).tokens(target, behind=True).joined is None
+    assert PromptFormat(named[1]).tokens(target, behind=True).joined is None
 
 
 @pytest.mark.parametrize("named", ["mistral", "llama2", "hoisted"], indirect=True)
@@ -176,7 +185,7 @@ def test_a_target_with_a_system_turn_reads_as_alone_where_the_template_takes_one
     named: tuple[str, Any],
 ) -> None:
     name, tokenizer = named
-    wording, target = Wording(tokenizer), with_system(TARGET)
+    wording, target = PromptFormat(tokenizer), with_system(TARGET)
     alone, behind = wording.tokens(target), wording.tokens(target, behind=True)
     assert behind.joined == ONE_SYSTEM
     assert behind.response == alone.response
@@ -187,7 +196,7 @@ def test_a_target_with_a_system_turn_reads_as_alone_where_the_template_takes_one
 
 @pytest.mark.parametrize("named", [LATEST], indirect=True)
 def test_turns_that_are_worded_by_what_is_around_them_are_joined_plainly(named: tuple[str, Any]) -> None:
-    wording = Wording(named[1])
+    wording = PromptFormat(named[1])
     target, block = wording.tokens(TARGET, behind=True), wording.block(SHOWN, 1000)
     assert (target.joined, block.joined, wording.joined(SHOWN)) == (CHANGES, CHANGES, CHANGES)
     assert target.prompt == wording.tokens(TARGET).prompt
@@ -197,7 +206,7 @@ def test_turns_that_are_worded_by_what_is_around_them_are_joined_plainly(named: 
 
 def test_where_a_second_question_is_refused_turns_keep_their_marker(gpt2_folder: Path) -> None:
     tokenizer = load(gpt2_folder, ONE_QUESTION)
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     behind = wording.tokens(TARGET, behind=True)
     assert (behind.joined, wording.block(SHOWN, 1000).joined) == (REFUSES, REFUSES)
     assert behind.prompt == wording.tokens(TARGET).prompt
@@ -206,7 +215,7 @@ def test_where_a_second_question_is_refused_turns_keep_their_marker(gpt2_folder:
 
 def test_only_targets_before_which_an_example_reads_otherwise_are_joined_plainly(gpt2_folder: Path) -> None:
     tokenizer = load(gpt2_folder, COUNTED)
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     assert ours(wording, SHOWN, TARGET) == own(tokenizer, SHOWN, TARGET)[:-1]
     # What stands in front of one question counts two, and must not depend on the target.
     assert wording.tokens(TALK, behind=True).joined == CHANGES
@@ -214,14 +223,14 @@ def test_only_targets_before_which_an_example_reads_otherwise_are_joined_plainly
 
 def test_only_examples_that_read_otherwise_before_another_target_are_joined_plainly(gpt2_folder: Path) -> None:
     about = "{% if messages | length > 2 and messages[0].content == 'name a cat' %}of {{ messages[2].content }}: {% endif %}"
-    wording = Wording(load(gpt2_folder, about + CHATML))
+    wording = PromptFormat(load(gpt2_folder, about + CHATML))
     assert (wording.joined(SHOWN), wording.joined(OTHER)) == (CHANGES, None)
     assert wording.tokens(TARGET, behind=True).joined is None
 
 
 def test_a_default_system_turn_stands_once_and_every_turn_keeps_its_marker(gpt2_folder: Path) -> None:
     tokenizer = load(gpt2_folder, "smollm2")
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     front, target = wording.block(SHOWN, 1000), wording.tokens(TARGET, behind=True)
     text = text_of(tokenizer, [*wording.bos, *front.ids, *target.prompt])
     assert text == (
@@ -235,7 +244,7 @@ def test_a_default_system_turn_stands_once_and_every_turn_keeps_its_marker(gpt2_
 
 def test_a_shortened_example_is_part_of_the_conversation(named: tuple[str, Any]) -> None:
     name, tokenizer = named
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     long = example("name " * 40 + "the cat", "long cat", system=name == "forced")
     cut = wording.shortened(long, 80)
     assert len(wording.block(long, 80).ids) <= 80 < len(wording.block(long, 10_000).ids)
@@ -245,5 +254,5 @@ def test_a_shortened_example_is_part_of_the_conversation(named: tuple[str, Any])
 
 def test_labels_of_joined_blocks_are_not_mixed_with_these(gpt2_folder: Path) -> None:
     tokenizer = load(gpt2_folder, "chatml")
-    assert Wording(tokenizer).describe() == {"chat": CHATML, "text": "", "form": 3}
-    assert "form" not in Wording(tokenizer, "plain").describe()
+    assert PromptFormat(tokenizer).describe() == {"chat": CHATML, "text": "", "form": 3}
+    assert "form" not in PromptFormat(tokenizer, "plain").describe()

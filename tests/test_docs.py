@@ -63,9 +63,13 @@ def template(
     """Return a folder as a reader of the pages would have it: files, models, and a finished run."""
     folder = tmp_path_factory.mktemp("reader")
     for name, first, last in (
-        ("alpaca.jsonl", 0, 120), ("new.jsonl", 200, 205), ("gsm8k.jsonl", 0, 50), ("code.jsonl", 50, 90),
-        ("wanted.jsonl", 300, 325), ("test.jsonl", 299, 304),
-    ):  # fmt: skip
+        ("alpaca.jsonl", 0, 120),
+        ("new.jsonl", 200, 205),
+        ("gsm8k.jsonl", 0, 50),
+        ("code.jsonl", 50, 90),
+        ("wanted.jsonl", 300, 325),
+        ("test.jsonl", 299, 304),
+    ):
         (folder / name).write_text("".join(json.dumps(make_row(index)) + "\n" for index in range(first, last)))
     for model in ("MODEL", "org/model", "Qwen/Qwen2.5-1.5B"):
         (folder / model).parent.mkdir(exist_ok=True)

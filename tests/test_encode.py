@@ -118,8 +118,8 @@ def test_a_tokenizer_without_a_padding_token_pads_with_another(llama_folder: Pat
     assert counts.tolist() == [5, 2]
     bare = tmp_path / "bare"
     shutil.copytree(llama_folder, bare)
-    told = json.loads((bare / "tokenizer_config.json").read_text())
-    kept = {name: value for name, value in told.items() if not name.endswith("_token")}
+    record = json.loads((bare / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in record.items() if not name.endswith("_token")}
     (bare / "tokenizer_config.json").write_text(json.dumps(kept))
     (bare / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(ResourceError, match="without a token to pad texts with"):

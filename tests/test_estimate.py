@@ -9,7 +9,7 @@ from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.labels import Wish, grow
+from nncift.labels import LabelBudget, grow
 from nncift.labels.row_labels import grow_rows
 from nncift.models.encoders import HashEncoder
 from nncift.stages.estimate import cost, estimate
@@ -38,27 +38,27 @@ class Priced:
 
 def test_an_active_plan_is_priced_with_all_its_rounds(write_pool: Callable[..., Path]) -> None:
     pool = read(write_pool(50))
-    told = {
+    record = {
         plan: estimate(RunSettings(labels="20%", plan=plan, budget="10"), pool, Priced(), encoder=HashEncoder())[
             "labels"
         ]
         for plan in ("scatter", "active")
     }
-    assert told["active"] == told["scatter"]
-    assert told["active"]["train"] == 100
+    assert record["active"] == record["scatter"]
+    assert record["active"]["train"] == 100
 
 
 def test_tokens_are_extrapolated_from_the_start_of_a_chunk_and_its_targets(write_pool: Callable[..., Path]) -> None:
     pool = read(write_pool(50))
-    told = estimate(RunSettings(labels="20%", budget="10"), pool, Priced(), encoder=HashEncoder())
-    plan = grow(None, pool.ids, pool.ids, Wish(0.2, None), 0, shared=True, relative=True)
+    record = estimate(RunSettings(labels="20%", budget="10"), pool, Priced(), encoder=HashEncoder())
+    plan = grow(None, pool.ids, pool.ids, LabelBudget(0.2, None), 0, shared=True, relative=True)
     passes = len(plan.entries)
-    assert told["label"]["passes"] == passes
-    assert told["label"]["tokens"] == pytest.approx(7 * plan.chunks + 3 * passes, rel=0.01)
-    assert told["full_teacher"]["passes"] == 50 * 49 + 50
-    assert told["saving"] == pytest.approx(1 - passes / 2500)
-    assert (told["pool"], told["selected"]) == (50, 10)
-    assert told["bytes"]["matrix_in_memory"] == 2 * 4 * 50 * 50
+    assert record["label"]["passes"] == passes
+    assert record["label"]["tokens"] == pytest.approx(7 * plan.chunks + 3 * passes, rel=0.01)
+    assert record["full_teacher"]["passes"] == 50 * 49 + 50
+    assert record["saving"] == pytest.approx(1 - passes / 2500)
+    assert (record["pool"], record["selected"]) == (50, 10)
+    assert record["bytes"]["matrix_in_memory"] == 2 * 4 * 50 * 50
 
 
 @pytest.mark.parametrize("given", ["pool", "target"])
@@ -118,15 +118,15 @@ def test_rows_are_counted_as_planned(write_pool: Callable[..., Path], targets: i
     pool = read(write_pool(50))
     target = read(write_pool(targets, "target.jsonl")) if targets else None
     settings = RunSettings(labels="20%", budget="10", objective="topk")
-    told = estimate(settings, pool, Measured(), target=target, encoder=HashEncoder())
+    record = estimate(settings, pool, Measured(), target=target, encoder=HashEncoder())
     # To learn from, to test and to validate; the target set is measured whole.
     rows = 10 + 5 + 4 + targets
-    assert told["labels"]["rows"] == rows
-    assert (told["label"]["passes"], told["label"]["tokens"]) == (3 * rows, 30 * rows)
-    assert told["full_teacher"]["passes"] == 3 * (50 + targets)
-    assert told["saving"] == pytest.approx(1 - rows / (50 + targets))
-    assert told["embed"]["rows"] == 50 + targets
-    assert told["bytes"]["labels"] == rows * 2 * 4
+    assert record["labels"]["rows"] == rows
+    assert (record["label"]["passes"], record["label"]["tokens"]) == (3 * rows, 30 * rows)
+    assert record["full_teacher"]["passes"] == 3 * (50 + targets)
+    assert record["saving"] == pytest.approx(1 - rows / (50 + targets))
+    assert record["embed"]["rows"] == 50 + targets
+    assert record["bytes"]["labels"] == rows * 2 * 4
 
 
 def test_a_warm_up_is_counted_and_not_run(
@@ -137,15 +137,18 @@ def test_a_warm_up_is_counted_and_not_run(
 
     monkeypatch.setattr("nncift.teachers.less_warmup._epoch", refuse)
     settings = RunSettings(
-        teacher="less", model=str(llama_folder), labels="20%", budget="10",
+        teacher="less",
+        model=str(llama_folder),
+        labels="20%",
+        budget="10",
         option={"lora": False, "projection": 32, "epochs": 2, "warmup_share": 0.1},
-    )  # fmt: skip
-    told = estimate(settings, read(write_pool(50)), create(settings, "cpu"), encoder=HashEncoder())
+    )
+    record = estimate(settings, read(write_pool(50)), create(settings, "cpu"), encoder=HashEncoder())
     # One update an epoch: both epochs train, and gradients are taken behind the last.
-    assert told["label"]["passes"] == 19 + 2 * 5
-    assert told["full_teacher"]["passes"] == 50 + 2 * 5
-    assert any(note.startswith("LESS takes gradients at 1 checkpoint instead of 2") for note in told["notes"])
-    assert told["bytes"]["labels"] == 19 * (2 * 32 + 2) * 2
+    assert record["label"]["passes"] == 19 + 2 * 5
+    assert record["full_teacher"]["passes"] == 50 + 2 * 5
+    assert any(note.startswith("LESS takes gradients at 1 checkpoint instead of 2") for note in record["notes"])
+    assert record["bytes"]["labels"] == 19 * (2 * 32 + 2) * 2
 
 
 def test_the_cost_of_a_plan_is_counted_for_the_teacher_it_is_for(
@@ -154,7 +157,7 @@ def test_the_cost_of_a_plan_is_counted_for_the_teacher_it_is_for(
     pool = read(write_pool(40))
     less = Less(str(llama_folder), projection=32, rank=2, epochs=3, checkpoints=3, warmup_share=0.25, device="cpu")
     less.prepare(pool)
-    plan = grow_rows(None, pool.ids, pool.ids, Wish(0.2, None, "rows", 4, 4), 0, shared=True)
+    plan = grow_rows(None, pool.ids, pool.ids, LabelBudget(0.2, None, "rows", 4, 4), 0, shared=True)
     planned, full = cost(plan, less, pool)
     assert planned.passes == 3 * len(plan.measured) + 3 * 10
     assert full.passes == 3 * 40 + 3 * 10

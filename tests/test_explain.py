@@ -23,8 +23,24 @@ def make(folder: Path, llama_folder: Path, *flags: str) -> Path:
     (folder / "pool.jsonl").write_text("".join(json.dumps(row(index)) + "\n" for index in range(40)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
-        patch.setattr("sys.argv", ["nncift", "run", str(folder / "pool.jsonl"), "--model", str(llama_folder), "--encoder", "hash",
-                                   "--labels", "20%", "--quiet", "--out", str(folder / "run"), *flags])  # fmt: skip
+        patch.setattr(
+            "sys.argv",
+            [
+                "nncift",
+                "run",
+                str(folder / "pool.jsonl"),
+                "--model",
+                str(llama_folder),
+                "--encoder",
+                "hash",
+                "--labels",
+                "20%",
+                "--quiet",
+                "--out",
+                str(folder / "run"),
+                *flags,
+            ],
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main()
     assert caught.value.code == 0
@@ -93,28 +109,28 @@ def test_cover_is_the_best_and_second_best_of_the_chosen(done: Path, monkeypatch
 
 def test_a_chosen_row_tells_rank_gain_and_what_its_loss_would_cost(done: Path) -> None:
     run = FinishedRun(done)
-    told = explain(done, run.chosen[0])
-    assert (told["selected"], told["rank"], told["of"]) == (True, 1, 12)
-    assert told["gain"] == run.choices[run.chosen[0]].gain
-    assert told["nearest_selected"]["id"] in run.chosen[1:]
+    record = explain(done, run.chosen[0])
+    assert (record["selected"], record["rank"], record["of"]) == (True, 1, 12)
+    assert record["gain"] == run.choices[run.chosen[0]].gain
+    assert record["nearest_selected"]["id"] in run.chosen[1:]
     full = np.nanmax(run.block(run.target_ids, run.chosen)[0], axis=1)
     without = np.nanmax(run.block(run.target_ids, run.chosen[1:])[0], axis=1)
-    assert f"would fall by {float(np.sum(full - without)):.4g}." in told["change"][1]
-    json.dumps(told, allow_nan=False)
+    assert f"would fall by {float(np.sum(full - without)):.4g}." in record["change"][1]
+    json.dumps(record, allow_nan=False)
 
 
 def test_a_dropped_row_tells_who_serves_its_targets_and_what_is_missing(done: Path) -> None:
     run = FinishedRun(done)
     dropped = max((c for c in run.choices.values() if not c.selected), key=lambda c: (c.would_add or 0, c.id))
-    told = explain(run, dropped.id, why_not=True)
-    assert not told["selected"]
+    record = explain(run, dropped.id, why_not=True)
+    assert not record["selected"]
     last = run.choices[run.chosen[-1]]
-    assert f"the last chosen row, {last.id}, added {last.gain:.4g}" in told["change"][0]
-    for one in told["rivals"]:
+    assert f"the last chosen row, {last.id}, added {last.gain:.4g}" in record["change"][0]
+    for one in record["rivals"]:
         assert one["rival"] in run.chosen
         column = run.block([one["target"]], run.chosen)[0][0]
         assert one["utility"] == pytest.approx(np.nanmax(column), abs=1e-7)
-    assert len(told["rivals"]) == len(told["serves"]) == 5
+    assert len(record["rivals"]) == len(record["serves"]) == 5
 
 
 def test_the_nearest_selected_row_is_another_one(done: Path) -> None:

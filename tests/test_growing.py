@@ -18,7 +18,7 @@ from nncift.labels.store import Axes
 from nncift.stages import fit as fitting
 from nncift.stages import label_rounds as growing
 from nncift.stages.finish import Run
-from nncift.stages.label_rounds import climb, remaining, rungs
+from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
 from nncift.teachers import Chunk, ChunkLabels
 
 Write = Callable[..., Path]
@@ -27,7 +27,7 @@ Write = Callable[..., Path]
 def sizes(write_pool: Write, *, by_row: bool = False, have: int = 0, **given: Any) -> list[str]:
     axes = Axes(read(write_pool(40)), pointwise=by_row)
     settings = config.resolve({"plan": "rows" if by_row else "scatter", **given})
-    rounds = remaining(rungs(settings, axes, by_row=by_row), axes, by_row=by_row, have=have)
+    rounds = remaining(round_settings(settings, axes, by_row=by_row), axes, by_row=by_row, have=have)
     return [each.labels for each in rounds]
 
 
@@ -53,10 +53,12 @@ def test_rounds_double_from_the_start_to_the_end(write_pool: Write, given: dict[
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"max_labels": 100}, "it goes with --labels auto, --min-spearman or --min-skill"),
-     ({"labels": 300, "min_skill": 0.1, "max_labels": 100}, "--labels starts at 300 and --max-labels ends at 100"),
-     ({"labels": "auto", "max_labels": "many"}, "'many' was given")],
-)  # fmt: skip
+    [
+        ({"max_labels": 100}, "it goes with --labels auto, --min-spearman or --min-skill"),
+        ({"labels": 300, "min_skill": 0.1, "max_labels": 100}, "--labels starts at 300 and --max-labels ends at 100"),
+        ({"labels": "auto", "max_labels": "many"}, "'many' was given"),
+    ],
+)
 def test_ends_that_make_no_sense_are_refused(write_pool: Write, given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         sizes(write_pool, **given)
@@ -87,9 +89,9 @@ class Scripted:
 
         patch.setattr(fitting, "fit_student", fit)
 
-    def climb(self) -> list[dict[str, Any]]:
-        told: Any = climb(self.work, None, None, None, self.rounds)[2]  # type: ignore[arg-type]
-        return list(told["growth"])
+    def label_in_rounds(self) -> list[dict[str, Any]]:
+        record: Any = label_in_rounds(self.work, None, None, None, self.rounds)[2]  # type: ignore[arg-type]
+        return list(record["growth"])
 
 
 def reaching(*spearman: float | None, skill: float = 0.0) -> list[dict[str, Any]]:
@@ -98,38 +100,40 @@ def reaching(*spearman: float | None, skill: float = 0.0) -> list[dict[str, Any]
 
 def test_auto_stops_after_the_first_round_that_brings_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(tmp_path, monkeypatch, reaching(0.1, 0.3, 0.305, 0.9))
-    assert [step["labels"] for step in scripted.climb()] == [100, 200, 400]
+    assert [step["labels"] for step in scripted.label_in_rounds()] == [100, 200, 400]
     assert scripted.fitted == 3
     assert (tmp_path / "growth.json").exists()
 
 
 def test_a_gain_in_either_measure_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reached = [{"spearman": 0.3, "r2": r2, "skill": 0.0} for r2 in (0.1, 0.2, 0.2)]
-    assert len(Scripted(tmp_path, monkeypatch, reached).climb()) == 3
+    assert len(Scripted(tmp_path, monkeypatch, reached).label_in_rounds()) == 3
 
 
 def test_a_gate_ends_labelling_once_it_is_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(tmp_path, monkeypatch, reaching(0.2, 0.4, 0.6), labels=100, min_spearman=0.4, max_labels=400)
-    assert [step["spearman"] for step in scripted.climb()] == [0.2, 0.4]
+    assert [step["spearman"] for step in scripted.label_in_rounds()] == [0.2, 0.4]
 
 
 def test_auto_does_not_stop_below_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(tmp_path, monkeypatch, reaching(0.2, 0.2, 0.6, 0.9), min_spearman=0.5)
-    assert [step["spearman"] for step in scripted.climb()] == [0.2, 0.2, 0.6, 0.9]
+    assert [step["spearman"] for step in scripted.label_in_rounds()] == [0.2, 0.2, 0.6, 0.9]
 
 
 @pytest.mark.parametrize(
     ("gates", "reached", "said"),
-    [({"min_spearman": 0.5}, reaching(0.1, 0.31), r"--min-spearman 0\.5.*unseen items is 0\.310, with 200 labels"),
-     ({"min_skill": 0.8}, reaching(0.1, 0.1, skill=0.25), r"--min-skill 0\.8.*held-out items is 0\.250, with 200"),
-     ({"min_spearman": 0.5}, reaching(None, None), "is none that can be measured"),
-     ({"min_spearman": 0.5, "min_skill": 0.9}, reaching(0.1, 0.2), r"--min-spearman 0\.5.*; --min-skill 0\.9")],
-)  # fmt: skip
+    [
+        ({"min_spearman": 0.5}, reaching(0.1, 0.31), r"--min-spearman 0\.5.*unseen items is 0\.310, with 200 labels"),
+        ({"min_skill": 0.8}, reaching(0.1, 0.1, skill=0.25), r"--min-skill 0\.8.*held-out items is 0\.250, with 200"),
+        ({"min_spearman": 0.5}, reaching(None, None), "is none that can be measured"),
+        ({"min_spearman": 0.5, "min_skill": 0.9}, reaching(0.1, 0.2), r"--min-spearman 0\.5.*; --min-skill 0\.9"),
+    ],
+)
 def test_a_gate_that_is_never_reached_is_an_error_with_what_was_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gates: dict[str, float], reached: list[dict[str, Any]], said: str
 ) -> None:
     with pytest.raises(QualityError, match=said) as caught:
-        Scripted(tmp_path, monkeypatch, reached, **gates).climb()
+        Scripted(tmp_path, monkeypatch, reached, **gates).label_in_rounds()
     assert caught.value.exit_code == 5
     assert "the labels are kept" in str(caught.value)
 

@@ -107,21 +107,30 @@ def test_files_of_the_contract_linear_passes_and_running_again(
 ) -> None:
     def teacher() -> Any:
         made: dict[str, Callable[[], Any]] = {
-            "features": Features, "length": nncift.teachers.Length, "random": lambda: nncift.teachers.Random(seed=3),
+            "features": Features,
+            "length": nncift.teachers.Length,
+            "random": lambda: nncift.teachers.Random(seed=3),
             "ifd": lambda: nncift.teachers.Ifd(str(llama_folder)),
             "less": lambda: nncift.teachers.Less(str(llama_folder), **TINY),
-        }  # fmt: skip
+        }
         return made[name]()
 
     pool = write_pool(40)
     run = select(pool, tmp_path / "run", teacher())
     assert {path.name for path in run.path.iterdir()} >= {
-        "subset.jsonl", "selection.parquet", "summary.json", "fidelity.json", "ledger.json", "manifest.yaml",
-        "rejected.jsonl", "student", "labels",
-    }  # fmt: skip
-    told, ledger = json.loads((run.path / "summary.json").read_text()), run.ledger
-    assert (told["plan"], told["pool"], told["selected"], len(run.subset)) == ("rows", 40, 8, 8)
-    measured = told["labels"]["rows"]
+        "subset.jsonl",
+        "selection.parquet",
+        "summary.json",
+        "fidelity.json",
+        "ledger.json",
+        "manifest.yaml",
+        "rejected.jsonl",
+        "student",
+        "labels",
+    }
+    record, ledger = json.loads((run.path / "summary.json").read_text()), run.ledger
+    assert (record["plan"], record["pool"], record["selected"], len(run.subset)) == ("rows", 40, 8, 8)
+    measured = record["labels"]["rows"]
     # u of the rows to learn from, a tenth to test, a fifteenth to validate; all where a row costs no pass.
     assert measured == (40 if name in ("length", "random") else 12 + 4 + 3)
     each, once = {"features": (2, 7), "length": (0, 0), "random": (0, 0), "ifd": (2, 0), "less": (1, 4)}[name]
@@ -130,8 +139,8 @@ def test_files_of_the_contract_linear_passes_and_running_again(
     assert ledger["teacher_passes"] == ledger["stages"]["label"]["model_passes"]
     expected = 1 - ledger["teacher_passes"] / ledger["full_teacher_passes"] if each else 0.0
     assert ledger["saving"] == pytest.approx(expected)
-    assert told["selection"]["objective"] == ("fl" if name in ("features", "less") else "topk")
-    assert set(told["fidelity"]) == {"q1", "q2", "q3", "q4"}
+    assert record["selection"]["objective"] == ("fl" if name in ("features", "less") else "topk")
+    assert set(record["fidelity"]) == {"q1", "q2", "q3", "q4"}
     assert pq.read_table(run.path / "selection.parquet").num_rows == 40
     assert len(nncift.Student.load(run.path / "student").score(nncift.read(write_pool(5, "new.jsonl", 90))).ids) == 5
     before = contents(run.path)
@@ -269,16 +278,30 @@ def test_a_target_set_that_cannot_be_used_is_told_of(tmp_path: Path, write_pool:
 @pytest.mark.parametrize("as_file", [True, False])
 @pytest.mark.parametrize(
     ("teacher", "given", "said"),
-    [("less", {"plan": "scatter"}, "--plan scatter does not fit the teacher less; use rows"),
-     ("delift", {"plan": "rows"}, "--plan rows does not fit the teacher delift; use scatter, active or block"),
-     ("length", {"objective": "fl"}, "--objective fl needs utilities of pairs, and this teacher gives scores; use topk"),
-     ("less", {"objective": "fl2mi"}, "--objective fl2mi is about a target set; give --target FILE"),
-     ("length", {"target": True, "objective": "topk"}, "--target was given, and the teacher length rates rows without"),
-     ("less", {"option": {"projektion": 3}}, "the teacher less has no option 'projektion'; did you mean 'projection'"),
-     ("less", {"option": {"model": "x"}}, "has no option 'model'"),
-     ("less", {"option": {"warmup_share": "much"}}, "the teacher less cannot be made of"),
-     ("length", {"model": "m"}, "the teacher length takes no model; it was given 'm'")],
-)  # fmt: skip
+    [
+        ("less", {"plan": "scatter"}, "--plan scatter does not fit the teacher less; use rows"),
+        ("delift", {"plan": "rows"}, "--plan rows does not fit the teacher delift; use scatter, active or block"),
+        (
+            "length",
+            {"objective": "fl"},
+            "--objective fl needs utilities of pairs, and this teacher gives scores; use topk",
+        ),
+        ("less", {"objective": "fl2mi"}, "--objective fl2mi is about a target set; give --target FILE"),
+        (
+            "length",
+            {"target": True, "objective": "topk"},
+            "--target was given, and the teacher length rates rows without",
+        ),
+        (
+            "less",
+            {"option": {"projektion": 3}},
+            "the teacher less has no option 'projektion'; did you mean 'projection'",
+        ),
+        ("less", {"option": {"model": "x"}}, "has no option 'model'"),
+        ("less", {"option": {"warmup_share": "much"}}, "the teacher less cannot be made of"),
+        ("length", {"model": "m"}, "the teacher length takes no model; it was given 'm'"),
+    ],
+)
 def test_wishes_that_do_not_fit_the_teacher_are_refused(
     tmp_path: Path, write_pool: Write, llama_folder: Path, teacher: str, given: dict[str, Any], said: str, as_file: bool
 ) -> None:
@@ -314,9 +337,14 @@ def test_the_manifest_repeats_a_run_with_options_and_a_target(
     tmp_path: Path, write_pool: Write, llama_folder: Path
 ) -> None:
     run = select(
-        write_pool(40), tmp_path / "run", "less", model=str(llama_folder), option=TINY, objective="topk",
+        write_pool(40),
+        tmp_path / "run",
+        "less",
+        model=str(llama_folder),
+        option=TINY,
+        objective="topk",
         target=write_pool(10, "target.jsonl", 60),
-    )  # fmt: skip
+    )
     settings = config.resolve({}, run.path / "manifest.yaml")
     assert (settings.plan, settings.objective, settings.option) == ("rows", "topk", TINY)
     pool = inputs.read_pool(settings)

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from nncift.errors import DataError
-from nncift.labels import BASE, Entries, LabelPlan, Roles, Wish, grow
+from nncift.labels import BASE, Entries, LabelBudget, LabelPlan, Roles, grow
 from nncift.labels.pair_labels import LabelStore, combine
 from nncift.storage.atomic import read_json
 from nncift.teachers import Chunk, ChunkLabels
 
 ROWS = [f"row-{index:03d}" for index in range(60)]
-WISH = Wish(0.2, None)
+WISH = LabelBudget(0.2, None)
 
 
-def made(rows: list[str] = ROWS, wish: Wish = WISH, previous: LabelPlan | None = None) -> LabelPlan:
-    return grow(previous, rows, rows, wish, 0, shared=True, relative=True)
+def made(rows: list[str] = ROWS, budget: LabelBudget = WISH, previous: LabelPlan | None = None) -> LabelPlan:
+    return grow(previous, rows, rows, budget, 0, shared=True, relative=True)
 
 
 def teach(chunk: Chunk) -> ChunkLabels:
@@ -98,9 +98,11 @@ def test_values_before_all_chunks_are_done_are_refused(tmp_path: Path) -> None:
 def by_hand(tmp_path: Path, raw: list[float]) -> LabelStore:
     """Return a store of two targets alone, then both behind source c, and a behind b."""
     entries = Entries(
-        np.array([0, 1, 0, 1, 0], np.int32), np.array([-1, -1, 2, 2, 1], np.int32), np.array([0, 0, 1, 1, 5], np.int8),
+        np.array([0, 1, 0, 1, 0], np.int32),
+        np.array([-1, -1, 2, 2, 1], np.int32),
+        np.array([0, 0, 1, 1, 5], np.int8),
         np.array([0, 0, 1, 1, 2], np.int32),
-    )  # fmt: skip
+    )
     store = LabelStore.open(tmp_path)
     store.adopt(LabelPlan(("a", "b", "c"), ("a", "b", "c"), True, Roles(), (entries,)))
     for generation, chunk, positions in store.pending():
@@ -146,7 +148,7 @@ def test_growth_appends_files_and_leaves_the_old_ones_as_they_are(tmp_path: Path
     before = files(tmp_path)
     old = store.utilities(relative=True)["train"]
     again = LabelStore.open(tmp_path)
-    again.adopt(made([*ROWS, *(f"row-{index:03d}" for index in range(60, 80))], Wish(0.3, None), again.plan))
+    again.adopt(made([*ROWS, *(f"row-{index:03d}" for index in range(60, 80))], LabelBudget(0.3, None), again.plan))
     assert work_off(again)
     after = files(tmp_path)
     assert {name: after[name] for name in before} == before
@@ -157,7 +159,7 @@ def test_growth_appends_files_and_leaves_the_old_ones_as_they_are(tmp_path: Path
 
 def test_targets_known_from_before_are_not_labelled_alone_again(tmp_path: Path) -> None:
     first = made()
-    second = made(ROWS, Wish(0.4, None), first)
+    second = made(ROWS, LabelBudget(0.4, None), first)
     assert (
         not (second.generations[1].split == BASE).any()
         or not np.isin(
@@ -172,9 +174,9 @@ def test_targets_known_from_before_are_not_labelled_alone_again(tmp_path: Path) 
 def test_rows_without_new_labels_are_remembered(tmp_path: Path) -> None:
     rows = [f"row-{index:03d}" for index in range(400)]
     store = LabelStore.open(tmp_path)
-    store.adopt(made(rows, Wish(None, 50)))
+    store.adopt(made(rows, LabelBudget(None, 50)))
     work_off(store)
-    store.adopt(made([*rows, "new"], Wish(None, 50), store.plan))
+    store.adopt(made([*rows, "new"], LabelBudget(None, 50), store.plan))
     again = LabelStore.open(tmp_path)
     assert again.plan is not None
     assert again.plan.source_ids[-1] == "new"

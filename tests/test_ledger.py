@@ -14,8 +14,8 @@ def test_gradient_passes_count_three_and_probe_passes_one() -> None:
     assert spent.saving == pytest.approx(1 - 417 / 504)
     assert spent.share_of_training == pytest.approx(417 / 1512)
     assert not spent.saves_nothing
-    told = spent.to_json()
-    assert (told["teacher_passes"], told["full_teacher_passes"], told["training_cost"]) == (251, 168, 1512)
+    record = spent.to_json()
+    assert (record["teacher_passes"], record["full_teacher_passes"], record["training_cost"]) == (251, 168, 1512)
 
 
 def test_a_probe_of_all_rows_eats_the_saving_of_a_teacher_of_one_pass_a_row() -> None:

@@ -24,7 +24,7 @@ from nncift.errors import ResourceError, UsageError
 from nncift.models import causal_lm as module
 from nncift.models.causal_lm import CausalLM, Prefix, Row
 from nncift.models.loading import context_limit, fingerprint
-from nncift.models.out_of_memory import Fits
+from nncift.models.out_of_memory import BatchLimit
 from tests.tolerances import close, of_models
 
 BEFORE = [1, 9, 30, 12, 7, 41, 22, 8, 15, 33]
@@ -33,10 +33,19 @@ MODEL = of_models(layers=2, width=128)
 """Relative error of what the tiny models of these tests give, whose sums have 128 terms at most."""
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 53, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 96, "initializer_range": 0.3,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 53,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 class NoTokenizer:
@@ -178,7 +187,7 @@ def holds(lm: CausalLM, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]
         return body(ids, **kwargs)
 
     monkeypatch.setattr(lm, "_body", limited)
-    monkeypatch.setattr(lm, "fits", Fits())
+    monkeypatch.setattr(lm, "fits", BatchLimit())
     return tried
 
 

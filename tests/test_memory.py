@@ -124,9 +124,9 @@ def test_what_runs_out_is_named_with_its_bytes() -> None:
         (MemoryError(), "more memory"),
     ],
 )
-def test_bytes_are_read_from_what_libraries_say(error: Exception, told: str) -> None:
+def test_bytes_are_read_from_what_libraries_say(error: Exception, record: str) -> None:
     with (
-        pytest.raises(ResourceError, match=f"embedding needs {told}, .* all that this machine has"),
+        pytest.raises(ResourceError, match=f"embedding needs {record}, .* all that this machine has"),
         named("embedding"),
     ):
         raise error
@@ -242,8 +242,8 @@ def test_pytorch_is_refused_before_it_ends_the_process() -> None:
 
 
 def test_a_sound_file_is_not_called_damaged_where_memory_runs_out() -> None:
-    told = "Unknown error: Failed to launch worker thread: Resource temporarily unavailable"
-    for error in (OSError("malloc of size 64 failed"), OSError(12, "Cannot allocate memory"), OSError(told)):
+    record = "Unknown error: Failed to launch worker thread: Resource temporarily unavailable"
+    for error in (OSError("malloc of size 64 failed"), OSError(12, "Cannot allocate memory"), OSError(record)):
         with pytest.raises(MemoryError):
             memory.pass_on(error)
     memory.pass_on(OSError("no such file"))
@@ -251,8 +251,8 @@ def test_a_sound_file_is_not_called_damaged_where_memory_runs_out() -> None:
 
 def test_what_cannot_be_refused_memory_is_not_begun_without() -> None:
     with capped(taken() + 10_000_000), pytest.raises(ResourceError, match="tokenising rows needs 16 MB to spare"):
-        memory.refuse_tight("tokenising rows")
-    memory.refuse_tight("tokenising rows")
+        memory.check_room("tokenising rows")
+    memory.check_room("tokenising rows")
 
 
 def test_reading_parquet_starts_no_thread_and_loads_nothing_that_ends_the_process(tmp_path: Path) -> None:

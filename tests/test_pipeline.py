@@ -115,45 +115,67 @@ def real(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Run:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
         hasten(patch)
         return nncift.run(
-            folder / "pool.jsonl", teacher=nncift.teachers.Delift(str(llama_folder)), encoder="hash", labels=0.2,
-            budget=0.25, features="text", out=folder / "run",
-        )  # fmt: skip
+            folder / "pool.jsonl",
+            teacher=nncift.teachers.Delift(str(llama_folder)),
+            encoder="hash",
+            labels=0.2,
+            budget=0.25,
+            features="text",
+            out=folder / "run",
+        )
 
 
 def test_the_files_of_the_contract_are_there(real: Run) -> None:
     found = {path.name for path in real.path.iterdir()}
     assert found >= {
-        "subset.jsonl", "selection.parquet", "summary.json", "fidelity.json", "ledger.json", "manifest.yaml",
-        "rejected.jsonl", "student", "labels",
-    }  # fmt: skip
+        "subset.jsonl",
+        "selection.parquet",
+        "summary.json",
+        "fidelity.json",
+        "ledger.json",
+        "manifest.yaml",
+        "rejected.jsonl",
+        "student",
+        "labels",
+    }
     assert not list(real.path.rglob("*.part"))
 
 
 def test_the_summary_has_the_keys_of_the_contract(real: Run) -> None:
-    told = json.loads((real.path / "summary.json").read_text())
-    assert told == json.loads(json.dumps(real.summary))
-    assert set(told) >= {
-        "run", "pool", "rejected", "selected", "teacher", "student", "plan", "fidelity", "baselines", "ledger", "warnings",
-    }  # fmt: skip
-    assert set(told["fidelity"]) == {"q1", "q2", "q3", "q4"}
-    assert set(told["fidelity"]["q4"]) >= {"mse", "r2", "spearman", "spearman_interval", "pairs"}
-    assert set(told["baselines"]) >= {"mean", "additive", "cosine", "ridge"}
-    ledger = told["ledger"]
+    record = json.loads((real.path / "summary.json").read_text())
+    assert record == json.loads(json.dumps(real.summary))
+    assert set(record) >= {
+        "run",
+        "pool",
+        "rejected",
+        "selected",
+        "teacher",
+        "student",
+        "plan",
+        "fidelity",
+        "baselines",
+        "ledger",
+        "warnings",
+    }
+    assert set(record["fidelity"]) == {"q1", "q2", "q3", "q4"}
+    assert set(record["fidelity"]["q4"]) >= {"mse", "r2", "spearman", "spearman_interval", "pairs"}
+    assert set(record["baselines"]) >= {"mean", "additive", "cosine", "ridge"}
+    ledger = record["ledger"]
     assert set(ledger["stages"]) >= {"embed", "label", "fit", "score", "select"}
     for cost in ledger["stages"].values():
         assert set(cost) >= {"seconds", "peak_mb", "model_tokens", "model_passes"}
-    assert (told["pool"], told["rejected"], told["selected"]) == (42, 2, 11)
+    assert (record["pool"], record["rejected"], record["selected"]) == (42, 2, 11)
     assert json.loads((real.path / "ledger.json").read_text()) == ledger
 
 
 def test_the_saving_counts_every_pass(real: Run) -> None:
-    told = real.summary
-    planned = sum(told["labels"].values())
-    assert told["ledger"]["teacher_passes"] == told["ledger"]["stages"]["label"]["model_passes"] == planned
-    assert told["ledger"]["full_teacher_passes"] == 42 * 41 + 42
-    assert told["ledger"]["saving"] == pytest.approx(1 - planned / (42 * 42))
-    stages = told["ledger"]["stages"].values()
-    assert told["ledger"]["seconds"] == pytest.approx(sum(cost["seconds"] for cost in stages), abs=0.002)
+    record = real.summary
+    planned = sum(record["labels"].values())
+    assert record["ledger"]["teacher_passes"] == record["ledger"]["stages"]["label"]["model_passes"] == planned
+    assert record["ledger"]["full_teacher_passes"] == 42 * 41 + 42
+    assert record["ledger"]["saving"] == pytest.approx(1 - planned / (42 * 42))
+    stages = record["ledger"]["stages"].values()
+    assert record["ledger"]["seconds"] == pytest.approx(sum(cost["seconds"] for cost in stages), abs=0.002)
 
 
 def test_the_selection_accounts_for_every_row(real: Run) -> None:
@@ -373,10 +395,15 @@ def test_rows_with_labels_cannot_be_lost(tmp_path: Path, write_pool: Write, loss
 
 @pytest.mark.parametrize(
     ("given", "error", "said"),
-    [({"labels": 0.1}, UsageError, "labels are never thrown away"), ({"seed": 1}, UsageError, "seed = 0, and 1"),
-     ({"plan": "block"}, UsageError, "plan = 'scatter', and 'block'"), ({"budget": 41}, InfeasibleError, "only 40 rows"),
-     ({"labels": 2}, InfeasibleError, "at least 4 pairs"), ({"labels": 0.9, "weights": "b"}, UsageError, "model differ")],
-)  # fmt: skip
+    [
+        ({"labels": 0.1}, UsageError, "labels are never thrown away"),
+        ({"seed": 1}, UsageError, "seed = 0, and 1"),
+        ({"plan": "block"}, UsageError, "plan = 'scatter', and 'block'"),
+        ({"budget": 41}, InfeasibleError, "only 40 rows"),
+        ({"labels": 2}, InfeasibleError, "at least 4 pairs"),
+        ({"labels": 0.9, "weights": "b"}, UsageError, "model differ"),
+    ],
+)
 def test_a_refusal_changes_nothing_of_a_finished_run(
     tmp_path: Path, write_pool: Write, given: dict[str, Any], error: type[NnciftError], said: str
 ) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.labels import BASE, Q2, Q3, TEST, TRAIN, VALIDATION, LabelPlan, Wish, describe, grow, parse_labels
+from nncift.labels import BASE, Q2, Q3, TEST, TRAIN, VALIDATION, LabelBudget, LabelPlan, describe, grow, parse_labels
 from nncift.labels.growth_draws import CHUNK_TARGETS
 
 
@@ -18,11 +18,11 @@ def ids(n: int, start: int = 0) -> list[str]:
 def planned(
     n: int, share: float | None = 0.1, count: int | None = None, kind: str = "scatter", seed: int = 0
 ) -> LabelPlan:
-    return extended(None, ids(n), Wish(share, count, kind), seed)
+    return extended(None, ids(n), LabelBudget(share, count, kind), seed)
 
 
-def extended(plan: LabelPlan | None, rows: Sequence[str], wish: Wish, seed: int = 0) -> LabelPlan:
-    return grow(plan, rows, rows, wish, seed, shared=True, relative=True)
+def extended(plan: LabelPlan | None, rows: Sequence[str], budget: LabelBudget, seed: int = 0) -> LabelPlan:
+    return grow(plan, rows, rows, budget, seed, shared=True, relative=True)
 
 
 def named(plan: LabelPlan, split: int | None = None) -> set[tuple[str, str]]:
@@ -94,7 +94,7 @@ def test_scatter_is_even_over_rows_and_columns(axis: str) -> None:
 
 def test_axes_without_common_rows_have_no_diagonal_and_roles_of_their_own() -> None:
     targets, sources = ids(40), [f"s{index}" for index in range(100)]
-    plan = grow(None, targets, sources, Wish(1.0, None, "block"), 0, shared=False, relative=False)
+    plan = grow(None, targets, sources, LabelBudget(1.0, None, "block"), 0, shared=False, relative=False)
     test, validation = plan.roles.test_targets, plan.roles.validation_targets
     assert set(plan.roles.test_targets) <= set(targets)
     assert set(plan.roles.test_sources) <= set(sources)
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
 def test_the_order_of_rows_means_nothing(kind: str) -> None:
     rows = ids(300)
     shuffled = [rows[index] for index in np.random.default_rng(5).permutation(300)]
-    one, two = (extended(None, order, Wish(0.9, None, kind)) for order in (rows, shuffled))
+    one, two = (extended(None, order, LabelBudget(0.9, None, kind)) for order in (rows, shuffled))
     assert named(one) == named(two)
     assert [chunk for chunk, _ in one.generation_chunks(0)] == [chunk for chunk, _ in two.generation_chunks(0)]
 
@@ -188,8 +188,8 @@ def test_growth_keeps_what_exists_and_reaches_what_was_asked(
     kind: str, n: int, more_rows: int, share: float, raised: float, seed: int
 ) -> None:
     plan = planned(n, share, kind=kind, seed=seed)
-    wish = Wish(min(1.0, share + raised), None, kind)
-    grown = extended(plan, ids(n + more_rows), wish, seed)
+    budget = LabelBudget(min(1.0, share + raised), None, kind)
+    grown = extended(plan, ids(n + more_rows), budget, seed)
     assert grown.generations[: len(plan.generations)] == plan.generations
     assert grown.source_ids[:n] == plan.source_ids
     assert set(plan.roles.test_targets) <= set(grown.roles.test_targets)
@@ -199,13 +199,13 @@ def test_growth_keeps_what_exists_and_reaches_what_was_asked(
     assert (np.diff(np.unique(grown.entries.chunk)) == 1).all()
     held = len(grown.roles.test_targets) + len(grown.roles.validation_targets)
     free = len(grown.target_ids) - held
-    asked = min(wish.pairs(len(grown.target_ids), len(grown.source_ids)), free * (free - 1))
+    asked = min(budget.pairs(len(grown.target_ids), len(grown.source_ids)), free * (free - 1))
     if kind == "scatter":
         assert describe(grown)["train"] == max(asked, describe(plan)["train"])
 
 
 def test_growth_by_labels_stays_even() -> None:
-    plan = extended(planned(300, 0.1), ids(300), Wish(0.2, None))
+    plan = extended(planned(300, 0.1), ids(300), LabelBudget(0.2, None))
     counts = training_counts(plan, "target")
     assert counts.max() - counts.min() <= 1
 
@@ -213,23 +213,23 @@ def test_growth_by_labels_stays_even() -> None:
 def test_few_new_rows_do_not_swallow_the_new_labels() -> None:
     # The four new rows alone cannot take 50 pairs among themselves; the rest goes to older rows.
     plan = planned(60, None, 300)
-    assert describe(extended(plan, ids(64), Wish(None, 350)))["train"] == 350
+    assert describe(extended(plan, ids(64), LabelBudget(None, 350)))["train"] == 350
 
 
 def test_nearly_all_pairs_can_be_topped_up_to_all() -> None:
-    plan = extended(planned(40, 0.8), ids(40), Wish(1.0, None))
+    plan = extended(planned(40, 0.8), ids(40), LabelBudget(1.0, None))
     held = len(plan.roles.test_targets) + len(plan.roles.validation_targets)
     assert describe(plan)["train"] == (40 - held) * (39 - held)
 
 
 def test_growing_by_nothing_adds_nothing() -> None:
     plan = planned(80)
-    assert extended(plan, ids(80), Wish(0.1, None)) == plan
+    assert extended(plan, ids(80), LabelBudget(0.1, None)) == plan
 
 
 def test_new_rows_that_need_no_label_still_widen_the_axes() -> None:
     plan = planned(400, None, 900)
-    grown = extended(plan, ids(410), Wish(None, 900))
+    grown = extended(plan, ids(410), LabelBudget(None, 900))
     assert len(grown.source_ids) == 410
     assert len(grown.generations) == 2
     assert len(grown.generations[1]) == 0
@@ -237,12 +237,12 @@ def test_new_rows_that_need_no_label_still_widen_the_axes() -> None:
 
 def test_fewer_labels_than_exist_are_refused_with_both_numbers() -> None:
     with pytest.raises(UsageError, match=r"400 training labels, and --labels asks for 100"):
-        extended(planned(200, 0.1), ids(200), Wish(0.05, None))
+        extended(planned(200, 0.1), ids(200), LabelBudget(0.05, None))
 
 
 def test_earlier_rows_have_to_come_first() -> None:
     with pytest.raises(UsageError, match="come first"):
-        extended(planned(40), ids(50)[::-1], Wish(0.1, None))
+        extended(planned(40), ids(50)[::-1], LabelBudget(0.1, None))
 
 
 def test_a_pool_below_twenty_rows_is_refused() -> None:
@@ -271,6 +271,6 @@ def test_labels_that_cannot_be_read_show_examples(text: str) -> None:
 
 
 def test_fewer_test_items_can_be_asked_for() -> None:
-    plan = extended(None, ids(400), replace(Wish(0.1, None), test_items=5, validation_items=4))
+    plan = extended(None, ids(400), replace(LabelBudget(0.1, None), test_items=5, validation_items=4))
     assert describe(plan)["test"] == 5 * 4
     assert describe(plan)["validation"] == 4 * 3

@@ -115,30 +115,34 @@ def test_inner_products_of_sketches_estimate_those_of_the_gradients(lm: CausalLM
 
 def test_statistics_are_those_of_a_plain_pass(probe: Probe) -> None:
     found, counts = probe.read(list(POOL))
-    told = probe.views.take(found, STATS)
-    for row, values, count in zip(POOL, told, counts, strict=True):
+    record = probe.views.take(found, STATS)
+    for row, values, count in zip(POOL, record, counts, strict=True):
         _, logits, start, response = plain(probe, row)
         logs = torch.log_softmax(logits[start - 1 : start - 1 + len(response)].double(), dim=-1)
         gold = logs[torch.arange(len(response)), torch.tensor(response)].numpy()
         expected = {
-            "loss": -gold.mean(), "spread": gold.std(), "probability": np.exp(gold).mean(),
-            "distance": np.sqrt(np.mean((1 - np.exp(gold)) ** 2)), "worst": min(WORST, -gold.min()),
-            "entropy": float(-(logs.exp() * logs).sum(dim=-1).mean()), "response": np.log(len(response)),
+            "loss": -gold.mean(),
+            "spread": gold.std(),
+            "probability": np.exp(gold).mean(),
+            "distance": np.sqrt(np.mean((1 - np.exp(gold)) ** 2)),
+            "worst": min(WORST, -gold.min()),
+            "entropy": float(-(logs.exp() * logs).sum(dim=-1).mean()),
+            "response": np.log(len(response)),
             "prompt": np.log(start),
-        }  # fmt: skip
+        }
         for name, value in expected.items():
             assert values[STATISTICS.index(name)] == pytest.approx(value, abs=1e-4), name
         assert count == start + len(response)
 
 
 def test_loss_and_distance_are_the_teachers(lm: CausalLM, probe: Probe) -> None:
-    told = probe.views.take(probe.read(list(POOL))[0], STATS)
+    record = probe.views.take(probe.read(list(POOL))[0], STATS)
     loss, delift = Loss(lm), Delift(lm)
     for teacher in (loss, delift):
         assert not teacher.prepare(POOL)
-    assert told[:, STATISTICS.index("loss")] == pytest.approx(loss.measure(POOL.ids).values[:, 0], abs=1e-4)
+    assert record[:, STATISTICS.index("loss")] == pytest.approx(loss.measure(POOL.ids).values[:, 0], abs=1e-4)
     alone = delift.label(Chunk(0, None, POOL.ids)).values
-    assert told[:, STATISTICS.index("distance")] == pytest.approx(alone, abs=1e-4)
+    assert record[:, STATISTICS.index("distance")] == pytest.approx(alone, abs=1e-4)
 
 
 def test_hidden_states_are_pooled_over_response_prompt_and_both(probe: Probe) -> None:
@@ -173,13 +177,13 @@ def test_a_long_prompt_loses_its_start_and_a_long_response_its_end(probe: Probe)
     found, counts = probe.read([*prompts, *answers])
     assert (counts > room).all()
     assert np.isfinite(found).all()
-    told = probe.views.take(found, STATS)
+    record = probe.views.take(found, STATS)
     # What was cut off decides nothing but for the prompt, of which one word of each kind is left.
     assert found[2] == pytest.approx(found[3], abs=1e-5)
     assert not np.allclose(found[0], found[1], atol=1e-3)
-    assert told[2, STATISTICS.index("response")] == pytest.approx(np.log(room - 1), abs=1e-6)
+    assert record[2, STATISTICS.index("response")] == pytest.approx(np.log(room - 1), abs=1e-6)
     short = split(probe, example("s", "name a bird", "bird"))[1]
-    assert told[0, STATISTICS.index("prompt")] == pytest.approx(np.log(room - len(short)), abs=1e-6)
+    assert record[0, STATISTICS.index("prompt")] == pytest.approx(np.log(room - len(short)), abs=1e-6)
     features = features_of(probe, Examples((*prompts, *answers, example("s", "name a bird", "bird"))))
     assert (features.truncated, features.fresh) == (4, 5)
 

@@ -50,11 +50,19 @@ def test_demo_and_tests_at_both_ends_of_the_ranges(end: str, tmp_path: Path) -> 
     done = subprocess.run([*pip, *wanted, *TOOLS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-        "NNCIFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1",
-    }  # fmt: skip
+        "NNCIFT_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "NUMBA_NUM_THREADS": "1",
+    }
     demo: list[str | Path] = [
-        tmp_path / "env" / "bin" / "nncift", "demo", "--rows", "60", "--out", tmp_path / "demo", "--quiet",
-    ]  # fmt: skip
+        tmp_path / "env" / "bin" / "nncift",
+        "demo",
+        "--rows",
+        "60",
+        "--out",
+        tmp_path / "demo",
+        "--quiet",
+    ]
     done = subprocess.run(demo, env=clean, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     tests: list[str | Path] = [

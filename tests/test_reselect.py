@@ -24,7 +24,7 @@ from nncift.labels.vectors import VectorFiles
 from nncift.runs.compare import compare
 from nncift.runs.finished import FinishedRun
 from nncift.runs.select_again import reselect
-from nncift.selection.problem import graph_of
+from nncift.selection.problem import graph_problem
 from nncift.stages.finish import Run
 from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels
@@ -201,22 +201,22 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
     (tmp_path / "in").write_text("sums-001\n\n")
     (tmp_path / "out").write_text("poem-000\npoem-001\n")
     rules = {"quota": ("kind:min=20%,max=50%",), "include": str(tmp_path / "in"), "exclude": str(tmp_path / "out")}
-    told = reselect(done, rules, tmp_path / "again")
+    record = reselect(done, rules, tmp_path / "again")
     chosen = ids_in(tmp_path / "again")
     assert chosen[0] == "sums-001"
     assert not {"poem-000", "poem-001"} & set(chosen)
     assert all(3 <= of_topic(chosen, kind) <= 6 for kind in ("sums", "poem", "code"))
-    assert told["selected"] == len(chosen) == 12
-    controls = told["selection"]["controls"]
+    assert record["selected"] == len(chosen) == 12
+    controls = record["selection"]["controls"]
     assert set(controls) == {"random", "stratified", "longest", "embedding"}
-    assert max(controls.values()) <= told["selection"]["upper_bound"]
+    assert max(controls.values()) <= record["selection"]["upper_bound"]
 
 
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
-    told = reselect(done, {"budget": "60tok"}, tmp_path / "again")
+    record = reselect(done, {"budget": "60tok"}, tmp_path / "again")
     rows = Rows.load(done / "rows.parquet")
     tokens = dict(zip(rows.ids, rows.tokens or (), strict=True))
-    assert told["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
+    assert record["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
     with pytest.raises(InfeasibleError, match="the pool has only"):
         reselect(done, {"budget": "1Mtok"}, tmp_path / "other")
     with pytest.raises(InfeasibleError, match="shortest row"):
@@ -225,9 +225,9 @@ def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
 
 def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
     # A topic has 7 different rows: what repeats their words has the same content.
-    told = reselect(done, {"dedup": "exact", "budget": "100%"}, tmp_path / "again")
-    assert told["selected"] == 21
-    assert told["selection"]["removed_duplicates"] == 39
+    record = reselect(done, {"dedup": "exact", "budget": "100%"}, tmp_path / "again")
+    assert record["selected"] == 21
+    assert record["selection"]["removed_duplicates"] == 39
     table = pq.read_table(tmp_path / "again" / "selection.parquet").to_pydict()
     reason = dict(zip(table["id"], table["reason"], strict=True))
     assert reason["sums-007"] == "Removed before the selection: sums-000 has the same content."
@@ -239,12 +239,12 @@ def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["fl", "rr", "max"])
 def test_a_graph_of_all_neighbours_selects_like_the_whole_matrix(done: Path, tmp_path: Path, objective: str) -> None:
     given = {"budget": 6, "objective": objective}
-    told = reselect(done, {"neighbours": 59, **given}, tmp_path / "graph")
+    record = reselect(done, {"neighbours": 59, **given}, tmp_path / "graph")
     whole = reselect(done, given, tmp_path / "whole")
     assert ids_in(tmp_path / "graph") == ids_in(tmp_path / "whole")
-    assert told["selection"]["value"] == pytest.approx(whole["selection"]["value"])
-    assert told["selection"]["neighbours"] == {"each": 59, "recall": 1.0}
-    for name, value in told["selection"]["controls"].items():
+    assert record["selection"]["value"] == pytest.approx(whole["selection"]["value"])
+    assert record["selection"]["neighbours"] == {"each": 59, "recall": 1.0}
+    for name, value in record["selection"]["controls"].items():
         if name != "embedding":
             assert value == pytest.approx(whole["selection"]["controls"][name])
     table = pq.read_table(tmp_path / "graph" / "selection.parquet").to_pydict()
@@ -262,13 +262,13 @@ def test_a_graph_of_all_rows_selects_for_a_target_set_like_the_whole_matrix(
     (tmp_path / "in").write_text("code-003\n")
     rules = {"include": str(tmp_path / "in"), "exclude": str(tmp_path / "out"), "quota": ("kind:max=60%",)}
     for name, given in {"plain": {}, "rules": rules}.items():
-        told = reselect(run.path, {"neighbours": 60, **given}, tmp_path / f"graph-{name}")["selection"]
+        record = reselect(run.path, {"neighbours": 60, **given}, tmp_path / f"graph-{name}")["selection"]
         whole = reselect(run.path, given, tmp_path / f"whole-{name}")["selection"]
         assert ids_in(tmp_path / f"graph-{name}") == ids_in(tmp_path / f"whole-{name}")
-        assert told["objective"] == whole["objective"] == objective
-        assert told["by_score"] == whole["by_score"]
-        assert told["value"] == pytest.approx(whole["value"], rel=1e-5)
-        assert told["controls"] == pytest.approx(whole["controls"], rel=1e-5)
+        assert record["objective"] == whole["objective"] == objective
+        assert record["by_score"] == whole["by_score"]
+        assert record["value"] == pytest.approx(whole["value"], rel=1e-5)
+        assert record["controls"] == pytest.approx(whole["controls"], rel=1e-5)
     scores = [
         pq.read_table(tmp_path / name / "selection.parquet")["score"].to_pylist()
         for name in ("graph-plain", "whole-plain")
@@ -296,9 +296,9 @@ def test_what_exhausts_the_objective_is_followed_by_score_and_told(files: dict[s
 
 def test_fewer_neighbours_keep_most_of_the_value(files: dict[str, Path], tmp_path: Path) -> None:
     run = select(files, tmp_path / "run", neighbours=8)
-    told = run.summary["selection"]
-    assert told["neighbours"]["each"] == 8
-    assert told["controls"]["random"] < told["value"] <= told["upper_bound"]
+    record = run.summary["selection"]
+    assert record["neighbours"]["each"] == 8
+    assert record["controls"]["random"] < record["value"] <= record["upper_bound"]
 
 
 @pytest.mark.parametrize(
@@ -330,26 +330,26 @@ def test_rules_on_a_graph_of_all_neighbours_are_those_of_the_matrix(
         if name in given:
             (tmp_path / name).write_text(given[name])
             given = {**given, name: str(tmp_path / name)}
-    told = reselect(done, {**given, "neighbours": 59}, tmp_path / "graph")["selection"]
+    record = reselect(done, {**given, "neighbours": 59}, tmp_path / "graph")["selection"]
     whole = reselect(done, given, tmp_path / "whole")["selection"]
     # A row may stand for another one where both add the same but for the rounding of a product.
     ranked = [gains_in(tmp_path / name) for name in ("graph", "whole")]
     assert [gain for _, gain in ranked[0]] == pytest.approx([gain for _, gain in ranked[1]], rel=1e-4)
     assert len({name for name, _ in ranked[0]} ^ {name for name, _ in ranked[1]}) <= 2
     for name in ("value", "upper_bound", "tokens", "removed_duplicates"):
-        assert told[name] == pytest.approx(whole[name])
+        assert record[name] == pytest.approx(whole[name])
     # Embeddings alone see a row beside its neighbours, and not itself.
     same = {name: value for name, value in whole["controls"].items() if name != "embedding"}
-    assert {name: told["controls"][name] for name in same} == pytest.approx(same)
+    assert {name: record["controls"][name] for name in same} == pytest.approx(same)
 
 
 @pytest.mark.parametrize("optimiser", ["stochastic", "partition"])
 def test_cheaper_optimisers_work_in_a_run(done: Path, tmp_path: Path, optimiser: str) -> None:
-    told = reselect(done, {"neighbours": 8, "budget": 12, "optimiser": optimiser}, tmp_path / "other")["selection"]
+    record = reselect(done, {"neighbours": 8, "budget": 12, "optimiser": optimiser}, tmp_path / "other")["selection"]
     lazy = reselect(done, {"neighbours": 8, "budget": 12}, tmp_path / "lazy")["selection"]
-    assert told["optimiser"] == optimiser
-    assert told["budget"] == 12
-    assert 0.9 * lazy["value"] <= told["value"] <= told["upper_bound"]
+    assert record["optimiser"] == optimiser
+    assert record["budget"] == 12
+    assert 0.9 * lazy["value"] <= record["value"] <= record["upper_bound"]
 
 
 def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp
     done = FinishedRun(run.path)
     known, student = combine(done.labels), done.student.for_coverage()
     vectors = VectorFiles(run.path).on(known.target_ids, known.source_ids).sources
-    found = graph_of(done.student, known, vectors, done.settings.model_copy(update={"neighbours": 3}), 0)
+    found = graph_problem(done.student, known, vectors, done.settings.model_copy(update={"neighbours": 3}), 0)
     predicted = student.predict_block(student.project_targets(vectors), student.project_sources(vectors))
     np.fill_diagonal(predicted, -np.inf)
     highest = -np.sort(-predicted, axis=1)[:, :3]
@@ -365,16 +365,16 @@ def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp
     alike = found.alike["embedding"]
     assert alike is not None
     assert not np.array_equal(alike.sources, found.graph.sources[:, :3])
-    told = reselect(run.path, {"neighbours": 3, "budget": 6}, tmp_path / "graph")["selection"]
-    assert told["controls"]["embedding"] is not None
+    record = reselect(run.path, {"neighbours": 3, "budget": 6}, tmp_path / "graph")["selection"]
+    assert record["controls"]["embedding"] is not None
 
 
 def test_choosing_again_in_place_is_what_run_would_do(files: dict[str, Path], copy: Path) -> None:
     before = json.loads((copy / "summary.json").read_text())
-    told = reselect(copy, {"budget": "20", "objective": "topk"})
+    record = reselect(copy, {"budget": "20", "objective": "topk"})
     summary = json.loads((copy / "summary.json").read_text())
-    assert summary["selected"] == told["selected"] == 20
-    assert summary["selection"] == told["selection"]
+    assert summary["selected"] == record["selected"] == 20
+    assert summary["selection"] == record["selection"]
     assert {**summary, "selected": 0, "selection": 0, "ledger": 0} == {
         **before,
         "selected": 0,
@@ -387,7 +387,7 @@ def test_choosing_again_in_place_is_what_run_would_do(files: dict[str, Path], co
     stamp = (copy / "subset.jsonl").stat().st_mtime_ns
     again = select(files, copy, budget=20, objective="topk")
     assert (copy / "subset.jsonl").stat().st_mtime_ns == stamp
-    assert again.summary["selection"] == told["selection"]
+    assert again.summary["selection"] == record["selection"]
     assert again.subset.ids == tuple(ids_in(copy))
 
 
@@ -445,11 +445,11 @@ def test_vectors_that_are_not_finite_are_refused_with_their_row(copy: Path, done
 
 
 def test_a_selection_compared_with_itself(done: Path) -> None:
-    told = compare(done, done)
-    assert told["overlap"]["jaccard"] == 1
-    assert told["overlap"]["both_by_chance"] == pytest.approx(12 * 12 / 60)
-    assert told["coverage"]["a"] == told["coverage"]["b"]
-    for groups in told["shifts"].values():
+    record = compare(done, done)
+    assert record["overlap"]["jaccard"] == 1
+    assert record["overlap"]["both_by_chance"] == pytest.approx(12 * 12 / 60)
+    assert record["coverage"]["a"] == record["coverage"]["b"]
+    for groups in record["shifts"].values():
         assert sum(group["a"] for group in groups) == pytest.approx(1)
         assert all(group["a"] == group["b"] for group in groups)
 
@@ -457,16 +457,16 @@ def test_a_selection_compared_with_itself(done: Path) -> None:
 def test_two_selections_are_compared_by_hand(done: Path, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("".join(f"poem-{i:03d}\n" for i in range(10)))
     reselect(done, {"budget": "10", "include": str(tmp_path / "in")}, tmp_path / "poems")
-    told = compare(done, tmp_path / "poems", clusters=3)
-    shift = {group["group"]: group for group in told["shifts"]["source"]}
+    record = compare(done, tmp_path / "poems", clusters=3)
+    shift = {group["group"]: group for group in record["shifts"]["source"]}
     assert shift["two"]["b"] == 1
     assert shift["one"]["pool"] == pytest.approx(1 / 3)
-    assert told["overlap"]["b"] == 10
+    assert record["overlap"]["b"] == 10
     both = len(set(ids_in(done)) & set(ids_in(tmp_path / "poems")))
-    assert told["overlap"]["both"] == both
+    assert record["overlap"]["both"] == both
     # Ten rows of one topic of three cover the pool worse than twelve that were chosen to cover it.
-    assert told["coverage"]["b"] < told["coverage"]["a"] <= 1
-    assert len(told["shifts"]["cluster"]) == 3
+    assert record["coverage"]["b"] < record["coverage"]["a"] <= 1
+    assert len(record["shifts"]["cluster"]) == 3
 
 
 def test_directories_without_a_selection_are_refused(done: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError, UsageError
-from nncift.labels import Wish
+from nncift.labels import LabelBudget
 from nncift.labels.row_labels import CHUNK_ROWS, SCORE, RowFormat, RowLabelStore, RowPlan, grow_rows
 from nncift.labels.sizes import FEW_TARGETS
 from nncift.teachers import RowLabels
@@ -64,15 +64,15 @@ def names(n: int, start: int = 0, head: str = "row") -> tuple[str, ...]:
     return tuple(f"{head}-{index:03d}" for index in range(start, start + n))
 
 
-def wish(labels: float, test: int = 30, validation: int = 20) -> Wish:
+def budget(labels: float, test: int = 30, validation: int = 20) -> LabelBudget:
     share, count = (labels, None) if labels <= 1 else (None, int(labels))
-    return Wish(share, count, "rows", test, validation)
+    return LabelBudget(share, count, "rows", test, validation)
 
 
 def plan_of(
     ids: Sequence[str], labels: float, *, previous: RowPlan | None = None, targets: Sequence[str] | None = None
 ) -> RowPlan:
-    return grow_rows(previous, targets or ids, ids, wish(labels), 0, shared=targets is None)
+    return grow_rows(previous, targets or ids, ids, budget(labels), 0, shared=targets is None)
 
 
 def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:
@@ -87,9 +87,10 @@ def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:
 
 def groups(plan: RowPlan, axis: str) -> list[set[str]]:
     return [
-        set(getattr(plan, f"train_{axis}s")), set(getattr(plan.roles, f"validation_{axis}s")),
+        set(getattr(plan, f"train_{axis}s")),
+        set(getattr(plan.roles, f"validation_{axis}s")),
         set(getattr(plan.roles, f"test_{axis}s")),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("targets", [None, names(40, head="target:t"), names(400, head="target:t"), SCORE])
@@ -115,7 +116,7 @@ def test_roles_are_disjoint_and_u_of_the_rows_are_measured(targets: tuple[str, .
 def test_a_plan_follows_from_ids_and_seed_not_from_their_order() -> None:
     ids = names(60)
     assert plan_of(ids, 0.2).measured == plan_of(ids[::-1], 0.2).measured
-    assert plan_of(ids, 0.2).measured != grow_rows(None, ids, ids, wish(0.2), 1, shared=True).measured
+    assert plan_of(ids, 0.2).measured != grow_rows(None, ids, ids, budget(0.2), 1, shared=True).measured
 
 
 def test_a_small_target_set_is_measured_whole_and_a_large_one_is_not() -> None:
@@ -143,8 +144,13 @@ def test_all_pairs_among_measured_rows_have_one_split_and_the_teachers_value(
         }
         for axis in ("target", "source")
     }
-    split_of = {("train", "train"): "train", ("validation", "validation"): "validation", ("test", "test"): "test",
-                ("test", "train"): "q2", ("train", "test"): "q3"}  # fmt: skip
+    split_of = {
+        ("train", "train"): "train",
+        ("validation", "validation"): "validation",
+        ("test", "test"): "test",
+        ("test", "train"): "q2",
+        ("train", "test"): "q3",
+    }
     for split, pairs in found.items():
         for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True):
             target, source = plan.target_ids[t], plan.source_ids[s]
@@ -198,8 +204,9 @@ def test_growth_measures_only_what_is_new_and_keeps_chunks_and_values(
     assert len(second.asked) == len(plan.measured) - len(before.measured)
     values = {
         (pairs.target_ids[t], pairs.source_ids[s]): (split, value)
-        for split, pairs in new.items() for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True)
-    }  # fmt: skip
+        for split, pairs in new.items()
+        for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True)
+    }
     for split, pairs in old.items():
         for t, s, value in zip(pairs.target, pairs.source, pairs.value, strict=True):
             kept, again = values[pairs.target_ids[t], pairs.source_ids[s]]
@@ -210,7 +217,7 @@ def test_growth_measures_only_what_is_new_and_keeps_chunks_and_values(
 
 def test_a_pool_that_grows_without_new_measurements_moves_the_axes(tmp_path: Path) -> None:
     teacher = Dot()
-    few = Wish(None, 10, "rows", 2, 2)
+    few = LabelBudget(None, 10, "rows", 2, 2)
     plan = grow_rows(None, names(40), names(40), few, 0, shared=True)
     filled(tmp_path, plan, teacher)
     grown = grow_rows(plan, names(43), names(43), few, 0, shared=True)
@@ -278,10 +285,18 @@ def test_another_width_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("rows-000.json", "{"), ("rows-000.json", "[]"), ("rows-000.json", "{}"), ("rows-001.json", '{"chunks": 3}'),
-     ("width.json", "wide"), ("width.json", "[2]"), ("rowvalues-000.npy", "x"), ("rowvalues-000.json", "x"),
-     ("rowcosts-000.sums.npy", "")],
-)  # fmt: skip
+    [
+        ("rows-000.json", "{"),
+        ("rows-000.json", "[]"),
+        ("rows-000.json", "{}"),
+        ("rows-001.json", '{"chunks": 3}'),
+        ("width.json", "wide"),
+        ("width.json", "[2]"),
+        ("rowvalues-000.npy", "x"),
+        ("rowvalues-000.json", "x"),
+        ("rowcosts-000.sums.npy", ""),
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     plan = plan_of(names(40), 0.2)
     filled(tmp_path, plan, Dot())

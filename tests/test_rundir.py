@@ -55,9 +55,13 @@ def test_a_refused_process_does_not_take_the_lock_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "now", "name"),
-    [({}, {"seed": 1}, "seed = 0, and 1"), ({"plan": "block"}, {"plan": "scatter"}, "plan = 'block', and 'scatter'"),
-     ({"model": "a"}, {"model": "b"}, "model = 'a', and 'b'"), ({}, {"encoder": "hash"}, "encoder = 'minilm', and 'hash'")],
-)  # fmt: skip
+    [
+        ({}, {"seed": 1}, "seed = 0, and 1"),
+        ({"plan": "block"}, {"plan": "scatter"}, "plan = 'block', and 'scatter'"),
+        ({"model": "a"}, {"model": "b"}, "model = 'a', and 'b'"),
+        ({}, {"encoder": "hash"}, "encoder = 'minilm', and 'hash'"),
+    ],
+)
 def test_other_settings_are_refused_with_both_values(tmp_path: Path, before: Any, now: Any, name: str) -> None:
     path = finished(tmp_path / "run", **before)
     with pytest.raises(UsageError, match=f"{name} was given"), opened(path, **now):

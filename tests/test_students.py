@@ -96,37 +96,37 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
-    return told
+    record: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
+    return record
 
 
 def test_a_probe_is_one_pass_per_row_and_every_pass_is_counted(probed: Path) -> None:
-    told = summary(probed)
-    stages, planned = told["ledger"]["stages"], sum(told["labels"].values())
-    assert told["features"] == "probe"
+    record = summary(probed)
+    stages, planned = record["ledger"]["stages"], sum(record["labels"].values())
+    assert record["features"] == "probe"
     assert stages["probe"]["model_passes"] == ROWS
     assert stages["label"]["model_passes"] == planned
-    assert told["ledger"]["teacher_passes"] == planned + ROWS + EXISTING
-    assert told["ledger"]["saving"] == pytest.approx(1 - (planned + ROWS + EXISTING) / (ROWS * ROWS))
+    assert record["ledger"]["teacher_passes"] == planned + ROWS + EXISTING
+    assert record["ledger"]["saving"] == pytest.approx(1 - (planned + ROWS + EXISTING) / (ROWS * ROWS))
     assert stages["probe"]["model_tokens"] > 0
 
 
 def test_the_free_rivals_of_a_probe_are_measured_beside_it(probed: Path) -> None:
-    told = summary(probed)
-    assert set(told["baselines"]) == {"mean", "additive", "cosine", "ridge", "hidden", "output", "sum"}
-    for quadrants in told["baselines"].values():
-        assert quadrants["q4"]["pairs"] == told["fidelity"]["q4"]["pairs"]
+    record = summary(probed)
+    assert set(record["baselines"]) == {"mean", "additive", "cosine", "ridge", "hidden", "output", "sum"}
+    for quadrants in record["baselines"].values():
+        assert quadrants["q4"]["pairs"] == record["fidelity"]["q4"]["pairs"]
 
 
 def test_new_rows_cost_one_pass_each_and_get_what_the_run_would_predict(
     probed: Path, passes: list[int], tmp_path: Path
 ) -> None:
     new = nncift.read(write(tmp_path / "new.jsonl", range(100, 100 + NEW)))
-    told = score_file(new, probed / "run", tmp_path / "scores.parquet")
+    record = score_file(new, probed / "run", tmp_path / "scores.parquet")
     assert sum(passes) == NEW
     table = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [line["id"] for line in table] == list(new.ids)
-    assert told["rows"] == NEW
+    assert record["rows"] == NEW
     # The pool's own rows, as new ones: what the student says of their pairs, averaged.
     finished = FinishedRun(probed / "run")
     again = nncift.Student.load(probed / "run" / "student").score(nncift.read(probed / "pool.jsonl"))
@@ -163,9 +163,9 @@ def test_a_finished_run_with_a_probe_is_selected_from_and_explained_without_its_
     reselect(probed / "run", {"budget": "4"}, tmp_path / "small")
     after = [json.loads(line)["id"] for line in (tmp_path / "small" / "subset.jsonl").read_text().splitlines()]
     assert after == before[:4]
-    told = explain(probed / "run", before[0])
-    assert told["id"] == before[0]
-    assert told["rank"] == 1
+    record = explain(probed / "run", before[0])
+    assert record["id"] == before[0]
+    assert record["rank"] == 1
 
 
 def test_running_again_probes_nothing(probed: Path, passes: list[int], llama_folder: Path) -> None:

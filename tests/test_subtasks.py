@@ -20,9 +20,14 @@ from nncift.teachers.subtasks import names
 
 Write = Callable[..., Path]
 QUICK: dict[str, Any] = {
-    "encoder": "hash", "labels": "60%", "budget": "30%", "objective": "topk", "test_items": 4, "validation_items": 4,
+    "encoder": "hash",
+    "labels": "60%",
+    "budget": "30%",
+    "objective": "topk",
+    "test_items": 4,
+    "validation_items": 4,
     "device": "cpu",
-}  # fmt: skip
+}
 LESS: dict[str, Any] = {"projection": 64, "warmup_share": 0, "lora": False, "adam": "none"}
 
 
@@ -79,8 +84,8 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     assert [
         row["id"] for row in map(json.loads, (tmp_path / "run" / "subset.jsonl").read_text("utf-8").splitlines())
     ] == best
-    told = reselect(tmp_path / "run", {"budget": "4"}, tmp_path / "again")
-    assert told["selected"] == 4
+    record = reselect(tmp_path / "run", {"budget": "4"}, tmp_path / "again")
+    assert record["selected"] == 4
     again = (tmp_path / "again" / "subset.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["id"] for line in again] == best[:4]
     with pytest.raises(UsageError, match="and the objective is fl"):

@@ -14,7 +14,7 @@ from nncift.cli import main as cli
 from nncift.errors import ResourceError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import SentenceEncoder
-from nncift.models.loading import OFFLINE, go_offline, locate, refuse_code
+from nncift.models.loading import OFFLINE, check_no_code, go_offline, locate
 
 
 def pickled(folder: Path, to: Path) -> Path:
@@ -59,10 +59,10 @@ def test_an_encoder_that_names_code_of_its_own_is_refused_before_it_runs(llama_f
 
 def test_modules_of_the_library_are_let_through(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Pooling"}]))
-    refuse_code(tmp_path)
+    check_no_code(tmp_path)
     (tmp_path / "modules.json").write_text("[{")
     with pytest.raises(ResourceError, match=r"modules\.json"):
-        refuse_code(tmp_path)
+        check_no_code(tmp_path)
 
 
 def test_offline_names_what_is_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from nncift import config
 from nncift.config import SelectSettings
 from nncift.core.texts import read_text
 from nncift.errors import DataError
-from nncift.selection.constraints import Wishes
+from nncift.selection.constraints import Constraints
 from nncift.teachers.rating import read_prompts
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]
@@ -30,7 +30,7 @@ def test_texts_are_read_without_marks(tmp_path: Path, encoding: str, end: str) -
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_lists_of_ids_settings_and_prompts_take_every_mark(tmp_path: Path, encoding: str) -> None:
     ids = put(tmp_path / "ids.txt", "3\n\n5\n", encoding)
-    assert Wishes.read(SelectSettings(include=str(ids))).include == {"3", "5"}
+    assert Constraints.read(SelectSettings(include=str(ids))).include == {"3", "5"}
     settings = put(tmp_path / "a.yaml", "teacher: length\nlabels: 50%\n", encoding)
     assert config.load(settings) == {"teacher": "length", "labels": "50%"}
     prompts = put(tmp_path / "b.yaml", json.dumps(["Q {prompt} A {response} is"]), encoding)
@@ -40,4 +40,4 @@ def test_lists_of_ids_settings_and_prompts_take_every_mark(tmp_path: Path, encod
 def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_bytes("größe".encode("latin-1"))
     with pytest.raises(DataError, match=r"--include .* cannot be read"):
-        Wishes.read(SelectSettings(include=str(tmp_path / "ids.txt")))
+        Constraints.read(SelectSettings(include=str(tmp_path / "ids.txt")))

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError, UsageError
-from nncift.models.prompt_format import Wording, plain_prompt
+from nncift.models.prompt_format import PromptFormat, plain_prompt
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -49,12 +49,12 @@ def example(prompt: str = "name a cat", response: str = "long cat", *before: tup
     return Example("e", prompt, response, turns, "made.jsonl", 1, "{}")
 
 
-def chat(tokenizer: Any, template: str) -> Wording:
+def chat(tokenizer: Any, template: str) -> PromptFormat:
     tokenizer.chat_template = template
-    return Wording(tokenizer)
+    return PromptFormat(tokenizer)
 
 
-def read(wording: Wording, row: Example) -> tuple[str, str, str]:
+def read(wording: PromptFormat, row: Example) -> tuple[str, str, str]:
     """Return prompt, response and example block as text."""
     decode: Any = wording._tokenizer.decode
     tokens = wording.tokens(row)
@@ -66,7 +66,7 @@ def read(wording: Wording, row: Example) -> tuple[str, str, str]:
 
 
 def test_plain_text_is_as_documented(tokenizer: Any) -> None:
-    assert read(Wording(tokenizer), example()) == (
+    assert read(PromptFormat(tokenizer), example()) == (
         "Instruction:\nname a cat\n\nResponse:\n",
         "long cat<|endoftext|>",
         "Instruction:\nname a cat\n\nResponse:\nlong cat\n\n",
@@ -75,11 +75,11 @@ def test_plain_text_is_as_documented(tokenizer: Any) -> None:
 
 def test_plain_is_used_on_demand_where_there_is_a_chat_template(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
-    assert read(Wording(tokenizer, "plain"), example())[1] == "long cat<|endoftext|>"
+    assert read(PromptFormat(tokenizer, "plain"), example())[1] == "long cat<|endoftext|>"
 
 
 def test_prompt_and_response_are_tokenised_apart(tokenizer: Any) -> None:
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     tokens = wording.tokens(example("sum", "ten"))
     assert list(tokens.response[:-1]) == tokenizer("ten", add_special_tokens=False)["input_ids"]
     assert len(tokens) == len(tokens.prompt) + len(tokens.response)
@@ -88,7 +88,7 @@ def test_prompt_and_response_are_tokenised_apart(tokenizer: Any) -> None:
 def test_a_template_file_words_everything(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_bytes(b"\xef\xbb\xbfQ: {prompt}\r\nA: {response}!")
-    wording = Wording(tokenizer, str(path))
+    wording = PromptFormat(tokenizer, str(path))
     assert read(wording, example("{response}", "{prompt}")) == (
         "Q: {response}\nA: ",
         "{prompt}!<|endoftext|>",
@@ -104,29 +104,29 @@ def test_a_template_file_must_hold_both_names_once_in_order(tokenizer: Any, tmp_
     path = tmp_path / "own.txt"
     path.write_text(text)
     with pytest.raises(UsageError, match="once each"):
-        Wording(tokenizer, str(path))
+        PromptFormat(tokenizer, str(path))
 
 
 def test_a_template_file_must_be_there(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no file"):
-        Wording(tokenizer, str(tmp_path / "none.txt"))
+        PromptFormat(tokenizer, str(tmp_path / "none.txt"))
 
 
 def test_a_template_file_must_be_text(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
     path.write_bytes(b"{prompt} \xff {response}")
     with pytest.raises(UsageError, match="UTF-8"):
-        Wording(tokenizer, str(path))
+        PromptFormat(tokenizer, str(path))
 
 
 def test_chat_needs_a_chat_template(tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="no chat template"):
-        Wording(tokenizer, "chat")
+        PromptFormat(tokenizer, "chat")
 
 
 @pytest.mark.parametrize("mark", ["</s>", "<s>"])
 def test_control_tokens_in_a_row_are_plain_text(words: Any, mark: str) -> None:
-    wording = Wording(words)
+    wording = PromptFormat(words)
     row = example(f"cat {mark} dog", f"sum {mark} add")
     control = words.convert_tokens_to_ids(mark)
     tokens = wording.tokens(row)
@@ -137,25 +137,25 @@ def test_control_tokens_in_a_row_are_plain_text(words: Any, mark: str) -> None:
 
 
 def test_bos_is_the_tokenizers_habit(words: Any, tokenizer: Any) -> None:
-    assert Wording(words).bos == (words.bos_token_id,)
-    assert Wording(tokenizer).bos == ()
+    assert PromptFormat(words).bos == (words.bos_token_id,)
+    assert PromptFormat(tokenizer).bos == ()
 
 
 def test_bos_that_is_left_to_the_chat_template_stands_in_plain_text_too(tokenizer: Any) -> None:
     tokenizer.chat_template = MISTRAL
-    assert Wording(tokenizer, "plain").bos == (tokenizer.bos_token_id,)
+    assert PromptFormat(tokenizer, "plain").bos == (tokenizer.bos_token_id,)
 
 
 def test_an_end_mark_that_is_also_bos_is_no_bos(gpt2_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gpt2_folder)
     tokenizer.bos_token = tokenizer.eos_token
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
-    assert Wording(tokenizer).bos == Wording(tokenizer, "plain").bos == ()
+    assert PromptFormat(tokenizer).bos == PromptFormat(tokenizer, "plain").bos == ()
 
 
 def test_a_tokenizer_without_any_special_token_is_fine(words: Any) -> None:
     words.bos_token = words.eos_token = words.pad_token = None
-    wording = Wording(words)
+    wording = PromptFormat(words)
     assert (wording.bos, wording.eos) == ((), ())
     assert len(wording.tokens(example("name", "long cat")).response) == 2
 
@@ -242,20 +242,20 @@ def test_a_template_that_names_the_day_is_the_same_on_every_day(tokenizer: Any) 
 
 
 def test_cutting_goes_from_turn_to_turn(tokenizer: Any) -> None:
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     talk = example("two?", "2", ("user", "one?"), ("assistant", "1"))
     left = [plain_prompt(wording._cut(talk.messages, count)) for count in (1, 4, 5, 6, 9)]
     assert left == ["User: ne?\n\nAssistant: 1\n\nUser: two?", "Assistant: 1\n\nUser: two?", "two?", "wo?", ""]
 
 
 def test_an_empty_prompt_cannot_be_shortened(tokenizer: Any) -> None:
-    block = Wording(tokenizer).block(example("", "tree " * 20), 5)
+    block = PromptFormat(tokenizer).block(example("", "tree " * 20), 5)
     assert not block.shortened
     assert len(block.ids) > 20
 
 
 def test_a_shortened_example_is_what_its_block_reads(tokenizer: Any) -> None:
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     talk = example("two?", "2", ("user", "one?"), ("assistant", "1"))
     whole = len(wording.block(talk, 1000).ids)
     assert wording.shortened(talk, whole) is talk
@@ -274,7 +274,7 @@ def test_the_end_of_a_response_is_the_chat_templates_mark(tokenizer: Any, templa
 
 
 def test_plain_text_ends_with_what_its_template_puts_behind(tokenizer: Any, tmp_path: Path) -> None:
-    assert Wording(tokenizer).end == ()
+    assert PromptFormat(tokenizer).end == ()
     path = tmp_path / "own.txt"
     path.write_text("Q: {prompt}\nA: {response}\n!")
-    assert Wording(tokenizer, str(path)).end == tuple(Wording(tokenizer)._ids("!"))
+    assert PromptFormat(tokenizer, str(path)).end == tuple(PromptFormat(tokenizer)._ids("!"))

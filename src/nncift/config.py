@@ -159,10 +159,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "auto": {"teacher": "less"},
     "cheap": {"teacher": "delift-se", "labels": "100%"},
     "paper": {
-        "teacher": "delift", "encoder": "bge-large", "plan": "block", "student": "paper", "recipe": "paper",
-        "features": "text", "gate": False,
+        "teacher": "delift",
+        "encoder": "bge-large",
+        "plan": "block",
+        "student": "paper",
+        "recipe": "paper",
+        "features": "text",
+        "gate": False,
     },
-}  # fmt: skip
+}
 """What each preset sets where nothing else is given. auto: what the evidence says (docs/results/fidelity.md); cheap: similarity
 of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969)."""
 
@@ -183,9 +188,19 @@ SELECTION = frozenset(
 """Settings that only the last stage depends on."""
 
 GROWING = SELECTION | {
-    "pool", "limit", "labels", "strict", "device", "format", "map", "min_spearman", "min_skill", "max_labels",
-    "cost", "time",
-}  # fmt: skip
+    "pool",
+    "limit",
+    "labels",
+    "strict",
+    "device",
+    "format",
+    "map",
+    "min_spearman",
+    "min_skill",
+    "max_labels",
+    "cost",
+    "time",
+}
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
 

@@ -32,28 +32,28 @@ from nncift.labels.vectors import Vectors
 from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
-from nncift.selection.constraints import Settled, Wishes
-from nncift.selection.problem import Existing, graph_of, ground_of
-from nncift.selection.solve import Ground, OnGraph, by_score_note, choose
+from nncift.selection.constraints import Constraints, ResolvedConstraints
+from nncift.selection.problem import Existing, dense_problem, graph_problem
+from nncift.selection.solve import DenseProblem, GraphProblem, by_score_note, choose
 from nncift.stages import (
     NOTES,
-    Work,
+    RunContext,
     as_begun,
+    check_request,
     embed,
     encoder_of,
     finished_jobs,
     named_target,
     plan_labels,
-    refuse_impossible,
     token_counts,
     usable_rows,
 )
 from nncift.stages.allowance import keep, settle
 from nncift.stages.embed_existing import embed_existing
 from nncift.stages.finish import Run, finish, record_of
-from nncift.stages.fit import predict, refuse_unfit_student
+from nncift.stages.fit import check_student, predict
 from nncift.stages.inputs import held, read_existing, read_pool, read_target, workspace_of
-from nncift.stages.label_rounds import climb, remaining, rungs
+from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
 from nncift.stages.timing import rates_of
 from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
@@ -140,53 +140,62 @@ def execute(
 
 
 def _selected(
-    settings: RunSettings, pool: Examples | Callable[[], Examples], out: str | Path, teacher: Teacher | RowTeacher,
-    target: Examples | None, existing: Examples | None, encoder: Encoder | None, progress: Progress, engine: Engine,
-) -> Run:  # fmt: skip
+    settings: RunSettings,
+    pool: Examples | Callable[[], Examples],
+    out: str | Path,
+    teacher: Teacher | RowTeacher,
+    target: Examples | None,
+    existing: Examples | None,
+    encoder: Encoder | None,
+    progress: Progress,
+    engine: Engine,
+) -> Run:
     """Do all but the report."""
-    refuse_unfit_student(settings)
+    check_student(settings)
     if not isinstance(pool, Examples):
         pool = pool()
     if target is None:
         target = read_target(settings)
     if existing is None:
         existing = read_existing(settings)
-    settings = refuse_impossible(as_begun(settings, out), pool, teacher, target, existing)
+    settings = check_request(as_begun(settings, out), pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
-    with _lent_workspace(teacher, out), RunDir(out, settings) as directory:
+    with _borrowed_workspace(teacher, out), RunDir(out, settings) as directory:
         joining = Joining(directory.path, engine)
-        work = Work(directory, settings, teacher, encoder, progress, engine=joining)
-        axes, rejected = usable_rows(work, pool, wanted)
-        wishes = Wishes.read(settings)
-        wishes.check(Rows.of(axes.sources))
+        context = RunContext(directory, settings, teacher, encoder, progress, engine=joining)
+        axes, rejected = usable_rows(context, pool, wanted)
+        constraints = Constraints.read(settings)
+        constraints.check(Rows.of(axes.sources))
         by_row = isinstance(teacher, RowTeacher)
-        rounds = rungs(settings, axes, by_row=by_row)
+        rounds = round_settings(settings, axes, by_row=by_row)
         allowance = settle(
-            work,
+            context,
             rounds,
             axes,
             existing,
-            lambda: rates_of(settings, axes, teacher, encoder_of(work), len(existing or ())),
+            lambda: rates_of(settings, axes, teacher, encoder_of(context), len(existing or ())),
         )
-        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=work.labels().training())
-        work.settings, work.whole = rounds[0], allowance.whole
-        plan = plan_labels(work, axes)
+        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=context.labels().training())
+        context.settings, context.whole = rounds[0], allowance.whole
+        plan = plan_labels(context, axes)
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
-        keep(work, allowance)
-        directory.write_manifest(record_of(work, pool))
-        vectors, before = embed(work, axes), embed_existing(work, existing)
-        tokens = token_counts(work, axes.sources)
+        keep(context, allowance)
+        directory.write_manifest(record_of(context, pool))
+        vectors, before = embed(context, axes), embed_existing(context, existing)
+        tokens = token_counts(context, axes.sources)
         rows = Rows.of(axes.sources, tokens)
-        settled = wishes.settle(rows, vectors.text)
-        labels, student, fidelity = climb(work, axes, vectors, plan, rounds)
-        joining.tidy(finished_jobs(work))
+        settled = constraints.settle(rows, vectors.text)
+        labels, student, fidelity = label_in_rounds(context, axes, vectors, plan, rounds)
+        joining.tidy(finished_jobs(context))
         write_rows_file(directory, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
-        ground = grounds(work, axes, vectors, labels, student, rows, settled, before, subtask_of)
-        selection = choose(work.directory, work.keys, settings, rows, settled, ground, calculate=work.calculate)
+        problem = problem_maker(context, axes, vectors, labels, student, rows, settled, before, subtask_of)
+        selection = choose(
+            context.directory, context.keys, settings, rows, settled, problem, calculate=context.calculate
+        )
         directory.charge(SCORE, joining.seconds)
-        joining.tidy_calculated(work.keys["fit"])
+        joining.tidy_calculated(context.keys["fit"])
         subset = axes.sources.subset(selection.pop("ids"))
         about_rows: list[str] = directory.read_json(NOTES, [])
         spread = LabelSpread.of(labels)
@@ -195,40 +204,61 @@ def _selected(
         notes += (*_truncation(vectors.truncated, len(axes.rows)), *about_labels)
         if by_score := selection.get("by_score"):
             notes = (*notes, by_score_note(selection["budget"], by_score))
-        directory.write_manifest(record_of(work, pool), keep_summary=True)
-        return finish(work, axes, subset, selection, rejected, fidelity, notes)
+        directory.write_manifest(record_of(context, pool), keep_summary=True)
+        return finish(context, axes, subset, selection, rejected, fidelity, notes)
 
 
-def grounds(
-    work: Work, axes: Axes, vectors: Vectors, labels: dict[str, LabelledPairs], student: Student, rows: Rows,
-    settled: Settled, existing: Existing | None, subtask_of: Mapping[str, str] | None, *, held: bool = True,
-) -> Callable[[], Ground | OnGraph]:  # fmt: skip
+def problem_maker(
+    context: RunContext,
+    axes: Axes,
+    vectors: Vectors,
+    labels: dict[str, LabelledPairs],
+    student: Student,
+    rows: Rows,
+    settled: ResolvedConstraints,
+    existing: Existing | None,
+    subtask_of: Mapping[str, str] | None,
+    *,
+    held: bool = True,
+) -> Callable[[], DenseProblem | GraphProblem]:
     """Return what gives the ground that a selection is made on. held: see `predict`."""
-    settings = work.settings
+    settings = context.settings
     if settings.neighbours is not None:
         return partial(
-            graph_of,
+            graph_problem,
             student,
             combine(labels),
             vectors.sources,
             settings,
             settings.seed,
             settled.removed,
-            work.calculate,
+            context.calculate,
             targets=None if axes.shared else vectors.targets,
             subtask_of=subtask_of,
         )
     # What a shard leaves aside are rows that were trained on already: the matrix is that of `fl`.
     objective = "fl" if settings.objective == "flcg" and existing is None else str(settings.objective)
-    matrix = partial(predict, vectors=vectors, labels=labels, shared=axes.shared, calculate=work.calculate, held=held)
+    matrix = partial(
+        predict, vectors=vectors, labels=labels, shared=axes.shared, calculate=context.calculate, held=held
+    )
     return partial(
-        ground_of, objective, student, matrix, vectors.targets, vectors.sources, rows.ids, rows.content, existing,
-        shared=axes.shared, subtask_of=subtask_of, calculate=work.calculate,
-    )  # fmt: skip
+        dense_problem,
+        objective,
+        student,
+        matrix,
+        vectors.targets,
+        vectors.sources,
+        rows.ids,
+        rows.content,
+        existing,
+        shared=axes.shared,
+        subtask_of=subtask_of,
+        calculate=context.calculate,
+    )
 
 
 @contextmanager
-def _lent_workspace(teacher: Teacher | RowTeacher, out: str | Path) -> Iterator[None]:
+def _borrowed_workspace(teacher: Teacher | RowTeacher, out: str | Path) -> Iterator[None]:
     """Let a teacher that was made by hand keep in the run what it must not lose in a kill, as one made by name does."""
     lacks: Any = teacher if getattr(teacher, "workspace", out) is None else None
     if lacks is not None:

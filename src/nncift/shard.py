@@ -21,28 +21,28 @@ from nncift.errors import QualityError, UsageError
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
 from nncift.models.encoders import Encoder
-from nncift.pipeline import grounds
-from nncift.selection.constraints import Wishes
+from nncift.pipeline import problem_maker
+from nncift.selection.constraints import Constraints
 from nncift.selection.solve import FILES as CHOSEN
-from nncift.selection.solve import OnGraph, key_of
+from nncift.selection.solve import GraphProblem, key_of
 from nncift.selection.sparse import SparseCoverage
 from nncift.stages import (
-    Work,
+    RunContext,
     as_begun,
+    check_request,
     embed,
     embed_rows,
     label,
     named_target,
     plan_labels,
     probe_rows,
-    refuse_impossible,
     token_counts,
     usable_rows,
 )
 from nncift.stages.allowance import keep, settle
 from nncift.stages.fit import FILES as FITTED
-from nncift.stages.fit import fit_key, refuse_unfit_student
-from nncift.stages.label_rounds import climb, remaining, rungs
+from nncift.stages.fit import check_student, fit_key
+from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
 from nncift.stages.timing import Rates
 from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
@@ -69,32 +69,32 @@ def run_shard(
     of every calculation that is worth sharing, also in rounds. wait: for other shards that are at work; None = in rounds, and in
     calculations, and not for the first labels. Raises the errors of a run.
     """
-    refuse_unfit_student(settings)
-    settings = refuse_impossible(as_begun(settings, out), pool, teacher, target, existing)
+    check_student(settings)
+    settings = check_request(as_begun(settings, out), pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     run = Path(out)
     with shadow_of(run, shard) as (scratch, presence), RunDir(scratch, settings) as directory:
-        work = Work(directory, settings, teacher, encoder, progress)
-        axes, _ = usable_rows(work, pool, wanted)
-        wishes = Wishes.read(settings)
-        wishes.check(Rows.of(axes.sources))
+        context = RunContext(directory, settings, teacher, encoder, progress)
+        axes, _ = usable_rows(context, pool, wanted)
+        constraints = Constraints.read(settings)
+        constraints.check(Rows.of(axes.sources))
         by_row = isinstance(teacher, RowTeacher)
-        rounds = rungs(settings, axes, by_row=by_row)
-        allowance = settle(work, rounds, axes, existing, _refuse_time)
-        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=work.labels().training())
-        keep(work, allowance)
-        work.settings, work.whole = rounds[0], allowance.whole
+        rounds = round_settings(settings, axes, by_row=by_row)
+        allowance = settle(context, rounds, axes, existing, _check_time)
+        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=context.labels().training())
+        keep(context, allowance)
+        context.settings, context.whole = rounds[0], allowance.whole
         with closing(Part(run, presence)) as part:
-            work.engine, part.patient = part, wait is True
-            course = _Course(run, work, axes, wishes, rounds, part, wait)
+            context.engine, part.patient = part, wait is True
+            course = _Course(run, context, axes, constraints, rounds, part, wait)
             try:
                 finished, then = course.go()
             except Unfinished:
                 finished, then = False, ""
-        return _told(run, shard, part, course, finished, then)
+        return _record(run, shard, part, course, finished, then)
 
 
-def _refuse_time() -> Rates:
+def _check_time() -> Rates:
     raise UsageError(
         "--time was given with --shard; shards time passes each for itself, and must label one plan. Give --cost or --labels: "
         "nncift run --time ... --dry-run tells what the time allows"
@@ -105,12 +105,19 @@ class _Course:
     """How far a shard comes."""
 
     def __init__(
-        self, run: Path, work: Work, axes: Axes, wishes: Wishes, rounds: list[RunSettings], part: Part, wait: bool | None
-    ) -> None:  # fmt: skip
-        self._run, self._work, self._axes, self._wishes = run, work, axes, wishes
+        self,
+        run: Path,
+        context: RunContext,
+        axes: Axes,
+        constraints: Constraints,
+        rounds: list[RunSettings],
+        part: Part,
+        wait: bool | None,
+    ) -> None:
+        self._run, self._work, self._axes, self._constraints = run, context, axes, constraints
         self._rounds, self._part, self._wait = rounds, part, wait
-        self.in_rounds = len(rounds) > 1 or work.settings.plan == "active"
-        self.calculates = _may_calculate(work.settings, axes)
+        self.in_rounds = len(rounds) > 1 or context.settings.plan == "active"
+        self.calculates = _may_calculate(context.settings, axes)
 
     def go(self) -> tuple[bool, str]:
         """Go as far as it goes; tell whether nothing is left for shards, and what comes next where it is not plain.
@@ -136,14 +143,14 @@ class _Course:
         plan = plan_labels(self._work, self._axes)
         try:
             if len(self._rounds) > 1:
-                labels, student, _ = climb(self._work, self._axes, vectors, plan, self._rounds)
+                labels, student, _ = label_in_rounds(self._work, self._axes, vectors, plan, self._rounds)
             else:
                 labels = label(self._work, self._axes, plan, vectors)
             if not self.calculates:
                 return True, ""
             if len(self._rounds) == 1:
                 with made_once(self._run, self._work.directory.path, [Leaves("fit", fit_key(self._work), FITTED)]):
-                    labels, student, _ = climb(self._work, self._axes, vectors, None, self._rounds)
+                    labels, student, _ = label_in_rounds(self._work, self._axes, vectors, None, self._rounds)
         except QualityError:
             # A gate that is not reached with the last round is told of by the run that joins.
             return True, ""
@@ -155,51 +162,56 @@ class _Course:
 
         Return how many pieces are left for others, and whether vectors are in pieces.
         """
-        work, axes, left, shared = self._work, self._axes, 0, False
+        context, axes, left, shared = self._work, self._axes, 0, False
         for stage in (embed_rows, probe_rows):
             try:
-                stage(work, axes.rows)
+                stage(context, axes.rows)
             except Unfinished as unfinished:
                 left, shared = left + unfinished.left, True
-        work.settings = self._rounds[0]
+        context.settings = self._rounds[0]
         try:
-            label(work, axes, plan_labels(work, axes), None)
+            label(context, axes, plan_labels(context, axes), None)
         except Unfinished as unfinished:
             left += unfinished.left
         return left, shared
 
     def _vectors(self, *, shared: bool) -> Vectors:
         """Return the vectors of all rows. shared: shards have them in pieces, which one puts together for all."""
-        work = self._work
+        context = self._work
         if not shared:
-            return embed(work, self._axes)
+            return embed(context, self._axes)
         stages = [
-            Leaves(name, work.keys[name], (f"{file}.npy", f"{file}.json"))
-            for name, file in (("embed", "embeddings"), ("probe", "probe")) if name in work.keys
-        ]  # fmt: skip
+            Leaves(name, context.keys[name], (f"{file}.npy", f"{file}.json"))
+            for name, file in (("embed", "embeddings"), ("probe", "probe"))
+            if name in context.keys
+        ]
         waits, self._part.waits = self._part.waits, False
-        with made_once(self._run, work.directory.path, stages):
-            vectors = embed(work, self._axes)
+        with made_once(self._run, context.directory.path, stages):
+            vectors = embed(context, self._axes)
         self._part.waits = waits
         return vectors
 
     def _calculate(self, vectors: Vectors, labels: dict[str, LabelledPairs], student: Student) -> None:
         """Do this shard's parts of what precedes a selection. Raises Unfinished where the next calculation waits for others."""
-        work, axes = self._work, self._axes
-        settings, directory = work.settings, work.directory
-        self._part.forget_others(work.keys["fit"])
-        rows = Rows.of(axes.sources, token_counts(work, axes.sources))
-        settled = self._wishes.settle(rows, vectors.text)
-        if directory.is_done("select", key_of(work.keys, settings, rows, settled), CHOSEN):
+        context, axes = self._work, self._axes
+        settings, directory = context.settings, context.directory
+        self._part.forget_others(context.keys["fit"])
+        rows = Rows.of(axes.sources, token_counts(context, axes.sources))
+        settled = self._constraints.settle(rows, vectors.text)
+        if directory.is_done("select", key_of(context.keys, settings, rows, settled), CHOSEN):
             return
-        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(work.teacher))
-        ground = grounds(work, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
+        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(context.teacher))
+        problem = problem_maker(context, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
         with suppress(Enough), directory.measured(SCORE):
-            found = ground()
-            if isinstance(found, OnGraph) and found.objective == "fl":
+            found = problem()
+            if isinstance(found, GraphProblem) and found.objective == "fl":
                 SparseCoverage(found.graph).choose(
-                    settled.k, rules=settled.rules, optimiser=found.optimiser, seed=settings.seed, calculate=work.calculate
-                )  # fmt: skip
+                    settled.k,
+                    rules=settled.rules,
+                    optimiser=found.optimiser,
+                    seed=settings.seed,
+                    calculate=context.calculate,
+                )
 
 
 LABELLED = "all labels are there"
@@ -212,11 +224,9 @@ def _may_calculate(settings: RunSettings, axes: Axes) -> bool:
     return may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
 
 
-def _told(run: Path, shard: Shard, part: Part, course: _Course, finished: bool, then: str) -> dict[str, Any]:
+def _record(run: Path, shard: Shard, part: Part, course: _Course, finished: bool, then: str) -> dict[str, Any]:
     """Return what is told of a shard. finished: it came to the end of what shards do; then: what comes next, if known."""
-    stages = {
-        name: {**asdict(done), "seconds": round(done.seconds, 3)} for name, done in part.done.items()
-    }  # fmt: skip
+    stages = {name: {**asdict(done), "seconds": round(done.seconds, 3)} for name, done in part.done.items()}
     left = {name: done.left for name, done in part.done.items() if done.left}
     if left:
         waiting = ", ".join(f"{count} of {name}" for name, count in left.items())
@@ -237,6 +247,11 @@ def _told(run: Path, shard: Shard, part: Part, course: _Course, finished: bool, 
     else:
         then = "nothing is left for shards; run once more without --shard, which joins them and selects"
     return {
-        "run": str(run), "shard": str(shard), "stages": stages, "left": left, "finished": not left and finished, "next": then,
+        "run": str(run),
+        "shard": str(shard),
+        "stages": stages,
+        "left": left,
+        "finished": not left and finished,
+        "next": then,
         "warnings": list(part.notes),
-    }  # fmt: skip
+    }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from nncift.data.examples import Examples
 from nncift.errors import DataError
-from nncift.student.networks import Learned, Lesson, Network
+from nncift.student.networks import FittedStudent, Network, TrainingData
 from nncift.teachers import Chunk, FeatureTeacher, MonitoredTeacher, RowTeacher, Teacher
 from nncift.teachers.teacher_cost import row_passes
 
@@ -45,8 +45,8 @@ def check_teacher(teacher: Teacher | RowTeacher, examples: Examples, *, toleranc
     refused = {places[rejection.source, rejection.line] for rejection in rejected}
     ids = [example.id for example in examples if example.id not in refused]
     _require(len(ids) >= 4, f"leaves only {len(ids)} of {len(examples)} examples usable; give it more", teacher)
-    for name, told in (("describe()", dict(teacher.describe())), ("options", dict(teacher.options))):
-        _require(_is_json(told), f"has {name} that JSON cannot hold: {told!r}", teacher)
+    for name, record in (("describe()", dict(teacher.describe())), ("options", dict(teacher.options))):
+        _require(_is_json(record), f"has {name} that JSON cannot hold: {record!r}", teacher)
     _require(teacher.options.get("teacher") == teacher.name, "does not name itself in options['teacher']", teacher)
     if isinstance(teacher, RowTeacher):
         _check_rows(teacher, ids, tolerance)
@@ -59,10 +59,10 @@ def check_teacher(teacher: Teacher | RowTeacher, examples: Examples, *, toleranc
     )
 
 
-def check_network(made: type[Network], lesson: Lesson, *, tolerance: float = 1e-4) -> None:
+def check_network(made: type[Network], training_data: TrainingData, *, tolerance: float = 1e-4) -> None:
     """Raise ConformanceError with a sentence where a student's network breaks its protocol (`student.networks`).
 
-    lesson: with labels to train and to validate on, and at least four targets (one for a pointwise teacher) and sources.
+    training_data: with labels to train and to validate on, and at least four targets (one for a pointwise teacher) and sources.
     Checked for every recipe: training is the same when repeated, and leaves finite float32 weights and a course that JSON can
     hold; projections have the protocol's shape and type, and an item's does not depend on the others (to `tolerance`, in units
     of the labels' spread); a block of pairs and a list of them agree; weights that do not fit each other are refused with a
@@ -72,14 +72,14 @@ def check_network(made: type[Network], lesson: Lesson, *, tolerance: float = 1e-
     sound = isinstance(recipes, tuple) and bool(recipes) and all(isinstance(name, str) for name in recipes)
     _require_network(sound, f"has recipes {recipes!r}, not a tuple of names", made)
     for recipe in recipes:
-        learned, again = (made.learn(lesson, recipe=recipe, seed=3, advance=lambda step: None) for _ in range(2))
+        learned, again = (made.learn(training_data, recipe=recipe, seed=3, advance=lambda step: None) for _ in range(2))
         _check_learned(made, learned, again)
-        net = made(learned.weights, learned.mean, learned.scale, lesson.views)
-        _check_predictions(made, net, lesson, tolerance * max(float(learned.scale), 1e-12))
-        _check_refusals(made, learned, lesson)
+        net = made(learned.weights, learned.mean, learned.scale, training_data.views)
+        _check_predictions(made, net, training_data, tolerance * max(float(learned.scale), 1e-12))
+        _check_refusals(made, learned, training_data)
 
 
-def _check_learned(made: type[Network], learned: Learned, again: Learned) -> None:
+def _check_learned(made: type[Network], learned: FittedStudent, again: FittedStudent) -> None:
     for name, array in learned.weights.items():
         sound = isinstance(array, np.ndarray) and array.dtype == np.float32 and bool(np.isfinite(array).all())
         _require_network(sound, f"learns {name} that is not an array of finite float32 numbers", made)
@@ -92,8 +92,8 @@ def _check_learned(made: type[Network], learned: Learned, again: Learned) -> Non
     _require_network(_is_json(dict(learned.course)), "has a course that JSON cannot hold", made)
 
 
-def _check_predictions(made: type[Network], net: Network, lesson: Lesson, tolerance: float) -> None:
-    vectors = {"targets": lesson.targets, "sources": lesson.sources}
+def _check_predictions(made: type[Network], net: Network, training_data: TrainingData, tolerance: float) -> None:
+    vectors = {"targets": training_data.targets, "sources": training_data.sources}
     project = {"targets": net.project_targets, "sources": net.project_sources}
     sides = {axis: project[axis](vectors[axis]) for axis in vectors}
     for axis, found in sides.items():
@@ -119,7 +119,7 @@ def _check_predictions(made: type[Network], net: Network, lesson: Lesson, tolera
     _require_network(bool(np.abs(pairs - block[t, s]).max() <= tolerance), "predicts pairs unlike their block", made)
 
 
-def _check_refusals(made: type[Network], learned: Learned, lesson: Lesson) -> None:
+def _check_refusals(made: type[Network], learned: FittedStudent, training_data: TrainingData) -> None:
     for name, array in learned.weights.items():
         broken: dict[str, Any] = {"float64": array.astype(np.float64)}
         broken |= {"an axis more": array[None]}
@@ -128,14 +128,16 @@ def _check_refusals(made: type[Network], learned: Learned, lesson: Lesson) -> No
         }
         for how, other in broken.items():
             _require_network(
-                not _accepts(made, {**learned.weights, name: other}, learned, lesson), f"takes {name} with {how}", made
+                not _accepts(made, {**learned.weights, name: other}, learned, training_data),
+                f"takes {name} with {how}",
+                made,
             )
-    _require_network(not _accepts(made, {}, learned, lesson), "takes no weights at all", made)
+    _require_network(not _accepts(made, {}, learned, training_data), "takes no weights at all", made)
 
 
-def _accepts(made: type[Network], weights: Weights, learned: Learned, lesson: Lesson) -> bool:
+def _accepts(made: type[Network], weights: Weights, learned: FittedStudent, training_data: TrainingData) -> bool:
     try:
-        made(weights, learned.mean, learned.scale, lesson.views)
+        made(weights, learned.mean, learned.scale, training_data.views)
     except DataError:
         return False
     except Exception as error:
@@ -159,8 +161,8 @@ def _check_rows(teacher: RowTeacher, ids: Sequence[str], tolerance: float) -> No
         teacher,
     )
     if isinstance(teacher, MonitoredTeacher):
-        told, names = sorted(whole.figures), sorted(teacher.figures)
-        _require(told == names, f"sums up {told} and says that its figures are {names}", teacher)
+        record, names = sorted(whole.figures), sorted(teacher.figures)
+        _require(record == names, f"sums up {record} and says that its figures are {names}", teacher)
     again = teacher.measure(list(reversed(ids))).values[::-1]
     _require(_close(whole.values, again, tolerance), "measures rows differently in another order", teacher)
     alone = np.concatenate([teacher.measure([item]).values for item in ids[:3]])
@@ -211,8 +213,8 @@ def _close(one: object, other: object, tolerance: float) -> bool:
     return bool(np.allclose(np.asarray(one), np.asarray(other), rtol=0, atol=tolerance, equal_nan=True))
 
 
-def _is_json(told: object) -> bool:
+def _is_json(record: object) -> bool:
     try:
-        return json.loads(json.dumps(told)) is not None
+        return json.loads(json.dumps(record)) is not None
     except (TypeError, ValueError):
         return False

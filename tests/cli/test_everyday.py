@@ -18,8 +18,8 @@ def test_inspect_tells_people_and_programs(call: Call, write_pool: Callable[...,
     assert found.code == 0
     assert "31 rows, 30 usable (30 alpaca), 1 rejected" in found.out
     assert "1 x no known format, line 31" in found.out
-    told = json.loads(call("inspect", pool, "--json").out)
-    assert told["files"][0]["formats"] == {"alpaca": 30}
+    summary = json.loads(call("inspect", pool, "--json").out)
+    assert summary["files"][0]["formats"] == {"alpaca": 30}
 
 
 def test_print_config_prints_flags_over_the_file(call: Call, tmp_path: Path) -> None:

@@ -12,10 +12,23 @@ def test_a_gate_that_is_not_reached_is_exit_code_5(
     call: Call, write_pool: Callable[..., Path], tmp_path: Path, llama_folder: Path
 ) -> None:
     command = [
-        "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "80",
-        "--teacher", "delift", "--out",
-        tmp_path / "run", "--quiet", "--json",
-    ]  # fmt: skip
+        "run",
+        write_pool(40),
+        "--model",
+        llama_folder,
+        "--encoder",
+        "hash",
+        "--budget",
+        "8",
+        "--labels",
+        "80",
+        "--teacher",
+        "delift",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+        "--json",
+    ]
     found = call(*command, "--min-spearman", "1", "--max-labels", "120")
     assert found.code == 5
     assert found.out == ""
@@ -28,21 +41,40 @@ def test_a_gate_that_is_not_reached_is_exit_code_5(
     command[command.index("80")] = "120"
     again = call(*command)
     assert again.code == 0
-    told = json.loads(again.out)
-    assert (told["selected"], told["labels"]["train"]) == (8, 120)
+    summary = json.loads(again.out)
+    assert (summary["selected"], summary["labels"]["train"]) == (8, 120)
 
 
 def test_auto_takes_no_number_and_says_how_it_grew(
     call: Call, write_pool: Callable[..., Path], tmp_path: Path, llama_folder: Path
 ) -> None:
     found = call(
-        "run", write_pool(40), "--model", llama_folder, "--encoder", "hash", "--budget", "8", "--labels", "auto",
-        "--max-labels", "160", "--teacher", "delift", "--plan", "active", "--student", "towers",
-        "--out", tmp_path / "run", "--quiet", "--json",
-    )  # fmt: skip
+        "run",
+        write_pool(40),
+        "--model",
+        llama_folder,
+        "--encoder",
+        "hash",
+        "--budget",
+        "8",
+        "--labels",
+        "auto",
+        "--max-labels",
+        "160",
+        "--teacher",
+        "delift",
+        "--plan",
+        "active",
+        "--student",
+        "towers",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+        "--json",
+    )
     assert found.code == 0, found.err
-    told = json.loads(found.out)
-    assert [step["labels"] for step in told["growth"]] == [80, 160]
-    assert (told["plan"], told["student"], told["labels"]["train"]) == ("active", "towers", 160)
+    summary = json.loads(found.out)
+    assert [step["labels"] for step in summary["growth"]] == [80, 160]
+    assert (summary["plan"], summary["student"], summary["labels"]["train"]) == ("active", "towers", 160)
     kept = json.loads((tmp_path / "run" / "growth.json").read_text())
-    assert kept == told["growth"]
+    assert kept == summary["growth"]

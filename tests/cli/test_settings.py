@@ -14,8 +14,16 @@ def text_of(settings: RunSettings) -> str:
 
 
 def test_what_is_printed_reads_back_as_the_same_settings(tmp_path: Path) -> None:
-    settings = resolve({"pool": ["a b.jsonl", "ö.jsonl"], "labels": "7%", "map": {"prompt": "q: #1"}, "option": {"x": 2e-5},
-                        "limit": 10, "template": "chat"})  # fmt: skip
+    settings = resolve(
+        {
+            "pool": ["a b.jsonl", "ö.jsonl"],
+            "labels": "7%",
+            "map": {"prompt": "q: #1"},
+            "option": {"x": 2e-5},
+            "limit": 10,
+            "template": "chat",
+        }
+    )
     path = tmp_path / "settings.yaml"
     path.write_text(text_of(settings), encoding="utf-8")
     assert resolve(load(path)) == settings

@@ -22,9 +22,23 @@ def command(tmp_path: Path, write_pool: Callable[..., Path], llama_folder: Path)
     nncift.run(write_pool(40), teacher=Similarity("hash"), out=run, encoder="hash", labels=0.5, budget=6, gate=False)
     test = write_pool(6, "test.jsonl", start=77)
     return [
-        "tune", run, "--test", test, "--model", llama_folder, "--steps", "2", "--batch", "2", "--max-new-tokens", "3",
-        "--seeds", "1", "--device", "cpu",
-    ]  # fmt: skip
+        "tune",
+        run,
+        "--test",
+        test,
+        "--model",
+        llama_folder,
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--max-new-tokens",
+        "3",
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+    ]
 
 
 def test_it_prints_tables_and_leaves_files(call: Call, command: list[Any], tmp_path: Path) -> None:
@@ -50,11 +64,12 @@ def test_json_is_what_is_stored_and_nothing_else_is_printed(call: Call, command:
         *command, "--arms", "selected,random,none", "--equal", "steps", "--budget", "4", "--budget", "5", "--json"
     )
     assert found.code == 0, found.err
-    told = json.loads(found.out)
-    assert [(result["how"], result["budget"], result["rows"]) for result in told["results"]] == [
-        ("steps", "4", 4), ("steps", "5", 5)
-    ]  # fmt: skip
-    assert json.loads((Path(command[1]) / "tune" / "tune.json").read_text()) == told
+    summary = json.loads(found.out)
+    assert [(result["how"], result["budget"], result["rows"]) for result in summary["results"]] == [
+        ("steps", "4", 4),
+        ("steps", "5", 5),
+    ]
+    assert json.loads((Path(command[1]) / "tune" / "tune.json").read_text()) == summary
 
 
 def test_questions_are_asked_too(call: Call, command: list[Any], tmp_path: Path) -> None:
@@ -77,8 +92,8 @@ def test_questions_are_asked_too(call: Call, command: list[Any], tmp_path: Path)
         "--json",
     )
     assert found.code == 0, found.err
-    told = json.loads(found.out)
-    for result in told["results"]:
+    summary = json.loads(found.out)
+    for result in summary["results"]:
         one = result["comparisons"][0]
         assert (one["metric"], one["items"]) == ("choice", 6)
         assert result["arms"]["none"]["metrics"]["choice"]["failed"] == 0
@@ -102,15 +117,25 @@ def test_wrong_usage_is_exit_code_2(call: Call, command: list[Any], flags: list[
 def test_what_a_judge_cannot_grade_is_counted(call: Call, command: list[Any], gpt2_folder: Path) -> None:
     # Its context of 160 tokens does not hold the rubric.
     found = call(
-        *command, "--arms", "selected,none", "--equal", "steps", "--metrics", "loss,judge",
-        "--judge", f"model={gpt2_folder}", "--judge", "device=cpu", "--json",
-    )  # fmt: skip
+        *command,
+        "--arms",
+        "selected,none",
+        "--equal",
+        "steps",
+        "--metrics",
+        "loss,judge",
+        "--judge",
+        f"model={gpt2_folder}",
+        "--judge",
+        "device=cpu",
+        "--json",
+    )
     assert found.code == 0, found.err
     (result,) = json.loads(found.out)["results"]
     for arm in ("selected", "none"):
-        told = result["arms"][arm]["metrics"]["judge"]
-        assert (told["mean"], told["failed"]) == (None, 6)
-        assert "too long" in told["first_failure"]
+        summary = result["arms"][arm]["metrics"]["judge"]
+        assert (summary["mean"], summary["failed"]) == (None, 6)
+        assert "too long" in summary["first_failure"]
     (judged,) = [one for one in result["comparisons"] if one["metric"] == "judge"]
     assert (judged["items"], judged["left_out"], judged["interval"]) == (0, 6, None)
     assert judged["verdict"] == "not told apart"

@@ -51,10 +51,20 @@ def test_pieces_of_any_size_give_the_values_of_the_whole(
 @pytest.mark.parametrize(
     "text",
     [
-        "[1, 2", "[1 2]", "[,]", "[", '["abc', '[{"a": tru}]', '[{"a": 1},\n {"b" 2}]', "[1] 2", "[\n\n1,\n  2 3]", '["\n"]',
-        '["\\x"]', "[1]\n]",
+        "[1, 2",
+        "[1 2]",
+        "[,]",
+        "[",
+        '["abc',
+        '[{"a": tru}]',
+        '[{"a": 1},\n {"b" 2}]',
+        "[1] 2",
+        "[\n\n1,\n  2 3]",
+        '["\n"]',
+        '["\\x"]',
+        "[1]\n]",
     ],
-)  # fmt: skip
+)
 def test_complaints_name_the_place_in_the_whole(text: str, chunk: int) -> None:
     found = outcome(lambda: values(text.encode(), chunk))
     assert isinstance(found, tuple)

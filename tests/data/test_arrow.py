@@ -176,9 +176,14 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}'), ("state.json", "{"), ("state.json", '{"_data_files": [1]}'),
-     ("state.json", '{"_data_files": [{"filename": "none.arrow"}]}'), ("dataset_dict.json", '{"splits": ["../one"]}')],
-)  # fmt: skip
+    [
+        ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}'),
+        ("state.json", "{"),
+        ("state.json", '{"_data_files": [1]}'),
+        ("state.json", '{"_data_files": [{"filename": "none.arrow"}]}'),
+        ("dataset_dict.json", '{"splits": ["../one"]}'),
+    ],
+)
 def test_a_damaged_folder_is_refused(tmp_path: Path, name: str, text: str) -> None:
     save(tmp_path / "one", [ROW])
     (tmp_path / "one" / name).write_text(text)

@@ -80,9 +80,11 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
 
 
 @given(
-    rows=st.lists(st.fixed_dictionaries({"prompt": st.text(min_size=1), "note": st.text(min_size=1)}), min_size=1, max_size=4),
+    rows=st.lists(
+        st.fixed_dictionaries({"prompt": st.text(min_size=1), "note": st.text(min_size=1)}), min_size=1, max_size=4
+    ),
     tabs=st.booleans(),
-)  # fmt: skip
+)
 def test_what_is_written_is_what_is_read(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], tabs: bool
 ) -> None:

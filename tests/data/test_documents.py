@@ -94,12 +94,26 @@ def test_pieces_of_any_size_give_the_rows_of_the_whole(
 @pytest.mark.parametrize(
     "text",
     [
-        b'{"data": [{}, {}', b'{"data": [{}] "x": 1}', b'{"data": [{}],}', b"{", b"{1: 2}", b'{"data" [{}]}', b'{"data": [{},]}',
-        b'{"data": [{}]} 1', b'{"data": [{}]}\n{"data": 1}', b'{"prompt": "a"}\n\n{"prompt": "b"}', b'\n{"a": 1}\n{"a": 2}\n',
-        b'{"data":\n[{}]}\n{"a": 1}', b'{"a": 1} {"b": 2}', b'{"a": "\xff"}', b'{"data": [{}, "\xe9"]}', b'{"a": 1}\n{"a": 2',
-        b"{}", b'{"data": []}',
+        b'{"data": [{}, {}',
+        b'{"data": [{}] "x": 1}',
+        b'{"data": [{}],}',
+        b"{",
+        b"{1: 2}",
+        b'{"data" [{}]}',
+        b'{"data": [{},]}',
+        b'{"data": [{}]} 1',
+        b'{"data": [{}]}\n{"data": 1}',
+        b'{"prompt": "a"}\n\n{"prompt": "b"}',
+        b'\n{"a": 1}\n{"a": 2}\n',
+        b'{"data":\n[{}]}\n{"a": 1}',
+        b'{"a": 1} {"b": 2}',
+        b'{"a": "\xff"}',
+        b'{"data": [{}, "\xe9"]}',
+        b'{"a": 1}\n{"a": 2',
+        b"{}",
+        b'{"data": []}',
     ],
-)  # fmt: skip
+)
 def test_broken_documents_and_lines_are_what_they_are_as_a_whole(tmp_path: Path, text: bytes, chunk: int) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text)

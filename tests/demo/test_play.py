@@ -72,19 +72,19 @@ def test_judge_counts_corrupted_rows_and_skills_by_hand(tmp_path: Path) -> None:
     known = {item: Truth("even" if place % 2 else "odd", corrupted=place < 15) for place, item in enumerate(ids)}
     values = np.asfortranarray(np.random.default_rng(0).random((60, 60)).astype(np.float32))
     vectors = np.eye(60, dtype=np.float32)
-    told = judge(UtilityMatrix(ids, ids, values), pool, known, [ids[0], ids[20]], vectors, 0)
-    assert told["corrupted_share"]["selected"] == 0.5
-    assert told["corrupted_share"]["pool"] == 0.25
-    assert told["skills_covered"]["selected"] == 1
-    assert told["skills_covered"]["all"] == 2
-    assert told["objective"]["full_teacher"] > told["objective"]["random"]
+    record = judge(UtilityMatrix(ids, ids, values), pool, known, [ids[0], ids[20]], vectors, 0)
+    assert record["corrupted_share"]["selected"] == 0.5
+    assert record["corrupted_share"]["pool"] == 0.25
+    assert record["skills_covered"]["selected"] == 1
+    assert record["skills_covered"]["all"] == 2
+    assert record["objective"]["full_teacher"] > record["objective"]["random"]
 
 
 def test_a_small_demo_runs_whole(tmp_path: Path) -> None:
-    told = play(tmp_path / "demo", rows=50, labels="25%")
-    truth = told["truth"]
+    record = play(tmp_path / "demo", rows=50, labels="25%")
+    truth = record["truth"]
     assert {"objective", "skill", "corrupted_share", "skills_covered", "oracle_skill"} <= truth.keys()
     assert {"selected", "random", "full_teacher"} <= truth["objective"].keys()
     assert truth["objective"]["selected"] <= truth["objective"]["full_teacher"] * 1.05
-    assert told["selected"] == 5
-    assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == told
+    assert record["selected"] == 5
+    assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == record

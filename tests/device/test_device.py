@@ -51,10 +51,10 @@ def commands(folder: Path, pool: Path, test: Path, model: Path) -> list[list[str
         teacher = ["--teacher", name, *given, "--labels", "20%", "--budget", "6"]
         encoder = ["--encoder", str(model) if name == "ifd" else "hash"]
         found.append(["run", str(pool), "--model", str(model), *teacher, *encoder, "--out", str(folder / name)])
-    lesson = ["--steps", str(STEPS), "--seeds", "1", "--arms", "selected,none"]
-    lesson += ["--metrics", "loss,rougeL", "--method", "lora"]
+    training_data = ["--steps", str(STEPS), "--seeds", "1", "--arms", "selected,none"]
+    training_data += ["--metrics", "loss,rougeL", "--method", "lora"]
     out = ["--model", str(model), "--test", str(test), "--out", str(folder / "tune")]
-    found.append(["tune", str(folder / "delift"), *lesson, *out])
+    found.append(["tune", str(folder / "delift"), *training_data, *out])
     return found
 
 
@@ -87,10 +87,10 @@ def test_what_runs_elsewhere_gives_what_the_cpu_gives(
     own = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, SCRIPT, asked], capture_output=True, text=True, check=False, env=own)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["codes"] == [0] * (len(TEACHERS) + 1), done.stderr[-3000:]
+    record = json.loads(done.stdout.splitlines()[-1])
+    assert record["codes"] == [0] * (len(TEACHERS) + 1), done.stderr[-3000:]
     # The device itself is one where this could fail.
-    assert told["refused"] == {"mixed": "RuntimeError", "as an array": "RuntimeError"}
+    assert record["refused"] == {"mixed": "RuntimeError", "as an array": "RuntimeError"}
     for command in commands(here, pool, test, llama_folder):
         monkeypatch.setattr(sys, "argv", ["nncift", *command, "--device", "cpu", "--quiet"])
         with pytest.raises(SystemExit) as ended:

@@ -46,10 +46,18 @@ def start(
         out: str, shard: str | None = None, engine: Any = None, wait: bool | None = None, **more: Any
     ) -> Run | dict[str, Any]:
         given = {
-            "pool": str(pool), "teacher": "delift", "model": str(llama_folder), "encoder": "hash", "labels": "40%",
-            "budget": "20%", "template": "plain", "test_items": 4, "validation_items": 3,
-            "features": "text", **more,
-        }  # fmt: skip
+            "pool": str(pool),
+            "teacher": "delift",
+            "model": str(llama_folder),
+            "encoder": "hash",
+            "labels": "40%",
+            "budget": "20%",
+            "template": "plain",
+            "test_items": 4,
+            "validation_items": 3,
+            "features": "text",
+            **more,
+        }
         settings = config.resolve(given)
         # As in a process of its own: what is embedded is not known from elsewhere.
         monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / f"cache-{out}-{shard}".replace("/", "-")))

@@ -26,10 +26,12 @@ Start = Callable[..., Any]
 def test_flags_that_do_not_fit_are_refused() -> None:
     assert ClusterSettings.of("local", "1/2", workers=None) is None
     for engine, shard, given, why in (
-        ("spark", None, {}, "local or ray"), ("local", None, {"workers": 2}, "goes with --engine ray"),
-        ("ray", "1/2", {}, "give one of them"), ("ray", None, {"workers": 0}, "at least 1"),
+        ("spark", None, {}, "local or ray"),
+        ("local", None, {"workers": 2}, "goes with --engine ray"),
+        ("ray", "1/2", {}, "give one of them"),
+        ("ray", None, {"workers": 0}, "at least 1"),
         ("ray", None, {"gpus_per_worker": -1}, "0 or more"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UsageError, match=why):
             ClusterSettings.of(engine, shard, **given)
 

@@ -13,7 +13,7 @@ import torch
 from nncift.errors import ResourceError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import LanguageModelEncoder, SentenceEncoder
-from nncift.models.out_of_memory import Fits
+from nncift.models.out_of_memory import BatchLimit
 
 from .conftest import content
 
@@ -22,7 +22,7 @@ Start = Callable[..., Any]
 
 @pytest.mark.parametrize("most", range(3, 30, 4))
 def test_items_keep_their_order_and_are_done_once(most: int) -> None:
-    fits = Fits()
+    fits = BatchLimit()
     done: list[int] = []
 
     def do(part: Sequence[int]) -> Sequence[int]:
@@ -45,11 +45,11 @@ def test_memory_of_the_process_shrinks_batches_too_and_other_errors_do_not() -> 
             raise RuntimeError(refusal)
         return part
 
-    fits = Fits()
+    fits = BatchLimit()
     assert fits.run([1, 2, 3, 4, 5], lambda item: 1, do) == [1, 2, 3, 4, 5]
     assert fits.most == 2
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        Fits().run([1, 2, 3], lambda item: 1, lambda part: do(part, "shapes do not match"))
+        BatchLimit().run([1, 2, 3], lambda item: 1, lambda part: do(part, "shapes do not match"))
 
 
 def test_an_item_that_never_fits_is_an_error_after_the_last_halving() -> None:
@@ -57,7 +57,7 @@ def test_an_item_that_never_fits_is_an_error_after_the_last_halving() -> None:
         raise torch.OutOfMemoryError
 
     with pytest.raises(torch.OutOfMemoryError):
-        Fits().run([5, 5, 5], lambda item: item, do)
+        BatchLimit().run([5, 5, 5], lambda item: item, do)
 
 
 def test_labels_do_not_depend_on_what_fits(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

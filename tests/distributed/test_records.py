@@ -39,14 +39,16 @@ def test_records_come_back(file: Path) -> None:
     assert [part.piece for part in found] == ["a", "b", "c"] == list(names(file))
     assert same(found[1], record("b"))
     np.testing.assert_array_equal(found[1].outcome.arrays["values"], [98, np.nan])
-    assert found[1].outcome.told == {"shortened": True}
+    assert found[1].outcome.details == {"shortened": True}
 
 
 def test_arrays_keep_their_shapes_and_kinds() -> None:
     arrays = {
-        "one": np.array(2.5), "none": np.empty((0, 3), np.int8), "across": np.arange(6.0).reshape(2, 3).T,
+        "one": np.array(2.5),
+        "none": np.empty((0, 3), np.int8),
+        "across": np.arange(6.0).reshape(2, 3).T,
         "apart": np.arange(9)[::2],
-    }  # fmt: skip
+    }
     found = unpack(pack(Record("job", "a", Outcome(arrays)))).outcome.arrays
     for name, array in arrays.items():
         assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)

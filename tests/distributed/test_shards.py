@@ -25,9 +25,7 @@ from nncift.teachers.delift import Delift
 from .conftest import content
 
 Start = Callable[..., Any]
-LESS: Mapping[str, Any] = {
-    "teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}
-}  # fmt: skip
+LESS: Mapping[str, Any] = {"teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}}
 SLOWER: Mapping[str, Mapping[str, Any]] = {
     "active": {"plan": "active"},
     "auto": {"labels": "auto", "max_labels": "30%"},
@@ -118,13 +116,13 @@ def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
 def test_shards_of_less_train_one_warm_up(start: Start, tmp_path: Path) -> None:
     start("alone", **LESS)
     for shard in ("2/2", "1/2"):
-        told = start("joined", shard, **LESS)
-    assert told["finished"]
+        details = start("joined", shard, **LESS)
+    assert details["finished"]
     warm = tmp_path / "joined/labels/teacher"
     before = {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")}
     done = start("joined", **LESS)
-    assert done.ledger["stages"]["label"]["seconds"] > told["stages"]["label"]["seconds"] > 0
-    assert done.ledger["stages"]["embed"]["seconds"] > told["stages"]["embed"]["seconds"] > 0
+    assert done.ledger["stages"]["label"]["seconds"] > details["stages"]["label"]["seconds"] > 0
+    assert done.ledger["stages"]["embed"]["seconds"] > details["stages"]["embed"]["seconds"] > 0
     assert before
     assert {file: file.stat().st_mtime_ns for file in warm.rglob("*.safetensors")} == before
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
@@ -147,9 +145,23 @@ def test_shards_go_round_by_round(case: str, start: Start, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_ray_by_the_command_line(llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "nncift", "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "lm",
-        "--labels", "40%", "--budget", "20%", "--template", "plain", "--quiet",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "nncift",
+        "run",
+        str(write_pool(60)),
+        "--model",
+        str(llama_folder),
+        "--encoder",
+        "lm",
+        "--labels",
+        "40%",
+        "--budget",
+        "20%",
+        "--template",
+        "plain",
+        "--quiet",
+    ]
     subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
     elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
     subprocess.run(
@@ -164,9 +176,24 @@ def test_shards_work_at_once(
     more: tuple[str, ...], llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path
 ) -> None:
     command = [
-        sys.executable, "-m", "nncift", "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "hash",
-        "--labels", "40%", "--budget", "20%", "--template", "plain", "--quiet", *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "nncift",
+        "run",
+        str(write_pool(60)),
+        "--model",
+        str(llama_folder),
+        "--encoder",
+        "hash",
+        "--labels",
+        "40%",
+        "--budget",
+        "20%",
+        "--template",
+        "plain",
+        "--quiet",
+        *more,
+    ]
     subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True)
     joined = [*command, "--out", str(tmp_path / "joined")]
     elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
@@ -200,9 +227,20 @@ def test_a_killed_shard_goes_on_where_it_was(
 ) -> None:
     plain, killed = [sys.executable, "-m", "nncift"], [sys.executable, "-c", KILLED]
     command = [
-        "run", str(write_pool(120)), "--model", str(llama_folder), "--encoder", "hash",
-        "--labels", "80%", "--budget", "20%", "--template", "plain", "--quiet",
-    ]  # fmt: skip
+        "run",
+        str(write_pool(120)),
+        "--model",
+        str(llama_folder),
+        "--encoder",
+        "hash",
+        "--labels",
+        "80%",
+        "--budget",
+        "20%",
+        "--template",
+        "plain",
+        "--quiet",
+    ]
     subprocess.run([*plain, *command, "--out", str(tmp_path / "alone")], check=True)
     elsewhere = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
     shard = [*command, "--out", str(tmp_path / "joined"), "--shard", "1/2"]

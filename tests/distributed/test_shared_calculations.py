@@ -59,7 +59,7 @@ class Counting(Here):
 
 
 @contextmanager
-def here(counting: Counting) -> Iterator[Counting]:
+def serial_map(counting: Counting) -> Iterator[Counting]:
     """Give an engine as `start` takes it."""
     yield counting
 
@@ -67,24 +67,24 @@ def here(counting: Counting) -> Iterator[Counting]:
 def joined(start: Start, out: str, **more: Any) -> tuple[Counter[str], Any]:
     """Run without a shard; return the parts that it had to calculate, and the run."""
     counting = Counting()
-    done = start(out, engine=lambda settings, out: here(counting), **more)
+    done = start(out, engine=lambda settings, out: serial_map(counting), **more)
     return counting.did, done
 
 
 def all_shards(start: Start, out: str, count: int = 2, **more: Any) -> list[dict[str, Any]]:
     """Run every shard, again and again, until none has anything left; return what the last round told."""
     for _ in range(20):
-        told = [start(out, f"{number}/{count}", **more) for number in range(1, count + 1)]
-        if all(one["finished"] for one in told):
-            return told
-    raise AssertionError(told)
+        details = [start(out, f"{number}/{count}", **more) for number in range(1, count + 1)]
+        if all(one["finished"] for one in details):
+            return details
+    raise AssertionError(details)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_run_that_joins_calculates_nothing_that_shards_did(case: str, start: Start, tmp_path: Path) -> None:
     start("alone", **CASES[case])
-    told = all_shards(start, "joined", **CASES[case])
-    assert all(one["stages"]["score"]["before"] > 0 for one in told)
+    details = all_shards(start, "joined", **CASES[case])
+    assert all(one["stages"]["score"]["before"] > 0 for one in details)
     assert [path.name for path in (tmp_path / "joined/shards/all").glob("*.npy")] == ["embeddings.npy"]
     left, done = joined(start, "joined", **CASES[case])
     # Comparing 40 rows is one part, so that what only one shard has is found, too.
@@ -115,15 +115,15 @@ def test_in_rounds_and_for_every_kind_of_selection(
 
 def test_what_shards_have_not_done_is_done_by_the_run_that_joins(start: Start, tmp_path: Path) -> None:
     start("alone", **GRAPH)
-    told = [start("joined", f"{number}/2", **GRAPH) for number in (1, 2, 2)]
+    details = [start("joined", f"{number}/2", **GRAPH) for number in (1, 2, 2)]
     # The last that labels is not kept for calculations; another time it has its share of the first that is waited for.
-    assert [sorted(one["stages"]) for one in told] == [
+    assert [sorted(one["stages"]) for one in details] == [
         ["embed", "label"],
         ["embed", "label"],
         ["embed", "label", "score"],
     ]
-    assert "run every shard again" in told[1]["next"]
-    assert not told[2]["finished"]
+    assert "run every shard again" in details[1]["next"]
+    assert not details[2]["finished"]
     left, _ = joined(start, "joined", **GRAPH)
     assert left["predicting mean utilities"] + left["comparing all rows"] > 0
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
@@ -151,10 +151,10 @@ def test_a_shard_makes_good_what_is_damaged_of_another(start: Start, tmp_path: P
     data = bytearray(file.read_bytes())
     data[-1] ^= 4
     file.write_bytes(data)
-    told = start("joined", "1/2", **GRAPH)
-    assert told["stages"]["label"]["pieces"] == 1
-    assert told["stages"]["score"]["pieces"] > 0
-    assert [note for note in told["warnings"] if str(file) in note]
+    details = start("joined", "1/2", **GRAPH)
+    assert details["stages"]["label"]["pieces"] == 1
+    assert details["stages"]["score"]["pieces"] > 0
+    assert [note for note in details["warnings"] if str(file) in note]
     joined(start, "joined", **GRAPH)
     found = content(tmp_path / "joined")
     assert found == content(tmp_path / "alone")
@@ -208,8 +208,8 @@ def test_a_shard_that_is_stopped_while_it_calculates_goes_on(
     # And one that is cut in the middle of a part.
     file = max((tmp_path / "joined/shards/1-of-2").glob("score-*"), key=lambda file: file.stat().st_size)
     os.truncate(file, file.stat().st_size - 1)
-    told = all_shards(start, "joined", **GRAPH)
-    assert told[0]["stages"]["score"]["before"] > 0
+    details = all_shards(start, "joined", **GRAPH)
+    assert details[0]["stages"]["score"]["before"] > 0
     left, _ = joined(start, "joined", **GRAPH)
     assert not left
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
@@ -260,12 +260,28 @@ def test_everything_that_decides_a_calculation_is_in_its_hash() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(3, 4)
     network: Any = Network(1.0)
     kinds: list[Any] = [
-        (rows, ()), (rows + 1, ()), (rows.astype(np.float64), ()), (rows.reshape(4, 3), ()), (np.asfortranarray(rows), ()),
-        (rows[:, ::2], ()), (rows[:, 1::2], ()), (rows, (1,)), (rows, (slice(0, 1),)), (rows, (slice(0, 2),)),
-        (rows, ((slice(0, 2), rows),)), (rows, ((slice(0, 2), rows + 1),)), ((rows, 3), ()), ((rows, 3.0), ()),
-        ((rows, None), ()), ((rows, "3"), ()), ({"a": rows}, ()), ({"b": rows}, ()), (Network(1.0), ()), (Network(2.0), ()),
+        (rows, ()),
+        (rows + 1, ()),
+        (rows.astype(np.float64), ()),
+        (rows.reshape(4, 3), ()),
+        (np.asfortranarray(rows), ()),
+        (rows[:, ::2], ()),
+        (rows[:, 1::2], ()),
+        (rows, (1,)),
+        (rows, (slice(0, 1),)),
+        (rows, (slice(0, 2),)),
+        (rows, ((slice(0, 2), rows),)),
+        (rows, ((slice(0, 2), rows + 1),)),
+        ((rows, 3), ()),
+        ((rows, 3.0), ()),
+        ((rows, None), ()),
+        ((rows, "3"), ()),
+        ({"a": rows}, ()),
+        ({"b": rows}, ()),
+        (Network(1.0), ()),
+        (Network(2.0), ()),
         (Sides(network, rows, rows), ()),
-    ]  # fmt: skip
+    ]
     known = {of(shared, tasks) for shared, tasks in kinds} | {of(rows, (), content_of)}
     assert None not in known
     assert len(known) == 22

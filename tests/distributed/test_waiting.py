@@ -210,10 +210,10 @@ def test_in_rounds_a_shard_comes_through_in_one_go_beside_one_that_comes_again(
     clock.asleep = other
     with ExitStack() as stack:
         stack.enter_context(shadow_of(run, Shard(2, 2)))
-        told = start("joined", "1/2", **ROUNDS)
-    assert told["left"].keys() <= {"score"}
+        details = start("joined", "1/2", **ROUNDS)
+    assert details["left"].keys() <= {"score"}
     assert len(others) > 1
-    assert told["stages"]["score"]["pieces"] > 0
+    assert details["stages"]["score"]["pieces"] > 0
     start("joined", **ROUNDS)
     assert content(run) == content(tmp_path / "alone")
 
@@ -231,17 +231,17 @@ def test_what_others_do_meanwhile_is_not_left(start: Start, monkeypatch: pytest.
             others.append(start("joined", "2/2"))
 
     monkeypatch.setattr(Part, "_do", beside)
-    told = start("joined", "1/2")
+    details = start("joined", "1/2")
     assert others[1]["left"].keys() == {"label"}
-    assert told["left"] == {}
+    assert details["left"] == {}
 
 
 @pytest.mark.usefixtures("shared")
 def test_without_waiting_a_round_is_a_call(start: Start, run: Path, tmp_path: Path) -> None:
     with shadow_of(tmp_path / "joined", Shard(2, 2)):
-        told = start("joined", "1/2", wait=False, **ROUNDS)
-    assert told["left"].keys() == {"embed", "label"}
-    assert "next round" in told["next"]
+        details = start("joined", "1/2", wait=False, **ROUNDS)
+    assert details["left"].keys() == {"embed", "label"}
+    assert "next round" in details["next"]
 
 
 SCRIPT = """
@@ -260,9 +260,27 @@ def test_processes_that_wait_need_one_submission(
     killed: bool, llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path
 ) -> None:
     command = [
-        sys.executable, "-c", SCRIPT, "run", str(write_pool(60)), "--model", str(llama_folder), "--encoder", "hash",
-        "--labels", "60%", "--budget", "20%", "--template", "plain", "--quiet", "--neighbours", "8", "--optimiser", "partition",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        SCRIPT,
+        "run",
+        str(write_pool(60)),
+        "--model",
+        str(llama_folder),
+        "--encoder",
+        "hash",
+        "--labels",
+        "60%",
+        "--budget",
+        "20%",
+        "--template",
+        "plain",
+        "--quiet",
+        "--neighbours",
+        "8",
+        "--optimiser",
+        "partition",
+    ]
     own = {**os.environ, "NNCIFT_CACHE": str(tmp_path / "cache")}
     subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True, env={**own, "NNCIFT_CACHE": str(tmp_path)})
     joined = [*command, "--out", str(tmp_path / "joined")]

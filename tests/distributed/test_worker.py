@@ -21,7 +21,7 @@ from nncift.distributed.model_worker import Hands
 from nncift.distributed.piece_records import unpack
 from nncift.distributed.ray_worker import Worker, orders
 from nncift.distributed.start import ClusterSettings
-from nncift.labels import Wish, grow
+from nncift.labels import LabelBudget, grow
 from nncift.runs import select_again as reselect
 from nncift.selection import graphs
 from nncift.stages import inputs
@@ -48,22 +48,28 @@ def test_a_worker_labels_as_the_run_itself_does(
     llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {
-        "pool": str(write_pool(25)), "teacher": "delift", "model": str(llama_folder), "template": "plain",
-    }  # fmt: skip
+        "pool": str(write_pool(25)),
+        "teacher": "delift",
+        "model": str(llama_folder),
+        "template": "plain",
+    }
     settings = config.resolve(given)
     pool, teacher = inputs.read_pool(settings), registry.create(settings)
-    plan = grow(None, pool.ids, pool.ids, Wish(None, 20, "scatter", 3, 3), 0, shared=True, relative=True)
+    plan = grow(None, pool.ids, pool.ids, LabelBudget(None, 20, "scatter", 3, 3), 0, shared=True, relative=True)
     todo = [
         Piece(
-            str(chunk.index), chunk.index, chunk, len(chunk.targets),
+            str(chunk.index),
+            chunk.index,
+            chunk,
+            len(chunk.targets),
             tuple(item for item in (*chunk.targets, chunk.source) if item),
         )
         for chunk, _ in plan.generation_chunks(0)
-    ]  # fmt: skip
+    ]
     job = Job("label", "label", fingerprint(dict(teacher.describe())), "", pool)
-    here: dict[str, Outcome] = {}
+    serial_map: dict[str, Outcome] = {}
     hands = Hands(teacher, lambda: pytest.fail("no encoder"), lambda: pytest.fail("no probe"))
-    Here().each(hands, job, todo, lambda piece, outcome: here.update({piece.name: outcome}))
+    Here().each(hands, job, todo, lambda piece, outcome: serial_map.update({piece.name: outcome}))
     monkeypatch.chdir(tmp_path)
     hired, there = Worker(settings, tmp_path / "teacher", os.getcwd()), {}
     for order in orders(job, todo, 2):
@@ -73,8 +79,8 @@ def test_a_worker_labels_as_the_run_itself_does(
             record = unpack(packed)
             assert record.job == job.key
             there[record.piece] = record.outcome
-    assert there.keys() == here.keys()
-    for name, outcome in here.items():
+    assert there.keys() == serial_map.keys()
+    for name, outcome in serial_map.items():
         assert there[name].arrays["values"].tobytes() == outcome.arrays["values"].tobytes()
         assert (there[name].tokens, there[name].passes) == (outcome.tokens, outcome.passes)
 

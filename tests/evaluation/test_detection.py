@@ -118,9 +118,9 @@ def test_bad_data_sets_every_score_to_one_sign(pool: nncift.Examples, llama_fold
     by_length = {one.id: float(len(one.response)) for one in pool}
     assert scores["length"] == by_length
     from nncift.generation.likelihood import response_losses
-    from nncift.models.prompt_format import Wording
+    from nncift.models.prompt_format import PromptFormat
 
-    losses = response_losses(lm, pool, Wording(lm.tokenizer))
+    losses = response_losses(lm, pool, PromptFormat(lm.tokenizer))
     assert list(scores["loss"].values()) == pytest.approx((-losses.loss).tolist(), rel=1e-5)
     for item, value in scores["ifd ratio"].items():
         assert scores["ifd"][item] == (0.0 if value < -1 else pytest.approx(-value))

@@ -45,9 +45,18 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
     assert again == found
     for name in ("q1", "q2", "q3", "q4"):
         assert {
-            "mse", "mse_interval", "r2", "r2_interval", "spearman", "spearman_interval",
-            "spearman_by_target", "topk_overlap", "pairs", "targets", "sources",
-        } <= set(found["fidelity"][name])  # fmt: skip
+            "mse",
+            "mse_interval",
+            "r2",
+            "r2_interval",
+            "spearman",
+            "spearman_interval",
+            "spearman_by_target",
+            "topk_overlap",
+            "pairs",
+            "targets",
+            "sources",
+        } <= set(found["fidelity"][name])
     assert set(found["baselines"]) == set(NAMES) - {"student"}
     assert set(found["baselines"]["cosine"]) == {"q1", "q2", "q3", "q4"}
     q4 = found["fidelity"]["q4"]

@@ -42,19 +42,19 @@ def examples(run: Path) -> Examples:
 
 
 def test_the_curve_ends_with_the_students_own_measures_and_costs_no_pass(run: Path) -> None:
-    told = evaluate(run)
-    sizes = [step["labels"] for step in told["curve"]]
+    record = evaluate(run)
+    sizes = [step["labels"] for step in record["curve"]]
     assert sizes == sorted(sizes)
     assert sizes[-1] == FinishedRun(run).labels["train"].present().value.size
-    last = told["curve"][-1]["student"]
-    assert last["r2"] == pytest.approx(told["fidelity"]["q4"]["r2"], abs=1e-6)
-    assert last["spearman"] == pytest.approx(told["fidelity"]["q4"]["spearman"], abs=1e-6)
-    assert told["full_teacher"] is None
-    assert json.loads((run / "evaluation.json").read_text()) == told
+    last = record["curve"][-1]["student"]
+    assert last["r2"] == pytest.approx(record["fidelity"]["q4"]["r2"], abs=1e-6)
+    assert last["spearman"] == pytest.approx(record["fidelity"]["q4"]["spearman"], abs=1e-6)
+    assert record["full_teacher"] is None
+    assert json.loads((run / "evaluation.json").read_text()) == record
 
 
 def test_the_full_teacher_judges_the_runs_own_selection(run: Path) -> None:
-    told = evaluate(run, full_teacher=True, device="cpu")["full_teacher"]
+    record = evaluate(run, full_teacher=True, device="cpu")["full_teacher"]
     pool = examples(run)
     teacher = Similarity("hash")
     teacher.prepare(pool)
@@ -65,34 +65,34 @@ def test_the_full_teacher_judges_the_runs_own_selection(run: Path) -> None:
     chosen = FinishedRun(run).chosen
     true = true_matrix(Similarity("hash"), pool, run / "again")
     assert true.values == pytest.approx(values, nan_ok=True, abs=1e-6)
-    assert told["value"]["this run"] == pytest.approx(facility_location_value(true, chosen), rel=1e-6)
-    value, chance, full = (told["value"][name] for name in ("this run", "random", "full teacher"))
-    assert told["skill"]["this run"] == pytest.approx((value - chance) / (full - chance))
-    assert told["passes"] == 60 * 60
+    assert record["value"]["this run"] == pytest.approx(facility_location_value(true, chosen), rel=1e-6)
+    value, chance, full = (record["value"][name] for name in ("this run", "random", "full teacher"))
+    assert record["skill"]["this run"] == pytest.approx((value - chance) / (full - chance))
+    assert record["passes"] == 60 * 60
 
 
 def test_coverage_counts_the_pairs_without_a_label(run: Path) -> None:
-    told = evaluate(run, full_teacher=True, device="cpu")["full_teacher"]["coverage"]
+    record = evaluate(run, full_teacher=True, device="cpu")["full_teacher"]["coverage"]
     finished = FinishedRun(run)
     known = {
         (pairs.target_ids[t], pairs.source_ids[s])
         for pairs in finished.labels.values()
         for t, s in zip(pairs.target, pairs.source, strict=True)
     }
-    assert told["pairs"] == 60 * 59 - len({pair for pair in known if pair[0] != pair[1]})
-    assert 0 <= told["covered"] <= 1
+    assert record["pairs"] == 60 * 59 - len({pair for pair in known if pair[0] != pair[1]})
+    assert 0 <= record["covered"] <= 1
 
 
 def test_a_pointwise_teacher_is_judged_by_its_scores(tmp_path: Path, write_pool: Write) -> None:
     out = tmp_path / "run"
     nncift.run(write_pool(60), teacher=Length(), out=out, encoder="hash", labels=0.4, budget=6)
-    told: dict[str, Any] = evaluate(out, full_teacher=True)["full_teacher"]
-    assert told["objective"] == "topk"
-    assert told["skill"]["full teacher"] == 1
+    record: dict[str, Any] = evaluate(out, full_teacher=True)["full_teacher"]
+    assert record["objective"] == "topk"
+    assert record["skill"]["full teacher"] == 1
     true = true_matrix(Length(), examples(out), tmp_path / "truth")
     assert true.target_ids == SCORE
     best = np.sort(true.values[0])[::-1][:6].sum()
-    assert told["value"]["full teacher"] == pytest.approx(best)
+    assert record["value"]["full teacher"] == pytest.approx(best)
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, run: Path) -> None:

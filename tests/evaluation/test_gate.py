@@ -163,13 +163,13 @@ def test_too_few_items_or_pairs_measure_nothing_and_say_so(n: int) -> None:
 
 
 def test_a_probe_is_advised_where_something_free_selects_no_worse() -> None:
-    def told(**skill: float) -> dict[str, object]:
+    def record(**skill: float) -> dict[str, object]:
         return {"used": "student", "skill": {name: {"skill": value, "error": 0.1} for name, value in skill.items()}}
 
-    said = advice(told(student=0.4, cosine=0.4, ridge=0.1), 1200)
+    said = advice(record(student=0.4, cosine=0.4, ridge=0.1), 1200)
     assert said is not None
     assert said.startswith("--features probe")
     assert "(1,200 passes)" in said
-    assert advice(told(student=0.4, cosine=0.3), 1200) is None
-    assert advice(told(student=0.4), 1200) is None
+    assert advice(record(student=0.4, cosine=0.3), 1200) is None
+    assert advice(record(student=0.4), 1200) is None
     assert advice({"used": "student", "skill": {}}, 1200) is None

@@ -94,16 +94,16 @@ def crossed(rng: np.random.Generator, n: int) -> LabelledPairs:
 
 def test_new_pairs_are_covered_as_often_as_was_asked_for() -> None:
     rng = np.random.default_rng(2)
-    covered, told = [], []
+    covered, record = [], []
     for _ in range(150):
         blocks = [(pairs, np.zeros(len(pairs))) for pairs in (crossed(rng, 40), crossed(rng, 60))]
         found = interval_of_pairs(*blocks)
         assert found.half_width is not None
         assert found.coverage is not None
         covered.append(np.mean(np.abs(crossed(rng, 50).value) <= found.half_width))
-        told.append(found.coverage)
+        record.append(found.coverage)
     assert 0.87 <= np.mean(covered) <= 0.93
-    assert 0.87 <= np.mean(told) <= 0.93
+    assert 0.87 <= np.mean(record) <= 0.93
 
 
 def test_the_coverage_that_is_told_is_that_of_the_validation_pairs_interval_on_the_test_pairs() -> None:

@@ -22,8 +22,14 @@ from nncift.teachers.delift_se import Similarity
 
 Write = Callable[..., Path]
 QUICK: dict[str, Any] = {
-    "encoder": "hash", "labels": "60%", "budget": 8, "test_items": 4, "validation_items": 4, "gate": False, "device": "cpu",
-}  # fmt: skip
+    "encoder": "hash",
+    "labels": "60%",
+    "budget": 8,
+    "test_items": 4,
+    "validation_items": 4,
+    "gate": False,
+    "device": "cpu",
+}
 
 
 def features(rows: Examples) -> npt.NDArray[np.float32]:
@@ -42,8 +48,11 @@ def cosines(targets: Examples, sources: Examples, name: str = "", *, masked: boo
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[..., Path]) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("judged")
-    return {"pool": write_rows(folder / "pool.jsonl", 40), "target": write_rows(folder / "target.jsonl", 12, 500),
-            "existing": write_rows(folder / "existing.jsonl", 5, 900)}  # fmt: skip
+    return {
+        "pool": write_rows(folder / "pool.jsonl", 40),
+        "target": write_rows(folder / "target.jsonl", 12, 500),
+        "existing": write_rows(folder / "existing.jsonl", 5, 900),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +96,17 @@ def test_every_objective_with_a_target_set_is_judged_by_its_own_value(
     aimed: Path, files: dict[str, Path], objective: str
 ) -> None:
     reselect(aimed, {"objective": objective})
-    told = evaluate(aimed, full_teacher=True, device="cpu")["full_teacher"]
+    record = evaluate(aimed, full_teacher=True, device="cpu")["full_teacher"]
     run, problem = FinishedRun(aimed), expected(files, objective)
-    assert told["objective"] == objective
-    assert told["value"]["this run"] == pytest.approx(problem.value(run.chosen), rel=1e-5)
+    assert record["objective"] == objective
+    assert record["value"]["this run"] == pytest.approx(problem.value(run.chosen), rel=1e-5)
     best = problem.choose(8, run.settings.seed)
-    assert told["value"]["full teacher"] == pytest.approx(best.value, rel=1e-5)
-    assert told["skill"]["full teacher"] == 1
+    assert record["value"]["full teacher"] == pytest.approx(best.value, rel=1e-5)
+    assert record["skill"]["full teacher"] == 1
     # The teacher is the cosine of embeddings: what these select alone is what the full teacher selects.
-    assert told["skill"]["embeddings"] == pytest.approx(1, abs=0.05)
-    assert [step["rows"] for step in told["skill_by_budget"]] == [1, 2, 4, 12]
-    assert all(step["embeddings_skill"] == pytest.approx(1, abs=0.05) for step in told["skill_by_budget"])
+    assert record["skill"]["embeddings"] == pytest.approx(1, abs=0.05)
+    assert [step["rows"] for step in record["skill_by_budget"]] == [1, 2, 4, 12]
+    assert all(step["embeddings_skill"] == pytest.approx(1, abs=0.05) for step in record["skill_by_budget"])
 
 
 def test_rows_that_were_trained_on_already_are_asked_about_too(files: dict[str, Path], tmp_path: Path) -> None:
@@ -107,10 +116,10 @@ def test_rows_that_were_trained_on_already_are_asked_about_too(files: dict[str, 
     reference = Reference.of(cosines(pool, existing))
     for objective in ("flcg", "rr", "max"):
         reselect(out, {"objective": objective})
-        told = evaluate(out, full_teacher=True, device="cpu")["full_teacher"]
+        record = evaluate(out, full_teacher=True, device="cpu")["full_teacher"]
         problem = pose(cosines(pool, pool, masked=True), objective, Given(reference))
-        assert told["value"]["this run"] == pytest.approx(problem.value(FinishedRun(out).chosen), rel=1e-5, abs=1e-6)
-        assert told["value"]["full teacher"] == pytest.approx(problem.choose(8, 0).value, rel=1e-5, abs=1e-6)
+        assert record["value"]["this run"] == pytest.approx(problem.value(FinishedRun(out).chosen), rel=1e-5, abs=1e-6)
+        assert record["value"]["full teacher"] == pytest.approx(problem.choose(8, 0).value, rel=1e-5, abs=1e-6)
 
 
 def test_rows_that_no_file_holds_cannot_be_asked_about(files: dict[str, Path], tmp_path: Path) -> None:
@@ -127,20 +136,20 @@ def test_rules_bind_everything_that_is_compared(files: dict[str, Path], tmp_path
     pool = read(files["pool"])
     names.write_text("\n".join(pool.ids[:20]) + "\n")
     nncift.run(files["pool"], teacher=Similarity("hash"), out=out, exclude=str(names), **QUICK)
-    told = evaluate(out, full_teacher=True, device="cpu")["full_teacher"]
+    record = evaluate(out, full_teacher=True, device="cpu")["full_teacher"]
     # Not what 40 rows to choose from would give.
     problem = pose(cosines(pool, pool, masked=True), "fl")
-    assert told["value"]["full teacher"] < problem.choose(8).value
-    assert told["value"]["this run"] <= told["value"]["full teacher"] * 1.001
+    assert record["value"]["full teacher"] < problem.choose(8).value
+    assert record["value"]["this run"] <= record["value"]["full teacher"] * 1.001
 
 
 @pytest.mark.parametrize("objective", ["fl", "rr", "max"])
 def test_a_selection_on_neighbours_is_judged_by_the_whole_truth(
     aimed: Path, files: dict[str, Path], objective: str
 ) -> None:
-    told = reselect(aimed, {"objective": objective, "neighbours": 6})["selection"]
-    assert told["neighbours"] == {"each": 6, "recall": 1.0}
-    assert set(told["controls"]) == {"random", "stratified", "longest", "embedding"}
+    record = reselect(aimed, {"objective": objective, "neighbours": 6})["selection"]
+    assert record["neighbours"] == {"each": 6, "recall": 1.0}
+    assert set(record["controls"]) == {"random", "stratified", "longest", "embedding"}
     judged = evaluate(aimed, full_teacher=True, device="cpu")["full_teacher"]
     problem = expected(files, objective)
     assert judged["value"]["this run"] == pytest.approx(problem.value(FinishedRun(aimed).chosen), rel=1e-5)

@@ -13,7 +13,7 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.distributed.shards import Shard
 from nncift.errors import DataError, UsageError
 from nncift.evaluation.cross_fit import Recipe, hold_out
-from nncift.labels import Wish
+from nncift.labels import LabelBudget
 from nncift.labels.vectors import Vectors
 from nncift.models.causal_lm import CausalLM
 from nncift.models.views import TEXT, Views
@@ -140,8 +140,8 @@ def test_worlds_are_judged_by_pairs_that_were_not_measured_and_by_what_is_select
     make(Maker(tmp_path / "world", lm, "hash"), data)
     world = next(RealWorld(tmp_path / "world").worlds(["less"]))
     assert world.skills(world.matrix) == dict.fromkeys(judging.SKILLS, 1.0)
-    way = judging.Way("product", "default", "probe", Wish(0.5, None, "rows"))
-    seen = judging.label(world, world.vectors["probe"], way.wish, 0)
+    way = judging.Way("product", "default", "probe", LabelBudget(0.5, None, "rows"))
+    seen = judging.label(world, world.vectors["probe"], way.label_budget, 0)
     known = sum(map(len, seen.labels.values()))
     # Measured rows: a half to train on, three to test, two to validate.
     assert seen.measured == 12 + 3 + 2
@@ -177,7 +177,11 @@ def test_plans_ask_for_the_same_number_of_pairs_however_they_are_drawn() -> None
     text = random.normal(size=(70, 8)).astype(np.float32)
     vectors = Vectors(text, text, Views.of({TEXT: 8}))
     world = judging.World("DELIFT, 70 rows", UtilityMatrix(ids, ids, values), {"text": vectors}, "", "unmeasured")
-    measured = [judging.label(world, vectors, wish, seed).measured for wish in real.wishes_of(world) for seed in (0, 1)]
+    measured = [
+        judging.label(world, vectors, label_budget, seed).measured
+        for label_budget in real.label_budgets_of(world)
+        for seed in (0, 1)
+    ]
     assert measured == pytest.approx([0.2 * 70 * 69] * 6, rel=0.04)
 
 

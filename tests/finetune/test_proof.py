@@ -13,7 +13,7 @@ import pytest
 import nncift
 from nncift.errors import DataError, UsageError
 from nncift.finetune.experiment import tune
-from nncift.finetune.trainer import Bench
+from nncift.finetune.trainer import Trainer
 from nncift.runs.finished import FinishedRun
 from nncift.selection.objectives import facility_location_value
 from nncift.teachers.delift_se import Similarity
@@ -25,9 +25,14 @@ ARMS = ("selected", "teacher", "random", "stratified", "longest", "embedding", "
 @pytest.fixture
 def given(test_rows: Path, llama_folder: Path) -> dict[str, Any]:
     return {
-        "test": str(test_rows), "model": str(llama_folder), "steps": 3, "batch": 2, "seeds": 2, "max_new_tokens": 4,
+        "test": str(test_rows),
+        "model": str(llama_folder),
+        "steps": 3,
+        "batch": 2,
+        "seeds": 2,
+        "max_new_tokens": 4,
         "device": "cpu",
-    }  # fmt: skip
+    }
 
 
 def cells(folder: Path) -> dict[str, bytes]:
@@ -35,11 +40,13 @@ def cells(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any]) -> None:
-    told = tune(run, {**given, "arms": ARMS, "in_context": 2})
-    assert [(result["how"], result["rows"]) for result in told["results"]] == [
-        ("steps", 6), ("tokens", 6), ("context", 6)
-    ]  # fmt: skip
-    steps, tokens, context = told["results"]
+    record = tune(run, {**given, "arms": ARMS, "in_context": 2})
+    assert [(result["how"], result["rows"]) for result in record["results"]] == [
+        ("steps", 6),
+        ("tokens", 6),
+        ("context", 6),
+    ]
+    steps, tokens, context = record["results"]
     trained = [arm for arm in ARMS if arm != "none"]
     assert {steps["arms"][arm]["steps"] for arm in trained} == {3}
     wanted = 3 * 2 * np.mean([len(row) for row in lengths(run, given, FinishedRun(run).chosen)])
@@ -50,7 +57,7 @@ def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any])
     assert "steps" not in context["arms"]["selected"]
     assert context["arms"]["selected"]["shown"] == 12
     # The untouched model is one cell, and the same everywhere.
-    losses = [result["arms"]["none"]["metrics"]["loss"]["by_seed"] for result in told["results"]]
+    losses = [result["arms"]["none"]["metrics"]["loss"]["by_seed"] for result in record["results"]]
     assert losses[0] == losses[1] == losses[2]
     assert len(losses[0]) == 1
     assert len(steps["arms"]["selected"]["metrics"]["loss"]["by_seed"]) == 2
@@ -60,25 +67,25 @@ def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any])
     # Three pairs among the arms that others are set beside, and three for each of the other six.
     assert against[:3] == [("selected", "teacher"), ("selected", "random"), ("teacher", "random")]
     assert len(against) == len({frozenset(pair) for pair in against}) == 3 + 3 * 6
-    assert json.loads((run / "tune" / "tune.json").read_text()) == told
+    assert json.loads((run / "tune" / "tune.json").read_text()) == record
     page = (run / "tune" / "tune.md").read_text()
     assert all(f"| {arm} |" in page for arm in ARMS)
     # Labels of all pairs of 40 rows, features of 40 rows.
-    assert told["costs"]["rds"]["teacher_passes"] == 40
-    assert told["costs"]["teacher"]["teacher_passes"] == FinishedRun(run).summary["ledger"]["full_teacher_passes"]
+    assert record["costs"]["rds"]["teacher_passes"] == 40
+    assert record["costs"]["teacher"]["teacher_passes"] == FinishedRun(run).summary["ledger"]["full_teacher_passes"]
 
 
 def lengths(run: Path, given: dict[str, Any], ids: tuple[str, ...]) -> list[Any]:
     from nncift.finetune.tune_settings import resolve
 
     finished = FinishedRun(run)
-    bench = Bench(finished, resolve(given), finished.rows.pool, finished.rows.pool)
-    return [bench.lessons.rows[item] for item in ids]
+    trainer = Trainer(finished, resolve(given), finished.rows.pool, finished.rows.pool)
+    return [trainer.training_sets.rows[item] for item in ids]
 
 
 def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
-    told = tune(run, {**given, "arms": ARMS, "equal": "steps", "steps": 1, "seeds": 1, "metrics": "loss"})
-    shares = {arm: found["share_of_selected"] for arm, found in told["choosing"]["6 rows"].items()}
+    record = tune(run, {**given, "arms": ARMS, "equal": "steps", "steps": 1, "seeds": 1, "metrics": "loss"})
+    shares = {arm: found["share_of_selected"] for arm, found in record["choosing"]["6 rows"].items()}
     assert shares["selected"] == shares["full"] == 1
     assert shares["none"] == 0
     finished = FinishedRun(run)
@@ -104,16 +111,16 @@ def test_a_tune_that_was_stopped_goes_on_and_gives_the_same_bytes(
 ) -> None:
     given = {**given, "budget": ("10%", "5"), "arms": ("selected", "random", "none"), "seeds": 1}
     whole = tune(run, given, tmp_path / "whole")
-    trained = Bench.trained
+    trained = Trainer.trained
     left = [3]
 
-    def stopping(self: Bench, *arguments: Any) -> Any:
+    def stopping(self: Trainer, *arguments: Any) -> Any:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         return trained(self, *arguments)
 
-    monkeypatch.setattr(Bench, "trained", stopping)
+    monkeypatch.setattr(Trainer, "trained", stopping)
     with pytest.raises(KeyboardInterrupt):
         tune(run, given, tmp_path / "parts")
     assert 0 < len(cells(tmp_path / "parts")) < len(cells(tmp_path / "whole"))
@@ -134,7 +141,7 @@ def test_other_settings_are_other_cells(run: Path, given: dict[str, Any]) -> Non
     arms = {"arms": ("selected", "none"), "equal": "steps", "seeds": 1}
     first = tune(run, {**given, **arms})
     again = tune(run, {**given, **arms, "learning_rate": 0.01})
-    mean = [told["results"][0]["arms"]["selected"]["metrics"]["loss"]["mean"] for told in (first, again)]
+    mean = [record["results"][0]["arms"]["selected"]["metrics"]["loss"]["mean"] for record in (first, again)]
     assert mean[0] != mean[1]
     back = tune(run, {**given, **arms})
     assert back["results"][0]["arms"]["selected"]["metrics"] == first["results"][0]["arms"]["selected"]["metrics"]
@@ -155,9 +162,9 @@ def test_test_rows_of_the_pool_are_refused_or_left_out(run: Path, given: dict[st
     with pytest.raises(DataError, match=r"5 of 8 test rows are in the run's pool .* --drop-seen"):
         tune(run, {**given, "test": str(mixed)})
     arms = {"arms": "none", "metrics": "loss"}
-    told = tune(run, {**given, **arms, "test": str(mixed), "drop_seen": True})
-    assert told["test_rows"] == 3
-    assert told["notes"][0].startswith("5 of 8 test rows")
+    record = tune(run, {**given, **arms, "test": str(mixed), "drop_seen": True})
+    assert record["test_rows"] == 3
+    assert record["notes"][0].startswith("5 of 8 test rows")
     seen = write_pool(4, "seen.jsonl")
     with pytest.raises(DataError, match="no test row is left"):
         tune(run, {**given, **arms, "test": str(seen), "drop_seen": True})
@@ -183,7 +190,7 @@ def test_test_rows_of_the_pool_are_refused_or_left_out(run: Path, given: dict[st
 def test_wrong_settings_are_refused_before_anything_is_trained(
     run: Path, given: dict[str, Any], wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Bench, "trained", lambda *given: pytest.fail("it trained"))
+    monkeypatch.setattr(Trainer, "trained", lambda *given: pytest.fail("it trained"))
     with pytest.raises(UsageError, match=message):
         tune(run, {**given, **wrong})
 
@@ -191,9 +198,15 @@ def test_wrong_settings_are_refused_before_anything_is_trained(
 def test_the_teacher_arm_knows_what_it_cannot_select(tmp_path: Path, write_pool: Write, given: dict[str, Any]) -> None:
     out = tmp_path / "continued"
     nncift.run(
-        write_pool(40), teacher=Similarity("hash"), out=out, encoder="hash", labels=0.5, budget=6, gate=False,
+        write_pool(40),
+        teacher=Similarity("hash"),
+        out=out,
+        encoder="hash",
+        labels=0.5,
+        budget=6,
+        gate=False,
         existing=nncift.read(write_pool(5, "existing.jsonl", start=60)),
-    )  # fmt: skip
+    )
     with pytest.raises(UsageError, match="this run's objective, flcg, looks at rows that were trained on already"):
         tune(out, {**given, "arms": ("selected", "teacher")})
 
@@ -217,15 +230,23 @@ def test_a_smaller_model_labels_for_its_own_arm(
 ) -> None:
     out = tmp_path / "run"
     nncift.run(
-        write_pool(40), teacher="delift", model=str(llama_folder), out=out, encoder="hash", labels="60", budget=6,
-        gate=False, test_items=4, validation_items=4,
-    )  # fmt: skip
+        write_pool(40),
+        teacher="delift",
+        model=str(llama_folder),
+        out=out,
+        encoder="hash",
+        labels="60",
+        budget=6,
+        gate=False,
+        test_items=4,
+        validation_items=4,
+    )
     small = {**given, "model": None, "arms": ("selected", "small-teacher", "none"), "equal": "steps", "seeds": 1}
     with pytest.raises(UsageError, match="is the model that is trained"):
         tune(out, {**small, "small_model": str(llama_folder)})
-    told = tune(out, {**small, "small_model": str(gpt2_folder), "budget": "5"})
-    assert told["model"]["name"] == str(llama_folder)
-    assert told["choosing"]["5"]["small-teacher"]["rows"] == 5
+    record = tune(out, {**small, "small_model": str(gpt2_folder), "budget": "5"})
+    assert record["model"]["name"] == str(llama_folder)
+    assert record["choosing"]["5"]["small-teacher"]["rows"] == 5
     inner = FinishedRun(out / "tune" / "small-teacher")
     assert inner.settings.model == str(gpt2_folder)
-    assert told["costs"]["small-teacher"]["teacher_passes"] == inner.summary["ledger"]["teacher_passes"] > 0
+    assert record["costs"]["small-teacher"]["teacher_passes"] == inner.summary["ledger"]["teacher_passes"] > 0

@@ -29,16 +29,21 @@ def group() -> Group:
     random = np.random.default_rng(0)
     base = random.normal(2, 0.5, 40)
     lost = np.where(np.arange(40) == 7, np.nan, 100.0 * (np.arange(40) % 2))
-    return Group("steps", "10%", 4, {
-        "selected": [outcome(base - 1 + 0.01 * seed, lost) for seed in range(3)],
-        "random": [outcome(base + 0.01 * seed, 100 - lost) for seed in range(3)],
-        "none": [outcome(base + 1, lost)],
-    })  # fmt: skip
+    return Group(
+        "steps",
+        "10%",
+        4,
+        {
+            "selected": [outcome(base - 1 + 0.01 * seed, lost) for seed in range(3)],
+            "random": [outcome(base + 0.01 * seed, 100 - lost) for seed in range(3)],
+            "none": [outcome(base + 1, lost)],
+        },
+    )
 
 
 def test_arms_and_comparisons_by_hand(group: Group) -> None:
-    told = tell(group, UNITS, 0)
-    selected, none = told["arms"]["selected"]["metrics"], told["arms"]["none"]["metrics"]
+    record = tell(group, UNITS, 0)
+    selected, none = record["arms"]["selected"]["metrics"], record["arms"]["none"]["metrics"]
     base = group.table("none", "loss")[0] - 1
     assert selected["loss"]["mean"] == pytest.approx(base.mean() - 1 + 0.01)
     assert selected["loss"]["deviation"] == pytest.approx(0.01)
@@ -50,7 +55,7 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
     assert none["loss"]["deviation"] is None
     assert (selected["exact"]["failed"], none["exact"]["failed"]) == (3, 1)
     assert selected["exact"]["first_failure"] == "too long"
-    by = {(one["metric"], one["arm"], one["against"]): one for one in told["comparisons"]}
+    by = {(one["metric"], one["arm"], one["against"]): one for one in record["comparisons"]}
     assert by["loss", "selected", "random"]["difference"] == pytest.approx(-1)
     assert by["loss", "selected", "random"]["verdict"] == "better"
     assert by["loss", "none", "selected"]["verdict"] == "worse"
@@ -76,22 +81,25 @@ def test_nothing_is_called_equal_and_nothing_is_said_without_an_interval() -> No
 
 
 def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
-    told: dict[str, Any] = {
-        "run": "runs/a", "test_rows": 40, "seeds": 3, "notes": ["One <note>."], "seconds": 9.0,
+    record: dict[str, Any] = {
+        "run": "runs/a",
+        "test_rows": 40,
+        "seeds": 3,
+        "notes": ["One <note>."],
+        "seconds": 9.0,
         "model": {"name": "tiny", "parameters": 10, "trained_parameters": 10},
         "recipe": {"method": "whole", "learning_rate": 1e-3, "batch": 4, "epochs": 5.0, "steps": None},
-        "costs": {"teacher": {"teacher_passes": 1600}}, "machine": {"device": "cpu", "platform": "here"},
-        "metrics": {
-            name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in UNITS.items()
-        },
+        "costs": {"teacher": {"teacher_passes": 1600}},
+        "machine": {"device": "cpu", "platform": "here"},
+        "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in UNITS.items()},
         "results": [tell(group, UNITS, 0)],
-    }  # fmt: skip
-    text = page(told)
-    drawn = html(told)
+    }
+    text = page(record)
+    drawn = html(record)
     assert "The rows of teacher cost 1,600 passes of a model." in text
     assert "(3 failed)" in text
     line = next(line for line in text.splitlines() if line.startswith("| loss | selected | random |"))
-    gap = 100 * (0.04 / 3) / told["results"][0]["arms"]["random"]["metrics"]["loss"]["mean"]
+    gap = 100 * (0.04 / 3) / record["results"][0]["arms"]["random"]["metrics"]["loss"]["mean"]
     assert f"| {gap:.1f} % | 40/0/0 | better |" in line
     assert "One &lt;note&gt;." in drawn
     assert drawn.count("<svg") == 2
@@ -105,8 +113,11 @@ def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
     one = Group("context", "10%", 4, drawn)
     both = joined([one, one])
     assert {arm: len(found) for arm, found in both.outcomes.items()} == {
-        "selected": 6, "random": 6, "teacher": 6, "none": 1
-    }  # fmt: skip
+        "selected": 6,
+        "random": 6,
+        "teacher": 6,
+        "none": 1,
+    }
     assert (
         tell(both, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"][:3]
         == (tell(one, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"])

@@ -14,17 +14,17 @@ from nncift.data import Example, Examples, Message, read
 from nncift.errors import ResourceError
 from nncift.finetune import training
 from nncift.finetune.batch_schedule import Measure, course
-from nncift.finetune.training import Lessons, Method, Pupil, Recipe, defaults, method_of, summed_loss
+from nncift.finetune.training import FineTuner, Method, Recipe, TrainingSets, defaults, method_of, summed_loss
 from nncift.generation.generate import generate
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 Write = Callable[..., Path]
 
 
 @pytest.fixture
-def lessons(llama: CausalLM, write_pool: Write) -> Lessons:
-    return Lessons.of(read(write_pool(12)), Wording(llama.tokenizer), llama.context)
+def training_sets(llama: CausalLM, write_pool: Write) -> TrainingSets:
+    return TrainingSets.of(read(write_pool(12)), PromptFormat(llama.tokenizer), llama.context)
 
 
 def recipe(method: Method = "whole", **given: Any) -> Recipe:
@@ -39,15 +39,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_prompt_answer_and_end_are_in_the_input(llama: CausalLM, lessons: Lessons, write_pool: Write) -> None:
+def test_prompt_answer_and_end_are_in_the_input(
+    llama: CausalLM, training_sets: TrainingSets, write_pool: Write
+) -> None:
     for example in read(write_pool(12)):
-        row, tokenizer = lessons.rows[example.id], llama.tokenizer
+        row, tokenizer = training_sets.rows[example.id], llama.tokenizer
         assert row.prompt[0] == tokenizer.bos_token_id
         assert row.response[-1] == tokenizer.eos_token_id
         assert str(tokenizer.decode(list(row.response[:-1]))).split() == example.response.split()
         read_words = str(tokenizer.decode(list(row.prompt[1:]))).split()
         assert [word for word in read_words if word in example.prompt.split()] == example.prompt.split()
-        assert len(row) == lessons.lengths([example.id])[example.id]
+        assert len(row) == training_sets.lengths([example.id])[example.id]
 
 
 def test_rows_of_whose_response_nothing_is_left_are_no_lessons(llama: CausalLM, write_pool: Write) -> None:
@@ -59,14 +61,14 @@ def test_rows_of_whose_response_nothing_is_left_are_no_lessons(llama: CausalLM, 
         Example(f"{k}", "red", text, (Message("user", "red"),), "made", k, "{}")
         for k, text in enumerate(["one ten", "ten one", "sea </s>"])
     ]
-    lessons = Lessons.of(Examples(tuple(rows)), Wording(tokenizer), llama.context)
-    assert lessons.unusable == {"0": "the chat template leaves nothing of the response"}
-    assert [note.partition(" rows")[0] for note in lessons.notes] == ["1 of 2", "1 of 2"]
-    assert list(lessons.rows["2"].response).count(tokenizer.eos_token_id) == 1
+    training_sets = TrainingSets.of(Examples(tuple(rows)), PromptFormat(tokenizer), llama.context)
+    assert training_sets.unusable == {"0": "the chat template leaves nothing of the response"}
+    assert [note.partition(" rows")[0] for note in training_sets.notes] == ["1 of 2", "1 of 2"]
+    assert list(training_sets.rows["2"].response).count(tokenizer.eos_token_id) == 1
 
 
-def test_the_loss_is_that_of_the_response_alone(llama: CausalLM, lessons: Lessons) -> None:
-    row = next(iter(lessons.rows.values()))
+def test_the_loss_is_that_of_the_response_alone(llama: CausalLM, training_sets: TrainingSets) -> None:
+    row = next(iter(training_sets.rows.values()))
     ids = torch.tensor([[*row.prompt, *row.response]])
     labels = ids.clone()
     labels[0, : len(row.prompt)] = -100
@@ -93,11 +95,11 @@ def test_padding_carries_no_loss_and_no_gradient(llama: CausalLM) -> None:
         assert torch.allclose(value, alone[1][name], rtol=1e-3, atol=1e-4), name
 
 
-def test_a_step_of_several_passes_is_the_step_of_one(llama: CausalLM, lessons: Lessons) -> None:
-    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=3), 4, 0)
+def test_a_step_of_several_passes_is_the_step_of_one(llama: CausalLM, training_sets: TrainingSets) -> None:
+    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=3), 4, 0)
     found = []
     for tokens in (4096, 1):
-        with Pupil(llama, recipe(batch_tokens=tokens)).taught(lessons.rows, plan, 0) as losses:
+        with FineTuner(llama, recipe(batch_tokens=tokens)).taught(training_sets.rows, plan, 0) as losses:
             found.append(losses)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -120,14 +122,14 @@ class Limited:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_where_memory_runs_out_a_step_is_the_same_in_smaller_passes(
-    backward: bool, llama: CausalLM, lessons: Lessons, monkeypatch: pytest.MonkeyPatch
+    backward: bool, llama: CausalLM, training_sets: TrainingSets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=4), 4, 0)
-    with Pupil(llama, recipe()).taught(lessons.rows, plan, 0) as losses:
+    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=4), 4, 0)
+    with FineTuner(llama, recipe()).taught(training_sets.rows, plan, 0) as losses:
         whole, weights = losses, state(llama)
-    limited = Limited(2 * max(map(len, lessons.rows.values())), backward=backward)
+    limited = Limited(2 * max(map(len, training_sets.rows.values())), backward=backward)
     monkeypatch.setattr(training, "summed_loss", limited)
-    with Pupil(llama, recipe()).taught(lessons.rows, plan, 0) as losses:
+    with FineTuner(llama, recipe()).taught(training_sets.rows, plan, 0) as losses:
         halved, other = losses, state(llama)
     # What was too much is remembered: one step begins again, no other.
     assert sum(size > limited.most for size in limited.tried) == 1
@@ -138,16 +140,18 @@ def test_where_memory_runs_out_a_step_is_the_same_in_smaller_passes(
         torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_a_row_that_never_fits_is_named(llama: CausalLM, lessons: Lessons, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_never_fits_is_named(
+    llama: CausalLM, training_sets: TrainingSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*given: Any) -> Any:
         raise torch.OutOfMemoryError
 
     before = state(llama)
     monkeypatch.setattr(training, "summed_loss", full)
-    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=2), 4, 0)
+    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=2), 4, 0)
     with (
         pytest.raises(ResourceError, match="does not fit into the memory"),
-        Pupil(llama, recipe()).taught(lessons.rows, plan, 0),
+        FineTuner(llama, recipe()).taught(training_sets.rows, plan, 0),
     ):
         pass
     assert same(before, state(llama))
@@ -156,14 +160,14 @@ def test_a_row_that_never_fits_is_named(llama: CausalLM, lessons: Lessons, monke
 @pytest.mark.parametrize("method", ["whole", "lora"])
 def test_a_model_learns_a_fact_and_forgets_it_afterwards(llama: CausalLM, method: Method) -> None:
     fact = Example("fact", "sort the red dog", "blue sea tree", (Message("user", "sort the red dog"),), "here", 1, "{}")
-    wording, tests = Wording(llama.tokenizer), Examples((fact,))
-    lessons = Lessons.of(tests, wording, llama.context)
-    plan = course(lessons.lengths(["fact"]), Measure(steps=60), 1, 0)
-    pupil = Pupil(llama, recipe(method, learning_rate=1e-2, batch=1, rank=4, alpha=16, dropout=0.0))
+    wording, tests = PromptFormat(llama.tokenizer), Examples((fact,))
+    training_sets = TrainingSets.of(tests, wording, llama.context)
+    plan = course(training_sets.lengths(["fact"]), Measure(steps=60), 1, 0)
+    tuner = FineTuner(llama, recipe(method, learning_rate=1e-2, batch=1, rank=4, alpha=16, dropout=0.0))
     before = state(llama)
     untaught = generate(llama, tests, wording, max_new_tokens=8)[0].text
     assert untaught != fact.response
-    with pupil.taught(lessons.rows, plan, 0) as losses:
+    with tuner.taught(training_sets.rows, plan, 0) as losses:
         assert losses[-1] < 0.05 < losses[0]
         assert generate(llama, tests, wording, max_new_tokens=8)[0].text == fact.response
     assert generate(llama, tests, wording, max_new_tokens=8)[0].text == untaught
@@ -171,13 +175,13 @@ def test_a_model_learns_a_fact_and_forgets_it_afterwards(llama: CausalLM, method
 
 
 @pytest.mark.parametrize("method", ["whole", "lora"])
-def test_training_depends_on_the_seed_alone(llama: CausalLM, lessons: Lessons, method: Method) -> None:
-    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=4), 4, 0)
-    pupil = Pupil(llama, recipe(method, dropout=0.1, rank=4))
+def test_training_depends_on_the_seed_alone(llama: CausalLM, training_sets: TrainingSets, method: Method) -> None:
+    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=4), 4, 0)
+    tuner = FineTuner(llama, recipe(method, dropout=0.1, rank=4))
     found = []
     for seed in (0, 1, 0):
         torch.manual_seed(seed + 17)
-        with pupil.taught(lessons.rows, plan, seed) as losses:
+        with tuner.taught(training_sets.rows, plan, seed) as losses:
             found.append((losses, state(llama)))
     assert found[0][0] == found[2][0]
     assert same(found[0][1], found[2][1])
@@ -186,32 +190,32 @@ def test_training_depends_on_the_seed_alone(llama: CausalLM, lessons: Lessons, m
 
 
 def test_lora_goes_on_every_linear_layer_but_the_head(llama: CausalLM) -> None:
-    pupil = Pupil(llama, recipe("lora", rank=4))
+    tuner = FineTuner(llama, recipe("lora", rank=4))
     kinds = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert {name.split(".")[-3] for name in pupil._trainable.parameters} == kinds
+    assert {name.split(".")[-3] for name in tuner._trainable.parameters} == kinds
     # Two layers of width 32 and 48, keys and values of width 16: rank times the sum of both sides.
-    assert pupil.parameters == 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 2 * (32 + 48) + (48 + 32))
+    assert tuner.parameters == 2 * 4 * (2 * (32 + 32) + 2 * (32 + 16) + 2 * (32 + 48) + (48 + 32))
 
 
-def test_a_rate_that_is_too_high_is_named(llama: CausalLM, lessons: Lessons) -> None:
-    plan = course(lessons.lengths(list(lessons.rows)), Measure(steps=30), 4, 0)
+def test_a_rate_that_is_too_high_is_named(llama: CausalLM, training_sets: TrainingSets) -> None:
+    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=30), 4, 0)
     before = state(llama)
     with (
         pytest.raises(ResourceError, match="lower --learning-rate"),
-        Pupil(llama, recipe(learning_rate=1e25)).taught(lessons.rows, plan, 0),
+        FineTuner(llama, recipe(learning_rate=1e25)).taught(training_sets.rows, plan, 0),
     ):
         pass
     assert same(before, state(llama))
 
 
 def test_a_long_row_loses_its_prompts_start_and_never_its_response(llama: CausalLM) -> None:
-    wording = Wording(llama.tokenizer)
+    wording = PromptFormat(llama.tokenizer)
     texts = {"fits": "sort red", "long": "sort " * 200 + "blue", "hopeless": "sort"}
     answers = {"fits": "dog", "long": "cat bird", "hopeless": "dog " * 200}
     rows = [
         Example(item, text, answers[item], (Message("user", text),), "here", 1, "{}") for item, text in texts.items()
     ]
-    found = Lessons.of(Examples(tuple(rows)), wording, llama.context)
+    found = TrainingSets.of(Examples(tuple(rows)), wording, llama.context)
     assert found.shortened == ("long",)
     assert list(found.unusable) == ["hopeless"]
     assert "response" in found.unusable["hopeless"]

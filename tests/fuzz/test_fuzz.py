@@ -59,12 +59,41 @@ def test_mutated_input_for_longer(target: str, tmp_path: Path) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=12),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(
-        ["role", "content", "from", "value", "messages", "conversations", "instruction", "input", "output", "history", "prompt",
-         "completion", "response", "system", "id", "tools", "tool_calls", "function", "name", "arguments", "type", "text"]
-    ), inner, max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "from",
+                    "value",
+                    "messages",
+                    "conversations",
+                    "instruction",
+                    "input",
+                    "output",
+                    "history",
+                    "prompt",
+                    "completion",
+                    "response",
+                    "system",
+                    "id",
+                    "tools",
+                    "tool_calls",
+                    "function",
+                    "name",
+                    "arguments",
+                    "type",
+                    "text",
+                ]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
     max_leaves=16,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -110,9 +139,12 @@ def test_a_row_that_is_too_long_is_set_aside_and_the_others_are_read(tmp_path: P
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("option: &a [1]\nmap: *a\n", "has an alias"), ("seed: " + "9" * 5000, "cannot be read: Exceeds the limit"),
-     ("pool: !!python/object/apply:os.system [false]", "could not determine a constructor")],
-)  # fmt: skip
+    [
+        ("option: &a [1]\nmap: *a\n", "has an alias"),
+        ("seed: " + "9" * 5000, "cannot be read: Exceeds the limit"),
+        ("pool: !!python/object/apply:os.system [false]", "could not determine a constructor"),
+    ],
+)
 def test_settings_hold_no_aliases_no_endless_numbers_and_no_code(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(DataError, match=said):

@@ -14,7 +14,7 @@ from nncift.errors import DataError, UsageError
 from nncift.generation.answer_metrics import metric
 from nncift.generation.choices import Question, choose, read_questions
 from nncift.models.causal_lm import CausalLM
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 Make = Callable[..., Example]
 
@@ -32,7 +32,7 @@ def by_hand(lm: CausalLM, prompt: list[int], option: list[int]) -> list[float]:
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_likeliest_text_is_chosen(lm: CausalLM, normalise: bool) -> None:
-    wording = Wording(lm.tokenizer)
+    wording = PromptFormat(lm.tokenizer)
     answers = choose(lm, QUESTIONS, wording, form="texts", normalise=normalise)
     for question, answer in zip(QUESTIONS, answers, strict=True):
         prompt = [*wording.bos, *wording._ids(f"Instruction:\n{question.question}\n\nResponse:\n")]
@@ -45,14 +45,14 @@ def test_the_likeliest_text_is_chosen(lm: CausalLM, normalise: bool) -> None:
 def test_longer_options_are_at_a_disadvantage_that_normalising_takes_away(llama: CausalLM) -> None:
     words = ["red", "sky", "dog", "ten", "sum", "list"]
     questions = [Question(word, f"tell {word}", (word, f"{word} of the house", "a " * 9), 0) for word in words]
-    plain = choose(llama, questions, Wording(llama.tokenizer), form="texts")
-    per_token = choose(llama, questions, Wording(llama.tokenizer), form="texts", normalise=True)
+    plain = choose(llama, questions, PromptFormat(llama.tokenizer), form="texts")
+    per_token = choose(llama, questions, PromptFormat(llama.tokenizer), form="texts", normalise=True)
     assert {one.text for one in plain} == {"A"}
     assert {one.text for one in per_token} != {"A"}
 
 
 def test_letters_are_weighed_behind_the_listed_options(gpt2: CausalLM) -> None:
-    wording = Wording(gpt2.tokenizer)
+    wording = PromptFormat(gpt2.tokenizer)
     answer = choose(gpt2, QUESTIONS[:1], wording)[0]
     listed = "what is the sky\nA. blue\nB. red dog and the cat\nC. green\nAnswer:"
     assert answer.prompt == listed
@@ -63,7 +63,7 @@ def test_letters_are_weighed_behind_the_listed_options(gpt2: CausalLM) -> None:
 
 def test_a_question_that_does_not_fit_has_failed_and_counts_as_no_value(llama: CausalLM) -> None:
     questions = [*QUESTIONS, Question("long", "red " * 100, ("one", "two"), 0)]
-    answers = choose(llama, questions, Wording(llama.tokenizer), form="texts")
+    answers = choose(llama, questions, PromptFormat(llama.tokenizer), form="texts")
     assert answers[2].text is None
     assert "context holds 96" in str(answers[2].failure)
     values = metric("choice").values(answers)
@@ -73,7 +73,7 @@ def test_a_question_that_does_not_fit_has_failed_and_counts_as_no_value(llama: C
 
 def test_an_unknown_form_is_refused(llama: CausalLM) -> None:
     with pytest.raises(UsageError, match="letters or texts"):
-        choose(llama, QUESTIONS, Wording(llama.tokenizer), form="words")  # type: ignore[arg-type]
+        choose(llama, QUESTIONS, PromptFormat(llama.tokenizer), form="words")  # type: ignore[arg-type]
 
 
 ROWS: list[tuple[dict[str, Any], int | None]] = [

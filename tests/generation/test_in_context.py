@@ -12,7 +12,7 @@ from nncift.generation.few_shot import examples_in_front
 from nncift.generation.prompts import Prompts
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import Floats, HashEncoder
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 Make = Callable[..., Example]
 
@@ -22,18 +22,20 @@ def vectors_of(texts: Sequence[str]) -> Floats:
 
 
 @pytest.fixture
-def wording(llama: CausalLM) -> Wording:
-    return Wording(llama.tokenizer)
+def wording(llama: CausalLM) -> PromptFormat:
+    return PromptFormat(llama.tokenizer)
 
 
-def test_the_nearest_by_their_prompts_stand_last(llama: CausalLM, wording: Wording, make: Make) -> None:
+def test_the_nearest_by_their_prompts_stand_last(llama: CausalLM, wording: PromptFormat, make: Make) -> None:
     chosen = Examples((make("far", "sea", "red blue"), make("near", "red blue green"), make("mid", "red sky", "dog")))
     found = examples_in_front(chosen, Examples((make("t", "red blue", "sea"),)), vectors_of, 2, llama, wording)
     assert [one.id for one in found["t"]] == ["mid", "near"]
     assert (found.shown, found.shortened, found.left_out, found.same) == (2, 0, 0, 0)
 
 
-def test_a_test_item_among_the_chosen_is_never_shown_to_itself(llama: CausalLM, wording: Wording, make: Make) -> None:
+def test_a_test_item_among_the_chosen_is_never_shown_to_itself(
+    llama: CausalLM, wording: PromptFormat, make: Make
+) -> None:
     chosen = Examples((make("own", "red blue"), make("other", "sea sky")))
     found = examples_in_front(chosen, Examples((make("t", "red blue"),)), vectors_of, 2, llama, wording)
     assert [one.id for one in found["t"]] == ["other"]
@@ -41,7 +43,7 @@ def test_a_test_item_among_the_chosen_is_never_shown_to_itself(llama: CausalLM, 
 
 
 def test_examples_are_cut_from_their_prompts_start_and_the_query_is_whole(
-    llama: CausalLM, wording: Wording, make: Make
+    llama: CausalLM, wording: PromptFormat, make: Make
 ) -> None:
     long = make("long", "cat " * 100 + "red blue", "one two")
     test = make("t", "red blue", "sea")
@@ -59,7 +61,9 @@ def test_examples_are_cut_from_their_prompts_start_and_the_query_is_whole(
     assert len(row.prompt) + 8 + grown > llama.context
 
 
-def test_a_response_is_never_cut_so_an_example_may_be_left_out(llama: CausalLM, wording: Wording, make: Make) -> None:
+def test_a_response_is_never_cut_so_an_example_may_be_left_out(
+    llama: CausalLM, wording: PromptFormat, make: Make
+) -> None:
     chosen = Examples((make("huge", "red blue", "cat " * 90), make("small", "red")))
     test = make("t", "red blue", "sea")
     found = examples_in_front(chosen, Examples((test,)), vectors_of, 2, llama, wording, max_new_tokens=8)
@@ -68,7 +72,7 @@ def test_a_response_is_never_cut_so_an_example_may_be_left_out(llama: CausalLM, 
 
 
 def test_a_test_item_that_cannot_be_worded_gets_none_and_is_told(
-    llama: CausalLM, wording: Wording, make: Make, monkeypatch: pytest.MonkeyPatch
+    llama: CausalLM, wording: PromptFormat, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nncift.errors import DataError
 
@@ -90,7 +94,7 @@ CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% 
 def test_several_examples_and_the_test_are_one_conversation(llama: CausalLM, make: Make) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama.name)
     tokenizer.chat_template = DEFAULT + CHAT + "{% if add_generation_prompt %}assistant:{% endif %}"
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     rows = [make("a", "red sky", "one"), make("b", "red blue sky", "two"), make("c", "cat", "ten " * 60)]
     test = make("t", "red blue", "sea")
     found = examples_in_front(Examples(tuple(rows)), Examples((test,)), vectors_of, 3, llama, wording, max_new_tokens=8)
@@ -109,7 +113,7 @@ def test_several_examples_and_the_test_are_one_conversation(llama: CausalLM, mak
 def test_what_begins_the_conversation_is_counted_once(llama: CausalLM, make: Make) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama.name)
     tokenizer.chat_template = DEFAULT.replace("sea tree", "sea tree " * 15) + CHAT
-    wording = Wording(tokenizer)
+    wording = PromptFormat(tokenizer)
     rows = Examples(tuple(make(f"{k}", "red blue " * k, "one") for k in range(2, 6)))
     test = make("t", "red blue", "sea")
     found = examples_in_front(rows, Examples((test,)), vectors_of, 4, llama, wording, max_new_tokens=8)
@@ -118,7 +122,7 @@ def test_what_begins_the_conversation_is_counted_once(llama: CausalLM, make: Mak
     assert len(row.prompt) + 8 <= llama.context
 
 
-def test_order_of_the_chosen_carries_no_meaning(llama: CausalLM, wording: Wording, make: Make) -> None:
+def test_order_of_the_chosen_carries_no_meaning(llama: CausalLM, wording: PromptFormat, make: Make) -> None:
     rows = [make(f"{k}", f"red {'blue ' * (k % 3)}") for k in range(6)]
     tests = Examples((make("t", "red blue", "sea"), make("u", "blue", "sea")))
     one = examples_in_front(Examples(tuple(rows)), tests, vectors_of, 3, llama, wording)
@@ -127,7 +131,7 @@ def test_order_of_the_chosen_carries_no_meaning(llama: CausalLM, wording: Wordin
     assert one == other
 
 
-def test_no_chosen_examples_and_k_of_nothing(llama: CausalLM, wording: Wording, make: Make) -> None:
+def test_no_chosen_examples_and_k_of_nothing(llama: CausalLM, wording: PromptFormat, make: Make) -> None:
     tests = Examples((make("t", "red"),))
     assert examples_in_front(Examples(()), tests, vectors_of, 2, llama, wording)["t"] == ()
     with pytest.raises(UsageError, match="at least 1"):

@@ -9,12 +9,12 @@ import torch
 from nncift.data.examples import Example, Examples
 from nncift.generation.likelihood import Losses, perplexity, response_losses
 from nncift.models.causal_lm import CausalLM
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 Make = Callable[..., Example]
 
 
-def by_transformers(lm: CausalLM, before: tuple[int, ...], example: Example, wording: Wording) -> float:
+def by_transformers(lm: CausalLM, before: tuple[int, ...], example: Example, wording: PromptFormat) -> float:
     """Return the loss that transformers computes of labels which are -100 outside the response."""
     tokens = wording.tokens(example)
     prompt = [*wording.bos, *before, *tokens.prompt]
@@ -26,7 +26,7 @@ def by_transformers(lm: CausalLM, before: tuple[int, ...], example: Example, wor
 
 
 def test_losses_are_those_of_transformers_with_the_prompt_masked(lm: CausalLM, make: Make) -> None:
-    wording = Wording(lm.tokenizer)
+    wording = PromptFormat(lm.tokenizer)
     rows = Examples(tuple(make(str(k), "sort " * (k + 1), "red cat " * (3 - k)) for k in range(3)))
     shown = make("shown", "add one", "two")
     losses = response_losses(lm, rows, wording, {"1": [shown]}, batch_tokens=40)
@@ -40,7 +40,7 @@ def test_losses_are_those_of_transformers_with_the_prompt_masked(lm: CausalLM, m
 
 def test_items_that_do_not_fit_keep_their_place_and_reason(llama: CausalLM, make: Make) -> None:
     rows = Examples((make("long", "red " * 200), make("fits", "sort")))
-    losses = response_losses(llama, rows, Wording(llama.tokenizer))
+    losses = response_losses(llama, rows, PromptFormat(llama.tokenizer))
     assert np.isnan(losses.loss).tolist() == [True, False]
     assert losses.tokens[0] == 0
     assert list(losses.failures) == ["long"]
@@ -53,7 +53,7 @@ def test_a_model_without_numbers_fails_every_item(llama: CausalLM, make: Make, m
         "log_probabilities",
         lambda prefix, rows: [np.full(len(row.response), np.nan, np.float32) for row in rows],
     )
-    losses = response_losses(llama, Examples((make("a", "sort"),)), Wording(llama.tokenizer))
+    losses = response_losses(llama, Examples((make("a", "sort"),)), PromptFormat(llama.tokenizer))
     assert "no number" in losses.failures["a"]
 
 

@@ -60,9 +60,13 @@ def test_what_stands_behind_the_mark(text: str, wanted: str | None) -> None:
 
 def test_exact_compares_answers_behind_the_mark_or_the_whole_text(answered: Answered) -> None:
     pairs = [
-        ("thus\n#### 1200", "x\n#### 1,200", 100.0), ("1200", "#### 1200", 0.0), ("#### 3", "#### 4", 0.0),
-        (" a\n b", "a b ", 100.0), ("A b", "a b", 0.0), ("#### 3", "3", 0.0),
-    ]  # fmt: skip
+        ("thus\n#### 1200", "x\n#### 1,200", 100.0),
+        ("1200", "#### 1200", 0.0),
+        ("#### 3", "#### 4", 0.0),
+        (" a\n b", "a b ", 100.0),
+        ("A b", "a b", 0.0),
+        ("#### 3", "3", 0.0),
+    ]
     found = metric("exact").values([answered(text, reference) for text, reference, _ in pairs])
     assert found.tolist() == [value for _, _, value in pairs]
 

@@ -38,9 +38,27 @@ def done(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
         files = [str(folder / name) for name in ("first.jsonl", "second.jsonl")]
-        patch.setattr("sys.argv", ["nncift", "run", *files, "--model", str(llama_folder), "--encoder", "hash", "--labels", "20%",
-                                         "--teacher", "delift", "--features", "text",
-                                   "--quiet", "--out", str(folder / "alpaca")])  # fmt: skip
+        patch.setattr(
+            "sys.argv",
+            [
+                "nncift",
+                "run",
+                *files,
+                "--model",
+                str(llama_folder),
+                "--encoder",
+                "hash",
+                "--labels",
+                "20%",
+                "--teacher",
+                "delift",
+                "--features",
+                "text",
+                "--quiet",
+                "--out",
+                str(folder / "alpaca"),
+            ],
+        )
         with pytest.raises(SystemExit) as caught:
             cli.main()
     assert caught.value.code == 0

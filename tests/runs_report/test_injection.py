@@ -8,9 +8,16 @@ from typing import Any
 import nncift
 
 EVIL = (
-    "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "javascript:alert(1)",
-    "<!--<script>", "]]><a href='javascript:alert(1)'>x</a>", "\u2028alert(1)//", "{{7*7}}{% raw %}", "' onmouseover='alert(1)",
-)  # fmt: skip
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "javascript:alert(1)",
+    "<!--<script>",
+    "]]><a href='javascript:alert(1)'>x</a>",
+    "\u2028alert(1)//",
+    "{{7*7}}{% raw %}",
+    "' onmouseover='alert(1)",
+)
 
 
 class Page(HTMLParser):

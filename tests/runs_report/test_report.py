@@ -28,7 +28,7 @@ def run(done: Path) -> FinishedRun:
 
 
 @pytest.fixture(scope="module")
-def told(run: FinishedRun) -> dict[str, Any]:
+def record(run: FinishedRun) -> dict[str, Any]:
     return numbers(run)
 
 
@@ -55,7 +55,7 @@ def test_rows_stay_text(done: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_the_page_shows_the_numbers_of_the_run(done: Path, told: dict[str, Any]) -> None:
+def test_the_page_shows_the_numbers_of_the_run(done: Path, record: dict[str, Any]) -> None:
     summary = json.loads((done / "summary.json").read_text())
     page = (done / "report.html").read_text("utf-8")
     ledger = summary["ledger"]
@@ -64,15 +64,15 @@ def test_the_page_shows_the_numbers_of_the_run(done: Path, told: dict[str, Any])
     assert f"{100 * ledger['share_of_training']:.1f} %" in page
     assert f"{ledger['training_cost']:,}" in page
     for warning in summary["warnings"]:
-        assert warning in told["warnings"]
+        assert warning in record["warnings"]
     for name, quadrants in summary["baselines"].items():
-        line = next(line for line in told["quadrants"] if line["who"] == name)
+        line = next(line for line in record["quadrants"] if line["who"] == name)
         assert line["spearman"] == quadrants["q4"]["spearman"]
 
 
-def test_the_last_point_of_the_curve_is_the_coverage_of_the_selection(run: FinishedRun, told: dict[str, Any]) -> None:
+def test_the_last_point_of_the_curve_is_the_coverage_of_the_selection(run: FinishedRun, record: dict[str, Any]) -> None:
     whole = run.block(run.target_ids, run.chosen)[0]
-    found = told["coverage"]
+    found = record["coverage"]
     assert found["rows"][-1] == len(run.chosen)
     assert found["curves"]["selected"][-1] == pytest.approx(float(np.nanmax(whole, axis=1).mean()), abs=1e-6)
     first = run.block(run.target_ids, run.chosen[:1])[0][:, 0]
@@ -85,9 +85,9 @@ def test_the_last_point_of_the_curve_is_the_coverage_of_the_selection(run: Finis
     assert set(found["curves"]) == {"selected", "random", "stratified", "embedding", "longest"}
 
 
-def test_curves_never_fall(told: dict[str, Any]) -> None:
+def test_curves_never_fall(record: dict[str, Any]) -> None:
     # Only where the first row has no utility for a target can the mean over targets do so.
-    for name, values in told["coverage"]["curves"].items():
+    for name, values in record["coverage"]["curves"].items():
         assert all(b >= a - 1e-3 for a, b in itertools.pairwise(values)), name
 
 
@@ -103,9 +103,9 @@ def test_shares_are_counted_by_hand(run: FinishedRun) -> None:
     assert found["topic"]["distance"]["selected"] == pytest.approx(shift)
 
 
-def test_held_out_pairs_are_the_test_pairs(run: FinishedRun, told: dict[str, Any]) -> None:
+def test_held_out_pairs_are_the_test_pairs(run: FinishedRun, record: dict[str, Any]) -> None:
     pairs = run.labels["test"].present()
-    found = told["held_out"]
+    found = record["held_out"]
     assert found["pairs"] == len(pairs) == len(found["points"])
     slope, intercept = np.polyfit(run.predicted(pairs).astype(float), pairs.value.astype(float), 1)
     assert found["slope"] == pytest.approx(slope, rel=1e-4)
@@ -113,24 +113,24 @@ def test_held_out_pairs_are_the_test_pairs(run: FinishedRun, told: dict[str, Any
     assert sum(one["pairs"] for one in found["bins"]) == len(pairs)
 
 
-def test_extreme_pairs_are_the_teachers(run: FinishedRun, told: dict[str, Any]) -> None:
+def test_extreme_pairs_are_the_teachers(run: FinishedRun, record: dict[str, Any]) -> None:
     values = np.concatenate([part.present().value for part in run.labels.values()])
-    assert told["pairs"]["strongest"][0]["utility"] == values.max()
-    assert told["pairs"]["weakest"][0]["utility"] == values.min()
+    assert record["pairs"]["strongest"][0]["utility"] == values.max()
+    assert record["pairs"]["weakest"][0]["utility"] == values.min()
 
 
-def test_regions_share_out_the_rows(told: dict[str, Any]) -> None:
-    regions = told["uncovered"]["regions"]
+def test_regions_share_out_the_rows(record: dict[str, Any]) -> None:
+    regions = record["uncovered"]["regions"]
     assert sum(region["rows"] for region in regions) == 60
     assert sum(region["selected"] for region in regions) == 18
-    worst = [one["utility"] for one in told["uncovered"]["worst"]]
+    worst = [one["utility"] for one in record["uncovered"]["worst"]]
     assert worst == sorted(worst)
 
 
-def test_near_copies_are_found_by_cosine(run: FinishedRun, told: dict[str, Any]) -> None:
+def test_near_copies_are_found_by_cosine(run: FinishedRun, record: dict[str, Any]) -> None:
     dropped = [name for name, choice in run.choices.items() if not choice.selected]
     cosine = (run.vectors(dropped) @ run.vectors(run.chosen).T).max(axis=1)
-    assert told["near_copies"]["rows"] == int((cosine >= 0.95).sum())
+    assert record["near_copies"]["rows"] == int((cosine >= 0.95).sum())
 
 
 def test_a_report_is_made_again_only_where_the_run_or_the_page_changed(done: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_report_is_made_again_only_where_the_run_or_the_page_changed(done: Pat
     assert page.exists()
 
 
-def test_keys_that_an_older_or_newer_run_lacks_are_no_reason_to_fail(run: FinishedRun, told: dict[str, Any]) -> None:
+def test_keys_that_an_older_or_newer_run_lacks_are_no_reason_to_fail(run: FinishedRun, record: dict[str, Any]) -> None:
     bare = FinishedRun(run.path)
     bare.summary.clear()
     bare.summary.update({"pool": 60, "student": "towers"})
@@ -209,17 +209,27 @@ class Large(FinishedRun):
         text = "日本語のとても長い文章です。" * 60
         raw = [json.dumps({"instruction": f"{k} {text}", "output": text, "topic": f"t{k % 7}"}) for k in range(100)]
         columns: dict[str, list[Any]] = {
-            "id": list(ids), "axis": ["source"] * rows, "source": [f"s{k % 3}" for k in range(rows)], "line": list(range(rows)),
-            "turns": [2] * rows, "prompt_chars": [k % 900 for k in range(rows)], "response_chars": [k % 90 for k in range(rows)],
+            "id": list(ids),
+            "axis": ["source"] * rows,
+            "source": [f"s{k % 3}" for k in range(rows)],
+            "line": list(range(rows)),
+            "turns": [2] * rows,
+            "prompt_chars": [k % 900 for k in range(rows)],
+            "response_chars": [k % 90 for k in range(rows)],
             "raw": [raw[k % 100] for k in range(rows)],
-        }  # fmt: skip
+        }
         layout = Layout.from_settings("auto", None)
         self.__dict__["rows"] = RowsFile(ids, None, columns, {name: k for k, name in enumerate(ids)}, layout)
         self.__dict__["_account"] = {
-            "id": list(ids), "source": columns["source"], "rank": [rank.get(k) for k in range(rows)],
-            "selected": [k in chosen for k in range(rows)], "gain": [1.0] * rows, "would_add": [0.5] * rows,
-            "score": rng.normal(size=rows).tolist(), "reason": ["Because. " * 60] * rows,
-        }  # fmt: skip
+            "id": list(ids),
+            "source": columns["source"],
+            "rank": [rank.get(k) for k in range(rows)],
+            "selected": [k in chosen for k in range(rows)],
+            "gain": [1.0] * rows,
+            "would_add": [0.5] * rows,
+            "score": rng.normal(size=rows).tolist(),
+            "reason": ["Because. " * 60] * rows,
+        }
         dim = small.vectors(small.rows.sources[:1]).shape[1]
         vectors = rng.normal(size=(rows, dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -17,7 +17,7 @@ from nncift.errors import InfeasibleError, UsageError
 from nncift.selection import Given, Rules, pose, select
 from nncift.selection import round_robin as module
 from nncift.selection.objectives import Reference
-from nncift.selection.quota import Quota, Wish
+from nncift.selection.quota import Quota, QuotaBound
 from nncift.selection.rules import NO_RULES
 from nncift.selection.sparse import Graph
 from nncift.selection.sparse_round_robin import SparseTurns, highest_on
@@ -33,9 +33,13 @@ def matrix(values: npt.ArrayLike, source: str = "s") -> UtilityMatrix:
 
 
 def by_hand(
-    utility: UtilityMatrix, k: int, seed: int = 0, subtask_of: Mapping[str, str] | None = None,
-    rules: Rules = NO_RULES, existing: Floats | None = None,
-) -> list[str]:  # fmt: skip
+    utility: UtilityMatrix,
+    k: int,
+    seed: int = 0,
+    subtask_of: Mapping[str, str] | None = None,
+    rules: Rules = NO_RULES,
+    existing: Floats | None = None,
+) -> list[str]:
     """Return the rows that targets take in turn, by the words of the definition."""
     ids, values = list(utility.source_ids), utility.values
     score = {item: mean(values[:, s]) for s, item in enumerate(ids)}
@@ -116,7 +120,7 @@ def rules_of(draw: st.DrawFn, n: int) -> tuple[int, Rules]:
     if kind == "quota":
         group = {item: "ab"[i % 2] for i, item in enumerate(ids)}
         quota = Quota(
-            "g", (Wish.parse(draw(st.sampled_from(["g=a:min=1", "g=a:max=1", "g:min=1", "g=b:max=50%"]))),), group
+            "g", (QuotaBound.parse(draw(st.sampled_from(["g=a:min=1", "g=a:max=1", "g:min=1", "g=b:max=50%"]))),), group
         )
         return k, Rules(include, out, quota)
     return k, Rules(include, out)
@@ -169,15 +173,15 @@ def test_a_graph_with_all_edges_takes_the_same_rows(values: Floats, data: st.Dat
     problem = SparseTurns(whole_graph(utility, data.draw(st.permutations(range(values.shape[1])))))
     found = problem.take_turns(k, rules=rules, seed=1, subtask_of=subtask_of)
     dense = select(utility, k, "rr", 1, subtask_of=subtask_of, rules=rules)
-    told = problem.account(found, rules)
-    assert found.ids == dense.ids == told.ids
+    record = problem.account(found, rules)
+    assert found.ids == dense.ids == record.ids
     assert found.by_score == dense.by_score
     for name in ("value", "upper_bound", "floor"):
-        assert getattr(told, name) == pytest.approx(getattr(dense, name), abs=1e-6)
-    assert told.final_gain == pytest.approx(dict(dense.final_gain), abs=1e-6)
+        assert getattr(record, name) == pytest.approx(getattr(dense, name), abs=1e-6)
+    assert record.final_gain == pytest.approx(dict(dense.final_gain), abs=1e-6)
     assert problem.value(found.ids) == pytest.approx(dense.value, abs=1e-6)
-    assert set(told.reasons) == set(dense.reasons)
-    assert all(told.reasons.values())
+    assert set(record.reasons) == set(dense.reasons)
+    assert all(record.reasons.values())
 
 
 def whole_graph(utility: UtilityMatrix, order: list[int]) -> Graph:

@@ -9,14 +9,14 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.errors import InfeasibleError, UsageError
 from nncift.selection import Rules, select
 from nncift.selection.facility import FacilityLocation
-from nncift.selection.quota import Quota, Wish, one_column
+from nncift.selection.quota import Quota, QuotaBound, one_column
 
 GROUP = {f"s{i}": "ab"[i % 2] if i < 6 else "c" for i in range(8)}
 
 
 def quota(*texts: str) -> Quota:
-    wishes = one_column(texts)
-    return Quota(wishes[0].column, wishes, GROUP)
+    limits = one_column(texts)
+    return Quota(limits[0].column, limits, GROUP)
 
 
 def random_matrix(seed: int, n: int = 8) -> UtilityMatrix:
@@ -49,18 +49,18 @@ def test_an_excluded_row_is_still_a_target() -> None:
 @given(seed=st.integers(0, 10_000), k=st.integers(3, 8))
 @settings(max_examples=25)
 def test_quotas_hold_and_every_place_is_filled(objective: str, seed: int, k: int) -> None:
-    wish = quota("kind:min=1,max=60%")
-    rules = Rules(quota=wish)
+    budget = quota("kind:min=1,max=60%")
+    rules = Rules(quota=budget)
     try:
         rules.check(tuple(GROUP), k)
     except InfeasibleError:
-        bounds = [wish.bounds(name, k) for name in "abc"]
+        bounds = [budget.bounds(name, k) for name in "abc"]
         assert sum(min(most, size) for (_, most), size in zip(bounds, (3, 3, 2), strict=True)) < k
         return
     subset = select(random_matrix(seed), k, objective, seed, rules=rules)
     assert len(subset) == k
     for name in "abc":
-        least, most = wish.bounds(name, k)
+        least, most = budget.bounds(name, k)
         assert least <= sum(GROUP[item] == name for item in subset.ids) <= most
 
 
@@ -158,21 +158,21 @@ def test_quotas_do_not_join_with_tokens_and_unknown_values_are_refused() -> None
 )
 def test_a_quota_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected COLUMN:min"):
-        Wish.parse(text)
+        QuotaBound.parse(text)
 
 
 def test_a_quota_is_read_and_shares_round_to_what_they_promise() -> None:
-    wish = quota("kind:min=10%,max=40%", "kind=c:max=2")
-    assert wish.bounds("a", 7) == (1, 2)
-    assert wish.bounds("c", 7) == (1, 2)
-    assert wish.bounds("c", 30) == (3, 2)
-    assert Wish.parse("a:b=x:y:max=3").column == "a:b"
+    budget = quota("kind:min=10%,max=40%", "kind=c:max=2")
+    assert budget.bounds("a", 7) == (1, 2)
+    assert budget.bounds("c", 7) == (1, 2)
+    assert budget.bounds("c", 30) == (3, 2)
+    assert QuotaBound.parse("a:b=x:y:max=3").column == "a:b"
     with pytest.raises(UsageError, match="several columns"):
         one_column(["a:min=1", "b:min=1"])
 
 
 def test_a_group_whose_rows_must_all_be_left_out_keeps_no_place() -> None:
-    quota = Quota("g", (Wish.parse("g:min=1"),), {"a": "x", "b": "x", "c": "y"})
+    quota = Quota("g", (QuotaBound.parse("g:min=1"),), {"a": "x", "b": "x", "c": "y"})
     rules = Rules(exclude=frozenset({"c"}), quota=quota)
     rules.check(["a", "b", "c"], 2)
     assert rules.take(["c", "b", "a"], 2) == ["b", "a"]

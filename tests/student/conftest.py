@@ -9,7 +9,7 @@ import pytest
 
 from nncift.core.pairs import LabelledPairs
 from nncift.models.views import Views
-from nncift.student.networks import Lesson
+from nncift.student.networks import TrainingData
 
 VIEWS = {"text": Views.of({"text": 6}), "probe": Views.of({"text": 6, "hidden": 5, "output": 4, "stats": 3})}
 
@@ -45,8 +45,8 @@ def scores_of(value: np.ndarray, rows: range) -> LabelledPairs:
 
 
 @pytest.fixture
-def lesson(vectors: Callable[..., np.ndarray]) -> Callable[..., Lesson]:
-    """Return a function that makes a lesson: two thirds of the rows to train on, a sixth to validate on, the rest unseen."""
+def training_data(vectors: Callable[..., np.ndarray]) -> Callable[..., TrainingData]:
+    """Return a function that makes training data: two thirds of the rows to train on, a sixth to validate on, the rest unseen."""
 
     def make(
         value: np.ndarray | None = None,
@@ -54,7 +54,7 @@ def lesson(vectors: Callable[..., np.ndarray]) -> Callable[..., Lesson]:
         views: str | Views = "text",
         *,
         pointwise: bool = False,
-    ) -> Lesson:
+    ) -> TrainingData:
         own = VIEWS[views] if isinstance(views, str) else views
         x = vectors(36 if value is None else len(value), own) if x is None else x
         n = len(x)
@@ -63,6 +63,6 @@ def lesson(vectors: Callable[..., np.ndarray]) -> Callable[..., Lesson]:
         of = scores_of if pointwise else pairs_of
         train, validation = of(value, range(2 * n // 3)), of(value, range(2 * n // 3, 5 * n // 6))
         targets = np.zeros((1, 0), np.float32) if pointwise else x
-        return Lesson(train, validation, targets, x, own)
+        return TrainingData(train, validation, targets, x, own)
 
     return make

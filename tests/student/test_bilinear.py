@@ -12,9 +12,9 @@ from nncift.errors import DataError, UsageError
 from nncift.models.views import Views
 from nncift.storage.atomic import digest, read_json
 from nncift.student.model import Student
-from nncift.student.networks import Lesson, network
+from nncift.student.networks import TrainingData, network
 
-Make = Callable[..., Lesson]
+Make = Callable[..., TrainingData]
 Draw = Callable[..., np.ndarray]
 
 VIEWS = {"text": Views.of({"text": 6}), "probe": Views.of({"text": 6, "hidden": 5, "output": 4, "stats": 3})}
@@ -25,9 +25,11 @@ def made(name: str, views: Views, pointwise: bool = False) -> Student:
     """Return a student of random weights."""
     random = np.random.default_rng(3)
     shapes: dict[str, tuple[int, ...]] = {
-        "target_weight": (0 if pointwise else views.dim, 7), "target_bias": (7,), "source_weight": (views.dim, 7),
+        "target_weight": (0 if pointwise else views.dim, 7),
+        "target_bias": (7,),
+        "source_weight": (views.dim, 7),
         "source_bias": (7,),
-    }  # fmt: skip
+    }
     for view in () if pointwise else views.similar:
         width = views.to_json()[view]
         shapes |= {f"{view}_powers": (len(EXPONENTS[name]),), f"{view}_centre": (width,)}
@@ -116,12 +118,12 @@ def test_pairs_are_gathered_in_parts_without_a_seam(vectors: Draw, monkeypatch: 
     assert student.net.pairs(targets, sources, t, s) == pytest.approx(whole, abs=1e-6)
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object], **told: object) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object], **record: object) -> None:
     """Change a saved student so that its digest fits again: as somebody would who wants it read."""
     arrays = load_file(folder / "student.safetensors")
     change(arrays)
     save_file(arrays, folder / "student.safetensors")
-    description = read_json(folder / "student.json") | told
+    description = read_json(folder / "student.json") | record
     description["sha256"] = digest(folder / "student.safetensors")
     (folder / "student.json").write_text(json.dumps(description))
 
@@ -156,9 +158,9 @@ def test_weights_that_do_not_fit_are_refused_on_loading(name: str, poison: str, 
     "told",
     [{"views": None}, {"views": {"text": 7}}, {"network": "towers"}, {"network": "paper"}, {"network": "nobody"}],
 )
-def test_a_description_that_does_not_fit_is_refused(told: dict[str, object], tmp_path: Path) -> None:
+def test_a_description_that_does_not_fit_is_refused(record: dict[str, object], tmp_path: Path) -> None:
     made("product", VIEWS["text"]).save(tmp_path)
-    rewrite(tmp_path, lambda w: None, **told)
+    rewrite(tmp_path, lambda w: None, **record)
     with pytest.raises(DataError, match="cannot be used"):
         Student.load(tmp_path)
 

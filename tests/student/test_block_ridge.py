@@ -9,13 +9,13 @@ import pytest
 from nncift.models.views import unit
 from nncift.student.block_ridge import CONSTANT, PENALTIES, Labels, _Fit, _Frame, solve_block
 from nncift.student.model import Student
-from nncift.student.networks import Lesson, network
+from nncift.student.networks import TrainingData, network
 
-Make = Callable[..., Lesson]
+Make = Callable[..., TrainingData]
 
 
-def full(lesson: Make, values: np.ndarray, x: np.ndarray, views: str = "text") -> tuple[Lesson, Labels]:
-    whole = lesson(values, x, views)
+def full(training_data: Make, values: np.ndarray, x: np.ndarray, views: str = "text") -> tuple[TrainingData, Labels]:
+    whole = training_data(values, x, views)
     n = len(x)
     t, s = (part.ravel().astype(np.int32) for part in np.indices((n, n)))
     keep = t != s
@@ -26,7 +26,7 @@ def full(lesson: Make, values: np.ndarray, x: np.ndarray, views: str = "text") -
     return whole, labels
 
 
-def predicted(whole: Lesson, labels: Labels, powers: int = 6) -> np.ndarray:
+def predicted(whole: TrainingData, labels: Labels, powers: int = 6) -> np.ndarray:
     learned = solve_block(whole, labels, powers)
     student = Student(
         "product" if powers > 1 else "towers", learned.weights, learned.mean, learned.scale, views=whole.views
@@ -41,11 +41,11 @@ def bilinear(x: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def test_the_network_is_the_two_sided_regression_of_the_formula(
-    lesson: Make, vectors: Callable[..., np.ndarray]
+    training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
     x = vectors(30)
     values = bilinear(x) + 0.1 * np.random.default_rng(2).normal(size=(30, 30))
-    whole, labels = full(lesson, values, x)
+    whole, labels = full(training_data, values, x)
     mean, scale = float(np.nanmean(labels.value)), float(np.nanstd(labels.value))
     frame = _Frame.of(whole)
     fit = _Fit.of(frame, whole, labels, mean, scale)
@@ -63,10 +63,10 @@ def test_the_network_is_the_two_sided_regression_of_the_formula(
 
 
 def test_predictions_without_a_row_are_those_of_a_fit_without_it(
-    lesson: Make, vectors: Callable[..., np.ndarray]
+    training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
     x = vectors(12)
-    whole, labels = full(lesson, bilinear(x), x)
+    whole, labels = full(training_data, bilinear(x), x)
     fit = _Fit.of(_Frame.of(whole), whole, labels, 0.0, 1.0)
     u = unit(x).astype(float)
     kernel, penalty = u @ u.T + CONSTANT, 0.4
@@ -83,11 +83,11 @@ def test_predictions_without_a_row_are_those_of_a_fit_without_it(
 
 
 def test_what_is_bilinear_is_learned_on_rows_that_were_never_measured(
-    lesson: Make, vectors: Callable[..., np.ndarray]
+    training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
     x = vectors(90)
     values = bilinear(x)
-    whole, _ = full(lesson, values, x)
+    whole, _ = full(training_data, values, x)
     inside = (whole.train.target < 60) & (whole.train.source < 60)
     seen = replace(whole, train=whole.train.take(inside))
     labels = Labels.of(seen.train)
@@ -99,19 +99,21 @@ def test_what_is_bilinear_is_learned_on_rows_that_were_never_measured(
 
 
 def test_noise_takes_the_strongest_penalty_and_equal_labels_give_that_number(
-    lesson: Make, vectors: Callable[..., np.ndarray]
+    training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
     x = vectors(40)
-    whole, labels = full(lesson, np.random.default_rng(3).normal(size=(40, 40)), x)
+    whole, labels = full(training_data, np.random.default_rng(3).normal(size=(40, 40)), x)
     assert solve_block(whole, labels, 6).course["penalty"] >= PENALTIES[-3]
-    whole, labels = full(lesson, np.full((40, 40), 0.25), x)
+    whole, labels = full(training_data, np.full((40, 40), 0.25), x)
     assert predicted(whole, labels) == pytest.approx(np.full((40, 40), 0.25), abs=1e-5)
 
 
-def test_missing_pairs_are_filled_and_too_many_are_no_block(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
+def test_missing_pairs_are_filled_and_too_many_are_no_block(
+    training_data: Make, vectors: Callable[..., np.ndarray]
+) -> None:
     x = vectors(40)
     values = bilinear(x)
-    whole, labels = full(lesson, values, x)
+    whole, labels = full(training_data, values, x)
     whole_fit = predicted(whole, labels)
     keep = np.random.default_rng(1).random(len(whole.train)) > 0.05
     some = Labels.of(whole.train.take(keep))
@@ -123,21 +125,21 @@ def test_missing_pairs_are_filled_and_too_many_are_no_block(lesson: Make, vector
 
 @pytest.mark.parametrize("name", ["product", "towers"])
 def test_bilinear_networks_learn_blocks_this_way_and_need_no_validation_pairs(
-    name: str, lesson: Make, vectors: Callable[..., np.ndarray]
+    name: str, training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
     x = vectors(30)
-    whole, _ = full(lesson, bilinear(x), x)
+    whole, _ = full(training_data, bilinear(x), x)
     learned = network(name).learn(whole, recipe="default", seed=0, advance=lambda step: None)
     assert learned.course["start"] == "lines"
     assert tuple(learned.course["penalties"]) == PENALTIES
 
 
-def test_all_views_of_a_probe_are_read(lesson: Make) -> None:
-    whole = lesson(views="probe")
+def test_all_views_of_a_probe_are_read(training_data: Make) -> None:
+    whole = training_data(views="probe")
     n = len(whole.sources)
     stats = whole.views.take(whole.sources, "stats").astype(float)
     values = np.tile(stats[:, 0], (n, 1)) * 0.3
-    whole, labels = full(lesson, values, whole.sources, "probe")
+    whole, labels = full(training_data, values, whole.sources, "probe")
     found = predicted(whole, labels)
     off = ~np.eye(n, dtype=bool)
     assert np.corrcoef(found[off], values[off])[0, 1] > 0.9

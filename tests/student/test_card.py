@@ -59,9 +59,15 @@ def test_a_card_needs_a_finished_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("manifest.yaml", ""), ("manifest.yaml", "pool: 3"), ("manifest.yaml", "a: &a 1\nb: *a"), ("summary.json", "[]"),
-     ("fidelity.json", '{"verdicts": 1}'), ("student/student.json", '{"encoder": 7}')],
-)  # fmt: skip
+    [
+        ("manifest.yaml", ""),
+        ("manifest.yaml", "pool: 3"),
+        ("manifest.yaml", "a: &a 1\nb: *a"),
+        ("summary.json", "[]"),
+        ("fidelity.json", '{"verdicts": 1}'),
+        ("student/student.json", '{"encoder": 7}'),
+    ],
+)
 def test_a_card_of_files_that_were_edited_is_refused(done: Path, tmp_path: Path, name: str, content: str) -> None:
     run = shutil.copytree(done, tmp_path / "run")
     (run / name).write_text(content)

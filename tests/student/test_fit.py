@@ -9,7 +9,7 @@ from nncift.errors import DataError
 from nncift.models.views import Views
 from nncift.student import paper_recipe as fitting
 from nncift.student.model import Student
-from nncift.student.networks import Lesson
+from nncift.student.networks import TrainingData
 from nncift.student.paper_recipe import RECIPES, PaperNetwork, Recipe
 
 Array = np.ndarray
@@ -25,11 +25,17 @@ class Fitted:
 
 
 def fit(
-    train: LabelledPairs, validation: LabelledPairs, targets: Array, sources: Array, *, recipe: Recipe, seed: int,
+    train: LabelledPairs,
+    validation: LabelledPairs,
+    targets: Array,
+    sources: Array,
+    *,
+    recipe: Recipe,
+    seed: int,
     hidden: int = 100,
-) -> Fitted:  # fmt: skip
-    lesson = Lesson(train, validation, targets, sources, Views.of({"text": sources.shape[1]}))
-    learned = fitting.fit(lesson, recipe=recipe, seed=seed, hidden=hidden)
+) -> Fitted:
+    training_data = TrainingData(train, validation, targets, sources, Views.of({"text": sources.shape[1]}))
+    learned = fitting.fit(training_data, recipe=recipe, seed=seed, hidden=hidden)
     student = Student("paper", learned.weights, learned.mean, learned.scale)
     course = learned.course
     return Fitted(student, course["train_mse"], course["validation_mse"], course["best_epoch"])
@@ -79,9 +85,12 @@ def test_the_network_is_the_concatenated_one_in_values_and_gradients() -> None:
     assert first.weight.grad is not None
     assert second.weight.grad is not None
     expected = {
-        "target_weight": first.weight.grad[:, :5].T, "source_weight": first.weight.grad[:, 5:].T,
-        "hidden_bias": first.bias.grad, "output_weight": second.weight.grad[0], "output_bias": second.bias.grad,
-    }  # fmt: skip
+        "target_weight": first.weight.grad[:, :5].T,
+        "source_weight": first.weight.grad[:, 5:].T,
+        "hidden_bias": first.bias.grad,
+        "output_weight": second.weight.grad[0],
+        "output_bias": second.bias.grad,
+    }
     for name, wanted in expected.items():
         assert wanted is not None
         found = grad[name]

@@ -20,14 +20,22 @@ DIM, HIDDEN, N = 16, 5, 9
 def made(**changes: Any) -> Student:
     random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
-        "target_weight": (DIM, HIDDEN), "source_weight": (DIM, HIDDEN), "hidden_bias": (HIDDEN,), "output_weight": (HIDDEN,),
-    }  # fmt: skip
+        "target_weight": (DIM, HIDDEN),
+        "source_weight": (DIM, HIDDEN),
+        "hidden_bias": (HIDDEN,),
+        "output_weight": (HIDDEN,),
+    }
     weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     given: dict[str, Any] = {
-        "network": "paper", "weights": {**weights, "output_bias": np.float32(0.3).reshape(())}, "mean": 0.2, "scale": 0.05,
-        "encoder": HashEncoder(DIM).describe(), "targets": random.normal(size=(N, HIDDEN)).astype(np.float32),
-        "half_width": 0.01, "about": {"interval": "wide"},
-    }  # fmt: skip
+        "network": "paper",
+        "weights": {**weights, "output_bias": np.float32(0.3).reshape(())},
+        "mean": 0.2,
+        "scale": 0.05,
+        "encoder": HashEncoder(DIM).describe(),
+        "targets": random.normal(size=(N, HIDDEN)).astype(np.float32),
+        "half_width": 0.01,
+        "about": {"interval": "wide"},
+    }
     return Student(**{**given, **changes})
 
 
@@ -93,9 +101,13 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> No
 
 @pytest.mark.parametrize(
     ("name", "array"),
-    [("projected_targets", np.zeros((N, HIDDEN - 1), np.float32)), ("hidden_bias", np.zeros(HIDDEN + 1, np.float32)),
-     ("output_weight", np.zeros(HIDDEN, np.float64)), ("source_weight", None)],
-)  # fmt: skip
+    [
+        ("projected_targets", np.zeros((N, HIDDEN - 1), np.float32)),
+        ("hidden_bias", np.zeros(HIDDEN + 1, np.float32)),
+        ("output_weight", np.zeros(HIDDEN, np.float64)),
+        ("source_weight", None),
+    ],
+)
 def test_arrays_that_do_not_agree_are_refused_before_compiled_code_reads_them(
     tmp_path: Path, name: str, array: np.ndarray | None
 ) -> None:
@@ -103,9 +115,9 @@ def test_arrays_that_do_not_agree_are_refused_before_compiled_code_reads_them(
     arrays = load_file(tmp_path / "student.safetensors")
     arrays.pop(name)
     save_file(arrays if array is None else {**arrays, name: array}, tmp_path / "student.safetensors")
-    told = read_json(tmp_path / "student.json")
-    told["sha256"] = digest(tmp_path / "student.safetensors")
-    (tmp_path / "student.json").write_text(json.dumps(told))
+    record = read_json(tmp_path / "student.json")
+    record["sha256"] = digest(tmp_path / "student.safetensors")
+    (tmp_path / "student.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=name):
         Student.load(tmp_path)
 

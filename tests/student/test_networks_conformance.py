@@ -8,10 +8,10 @@ import pytest
 
 from nncift.errors import DataError
 from nncift.models.views import Views
-from nncift.student.networks import NETWORKS, Codes, Floats, Learned, Lesson, Weights, network
+from nncift.student.networks import NETWORKS, Codes, FittedStudent, Floats, TrainingData, Weights, network
 from nncift.testing import ConformanceError, check_network
 
-Make = Callable[..., Lesson]
+Make = Callable[..., TrainingData]
 
 
 class Constant:
@@ -27,9 +27,11 @@ class Constant:
         self._slope, self._mean, self._scale = slope, np.float32(mean), np.float32(scale)
 
     @classmethod
-    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
-        slope = np.ones(lesson.views.dim, np.float32)
-        return Learned({"slope": slope}, float(lesson.train.value.mean()), 1.0, {"epochs": 0})
+    def learn(
+        cls, training_data: TrainingData, *, recipe: str, seed: int, advance: Callable[[int], None]
+    ) -> FittedStudent:
+        slope = np.ones(training_data.views.dim, np.float32)
+        return FittedStudent({"slope": slope}, float(training_data.train.value.mean()), 1.0, {"epochs": 0})
 
     def project_targets(self, vectors: Floats) -> Floats:
         found: Floats = (vectors @ self._slope)[:, None]
@@ -53,17 +55,17 @@ class Moody(Constant):
     asked = 0
 
     @classmethod
-    def learn(cls, lesson: Lesson, **given: Any) -> Learned:
+    def learn(cls, training_data: TrainingData, **given: Any) -> FittedStudent:
         cls.asked += 1
-        learned = super().learn(lesson, **given)
-        return Learned({"slope": learned.weights["slope"] * np.float32(cls.asked)}, learned.mean, 1.0, {})
+        learned = super().learn(training_data, **given)
+        return FittedStudent({"slope": learned.weights["slope"] * np.float32(cls.asked)}, learned.mean, 1.0, {})
 
 
 class Burst(Constant):
     @classmethod
-    def learn(cls, lesson: Lesson, **given: Any) -> Learned:
-        learned = super().learn(lesson, **given)
-        return Learned({"slope": learned.weights["slope"] * np.float32(np.nan)}, learned.mean, 1.0, {})
+    def learn(cls, training_data: TrainingData, **given: Any) -> FittedStudent:
+        learned = super().learn(training_data, **given)
+        return FittedStudent({"slope": learned.weights["slope"] * np.float32(np.nan)}, learned.mean, 1.0, {})
 
 
 class Wide(Constant):
@@ -106,35 +108,42 @@ class Careless(Constant):
 
 class Untold(Constant):
     @classmethod
-    def learn(cls, lesson: Lesson, **given: Any) -> Learned:
-        learned = super().learn(lesson, **given)
-        return Learned(learned.weights, learned.mean, 1.0, {"net": object()})
+    def learn(cls, training_data: TrainingData, **given: Any) -> FittedStudent:
+        learned = super().learn(training_data, **given)
+        return FittedStudent(learned.weights, learned.mean, 1.0, {"net": object()})
 
 
 @pytest.mark.parametrize("views", ["text", "probe"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_shipped_networks_conform(name: str, views: str, lesson: Make) -> None:
-    check_network(network(name), lesson(views=views))
+def test_shipped_networks_conform(name: str, views: str, training_data: Make) -> None:
+    check_network(network(name), training_data(views=views))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_they_conform_for_a_pointwise_teacher_too(name: str, lesson: Make) -> None:
-    check_network(network(name), lesson(pointwise=True))
+def test_they_conform_for_a_pointwise_teacher_too(name: str, training_data: Make) -> None:
+    check_network(network(name), training_data(pointwise=True))
 
 
-def test_a_sound_plug_in_passes(lesson: Make) -> None:
-    check_network(Constant, lesson())
+def test_a_sound_plug_in_passes(training_data: Make) -> None:
+    check_network(Constant, training_data())
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
-    [(NoRecipe, r"has recipes \(\), not a tuple of names"), (Moody, "learns something else from the same lesson and seed"),
-     (Burst, "learns slope that is not an array of finite float32"), (Wide, r"projects targets to \(36, 1\), not \(36, 2\)"),
-     (Turned, r"predicts a block of \(36, 4\), not"), (RowOrder, "not in Fortran order"),
-     (Centring, "predicts a source differently beside others"), (Positions, "predicts pairs unlike their block"),
-     (Careless, "takes slope with float64"), (Trusting, "takes slope with float64"),
-     (Untold, "has a course that JSON cannot hold")],
-)  # fmt: skip
-def test_broken_networks_are_told_what_is_wrong(made: Any, said: str, lesson: Make) -> None:
+    [
+        (NoRecipe, r"has recipes \(\), not a tuple of names"),
+        (Moody, "learns something else from the same lesson and seed"),
+        (Burst, "learns slope that is not an array of finite float32"),
+        (Wide, r"projects targets to \(36, 1\), not \(36, 2\)"),
+        (Turned, r"predicts a block of \(36, 4\), not"),
+        (RowOrder, "not in Fortran order"),
+        (Centring, "predicts a source differently beside others"),
+        (Positions, "predicts pairs unlike their block"),
+        (Careless, "takes slope with float64"),
+        (Trusting, "takes slope with float64"),
+        (Untold, "has a course that JSON cannot hold"),
+    ],
+)
+def test_broken_networks_are_told_what_is_wrong(made: Any, said: str, training_data: Make) -> None:
     with pytest.raises(ConformanceError, match=said):
-        check_network(made, lesson())
+        check_network(made, training_data())

@@ -17,20 +17,20 @@ from nncift.student import model
 from nncift.student.candidates import Candidate, with_similarity
 from nncift.student.free_similarity import tail_of
 from nncift.student.model import Student
-from nncift.student.networks import Lesson, network
+from nncift.student.networks import TrainingData, network
 from nncift.student.networks.bilinear import Product
 from nncift.student.networks.tailed import Tailed
 
-Make = Callable[..., Lesson]
+Make = Callable[..., TrainingData]
 
 
-def planted(lesson: Make, vectors: Callable[..., np.ndarray]) -> Lesson:
+def planted(training_data: Make, vectors: Callable[..., np.ndarray]) -> TrainingData:
     x = vectors(36)
     noise = np.random.default_rng(1).normal(size=(36, 36))
-    return lesson(0.5 + 0.2 * (x @ x.T) + 0.1 * noise, x)
+    return training_data(0.5 + 0.2 * (x @ x.T) + 0.1 * noise, x)
 
 
-def trained(name: str, whole: Lesson, spread: float = 0.25) -> Student:
+def trained(name: str, whole: TrainingData, spread: float = 0.25) -> Student:
     learned = network(name).learn(whole, recipe="default", seed=0, advance=lambda step: None)
     tail = tail_of(whole, spread)
     assert tail is not None
@@ -39,15 +39,15 @@ def trained(name: str, whole: Lesson, spread: float = 0.25) -> Student:
     return replace(student, targets=student.project_targets(whole.targets))
 
 
-def block(student: Student, whole: Lesson) -> np.ndarray:
+def block(student: Student, whole: TrainingData) -> np.ndarray:
     return student.predict_block(student.project_targets(whole.targets), student.project_sources(whole.sources))
 
 
 @pytest.mark.parametrize("name", ["paper", "towers", "product"])
 def test_coverage_sees_similarity_of_the_residuals_spread_on_top(
-    name: str, lesson: Make, vectors: Callable[..., np.ndarray]
+    name: str, training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
-    whole = planted(lesson, vectors)
+    whole = planted(training_data, vectors)
     student = trained(name, whole)
     plain, seen = block(student, whole), block(student.for_coverage(), whole)
     cosine = whole.sources @ whole.targets.T
@@ -61,8 +61,8 @@ def test_coverage_sees_similarity_of_the_residuals_spread_on_top(
     assert seen.flags.f_contiguous
 
 
-def test_scores_are_mean_utilities_without_a_tail(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
-    whole = planted(lesson, vectors)
+def test_scores_are_mean_utilities_without_a_tail(training_data: Make, vectors: Callable[..., np.ndarray]) -> None:
+    whole = planted(training_data, vectors)
     student = trained("product", whole)
     sources = student.project_sources(whole.sources)
     bare = replace(student, tail=None)
@@ -72,9 +72,9 @@ def test_scores_are_mean_utilities_without_a_tail(lesson: Make, vectors: Callabl
 @pytest.mark.parametrize("name", ["paper", "towers", "product"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_scores_beside_a_covering_matrix_are_means_of_labels_and_plain_predictions(
-    name: str, shared: bool, lesson: Make, vectors: Callable[..., np.ndarray]
+    name: str, shared: bool, training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
-    whole = planted(lesson, vectors)
+    whole = planted(training_data, vectors)
     student = trained(name, whole)
     some = whole.train.take(np.arange(0, len(whole.train), 3))
     # One that the teacher could not give.
@@ -90,9 +90,9 @@ def test_scores_beside_a_covering_matrix_are_means_of_labels_and_plain_predictio
 
 
 def test_a_product_takes_its_tail_in_and_a_network_without_cosines_stands_beside_it(
-    lesson: Make, vectors: Callable[..., np.ndarray]
+    training_data: Make, vectors: Callable[..., np.ndarray]
 ) -> None:
-    whole = planted(lesson, vectors)
+    whole = planted(training_data, vectors)
     assert isinstance(trained("product", whole).for_coverage().net, Product)
     assert isinstance(trained("paper", whole).for_coverage().net, Tailed)
     other = trained("product", whole)
@@ -100,15 +100,15 @@ def test_a_product_takes_its_tail_in_and_a_network_without_cosines_stands_beside
     assert isinstance(replace(other, tail=tail).for_coverage().net, Tailed)
 
 
-def test_similarity_that_predicts_nothing_is_no_tail(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
+def test_similarity_that_predicts_nothing_is_no_tail(training_data: Make, vectors: Callable[..., np.ndarray]) -> None:
     x = vectors(36)
-    assert tail_of(lesson(-(x @ x.T), x), 0.1) is None
+    assert tail_of(training_data(-(x @ x.T), x), 0.1) is None
 
 
-def test_all_views_are_in_a_tail_of_the_asked_spread_and_mean_nothing(lesson: Make) -> None:
-    whole = lesson(views="probe")
+def test_all_views_are_in_a_tail_of_the_asked_spread_and_mean_nothing(training_data: Make) -> None:
+    whole = training_data(views="probe")
     of_text = whole.views.take(whole.sources, "text") @ whole.views.take(whole.sources, "text").T
-    whole = lesson(of_text, whole.sources, "probe")
+    whole = training_data(of_text, whole.sources, "probe")
     tail = tail_of(whole, 0.3)
     assert tail is not None
     towers = Student("towers", tail[0], -tail[1], 1.0, views=whole.views)
@@ -118,24 +118,26 @@ def test_all_views_are_in_a_tail_of_the_asked_spread_and_mean_nothing(lesson: Ma
 
 
 def test_a_saved_tail_is_the_same_and_a_poisoned_one_is_refused(
-    lesson: Make, vectors: Callable[..., np.ndarray], tmp_path: Path
+    training_data: Make, vectors: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
-    whole = planted(lesson, vectors)
+    whole = planted(training_data, vectors)
     student = trained("product", whole)
     student.save(tmp_path)
     assert np.array_equal(block(Student.load(tmp_path).for_coverage(), whole), block(student.for_coverage(), whole))
     arrays = load_file(tmp_path / "student.safetensors")
     name = f"{model.TAIL}text_centre"
     save_file({**arrays, name: arrays[name][:-1].copy()}, tmp_path / "student.safetensors")
-    told = read_json(tmp_path / "student.json")
-    told["sha256"] = digest(tmp_path / "student.safetensors")
-    (tmp_path / "student.json").write_text(json.dumps(told))
+    record = read_json(tmp_path / "student.json")
+    record["sha256"] = digest(tmp_path / "student.safetensors")
+    (tmp_path / "student.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match="cannot be used"):
         Student.load(tmp_path)
 
 
-def test_candidates_add_similarity_in_units_of_the_residuals(lesson: Make, vectors: Callable[..., np.ndarray]) -> None:
-    whole = planted(lesson, vectors)
+def test_candidates_add_similarity_in_units_of_the_residuals(
+    training_data: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    whole = planted(training_data, vectors)
     few = replace(whole, train=whole.train.take(np.arange(72)))
     learned = network("product").learn(few, recipe="default", seed=0, advance=lambda step: None)
     made = Candidate.of("product", learned, Vectors(few.targets, few.sources, few.views))

@@ -14,8 +14,12 @@ FOUND = {
     "auc": {"delift": 0.9, "delift, student (5.0% of its passes)": 0.7, "random": 0.5},
     "intervals": {"delift": [0.8, 0.95], "delift, student (5.0% of its passes)": [0.6, 0.8], "random": None},
     "differences": [{"score": "delift", "other": "random", "difference": 0.4, "interval": [0.2, 0.6]}],
-    "bad": 10, "good": 90, "left_out": 2, "without": {}, "level": 0.95,
-}  # fmt: skip
+    "bad": 10,
+    "good": 90,
+    "left_out": 2,
+    "without": {},
+    "level": 0.95,
+}
 
 
 def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:
@@ -37,9 +41,13 @@ def test_differences_to_the_selection_are_turned_where_the_pair_is_compared_the_
     def one(arm: str, against: str, difference: float, interval: list[float] | None) -> dict[str, Any]:
         return {"metric": "loss", "arm": arm, "against": against, "difference": difference, "interval": interval}
 
-    record = {"comparisons": [
-        one("selected", "random", -0.5, [-0.7, -0.2]), one("full", "selected", 0.1, None), one("full", "random", 9.0, None),
-    ]}  # fmt: skip
+    record = {
+        "comparisons": [
+            one("selected", "random", -0.5, [-0.7, -0.2]),
+            one("full", "selected", 0.1, None),
+            one("full", "random", 9.0, None),
+        ]
+    }
     dots = list(_against_selected(record, "loss"))
     assert [(dot.name, dot.value, dot.interval) for dot in dots] == [("random", 0.5, (0.2, 0.7)), ("full", 0.1, None)]
     assert not list(_against_selected(record, "exact"))
@@ -48,22 +56,31 @@ def test_differences_to_the_selection_are_turned_where_the_pair_is_compared_the_
 @pytest.mark.slow
 def test_a_study_tunes_arms_and_finds_bad_rows(tmp_path: Path) -> None:
     study = {
-        "name": "small", "seeds": 2,
+        "name": "small",
+        "seeds": 2,
         "pools": {"demo": {"world": {"rows": 80, "test_rows": 12}, "model": "demo"}},
         "analyses": [
             {
-                "name": "tune", "kind": "tune", "pool": "demo", "budgets": [0.2],
+                "name": "tune",
+                "kind": "tune",
+                "pool": "demo",
+                "budgets": [0.2],
                 "run": {"encoder": "hash", "labels": 300, "features": "probe", "plan": "active"},
                 "options": {
-                    "arms": ["selected", "teacher", "small-teacher", "random", "none"], "in_context": 2, "metrics": ["loss"],
+                    "arms": ["selected", "teacher", "small-teacher", "random", "none"],
+                    "in_context": 2,
+                    "metrics": ["loss"],
                 },
             },
             {
-                "name": "bad", "kind": "bad-data", "pool": "demo", "run": {"encoder": "hash", "labels": "30%"},
+                "name": "bad",
+                "kind": "bad-data",
+                "pool": "demo",
+                "run": {"encoder": "hash", "labels": "30%"},
                 "over": {"teacher": ["delift"]},
             },
         ],
-    }  # fmt: skip
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     run.study(tmp_path / "study.yaml", tmp_path / "out")
     _, records, page = run.page_of(tmp_path / "out" / "tune.json")
@@ -73,5 +90,8 @@ def test_a_study_tunes_arms_and_finds_bad_rows(tmp_path: Path) -> None:
     assert page.text in (tmp_path / "out" / "tune.md").read_text()
     _, records, _ = run.page_of(tmp_path / "out" / "bad.json")
     assert {(record["bad"], record["seed"]) for record in records} == {
-        ("corrupted", 0), ("corrupted", 1), ("repeated", 0), ("repeated", 1),
-    }  # fmt: skip
+        ("corrupted", 0),
+        ("corrupted", 1),
+        ("repeated", 0),
+        ("repeated", 1),
+    }

@@ -50,9 +50,11 @@ def study(tmp_path: Path, *analyses: dict[str, Any]) -> Path:
     path = tmp_path / "study.yaml"
     base = {"kind": "sweep", "pool": "world", "run": {"teacher": "delift-se", "encoder": "hash"}}
     whole = {
-        "name": "two", "seeds": 4, "pools": {"world": {"world": {"rows": 400}}},
+        "name": "two",
+        "seeds": 4,
+        "pools": {"world": {"world": {"rows": 400}}},
         "analyses": [{**base, **analysis} for analysis in analyses],
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(whole))
     return path
 
@@ -72,9 +74,11 @@ def test_the_command_rehearses_into_a_folder_of_its_own(tmp_path: Path, monkeypa
 
 def test_an_analysis_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
     path = study(
-        tmp_path, {"name": "first", "run": {"teacher": "loss"}}, {"name": "second", "budgets": [0.2]},
+        tmp_path,
+        {"name": "first", "run": {"teacher": "loss"}},
+        {"name": "second", "budgets": [0.2]},
         {"name": "third", "kind": "bad-data", "options": {"swap": 0.1}},
-    )  # fmt: skip
+    )
     with pytest.raises(UsageError, match=r"2 of 3 analyses failed, the other 1 are in .*first: .*model.*third: "):
         run.study(path, tmp_path / "out", rehearse=60)
     assert (tmp_path / "out" / "second.json").exists()
@@ -85,13 +89,31 @@ def test_other_rows_under_an_old_name_are_computed_anew(tmp_path: Path) -> None:
     rows = [f'{{"prompt": "tell {n} of {n % 7}", "response": "so {n * n % 11}"}}\n' for n in range(90)]
     data = tmp_path / "rows.jsonl"
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({
-        "name": "own", "seeds": 1, "pools": {"own": {"files": ["$data..."]}},
-        "analyses": [{
-            "name": "one", "kind": "sweep", "pool": "own", "truth": True, "budgets": [0.2],
-            "run": {"teacher": "delift-se", "encoder": "hash", "labels": "40%", "test_items": 8, "validation_items": 6},
-        }],
-    }))  # fmt: skip
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "own",
+                "seeds": 1,
+                "pools": {"own": {"files": ["$data..."]}},
+                "analyses": [
+                    {
+                        "name": "one",
+                        "kind": "sweep",
+                        "pool": "own",
+                        "truth": True,
+                        "budgets": [0.2],
+                        "run": {
+                            "teacher": "delift-se",
+                            "encoder": "hash",
+                            "labels": "40%",
+                            "test_items": 8,
+                            "validation_items": 6,
+                        },
+                    }
+                ],
+            }
+        )
+    )
     found = []
     for part in (rows[:70], rows[20:], rows[:70]):
         data.write_text("".join(part))
@@ -136,8 +158,8 @@ def test_the_paper_preset_goes_through_whole(tmp_path: Path, monkeypatch: pytest
     given = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("mixinstruct", "alpaca", "mmlu", "questions")}
     for name, seed in (("model", 0), ("small", 1)):
         given[name] = [str(llama(tmp_path / name, seed))]
-    told = run.study(tmp_path / "paper.yaml", tmp_path / "out", given=given, rehearse=60)
-    assert list(told["analyses"]) == [one.name for one in load(run.preset("paper"), GIVEN).grid.analyses]
+    result = run.study(tmp_path / "paper.yaml", tmp_path / "out", given=given, rehearse=60)
+    assert list(result["analyses"]) == [one.name for one in load(run.preset("paper"), GIVEN).grid.analyses]
     _, records, page = run.page_of(tmp_path / "out" / "tune-mmlu.json")
     assert set(records[0]["metrics"]) == {"loss", "choice"}
     assert "small-teacher" in records[0]["arms"]
@@ -159,8 +181,15 @@ def llama(folder: Path, seed: int) -> Path:
     fast.save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -44,13 +44,17 @@ SMALL: dict[str, Any] = {
             "kind": "layers",
             "pool": "world",
             "run": {
-                "teacher": "delift-se", "encoder": "hash", "labels": "50%", "test_items": 6, "validation_items": 6,
+                "teacher": "delift-se",
+                "encoder": "hash",
+                "labels": "50%",
+                "test_items": 6,
+                "validation_items": 6,
             },
             "options": {"widest": 5},
             "seeds": 1,
         },
     ],
-}  # fmt: skip
+}
 
 
 def written(tmp_path: Path, **changes: Any) -> Path:
@@ -66,13 +70,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 
 
 def test_every_combination_and_seed_is_a_record(done: tuple[Path, dict[str, Any]]) -> None:
-    out, told = done
+    out, result = done
     records = json.loads((out / "labels.json").read_text())["records"]
     assert [(record["name"], record["seed"]) for record in records[:3]] == [
-        ("labels 40%, lines", 0), ("labels 40%, lines", 1), ("labels 60%, lines", 0),
-    ]  # fmt: skip
+        ("labels 40%, lines", 0),
+        ("labels 40%, lines", 1),
+        ("labels 60%, lines", 0),
+    ]
     assert len(records) == 4
-    assert told["analyses"]["labels"]["records"] == 4
+    assert result["analyses"]["labels"]["records"] == 4
     # The cosine of the embeddings is what this teacher says, so that its student must find all of it.
     last = [record for record in records if record["name"] == "labels 60%, lines"]
     assert all(record["fidelity"]["r2"] > 0.99 for record in last)
@@ -82,8 +88,8 @@ def test_every_combination_and_seed_is_a_record(done: tuple[Path, dict[str, Any]
 
 
 def test_tables_and_figures_come_from_the_records(done: tuple[Path, dict[str, Any]]) -> None:
-    out, told = done
-    for analysis in told["analyses"].values():
+    out, result = done
+    for analysis in result["analyses"].values():
         assert all((out / name).stat().st_size for name in analysis["files"])
     page = (out / "labels.md").read_text()
     assert "| labels 60%, lines |" in page
@@ -248,7 +254,7 @@ def test_a_legend_stays_inside_its_figure(names: list[str]) -> None:
 @pytest.mark.parametrize("name", ["laptop", "paper"])
 def test_presets_are_studies(name: str) -> None:
     path = run.preset(name)
-    told = run.plan(load(path, {}))
-    assert told["analyses"] or told["left_out"]
+    result = run.plan(load(path, {}))
+    assert result["analyses"] or result["left_out"]
     with pytest.raises(UsageError, match="there are laptop, paper"):
         run.preset("other")

@@ -222,19 +222,32 @@ def test_sound_stubs_pass(made: Callable[[], Any], write_pool: Callable[..., Pat
 
 @pytest.mark.parametrize(
     ("made", "said"),
-    [(Transposed, r"measures \(7,\) for 7 rows, not \(7, 1\)"), (Double, "measures float64, not float32"),
-     (Infinite, "measures infinity; a row without a value is NaN"), (Ordered, "measures rows differently in another order"),
-     (Batched, "measures a row differently beside other rows"), (Silent, "rejects line 1 without a reason"),
-     (Elsewhere, "rejects a row that it was not given"), (Picky, "leaves only 3 of 7 examples usable"),
-     (Undescribed, r"has describe\(\) that JSON cannot hold"), (Restless, "describes itself differently when asked again"),
-     (Nameless, r"does not name itself in options\['teacher'\]"), (Odd, "has kind 'threefold'"),
-     (Owing, "counts negative tokens or passes"), (Broad, "is pointwise with 2 numbers per row, not 1"),
-     (Featureless, r"has no utility\(targets, sources\)"), (Sideways, r"not \(targets, sources\)"),
-     (Relative, "gives a pair another utility beside other pairs"), (PairsSquare, r"labels \(6, 1\) for 6 targets"),
-     (PairsDouble, "labels in float64, not float32"), (PairsInfinite, "labels infinity"),
-     (PairsDrifting, "labels a chunk differently when asked again"),
-     (PairsBatched, "labels a pair differently beside other targets"), (object, "has neither the members of Teacher")],
-)  # fmt: skip
+    [
+        (Transposed, r"measures \(7,\) for 7 rows, not \(7, 1\)"),
+        (Double, "measures float64, not float32"),
+        (Infinite, "measures infinity; a row without a value is NaN"),
+        (Ordered, "measures rows differently in another order"),
+        (Batched, "measures a row differently beside other rows"),
+        (Silent, "rejects line 1 without a reason"),
+        (Elsewhere, "rejects a row that it was not given"),
+        (Picky, "leaves only 3 of 7 examples usable"),
+        (Undescribed, r"has describe\(\) that JSON cannot hold"),
+        (Restless, "describes itself differently when asked again"),
+        (Nameless, r"does not name itself in options\['teacher'\]"),
+        (Odd, "has kind 'threefold'"),
+        (Owing, "counts negative tokens or passes"),
+        (Broad, "is pointwise with 2 numbers per row, not 1"),
+        (Featureless, r"has no utility\(targets, sources\)"),
+        (Sideways, r"not \(targets, sources\)"),
+        (Relative, "gives a pair another utility beside other pairs"),
+        (PairsSquare, r"labels \(6, 1\) for 6 targets"),
+        (PairsDouble, "labels in float64, not float32"),
+        (PairsInfinite, "labels infinity"),
+        (PairsDrifting, "labels a chunk differently when asked again"),
+        (PairsBatched, "labels a pair differently beside other targets"),
+        (object, "has neither the members of Teacher"),
+    ],
+)
 def test_broken_teachers_are_told_what_is_wrong(
     made: Callable[[], Any], said: str, write_pool: Callable[..., Path]
 ) -> None:

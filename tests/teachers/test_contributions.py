@@ -30,9 +30,12 @@ class Summed(nn.Module):
 
 
 MODULES = {
-    "scaled": (Scaled, True), "summed": (Summed, False), "rms": (lambda: nn.RMSNorm(6), False),
-    "layer": (lambda: nn.LayerNorm(6), None), "linear": (lambda: nn.Linear(6, 6), None),
-}  # fmt: skip
+    "scaled": (Scaled, True),
+    "summed": (Summed, False),
+    "rms": (lambda: nn.RMSNorm(6), False),
+    "layer": (lambda: nn.LayerNorm(6), None),
+    "linear": (lambda: nn.Linear(6, 6), None),
+}
 
 
 @pytest.mark.parametrize("name", list(MODULES))

@@ -22,9 +22,15 @@ from nncift.teachers.less_features import GradientFeatures
 from tests.tolerances import features_agree, of_gradients
 
 SMALL: dict[str, Any] = {
-    "projection": 96, "warmup_share": 0.5, "epochs": 2, "checkpoints": 2, "learning_rate": 0.01, "rank": 4, "alpha": 8,
+    "projection": 96,
+    "warmup_share": 0.5,
+    "epochs": 2,
+    "checkpoints": 2,
+    "learning_rate": 0.01,
+    "rank": 4,
+    "alpha": 8,
     "device": "cpu",
-}  # fmt: skip
+}
 Pool = Callable[..., Path]
 
 
@@ -279,8 +285,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], words: str) -> Non
 def test_it_is_a_feature_teacher_that_says_what_decides_its_values(llama_folder: Path, pool: Examples) -> None:
     less: FeatureTeacher = prepared(str(llama_folder), pool)
     assert isinstance(less, FeatureTeacher)
-    told = json.loads(json.dumps(less.describe()))
-    assert told["projection"] == {"kind": "sketch of turned blocks", "dimension": 96, "seed": 0, "dtype": "float32"}
+    record = json.loads(json.dumps(less.describe()))
+    assert record["projection"] == {"kind": "sketch of turned blocks", "dimension": 96, "seed": 0, "dtype": "float32"}
     others: list[dict[str, Any]] = [
         {"seed": 1},
         {"projection": 64},

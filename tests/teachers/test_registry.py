@@ -101,14 +101,16 @@ def test_a_plug_in_that_cannot_be_loaded_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"teacher": "selectt"}, "there is no teacher 'selectt'; did you mean 'selectit'"),
-     ({"teacher": "less"}, "the teacher less needs a language model: give --model"),
-     ({"teacher": "length", "variant": "logprob"}, "the teacher length takes no variant; it was given 'logprob'"),
-     ({"teacher": "column:"}, "needs the name of a column"),
-     ({"teacher": "column"}, "needs the name of a column"),
-     ({"teacher": "length:words"}, "the teacher length has nothing behind a colon"),
-     ({"teacher": "random", "option": {"sed": 1}}, "the teacher random has no option 'sed'; did you mean 'seed'")],
-)  # fmt: skip
+    [
+        ({"teacher": "selectt"}, "there is no teacher 'selectt'; did you mean 'selectit'"),
+        ({"teacher": "less"}, "the teacher less needs a language model: give --model"),
+        ({"teacher": "length", "variant": "logprob"}, "the teacher length takes no variant; it was given 'logprob'"),
+        ({"teacher": "column:"}, "needs the name of a column"),
+        ({"teacher": "column"}, "needs the name of a column"),
+        ({"teacher": "length:words"}, "the teacher length has nothing behind a colon"),
+        ({"teacher": "random", "option": {"sed": 1}}, "the teacher random has no option 'sed'; did you mean 'seed'"),
+    ],
+)
 def test_what_makes_no_teacher_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         create(TeacherSettings(**given))

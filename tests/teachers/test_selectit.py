@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.teachers import RowTeacher, grading
 from nncift.teachers.grading import token_scores
 from nncift.teachers.rating import Form, make_form, read_prompts
@@ -75,9 +75,11 @@ def byte_level(text: str, *, split_digits: bool) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*parts, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([text] * 5, trainer)
     return tokenizer
 
@@ -138,9 +140,15 @@ def make_lm(tokenizer: Tokenizer, *, context: int = 256, hidden: int = 32, seed:
     )
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=hidden, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=context, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=len(fast),
+        hidden_size=hidden,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+    )
     model = LlamaForCausalLM(config).eval()
     return CausalLM(model, fast, f"made-{seed}", f"print-{seed}", context)
 
@@ -220,7 +228,7 @@ def test_word_level_llama_without_digits_is_refused(llama_folder: Path, prompts:
 
 
 def form(lm: CausalLM, text: str, grades: int = 5) -> Form:
-    return make_form(Wording(lm.tokenizer, "plain"), lm.tokenizer, text, "123456789"[:grades])
+    return make_form(PromptFormat(lm.tokenizer, "plain"), lm.tokenizer, text, "123456789"[:grades])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import HashEncoder
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.response_reader import batches
 from nncift.teachers import FeatureTeacher, Notes, RowTeacher
 from nncift.teachers.delift import Delift
@@ -347,7 +347,7 @@ def test_what_stands_before_a_response_alone_is_no_turn_mark(
         tokenizer_object=plain, bos_token=bos_token, eos_token=eos_token, unk_token="<unk>"
     )
     tokenizer.chat_template = chat
-    assert neutral_start(tokenizer, Wording(tokenizer, template)) == (words[start],)
+    assert neutral_start(tokenizer, PromptFormat(tokenizer, template)) == (words[start],)
 
 
 def test_most_prompts_that_mislead_are_said_with_their_share() -> None:

@@ -21,9 +21,9 @@ def compare_command(show: bool, a: Path, b: Path, clusters: int) -> dict[str, An
     """Compare the selections of A and B, run directories or outputs of select: overlap, coverage, shifts."""
     from nncift.runs.compare import compare
 
-    told = compare(a, b, clusters=clusters)
+    summary = compare(a, b, clusters=clusters)
     if show:
         from nncift.cli.display_select import show_comparison
 
-        show_comparison(told)
-    return told
+        show_comparison(summary)
+    return summary

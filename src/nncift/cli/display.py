@@ -18,10 +18,15 @@ from nncift.core.texts import seconds
 from nncift.stages.finish import Run
 
 PREDICTORS = {
-    "student": "student", "mean": "training mean", "additive": "additive ridge", "cosine": "cosine",
-    "hidden": "hidden-state cosine", "output": "output-gradient cosine", "sum": "sum of the cosines",
+    "student": "student",
+    "mean": "training mean",
+    "additive": "additive ridge",
+    "cosine": "cosine",
+    "hidden": "hidden-state cosine",
+    "output": "output-gradient cosine",
+    "sum": "sum of the cosines",
     "ridge": "product ridge",
-}  # fmt: skip
+}
 
 
 def console() -> Console:
@@ -44,17 +49,17 @@ def bar(what: str, total: int) -> Iterator[Advance]:
 
 def show_run(run: Run) -> None:
     """Print what a run selected, how far its predictions can be trusted, what it cost, and where things are."""
-    out, told = console(), run.summary
-    labels, ledger = told["labels"], told["ledger"]
-    rejected = f", {told['rejected']} rejected (rejected.jsonl says why)" if told["rejected"] else ""
+    out, result = console(), run.summary
+    labels, ledger = result["labels"], result["ledger"]
+    rejected = f", {result['rejected']} rejected (rejected.jsonl says why)" if result["rejected"] else ""
     out.print(
-        f"Selected {told['selected']} of {told['pool']} rows{rejected}. Teacher {told['teacher']}, plan {told['plan']}. "
+        f"Selected {result['selected']} of {result['pool']} rows{rejected}. Teacher {result['teacher']}, plan {result['plan']}. "
         f"{split_line(labels)}"
     )
-    out.print(fidelity_table(told))
-    if told["gate"]["skill"]:
-        out.print(gate_table(told["gate"]))
-    out.print(value_table(told["selection"]))
+    out.print(fidelity_table(result))
+    if result["gate"]["skill"]:
+        out.print(gate_table(result["gate"]))
+    out.print(value_table(result["selection"]))
     out.print(cost_table(ledger))
     out.print(
         f"{cost_line(ledger)} Labelling everything would take about {seconds(ledger['full_teacher_seconds'])} at the measured "
@@ -64,22 +69,22 @@ def show_run(run: Run) -> None:
     out.print(Text(f"Files: {run.path}/subset.jsonl, selection.parquet, report.html", no_wrap=True, overflow="ignore"))
 
 
-def show_demo(told: Mapping[str, Any], out_folder: Path) -> None:
+def show_demo(result: Mapping[str, Any], out_folder: Path) -> None:
     """Print how a selection fares where the truth is known, and where to look next."""
-    out, truth, ledger = console(), told["truth"], told["ledger"]
+    out, truth, ledger = console(), result["truth"], result["ledger"]
     out.print(
-        f"A world of {told['pool']} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
+        f"A world of {result['pool']} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
         f"{100 * truth['corrupted_share']['pool']:.0f} % of them corrupted. A tiny language model, shipped with nncift, judged "
-        f"{100 * (1 - ledger['saving']):.1f} % of the pairs; a student learned the rest; {told['selected']} rows were selected."
+        f"{100 * (1 - ledger['saving']):.1f} % of the pairs; a student learned the rest; {result['selected']} rows were selected."
     )
-    out.print(fidelity_table(told))
-    out.print(truth_table(truth, told["selected"]))
+    out.print(fidelity_table(result))
+    out.print(truth_table(truth, result["selected"]))
     out.print(cost_table(ledger))
     out.print(
         f"{cost_line(ledger)} The true matrix behind the table above took {truth['passes']:,} passes more, which only a demo can "
         "afford."
     )
-    show_warnings(out, told["warnings"])
+    show_warnings(out, result["warnings"])
     where = out_folder / "run"
     out.print(Text(f"Report: {where}/report.html (open it in a browser)"))
     out.print(Text(f"Selected rows: {where}/subset.jsonl. A reason for every row: {where}/selection.parquet."))
@@ -94,37 +99,48 @@ def truth_table(truth: Mapping[str, Any], selected: int) -> Table:
     for name in ("selection", "value", "skill", "corrupted", "skills covered"):
         table.add_column(name, justify="left" if name == "selection" else "right")
     labels = {
-        "random": f"random (mean of {truth['random_draws']})", "embeddings": "embeddings alone",
+        "random": f"random (mean of {truth['random_draws']})",
+        "embeddings": "embeddings alone",
         **{name: CONTROLS[name] for name in ("hidden", "output", "sum") if name in truth["objective"]},
-        "selected": "this run", "oracle": "oracle (knows skills and corruptions)", "full_teacher": "full teacher",
-    }  # fmt: skip
+        "selected": "this run",
+        "oracle": "oracle (knows skills and corruptions)",
+        "full_teacher": "full teacher",
+    }
     skills = {way: truth.get(f"{way}_skill") for way in labels}
     skills |= {"random": 0.0, "full_teacher": 1.0, "selected": truth["skill"]}
     covered = truth["skills_covered"]
     for way, label in labels.items():
         table.add_row(
-            label, number(truth["objective"][way], 2), number(skills[way], 2),
-            f"{100 * truth['corrupted_share'][way]:.0f} %", f"{covered[way]:.3g} of {covered['all']:.0f}",
+            label,
+            number(truth["objective"][way], 2),
+            number(skills[way], 2),
+            f"{100 * truth['corrupted_share'][way]:.0f} %",
+            f"{covered[way]:.3g} of {covered['all']:.0f}",
             style="bold" if way == "selected" else None,
-        )  # fmt: skip
+        )
     return table
 
 
-def fidelity_table(told: Mapping[str, Any]) -> Table:
+def fidelity_table(result: Mapping[str, Any]) -> Table:
     """Return the student's measures by quadrant, and those of the baselines on pairs of unseen items."""
     table = Table(title="How well teacher values are predicted (95 % intervals over items)", title_justify="left")
     for name in ("predictor", "pairs of", "R^2", "Spearman", "interval", "MSE", "pairs"):
         table.add_column(name, justify="left" if name in ("predictor", "pairs of") else "right")
     meaning = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}
-    found_in = [quadrant for quadrant in meaning if told["fidelity"][quadrant]["pairs"]]
-    rows = [("student", quadrant, told["fidelity"][quadrant]) for quadrant in found_in]
-    rows += [(name, "q4", quadrants["q4"]) for name, quadrants in told["baselines"].items()]
+    found_in = [quadrant for quadrant in meaning if result["fidelity"][quadrant]["pairs"]]
+    rows = [("student", quadrant, result["fidelity"][quadrant]) for quadrant in found_in]
+    rows += [(name, "q4", quadrants["q4"]) for name, quadrants in result["baselines"].items()]
     for name, quadrant, found in rows:
         table.add_row(
-            PREDICTORS.get(name, name), meaning[quadrant], number(found["r2"], 3), number(found["spearman"], 3),
-            interval(found["spearman_interval"]), number(found["mse"], None), str(found["pairs"]),
+            PREDICTORS.get(name, name),
+            meaning[quadrant],
+            number(found["r2"], 3),
+            number(found["spearman"], 3),
+            interval(found["spearman_interval"]),
+            number(found["mse"], None),
+            str(found["pairs"]),
             end_section=(name, quadrant) == ("student", "q4"),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -141,10 +157,14 @@ def gate_table(gate: Mapping[str, Any]) -> Table:
 
 
 CONTROLS = {
-    "random": "random (mean of 10)", "stratified": "random by source", "longest": "longest responses",
-    "embedding": "embeddings alone", "hidden": "hidden states alone (a probe)", "output": "output gradients alone (a probe)",
+    "random": "random (mean of 10)",
+    "stratified": "random by source",
+    "longest": "longest responses",
+    "embedding": "embeddings alone",
+    "hidden": "hidden states alone (a probe)",
+    "output": "output gradients alone (a probe)",
     "sum": "sum of all similarities (a probe)",
-}  # fmt: skip
+}
 
 
 def value_table(selection: Mapping[str, Any]) -> Table:
@@ -185,41 +205,45 @@ def cost_table(ledger: Mapping[str, Any]) -> Table:
     return table
 
 
-def show_estimate(told: Mapping[str, Any]) -> None:
+def show_estimate(result: Mapping[str, Any]) -> None:
     """Print what a run would cost."""
     out = console()
-    selected = "as many as the tokens hold" if told["selected"] is None else told["selected"]
+    selected = "as many as the tokens hold" if result["selected"] is None else result["selected"]
     out.print(
-        f"{told['pool']} usable rows, {told['rejected']} rejected; {selected} would be selected. Nothing was written."
+        f"{result['pool']} usable rows, {result['rejected']} rejected; {selected} would be selected. Nothing was written."
     )
-    out.print(split_line(told["labels"]))
+    out.print(split_line(result["labels"]))
     table = Table(title="What it would cost: passes are counted, times come from a few passes", title_justify="left")
     for name in ("", "passes", "tokens", "time"):
         table.add_column(name, justify="right" if name else "left")
     parts = {
-        "labels to learn from": "learn", "labels to measure with": "measure", "probe": "probe", "embedding": "embed",
-        "total of the teacher's model": "total", "everything (full teacher)": "full_teacher",
-    }  # fmt: skip
+        "labels to learn from": "learn",
+        "labels to measure with": "measure",
+        "probe": "probe",
+        "embedding": "embed",
+        "total of the teacher's model": "total",
+        "everything (full teacher)": "full_teacher",
+    }
     for name, key in parts.items():
-        cost = told[key]
+        cost = result[key]
         if cost["passes"]:
             shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
             shown.append("-" if cost["seconds"] is None else seconds(cost["seconds"]))
             table.add_row(name, f"{cost['passes']:,}", *shown, end_section=key == "embed")
     out.print(table)
-    size = told["bytes"]
+    size = result["bytes"]
     untimed = (
-        "" if told["embed"]["seconds"] is not None else " The encoder is not loaded for this, and its time not told."
+        "" if result["embed"]["seconds"] is not None else " The encoder is not loaded for this, and its time not told."
     )
     out.print(
-        f"In forward passes {told['cost']:,} instead of {told['full_teacher_cost']:,} (saving {100 * told['saving']:.1f} %), "
-        f"which is {100 * told['share_of_training']:.1f} % of training on all rows for 3 epochs.{untimed} Disk: "
+        f"In forward passes {result['cost']:,} instead of {result['full_teacher_cost']:,} "
+        f"(saving {100 * result['saving']:.1f} %), which is {100 * result['share_of_training']:.1f} % of training on all rows for 3 epochs.{untimed} Disk: "
         f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
         f"{size['matrix_in_memory'] / 1e6:.0f} MB."
     )
-    show_warnings(out, told["notes"])
-    if told["note"]:
-        out.print(str(told["note"]))
+    show_warnings(out, result["notes"])
+    if result["note"]:
+        out.print(str(result["note"]))
 
 
 def split_line(labels: Mapping[str, int]) -> str:
@@ -235,33 +259,35 @@ def split_line(labels: Mapping[str, int]) -> str:
     return f"Labels: {rows}{labels['train']:,} {what} to learn from, {labels['validation']:,} to validate, {tested:,} to test."
 
 
-def show_scores(told: Mapping[str, Any]) -> None:
+def show_scores(result: Mapping[str, Any]) -> None:
     """Print what was scored."""
     out = console()
-    low, _, middle, _, high = told["score_quartiles"]
+    low, _, middle, _, high = result["score_quartiles"]
     out.print(
-        f"Scored {told['rows']} rows ({told['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}."
+        f"Scored {result['rows']} rows ({result['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}."
     )
-    if told["interval"]:
-        width = "" if told["interval_half_width"] is None else f" Half-width {told['interval_half_width']:.5f}."
-        out.print(f"{told['interval']}{width}")
-    show_warnings(out, told["warnings"])
-    out.print(Text(f"File: {told['out']}"))
+    if result["interval"]:
+        width = "" if result["interval_half_width"] is None else f" Half-width {result['interval_half_width']:.5f}."
+        out.print(f"{result['interval']}{width}")
+    show_warnings(out, result["warnings"])
+    out.print(Text(f"File: {result['out']}"))
 
 
-def show_doctor(told: Mapping[str, Any]) -> None:
+def show_doctor(result: Mapping[str, Any]) -> None:
     """Print what the machine offers."""
     out = console()
-    memory = told["free_memory_bytes"]
-    out.print(f"Python {told['python']} on {told['platform']}, {told['cores']} cores, {told['torch_threads']} threads")
-    out.print(f"Devices: {', '.join(told['devices'])}")
+    memory = result["free_memory_bytes"]
     out.print(
-        f"Free: {'unknown' if memory is None else f'{memory / 1e9:.1f} GB'} memory, {told['free_disk_bytes'] / 1e9:.1f} GB disk"
+        f"Python {result['python']} on {result['platform']}, {result['cores']} cores, {result['torch_threads']} threads"
     )
-    out.print(f"Cache: {told['cache']} ({told['cache_bytes'] / 1e6:.1f} MB)")
-    for name, version in told["packages"].items():
+    out.print(f"Devices: {', '.join(result['devices'])}")
+    out.print(
+        f"Free: {'unknown' if memory is None else f'{memory / 1e9:.1f} GB'} memory, {result['free_disk_bytes'] / 1e9:.1f} GB disk"
+    )
+    out.print(f"Cache: {result['cache']} ({result['cache_bytes'] / 1e6:.1f} MB)")
+    for name, version in result["packages"].items():
         out.print(f"  {name} {version or 'missing'}")
-    for name, there in told["extras"].items():
+    for name, there in result["extras"].items():
         out.print(f"  extra {name}: {'installed' if there else 'missing: pip install nncift[' + name + ']'}")
 
 

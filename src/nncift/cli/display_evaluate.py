@@ -12,14 +12,14 @@ from nncift.cli.display import console, fidelity_table, number
 from nncift.evaluation.verdicts import NAMES
 
 
-def show_evaluation(told: Mapping[str, Any]) -> None:
+def show_evaluation(summary: Mapping[str, Any]) -> None:
     """Print fidelity, the learning curve, and the judgement by the full teacher."""
     out = console()
-    out.print(fidelity_table(told))
-    out.print(_curve(told["curve"]))
-    if told["full_teacher"] is not None:
-        _show_truth(told["full_teacher"])
-    for sentence in told["verdicts"] or ():
+    out.print(fidelity_table(summary))
+    out.print(_curve(summary["curve"]))
+    if summary["full_teacher"] is not None:
+        _show_truth(summary["full_teacher"])
+    for sentence in summary["verdicts"] or ():
         out.print(Text(f"! {sentence}"))
 
 
@@ -32,26 +32,30 @@ def _curve(curve: list[dict[str, Any]]) -> Table:
         for place, name in enumerate(names):
             found = step[name]
             table.add_row(
-                f"{step['labels']:,}" if not place else "", NAMES.get(name, name), number(found["r2"], 3),
-                number(found["spearman"], 3), number(found["skill"], 2), number(found["skill_error"], 2),
+                f"{step['labels']:,}" if not place else "",
+                NAMES.get(name, name),
+                number(found["r2"], 3),
+                number(found["spearman"], 3),
+                number(found["skill"], 2),
+                number(found["skill_error"], 2),
                 end_section=name == names[-1],
-            )  # fmt: skip
+            )
     return table
 
 
-def _show_truth(told: Mapping[str, Any]) -> None:
+def _show_truth(summary: Mapping[str, Any]) -> None:
     out = console()
     table = Table(
-        title=f"{told['selected']} rows selected in each way, judged by the full teacher", title_justify="left"
+        title=f"{summary['selected']} rows selected in each way, judged by the full teacher", title_justify="left"
     )
     for name in ("selection", "value", "skill"):
         table.add_column(name, justify="left" if name == "selection" else "right")
-    for name, value in told["value"].items():
-        table.add_row(name, number(value, 4), number(told["skill"][name], 2))
+    for name, value in summary["value"].items():
+        table.add_row(name, number(value, 4), number(summary["skill"][name], 2))
     out.print(table)
-    at = ", ".join(f"{number(step['skill'], 2)} at {step['budget']:.0%}" for step in told["skill_by_budget"])
+    at = ", ".join(f"{number(step['skill'], 2)} at {step['budget']:.0%}" for step in summary["skill_by_budget"])
     out.print(f"Skill of the run's student by budget, known labels in place: {at}.")
-    covered = told["coverage"]
+    covered = summary["coverage"]
     if covered["covered"] is not None:
         share = f"{100 * covered['covered']:.1f} %"
         out.print(

@@ -10,15 +10,15 @@ from nncift.cli.display import console
 VERBS = {"embed": "embedded", "probe": "probed", "label": "labelled", "score": "calculated"}
 
 
-def show_shard(told: Mapping[str, Any]) -> None:
+def show_shard(summary: Mapping[str, Any]) -> None:
     """Print what a shard did, what is left, and what to do next."""
     out = console()
-    for name, done in told["stages"].items():
+    for name, done in summary["stages"].items():
         before = f", {done['before']} were done before" if done["before"] else ""
         out.print(
-            f"Shard {told['shard']} {VERBS.get(name, name)} {done['pieces']} pieces ({done['passes']:,} passes, "
+            f"Shard {summary['shard']} {VERBS.get(name, name)} {done['pieces']} pieces ({done['passes']:,} passes, "
             f"{done['seconds']:.1f} s{before})."
         )
-    out.print(f"{told['run']}: {told['next']}.")
-    for warning in told["warnings"]:
+    out.print(f"{summary['run']}: {summary['next']}.")
+    for warning in summary["warnings"]:
         out.print(f"Note: {warning}")

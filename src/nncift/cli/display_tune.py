@@ -13,18 +13,18 @@ from nncift.cli.display import console, show_warnings
 from nncift.finetune.tune_page import READING, arm_rows, comparison_rows, summary, title
 
 
-def show_tune(told: Mapping[str, Any], out_folder: Path) -> None:
+def show_tune(tune: Mapping[str, Any], out_folder: Path) -> None:
     """Print every arm's values, every comparison, and how to read them."""
     out = console()
-    for line in summary(told):
+    for line in summary(tune):
         out.print(line)
-    for result in told["results"]:
-        out.print(_table(title(result), arm_rows(result, told["metrics"]), left=1))
+    for result in tune["results"]:
+        out.print(_table(title(result), arm_rows(result, tune["metrics"]), left=1))
         if result["comparisons"]:
-            out.print(_table("Beside each other", comparison_rows(result, told["metrics"]), left=3))
+            out.print(_table("Beside each other", comparison_rows(result, tune["metrics"]), left=3))
     for line in READING:
         out.print(line)
-    show_warnings(out, told["notes"])
+    show_warnings(out, tune["notes"])
     out.print(Text(f"Files: {out_folder}/tune.html, tune.md, tune.json", no_wrap=True, overflow="ignore"))
 
 

@@ -21,9 +21,9 @@ def evaluate_command(show: bool, run: Path, full_teacher: bool, device: str) -> 
     """Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth."""
     from nncift.runs.evaluate import evaluate
 
-    told = evaluate(run, full_teacher=full_teacher, device=device, progress=progress(show))
+    summary = evaluate(run, full_teacher=full_teacher, device=device, progress=progress(show))
     if show:
         from nncift.cli.display_evaluate import show_evaluation
 
-        show_evaluation(told)
-    return told
+        show_evaluation(summary)
+    return summary

@@ -43,22 +43,24 @@ def export_command(
     if given and max_length is None:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} was given, which goes with --max-length")
     limit = None if max_length is None else LengthLimit(max_length, **given)
-    told = export(run, out, to=to, turns=turns, length=limit, with_scores=with_scores)
+    summary = export(run, out, to=to, turns=turns, length=limit, with_scores=with_scores)
     if show:
-        _show(told)
-    return told
+        _show(summary)
+    return summary
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any]) -> None:
     from collections import Counter
 
     from nncift.cli.display import console, show_warnings
 
     out = console()
     out.soft_wrap = True
-    out.print(f"Wrote {told['rows']} of {told['selected']} selected rows for {told['to']}: {', '.join(told['files'])}")
-    for reason, count in Counter(row["reason"] for row in told["left_out"]).most_common():
+    out.print(
+        f"Wrote {summary['rows']} of {summary['selected']} selected rows for {summary['to']}: {', '.join(summary['files'])}"
+    )
+    for reason, count in Counter(row["reason"] for row in summary["left_out"]).most_common():
         out.print(f"Left out, {count} x {reason} (ids: --json)")
-    if "start" in told:
-        out.print(f"Start with: {told['start']}")
-    show_warnings(out, told["notes"])
+    if "start" in summary:
+        out.print(f"Start with: {summary['start']}")
+    show_warnings(out, summary["notes"])

@@ -28,25 +28,25 @@ def inspect_command(
     from nncift.stages.inspection import inspect
 
     columns = dict(assignment("--map", item) for item in map_)
-    told = inspect(*files, format=format_, map=columns, tokenizer=tokenizer)
+    summary = inspect(*files, format=format_, map=columns, tokenizer=tokenizer)
     if show:
-        _show(told)
-    unread = [file for file in told["files"] if not file["usable"]]
+        _show(summary)
+    unread = [file for file in summary["files"] if not file["usable"]]
     if unread:
         error = DataError(f"no row of {unread[0]['file']!r} can be used. {unread[0]['advice']}")
-        error.about = told
+        error.about = summary
         raise error
-    return told
+    return summary
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     from nncift.cli.display import console
 
     out = console()
     out.soft_wrap = True
-    for file in told["files"]:
+    for file in summary["files"]:
         formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
         out.print(
             f"{file['file']}: {file['rows']:,} rows, {file['usable']:,} usable ({formats}), {file['rejected']:,} rejected"
@@ -72,12 +72,12 @@ def _show(told: dict[str, Any]) -> None:
                 f"  label column {column}: "
                 + ", ".join(f"{value} {rows:,}" for value, rows in list(values.items())[:8])
             )
-    if not told["usable"]:
+    if not summary["usable"]:
         return
-    table = Table(title=f"Length of a row, in {told['counted_in']}", title_justify="left")
+    table = Table(title=f"Length of a row, in {summary['counted_in']}", title_justify="left")
     for name in ("file", "part", "least", "median", "90 %", "99 %", "most", "sum"):
         table.add_column(name, justify="left" if name in ("file", "part") else "right")
-    for file in told["files"]:
+    for file in summary["files"]:
         for part in ("prompt", "response", "whole"):
             found = file["tokens"][part]
             if found:
@@ -86,7 +86,7 @@ def _show(told: dict[str, Any]) -> None:
                     file["source"] if part == "prompt" else "", part, *(f"{value:,}" for value in found.values()), total
                 )
     out.print(table)
-    copies = told["duplicates"]
+    copies = summary["duplicates"]
     if copies["rows"]:
         first = copies["first"][0]
         out.print(

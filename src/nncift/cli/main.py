@@ -105,18 +105,29 @@ def cli() -> None:
     "--shard", metavar="I/K", help="Do part I of K of a run's work, beside others; then run without, which selects."
 )
 @click.option(
-    "--wait/--no-wait", default=None,
+    "--wait/--no-wait",
+    default=None,
     help="With --shard: wait for shards at work, or do not.  [default: in rounds and calculations]",
-)  # fmt: skip
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @offline_option
 @memory_option
 @command
 def run_command(
-    show: bool, config_: Path | None, print_config: bool, dry_run: bool, shard: str | None, wait: bool | None,
-    engine: str, address: str | None, workers: int | None, gpus_per_worker: float | None, out: Path | None, map_: tuple[str, ...],
+    show: bool,
+    config_: Path | None,
+    print_config: bool,
+    dry_run: bool,
+    shard: str | None,
+    wait: bool | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    out: Path | None,
+    map_: tuple[str, ...],
     **flags: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Select rows of POOL files that are worth training on."""
     from nncift import config
 
@@ -145,36 +156,52 @@ def run_command(
         raise UsageError(f"--{'wait' if wait else 'no-wait'} was given, which goes with --shard")
     cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     teacher = registry.create(
-        settings, settings.device, seed=settings.seed, encoder=settings.encoder,
+        settings,
+        settings.device,
+        seed=settings.seed,
+        encoder=settings.encoder,
         workspace=None if dry_run else inputs.workspace_of(out),
-    )  # fmt: skip
+    )
     target, existing = inputs.read_target(settings), inputs.read_existing(settings)
     if dry_run:
         from nncift.stages.estimate import estimate
 
-        told = estimate(settings, inputs.read_pool(settings), teacher, target=target, existing=existing)
+        result = estimate(settings, inputs.read_pool(settings), teacher, target=target, existing=existing)
         if show:
             from nncift.cli.display import show_estimate
 
-            show_estimate(told)
-        return told
+            show_estimate(result)
+        return result
     if part is not None:
         from nncift.shard import run_shard
 
-        told = run_shard(
-            settings, inputs.read_pool(settings), Path(str(out)), part, teacher=teacher, target=target, existing=existing,
-            progress=progress(show), wait=wait,
-        )  # fmt: skip
+        result = run_shard(
+            settings,
+            inputs.read_pool(settings),
+            Path(str(out)),
+            part,
+            teacher=teacher,
+            target=target,
+            existing=existing,
+            progress=progress(show),
+            wait=wait,
+        )
         if show:
             from nncift.cli.display_shard import show_shard
 
-            show_shard(told)
-        return told
+            show_shard(result)
+        return result
     with engine_of(cluster, settings, Path(str(out))) as hired:
         run = pipeline.execute(
-            settings, partial(inputs.read_pool, settings), Path(str(out)), teacher=teacher, target=target, existing=existing,
-            progress=progress(show), engine=hired,
-        )  # fmt: skip
+            settings,
+            partial(inputs.read_pool, settings),
+            Path(str(out)),
+            teacher=teacher,
+            target=target,
+            existing=existing,
+            progress=progress(show),
+            engine=hired,
+        )
     if show:
         from nncift.cli.display import show_run
 
@@ -194,20 +221,26 @@ def run_command(
 @memory_option
 @command
 def score_command(
-    show: bool, new: tuple[str, ...], run_: Path, out: Path, format_: str, map_: tuple[str, ...], limit: int | None,
+    show: bool,
+    new: tuple[str, ...],
+    run_: Path,
+    out: Path,
+    format_: str,
+    map_: tuple[str, ...],
+    limit: int | None,
     device: str,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Score NEW rows with a finished run's student; no language model is loaded."""
     from nncift.data import read
     from nncift.stages.finish import score_file
 
     pool = read(*new, format=format_, map=dict(assignment("--map", item) for item in map_), limit=limit)
-    told = score_file(pool, run_, out, device=device)
+    result = score_file(pool, run_, out, device=device)
     if show:
         from nncift.cli.display import show_scores
 
-        show_scores(told)
-    return told
+        show_scores(result)
+    return result
 
 
 @cli.command(name="demo")
@@ -222,12 +255,12 @@ def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
     """Watch the whole idea on a generated world where the truth is known."""
     from nncift.demo.play import play
 
-    told = play(out, progress=progress(show), **settings)
+    result = play(out, progress=progress(show), **settings)
     if show:
         from nncift.cli.display import show_demo
 
-        show_demo(told, out)
-    return told
+        show_demo(result, out)
+    return result
 
 
 @cli.command(name="doctor")
@@ -236,18 +269,24 @@ def doctor_command(show: bool) -> dict[str, Any]:
     """Show versions, devices, memory and missing extras."""
     from nncift.models.environment import examine
 
-    told = examine()
+    result = examine()
     if show:
         from nncift.cli.display import show_doctor
 
-        show_doctor(told)
-    return told
+        show_doctor(result)
+    return result
 
 
 for further in (
-    compare_command, evaluate_command, explain_command, export_command, inspect_command, select_command, study_command,
+    compare_command,
+    evaluate_command,
+    explain_command,
+    export_command,
+    inspect_command,
+    select_command,
+    study_command,
     tune_command,
-):  # fmt: skip
+):
     cli.add_command(further)
 
 

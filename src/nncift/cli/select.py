@@ -19,18 +19,24 @@ from nncift.cli.shell import command, engine_options, memory_option, selection_o
 @memory_option
 @command
 def select_command(
-    show: bool, run: Path, out: Path | None, engine: str, address: str | None, workers: int | None,
-    gpus_per_worker: float | None, **flags: Any,
-) -> dict[str, Any]:  # fmt: skip
+    show: bool,
+    run: Path,
+    out: Path | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    **flags: Any,
+) -> dict[str, Any]:
     """Choose again from a finished RUN: another budget, objective or rules; no model is loaded."""
     from nncift.distributed.start import ClusterSettings
     from nncift.runs.select_again import reselect
 
     cluster = ClusterSettings.of(engine, None, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    told = reselect(run, given, out, cluster)
+    summary = reselect(run, given, out, cluster)
     if show:
         from nncift.cli.display_select import show_selection
 
-        show_selection(told)
-    return told
+        show_selection(summary)
+    return summary

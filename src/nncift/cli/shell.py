@@ -23,14 +23,14 @@ def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
         _calm_libraries()
         try:
             with _memory_named(function.__name__.removesuffix("_command")):
-                told = function(show=not json_ and not quiet, **given)
+                summary = function(show=not json_ and not quiet, **given)
         except NnciftError as error:
             if json_ and error.about is not None:
                 click.echo(json.dumps(error.about, allow_nan=False))
             raise
         if json_:
             # ASCII escapes print on any terminal and in any locale, and mean the same.
-            click.echo(json.dumps(told, allow_nan=False))
+            click.echo(json.dumps(summary, allow_nan=False))
 
     shell.__doc__ = function.__doc__
     shell.__name__ = function.__name__
@@ -56,16 +56,20 @@ def _memory_named(name: str) -> Iterator[None]:
 def offline_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command `--offline`, which takes effect before any library that knows the hub is loaded."""
 
-    def refuse_network(_: click.Context, __: click.Parameter, given: bool) -> None:
+    def check_hub_allowed(_: click.Context, __: click.Parameter, given: bool) -> None:
         if given:
             from nncift.models.loading import go_offline
 
             go_offline()
 
     return click.option(
-        "--offline", is_flag=True, is_eager=True, expose_value=False, callback=refuse_network,
+        "--offline",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=check_hub_allowed,
         help="Use local files and the local cache alone; refuse what is not there.",
-    )(function)  # fmt: skip
+    )(function)
 
 
 def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,9 +82,13 @@ def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
             cap(parse_memory(given))
 
     return click.option(
-        "--max-mem", metavar="SIZE", is_eager=True, expose_value=False, callback=hold,
+        "--max-mem",
+        metavar="SIZE",
+        is_eager=True,
+        expose_value=False,
+        callback=hold,
         help="Memory that this process may take, such as 8G: what needs more is refused.",
-    )(function)  # fmt: skip
+    )(function)
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,22 +119,27 @@ def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             click.option("--budget", help="Share (30%), number of rows, or tokens (2Mtok) to select.  [default: 30%]"),
             click.option(
-                "--quota", multiple=True, metavar="COLUMN:min=5%,max=40%",
+                "--quota",
+                multiple=True,
+                metavar="COLUMN:min=5%,max=40%",
                 help="Bounds for each value of a column (source: the file), or for one: COLUMN=VALUE:...; may be repeated.",
             ),
             click.option("--include", help="File of ids, one a line, that must be selected."),
             click.option("--exclude", help="File of ids, one a line, that must not be selected."),
             click.option(
-                "--neighbours", type=int,
+                "--neighbours",
+                type=int,
                 help="Select on a graph of so many nearest rows each (32 to 64), where all pairs would not fit in memory.",
             ),
             click.option(
                 "--optimiser",
                 help="With --neighbours: lazy, stochastic, or partition (in parts, then among their choices).  [default: lazy]",
             ),
-            click.option("--dedup", help="exact or near:0.95: remove duplicates before selecting.  [default: keep them]"),
+            click.option(
+                "--dedup", help="exact or near:0.95: remove duplicates before selecting.  [default: keep them]"
+            ),
         )
-    ):  # fmt: skip
+    ):
         function = option(function)
     return function
 

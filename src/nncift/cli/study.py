@@ -16,15 +16,20 @@ from nncift.errors import UsageError
 @click.argument("grid", required=False, type=click.Path(path_type=Path))
 @click.option("--preset", help="laptop or paper, in place of a file.")
 @click.option(
-    "--set", "set_", multiple=True, metavar="NAME=VALUE",
+    "--set",
+    "set_",
+    multiple=True,
+    metavar="NAME=VALUE",
     help="What $NAME in the study stands for, such as model=DIR; several of one name make a list (data=FILE).",
-)  # fmt: skip
+)
 @click.option("--only", multiple=True, help="An analysis to run, in place of all; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Say what would be computed, and stop.")
 @click.option(
-    "--rehearse", type=int, metavar="ROWS",
+    "--rehearse",
+    type=int,
+    metavar="ROWS",
     help="All of it in little: so many rows of each pool, one seed, few labels; into runs/study-NAME-rehearsal.",
-)  # fmt: skip
+)
 @click.option("--device", default="auto", show_default=True, help="As in run.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder; one that exists goes on.  [default: runs/study-NAME]"
@@ -32,9 +37,16 @@ from nncift.errors import UsageError
 @offline_option
 @command
 def study_command(
-    show: bool, grid: Path | None, preset: str | None, set_: tuple[str, ...], only: tuple[str, ...], dry_run: bool,
-    rehearse: int | None, device: str, out: Path | None,
-) -> dict[str, Any]:  # fmt: skip
+    show: bool,
+    grid: Path | None,
+    preset: str | None,
+    set_: tuple[str, ...],
+    only: tuple[str, ...],
+    dry_run: bool,
+    rehearse: int | None,
+    device: str,
+    out: Path | None,
+) -> dict[str, Any]:
     """Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again."""
     from nncift.studies import run_study as run
     from nncift.studies.grid import load
@@ -49,15 +61,15 @@ def study_command(
         given[name].append(value)
     if dry_run:
         asked = load(path, given)
-        told = run.plan(asked if rehearse is None else rehearsed(asked, rehearse))
+        summary = run.plan(asked if rehearse is None else rehearsed(asked, rehearse))
     else:
         folder = out or Path("runs") / f"study-{path.stem}{'' if rehearse is None else '-rehearsal'}"
-        told = run.study(
+        summary = run.study(
             path, folder, given=given, only=only, rehearse=rehearse, device=device, progress=progress(show)
         )
-        told = {**told, "out": str(folder)}
+        summary = {**summary, "out": str(folder)}
     if show:
         from nncift.cli.display_study import show_study
 
-        show_study(told)
-    return told
+        show_study(summary)
+    return summary

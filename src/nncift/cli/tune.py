@@ -78,9 +78,9 @@ def tune_command(
         if given.get("method", "qlora") != "qlora":
             raise UsageError(f"--qlora and --method {given['method']} were given; give one of them")
         given["method"] = "qlora"
-    told = tune(run, given, out, progress(show))
+    summary = tune(run, given, out, progress(show))
     if show:
         from nncift.cli.display_tune import show_tune
 
-        show_tune(told, run / "tune" if out is None else out)
-    return told
+        show_tune(summary, run / "tune" if out is None else out)
+    return summary

@@ -41,9 +41,15 @@ SPARE = 16 * UNITS["m"]
 """What is kept free for libraries that cannot be refused memory."""
 
 _SAID = (
-    "can't allocate memory", "not enough memory", "can't start new thread", "malloc of size", "cannot allocate memory",
-    "failed to map segment", "std::bad_alloc", "failed to launch worker thread",
-)  # fmt: skip
+    "can't allocate memory",
+    "not enough memory",
+    "can't start new thread",
+    "malloc of size",
+    "cannot allocate memory",
+    "failed to map segment",
+    "std::bad_alloc",
+    "failed to launch worker thread",
+)
 """What torch, Arrow, Python and the loader of libraries say where they do not raise MemoryError, in small letters."""
 
 _SAID_UNDER_A_CAP = ("error return without exception set", "could not find/load shared object")
@@ -125,7 +131,7 @@ def named(what: str) -> Iterator[None]:
         ) from error
 
 
-def refuse_torch() -> None:
+def check_torch() -> None:
     """Raise ResourceError where a cap leaves too little to load PyTorch, which would end the process in the middle of it."""
     most = capped()
     if most is not None and "torch" not in sys.modules and (left := most - taken()) < TORCH:
@@ -135,7 +141,7 @@ def refuse_torch() -> None:
         )
 
 
-def refuse_tight(what: str, size: int = 0) -> None:
+def check_room(what: str, size: int = 0) -> None:
     """Raise ResourceError where a cap leaves next to nothing beside `size` bytes.
 
     Tokenizers, safetensors and LLVM, which compiles our loops, end the process when they are refused memory.

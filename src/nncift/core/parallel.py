@@ -1,7 +1,7 @@
 """Calculations that fall into parts and ask no model: predicting, searching neighbours, selecting in parts (docs/scale.md).
 
 What a part consists of is fixed by the numbers alone, never by who does it, and every part is done by one function that sees
-nothing else: so all engines come to the same bytes. Whoever calculates takes a `Calculate`, which is `here` by default.
+nothing else: so all engines come to the same bytes. Whoever calculates takes a `ParallelMap`, which is `serial_map` by default.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Calculation:
 
 Keep = Callable[[int, Arrays], None]
 """Keeps the arrays of the task at a place; parts come in any order."""
-Calculate = Callable[[Calculation, Keep], None]
+ParallelMap = Callable[[Calculation, Keep], None]
 
 
-def here(calculation: Calculation, keep: Keep) -> None:
+def serial_map(calculation: Calculation, keep: Keep) -> None:
     """Do all parts in this process, one after the other."""
     for place, task in enumerate(calculation.tasks):
         keep(place, calculation.do(calculation.shared, task))

@@ -1,8 +1,8 @@
 """Pieces of a stage: blocks of rows, chunks of the label plan, parts of a calculation; and engines, which have them done.
 
 What a piece consists of is fixed by rows and plan alone, never by who does it, so that a run's numbers are the same whichever
-engine did them. A stage hands its pieces to the engine of its `Work` and keeps the outcomes; it does not ask where they were
-computed.
+engine did them. A stage hands its pieces to the engine of its `RunContext` and keeps the outcomes; it does not ask where they
+were computed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Outcome:
     tokens: int = 0
     passes: int = 0
     seconds: float = 0.0
-    told: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ class Here:
             keep(piece, timed(hands, job, piece))
 
 
-def calculate(
-    engine: Engine, hands: Hands, calculation: Calculation, keep: KeepArrays, basis: str = ""
-) -> None:  # fmt: skip
+def calculate(engine: Engine, hands: Hands, calculation: Calculation, keep: KeepArrays, basis: str = "") -> None:
     """Have the parts of a calculation done by an engine. basis: see `Job`."""
     pieces = [Piece(f"{place}", place, task, 1) for place, task in enumerate(calculation.tasks)]
     engine.each(hands, Job.of(calculation, basis), pieces, lambda piece, outcome: keep(piece.place, outcome.arrays))

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
-from nncift.core.memory import refuse_tight
+from nncift.core.memory import check_room
 
 
 @cache
@@ -29,7 +29,7 @@ def in_threads(kernel: Callable[[int, int], object], n: int, least: int = 64) ->
     """
     import numba
 
-    refuse_tight("a compiled loop")
+    check_room("a compiled loop")
     workers = min(numba.config.NUMBA_NUM_THREADS, max(n // least, 1))  # type: ignore[attr-defined]
     edges = [n * i // workers for i in range(workers + 1)]
     if workers == 1:

@@ -79,7 +79,7 @@ def export(
     run, out = Path(run), Path(out)
     _check_settings(to, turns, out, with_scores)
     selected = _selected(run)
-    told: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
+    record: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
     settings = config.resolve(config.load(run / "manifest.yaml"))
     layout = Layout.from_settings(settings.format, settings.map)
     try:
@@ -93,7 +93,7 @@ def export(
         if to == "same" and not with_scores and not found.left_out:
             # As they were, to the byte.
             _write(out, [item.raw for item in selected])
-            return {**told, "rows": len(selected), "files": [str(out)], "left_out": [], "notes": []}
+            return {**record, "rows": len(selected), "files": [str(out)], "left_out": [], "notes": []}
         # Read back as the trainer will read it: a file that is not JSON must never be left behind.
         lines = [to_json(row) for row in found.rows]
         if any(json.loads(line) != row for line, row in zip(lines, found.rows, strict=True)):
@@ -104,13 +104,13 @@ def export(
             files.append(str(_register(out, found.rows)))
         if to != "same":
             start = Start(to, out, settings.model, found.options, found.pairs, length.tokens if length else None)
-            told["start"] = start.command
+            record["start"] = start.command
             if start.file is not None:
                 write_text(start.file, start.text)
                 files.append(str(start.file))
     except OSError as error:
         raise ResourceError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
-    return {**told, "rows": len(found.rows), "files": files, "left_out": found.left_out, "notes": found.notes}
+    return {**record, "rows": len(found.rows), "files": files, "left_out": found.left_out, "notes": found.notes}
 
 
 def _check_settings(to: str, turns: str, out: Path, with_scores: bool) -> None:
@@ -154,9 +154,13 @@ def _selected(run: Path) -> list[_Selected]:
 
 
 def _converted(
-    selected: list[_Selected], layout: Layout, to: str, last: bool, limit: tuple[LengthLimit | None, str | None],
+    selected: list[_Selected],
+    layout: Layout,
+    to: str,
+    last: bool,
+    limit: tuple[LengthLimit | None, str | None],
     with_scores: bool,
-) -> _Exported:  # fmt: skip
+) -> _Exported:
     """Return the rows of the file. limit: the trainer's, and the run's model."""
     found = _Exported()
     talks: list[tuple[_Selected, Conversation]] = []
@@ -222,7 +226,7 @@ def _made(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, foun
             )
             # OpenAI reads rows one by one, and the others tables.
             if to not in ("same", "openai"):
-                _refuse_mixed(row, types, item.id)
+                _check_unmixed(row, types, item.id)
         except UnusableError as error:
             found.leave(item, str(error))
         else:
@@ -247,7 +251,7 @@ def _maker(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, fou
     return lambda _, talk: make.row(talk)
 
 
-def _refuse_mixed(row: Row, types: dict[str, tuple[str, str]], example_id: str) -> None:
+def _check_unmixed(row: Row, types: dict[str, tuple[str, str]], example_id: str) -> None:
     """Keep one type per column. Raises UnusableError where a value has another type than in an earlier row."""
     found = dict(_types(row, ""))
     for path, kind in found.items():

@@ -7,7 +7,7 @@ from typing import Any
 from nncift.data import preference_pairs as pairs
 from nncift.data.conversation import Conversation, Speech
 from nncift.data.records import Row
-from nncift.data.trainers import openai_turn, refuse_partial
+from nncift.data.trainers import check_whole, openai_turn
 from nncift.data.turns import UnusableError
 
 _TAKEN = ("role", "content", "tool_calls", "tool_call_id", "name", "weight")
@@ -24,7 +24,7 @@ def openai(conversation: Conversation, *, last: bool) -> Row:
         raise UnusableError("media: OpenAI takes images as parts of turns, not in columns")
     if conversation.rejected is not None:
         return pairs.openai(conversation, _written)
-    refuse_partial(conversation, "OpenAI", last=last)
+    check_whole(conversation, "OpenAI", last=last)
     turns = _written(conversation.turns)
     several = sum(turn.role == "assistant" for turn in conversation.turns) > 1
     for place, (turn, row) in enumerate(zip(conversation.turns, turns, strict=True)):

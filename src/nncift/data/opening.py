@@ -34,9 +34,16 @@ MOST_RATIO, LEAST_UNPACKED = 200, 1 << 24
 
 BOM = b"\xef\xbb\xbf"
 _MAGIC = {
-    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard", b"PK\x03\x04": "zip",
-    b"PAR1": "parquet", b"ARROW1": "arrow file", b"\xff\xff\xff\xff": "arrow stream", b"FEA1": "feather 1",
-}  # fmt: skip
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow file",
+    b"\xff\xff\xff\xff": "arrow stream",
+    b"FEA1": "feather 1",
+}
 PACKED = ("gzip", "bzip2", "xz", "zstandard", "zip")
 _PACKED_NAME = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard", ".zip": "zip"}
 # UTF-32 first: its little-endian mark begins with that of UTF-16.

@@ -57,11 +57,16 @@ def _write(path: Path, rows: Sequence[tuple[str, Example]], tokens: Mapping[str,
 
     schema = pa.schema(
         [
-            *((name, pa.string()) for name in ("axis", "id", "source")), ("line", pa.int64()), ("content", pa.string()),
-            ("tokens", pa.int64()), ("turns", pa.int32()), ("prompt_chars", pa.int64()), ("response_chars", pa.int64()),
+            *((name, pa.string()) for name in ("axis", "id", "source")),
+            ("line", pa.int64()),
+            ("content", pa.string()),
+            ("tokens", pa.int64()),
+            ("turns", pa.int32()),
+            ("prompt_chars", pa.int64()),
+            ("response_chars", pa.int64()),
             ("raw", pa.string()),
         ]
-    )  # fmt: skip
+    )
     with atomic(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         # Part by part, so that a million rows are never held as a table beside what they are.
         for start in range(0, len(rows), GROUP) or (0,):
@@ -144,7 +149,9 @@ class RowsFile:
         at = self.place[item]
         made = Example(item, "", "", (), self.columns["source"][at], self.columns["line"][at], self.columns[RAW][at])
         try:
-            told = parse(kept_row(made.raw), self.layout.of(made.source))
+            record = parse(kept_row(made.raw), self.layout.of(made.source))
         except UnusableError as error:
             raise DataError(f"the row {item!r} that the run kept is damaged: {error}; run it again") from error
-        return Example(item, prompt_text(told.messages), told.response, told.messages, made.source, made.line, made.raw)
+        return Example(
+            item, prompt_text(record.messages), record.response, record.messages, made.source, made.line, made.raw
+        )

@@ -122,10 +122,13 @@ class Rows:
             tokens: Sequence[int | None] = table["tokens"].to_pylist()
             counted = tuple(n for n in tokens if n is not None)
             return cls(
-                tuple(table["id"].to_pylist()), tuple(map(sys.intern, Column(table["source"]))), Column(table["content"]),
-                Column(table["response_chars"]), Column(table["raw"]),
+                tuple(table["id"].to_pylist()),
+                tuple(map(sys.intern, Column(table["source"]))),
+                Column(table["content"]),
+                Column(table["response_chars"]),
+                Column(table["raw"]),
                 counted if len(counted) == len(tokens) else None,
-            )  # fmt: skip
+            )
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(f"{str(path)!r} cannot be read ({error}); run the same `nncift run` again") from error

@@ -14,23 +14,45 @@ from nncift.data.turns import UnusableError
 from nncift.errors import UsageError
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "messages": ("conversation", "conversations", "dialog", "dialogue", "dialogs", "chat", "turns", "data", "chat_history"),
+    "messages": (
+        "conversation",
+        "conversations",
+        "dialog",
+        "dialogue",
+        "dialogs",
+        "chat",
+        "turns",
+        "data",
+        "chat_history",
+    ),
     "instruction": ("instruction", "instructions", "task"),
     "input": ("input", "context", "passage"),
     "output": ("output", "response", "answer", "target", "targets", "completion"),
     "prompt": ("prompt", "question", "query", "inputs", "input", "instruction", "problem", "user", "human", "request"),
     "completion": (
-        "completion", "response", "answer", "answers", "output", "outputs", "targets", "target", "solution", "reply",
-        "assistant", "generated_solution",
+        "completion",
+        "response",
+        "answer",
+        "answers",
+        "output",
+        "outputs",
+        "targets",
+        "target",
+        "solution",
+        "reply",
+        "assistant",
+        "generated_solution",
     ),
     "chosen": ("chosen", "chosen_response", "preferred", "better", "answer_better"),
     "rejected": ("rejected", "rejected_response", "dispreferred", "worse", "answer_worse"),
     "system": ("system", "system_prompt", "system_message"),
-}  # fmt: skip
+}
 _FORMS = (
-    ("messages",), ("prompt", "chosen", "rejected", "system"), ("instruction", "input", "output", "system"),
+    ("messages",),
+    ("prompt", "chosen", "rejected", "system"),
+    ("instruction", "input", "output", "system"),
     ("prompt", "completion", "system"),
-)  # fmt: skip
+)
 _NEEDED = {"messages", "instruction", "output", "prompt", "completion", "chosen", "rejected"}
 
 

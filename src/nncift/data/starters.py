@@ -40,9 +40,10 @@ class Start:
         if self.file is None:
             return f"openai api files.create -f {self.data.name} -p fine-tune"
         return {
-            "trl": f"python {self.file.name}", "axolotl": f"axolotl train {self.file.name}",
+            "trl": f"python {self.file.name}",
+            "axolotl": f"axolotl train {self.file.name}",
             "llamafactory": f"llamafactory-cli train {self.file.name}",
-        }[self.to]  # fmt: skip
+        }[self.to]
 
     def _trl(self) -> str:
         kind, short = ("DPO", "dpo") if self.pairs else ("SFT", "sft")
@@ -67,22 +68,41 @@ class Start:
             "type": "chat_template.default" if self.pairs else "chat_template",
         }
         config: dict[str, Any] = {
-            "base_model": self.model or "org/model", "chat_template": "tokenizer_default",
-            **({"rl": "dpo"} if self.pairs else {}), "datasets": [{**data, **self.options}], "sequence_len": self.length or 2048,
-            "adapter": "lora", "lora_r": 16, "lora_alpha": 32, "lora_target_linear": True, "num_epochs": 3,
-            "micro_batch_size": 2, "gradient_accumulation_steps": 8, "learning_rate": 0.0002,
+            "base_model": self.model or "org/model",
+            "chat_template": "tokenizer_default",
+            **({"rl": "dpo"} if self.pairs else {}),
+            "datasets": [{**data, **self.options}],
+            "sequence_len": self.length or 2048,
+            "adapter": "lora",
+            "lora_r": 16,
+            "lora_alpha": 32,
+            "lora_target_linear": True,
+            "num_epochs": 3,
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 8,
+            "learning_rate": 0.0002,
             "output_dir": f"./{self.data.stem}-axolotl",
-        }  # fmt: skip
+        }
         return _yaml(config)
 
     def _llamafactory(self) -> str:
         config: dict[str, Any] = {
-            "model_name_or_path": self.model or "org/model", "stage": "dpo" if self.pairs else "sft", "do_train": True,
-            "finetuning_type": "lora", "lora_target": "all", "dataset": self.data.stem, "dataset_dir": ".",
-            "template": "default", "cutoff_len": self.length or 2048, **self.options, "num_train_epochs": 3.0,
-            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "learning_rate": 0.0002,
+            "model_name_or_path": self.model or "org/model",
+            "stage": "dpo" if self.pairs else "sft",
+            "do_train": True,
+            "finetuning_type": "lora",
+            "lora_target": "all",
+            "dataset": self.data.stem,
+            "dataset_dir": ".",
+            "template": "default",
+            "cutoff_len": self.length or 2048,
+            **self.options,
+            "num_train_epochs": 3.0,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 8,
+            "learning_rate": 0.0002,
             "output_dir": f"./{self.data.stem}-llamafactory",
-        }  # fmt: skip
+        }
         return (
             "# `template` is the name that LLaMA-Factory gives the model's chat template, such as llama3 or qwen.\n"
             + _yaml(config)

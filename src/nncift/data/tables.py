@@ -32,7 +32,7 @@ def parquet_records(path: Path, text_columns: Collection[str] = ()) -> Iterator[
     with path.open("rb") as handle:
         try:
             table = parquet_file(handle)
-            _refuse_bomb(path, table.metadata.num_rows, path.stat().st_size)
+            _check_expansion(path, table.metadata.num_rows, path.stat().st_size)
             rows = _batch_rows(table.metadata)
             yield from _batch_records(table.iter_batches(batch_size=rows, use_threads=False), text_columns)
         # A damaged schema shows as text that cannot be decoded.
@@ -57,7 +57,7 @@ def _arrow_batches(paths: Iterable[Path]) -> Iterator[Any]:
                 for batch in _opened(handle):
                     # What an Arrow file says of itself is not checked before, and reading past a buffer ends the process.
                     batch.validate(full=True)
-                    _refuse_bomb(path, batch.num_rows, batch.nbytes)
+                    _check_expansion(path, batch.num_rows, batch.nbytes)
                     for start in range(0, batch.num_rows, BATCH_ROWS):
                         yield batch.slice(start, BATCH_ROWS)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def _opened(handle: IO[bytes]) -> Iterator[Any]:
         yield reader.get_batch(place)
 
 
-def _refuse_bomb(path: Path, rows: int, size: int) -> None:
+def _check_expansion(path: Path, rows: int, size: int) -> None:
     """Raise DataError where rows repeat one value so often that a small file is more rows than memory holds."""
     if rows > MANY_ROWS and size < rows * LEAST_ROW_BYTES:
         raise DataError(

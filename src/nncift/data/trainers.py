@@ -13,8 +13,14 @@ from nncift.data.conversation import MEDIA, Call, Conversation, Speech
 from nncift.data.records import Row
 from nncift.data.turns import UnusableError
 
-PLACEHOLDERS = {"image": "<image>", "image_url": "<image>", "input_image": "<image>", "video": "<video>", "audio": "<audio>",
-                "input_audio": "<audio>"}  # fmt: skip
+PLACEHOLDERS = {
+    "image": "<image>",
+    "image_url": "<image>",
+    "input_image": "<image>",
+    "video": "<video>",
+    "audio": "<audio>",
+    "input_audio": "<audio>",
+}
 _TEXT = ("text", "input_text", "output_text")
 
 
@@ -25,7 +31,7 @@ def trl(conversation: Conversation, *, form: str, parts: bool) -> Row:
     how TRL is told what is not learned from: `last` = the completion is the last turn, `learned` = it begins with the first turn
     that is learned from. parts: contents are lists of parts in all rows. Raises UnusableError where TRL cannot be told a mask.
     """
-    refuse_partial(conversation, "TRL", last=form == "last")
+    check_whole(conversation, "TRL", last=form == "last")
     turns = [openai_turn(turn, arguments=lambda call: call.value, parts=parts) for turn in conversation.turns]
     at = len(turns) - 1 if form == "last" else first_learned(conversation)
     if form == "learned" and any(turn.role == "assistant" and not turn.learned for turn in conversation.turns[at:]):
@@ -45,7 +51,7 @@ def axolotl(conversation: Conversation, *, marks: str, parts: bool) -> Row:
     marks: `none`; `learned` or `last` = every turn says in `training` whether it is learned from, which those of the row say or
     only the last is. Raises UnusableError for a weight that is neither 0 nor 1.
     """
-    refuse_partial(conversation, "axolotl", last=marks == "last", details=True)
+    check_whole(conversation, "axolotl", last=marks == "last", details=True)
     turns = [openai_turn(turn, arguments=lambda call: call.text, parts=parts) for turn in conversation.turns]
     if marks != "none":
         for place, (turn, row_turn) in enumerate(zip(conversation.turns, turns, strict=True)):
@@ -61,7 +67,7 @@ def axolotl(conversation: Conversation, *, marks: str, parts: bool) -> Row:
 
 def alpaca(conversation: Conversation) -> Row:
     """LLaMA-Factory, Alpaca: instruction, input (always there) and output; `system` and `history` where the row has them."""
-    refuse_partial(conversation, "LLaMA-Factory", last=False)
+    check_whole(conversation, "LLaMA-Factory", last=False)
     fields = conversation.alpaca
     if fields is None or "output" not in fields:
         raise UnusableError("format: the row is no Alpaca row")
@@ -90,7 +96,7 @@ def sharegpt(conversation: Conversation) -> Row:
     Tools and tool calls as JSON text; results of several calls at once are one observation, as the trainer would join them.
     Raises UnusableError where the trainer would skip the row.
     """
-    refuse_partial(conversation, "LLaMA-Factory", last=False)
+    check_whole(conversation, "LLaMA-Factory", last=False)
     row = sharegpt_turns(conversation.turns, conversation)
     if conversation.tools is not None:
         row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
@@ -128,7 +134,7 @@ def sharegpt_turn(turn: Speech, media: dict[str, list[Any]] | None = None) -> di
     return {"from": _sharegpt_role(turn), "value": text}
 
 
-def refuse_partial(conversation: Conversation, trainer: str, *, last: bool, details: bool = False) -> None:
+def check_whole(conversation: Conversation, trainer: str, *, last: bool, details: bool = False) -> None:
     """Raise UnusableError for weights and, unless `details`, for masked parts of turns, which a trainer cannot be told.
 
     last: only the last turn is learned from.
@@ -156,8 +162,15 @@ def dataset_info(name: str, file: str, rows: Iterable[Row]) -> dict[str, Any]:
     if "conversations" not in columns:
         known = {"prompt": "instruction", "query": "input", "response": "output"}
         return {name: {"file_name": file, "formatting": "alpaca", "columns": {**known, **more}}}
-    tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
-            "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}  # fmt: skip
+    tags = {
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "observation",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    }
     sides = {"chosen": "chosen", "rejected": "rejected"} if ranking else {}
     columns_of = {"messages": "conversations", **sides, **more}
     return {name: {"file_name": file, **ranking, "formatting": "sharegpt", "columns": columns_of, "tags": tags}}

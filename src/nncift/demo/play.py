@@ -55,10 +55,16 @@ def play(
     folder = Path(out)
     files = make_world(rows, seed).write(folder / "world")
     settings = RunSettings(
-        pool=(str(files.pool),), model=str(model_path()), labels=labels, budget=budget, encoder=encoder, seed=seed,
-        features="probe", plan="active",
+        pool=(str(files.pool),),
+        model=str(model_path()),
+        labels=labels,
+        budget=budget,
+        encoder=encoder,
+        seed=seed,
+        features="probe",
+        plan="active",
         device="cpu",
-    )  # fmt: skip
+    )
     pool = read_pool(settings)
     teacher = Delift(str(model_path()), device="cpu")
     run = execute(settings, pool, folder / "run", teacher=teacher, progress=progress)
@@ -69,10 +75,10 @@ def play(
     free = {name: done.similar_ids(name, len(run.subset)) for name in done.similarities.names if name != EMBEDDING}
     truth = judge(true, pool, read_truth(files.truth), run.subset.ids, done.vectors(true.source_ids), seed, free)
     truth["seconds"] = round(seconds, 2)
-    told = {**run.summary, "truth": truth}
+    record = {**run.summary, "truth": truth}
     write_report(run.path, truth)
-    write_json(folder / "demo.json", told)
-    return told
+    write_json(folder / "demo.json", record)
+    return record
 
 
 def judge(

@@ -197,8 +197,10 @@ class _Draft:
                     return words
             count += 1
             self.shortest[rank] = count
-        raise UsageError(f"{len(self.pool)} rows are as many as {len(self.skills)} skills can fill without repeating; "
-                         "ask for fewer rows, more skills or a smaller zipf")  # fmt: skip
+        raise UsageError(
+            f"{len(self.pool)} rows are as many as {len(self.skills)} skills can fill without repeating; "
+            "ask for fewer rows, more skills or a smaller zipf"
+        )
 
     def _repeat(self, index: int, rng: np.random.Generator) -> None:
         original = self.pool[self.originals[int(rng.integers(len(self.originals)))]]
@@ -240,8 +242,9 @@ def _check(rows: int, skills: int, corrupted: float, duplicates: float, zipf: fl
     if not 2 <= skills <= len(NAMES):
         raise UsageError(f"skills={skills} was given; 2 to {len(NAMES)} were expected")
     if not (corrupted >= 0 and duplicates >= 0 and corrupted + duplicates <= 0.45):
-        raise UsageError(f"corrupted={corrupted}, duplicates={duplicates} were given; shares of together at most 0.45 "
-                         "were expected")  # fmt: skip
+        raise UsageError(
+            f"corrupted={corrupted}, duplicates={duplicates} were given; shares of together at most 0.45 were expected"
+        )
     if not 0 <= zipf <= 10:
         raise UsageError(f"zipf={zipf} was given; 0 to 10 was expected")
 

@@ -64,7 +64,9 @@ class Hands:
         teacher: Any = self.teacher
         found = teacher.label(chunk)
         passes = int(np.isfinite(found.values).sum())
-        return Outcome({"values": found.values}, int(found.tokens), passes, told={"shortened": bool(found.shortened)})
+        return Outcome(
+            {"values": found.values}, int(found.tokens), passes, details={"shortened": bool(found.shortened)}
+        )
 
     def measure(self, ids: Sequence[str]) -> Outcome:
         """Measure rows. Values travel in the type that they are kept in."""

@@ -55,12 +55,16 @@ def pack(record: Record) -> bytes:
     outcome = record.outcome
     arrays = {name: np.asarray(array, order="C") for name, array in outcome.arrays.items()}
     head = {
-        "job": record.job, "piece": record.piece, "tokens": outcome.tokens, "passes": outcome.passes,
-        "seconds": outcome.seconds, "told": dict(outcome.told),
+        "job": record.job,
+        "piece": record.piece,
+        "tokens": outcome.tokens,
+        "passes": outcome.passes,
+        "seconds": outcome.seconds,
+        "told": dict(outcome.details),
         "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()],
-    }  # fmt: skip
-    told = json.dumps(head).encode()
-    body = b"".join([struct.pack("<Q", len(told)), told, *(array.tobytes() for array in arrays.values())])
+    }
+    details = json.dumps(head).encode()
+    body = b"".join([struct.pack("<Q", len(details)), details, *(array.tobytes() for array in arrays.values())])
     return _HEAD.pack(MAGIC, len(body), hashlib.sha256(body).digest()) + body
 
 
@@ -116,8 +120,8 @@ def _parts(file: Path, at: int) -> Iterator[tuple[int, Record | Damage]]:
 def _named(body: bytes) -> str | None:
     """Return the piece that a damaged body seems to be of."""
     try:
-        (told,) = struct.unpack_from("<Q", body)
-        return str(json.loads(body[8 : 8 + told])["piece"])
+        (details,) = struct.unpack_from("<Q", body)
+        return str(json.loads(body[8 : 8 + details])["piece"])
     except (ValueError, KeyError, TypeError, struct.error):
         return None
 
@@ -164,11 +168,11 @@ class Names:
                     return
                 magic, length, _ = _HEAD.unpack_from(head)
                 behind = self._at + _HEAD.size + length
-                (told,) = struct.unpack_from("<Q", head, _HEAD.size)
-                if magic != MAGIC or behind > size or told > length:
+                (details,) = struct.unpack_from("<Q", head, _HEAD.size)
+                if magic != MAGIC or behind > size or details > length:
                     return
                 try:
-                    name = str(json.loads(stream.read(told))["piece"])
+                    name = str(json.loads(stream.read(details))["piece"])
                 except (ValueError, KeyError, TypeError):
                     return
                 self._at = behind

@@ -180,9 +180,7 @@ class Part:
             if (piece := lacking.pop(record.piece, None)) is not None:
                 keep(piece, record.outcome)
 
-    def _do_some(
-        self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep, lacking: dict[str, Piece]
-    ) -> None:  # fmt: skip
+    def _do_some(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep, lacking: dict[str, Piece]) -> None:
         self._do(hands, job, pieces, keep)
         for piece in pieces:
             del lacking[piece.name]

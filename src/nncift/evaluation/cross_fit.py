@@ -24,7 +24,7 @@ from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import Vectors
 from nncift.models.views import TEXT
 from nncift.student.candidates import STUDENT, Candidate, free_candidates, values_of, with_similarity
-from nncift.student.networks import Learned, Lesson, network, refittable
+from nncift.student.networks import FittedStudent, TrainingData, network, refittable
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
@@ -57,10 +57,10 @@ class Recipe:
     recipe: str
     seed: int
 
-    def learn(self, lesson: Lesson) -> Learned:
+    def learn(self, training_data: TrainingData) -> FittedStudent:
         """Train on a lesson, which has validation pairs."""
         return network(self.student).learn(
-            lesson, recipe=self.recipe, seed=derive(self.seed, "student"), advance=_silent
+            training_data, recipe=self.recipe, seed=derive(self.seed, "student"), advance=_silent
         )
 
 
@@ -106,8 +106,8 @@ def labels_rows(labels: Mapping[str, LabelledPairs]) -> bool:
     return "rest" in labels or not {"q2", "q3"} & set(labels)
 
 
-def _lesson(train: LabelledPairs, validation: LabelledPairs, vectors: Vectors) -> Lesson:
-    return Lesson(train, validation, vectors.targets, vectors.sources, vectors.views)
+def _training_data(train: LabelledPairs, validation: LabelledPairs, vectors: Vectors) -> TrainingData:
+    return TrainingData(train, validation, vectors.targets, vectors.sources, vectors.views)
 
 
 def _fitted(
@@ -116,25 +116,27 @@ def _fitted(
     courses: Sequence[Mapping[str, Any]],
     vectors: Vectors,
     recipe: Recipe,
-) -> Learned:
+) -> FittedStudent:
     """Return what is learned with choices that were made before, from validation pairs where a network has none."""
     again = refittable(network(recipe.student))
     if again is not None and courses:
-        learned = again.refit(_lesson(train, train.take(np.arange(0)), vectors), courses=courses, advance=_silent)
+        learned = again.refit(
+            _training_data(train, train.take(np.arange(0)), vectors), courses=courses, advance=_silent
+        )
         if learned is not None:
             return learned
-    return recipe.learn(_lesson(train, validation, vectors))
+    return recipe.learn(_training_data(train, validation, vectors))
 
 
 def _final(
-    every: LabelledPairs, first: Learned, courses: Sequence[Mapping[str, Any]], vectors: Vectors, recipe: Recipe
-) -> Learned:
+    every: LabelledPairs, first: FittedStudent, courses: Sequence[Mapping[str, Any]], vectors: Vectors, recipe: Recipe
+) -> FittedStudent:
     """Return what is learned from all labels where choices can be settled beforehand, else what was learned first."""
     again = refittable(network(recipe.student))
     if again is None:
         return first
     nothing = every.take(np.arange(0))
-    learned = again.refit(_lesson(every, nothing, vectors), courses=courses, advance=_silent)
+    learned = again.refit(_training_data(every, nothing, vectors), courses=courses, advance=_silent)
     return first if learned is None else learned
 
 
@@ -148,17 +150,17 @@ def hold_out_planned(
 ) -> HeldOut:
     """Hold out the items that the plan has set apart."""
     quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
-    lesson = _lesson(labels["train"], labels["validation"], vectors)
-    learned = recipe.learn(lesson)
+    training_data = _training_data(labels["train"], labels["validation"], vectors)
+    learned = recipe.learn(training_data)
     advance(1)
     made = Candidate.of(recipe.student, learned, vectors)
     blocks = [labels[name].present() for name in HELD_OUT]
     candidates = {STUDENT: made}
     # The published recipe stays what it is.
-    candidates |= with_similarity(made, lesson, blocks) if recipe.recipe == "default" else {}
-    free = free_candidates(lesson, vectors)
+    candidates |= with_similarity(made, training_data, blocks) if recipe.recipe == "default" else {}
+    free = free_candidates(training_data, vectors)
     candidates |= free
-    rivals = free_candidates(lesson, vectors, rising=False)
+    rivals = free_candidates(training_data, vectors, rising=False)
     predictions = _baselines(labels["train"], labels["validation"], vectors, quadrants)
     predictions |= {
         name: {quadrant: of.predict(pairs) for quadrant, pairs in quadrants.items()}
@@ -172,7 +174,7 @@ def hold_out_planned(
         STUDENT: Candidate.of(recipe.student, _final(every, learned, [learned.course], vectors, recipe), vectors)
     }
     advance(1)
-    all_of_it = _lesson(every, labels["validation"], vectors)
+    all_of_it = _training_data(every, labels["validation"], vectors)
     for name in candidates:
         if name in free:
             shipped[name] = free_candidates(all_of_it, vectors, rising=False)[name]
@@ -275,8 +277,8 @@ class _Crossed:
         students = [Candidate.of(self.recipe.student, of, self.vectors) for of in learned]
         every, nothing = self.every, self.every.take(np.arange(0))
         whole = self._thinned(every, "all")
-        free = free_candidates(_lesson(whole, nothing, self.vectors), self.vectors)
-        rivals = free_candidates(_lesson(whole, nothing, self.vectors), self.vectors, rising=False)
+        free = free_candidates(_training_data(whole, nothing, self.vectors), self.vectors)
+        rivals = free_candidates(_training_data(whole, nothing, self.vectors), self.vectors, rising=False)
         final = _final(every, learned[0], courses, self.vectors, self.recipe)
         shipped = {STUDENT: Candidate.of(self.recipe.student, final, self.vectors), **free}
         predictions = self._predicted(quadrants, students, shipped[STUDENT])
@@ -325,7 +327,7 @@ class _Crossed:
 
     def _students(
         self, alone: list[tuple[LabelledPairs, LabelledPairs]]
-    ) -> tuple[list[Learned], list[Mapping[str, Any]]]:
+    ) -> tuple[list[FittedStudent], list[Mapping[str, Any]]]:
         """Return what is learned without each fold, choices made on other folds, and the course of every fit that made them."""
         if refittable(network(self.recipe.student)) is None:
             found = []
@@ -333,12 +335,12 @@ class _Crossed:
                 other = (fold + 1) % self.folds
                 train, _ = self._without({fold, other})
                 _, validation = self._without({other})
-                found.append(self.recipe.learn(_lesson(train, validation, self.vectors)))
+                found.append(self.recipe.learn(_training_data(train, validation, self.vectors)))
                 self.advance(1)
             return found, []
         courses: list[Mapping[str, Any]] = []
         for train, inside in alone:
-            courses.append(self.recipe.learn(_lesson(train, inside, self.vectors)).course)
+            courses.append(self.recipe.learn(_training_data(train, inside, self.vectors)).course)
             self.advance(1)
         found = []
         for fold, (train, inside) in enumerate(alone):
@@ -496,7 +498,7 @@ class _Crossed:
         return found
 
 
-def _agreed(learned: list[Learned]) -> dict[str, Any]:
+def _agreed(learned: list[FittedStudent]) -> dict[str, Any]:
     """Return what the fits of all folds say together, for the record."""
     penalties = [of.course["penalty"] for of in learned if "penalty" in of.course]
     return {"penalty": float(np.median(penalties))} if penalties else {}

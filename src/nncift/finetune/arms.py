@@ -19,9 +19,9 @@ Chooser = Callable[[Pool, "Budget", int], Sequence[str]]
 
 @dataclass(frozen=True)
 class Budget:
-    """A size of subset. wish: as it was given, None = the run's own; rows: of the run's selection at it, in rank order."""
+    """A size of subset. asked: as it was given, None = the run's own; rows: of the run's selection at it, in rank order."""
 
-    wish: str | None
+    asked: str | None
     rows: tuple[str, ...]
 
     @property
@@ -32,7 +32,7 @@ class Budget:
     @property
     def name(self) -> str:
         """As it is written in reports."""
-        return self.wish or f"{self.k} rows"
+        return self.asked or f"{self.k} rows"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _similar(name: str) -> Chooser:
 
 
 def _teacher(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return teacher_ids(pool, budget.wish)
+    return teacher_ids(pool, budget.asked)
 
 
 def _small_teacher(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:

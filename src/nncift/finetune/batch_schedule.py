@@ -17,7 +17,7 @@ from nncift.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Course:
+class BatchSchedule:
     """Ids of the rows of every optimiser step, and what they come to. rows: how many different ones there were to read."""
 
     updates: tuple[tuple[str, ...], ...]
@@ -63,7 +63,7 @@ class Measure:
         return cls(tokens=round(taken * batch * sum(lengths) / len(lengths)))
 
 
-def course(lengths: Mapping[str, int], measure: Measure, batch: int, seed: int) -> Course:
+def course(lengths: Mapping[str, int], measure: Measure, batch: int, seed: int) -> BatchSchedule:
     """Return the course over rows for a measure; lengths: tokens of each row by id, as the model reads them.
 
     With a measure of tokens the row that would go beyond it ends the course, so the tokens read are at most the measure and
@@ -83,7 +83,7 @@ def course(lengths: Mapping[str, int], measure: Measure, batch: int, seed: int) 
     if not read:
         raise UsageError(f"not one row fits into {measure.tokens} tokens of training; give more --epochs or --steps")
     updates = tuple(tuple(read[start : start + batch]) for start in range(0, len(read), batch))
-    return Course(updates, len(lengths), tokens)
+    return BatchSchedule(updates, len(lengths), tokens)
 
 
 def _stream(ids: Mapping[str, int], seed: int) -> Iterator[str]:

@@ -83,19 +83,19 @@ def _is_asked(arm: str, other: str) -> bool:
 def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> dict[str, Any]:
     outcomes = group.outcomes[arm]
     facts = [outcome.facts for outcome in outcomes]
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         name: _mean([one[name] for one in facts]) for name in ("rows", "steps", "epochs", "tokens") if name in facts[0]
     }
     for name in ("shown", "shortened", "left_out"):
         if name in facts[0]:
-            told[name] = _mean([one[name] for one in facts])
-    told["seconds"] = {
+            record[name] = _mean([one[name] for one in facts])
+    record["seconds"] = {
         name: _mean([outcome.cost.get(name, 0.0) for outcome in outcomes]) for name in ("training", "judging")
     }
     if "training_loss" in facts[0]:
-        told["training_loss"] = [_mean([one["training_loss"][end] for one in facts]) for end in (0, 1)]
-    told["metrics"] = {metric: _metric(group, arm, metric) for metric in units}
-    return told
+        record["training_loss"] = [_mean([one["training_loss"][end] for one in facts]) for end in (0, 1)]
+    record["metrics"] = {metric: _metric(group, arm, metric) for metric in units}
+    return record
 
 
 def _metric(group: Group, arm: str, metric: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _metric(group: Group, arm: str, metric: str) -> dict[str, Any]:
     table = group.table(arm, metric)
     by_seed = [_mean(row[np.isfinite(row)].tolist()) for row in table]
     known = [value for value in by_seed if value is not None]
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "mean": _mean(known),
         "by_seed": by_seed,
         "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
@@ -112,10 +112,10 @@ def _metric(group: Group, arm: str, metric: str) -> dict[str, Any]:
     }
     reasons = [one.marks.failures[metric] for one in group.outcomes[arm] if metric in one.marks.failures]
     if reasons:
-        told["first_failure"] = reasons[0]
+        record["first_failure"] = reasons[0]
     if metric == LOSS:
-        told["perplexity"] = _mean([_perplexity(one) for one in group.outcomes[arm]])
-    return told
+        record["perplexity"] = _mean([_perplexity(one) for one in group.outcomes[arm]])
+    return record
 
 
 def between_seeds(by_seed: Sequence[float | None]) -> float | None:
@@ -140,12 +140,22 @@ def _perplexity(outcome: Outcome) -> float | None:
 def _side_by_side(group: Group, arm: str, other: str, metric: str, higher: bool, seed: int) -> dict[str, Any]:
     found = compare(group.table(arm, metric), group.table(other, metric), higher_is_better=higher, seed=seed)
     return {
-        "difference": _number(found.difference), "interval": _pair(found.interval), "level": found.level,
-        "relative": _number(found.relative), "relative_interval": _pair(found.relative_interval),
-        "mean_absolute": _number(found.absolute), "relative_mean_absolute": _number(found.relative_absolute),
-        "wins": found.wins, "ties": found.ties, "losses": found.losses, "items": found.items,
-        "left_out": found.left_out, "seeds": found.seeds, "verdict": verdict(found), "within": within(found),
-    }  # fmt: skip
+        "difference": _number(found.difference),
+        "interval": _pair(found.interval),
+        "level": found.level,
+        "relative": _number(found.relative),
+        "relative_interval": _pair(found.relative_interval),
+        "mean_absolute": _number(found.absolute),
+        "relative_mean_absolute": _number(found.relative_absolute),
+        "wins": found.wins,
+        "ties": found.ties,
+        "losses": found.losses,
+        "items": found.items,
+        "left_out": found.left_out,
+        "seeds": found.seeds,
+        "verdict": verdict(found),
+        "within": within(found),
+    }
 
 
 def verdict(found: Comparison) -> str:

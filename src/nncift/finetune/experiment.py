@@ -21,7 +21,7 @@ from nncift.finetune.held_out import held_out
 from nncift.finetune.results_store import Cell, Cells, Outcome
 from nncift.finetune.run_rows import Pool
 from nncift.finetune.teacher_arms import selected_ids
-from nncift.finetune.trainer import Bench
+from nncift.finetune.trainer import Trainer
 from nncift.finetune.tune_settings import TuneSettings, resolve
 from nncift.models.causal_lm import CausalLM
 from nncift.models.environment import examine
@@ -34,9 +34,13 @@ Chosen = Mapping[str, Mapping[int, tuple[str, ...]]]
 
 
 def tune(
-    path: str | Path, given: Mapping[str, Any], out: Path | None = None, progress: Progress = silent, *,
+    path: str | Path,
+    given: Mapping[str, Any],
+    out: Path | None = None,
+    progress: Progress = silent,
+    *,
     truth: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
 
     given: settings (`TuneSettings`), `test` among them. out: a folder, by default `tune` in the run; cells that are finished
@@ -47,16 +51,16 @@ def tune(
     from nncift.finetune.tune_page import page
 
     run = FinishedRun(path)
-    proof = Proof(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
-    told = proof.told()
-    write_json(proof.folder / "tune.json", told)
-    write_text(proof.folder / "tune.md", page(told))
-    write_text(proof.folder / "tune.html", html(told))
-    return told
+    proof = TuneExperiment(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
+    record = proof.record()
+    write_json(proof.folder / "tune.json", record)
+    write_text(proof.folder / "tune.md", page(record))
+    write_text(proof.folder / "tune.html", html(record))
+    return record
 
 
 @dataclass(frozen=True)
-class Work:
+class RunContext:
     """One cell that is wanted, the rows that it serves, and how much it trains (None: it does not)."""
 
     cell: Cell
@@ -64,32 +68,43 @@ class Work:
     measure: Measure | None
 
 
-class Proof:
+class TuneExperiment:
     """All cells of one tune, computed where they are missing. units: of every metric, and whether higher is better."""
 
     def __init__(
-        self, run: FinishedRun, settings: TuneSettings, folder: Path, progress: Progress = silent, *,
+        self,
+        run: FinishedRun,
+        settings: TuneSettings,
+        folder: Path,
+        progress: Progress = silent,
+        *,
         truth: Path | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.run, self.settings, self.folder, self._progress = run, settings, folder, progress
         if "teacher" in settings.arms:
             check_existing(run, judged_objective(run))
         tests = held_out(run, settings)
-        self._bench = Bench(run, settings, run.rows.pool, tests.rows)
-        self._bench.notes.extend(tests.notes)
+        self._trainer = Trainer(run, settings, run.rows.pool, tests.rows)
+        self._trainer.notes.extend(tests.notes)
         folder.mkdir(parents=True, exist_ok=True)
         self._cells = Cells(folder, tests.rows.ids)
         self._pool = Pool(
-            run, folder, lambda: self._bench.lm, small_model=settings.small_model, template=self._bench.template,
-            device=settings.device, truth_folder=truth, progress=progress,
-        )  # fmt: skip
+            run,
+            folder,
+            lambda: self._trainer.lm,
+            small_model=settings.small_model,
+            template=self._trainer.template,
+            device=settings.device,
+            truth_folder=truth,
+            progress=progress,
+        )
         # Now, so that what cannot be judged is refused before anything is chosen.
-        self.units = self._bench.exam.units
+        self.units = self._trainer.evaluation_set.units
 
     @cached_property
     def _chosen(self) -> dict[Budget, Chosen]:
-        wishes = self.settings.budget or (None,)
-        budgets = [Budget(wish, selected_ids(self.run, wish, self.folder / "selections")) for wish in wishes]
+        sizes = self.settings.budget or (None,)
+        budgets = [Budget(asked, selected_ids(self.run, asked, self.folder / "selections")) for asked in sizes]
         return {budget: self._choose(budget) for budget in budgets}
 
     @cached_property
@@ -108,34 +123,40 @@ class Proof:
             for how in self.settings.hows
         ]
 
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Compute what is missing and return everything that is reported."""
-        bench, groups = self._bench, self.groups
+        trainer, groups = self._trainer, self.groups
         spent = {
             id(one): sum(one.cost.values()) for group in groups for found in group.outcomes.values() for one in found
         }
         return {
             "run": str(self.run.path),
-            "test_rows": len(bench.exam.tests),
+            "test_rows": len(trainer.evaluation_set.tests),
             "model": {
-                "name": bench.lm.name, "fingerprint": bench.lm.fingerprint, "context": bench.context,
-                "parameters": bench.parameters, "trained_parameters": bench.pupil.parameters,
+                "name": trainer.lm.name,
+                "fingerprint": trainer.lm.fingerprint,
+                "context": trainer.context,
+                "parameters": trainer.parameters,
+                "trained_parameters": trainer.tuner.parameters,
             },
-            "recipe": {**bench.recipe.describe(), "epochs": bench.recipe.epochs, "steps": bench.recipe.steps},
+            "recipe": {**trainer.recipe.describe(), "epochs": trainer.recipe.epochs, "steps": trainer.recipe.steps},
             "seeds": self.settings.seeds,
             "seed": self.settings.seed,
             "in_context": self.settings.in_context,
-            "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in self.units.items()},
+            "metrics": {
+                name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in self.units.items()
+            },
             "arms": {name: arm.about for name, arm in ARMS.items() if name in self.settings.arms},
             "choosing": {
-                budget.name: _overlaps(budget, arms, bench.lessons.unusable) for budget, arms in self._chosen.items()
+                budget.name: _overlaps(budget, arms, trainer.training_sets.unusable)
+                for budget, arms in self._chosen.items()
             },
             "costs": self._pool.costs,
             "results": [tell(group, self.units, self.settings.seed) for group in groups],
             "seconds": round(sum(spent.values()), 3),
-            "machine": _machine(bench.lm),
-            "notes": [*bench.notes, *self._about_rows()],
-        }  # fmt: skip
+            "machine": _machine(trainer.lm),
+            "notes": [*trainer.notes, *self._about_rows()],
+        }
 
     @property
     def _seeds(self) -> range:
@@ -154,20 +175,20 @@ class Proof:
                 self._pool.spent(name, time.perf_counter() - began)
         return found
 
-    def _of(self, budget: Budget, chosen: Chosen, seed: int) -> Iterator[Work]:
+    def _of(self, budget: Budget, chosen: Chosen, seed: int) -> Iterator[RunContext]:
         """Yield the cells of a budget under a seed."""
         for how in self.settings.hows:
             measure = None if how == "context" else self._measure(how, budget)
             for arm, ids in chosen.items():
-                yield Work(_cell(how, budget, arm, seed), ids[seed], None if arm == UNTRAINED else measure)
+                yield RunContext(_cell(how, budget, arm, seed), ids[seed], None if arm == UNTRAINED else measure)
 
     def _measure(self, how: str, budget: Budget) -> Measure:
-        lengths, recipe = self._bench.lessons.lengths(budget.rows), self._bench.recipe
+        lengths, recipe = self._trainer.training_sets.lengths(budget.rows), self._trainer.recipe
         if not lengths:
             raise UsageError(f"the model cannot read a single one of the {budget.k} selected rows in training")
         return Measure.of(how, list(lengths.values()), recipe.batch, recipe.epochs, recipe.steps)
 
-    def _outcomes(self, wanted: Mapping[Cell, Work]) -> dict[Cell, Outcome]:
+    def _outcomes(self, wanted: Mapping[Cell, RunContext]) -> dict[Cell, Outcome]:
         found = {}
         with self._progress("tuning and judging", len(wanted)) as advance:
             for cell, work in wanted.items():
@@ -175,18 +196,18 @@ class Proof:
                 advance(1)
         return found
 
-    def _trained(self, work: Work, measure: Measure) -> Outcome:
-        bench, content, seed = self._bench, self._pool.content, int(work.cell.seed or 0)
-        planned = course(bench.lessons.lengths(work.ids), measure, bench.recipe.batch, seed)
+    def _trained(self, work: RunContext, measure: Measure) -> Outcome:
+        trainer, content, seed = self._trainer, self._pool.content, int(work.cell.seed or 0)
+        planned = course(trainer.training_sets.lengths(work.ids), measure, trainer.recipe.batch, seed)
         read = [[[item, content[item]] for item in update] for update in planned.updates]
-        key = fingerprint("training", bench.identity(), bench.context, bench.recipe.describe(), read, seed)
-        return self._kept(work.cell, key, lambda: bench.trained(planned, seed))
+        key = fingerprint("training", trainer.identity(), trainer.context, trainer.recipe.describe(), read, seed)
+        return self._kept(work.cell, key, lambda: trainer.trained(planned, seed))
 
-    def _shown(self, work: Work) -> Outcome:
+    def _shown(self, work: RunContext) -> Outcome:
         content = self._pool.content
         rows = sorted([item, content[item]] for item in work.ids)
-        key = fingerprint("showing", self._bench.identity(), self.settings.in_context if rows else None, rows)
-        return self._kept(work.cell, key, lambda: self._bench.shown(work.ids))
+        key = fingerprint("showing", self._trainer.identity(), self.settings.in_context if rows else None, rows)
+        return self._kept(work.cell, key, lambda: self._trainer.shown(work.ids))
 
     def _kept(self, cell: Cell, key: str, compute: Callable[[], Outcome]) -> Outcome:
         """Return a cell as it is stored, or compute and store it."""
@@ -205,7 +226,7 @@ class Proof:
     def _about_rows(self) -> list[str]:
         """Return notes on rows that cannot be trained on, or not whole, and on rules that not every arm follows."""
         notes = []
-        unusable, shortened = self._bench.lessons.unusable, self._bench.lessons.shortened
+        unusable, shortened = self._trainer.training_sets.unusable, self._trainer.training_sets.shortened
         if unusable:
             names = ", ".join(list(unusable)[:5])
             notes.append(
@@ -213,7 +234,7 @@ class Proof:
             )
         if shortened:
             notes.append(f"{len(shortened)} rows of the pool are too long, and lose the beginning of their prompts.")
-        notes += [*self._bench.lessons.notes, *self._bench.test_notes]
+        notes += [*self._trainer.training_sets.notes, *self._trainer.test_notes]
         rules = [flag for flag in ("quota", "include", "exclude", "dedup") if getattr(self.run.settings, flag)]
         if rules:
             notes.append(
@@ -250,8 +271,9 @@ def _overlaps(budget: Budget, chosen: Chosen, unusable: Collection[str]) -> dict
 
 
 def _machine(lm: CausalLM) -> dict[str, Any]:
-    told = examine()
+    record = examine()
     return {
-        **{name: told[name] for name in ("python", "platform", "cores", "devices", "packages")},
-        "device": str(lm.device), "threads": 1 if lm._small else told["torch_threads"],
-    }  # fmt: skip
+        **{name: record[name] for name in ("python", "platform", "cores", "devices", "packages")},
+        "device": str(lm.device),
+        "threads": 1 if lm._small else record["torch_threads"],
+    }

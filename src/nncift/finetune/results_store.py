@@ -52,27 +52,34 @@ class Cells:
     def load(self, cell: Cell, key: str) -> Outcome | None:
         """Return a cell that was computed under the same fingerprint; None where there is none, or no whole one."""
         try:
-            told = json.loads(self._place(cell).read_text(encoding="utf-8"))
-            if told["key"] != key or tuple(told["ids"]) != self._ids:
+            record = json.loads(self._place(cell).read_text(encoding="utf-8"))
+            if record["key"] != key or tuple(record["ids"]) != self._ids:
                 return None
-            values = {name: np.array(found, np.float64) for name, found in told["values"].items()}
-            marks = Marks(values, np.array(told["tokens"], np.int64), told["answers"], told["failures"])
+            values = {name: np.array(found, np.float64) for name, found in record["values"].items()}
+            marks = Marks(values, np.array(record["tokens"], np.int64), record["answers"], record["failures"])
             cost = json.loads(self._place(cell, "costs").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Outcome(marks, told["facts"], cost)
+        return Outcome(marks, record["facts"], cost)
 
     def store(self, cell: Cell, key: str, outcome: Outcome) -> None:
         """Write a cell; its own file comes last, and is what counts."""
         marks = outcome.marks
         write_json(self._place(cell, "costs"), dict(outcome.cost))
-        told = {
-            "key": key, "how": cell.how, "budget": cell.budget, "arm": cell.arm, "seed": cell.seed,
-            "facts": dict(outcome.facts), "ids": list(self._ids),
+        record = {
+            "key": key,
+            "how": cell.how,
+            "budget": cell.budget,
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "facts": dict(outcome.facts),
+            "ids": list(self._ids),
             "values": {name: _numbers(values) for name, values in marks.values.items()},
-            "tokens": marks.tokens.tolist(), "answers": list(marks.answers), "failures": dict(marks.failures),
-        }  # fmt: skip
-        write_json(self._place(cell), told)
+            "tokens": marks.tokens.tolist(),
+            "answers": list(marks.answers),
+            "failures": dict(marks.failures),
+        }
+        write_json(self._place(cell), record)
 
     def _place(self, cell: Cell, part: str = "cells") -> Path:
         return self._folder / part / f"{cell.name}.json"

@@ -58,8 +58,8 @@ class Pool:
 
     def spent(self, arm: str, seconds: float) -> None:
         """Add to the time that choosing an arm's rows took."""
-        told = self.costs.setdefault(arm, {})
-        told["choosing_seconds"] = round(told.get("choosing_seconds", 0.0) + seconds, 3)
+        record = self.costs.setdefault(arm, {})
+        record["choosing_seconds"] = round(record.get("choosing_seconds", 0.0) + seconds, 3)
 
     @cached_property
     def truth(self) -> UtilityMatrix:

@@ -15,43 +15,43 @@ from nncift.finetune.run_rows import Pool
 from nncift.models.loading import fingerprint as fingerprint_of
 from nncift.models.loading import locate
 from nncift.runs.finished import FinishedRun
-from nncift.runs.full_teacher import judged_objective, true_ground
+from nncift.runs.full_teacher import judged_objective, true_problem
 from nncift.runs.select_again import reselect
 from nncift.runs.true_matrix import true_matrix
 from nncift.selection import select
-from nncift.selection.constraints import Wishes
+from nncift.selection.constraints import Constraints
 from nncift.selection.solve import solve
 from nncift.stages import inputs
 from nncift.teachers import registry
 from nncift.teachers.rds import Rds
 
 
-def selected_ids(run: FinishedRun, wish: str | None, folder: Path) -> tuple[str, ...]:
+def selected_ids(run: FinishedRun, asked: str | None, folder: Path) -> tuple[str, ...]:
     """Return the run's selection at a budget, in rank order: its own where none is given, else it is selected again.
 
     folder: for what is selected again; what stands there of the same run is taken as it is.
     """
-    if wish is None:
+    if asked is None:
         return run.chosen
-    place = folder / fingerprint(_state(run), wish)
+    place = folder / fingerprint(_state(run), asked)
     if not (place / "selection.json").exists():
         # Files of a selection that was killed; its account comes last.
         shutil.rmtree(place, ignore_errors=True)
-        reselect(run.path, {"budget": wish}, place)
+        reselect(run.path, {"budget": asked}, place)
     return tuple(json.loads((place / "selection.json").read_text(encoding="utf-8"))["ids"])
 
 
-def teacher_ids(pool: Pool, wish: str | None) -> tuple[str, ...]:
+def teacher_ids(pool: Pool, asked: str | None) -> tuple[str, ...]:
     """Return what the run's objective and rules select on the true matrix, which is kept in the run (`truth/`).
 
     Raises UsageError where rows that were trained on already are not at hand, and the errors of the teacher.
     """
     run, objective = pool.run, judged_objective(pool.run)
-    settings = run.settings if wish is None else run.settings.model_copy(update={"budget": wish})
-    settled = Wishes.read(settings).settle(pool.rows, run.vectors(pool.ids))
-    ground = true_ground(run, objective, pool.truth, device=pool.device, progress=pool.progress)
+    settings = run.settings if asked is None else run.settings.model_copy(update={"budget": asked})
+    settled = Constraints.read(settings).settle(pool.rows, run.vectors(pool.ids))
+    problem = true_problem(run, objective, pool.truth, device=pool.device, progress=pool.progress)
     pool.costs.setdefault("teacher", {})["teacher_passes"] = run.summary["ledger"]["full_teacher_passes"]
-    chosen = solve(pool.rows, settled, ground, objective=objective, seed=settings.seed, embedding_control=False)
+    chosen = solve(pool.rows, settled, problem, objective=objective, seed=settings.seed, embedding_control=False)
     return chosen.subset.ids
 
 
@@ -77,8 +77,8 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
     made = pipeline.execute(
         settings, pool.examples, folder, teacher=teacher, target=pool.run.rows.wanted, progress=pool.progress
     )
-    told = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "seconds")}
-    pool.costs.setdefault("small-teacher", {}).update(told)
+    record = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "seconds")}
+    pool.costs.setdefault("small-teacher", {}).update(record)
     return selected_ids(FinishedRun(made.path), str(k), pool.folder / "selections")
 
 

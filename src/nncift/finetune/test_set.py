@@ -20,7 +20,7 @@ from nncift.generation.likelihood import response_losses
 from nncift.generation.prompts import InFrontOf
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import Encoder
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 LOSS, CHOICE = "loss", "choice"
 
@@ -41,7 +41,7 @@ class Marks:
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
-class Exam:
+class EvaluationSet:
     """Test rows and the metrics that every model is judged by.
 
     questions: multiple-choice questions for the metric choice, whose items are these and not the test rows. judge: options of
@@ -49,9 +49,16 @@ class Exam:
     """
 
     def __init__(
-        self, tests: Examples, wording: Wording, metrics: Sequence[str], *, questions: Sequence[Question] = (),
-        encoder: Encoder | None = None, judge: Mapping[str, Any] | None = None, max_new_tokens: int = 150,
-    ) -> None:  # fmt: skip
+        self,
+        tests: Examples,
+        wording: PromptFormat,
+        metrics: Sequence[str],
+        *,
+        questions: Sequence[Question] = (),
+        encoder: Encoder | None = None,
+        judge: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 150,
+    ) -> None:
         unknown = [name for name in metrics if name not in (LOSS, *METRICS)]
         if unknown:
             raise UsageError(f"there is no metric {unknown[0]!r}{nearest(unknown[0], [LOSS, *METRICS])}")

@@ -12,10 +12,10 @@ import numpy as np
 
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
-from nncift.finetune.batch_schedule import Course
+from nncift.finetune.batch_schedule import BatchSchedule
 from nncift.finetune.results_store import Outcome
-from nncift.finetune.test_set import Exam
-from nncift.finetune.training import Lessons, Pupil, Recipe, defaults, method_of
+from nncift.finetune.test_set import EvaluationSet
+from nncift.finetune.training import FineTuner, Recipe, TrainingSets, defaults, method_of
 from nncift.finetune.tune_settings import TuneSettings
 from nncift.generation.choices import Question, read_questions
 from nncift.generation.few_shot import InFront, examples_in_front
@@ -23,7 +23,7 @@ from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, Floats, create
 from nncift.models.loading import ModelSource
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.row_remarks import Remarks
 from nncift.runs.finished import FinishedRun
 
@@ -31,7 +31,7 @@ ENDS = 10
 """Steps at the start and at the end of training over which its loss is told."""
 
 
-class Bench:
+class Trainer:
     """What a tune has only once. What is not given is the run's; everything is loaded when it is first asked for."""
 
     def __init__(self, run: FinishedRun, settings: TuneSettings, pool: Examples, tests: Examples) -> None:
@@ -72,9 +72,9 @@ class Bench:
         return Recipe(method, steps=given.steps, rank=given.rank, alpha=given.alpha, dropout=given.dropout, **values)
 
     @cached_property
-    def pupil(self) -> Pupil:
+    def tuner(self) -> FineTuner:
         """The model with what trains in it."""
-        return Pupil(self.lm, self.recipe)
+        return FineTuner(self.lm, self.recipe)
 
     @property
     def template(self) -> str | None:
@@ -82,9 +82,9 @@ class Bench:
         return self._settings.template or self._run.template
 
     @cached_property
-    def wording(self) -> Wording:
+    def wording(self) -> PromptFormat:
         """How rows read to the model, in training and in the test."""
-        return Wording(self.lm.tokenizer, self.template)
+        return PromptFormat(self.lm.tokenizer, self.template)
 
     @cached_property
     def context(self) -> int:
@@ -95,12 +95,12 @@ class Bench:
         return own or self.lm.context
 
     @cached_property
-    def lessons(self) -> Lessons:
+    def training_sets(self) -> TrainingSets:
         """The pool's rows as the model reads them in training."""
-        return Lessons.of(self._pool, self.wording, self.context)
+        return TrainingSets.of(self._pool, self.wording, self.context)
 
     @cached_property
-    def exam(self) -> Exam:
+    def evaluation_set(self) -> EvaluationSet:
         """How models are judged."""
         given = self._settings
         questions: Sequence[Question] = ()
@@ -111,11 +111,15 @@ class Bench:
                     f"{len(rejected)} rows of {given.questions} are no multiple-choice questions; the first: "
                     f"{rejected[0].reason}."
                 )
-        return Exam(
-            self._tests, self.wording, given.metrics, questions=questions,
-            encoder=self._encoder if "embedding" in given.metrics else None, judge=given.judge,
+        return EvaluationSet(
+            self._tests,
+            self.wording,
+            given.metrics,
+            questions=questions,
+            encoder=self._encoder if "embedding" in given.metrics else None,
+            judge=given.judge,
             max_new_tokens=given.max_new_tokens,
-        )  # fmt: skip
+        )
 
     @cached_property
     def test_notes(self) -> tuple[str, ...]:
@@ -130,14 +134,20 @@ class Bench:
     def identity(self) -> list[Any]:
         """Return what decides an outcome beside the rows and the training, for fingerprints."""
         dtype = str(next(self.lm.model.parameters()).dtype)
-        return [self.lm.fingerprint, dtype, self._settings.method == "qlora", self.exam.describe(), self._run.encoder]
+        return [
+            self.lm.fingerprint,
+            dtype,
+            self._settings.method == "qlora",
+            self.evaluation_set.describe(),
+            self._run.encoder,
+        ]
 
-    def trained(self, course: Course, seed: int) -> Outcome:
+    def trained(self, course: BatchSchedule, seed: int) -> Outcome:
         """Train on a course, judge, and leave the model as it was."""
         began = time.perf_counter()
-        with self.pupil.taught(self.lessons.rows, course, seed) as losses:
+        with self.tuner.taught(self.training_sets.rows, course, seed) as losses:
             middle = time.perf_counter()
-            marks = self.exam.sit(self.lm)
+            marks = self.evaluation_set.sit(self.lm)
         ends = [float(np.mean(losses[:ENDS])), float(np.mean(losses[-ENDS:]))]
         cost = {"training": round(middle - began, 3), "judging": round(time.perf_counter() - middle, 3)}
         return Outcome(marks, {**course.to_json(), "training_loss": ends}, cost)
@@ -147,12 +157,17 @@ class Bench:
         began, facts, before = time.perf_counter(), {"rows": len(ids)}, None
         if ids and self._settings.in_context is not None:
             before = examples_in_front(
-                self._pool.subset(ids), self.exam.items, self._vectors_of, self._settings.in_context, self.lm,
-                self.wording, max_new_tokens=self._settings.max_new_tokens,
-            )  # fmt: skip
+                self._pool.subset(ids),
+                self.evaluation_set.items,
+                self._vectors_of,
+                self._settings.in_context,
+                self.lm,
+                self.wording,
+                max_new_tokens=self._settings.max_new_tokens,
+            )
             facts |= {"shown": before.shown, "shortened": before.shortened, "left_out": before.left_out}
             self._note_joined(before)
-        marks = self.exam.sit(self.lm, before)
+        marks = self.evaluation_set.sit(self.lm, before)
         return Outcome(marks, facts, {"judging": round(time.perf_counter() - began, 3)})
 
     def _note_joined(self, before: InFront) -> None:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from nncift.core.seeds import derive
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.finetune.batch_schedule import Course
+from nncift.finetune.batch_schedule import BatchSchedule
 from nncift.models.adam import BETAS, EPSILON
 from nncift.models.batching import batches, row_losses
 from nncift.models.causal_lm import SMALL, CausalLM, Row
 from nncift.models.lora import LoraShape, Trainable, linear_modules, seeded
 from nncift.models.out_of_memory import free_cache, is_out_of_memory
-from nncift.models.prompt_format import Tokens, Wording
+from nncift.models.prompt_format import PromptFormat, Tokens
 from nncift.models.row_remarks import Remarks
 from nncift.teachers.less_warmup import CLIP, rate
 
@@ -53,10 +53,10 @@ class Recipe:
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the weights, for fingerprints; the measure is told by the course."""
-        told = {name: value for name, value in asdict(self).items() if name not in ("epochs", "steps")}
+        record = {name: value for name, value in asdict(self).items() if name not in ("epochs", "steps")}
         if self.method == "whole":
-            told = {name: value for name, value in told.items() if name not in ("rank", "alpha", "dropout")}
-        return {**told, "optimizer": [*BETAS, EPSILON, CLIP]}
+            record = {name: value for name, value in record.items() if name not in ("rank", "alpha", "dropout")}
+        return {**record, "optimizer": [*BETAS, EPSILON, CLIP]}
 
 
 PAPER = {"learning_rate": 2e-4, "batch": 4, "epochs": 3.0}
@@ -83,7 +83,7 @@ def defaults(method: Method, parameters: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingSets:
     """Rows as the model reads them in training, by id.
 
     shortened: their prompt's start was cut. unusable: id -> reason. notes: sentences on the others.
@@ -95,7 +95,7 @@ class Lessons:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, examples: Examples, wording: Wording, context: int) -> Lessons:
+    def of(cls, examples: Examples, wording: PromptFormat, context: int) -> TrainingSets:
         """Tokenise rows: what every sequence begins with, the prompt, the response with its end of sequence.
 
         Too long: characters are cut from the prompt's start, never from the response (method.md 3.1); a row whose response
@@ -122,7 +122,7 @@ class Lessons:
         return {item: len(self.rows[item]) for item in ids if item in self.rows}
 
 
-def _within(example: Example, wording: Wording, limit: int) -> tuple[Tokens, bool]:
+def _within(example: Example, wording: PromptFormat, limit: int) -> tuple[Tokens, bool]:
     """Return a row's tokens, at most `limit`, and whether its prompt was cut. Raises DataError where its response is too long."""
     tokens = wording.tokens(example)
     if len(tokens) <= limit:
@@ -138,7 +138,7 @@ def _within(example: Example, wording: Wording, limit: int) -> tuple[Tokens, boo
     return tokens, True
 
 
-class Pupil:
+class FineTuner:
     """The model that is tuned again and again; outside `taught` it is the untouched model."""
 
     def __init__(self, lm: CausalLM, recipe: Recipe) -> None:
@@ -158,7 +158,7 @@ class Pupil:
         return sum(value.numel() for value in self._trainable.parameters.values())
 
     @contextmanager
-    def taught(self, rows: Mapping[str, Row], course: Course, seed: int) -> Iterator[list[float]]:
+    def taught(self, rows: Mapping[str, Row], course: BatchSchedule, seed: int) -> Iterator[list[float]]:
         """Train on a course; inside, the model is the tuned one. Gives the training loss of every step.
 
         Raises ResourceError where the weights stop being numbers, or where memory runs out.
@@ -182,10 +182,14 @@ class Pupil:
             for value in values:
                 value.requires_grad_(True)
             optimizer = torch.optim.AdamW(
-                values, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, weight_decay=0.0,
+                values,
+                lr=recipe.learning_rate,
+                betas=BETAS,
+                eps=EPSILON,
+                weight_decay=0.0,
                 # One kernel over all weights: a tenth less time where they are many and small.
                 fused=self.lm.device.type in ("cpu", "cuda"),
-            )  # fmt: skip
+            )
             model.train()
             try:
                 for step, update in enumerate(updates):

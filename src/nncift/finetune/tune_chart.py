@@ -26,13 +26,13 @@ svg { width: 100%; max-width: 640px; height: auto; display: block } text { font-
 """)
 
 
-def html(told: Mapping[str, Any]) -> str:
+def html(record: Mapping[str, Any]) -> str:
     """Return the page."""
-    parts = [Markup("<h1>Does the selected subset train as well?</h1>"), _list(summary(told))]
-    for result in told["results"]:
+    parts = [Markup("<h1>Does the selected subset train as well?</h1>"), _list(summary(record))]
+    for result in record["results"]:
         parts.append(Markup("<h2>{}</h2>").format(title(result)))
-        parts += [forest(result, metric, about) for metric, about in told["metrics"].items()]
-    parts += [Markup("<h2>How to read this</h2>"), _list([*READING, *told["notes"]])]
+        parts += [forest(result, metric, about) for metric, about in record["metrics"].items()]
+    parts += [Markup("<h2>How to read this</h2>"), _list([*READING, *record["notes"]])]
     head = Markup('<!doctype html><html lang="en"><meta charset="utf-8"><title>nncift tune</title>')
     head += Markup("<style>{}</style>").format(STYLE)
     return str(head + Markup("\n").join(parts) + Markup("</html>\n"))

@@ -14,15 +14,15 @@ HOWS = {
 }
 
 
-def page(told: Mapping[str, Any]) -> str:
+def page(record: Mapping[str, Any]) -> str:
     """Return the whole page as Markdown."""
-    parts = ["# Does the selected subset train as well?", "", *(f"- {line}" for line in summary(told)), ""]
-    for result in told["results"]:
-        parts += [f"## {title(result)}", "", *_arms(result, told["metrics"]), ""]
-        parts += [*_comparisons(result, told["metrics"]), ""]
+    parts = ["# Does the selected subset train as well?", "", *(f"- {line}" for line in summary(record)), ""]
+    for result in record["results"]:
+        parts += [f"## {title(result)}", "", *_arms(result, record["metrics"]), ""]
+        parts += [*_comparisons(result, record["metrics"]), ""]
     parts += ["## How to read this", "", *(f"- {line}" for line in READING)]
-    if told["notes"]:
-        parts += ["", "## Notes", "", *(f"- {line}" for line in told["notes"])]
+    if record["notes"]:
+        parts += ["", "## Notes", "", *(f"- {line}" for line in record["notes"])]
     return "\n".join(parts) + "\n"
 
 
@@ -37,21 +37,21 @@ READING = (
 )
 
 
-def summary(told: Mapping[str, Any]) -> list[str]:
+def summary(record: Mapping[str, Any]) -> list[str]:
     """Return what was done, one sentence a line."""
-    recipe, model = told["recipe"], told["model"]
+    recipe, model = record["recipe"], record["model"]
     trained = f"{model['trained_parameters']:,} of {model['parameters']:,} parameters"
     length = f"{recipe['steps']} steps" if recipe["steps"] else f"{recipe['epochs']:g} epochs of the run's selection"
     lines = [
-        f"Run {told['run']}; {told['test_rows']} test rows; {told['seeds']} seeds.",
+        f"Run {record['run']}; {record['test_rows']} test rows; {record['seeds']} seeds.",
         f"Model {model['name']}: {trained} are trained ({recipe['method']}), learning rate {recipe['learning_rate']:g}, "
         f"{recipe['batch']} rows a step, {length} set the measure for all arms.",
     ]
-    for arm, cost in told["costs"].items():
+    for arm, cost in record["costs"].items():
         if "teacher_passes" in cost:
             lines.append(f"The rows of {arm} cost {cost['teacher_passes']:,} passes of a model.")
-    machine = told["machine"]
-    lines.append(f"{told['seconds']:.0f} s of training and judging on {machine['device']}, {machine['platform']}.")
+    machine = record["machine"]
+    lines.append(f"{record['seconds']:.0f} s of training and judging on {machine['device']}, {machine['platform']}.")
     return lines
 
 
@@ -63,15 +63,19 @@ def title(result: Mapping[str, Any]) -> str:
 def arm_rows(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[list[str]]:
     """Return a table of the arms, its head first: values with their deviation over seeds, and how much was trained."""
     trained = result["how"] != "context"
-    head = ["arm", *(f"{name} ({told['unit']})" for name, told in metrics.items())]
+    head = ["arm", *(f"{name} ({record['unit']})" for name, record in metrics.items())]
     head += ["rows", "epochs", "steps", "tokens", "seconds"] if trained else ["rows"]
     rows = [head]
-    for arm, told in result["arms"].items():
-        row = [arm, *(_value(told["metrics"][name]) for name in metrics), _whole(told.get("rows"))]
+    for arm, record in result["arms"].items():
+        row = [arm, *(_value(record["metrics"][name]) for name in metrics), _whole(record.get("rows"))]
         if trained:
-            epochs = told.get("epochs")
-            row += ["-" if epochs is None else f"{epochs:.2f}", _whole(told.get("steps")), _whole(told.get("tokens"))]
-            row.append(f"{told['seconds']['training'] or 0:.1f}")
+            epochs = record.get("epochs")
+            row += [
+                "-" if epochs is None else f"{epochs:.2f}",
+                _whole(record.get("steps")),
+                _whole(record.get("tokens")),
+            ]
+            row.append(f"{record['seconds']['training'] or 0:.1f}")
         rows.append(row)
     return rows
 
@@ -95,18 +99,25 @@ def comparison_rows(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
     for one in result["comparisons"]:
         bounds, relative, absolute = one["interval"], one["relative"], one["relative_mean_absolute"]
         near = f", within {100 * MARGIN:.0f} %" if one["within"] else ""
-        rows.append([
-            one["metric"], one["arm"], one["against"], _signed(one["difference"]),
-            "-" if bounds is None else f"{bounds[0]:+.3g} to {bounds[1]:+.3g}",
-            "-" if relative is None else f"{100 * relative:+.1f} %", "-" if absolute is None else f"{100 * absolute:.1f} %",
-            _between_seeds(result["arms"][one["against"]]["metrics"][one["metric"]]),
-            f"{one['wins']}/{one['ties']}/{one['losses']}", one["verdict"] + near,
-        ])  # fmt: skip
+        rows.append(
+            [
+                one["metric"],
+                one["arm"],
+                one["against"],
+                _signed(one["difference"]),
+                "-" if bounds is None else f"{bounds[0]:+.3g} to {bounds[1]:+.3g}",
+                "-" if relative is None else f"{100 * relative:+.1f} %",
+                "-" if absolute is None else f"{100 * absolute:.1f} %",
+                _between_seeds(result["arms"][one["against"]]["metrics"][one["metric"]]),
+                f"{one['wins']}/{one['ties']}/{one['losses']}",
+                one["verdict"] + near,
+            ]
+        )
     return rows
 
 
-def _between_seeds(told: Mapping[str, Any]) -> str:
-    gap, mean = between_seeds(told["by_seed"]), told["mean"]
+def _between_seeds(record: Mapping[str, Any]) -> str:
+    gap, mean = between_seeds(record["by_seed"]), record["mean"]
     return "-" if gap is None or not mean else f"{100 * gap / abs(mean):.1f} %"
 
 
@@ -124,12 +135,12 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
-def _value(told: Mapping[str, Any]) -> str:
-    mean, deviation = told["mean"], told["deviation"]
+def _value(record: Mapping[str, Any]) -> str:
+    mean, deviation = record["mean"], record["deviation"]
     if mean is None:
         return "-"
     text = f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
-    return text + (f" ({told['failed']} failed)" if told["failed"] else "")
+    return text + (f" ({record['failed']} failed)" if record["failed"] else "")
 
 
 def _whole(value: float | None) -> str:

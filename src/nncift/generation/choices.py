@@ -28,7 +28,7 @@ from nncift.generation.generate import Answer
 from nncift.generation.likelihood import NO_NUMBER
 from nncift.generation.prompts import InFrontOf, Prompts, log_probabilities, reason
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 Form = Literal["letters", "texts"]
 
@@ -88,7 +88,7 @@ def read_questions(path: str | Path) -> tuple[tuple[Question, ...], tuple[Reject
 def choose(
     lm: CausalLM,
     questions: Sequence[Question],
-    wording: Wording,
+    wording: PromptFormat,
     *,
     form: Form = "letters",
     normalise: bool = False,
@@ -136,7 +136,7 @@ def choose(
     return answers
 
 
-def _bare(row: Row, wording: Wording) -> Row:
+def _bare(row: Row, wording: PromptFormat) -> Row:
     """Return a row whose response is the option alone. Raises DataError where nothing is left of it."""
     response = tuple(row.response)
     for mark in (wording.eos, wording.end):

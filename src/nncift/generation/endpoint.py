@@ -56,9 +56,18 @@ class EndpointJudge:
     """
 
     def __init__(
-        self, base_url: str, model: str, *, key_variable: str | None = None, timeout: float = 60.0, retries: int = 3,
-        pause: float = 1.0, workers: int = 4, max_tokens: int = 16, sleep: Callable[[float], object] = time.sleep,
-    ) -> None:  # fmt: skip
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_variable: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 3,
+        pause: float = 1.0,
+        workers: int = 4,
+        max_tokens: int = 16,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise UsageError(

@@ -14,7 +14,7 @@ from nncift.errors import DataError, UsageError
 from nncift.generation.prompts import reason
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import Floats
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 BLOCK = 256
 """Test prompts whose similarities are held at once."""
@@ -55,7 +55,7 @@ def examples_in_front(
     vectors_of: Callable[[Sequence[str]], Floats],
     k: int,
     lm: CausalLM,
-    wording: Wording,
+    wording: PromptFormat,
     *,
     max_new_tokens: int = 150,
 ) -> InFront:
@@ -63,7 +63,7 @@ def examples_in_front(
 
     vectors_of: texts to unit vectors `(n, dim)`. Prompts are compared with prompts: a test's response is what is asked for.
     The context is shared out from the nearest on: an example may take an equal share of what is left, and is cut to it from
-    its prompt's start (`Wording.block`); its response is never cut, and where that does not fit it is left out. The test
+    its prompt's start (`PromptFormat.block`); its response is never cut, and where that does not fit it is left out. The test
     item is never cut, and room is kept for its response and for `max_new_tokens`, of these at most half of the context.
     Raises UsageError for k below 1.
     """
@@ -81,9 +81,13 @@ def examples_in_front(
         shown = _fitted(nearest, room, wording)
         found[test.id] = shown.examples
         counts.update(
-            shown=len(shown.examples), shortened=shown.shortened, left_out=len(nearest) - len(shown.examples), same=same,
-            joined=shown.joined, joined_tests=int(joined and bool(shown.examples)),
-        )  # fmt: skip
+            shown=len(shown.examples),
+            shortened=shown.shortened,
+            left_out=len(nearest) - len(shown.examples),
+            same=same,
+            joined=shown.joined,
+            joined_tests=int(joined and bool(shown.examples)),
+        )
     return InFront(found, **counts, failures=failures)
 
 
@@ -115,14 +119,14 @@ class _Shown:
     joined: int
 
 
-def _room(test: Example, lm: CausalLM, wording: Wording, max_new_tokens: int) -> tuple[int, bool]:
+def _room(test: Example, lm: CausalLM, wording: PromptFormat, max_new_tokens: int) -> tuple[int, bool]:
     """Return the tokens that are left for examples in front of a test, and whether it is joined plainly to them."""
     tokens = wording.tokens(test, behind=True)
     behind = max(len(tokens.response), min(max_new_tokens, lm.context // 2))
     return lm.context - len(wording.bos) - len(tokens.prompt) - behind, tokens.joined is not None
 
 
-def _fitted(nearest: Sequence[Example], room: int, wording: Wording) -> _Shown:
+def _fitted(nearest: Sequence[Example], room: int, wording: PromptFormat) -> _Shown:
     """Return those of the examples, given nearest first, that fit into so many tokens, cut where needed."""
     allowed = room
     while True:
@@ -133,7 +137,7 @@ def _fitted(nearest: Sequence[Example], room: int, wording: Wording) -> _Shown:
         allowed -= shown.tokens - room
 
 
-def _tried(nearest: Sequence[Example], room: int, wording: Wording) -> _Shown:
+def _tried(nearest: Sequence[Example], room: int, wording: PromptFormat) -> _Shown:
     """Fit examples into `room` tokens, all but a lone one measured as they read behind others."""
     kept: list[Example] = []
     shortened = 0

@@ -14,7 +14,7 @@ from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
 from nncift.generation.prompts import InFrontOf, Prompts, reason
 from nncift.models.causal_lm import CausalLM
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.response_reader import batches
 
 Ids = tuple[int, ...]
@@ -39,7 +39,7 @@ class Answer:
 def generate(
     lm: CausalLM,
     examples: Examples,
-    wording: Wording,
+    wording: PromptFormat,
     *,
     max_new_tokens: int = 150,
     before: InFrontOf | None = None,
@@ -88,7 +88,7 @@ def _answer(example: Example, ids: Ids | None, failures: dict[str, str], writer:
 class _Writer:
     """A model that continues prompts greedily, and knows where its answers end."""
 
-    def __init__(self, lm: CausalLM, wording: Wording) -> None:
+    def __init__(self, lm: CausalLM, wording: PromptFormat) -> None:
         self.lm, self.wording = lm, wording
         own = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
         ends = [own] if isinstance(own, int) else list(own or ())
@@ -157,11 +157,16 @@ class _Writer:
         for index, prompt in enumerate(prompts):
             ids[index, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             mask[index, width - len(prompt) :] = 1
-        self.lm._refuse_unknown(ids)
+        self.lm._check_known(ids)
         greedy = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=new, eos_token_id=list(stops) or None,
-            pad_token_id=stops[0] if stops else 0, return_dict_in_generate=True, output_logits=logits,
-        )  # fmt: skip
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=new,
+            eos_token_id=list(stops) or None,
+            pad_token_id=stops[0] if stops else 0,
+            return_dict_in_generate=True,
+            output_logits=logits,
+        )
         with torch.inference_mode(), self.lm._threads(), _without_habits(self.lm.model):
             return self.lm.model.generate(  # type: ignore[operator]
                 input_ids=ids.to(self.lm.device), attention_mask=mask.to(self.lm.device), generation_config=greedy

@@ -88,9 +88,15 @@ class ModelJudge:
     """
 
     def __init__(
-        self, model: str | CausalLM, *, rubric: str | Path | None = None, template: str | None = None,
-        device: str = "auto", dtype: str = "auto", batch_tokens: int = 2048,
-    ) -> None:  # fmt: skip
+        self,
+        model: str | CausalLM,
+        *,
+        rubric: str | Path | None = None,
+        template: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int = 2048,
+    ) -> None:
         texts: tuple[str, ...] = (_FORM,)
         words = tuple(str(grade) for grade in range(1, GRADES + 1))
         if rubric is not None:

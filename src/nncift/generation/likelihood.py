@@ -14,7 +14,7 @@ from nncift.data.examples import Examples
 from nncift.errors import DataError
 from nncift.generation.prompts import InFrontOf, Prompts, log_probabilities, reason
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 NO_NUMBER = "the model gave no number; its weights may be damaged, or the precision too low"
 
@@ -37,7 +37,7 @@ class Losses:
 def response_losses(
     lm: CausalLM,
     examples: Examples,
-    wording: Wording,
+    wording: PromptFormat,
     before: InFrontOf | None = None,
     progress: Progress = silent,
     *,

@@ -98,13 +98,24 @@ def compare(
     interval = mean_interval(gaps, level=level, resamples=resamples, seed=seed)
     per_item = (gaps.mean(axis=0) if items else np.zeros(0)) * (1 if higher_is_better else -1)
     return Comparison(
-        mean=float(a.mean()) if items else np.nan, other=base, difference=difference, relative=difference * share,
-        absolute=absolute, relative_absolute=absolute * share, interval=interval,
-        relative_interval=None if interval is None else (interval[0] * share, interval[1] * share), level=level,
-        wins=int((per_item > tie).sum()), ties=int((np.abs(per_item) <= tie).sum()),
-        losses=int((per_item < -tie).sum()), items=items, left_out=int((~kept).sum()), failed=failed, seeds=seeds,
+        mean=float(a.mean()) if items else np.nan,
+        other=base,
+        difference=difference,
+        relative=difference * share,
+        absolute=absolute,
+        relative_absolute=absolute * share,
+        interval=interval,
+        relative_interval=None if interval is None else (interval[0] * share, interval[1] * share),
+        level=level,
+        wins=int((per_item > tie).sum()),
+        ties=int((np.abs(per_item) <= tie).sum()),
+        losses=int((per_item < -tie).sum()),
+        items=items,
+        left_out=int((~kept).sum()),
+        failed=failed,
+        seeds=seeds,
         higher_is_better=higher_is_better,
-    )  # fmt: skip
+    )
 
 
 def mean_interval(

@@ -13,7 +13,7 @@ from nncift.core.progress import Progress
 from nncift.data.examples import Example
 from nncift.errors import DataError
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.response_reader import batches, too_long
 
 Key = TypeVar("Key")
@@ -28,7 +28,7 @@ class Prompts:
     With a chat template, an item and the examples in front of it are one conversation.
     """
 
-    def __init__(self, lm: CausalLM, wording: Wording, before: InFrontOf | None = None) -> None:
+    def __init__(self, lm: CausalLM, wording: PromptFormat, before: InFrontOf | None = None) -> None:
         self.lm, self.wording = lm, wording
         self._before: InFrontOf = before or {}
         self._blocks: dict[tuple[Example, bool], tuple[int, ...]] = {}

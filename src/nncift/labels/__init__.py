@@ -11,8 +11,8 @@ quadrant is measured:
 - `base`: targets without an example, for relative teachers.
 """
 
-from nncift.labels.growth import SMALLEST_POOL, extended, grow, refuse_small, set_apart
-from nncift.labels.label_budget import FIRST, LEAST, Wish, parse_labels
+from nncift.labels.growth import SMALLEST_POOL, check_pool_size, extended, grow, set_apart
+from nncift.labels.label_budget import FIRST, LEAST, LabelBudget, parse_labels
 from nncift.labels.plan import (
     BASE,
     NO_SOURCE,
@@ -41,13 +41,13 @@ __all__ = [
     "TRAIN",
     "VALIDATION",
     "Entries",
+    "LabelBudget",
     "LabelPlan",
     "Roles",
-    "Wish",
+    "check_pool_size",
     "describe",
     "extended",
     "grow",
     "parse_labels",
-    "refuse_small",
     "set_apart",
 ]

@@ -7,17 +7,17 @@ import numpy.typing as npt
 
 from nncift.core.seeds import generator, shuffled
 from nncift.labels.growth_draws import Adding
-from nncift.labels.label_budget import Wish
+from nncift.labels.label_budget import LabelBudget
 from nncift.labels.plan import TRAIN, Codes
 
 DENSE = 0.3
 """Share of all pairs above which a scatter is drawn from the list of free pairs, since matching would get stuck."""
 
 
-def block(adding: Adding, wish: Wish, seed: int, rank: int) -> None:
+def block(adding: Adding, budget: LabelBudget, seed: int, rank: int) -> None:
     """Label u of the targets by u of the sources, drawn by the seed; earlier rows and columns of the block stay."""
     axes = adding.axes
-    height, width = wish.sides(len(axes.target_ids), len(axes.source_ids))
+    height, width = budget.sides(len(axes.target_ids), len(axes.source_ids))
     old_target, old_source = adding.pairs(TRAIN)
     sides = []
     for axis, size, old in (("target", height, old_target), ("source", width, old_source)):
@@ -28,7 +28,7 @@ def block(adding: Adding, wish: Wish, seed: int, rank: int) -> None:
     adding.product(sides[0], sides[1], TRAIN)
 
 
-def scatter(adding: Adding, wish: Wish, seed: int, rank: int) -> None:
+def scatter(adding: Adding, budget: LabelBudget, seed: int, rank: int) -> None:
     """Spread as many pairs as a block has over all rows and columns that are not set apart, as evenly as possible."""
     axes = adding.axes
     targets = axes.codes("target", axes.free("target"))
@@ -36,7 +36,7 @@ def scatter(adding: Adding, wish: Wish, seed: int, rank: int) -> None:
     old_target, old_source = adding.pairs(TRAIN)
     masked = len(np.intersect1d(targets, sources)) if axes.shared else 0
     room = len(targets) * len(sources) - masked
-    wanted = min(wish.scattered(len(axes.target_ids), len(axes.source_ids)), room) - len(old_target)
+    wanted = min(budget.scattered(len(axes.target_ids), len(axes.source_ids)), room) - len(old_target)
     if wanted <= 0:
         return
     random = generator(seed, "scatter", str(rank))

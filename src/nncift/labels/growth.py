@@ -12,7 +12,7 @@ from nncift.core.seeds import shuffled
 from nncift.errors import DataError, UsageError
 from nncift.labels.first_draw import block, scatter
 from nncift.labels.growth_draws import Adding, Axes
-from nncift.labels.label_budget import Wish
+from nncift.labels.label_budget import LabelBudget
 from nncift.labels.plan import NO_SOURCE, Q2, Q3, TEST, TRAIN, VALIDATION, Codes, Entries, LabelPlan, Roles
 from nncift.labels.sizes import HeldOut, held_out_of_pairs
 
@@ -23,7 +23,7 @@ def grow(
     previous: LabelPlan | None,
     target_ids: Sequence[str],
     source_ids: Sequence[str],
-    wish: Wish,
+    budget: LabelBudget,
     seed: int,
     *,
     shared: bool,
@@ -37,7 +37,7 @@ def grow(
     Raises DataError for an axis too short to set items apart, UsageError where the wish is below what exists or the
     earlier rows are not the first on their axis.
     """
-    refuse_small(min(len(target_ids), len(source_ids)))
+    check_pool_size(min(len(target_ids), len(source_ids)))
     old = previous or LabelPlan((), (), shared, Roles())
     if (
         tuple(target_ids[: len(old.target_ids)]) != old.target_ids
@@ -45,14 +45,14 @@ def grow(
     ):
         raise UsageError("the rows that a plan was made for must come first, in their order, when it grows")
     rank = len(old.generations)
-    held = held_out_of_pairs(wish, len(target_ids), len(source_ids), shared=shared)
+    held = held_out_of_pairs(budget, len(target_ids), len(source_ids), shared=shared)
     roles = set_apart(old.roles, _untouched(old, target_ids, source_ids), held, seed, shared=shared)
     axes = Axes(tuple(sorted(target_ids)), tuple(sorted(source_ids)), shared, roles)
     existing = _recoded(old.entries, old.target_ids, old.source_ids, axes.target_ids, axes.source_ids)
-    _refuse_less(existing, axes, wish)
+    _check_grows(existing, axes, budget)
     adding = Adding(axes, existing)
-    training = block if wish.kind == "block" else scatter
-    training(adding, wish, seed, rank)
+    training = block if budget.kind == "block" else scatter
+    training(adding, budget, seed, rank)
     adding.product(roles.validation_targets, roles.validation_sources, VALIDATION)
     adding.product(roles.test_targets, roles.test_sources, TEST)
     seen_targets, seen_sources = adding.seen(seed, (held[0].seen, held[1].seen))
@@ -78,7 +78,7 @@ def extended(plan: LabelPlan, target: Codes, source: Codes, *, relative: bool) -
     return replace(plan, generations=(*plan.generations, added))
 
 
-def refuse_small(rows: int) -> None:
+def check_pool_size(rows: int) -> None:
     """Raise DataError for a pool too small to set rows apart."""
     if rows < SMALLEST_POOL:
         raise DataError(
@@ -143,9 +143,9 @@ def _recoded(
     return Entries(target_map[entries.target], source_map[entries.source], entries.split, entries.chunk)
 
 
-def _refuse_less(existing: Entries, axes: Axes, wish: Wish) -> None:
+def _check_grows(existing: Entries, axes: Axes, budget: LabelBudget) -> None:
     have = int((existing.split == TRAIN).sum())
-    asked = wish.pairs(len(axes.target_ids), len(axes.source_ids))
+    asked = budget.pairs(len(axes.target_ids), len(axes.source_ids))
     # A block loses the pairs on the diagonal, so what exists may be a little below the sides' product, never above.
     if have > asked:
         raise UsageError(

@@ -16,7 +16,7 @@ LEAST = 4
 
 
 @dataclass(frozen=True)
-class Wish:
+class LabelBudget:
     """How much to label.
 
     share: u, of each axis; or count: of pairs. kind: block, scatter or active. test_items, validation_items: upper bounds,

@@ -66,9 +66,9 @@ class LabelStore:
             generations = []
             for place in range(len(heads)):
                 reading = folder / f"plan-{place:03d}.json"
-                told = read_json(reading)
+                record = read_json(reading)
                 reading = reading.with_suffix(".parquet")
-                if told.get("entries", whole := digest(reading)) != whole:
+                if record.get("entries", whole := digest(reading)) != whole:
                     raise ValueError(MISMATCH)
                 generations.append(_read_entries(reading, len(targets), len(sources)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import shuffled
 from nncift.errors import DataError, UsageError
-from nncift.labels import Roles, Wish, set_apart
+from nncift.labels import LabelBudget, Roles, set_apart
 from nncift.labels.sizes import held_out_of_rows, side
 from nncift.storage.atomic import read_json, write_sealed
 from nncift.storage.row_store import Chunks, RowStore
@@ -35,9 +35,12 @@ SCORE = ("score",)
 Floats = npt.NDArray[np.float32]
 SPLITS = ("train", "validation", "q2", "q3", "test", "rest")
 ROLES_OF = {
-    "train": ("train", "train"), "validation": ("validation", "validation"), "test": ("test", "test"),
-    "q2": ("test", "train"), "q3": ("train", "test"),
-}  # fmt: skip
+    "train": ("train", "train"),
+    "validation": ("validation", "validation"),
+    "test": ("test", "test"),
+    "q2": ("test", "train"),
+    "q3": ("train", "test"),
+}
 """Roles of target and source in the pairs of a split; all other pairs are the rest."""
 
 
@@ -77,7 +80,7 @@ def grow_rows(
     previous: RowPlan | None,
     target_ids: Sequence[str],
     source_ids: Sequence[str],
-    wish: Wish,
+    budget: LabelBudget,
     seed: int,
     *,
     shared: bool,
@@ -88,10 +91,13 @@ def grow_rows(
     """
     old = previous or RowPlan((), (), shared, Roles(), (), ())
     pointwise = tuple(target_ids) == SCORE
-    sides = {"target": side(wish, len(target_ids), few=not shared), "source": side(wish, len(source_ids), few=False)}
+    sides = {
+        "target": side(budget, len(target_ids), few=not shared),
+        "source": side(budget, len(source_ids), few=False),
+    }
     held = (
-        held_out_of_rows(wish, len(target_ids), sides["target"]),
-        held_out_of_rows(wish, len(source_ids), sides["source"]),
+        held_out_of_rows(budget, len(target_ids), sides["target"]),
+        held_out_of_rows(budget, len(source_ids), sides["source"]),
     )
     untouched = set(target_ids) - old.measured, set(source_ids) - old.measured
     roles = set_apart(old.roles, untouched, held, seed, shared=shared or pointwise)
@@ -116,9 +122,7 @@ def grow_rows(
     fresh = [item for item in dict.fromkeys(wanted) if item not in known]
     added = tuple(tuple(fresh[start : start + CHUNK_ROWS]) for start in range(0, len(fresh), CHUNK_ROWS))
     chunks = (*old.chunks, added) if added else old.chunks
-    return RowPlan(
-        tuple(target_ids), tuple(source_ids), shared, roles, train["target"], train["source"], chunks
-    )  # fmt: skip
+    return RowPlan(tuple(target_ids), tuple(source_ids), shared, roles, train["target"], train["source"], chunks)
 
 
 def describe_rows(plan: RowPlan) -> dict[str, int]:
@@ -197,15 +201,15 @@ class RowLabelStore:
             return cls(folder, None)
         path = heads[-1]
         try:
-            told = []
+            record = []
             for path in heads:
-                told.append(read_json(path))
-                _ = told[-1]["chunks"]
-            last = told[-1]
+                record.append(read_json(path))
+                _ = record[-1]["chunks"]
+            last = record[-1]
             roles = Roles(**{name: tuple(ids) for name, ids in last["roles"].items()})
             axes = [tuple(last[name]) for name in ("target_ids", "source_ids")]
             train = [tuple(last[name]) for name in ("train_targets", "train_sources")]
-            chunks = tuple(tuple(tuple(chunk) for chunk in head["chunks"]) for head in told)
+            chunks = tuple(tuple(tuple(chunk) for chunk in head["chunks"]) for head in record)
             plan = RowPlan(axes[0], axes[1], bool(last["shared"]), roles, train[0], train[1], chunks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"the label plan {path.name} is damaged ({error}); use another --out") from error
@@ -216,8 +220,8 @@ class RowLabelStore:
         for generation, chunks in enumerate(plan.chunks):
             path = self._folder / f"rows-{generation:03d}.json"
             if not path.exists() or generation == len(plan.chunks) - 1:
-                told: dict[str, Any] = {**asdict(plan), "chunks": chunks}
-                write_sealed(path, told)
+                record: dict[str, Any] = {**asdict(plan), "chunks": chunks}
+                write_sealed(path, record)
         self.plan = plan
 
     def set_format(self, wanted: RowFormat) -> None:
@@ -235,11 +239,13 @@ class RowLabelStore:
     def _read_format(self) -> RowFormat | None:
         path = self._folder / "width.json"
         try:
-            told = read_json(path) if path.exists() else None
-            if told is None:
+            record = read_json(path) if path.exists() else None
+            if record is None:
                 return None
-            told = told if isinstance(told, dict) else {"width": told}
-            return RowFormat(int(told["width"]), str(told.get("dtype", "float32")), tuple(told.get("figures", ())))
+            record = record if isinstance(record, dict) else {"width": record}
+            return RowFormat(
+                int(record["width"]), str(record.get("dtype", "float32")), tuple(record.get("figures", ()))
+            )
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{str(path)!r} is damaged ({error}); use another --out") from error
 
@@ -369,10 +375,10 @@ def split_by_roles(
     roles = plan.roles
     part = {}
     for axis, ids, at in (("target", plan.target_ids, codes), ("source", plan.source_ids, columns)):
-        told = dict.fromkeys(getattr(plan, f"train_{axis}s"), "train")
-        told |= dict.fromkeys(getattr(roles, f"validation_{axis}s"), "validation")
-        told |= dict.fromkeys(getattr(roles, f"test_{axis}s"), "test")
-        part[axis] = np.array([told.get(ids[code], "other") for code in at])
+        record = dict.fromkeys(getattr(plan, f"train_{axis}s"), "train")
+        record |= dict.fromkeys(getattr(roles, f"validation_{axis}s"), "validation")
+        record |= dict.fromkeys(getattr(roles, f"test_{axis}s"), "test")
+        part[axis] = np.array([record.get(ids[code], "other") for code in at])
     t, s = part["target"][:, None], part["source"][None, :]
     split = np.full(table.shape, SPLITS.index("rest"), np.uint8)
     for name, (target, source) in ROLES_OF.items():

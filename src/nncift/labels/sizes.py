@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nncift.labels.label_budget import Wish
+from nncift.labels.label_budget import LabelBudget
 
 TEST_PART, VALIDATION_PART = 10, 15
 """An axis gives at most a tenth of its items for test and a fifteenth for validation."""
@@ -40,12 +40,12 @@ class HeldOut:
         return self.test + self.validation
 
 
-def _shrinking(wish: Wish, items: int) -> Iterator[HeldOut]:
+def _shrinking(budget: LabelBudget, items: int) -> Iterator[HeldOut]:
     """Yield what an axis of so many items gives, from the bounds of the settings down to the least."""
-    whole = max(wish.test_items, wish.validation_items)
+    whole = max(budget.test_items, budget.validation_items)
     for part in range(whole, 0, -1):
         test, validation = (
-            max(LEAST, math.ceil(bound * part / whole)) for bound in (wish.test_items, wish.validation_items)
+            max(LEAST, math.ceil(bound * part / whole)) for bound in (budget.test_items, budget.validation_items)
         )
         yield HeldOut(
             min(test, math.ceil(items / TEST_PART)),
@@ -54,10 +54,10 @@ def _shrinking(wish: Wish, items: int) -> Iterator[HeldOut]:
         )
 
 
-def held_out_of_pairs(wish: Wish, targets: int, sources: int, *, shared: bool) -> tuple[HeldOut, HeldOut]:
+def held_out_of_pairs(budget: LabelBudget, targets: int, sources: int, *, shared: bool) -> tuple[HeldOut, HeldOut]:
     """Return what is held out of targets and sources where pairs are labelled: as much as measures no more pairs than train."""
-    training = wish.pairs(targets, sources)
-    for held in zip(_shrinking(wish, targets), _shrinking(wish, sources), strict=True):
+    training = budget.pairs(targets, sources)
+    for held in zip(_shrinking(budget, targets), _shrinking(budget, sources), strict=True):
         if measuring_pairs(*held, shared=shared) <= training:
             return held
     return replace(held[0], seen=1), replace(held[1], seen=1)
@@ -70,50 +70,50 @@ def measuring_pairs(target: HeldOut, source: HeldOut, *, shared: bool) -> int:
     return blocks + target.test * source.seen + target.seen * source.test
 
 
-def held_out_of_rows(wish: Wish, items: int, training: int) -> HeldOut:
+def held_out_of_rows(budget: LabelBudget, items: int, training: int) -> HeldOut:
     """Return what is held out of an axis where rows are labelled: at most as many rows as train."""
-    for held in _shrinking(wish, items):
+    for held in _shrinking(budget, items):
         if held.items <= training:
             return held
     return held
 
 
-def side(wish: Wish, rows: int, *, few: bool) -> int:
+def side(budget: LabelBudget, rows: int, *, few: bool) -> int:
     """Return how many rows of an axis are asked for where rows are labelled. few: a small axis is taken whole."""
-    asked = round(wish.share * rows) if wish.share is not None else wish.count or 0
+    asked = round(budget.share * rows) if budget.share is not None else budget.count or 0
     return min(max(asked, FEW_TARGETS if few else 2), rows)
 
 
-def pair_passes(wish: Wish, targets: int, sources: int, *, shared: bool, relative: bool) -> int:
+def pair_passes(budget: LabelBudget, targets: int, sources: int, *, shared: bool, relative: bool) -> int:
     """Return the passes of a fresh plan of pairs: exact for scattered ones, at most so many for a block and for rounds.
 
     relative: every target that is planned takes a pass without an example.
     """
-    held = held_out_of_pairs(wish, targets, sources, shared=shared)
+    held = held_out_of_pairs(budget, targets, sources, shared=shared)
     free = max(0, targets - held[0].items), max(0, sources - held[1].items)
-    if wish.kind == "block":
-        height, width = (min(size, most) for size, most in zip(wish.sides(targets, sources), free, strict=True))
+    if budget.kind == "block":
+        height, width = (min(size, most) for size, most in zip(budget.sides(targets, sources), free, strict=True))
         training, lines = height * width, height
     else:
-        training = min(wish.pairs(targets, sources), free[0] * free[1] - (min(free) if shared else 0))
+        training = min(budget.pairs(targets, sources), free[0] * free[1] - (min(free) if shared else 0))
         lines = min(training, free[0])
     alone = lines + held[0].items if relative else 0
     return training + measuring_pairs(*held, shared=shared) + alone
 
 
-def pair_chunks(wish: Wish, targets: int, sources: int, *, shared: bool) -> int:
+def pair_chunks(budget: LabelBudget, targets: int, sources: int, *, shared: bool) -> int:
     """Return the sources that a fresh plan of pairs puts in front of targets: the chunks of a scatter, about those of others."""
-    held = held_out_of_pairs(wish, targets, sources, shared=shared)[1].items
-    width = wish.sides(targets, sources)[1] if wish.kind == "block" else wish.pairs(targets, sources)
+    held = held_out_of_pairs(budget, targets, sources, shared=shared)[1].items
+    width = budget.sides(targets, sources)[1] if budget.kind == "block" else budget.pairs(targets, sources)
     return held + min(width, max(0, sources - held))
 
 
-def measured_rows(wish: Wish, targets: int | None, sources: int) -> int:
+def measured_rows(budget: LabelBudget, targets: int | None, sources: int) -> int:
     """Return the rows that a fresh plan of rows measures. targets: rows of a target set, None without one."""
-    return _measured(wish, sources, few=False) + (0 if targets is None else _measured(wish, targets, few=True))
+    return _measured(budget, sources, few=False) + (0 if targets is None else _measured(budget, targets, few=True))
 
 
-def _measured(wish: Wish, items: int, *, few: bool) -> int:
-    training = side(wish, items, few=few)
-    held = held_out_of_rows(wish, items, training).items
+def _measured(budget: LabelBudget, items: int, *, few: bool) -> int:
+    training = side(budget, items, few=few)
+    held = held_out_of_rows(budget, items, training).items
     return min(training, items - held) + held

@@ -20,7 +20,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.tasks import Keep, Outcome, Piece, as_floats
 from nncift.data import Examples
 from nncift.errors import DataError
-from nncift.labels import BASE, LabelPlan, Wish, describe, grow
+from nncift.labels import BASE, LabelBudget, LabelPlan, describe, grow
 from nncift.labels.pair_labels import LabelStore
 from nncift.labels.row_labels import SCORE, RowFormat, RowLabelStore, RowPlan, describe_rows, grow_rows
 from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
@@ -65,7 +65,7 @@ class Spent:
     seconds_before: float
 
 
-class Labourer(Protocol):
+class LabelExecutor(Protocol):
     """Has pieces of a plan labelled."""
 
     def name(self, kind: str, source: str | None, ids: Sequence[str]) -> str:
@@ -78,7 +78,7 @@ class Labourer(Protocol):
 
     def each(
         self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep, every: Callable[[], Iterable[str]]
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Have pieces done by a method of `Hands` and keep what becomes of each; every: gives the names of all, done or not."""
         ...
 
@@ -90,11 +90,11 @@ class Labelling(Protocol):
         """Return the target and source ids that a plan exists for."""
         ...
 
-    def grown(self, axes: Axes, wish: Wish, seed: int) -> LabelPlan | RowPlan:
+    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> LabelPlan | RowPlan:
         """Return the plan that the wish asks for; nothing is written."""
         ...
 
-    def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
+    def compute(self, plan: LabelPlan | RowPlan, work: LabelExecutor) -> Spent:
         """Have what is pending labelled, and keep it."""
         ...
 
@@ -135,19 +135,19 @@ class PairLabelling:
         plan = self._store.plan
         return ((), ()) if plan is None else (plan.target_ids, plan.source_ids)
 
-    def grown(self, axes: Axes, wish: Wish, seed: int) -> LabelPlan:
+    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> LabelPlan:
         """Return the grown plan."""
         return grow(
             self._store.plan,
             axes.target_ids,
             axes.sources.ids,
-            wish,
+            budget,
             seed,
             shared=axes.shared,
             relative=self._teacher.relative,
         )
 
-    def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
+    def compute(self, plan: LabelPlan | RowPlan, work: LabelExecutor) -> Spent:
         """Label chunk by chunk."""
         if not isinstance(plan, LabelPlan):
             raise DataError("this run was planned for a teacher that is paid by the row; use another --out")
@@ -170,7 +170,7 @@ class PairLabelling:
 
         def keep(piece: Piece, outcome: Outcome) -> None:
             generation, positions, _ = pending[piece.name]
-            labels = ChunkLabels(as_floats(outcome, "values"), outcome.tokens, bool(outcome.told["shortened"]))
+            labels = ChunkLabels(as_floats(outcome, "values"), outcome.tokens, bool(outcome.details["shortened"]))
             store.write(generation, piece.task, positions, labels, outcome.seconds)
 
         try:
@@ -245,11 +245,11 @@ class RowLabelling:
         plan = self._store.plan
         return ((), ()) if plan is None else (plan.target_ids, plan.source_ids)
 
-    def grown(self, axes: Axes, wish: Wish, seed: int) -> RowPlan:
+    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> RowPlan:
         """Return the grown plan."""
-        return grow_rows(self._store.plan, axes.target_ids, axes.sources.ids, wish, seed, shared=axes.shared)
+        return grow_rows(self._store.plan, axes.target_ids, axes.sources.ids, budget, seed, shared=axes.shared)
 
-    def compute(self, plan: LabelPlan | RowPlan, work: Labourer) -> Spent:
+    def compute(self, plan: LabelPlan | RowPlan, work: LabelExecutor) -> Spent:
         """Measure chunk by chunk, then derive the utilities of all pairs among measured rows."""
         if not isinstance(plan, RowPlan):
             raise DataError("this run was planned for a teacher that is paid by the pair; use another --out")

@@ -57,13 +57,13 @@ class VectorFiles:
         for name in (EMBEDDINGS, *([PROBE] if (run / f"{PROBE}.json").exists() else [])):
             checksums.verify(run, f"{name}.json", f"{name}.npy")
             try:
-                told = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+                record = json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
                 vectors: Floats = np.asarray(load_array(run / f"{name}.npy", "r"))
-                place = {item: row for row, item in enumerate(told["ids"])}
+                place = {item: row for row, item in enumerate(record["ids"])}
                 if vectors.ndim != 2 or len(vectors) != len(place):
                     raise ValueError(f"{vectors.shape} for {len(place)} rows")
-                views = {TEXT: vectors.shape[1]} if name == EMBEDDINGS else dict(told["views"])
-                self.truncated += int(told["truncated"]) if name == EMBEDDINGS else 0
+                views = {TEXT: vectors.shape[1]} if name == EMBEDDINGS else dict(record["views"])
+                self.truncated += int(record["truncated"]) if name == EMBEDDINGS else 0
             except (OSError, ValueError, EOFError, KeyError, TypeError, RecursionError) as error:
                 raise DataError(
                     f"{str(run / f'{name}.npy')!r} is damaged ({error}); delete it and run again"
@@ -83,12 +83,12 @@ class VectorFiles:
             raise DataError(
                 f"the vectors in {str(self._run)!r} lack one of {error}; delete {EMBEDDINGS}.npy and run again"
             ) from error
-        self._refuse_not_finite(found, ids)
+        self._check_all_finite(found, ids)
         if len(found) == 1 and found[0].dtype == np.float32:
             return found[0]
         return np.concatenate(found, axis=1, dtype=np.float32)
 
-    def _refuse_not_finite(self, found: Sequence[Floats], ids: Sequence[str]) -> None:
+    def _check_all_finite(self, found: Sequence[Floats], ids: Sequence[str]) -> None:
         for part in found:
             for at in ranges(len(part), max(1, LOOKED_AT // max(1, part[:1].nbytes))):
                 fine = np.isfinite(part[at]).all(axis=1)

@@ -32,7 +32,7 @@ from nncift.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from nncift.models.out_of_memory import Fits
+from nncift.models.out_of_memory import BatchLimit
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ class CausalLM:
         self.fingerprint = fingerprint
         self.context = context
         self.device = next(model.parameters()).device
-        self.fits = Fits()
+        self.fits = BatchLimit()
         self._small = self.device.type == "cpu" and model.num_parameters() < SMALL
         self._fast_head, self._fast_prefix = self._try_shortcuts()
 
@@ -190,7 +190,7 @@ class CausalLM:
         if not ids or not self._fast_prefix:
             return Prefix(tuple(ids), None)
         with self._reading(f"a prefix of {len(ids)} tokens"):
-            self._refuse_unknown(torch.tensor(ids))
+            self._check_known(torch.tensor(ids))
             output = self._body(torch.tensor([list(ids)], device=self.device), use_cache=True)
         return Prefix(tuple(ids), self.cache_of(output))
 
@@ -208,7 +208,7 @@ class CausalLM:
     def _scored(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         before: tuple[int, ...] = () if prefix.cache is not None else prefix.ids
         laid = _laid_out(rows, before)
-        self._refuse_unknown(laid.ids)
+        self._check_known(laid.ids)
         given: dict[str, Any] = {"use_cache": False}
         if prefix.cache is not None:
             given = self.with_cache(prefix.repeated(len(rows)))
@@ -226,7 +226,7 @@ class CausalLM:
 
     def _shown(self, rows: Sequence[Row]) -> list[Reading]:
         laid = _laid_out(rows, ())
-        self._refuse_unknown(laid.ids)
+        self._check_known(laid.ids)
         hidden, values = self._hidden_and_gold(laid)
         states, flat = hidden.float().cpu().numpy(), values.cpu().numpy()
         return [
@@ -271,7 +271,7 @@ class CausalLM:
         ]
         return torch.cat(parts)
 
-    def _refuse_unknown(self, ids: torch.Tensor) -> None:
+    def _check_known(self, ids: torch.Tensor) -> None:
         """Raise ResourceError for ids without an embedding: on a GPU they would take the whole process down."""
         if int(ids.max()) >= self._vocabulary:
             raise ResourceError(

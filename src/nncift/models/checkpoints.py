@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.errors import DataError
 from nncift.models.lora import Trainable, plain_name
-from nncift.storage.atomic import MISMATCH, digest, told_when_full, write_sealed
+from nncift.storage.atomic import MISMATCH, digest, reporting_full_disk, write_sealed
 from nncift.storage.atomic import read_json as read_sealed
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Checkpoint:
         for old in (part, folder):
             shutil.rmtree(old, ignore_errors=True)
         part.mkdir(parents=True)
-        with told_when_full(folder):
+        with reporting_full_disk(folder):
             save_file({name: value.contiguous() for name, value in self.weights.items()}, part / "weights.safetensors")
             state = {f"exp_avg.{name}": value for name, value in self.first.items()}
             state.update({f"exp_avg_sq.{name}": value for name, value in self.second.items()})
@@ -70,9 +70,12 @@ class Checkpoint:
             return None
         state = load_file(folder / "optimizer.safetensors")
         return cls(
-            load_file(folder / "weights.safetensors"), float(about["learning_rate"]), int(about["step"]),
-            _under(state, "exp_avg."), _under(state, "exp_avg_sq."),
-        )  # fmt: skip
+            load_file(folder / "weights.safetensors"),
+            float(about["learning_rate"]),
+            int(about["step"]),
+            _under(state, "exp_avg."),
+            _under(state, "exp_avg_sq."),
+        )
 
 
 def bring(trainable: Trainable, folders: Sequence[Path]) -> list[Checkpoint]:
@@ -99,8 +102,13 @@ def bring(trainable: Trainable, folders: Sequence[Path]) -> list[Checkpoint]:
 
 def content(folder: Path) -> str:
     """Return a hash of what a checkpoint's folder holds for us."""
-    names = ("adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "checkpoint.json",
-             "trainer_state.json")  # fmt: skip
+    names = (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+        "checkpoint.json",
+        "trainer_state.json",
+    )
     whole = hashlib.sha256()
     for path in (folder / name for name in names):
         if path.is_file():

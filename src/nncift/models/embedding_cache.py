@@ -178,8 +178,8 @@ class EmbeddingCache:
             held = InMemory(len(texts), dim)
             return replace(self._gathered(texts, held, advance, by), vectors=held.vectors)
         with atomic(into) as part, InFile.at(part, len(texts), dim) as written:
-            told = self._gathered(texts, written, advance, by)
-        return replace(told, vectors=np.asarray(load_array(into, "r")))
+            record = self._gathered(texts, written, advance, by)
+        return replace(record, vectors=np.asarray(load_array(into, "r")))
 
     def _gathered(
         self, texts: Sequence[str], table: Table, advance: Callable[[int], None], by: BlockEncoder
@@ -189,9 +189,9 @@ class EmbeddingCache:
         wanted = Distinct(texts)
         known = Gathering(wanted, table)
         self._load(known, table.dim)
-        for told, vectors, counts in by.found():
-            if vectors.shape == (len(told), table.dim):
-                keys = bytes_of(told)
+        for record, vectors, counts in by.found():
+            if vectors.shape == (len(record), table.dim):
+                keys = bytes_of(record)
                 new = known.put(keys, vectors, counts)
                 if new.any():
                     self._save(hex_of(keys[new]), vectors[new], counts[new])

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from nncift.errors import NnciftError, ResourceError
 from nncift.models.causal_lm import CausalLM
+from nncift.models.loading import check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
-from nncift.models.loading import locate, refuse_code, resolve_device
 from nncift.models.out_of_memory import free_cache
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class SentenceEncoder:
         """The model, loaded on first use."""
         # Looked for first, since the import takes seconds.
         folder = str(self.folder)
-        refuse_code(self.folder)
+        check_no_code(self.folder)
         from sentence_transformers import SentenceTransformer
 
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.core.memory import pass_on, refuse_torch
+from nncift.core.memory import check_torch, pass_on
 from nncift.errors import ResourceError, UsageError
 from nncift.models.packaged import converted, gguf_of, identity
 
@@ -162,7 +162,7 @@ def locate(name: str | Path) -> Path:
         ) from error
 
 
-def refuse_code(folder: Path) -> None:
+def check_no_code(folder: Path) -> None:
     """Raise ResourceError for an encoder that brings code, or weights that only unpickling opens.
 
     sentence-transformers imports the modules that a local folder names, and opens `pytorch_model.bin` of its layers.
@@ -206,7 +206,7 @@ def fingerprint(folder: Path) -> str:
 
 def resolve_device(device: str) -> str:
     """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
-    refuse_torch()
+    check_torch()
     import torch
 
     if device == "auto":

@@ -65,9 +65,13 @@ class Trainable:
         places = attention_modules(model) if shape.targets is None else list(shape.targets)
         transposed = any(isinstance(m, Conv1D) and name.endswith(tuple(places)) for name, m in model.named_modules())
         config = peft.LoraConfig(
-            r=shape.rank, lora_alpha=shape.alpha, lora_dropout=shape.dropout, target_modules=places,
-            fan_in_fan_out=transposed, task_type="CAUSAL_LM",
-        )  # fmt: skip
+            r=shape.rank,
+            lora_alpha=shape.alpha,
+            lora_dropout=shape.dropout,
+            target_modules=places,
+            fan_in_fan_out=transposed,
+            task_type="CAUSAL_LM",
+        )
         with seeded(model, derive(seed, "lora")):
             try:
                 with _quiet():

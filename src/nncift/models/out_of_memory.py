@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Fits:
+class BatchLimit:
     """What fits into a device at once. most: padded tokens of a batch, None as long as nothing was too much."""
 
     def __init__(self) -> None:

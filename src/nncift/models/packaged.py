@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from nncift.core.fingerprints import fingerprint
-from nncift.core.memory import pass_on, refuse_tight
+from nncift.core.memory import check_room, pass_on
 from nncift.errors import ResourceError
-from nncift.storage.atomic import cache_folder, digest, locked, read_json, told_when_full, write_sealed
+from nncift.storage.atomic import cache_folder, digest, locked, read_json, reporting_full_disk, write_sealed
 from nncift.storage.checksums import reason
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def converted(gguf: Path) -> Path:
             # What a killed process left: nobody else writes while the lock is held.
             shutil.rmtree(part, ignore_errors=True)
             try:
-                with told_when_full(folder):
+                with reporting_full_disk(folder):
                     _convert(gguf, part)
                     _write_record(part, of)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +142,7 @@ def _check_packages(gguf: Path) -> None:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as a model folder: float32 safetensors, configuration, tokenizer."""
     try:
-        _refuse_large(gguf)
+        _check_size(gguf)
         model, tokenizer = _read(gguf)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -159,7 +159,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         ) from error
 
 
-def _refuse_large(gguf: Path) -> None:
+def _check_size(gguf: Path) -> None:
     """Raise ResourceError where the weights in float32 do not fit, or the file is one of several parts."""
     from gguf import GGUFReader
 
@@ -169,7 +169,7 @@ def _refuse_large(gguf: Path) -> None:
         raise ResourceError(
             f"{str(gguf)!r} is one of {int(parts.contents())} parts of a model; join them first (llama-gguf-split --merge)"
         )
-    refuse_tight(f"converting {gguf.name}", 4 * sum(int(tensor.n_elements) for tensor in reader.tensors))
+    check_room(f"converting {gguf.name}", 4 * sum(int(tensor.n_elements) for tensor in reader.tensors))
 
 
 def _read(gguf: Path) -> tuple[Any, Any]:

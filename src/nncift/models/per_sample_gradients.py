@@ -44,9 +44,14 @@ class PerSample:
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], *,
-        batched: bool | None = None, at_once: int | None = None, head_is_last: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        batched: bool | None = None,
+        at_once: int | None = None,
+        head_is_last: bool = False,
+    ) -> None:
         self._model = model
         self._parameters = parameters
         self._device = next(model.parameters()).device

@@ -24,7 +24,7 @@ from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
 from nncift.models.causal_lm import CausalLM, Reading, Row
 from nncift.models.embedding_cache import BlockEncoder, Embedded, EmbeddingCache
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.response_reader import batches
 from nncift.models.views import HIDDEN, OUTPUT, STATS, Views
 
@@ -34,8 +34,16 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 STATISTICS = (
-    "loss", "spread", "probability", "distance", "worst", "entropy", "response", "prompt", "push",
-)  # fmt: skip
+    "loss",
+    "spread",
+    "probability",
+    "distance",
+    "worst",
+    "entropy",
+    "response",
+    "prompt",
+    "push",
+)
 """Of a response's tokens: mean and standard deviation of the negative log-likelihood, mean probability, DELIFT's distance, the
 least likely token (cut at WORST), mean entropy; log of the tokens in response and prompt; log of the sketch's length."""
 
@@ -57,9 +65,9 @@ class Probe:
     batch_tokens: int = 2048
 
     @cached_property
-    def wording(self) -> Wording:
+    def wording(self) -> PromptFormat:
         """How rows read to this model."""
-        return Wording(self.lm.tokenizer, self.template)
+        return PromptFormat(self.lm.tokenizer, self.template)
 
     @property
     def views(self) -> Views:
@@ -127,9 +135,16 @@ class Probe:
         logs = reading.log_probabilities.astype(np.float64)
         likely = np.exp(logs)
         statistics = [
-            -logs.mean(), logs.std(), likely.mean(), np.sqrt(np.mean((1 - likely) ** 2)), min(WORST, -logs.min()),
-            entropy, np.log(len(row.response)), np.log(before), np.log(max(push, 1e-12)),
-        ]  # fmt: skip
+            -logs.mean(),
+            logs.std(),
+            likely.mean(),
+            np.sqrt(np.mean((1 - likely) ** 2)),
+            min(WORST, -logs.min()),
+            entropy,
+            np.log(len(row.response)),
+            np.log(before),
+            np.log(max(push, 1e-12)),
+        ]
         return np.concatenate([*hidden, sketch / max(push, 1e-12), statistics]).astype(np.float32)
 
     def _errors(self, states: Floats, gold: Sequence[int]) -> tuple[Floats, float]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nncift.core.memory import refuse_tight
+from nncift.core.memory import check_room
 from nncift.data.control_tokens import Controls, Mask
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError, UsageError
@@ -62,7 +62,7 @@ class Block:
     joined: str | None = None
 
 
-class Wording:
+class PromptFormat:
     """Renders examples to token ids for one tokenizer.
 
     template: None = the model's chat template if it has one, else the plain text; `"chat"`, `"plain"`; or the path of
@@ -99,7 +99,7 @@ class Wording:
         Its response's tokens are the same in both. Raises DataError where the chat template refuses its turns or leaves nothing
         of the response, ResourceError where a cap leaves no memory.
         """
-        refuse_tight("tokenising rows")
+        check_room("tokenising rows")
         messages, response = example.messages, example.response
         if self._template is None:
             text = self._plain(messages, response)

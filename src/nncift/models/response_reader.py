@@ -12,14 +12,14 @@ import numpy.typing as npt
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Tokens, Wording
+from nncift.models.prompt_format import PromptFormat, Tokens
 from nncift.models.row_remarks import Remarks
 
 
 class ModelSettings(TypedDict, total=False):
     """Settings that every teacher with a language model takes, by keyword; what is left out has `Reader`'s default.
 
-    template: see `Wording`. context: cap on the tokens of a sequence. device, dtype, trust_remote_code: see
+    template: see `PromptFormat`. context: cap on the tokens of a sequence. device, dtype, trust_remote_code: see
     `CausalLM.load`. batch_tokens: tokens of one forward pass, padding included; rounding depends on it.
     """
 
@@ -53,8 +53,11 @@ class Reader:
         self.source, self.device = model, device
         self._template = template
         self._loading: dict[str, Any] = {
-            "device": device, "dtype": dtype, "context": context, "trust_remote_code": trust_remote_code
-        }  # fmt: skip
+            "device": device,
+            "dtype": dtype,
+            "context": context,
+            "trust_remote_code": trust_remote_code,
+        }
         self.options: Mapping[str, Any] = {
             "model": model.name if isinstance(model, CausalLM) else str(model),
             "template": template,
@@ -79,9 +82,9 @@ class Reader:
         return CausalLM.load(self.source, **self._loading)
 
     @cached_property
-    def wording(self) -> Wording:
+    def wording(self) -> PromptFormat:
         """How examples read to this model."""
-        return Wording(self.lm.tokenizer, self._template)
+        return PromptFormat(self.lm.tokenizer, self._template)
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Tokenise examples into `rows`, whole, each from the start of a sequence; return those that cannot be read."""
@@ -119,7 +122,7 @@ class Reader:
                 values[index] = -np.mean(logs, dtype=np.float64)
         return values
 
-    def refuse_nan(self, ids: Sequence[str], values: npt.NDArray[np.floating[Any]]) -> None:
+    def check_not_nan(self, ids: Sequence[str], values: npt.NDArray[np.floating[Any]]) -> None:
         """Raise ResourceError where the model gave no number for a row. values: `(n_rows, ...)`."""
         bad = ~np.isfinite(values.reshape(len(ids), -1)).all(axis=1) if len(ids) else np.zeros(0, bool)
         if bad.any():

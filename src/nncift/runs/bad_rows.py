@@ -119,9 +119,15 @@ def find_bad(
         if name != other and name not in against
     )
     return Found(
-        found, {name: _interval(drawn[row[name]], level) for name in names}, differences, int(mask.sum()),
-        int((~mask).sum()), len(every) - len(ids), dict(zip(names, (~has).sum(axis=1).tolist(), strict=True)), level,
-    )  # fmt: skip
+        found,
+        {name: _interval(drawn[row[name]], level) for name in names},
+        differences,
+        int(mask.sum()),
+        int((~mask).sum()),
+        len(every) - len(ids),
+        dict(zip(names, (~has).sum(axis=1).tolist(), strict=True)),
+        level,
+    )
 
 
 def bad_data(

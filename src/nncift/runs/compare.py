@@ -42,12 +42,14 @@ class Selection:
         try:
             table = read_columns(path / "selection.parquet", ("id", "source", "length", "selected"))
             ids = table["id"].to_pylist()
-            told = json.loads((path / "selection.json").read_text(encoding="utf-8"))
+            record = json.loads((path / "selection.json").read_text(encoding="utf-8"))
             return cls(
-                path, Path(told.get("run", path)), dict(zip(ids, table["source"].to_pylist(), strict=True)),
+                path,
+                Path(record.get("run", path)),
+                dict(zip(ids, table["source"].to_pylist(), strict=True)),
                 dict(zip(ids, table["length"].to_pylist(), strict=True)),
                 frozenset(item for item, chosen in zip(ids, table["selected"].to_pylist(), strict=True) if chosen),
-            )  # fmt: skip
+            )
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(
@@ -74,28 +76,35 @@ def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> dict[str,
     label, centre = _clusters(vectors, min(clusters, len(ids)), derive(seed, "clusters") % 2**32)
     named = [f"{c} (like {_middle(ids, vectors, label, centre, c)})" for c in range(len(centre))]
     return {
-        "a": str(a), "b": str(b), "pool": len(ids),
+        "a": str(a),
+        "b": str(b),
+        "pool": len(ids),
         "only_in_pool": {"a": len(one.source) - len(ids), "b": len(other.source) - len(ids)},
         "overlap": _overlap(in_a, in_b),
         "coverage": {
             name: _coverage(vectors, mask)
             for name, mask in (("a", in_a), ("b", in_b), ("random", np.array([item in drawn for item in ids])))
         },
-        "median_length": {name: _median(lengths[mask]) for name, mask in (("a", in_a), ("b", in_b), ("pool", lengths >= 0))},
+        "median_length": {
+            name: _median(lengths[mask]) for name, mask in (("a", in_a), ("b", in_b), ("pool", lengths >= 0))
+        },
         "shifts": {
             "source": _shares([one.source[item] for item in ids], in_a, in_b),
             "length": _shares([_bin(edges, length) for length in lengths], in_a, in_b),
             "cluster": _shares([named[c] for c in label], in_a, in_b),
         },
-    }  # fmt: skip
+    }
 
 
 def _overlap(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> dict[str, float]:
     both, either = int((a & b).sum()), int((a | b).sum())
     return {
-        "a": int(a.sum()), "b": int(b.sum()), "both": both, "jaccard": both / either if either else 1.0,
+        "a": int(a.sum()),
+        "b": int(b.sum()),
+        "both": both,
+        "jaccard": both / either if either else 1.0,
         "both_by_chance": float(a.sum()) * float(b.sum()) / len(a),
-    }  # fmt: skip
+    }
 
 
 def _coverage(vectors: Floats, chosen: npt.NDArray[np.bool_]) -> float | None:

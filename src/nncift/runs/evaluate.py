@@ -45,7 +45,7 @@ def evaluate(
     """
     run = FinishedRun(path)
     vectors = VectorFiles(path).on(*_axes(run.labels))
-    told: dict[str, Any] = {
+    record: dict[str, Any] = {
         "run": str(path),
         **{
             key: run.fidelity.get(key)
@@ -55,9 +55,9 @@ def evaluate(
         "full_teacher": None,
     }
     if full_teacher:
-        told["full_teacher"] = against_truth(run, device=device, progress=progress)
-    write_json(path / FILE, told)
-    return told
+        record["full_teacher"] = against_truth(run, device=device, progress=progress)
+    write_json(path / FILE, record)
+    return record
 
 
 def learning_curve(run: FinishedRun, vectors: Vectors, progress: Progress = silent) -> list[dict[str, Any]]:

@@ -37,18 +37,30 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
     choice = found.choices[example_id]
     example = found.rows.example(example_id)
     serves = served_best(found, example_id)
-    told: dict[str, Any] = {
-        "id": example_id, "source": choice.source, "line": example.line, "prompt": example.prompt, "response": example.response,
-        "selected": choice.selected, "rank": choice.rank, "of": len(found.chosen), "gain": choice.gain,
-        "would_add": choice.would_add, "score": choice.score, "score_place": _score_place(found, choice),
-        "pool": len(found.choices), "reason": choice.reason, "objective": str(found.settings.objective),
-        "serves": serves, "interval": None if found.pair_half_width is None else 0.9,
+    record: dict[str, Any] = {
+        "id": example_id,
+        "source": choice.source,
+        "line": example.line,
+        "prompt": example.prompt,
+        "response": example.response,
+        "selected": choice.selected,
+        "rank": choice.rank,
+        "of": len(found.chosen),
+        "gain": choice.gain,
+        "would_add": choice.would_add,
+        "score": choice.score,
+        "score_place": _score_place(found, choice),
+        "pool": len(found.choices),
+        "reason": choice.reason,
+        "objective": str(found.settings.objective),
+        "serves": serves,
+        "interval": None if found.pair_half_width is None else 0.9,
         "nearest_selected": nearest_selected(found, example_id),
-    }  # fmt: skip
-    told["change"] = _change(found, choice, told)
+    }
+    record["change"] = _change(found, choice, record)
     if why_not:
-        told["rivals"] = _rivals(found, example_id, [one["target"] for one in serves])
-    return told
+        record["rivals"] = _rivals(found, example_id, [one["target"] for one in serves])
+    return record
 
 
 def served_best(run: FinishedRun, example_id: str, best: int = BEST) -> list[dict[str, Any]]:
@@ -75,12 +87,15 @@ def _highest(run: FinishedRun, column: Floats, known: npt.NDArray[np.bool_], bes
     order = sorted(top.tolist(), key=lambda at: (-column[at], run.target_ids[at]))
     return [
         {
-            "target": run.target_ids[at], "utility": float(column[at]), "known": bool(known[at]),
+            "target": run.target_ids[at],
+            "utility": float(column[at]),
+            "known": bool(known[at]),
             "low": None if known[at] or width is None else float(column[at] - width),
             "high": None if known[at] or width is None else float(column[at] + width),
         }
-        for at in order if np.isfinite(column[at])
-    ]  # fmt: skip
+        for at in order
+        if np.isfinite(column[at])
+    ]
 
 
 def nearest_selected(run: FinishedRun, example_id: str) -> dict[str, Any] | None:
@@ -149,14 +164,18 @@ def _rivals(run: FinishedRun, example_id: str, targets: list[str]) -> list[dict[
         if np.isfinite(theirs[row, at]):
             found.append(
                 {
-                    "target": target, "own": float(mine[row, 0]), "rival": others[at], "rank": run.choices[others[at]].rank,
-                    "utility": float(theirs[row, at]), "known": bool(known[row, at]),
+                    "target": target,
+                    "own": float(mine[row, 0]),
+                    "rival": others[at],
+                    "rank": run.choices[others[at]].rank,
+                    "utility": float(theirs[row, at]),
+                    "known": bool(known[row, at]),
                 }
-            )  # fmt: skip
+            )
     return found
 
 
-def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]:
+def _change(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[str]:
     """Say what would have to be different for this row to be dropped or chosen."""
     last = run.choices[run.chosen[-1]] if run.chosen else None
     if choice.selected:
@@ -167,8 +186,8 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
         if not choice.reason.startswith("Removed"):
             return ["No utility is known for it, so that no budget short of the whole pool would choose it."]
         return ["It was taken out before the selection, and did not compete; `nncift select` with other rules lets it."]
-    if told["objective"] == "rr":
-        return _turns(run, choice, told)
+    if record["objective"] == "rr":
+        return _turns(run, choice, record)
     ahead = 1 + sum(
         (other.would_add or 0) > (choice.would_add or 0) for other in run.choices.values() if not other.selected
     )
@@ -181,7 +200,7 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
             if missing > 0
             else f"It would add {choice.would_add:.4g}, as much as the last chosen row, {last.id}: a rule or a tie decided."
         )
-    if run.pointwise or told["objective"] in ("topk", "max"):
+    if run.pointwise or record["objective"] in ("topk", "max"):
         # Such gains stay what they are.
         return [
             *found,
@@ -197,7 +216,7 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
         found.append(
             "The chosen rows serve every target at least as well, so a larger budget alone would not change that."
         )
-    near = told["nearest_selected"]
+    near = record["nearest_selected"]
     if near is not None and near["cosine"] > 0.9:
         found.append(
             f"The chosen row {near['id']} is almost the same text (cosine {near['cosine']:.3f}); without it this one might be."
@@ -205,11 +224,11 @@ def _change(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]
     return found
 
 
-def _turns(run: FinishedRun, choice: Choice, told: dict[str, Any]) -> list[str]:
+def _turns(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[str]:
     """Say where a row stands that no target came to: targets take rows in turn, whatever these add."""
-    if not told["serves"]:
+    if not record["serves"]:
         return ["No target has a known utility for it, so that none takes it."]
-    best = told["serves"][0]
+    best = record["serves"][0]
     values = run.block([best["target"]], run.rows.sources)[0][0]
     ahead = int(np.nansum(values > best["utility"]))
     taken = sum(values[at] > best["utility"] for at, item in enumerate(run.rows.sources) if run.choices[item].selected)

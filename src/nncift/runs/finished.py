@@ -77,7 +77,7 @@ class FinishedRun:
         return self._json("fidelity.json")
 
     @cached_property
-    def _account(self) -> Mapping[str, Sequence[Any]]:
+    def _selection_table(self) -> Mapping[str, Sequence[Any]]:
         """The columns of `selection.parquet`."""
         import pyarrow as pa
 
@@ -93,7 +93,7 @@ class FinishedRun:
     @cached_property
     def choices(self) -> Mapping[str, Choice]:
         """What became of every row of the pool, by id."""
-        columns = self._account
+        columns = self._selection_table
         ids = list(columns["id"])
         place = self._places(ids)
         if len(place) != len(ids):
@@ -102,9 +102,9 @@ class FinishedRun:
             )
 
         def choice(item: str) -> Choice:
-            told: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)
-            told |= {name: column[place[item]] for name, column in columns.items()}
-            return Choice(**told)
+            record: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)
+            record |= {name: column[place[item]] for name, column in columns.items()}
+            return Choice(**record)
 
         return LazilyBy(choice, place)
 
@@ -116,7 +116,7 @@ class FinishedRun:
     @cached_property
     def chosen(self) -> tuple[str, ...]:
         """Ids of the selected rows, in rank order."""
-        ranks = zip(self.choices, self._account["selected"], self._account["rank"], strict=True)
+        ranks = zip(self.choices, self._selection_table["selected"], self._selection_table["rank"], strict=True)
         return tuple(item for _, item in sorted((rank or 0, item) for item, selected, rank in ranks if selected))
 
     @cached_property
@@ -173,8 +173,8 @@ class FinishedRun:
 
         Raises UsageError for a similarity that this run does not have.
         """
-        similar, told = self.similarities, self.summary.get("selection", {})
-        objective = str(told.get("objective") or self.settings.objective or "fl")
+        similar, record = self.similarities, self.summary.get("selection", {})
+        objective = str(record.get("objective") or self.settings.objective or "fl")
         if name not in similar.names:
             raise UsageError(
                 f"this run has no similarity {name!r}; there is {', '.join(similar.names)}, and a run with --features probe has "
@@ -246,14 +246,14 @@ class FinishedRun:
     def _json(self, name: str) -> dict[str, Any]:
         checksums.verify(self.path, name)
         try:
-            told = json.loads((self.path / name).read_text(encoding="utf-8"))
+            record = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{name} of {str(self.path)!r} cannot be read ({error}); run the same command again"
             ) from error
-        if not isinstance(told, Mapping):
+        if not isinstance(record, Mapping):
             raise DataError(f"{name} of {str(self.path)!r} holds no object; run the same command again")
-        return dict(told)
+        return dict(record)
 
 
 @dataclass(frozen=True)

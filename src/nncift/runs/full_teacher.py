@@ -23,13 +23,13 @@ from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.runs.finished import FinishedRun
 from nncift.runs.true_matrix import true_matrix
 from nncift.selection import Problem, pose
-from nncift.selection.constraints import Settled, Wishes
+from nncift.selection.constraints import Constraints, ResolvedConstraints
 from nncift.selection.controls import random_ids
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
-from nncift.selection.problem import KNOWS_EXISTING, Existing, graph_of, ground_of, views_of
+from nncift.selection.problem import KNOWS_EXISTING, Existing, dense_problem, graph_problem, views_of
 from nncift.selection.rules import NO_RULES
-from nncift.selection.solve import Ground, OnGraph, solve, solved
+from nncift.selection.solve import DenseProblem, GraphProblem, solve, solved
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.stages.inputs import read_existing
@@ -67,9 +67,9 @@ def judged_objective(run: FinishedRun) -> str:
     return "fl" if objective == "random" else objective
 
 
-def true_ground(
+def true_problem(
     run: FinishedRun, objective: str, true: UtilityMatrix, *, device: str = "auto", progress: Progress = silent
-) -> Ground:
+) -> DenseProblem:
     """Return what an objective would choose from if every pair were labelled.
 
     true: `truth_of` the run. `flmi`, and rows that were trained on already, need more pairs, which are labelled here and kept in
@@ -86,7 +86,7 @@ def true_ground(
     if existing is not None:
         reference = _existing_serves(run, matrix, device, progress)
         similar = replace(similar, second=existing.vectors)
-    return Ground(matrix, reference, similar, shared, None, subtask_of(run))
+    return DenseProblem(matrix, reference, similar, shared, None, subtask_of(run))
 
 
 def check_existing(run: FinishedRun, objective: str) -> None:
@@ -102,7 +102,7 @@ def check_existing(run: FinishedRun, objective: str) -> None:
 
 def _of_the_pool(
     run: FinishedRun, matrix: UtilityMatrix, similar: FreeSimilarities, device: str, progress: Progress
-) -> Ground:
+) -> DenseProblem:
     """Return the pool against itself, and what the target set's rows do for it (`flmi`)."""
     teacher, pool, wanted = teacher_of(run, device), run.rows.pool, run.rows.wanted
     if wanted is None:
@@ -114,7 +114,7 @@ def _of_the_pool(
         order = {item: at for at, item in enumerate(run.rows.sources)}
         rows = similar.sources[[order[item] for item in values.target_ids]]
         alike = replace(alike, targets=rows)
-    return Ground(values, Reference.of(served), alike, True, matrix.mean_per_source())
+    return DenseProblem(values, Reference.of(served), alike, True, matrix.mean_per_source())
 
 
 def _existing_serves(run: FinishedRun, matrix: UtilityMatrix, device: str, progress: Progress) -> Reference:
@@ -132,9 +132,13 @@ def _existing_serves(run: FinishedRun, matrix: UtilityMatrix, device: str, progr
 
 
 def _true(
-    run: FinishedRun, teacher: Teacher | RowTeacher, sources: Examples, folder: Path, progress: Progress,
+    run: FinishedRun,
+    teacher: Teacher | RowTeacher,
+    sources: Examples,
+    folder: Path,
+    progress: Progress,
     targets: Examples | None = None,
-) -> UtilityMatrix:  # fmt: skip
+) -> UtilityMatrix:
     if isinstance(teacher, RowTeacher):
         # The pool comes first, as in the run: LESS draws its warm-up from it.
         teacher.prepare(run.rows.pool)
@@ -159,23 +163,36 @@ def vectors_of(run: FinishedRun) -> Vectors:
     return VectorFiles(run.path).on(axes.target_ids, axes.source_ids)
 
 
-def predicted_ground(run: FinishedRun, objective: str) -> Ground | OnGraph:
+def predicted_problem(run: FinishedRun, objective: str) -> DenseProblem | GraphProblem:
     """Return what the run itself selects from: known labels exact, the rest predicted."""
     from nncift.stages.fit import predict
 
     settings, vectors = run.settings, vectors_of(run)
     shared = not run.pointwise and run.rows.targets is None
     if settings.neighbours is not None:
-        return graph_of(
-            run.student, combine(run.labels), vectors.sources, settings.model_copy(update={"objective": objective}),
-            settings.seed, targets=None if shared else vectors.targets, subtask_of=subtask_of(run),
-        )  # fmt: skip
+        return graph_problem(
+            run.student,
+            combine(run.labels),
+            vectors.sources,
+            settings.model_copy(update={"objective": objective}),
+            settings.seed,
+            targets=None if shared else vectors.targets,
+            subtask_of=subtask_of(run),
+        )
     matrix = partial(predict, vectors=vectors, labels=run.labels, shared=shared)
     rows = Rows.load(run.path / NAME)
-    return ground_of(
-        objective, run.student, matrix, vectors.targets, vectors.sources, rows.ids, rows.content,
-        existing_of(run, objective), shared=shared, subtask_of=subtask_of(run),
-    )  # fmt: skip
+    return dense_problem(
+        objective,
+        run.student,
+        matrix,
+        vectors.targets,
+        vectors.sources,
+        rows.ids,
+        rows.content,
+        existing_of(run, objective),
+        shared=shared,
+        subtask_of=subtask_of(run),
+    )
 
 
 def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress = silent) -> dict[str, Any]:
@@ -187,44 +204,52 @@ def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress 
     objective = judged_objective(run)
     check_existing(run, objective)
     true = truth_of(run, device=device, progress=progress)
-    ground = true_ground(run, objective, true, device=device, progress=progress)
+    dense = true_problem(run, objective, true, device=device, progress=progress)
     rows = Rows.load(run.path / NAME)
-    settled = Wishes.read(run.settings).settle(rows, run.vectors(rows.ids))
-    rest = ground.without(settled.removed)
+    settled = Constraints.read(run.settings).settle(rows, run.vectors(rows.ids))
+    rest = dense.without(settled.removed)
     own = float(pose(rest.matrix, objective, rest.given).value(run.chosen))
-    by_budget = skill_by_budget(run, ground, objective, BUDGETS)
+    by_budget = skill_by_budget(run, dense, objective, BUDGETS)
     # The matrix is gone after this.
-    told = solve(rows, settled, ground, objective=objective, seed=run.settings.seed).told
-    controls = {name: value for name, value in told["controls"].items() if value is not None}
+    record = solve(rows, settled, dense, objective=objective, seed=run.settings.seed).record
+    controls = {name: value for name, value in record["controls"].items() if value is not None}
     if run.pointwise:
-        controls = {name: value for name, value in controls.items() if name not in ground.similar.names}
+        controls = {name: value for name, value in controls.items() if name not in dense.similar.names}
     values = {
-        "this run": own, **{"embeddings" if name == EMBEDDING else name: value for name, value in controls.items()},
-        "full teacher": told["value"],
-    }  # fmt: skip
+        "this run": own,
+        **{"embeddings" if name == EMBEDDING else name: value for name, value in controls.items()},
+        "full teacher": record["value"],
+    }
     passes = len(rows.ids) if true.target_ids == SCORE else len(true.target_ids) * len(true.source_ids)
     return {
-        "objective": objective, "passes": passes,
-        "selected": len(run.chosen), "value": values,
+        "objective": objective,
+        "passes": passes,
+        "selected": len(run.chosen),
+        "value": values,
         "skill": {name: skill(value, values["random"], values["full teacher"]) for name, value in values.items()},
-        "skill_by_budget": by_budget, "coverage": _coverage(run, true),
-    }  # fmt: skip
+        "skill_by_budget": by_budget,
+        "coverage": _coverage(run, true),
+    }
 
 
-def skill_by_budget(run: FinishedRun, ground: Ground, objective: str, shares: Sequence[float]) -> list[dict[str, Any]]:
+def skill_by_budget(
+    run: FinishedRun, dense: DenseProblem, objective: str, shares: Sequence[float]
+) -> list[dict[str, Any]]:
     """Return the skill under the truth of what the run's utilities and free similarities select, without the run's rules.
 
-    ground: `true_ground` of the run. Skill by budget: of the student, of `embeddings`, and of every similarity of a probe.
+    dense: `true_problem` of the run. Skill by budget: of the student, of `embeddings`, and of every similarity of a probe.
     """
-    problem, ids, seed = pose(ground.matrix, objective, ground.given), ground.matrix.source_ids, run.settings.seed
-    predicted = predicted_ground(run, objective)
-    given = None if isinstance(predicted, OnGraph) else pose(predicted.matrix, objective, predicted.given, reuse=True)
+    problem, ids, seed = pose(dense.matrix, objective, dense.given), dense.matrix.source_ids, run.settings.seed
+    predicted = predicted_problem(run, objective)
+    given = (
+        None if isinstance(predicted, GraphProblem) else pose(predicted.matrix, objective, predicted.given, reuse=True)
+    )
     found = []
     for budget in shares:
         k = max(1, round(budget * len(ids)))
         random, full = _random(problem, ids, k), float(problem.value(list(problem.choose(k, seed).ids)))
-        if isinstance(predicted, OnGraph):
-            chosen = solved(predicted, predicted.graph, Settled(k, NO_RULES, {}), seed)[0].ids
+        if isinstance(predicted, GraphProblem):
+            chosen = solved(predicted, predicted.graph, ResolvedConstraints(k, NO_RULES, {}), seed)[0].ids
         elif given is not None:
             chosen = given.choose(k, seed).ids
         line: dict[str, Any] = {
@@ -234,9 +259,9 @@ def skill_by_budget(run: FinishedRun, ground: Ground, objective: str, shares: Se
         }
         if not run.pointwise:
             free = {}
-            for name in ground.similar.names:
-                alone = ground.similar.ids(
-                    name, objective, ground.matrix.target_ids, ids, k, subtask_of=ground.subtask_of, seed=seed
+            for name in dense.similar.names:
+                alone = dense.similar.ids(
+                    name, objective, dense.matrix.target_ids, ids, k, subtask_of=dense.subtask_of, seed=seed
                 )
                 free[name] = skill(float(problem.value(alone)), random, full)
             line |= {
@@ -249,10 +274,10 @@ def skill_by_budget(run: FinishedRun, ground: Ground, objective: str, shares: Se
 
 def _coverage(run: FinishedRun, true: UtilityMatrix) -> dict[str, Any]:
     """Return the share of unlabelled pairs that lie within the run's interval around their prediction."""
-    told = run.fidelity.get("pair_interval") or {}
-    width = told.get("half_width")
+    record = run.fidelity.get("pair_interval") or {}
+    width = record.get("half_width")
     if width is None:
-        return {"level": told.get("level"), "covered": None, "pairs": 0}
+        return {"level": record.get("level"), "covered": None, "pairs": 0}
     known = {
         (pairs.target_ids[t], pairs.source_ids[s])
         for pairs in run.labels.values()
@@ -263,7 +288,7 @@ def _coverage(run: FinishedRun, true: UtilityMatrix) -> dict[str, Any]:
     t, s = t[fresh].astype(np.int32), s[fresh].astype(np.int32)
     pairs = LabelledPairs(true.target_ids, true.source_ids, t, s, true.values[t, s])
     inside = np.abs(pairs.value - run.predicted(pairs)) <= width
-    return {"level": told["level"], "covered": float(inside.mean()) if len(inside) else None, "pairs": len(inside)}
+    return {"level": record["level"], "covered": float(inside.mean()) if len(inside) else None, "pairs": len(inside)}
 
 
 def _random(problem: Problem, ids: tuple[str, ...], k: int) -> float:

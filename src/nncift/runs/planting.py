@@ -45,8 +45,10 @@ def plant(examples: Examples, share: float, kind: Kind, seed: int = 0) -> Plante
     (0, 1), DataError where too few rows can be made bad.
     """
     makers: Mapping[str, Callable[[Sequence[Example], int], list[str]]] = {
-        "swapped": _exchanged, "truncated": _truncated, "stub": _stubs
-    }  # fmt: skip
+        "swapped": _exchanged,
+        "truncated": _truncated,
+        "stub": _stubs,
+    }
     if kind not in makers:
         raise UsageError(f"rows are made bad by {', '.join(makers)}, not by {kind!r}")
     if not 0 < share < 1:

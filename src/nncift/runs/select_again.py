@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import Calculate
+from nncift.core.parallel import ParallelMap
 from nncift.core.tasks import calculate
 from nncift.data.pool_file import NAME
 from nncift.data.pool_table import Rows
@@ -26,9 +26,9 @@ from nncift.labels.pair_labels import combine
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
-from nncift.selection.constraints import Settled, Wishes
-from nncift.selection.problem import KNOWS_EXISTING, graph_of, ground_of, refuse_graph, refuse_unfit
-from nncift.selection.solve import FILES, Ground, OnGraph, choose, solve, write_account, write_subset
+from nncift.selection.constraints import Constraints, ResolvedConstraints
+from nncift.selection.problem import KNOWS_EXISTING, check_graph, dense_problem, graph_problem, refuse_unfit
+from nncift.selection.solve import FILES, DenseProblem, GraphProblem, choose, solve, write_selection_table, write_subset
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.stages.fit import predict
@@ -45,20 +45,20 @@ EMBEDDING_CONTROL_ROWS = 5000
 
 def reselect(
     run: Path, given: Mapping[str, Any], out: Path | None = None, cluster: ClusterSettings | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Select again from a finished run, and return what is told of it.
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
     selection, summary, report and manifest are replaced. cluster: whose workers calculate; None = this process. Raises UsageError
     where there is no finished run or a setting does not fit it, InfeasibleError where the wish cannot be met.
     """
-    told = _reselected(run, given, out, cluster)
+    result = _reselected(run, given, out, cluster)
     if out is None:
         from nncift.runs.report import write_report
 
         # After the lock, for the old page tells of the selection that was replaced; and with nothing else in memory.
         write_report(run)
-    return told
+    return result
 
 
 def _reselected(
@@ -66,7 +66,7 @@ def _reselected(
 ) -> dict[str, Any]:
     settings = _settings(run, given)
     if out is not None:
-        _refuse_used(out)
+        _check_new_folder(out)
     if cluster is not None and cluster.gpus_per_worker is None:
         # No model is asked.
         cluster = replace(cluster, gpus_per_worker=0.0)
@@ -75,7 +75,7 @@ def _reselected(
         rows = Rows.load(run / NAME)
         labels = read_utilities(run / "labels")
         axes = next(iter(labels.values()))
-        _refuse_other_rows(rows, axes.source_ids)
+        _check_same_rows(rows, axes.source_ids)
         # The ids of a large pool are in memory once.
         labels = {name: pairs.named(rows.ids) for name, pairs in labels.items()}
         axes = next(iter(labels.values()))
@@ -87,52 +87,54 @@ def _reselected(
         refuse_unfit(str(settings.objective), **sets)
         in_subtasks = subtasks.kept(directory) is not None
         if in_subtasks:
-            subtasks.refuse_other(str(settings.objective))
-        refuse_graph(
+            subtasks.check_knows_subtasks(str(settings.objective))
+        check_graph(
             settings, str(settings.objective), pointwise=pointwise, existing=sets["existing"], subtasks=in_subtasks
         )
-        wishes = Wishes.read(settings)
-        wishes.check(rows)
+        constraints = Constraints.read(settings)
+        constraints.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
-        settled = wishes.settle(rows, vectors.text)
+        settled = constraints.settle(rows, vectors.text)
         no_hands: Any = None
         by = partial(calculate, engine, no_hands)
-        ground = partial(
-            _ground, directory, settings, rows, labels, vectors, settled, by, shared=not target and not pointwise
+        problem = partial(
+            _problem, directory, settings, rows, labels, vectors, settled, by, shared=not target and not pointwise
         )
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
-        told: dict[str, Any]
+        result: dict[str, Any]
         if out is None:
             keys: dict[str, Any] = {
                 name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")
             }
             directory.forget(FINISH)
             _rewrite_manifest(directory)
-            told = choose(directory, keys, settings, rows, settled, ground, embedding_control=control, calculate=by)
-            told.pop("ids")
-            _rewrite_summary(directory, told)
+            result = choose(directory, keys, settings, rows, settled, problem, embedding_control=control, calculate=by)
+            result.pop("ids")
+            _rewrite_summary(directory, result)
         else:
             chosen = solve(
                 rows,
                 settled,
-                ground(),
+                problem(),
                 objective=str(settings.objective),
                 seed=settings.seed,
                 embedding_control=control,
                 calculate=by,
             )
-            told = chosen.told
+            result = chosen.record
             with _appearing(out) as part:
-                write_account(part / "selection.parquet", rows, settled, chosen)
+                write_selection_table(part / "selection.parquet", rows, settled, chosen)
                 write_subset(part / "subset.jsonl", rows, chosen)
-                write_json(part / "selection.json", {**told, "run": str(run.resolve()), "ids": list(chosen.subset.ids)})
+                write_json(
+                    part / "selection.json", {**result, "run": str(run.resolve()), "ids": list(chosen.subset.ids)}
+                )
                 checksums.write_mark(part, "select", "", FILES)
     return {
         "run": str(run),
         "out": str(out or run),
         "pool": len(rows.ids),
-        "selected": told["budget"],
-        "selection": told,
+        "selected": result["budget"],
+        "selection": result,
     }
 
 
@@ -143,38 +145,53 @@ def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
     return config.resolve({**config.load(run / MANIFEST), **given})
 
 
-def _ground(
+def _problem(
     directory: RunDir,
     settings: RunSettings,
     rows: Rows,
     labels: dict[str, LabelledPairs],
     vectors: Vectors,
-    settled: Settled,
-    by: Calculate,
+    settled: ResolvedConstraints,
+    by: ParallelMap,
     *,
     shared: bool,
-) -> Ground | OnGraph:
+) -> DenseProblem | GraphProblem:
     student = Student.load(directory.path / "student")
     if settings.neighbours is not None:
-        return graph_of(
-            student, combine(labels), vectors.sources, settings, settings.seed, settled.removed, by,
-            targets=None if shared else vectors.targets, subtask_of=subtasks.kept(directory),
-        )  # fmt: skip
+        return graph_problem(
+            student,
+            combine(labels),
+            vectors.sources,
+            settings,
+            settings.seed,
+            settled.removed,
+            by,
+            targets=None if shared else vectors.targets,
+            subtask_of=subtasks.kept(directory),
+        )
     matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, calculate=by)
     looked_at = settings.objective in KNOWS_EXISTING and (directory.path / EXISTING).exists()
-    return ground_of(
-        str(settings.objective), student, matrix, vectors.targets,
-        vectors.sources, rows.ids, rows.content,
-        load_existing(directory.path) if looked_at else None, shared=shared, subtask_of=subtasks.kept(directory), calculate=by,
-    )  # fmt: skip
+    return dense_problem(
+        str(settings.objective),
+        student,
+        matrix,
+        vectors.targets,
+        vectors.sources,
+        rows.ids,
+        rows.content,
+        load_existing(directory.path) if looked_at else None,
+        shared=shared,
+        subtask_of=subtasks.kept(directory),
+        calculate=by,
+    )
 
 
-def _refuse_other_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:
+def _check_same_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:
     if rows.ids != source_ids:
         raise DataError("the rows and the labels of this run do not belong together; run the same `nncift run` again")
 
 
-def _refuse_used(out: Path) -> None:
+def _check_new_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {str(out)!r} exists and is not empty; give a new directory")
 
@@ -199,7 +216,7 @@ def _rewrite_manifest(directory: RunDir) -> None:
     directory.write_manifest(record, keep_summary=True)
 
 
-def _rewrite_summary(directory: RunDir, told: dict[str, Any]) -> None:
+def _rewrite_summary(directory: RunDir, result: dict[str, Any]) -> None:
     summary = directory.read_json(SUMMARY)
     costs = {name: cost.to_json() for name, cost in directory.costs().items()}
     ledger = {
@@ -208,5 +225,7 @@ def _rewrite_summary(directory: RunDir, told: dict[str, Any]) -> None:
         "seconds": round(sum(cost["seconds"] for cost in costs.values()), 3),
     }
     write_json(directory.file("ledger.json"), ledger)
-    write_json(directory.file(SUMMARY), {**summary, "selected": told["budget"], "selection": told, "ledger": ledger})
+    write_json(
+        directory.file(SUMMARY), {**summary, "selected": result["budget"], "selection": result, "ledger": ledger}
+    )
     directory.close()

@@ -150,9 +150,15 @@ def pose(matrix: UtilityMatrix, objective: str = "fl", given: Given = NOTHING, *
 
 
 def select(
-    matrix: UtilityMatrix, k: int, objective: str = "fl", seed: int = 0, *,
-    reference: Reference | None = None, subtask_of: Mapping[str, str] | None = None, rules: Rules = NO_RULES,
-) -> Subset:  # fmt: skip
+    matrix: UtilityMatrix,
+    k: int,
+    objective: str = "fl",
+    seed: int = 0,
+    *,
+    reference: Reference | None = None,
+    subtask_of: Mapping[str, str] | None = None,
+    rules: Rules = NO_RULES,
+) -> Subset:
     """Choose `k` sources of `matrix` (`(n_targets, n_sources)`) by a registered objective (method.md 4).
 
     reference: what a second set does for each target: the target set for `flmi`, the existing set for `flcg`, `rr` and `max`.

@@ -14,24 +14,24 @@ from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.selection import Rules, parse_budget
 from nncift.selection.budget import parse_tokens
 from nncift.selection.dedup import Twin, find, parse
-from nncift.selection.quota import Quota, Wish, one_column
+from nncift.selection.quota import QuotaBound, Quota, one_column
 from nncift.selection.rules import NO_RULES
 from nncift.student.model import Floats
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Constraints:
     """Settings of a selection, read and checked as far as they can be without any row. removal: see `dedup.parse`."""
 
     budget: str
     tokens: int | None
-    quotas: tuple[Wish, ...]
+    quotas: tuple[QuotaBound, ...]
     include: frozenset[str]
     exclude: frozenset[str]
     removal: float | None
 
     @classmethod
-    def read(cls, settings: SelectSettings) -> Wishes:
+    def read(cls, settings: SelectSettings) -> Constraints:
         """Read settings and the files of ids that they name. Raises UsageError, InfeasibleError or DataError."""
         return cls(
             settings.budget,
@@ -57,7 +57,7 @@ class Wishes:
         rules.check(rest.ids, k)
         return k if self.tokens is None else None
 
-    def settle(self, rows: Rows, vectors: Floats) -> Settled:
+    def settle(self, rows: Rows, vectors: Floats) -> ResolvedConstraints:
         """Return what the wishes come to for these rows; vectors: their embeddings, `(n, d)`.
 
         Raises InfeasibleError or UsageError, naming the conflict.
@@ -69,7 +69,7 @@ class Wishes:
         else:
             k, rules = len(rest.ids), self._within_tokens(rest, removed, self.tokens)
         rules.check(rest.ids, k)
-        return Settled(k, rules, removed)
+        return ResolvedConstraints(k, rules, removed)
 
     def _size(self, rest: Rows) -> int:
         try:
@@ -95,7 +95,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedConstraints:
     """A size (with a budget of tokens only an upper bound), rules, and the rows that are removed first."""
 
     k: int

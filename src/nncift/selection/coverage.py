@@ -92,9 +92,20 @@ class Coverage:
         for heap, lowest in ((ledger.forced, 0), (ledger.candidates.copy(), 1)):
             if len(heap) and chosen < k:
                 chosen += kernels.lazy_greedy(
-                    columns, heap, self._gains(best), weight, self.bonus, best, ledger.group, ledger.least, ledger.most,
-                    ledger.cost, ledger.room, lowest, order[chosen:],
-                )  # fmt: skip
+                    columns,
+                    heap,
+                    self._gains(best),
+                    weight,
+                    self.bonus,
+                    best,
+                    ledger.group,
+                    ledger.least,
+                    ledger.most,
+                    ledger.cost,
+                    ledger.room,
+                    lowest,
+                    order[chosen:],
+                )
         return ledger.filled(order[:chosen], k, self.scores)
 
     def scores(self) -> kernels.Doubles:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculate, Calculation, here, ranges
+from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, ParallelMap, ranges, serial_map
 from nncift.core.seeds import generator
 from nncift.selection.neighbours import Neighbours
 from nncift.selection.sparse import Graph
@@ -32,7 +32,7 @@ def scored_graph(
     *,
     far: int = 8,
     seed: int = 0,
-    calculate: Calculate = here,
+    calculate: ParallelMap = serial_map,
     last: bool = False,
 ) -> Graph:
     """Return the student's predictions for the neighbours of every row and `far` random others of the same rows.

@@ -180,9 +180,20 @@ def admit(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Lo
 
 @compiled
 def lazy_greedy(
-    columns: Levels, heap: Longs, gains: Longs, weight: Doubles, bonus: Longs, best: Levels, group: Longs,
-    least: Longs, most: Longs, cost: Longs, room: Longs, lowest_gain: int, order: Longs,
-) -> int:  # fmt: skip
+    columns: Levels,
+    heap: Longs,
+    gains: Longs,
+    weight: Doubles,
+    bonus: Longs,
+    best: Levels,
+    group: Longs,
+    least: Longs,
+    most: Longs,
+    cost: Longs,
+    room: Longs,
+    lowest_gain: int,
+    order: Longs,
+) -> int:
     """Write sources of greedy coverage into `order` until it is full or none is admitted; return how many (Minoux 1978).
 
     heap: the candidates, used up like `gains`, `best`, `least`, `most` and `room`. gains: `(n_sources,)` what each

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from numba import njit
 
 from nncift.core.memory import rows_at_once, rows_within
-from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculate, Calculation, Keep, here, ranges
+from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, Keep, ParallelMap, ranges, serial_map
 from nncift.core.seeds import generator
 from nncift.core.threads import in_threads
 from nncift.errors import ResourceError
@@ -48,9 +48,16 @@ class Neighbours:
 
 
 def nearest(
-    vectors: Floats, k: int, *, queries: Floats | None = None, seed: int = 0, exact: bool | None = None, probes: int = 12,
-    cap: int | None = None, calculate: Calculate = here,
-) -> Neighbours:  # fmt: skip
+    vectors: Floats,
+    k: int,
+    *,
+    queries: Floats | None = None,
+    seed: int = 0,
+    exact: bool | None = None,
+    probes: int = 12,
+    cap: int | None = None,
+    calculate: ParallelMap = serial_map,
+) -> Neighbours:
     """Return the `k` nearest other rows of every row by inner product; vectors: `(n, d)`, of unit norm where that is a cosine.
 
     queries: `(n, d)` what a row is looked for with, where that is not its own vector. exact: compare all pairs; by default up to
@@ -87,7 +94,7 @@ def nearest_to(queries: Floats, vectors: Floats, k: int) -> tuple[Codes, Floats]
     return codes, product
 
 
-def _by_cells(lot: _Cells, codes: Codes, cosine: Floats, calculate: Calculate) -> None:
+def _by_cells(lot: _Cells, codes: Codes, cosine: Floats, calculate: ParallelMap) -> None:
     n, groups = len(lot.lined), ranges(len(lot.centre), _CELLS_AT_ONCE)
     seconds = n * (lot.probes * n / len(lot.centre)) * (lot.lined.shape[1] / MULTIPLY_ADDS + _LOOK_SECONDS)
     search = Calculation("comparing rows of near cells", _among_cells, lot, groups, seconds, 8.0 * n * lot.k)
@@ -135,7 +142,7 @@ class _Cells:
         probes: int,
         seed: int,
         cap: int | None,
-        calculate: Calculate,
+        calculate: ParallelMap,
     ) -> _Cells:
         centre, cell = cells(vectors, max(2, round(math.sqrt(len(vectors)))), seed, calculate)
         # Rows of a cell side by side, so that comparing cells is one product of matrices.
@@ -151,19 +158,19 @@ class _Cells:
     def rows(self, cell: int) -> tuple[Floats, Codes, Codes]:
         """Return the rows that begin in a cell: what they look with, their codes, and the cells that they look in."""
         at = slice(self.first[cell], self.first[cell + 1])
-        here = self.mine[at]
-        rows = self.lined[at] if self.queries is None else self.queries[here]
+        serial_map = self.mine[at]
+        rows = self.lined[at] if self.queries is None else self.queries[serial_map]
         # A query's products with the centres are its own: those of its cell stand for them only where they are one set.
         toward = self.centre @ (self.centre[cell] if self.queries is None else rows.mean(axis=0))
         close = np.argsort(-toward, kind="stable")[: self.probes].astype(np.int32)
-        return rows, here, np.sort(close)
+        return rows, serial_map, np.sort(close)
 
 
 def _among_all(shared: tuple[Floats, Floats, int, int | None], rows: slice) -> Arrays:
     asked, vectors, k, cap = shared
-    here, everything = np.arange(rows.start, rows.stop, dtype=np.int32), np.arange(len(vectors), dtype=np.int32)
-    codes, cosine = _nobody(len(here), k)
-    _compare(asked[rows], here, vectors, everything, codes, cosine, cap)
+    serial_map, everything = np.arange(rows.start, rows.stop, dtype=np.int32), np.arange(len(vectors), dtype=np.int32)
+    codes, cosine = _nobody(len(serial_map), k)
+    _compare(asked[rows], serial_map, vectors, everything, codes, cosine, cap)
     return {"codes": codes, "cosine": cosine}
 
 
@@ -175,9 +182,9 @@ def _among_cells(lot: _Cells, group: slice) -> Arrays:
         at = slice(lot.first[cell] - begin, lot.first[cell + 1] - begin)
         if at.start == at.stop:
             continue
-        rows, here, close = lot.rows(cell)
+        rows, serial_map, close = lot.rows(cell)
         places = np.concatenate([np.arange(lot.starts[other], lot.starts[other + 1]) for other in close])
-        _compare(rows, here, lot.lined[places], lot.order[places], codes[at], cosine[at], lot.cap)
+        _compare(rows, serial_map, lot.lined[places], lot.order[places], codes[at], cosine[at], lot.cap)
     return {"codes": codes, "cosine": cosine}
 
 
@@ -197,7 +204,7 @@ def lifted(targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
     return np.concatenate([targets, np.zeros((len(targets), 1), np.float32)], axis=1), vectors
 
 
-def cells(vectors: Floats, count: int, seed: int, calculate: Calculate = here) -> tuple[Floats, Codes]:
+def cells(vectors: Floats, count: int, seed: int, calculate: ParallelMap = serial_map) -> tuple[Floats, Codes]:
     """Return unit centres `(count, d)` of spherical k-means on a sample, and the nearest centre of every row, `(n,)`."""
     random = generator(seed, "select", "cells")
     drawn = random.choice(len(vectors), size=min(len(vectors), count * _SAMPLE_PER_CELL), replace=False)
@@ -212,7 +219,7 @@ def cells(vectors: Floats, count: int, seed: int, calculate: Calculate = here) -
     return centre, _nearest_centre(vectors, centre, calculate)
 
 
-def _nearest_centre(vectors: Floats, centre: Floats, calculate: Calculate = here) -> Codes:
+def _nearest_centre(vectors: Floats, centre: Floats, calculate: ParallelMap = serial_map) -> Codes:
     blocks = ranges(len(vectors), rows_within(CAP, 4 * len(centre)))
     codes = np.empty(len(vectors), np.int32)
 

@@ -82,7 +82,7 @@ class Reference:
     @classmethod
     def of(cls, matrix: UtilityMatrix) -> Reference:
         """Return what the sources of a matrix do for its targets; raises DataError where a utility is infinite."""
-        refuse_infinite(matrix)
+        check_infinite(matrix)
         values = np.asarray(matrix.values)
         best = np.fmax.reduce(values, axis=1, initial=np.nan).astype(np.float64)
         low = float(np.fmin.reduce(values, axis=None, initial=np.nan))
@@ -178,7 +178,7 @@ def mean_utility_value(matrix: UtilityMatrix, ids: Sequence[str]) -> float:
     return math.fsum(x for x in matrix.mean_per_source()[positions(matrix.source_ids, ids)] if not math.isnan(x))
 
 
-def refuse_infinite(matrix: UtilityMatrix) -> None:
+def check_infinite(matrix: UtilityMatrix) -> None:
     """Raise DataError with the ids where a utility is infinite."""
     _extent(matrix)
 

@@ -62,9 +62,17 @@ class FreeSimilarities:
         return replace(self, targets=across, sources=self.sources[sources])
 
     def ids(
-        self, name: str, objective: str, target_ids: tuple[str, ...], source_ids: tuple[str, ...], k: int, *,
-        subtask_of: Mapping[str, str] | None = None, seed: int = 0, rules: Rules = NO_RULES,
-    ) -> list[str]:  # fmt: skip
+        self,
+        name: str,
+        objective: str,
+        target_ids: tuple[str, ...],
+        source_ids: tuple[str, ...],
+        k: int,
+        *,
+        subtask_of: Mapping[str, str] | None = None,
+        seed: int = 0,
+        rules: Rules = NO_RULES,
+    ) -> list[str]:
         """Return `k` sources that an objective takes from a similarity in the place of utilities, under the same rules.
 
         Of a second set the objective is told the similarities too. For a pointwise teacher, which has no targets, it is facility
@@ -79,8 +87,8 @@ class FreeSimilarities:
             reference = Reference.of(
                 similarities(target_ids, second, *self.sides(name, self.targets, self.second), shared=False)
             )
-        told = Given(reference, subtask_of)
-        return similar_ids(self.matrix(name, target_ids, source_ids), objective, k, seed, given=told, rules=rules)
+        record = Given(reference, subtask_of)
+        return similar_ids(self.matrix(name, target_ids, source_ids), objective, k, seed, given=record, rules=rules)
 
     def matrix(
         self, name: str, target_ids: tuple[str, ...], source_ids: tuple[str, ...], rows: Floats | None = None

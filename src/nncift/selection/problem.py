@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nncift.config import SelectSettings
 from nncift.core.pairs import LabelledPairs, Predicted, UtilityMatrix
-from nncift.core.parallel import Calculate, here
+from nncift.core.parallel import ParallelMap, serial_map
 from nncift.core.seeds import generator
 from nncift.errors import DataError, UsageError
 from nncift.models.views import TEXT, Views
@@ -23,7 +23,7 @@ from nncift.selection.graphs import drop_repeats, scored_graph, with_known
 from nncift.selection.neighbours import EXACT_ROWS, Neighbours, lifted, nearest, nearest_to
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
-from nncift.selection.solve import Ground, OnGraph
+from nncift.selection.solve import DenseProblem, GraphProblem
 from nncift.selection.sparse import Graph
 from nncift.student.model import Student
 from nncift.student.score import all_pairs, best_per_target, mean_per_source, top_per_target
@@ -74,11 +74,20 @@ def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: boo
         )
 
 
-def ground_of(
-    objective: str, student: Student, matrix: Callable[[Student], Predicted], targets: Floats, sources: Floats,
-    ids: tuple[str, ...], contents: Sequence[str], existing: Existing | None, *, shared: bool,
-    subtask_of: Mapping[str, str] | None = None, calculate: Calculate = here,
-) -> Ground:  # fmt: skip
+def dense_problem(
+    objective: str,
+    student: Student,
+    matrix: Callable[[Student], Predicted],
+    targets: Floats,
+    sources: Floats,
+    ids: tuple[str, ...],
+    contents: Sequence[str],
+    existing: Existing | None,
+    *,
+    shared: bool,
+    subtask_of: Mapping[str, str] | None = None,
+    calculate: ParallelMap = serial_map,
+) -> DenseProblem:
     """Return what an objective chooses from.
 
     matrix: gives it, known labels exact and the rest predicted by a student, over the run's targets and sources; targets,
@@ -86,7 +95,7 @@ def ground_of(
     ids, contents: id and content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all
     predicted where the run has a target set of its own. subtask_of: each target's subtask, where targets have any.
     """
-    _refuse_not_finite(student, targets, sources, ids)
+    _check_all_finite(student, targets, sources, ids)
     similar = FreeSimilarities(views_of(student, sources), targets, sources, shared)
     if objective == "flmi":
         # Scores are means over the run's targets, whatever the objective looks at.
@@ -102,7 +111,7 @@ def ground_of(
         named = dict(zip(ids, contents, strict=True))
         reference = _already(student, known, targets, sources, named, existing, calculate)
         similar = replace(similar, second=existing.vectors)
-    return Ground(known, reference, similar, shared, found.score, subtask_of)
+    return DenseProblem(known, reference, similar, shared, found.score, subtask_of)
 
 
 def views_of(student: Student, vectors: Floats) -> Views:
@@ -110,11 +119,18 @@ def views_of(student: Student, vectors: Floats) -> Views:
     return student.views or Views.of({TEXT: vectors.shape[1]})
 
 
-def graph_of(
-    student: Student, known: LabelledPairs, sources: Floats, settings: SelectSettings, seed: int,
-    removed: Collection[str] = (), calculate: Calculate = here, *, targets: Floats | None = None,
+def graph_problem(
+    student: Student,
+    known: LabelledPairs,
+    sources: Floats,
+    settings: SelectSettings,
+    seed: int,
+    removed: Collection[str] = (),
+    calculate: ParallelMap = serial_map,
+    *,
+    targets: Floats | None = None,
     subtask_of: Mapping[str, str] | None = None,
-) -> OnGraph:  # fmt: skip
+) -> GraphProblem:
     """Return a graph of the pool's rows: the nearest of each and a few random ones, less the rows that are removed first.
 
     A network whose predictions are inner products (`towers`) finds each target's nearest by these, others by embedding. Known
@@ -124,7 +140,7 @@ def graph_of(
     """
     shared, objective = targets is None, str(settings.objective or "fl")
     across = sources if targets is None else targets
-    _refuse_not_finite(student, across, sources, known.source_ids)
+    _check_all_finite(student, across, sources, known.source_ids)
     score = _scores(student, known, across, sources, seed, calculate, shared=shared)
     keep = np.array([place for place, item in enumerate(known.source_ids) if item not in removed], np.int64)
     ids, rows = tuple(known.source_ids[place] for place in keep), sources if not removed else sources[keep]
@@ -149,11 +165,11 @@ def graph_of(
             if alike[name] is None and name != EMBEDDING and len(ids) <= EXACT_ROWS:
                 side = similar.sides(name, rows, rows)[0]
                 alike[name] = _of_neighbours(nearest(side, k, seed=seed, calculate=calculate), ids)
-    return OnGraph(graph, k, recall, score, alike, settings.optimiser or "lazy", objective, subtask_of)
+    return GraphProblem(graph, k, recall, score, alike, settings.optimiser or "lazy", objective, subtask_of)
 
 
 def _neighbours(
-    student: Student, similar: FreeSimilarities, k: int, seed: int, calculate: Calculate
+    student: Student, similar: FreeSimilarities, k: int, seed: int, calculate: ParallelMap
 ) -> tuple[Neighbours, Neighbours | None]:
     """Return the neighbours of the pool's rows that a graph is made of, and by embedding for the control where they are found."""
     rows, text = similar.sources, similar.views.take(similar.sources, TEXT)
@@ -205,7 +221,7 @@ def _scores(
     targets: Floats,
     sources: Floats,
     seed: int,
-    calculate: Calculate,
+    calculate: ParallelMap,
     *,
     shared: bool,
 ) -> Doubles:
@@ -216,12 +232,12 @@ def _scores(
     count = np.full(len(sources), len(drawn))
     place = np.full(len(targets), -1, np.int32)
     place[drawn] = np.arange(len(drawn), dtype=np.int32)
-    here = place[known.target] >= 0
+    serial_map = place[known.target] >= 0
     if shared:
-        here &= known.target != known.source
+        serial_map &= known.target != known.source
         total[drawn] -= student.net.pairs(across, along, place[drawn], drawn.astype(np.int32))
         count[drawn] -= 1
-    t, s, value = place[known.target[here]], known.source[here], known.value[here]
+    t, s, value = place[known.target[serial_map]], known.source[serial_map], known.value[serial_map]
     present = np.isfinite(value)
     total -= np.bincount(s, student.net.pairs(across, along, t, s), len(sources))
     total += np.bincount(s[present], value[present], len(sources))
@@ -229,7 +245,7 @@ def _scores(
     return np.asarray(np.divide(total, count, out=np.full(len(sources), np.nan), where=count > 0), np.float64)
 
 
-def refuse_graph(
+def check_graph(
     settings: SelectSettings, objective: str, *, pointwise: bool = False, existing: bool = False, subtasks: bool = False
 ) -> None:
     """Raise UsageError where a selection on a graph of neighbours is asked for what only the whole matrix gives."""
@@ -260,7 +276,7 @@ def refuse_graph(
         raise UsageError(f"--optimiser {settings.optimiser} does not go with {', '.join(named)}; use lazy")
 
 
-def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:
+def _check_all_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:
     """Raise DataError, naming the rows, where a prediction would be NaN or infinite: it would pass for a missing value."""
     both = (("source", student.projected_sources(sources)), ("target", student.projected_targets(targets)))
     for axis, blocks in both:
@@ -276,8 +292,8 @@ def _refuse_not_finite(student: Student, targets: Floats, sources: Floats, ids: 
 
 
 def _aimed(
-    student: Student, ids: tuple[str, ...], similar: FreeSimilarities, score: Doubles, calculate: Calculate
-) -> Ground:
+    student: Student, ids: tuple[str, ...], similar: FreeSimilarities, score: Doubles, calculate: ParallelMap
+) -> DenseProblem:
     """Return the pool against itself, and how well the target set's rows serve each of its rows."""
     covering, pool, wanted = student.for_coverage(), similar.sources, similar.targets
     as_targets = covering.project_targets(pool)
@@ -286,7 +302,7 @@ def _aimed(
     np.fill_diagonal(values, np.nan)
     reference = Reference(ids, best.astype(np.float64), low)
     alike = FreeSimilarities(similar.views, pool, pool, shared=True, second=wanted)
-    return Ground(UtilityMatrix(ids, ids, values), reference, alike, True, score)
+    return DenseProblem(UtilityMatrix(ids, ids, values), reference, alike, True, score)
 
 
 def _already(
@@ -296,7 +312,7 @@ def _already(
     sources: Floats,
     contents: Mapping[str, str],
     existing: Existing,
-    calculate: Calculate,
+    calculate: ParallelMap,
 ) -> Reference:
     """Return how well the existing rows serve each target; one that the pool has too serves as the pool's row does."""
     place = {contents[item]: s for s, item in enumerate(matrix.source_ids)}

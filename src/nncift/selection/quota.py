@@ -30,7 +30,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Wish:
+class QuotaBound:
     """One `--quota`: for one value of a column, or for each where `value` is None."""
 
     column: str
@@ -39,7 +39,7 @@ class Wish:
     most: Amount | None
 
     @classmethod
-    def parse(cls, text: str) -> Wish:
+    def parse(cls, text: str) -> QuotaBound:
         """Read `COLUMN:min=5%,max=40%` or `COLUMN=VALUE:min=100`. Raises UsageError."""
         head, colon, tail = text.rpartition(":")
         column, equals, value = head.partition("=")
@@ -59,22 +59,22 @@ class Quota:
     """Wishes over one column. group: the column's value of every row, as text."""
 
     column: str
-    wishes: tuple[Wish, ...]
+    limits: tuple[QuotaBound, ...]
     group: Mapping[str, str] = field(repr=False)
 
     def bounds(self, name: str, k: int) -> tuple[int, int]:
         """Return the fewest and the most of `k` rows that the group of this name may have; the last wish for it counts."""
         least, most = Fraction(0), Fraction(k)
-        for wish in sorted(self.wishes, key=lambda wish: wish.value is not None):
-            if wish.value in (None, name):
-                least = wish.least.rows(k) if wish.least else least
-                most = wish.most.rows(k) if wish.most else most
+        for bound in sorted(self.limits, key=lambda bound: bound.value is not None):
+            if bound.value in (None, name):
+                least = bound.least.rows(k) if bound.least else least
+                most = bound.most.rows(k) if bound.most else most
         return ceil(least), min(floor(most), k)
 
     def check(self, free: Sequence[str], k: int, include: AbstractSet[str]) -> None:
         """Raise InfeasibleError, naming the conflict, unless `k` of the rows `free` with all of `include` can keep this."""
         there, owed = Counter(self.group[item] for item in free), Counter(self.group[item] for item in include)
-        if unknown := sorted({wish.value for wish in self.wishes if wish.value is not None} - set(there)):
+        if unknown := sorted({bound.value for bound in self.limits if bound.value is not None} - set(there)):
             raise UsageError(f"--quota names {self.column}={unknown[0]}, and no row has it; there are {_some(there)}")
         needed = possible = 0
         for name in sorted(there):
@@ -101,13 +101,13 @@ class Quota:
             )
 
 
-def one_column(texts: Sequence[str]) -> tuple[Wish, ...]:
+def one_column(texts: Sequence[str]) -> tuple[QuotaBound, ...]:
     """Read all `--quota` of a selection. Raises UsageError where they are over several columns."""
-    wishes = tuple(Wish.parse(text) for text in texts)
-    if len({wish.column for wish in wishes}) > 1:
-        names = ", ".join(dict.fromkeys(wish.column for wish in wishes))
+    limits = tuple(QuotaBound.parse(text) for text in texts)
+    if len({bound.column for bound in limits}) > 1:
+        names = ", ".join(dict.fromkeys(bound.column for bound in limits))
         raise UsageError(f"quotas over several columns were given ({names}); give them over one")
-    return wishes
+    return limits
 
 
 def _some(there: Mapping[str, int]) -> str:

@@ -91,7 +91,7 @@ class Turns:
         order, taker = self._taken(k, seed, ledger)
         found = ledger.filled(order, k, self.coverage.scores)
         taker = np.concatenate([taker, np.full(found.by_score, -1, np.int64)])
-        return self._account(found, taker, rules)
+        return self._selection_table(found, taker, rules)
 
     def value(self, ids: Sequence[str]) -> float:
         """Return the mean over targets of the best utility of `ids`. Raises UsageError for ids that are no sources."""
@@ -145,12 +145,25 @@ class Turns:
             lists[:, : first.shape[1]] = first
             whole = size < first.shape[1]
         taken = turn_kernels.take_turns(
-            columns, self.need, lists, size, whole, groups.starts, groups.members, gone, ledger.group, ledger.least,
-            ledger.most, ledger.cost, ledger.room, order[len(forced) :], taker[len(forced) :],
-        )  # fmt: skip
+            columns,
+            self.need,
+            lists,
+            size,
+            whole,
+            groups.starts,
+            groups.members,
+            gone,
+            ledger.group,
+            ledger.least,
+            ledger.most,
+            ledger.cost,
+            ledger.room,
+            order[len(forced) :],
+            taker[len(forced) :],
+        )
         return order[: len(forced) + taken], taker[: len(forced) + taken]
 
-    def _account(self, found: Order, taker: kernels.Longs, rules: Rules) -> Subset:
+    def _selection_table(self, found: Order, taker: kernels.Longs, rules: Rules) -> Subset:
         """Return the subset with gains in units of the value, a bound, and reasons that tell of turns."""
         sim, coverage, order = self.coverage.similarity, self.coverage, found.sources
         columns, k, n_sources = sim.levels.T, len(found.sources), len(sim.source_ids)

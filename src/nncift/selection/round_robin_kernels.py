@@ -81,8 +81,16 @@ def gather(columns: Levels, sequence: Longs, start: int, place: Longs, side: Lev
 
 @compiled
 def refill(
-    side: Levels, b: int, need: int, gone: Flags, rest: Longs, left: int, wanted: int, keys: Longs, row: Levels,
-) -> tuple[int, int, bool]:  # fmt: skip
+    side: Levels,
+    b: int,
+    need: int,
+    gone: Flags,
+    rest: Longs,
+    left: int,
+    wanted: int,
+    keys: Longs,
+    row: Levels,
+) -> tuple[int, int, bool]:
     """Write the best `wanted` sources of column `b` of `side` that are not gone into a target's list, best first.
 
     Return how many they are, how many sources are left at all, and whether the list holds all that the target has.
@@ -125,9 +133,22 @@ def refill(
 
 @compiled
 def take_turns(
-    columns: Levels, need: Levels, lists: Levels, size: Longs, whole: Flags, starts: Longs, members: Longs, gone: Flags,
-    group: Longs, least: Longs, most: Longs, cost: Longs, room: Longs, order: Longs, taker: Longs,
-) -> int:  # fmt: skip
+    columns: Levels,
+    need: Levels,
+    lists: Levels,
+    size: Longs,
+    whole: Flags,
+    starts: Longs,
+    members: Longs,
+    gone: Flags,
+    group: Longs,
+    least: Longs,
+    most: Longs,
+    cost: Longs,
+    room: Longs,
+    order: Longs,
+    taker: Longs,
+) -> int:
     """Let groups of targets take sources in turn until `order` is full or nothing is left to take; return how many.
 
     Group g owns `members[starts[g]:starts[g + 1]]`, which take its turns one after the other; a target without a source left
@@ -180,9 +201,7 @@ def take_turns(
                     # The others take as many as there are of them until the next own turn.
                     rounds = (len(order) - chosen) // max(targets, 1)
                     wanted = min(lists.shape[1], 8 if rounds < 1 else (rounds + 1) * targets)
-                    size[t], left, whole[t] = refill(
-                        side, beside[t], need[t], gone, rest, left, wanted, keys, lists[t]
-                    )  # fmt: skip
+                    size[t], left, whole[t] = refill(side, beside[t], need[t], gone, rest, left, wanted, keys, lists[t])
                     at[t] = 0
             if found >= 0:
                 admit(found, group, least, most, cost, room)

@@ -53,9 +53,14 @@ class Ledger:
     def plain(cls, n: int, k: int) -> Ledger:
         """Return the ledger of any `k` of `n` sources."""
         return cls(
-            np.arange(n, dtype=np.int64), np.empty(0, np.int64), np.zeros(n, np.int64), np.zeros(1, np.int64),
-            np.full(1, k, np.int64), np.zeros(n, np.int64), np.array([0, k], np.int64),
-        )  # fmt: skip
+            np.arange(n, dtype=np.int64),
+            np.empty(0, np.int64),
+            np.zeros(n, np.int64),
+            np.zeros(1, np.int64),
+            np.full(1, k, np.int64),
+            np.zeros(n, np.int64),
+            np.array([0, k], np.int64),
+        )
 
     def filled(self, order: _Longs, k: int, score: Callable[[], npt.NDArray[np.float64]]) -> Order:
         """Return the chosen sources of `order`, and after them as many others by score, ties by position, as there may be.
@@ -163,9 +168,14 @@ class Rules:
         forced = [i for i, item in enumerate(ids) if item in self.include]
         free = [i for i, item in enumerate(ids) if item not in self.include and item not in self.exclude]
         return Ledger(
-            np.array(free, np.int64), np.array(forced, np.int64), group, least, most, cost,
+            np.array(free, np.int64),
+            np.array(forced, np.int64),
+            group,
+            least,
+            most,
+            cost,
             np.array([room, k - int(least.sum())], np.int64),
-        )  # fmt: skip
+        )
 
     def take(self, order: Iterable[str], k: int) -> list[str]:
         """Return the first `k` of `order` that may be chosen, those that must be first; for orders without gains."""

@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.memory import refuse_tight
+from nncift.core.memory import check_room
 from nncift.core.pairs import UtilityMatrix
-from nncift.core.parallel import Calculate, here
+from nncift.core.parallel import ParallelMap, serial_map
 from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
 from nncift.selection import Given, Subset, pose
-from nncift.selection.constraints import Settled
+from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import FreeSimilarities
@@ -43,7 +43,7 @@ FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
+class DenseProblem:
     """What is chosen from: utilities, what a second set does for each target (where the objective needs it), similarities.
 
     shared: targets and sources are the same rows, so that a row that is removed is no target either. score: mean utility of each
@@ -57,7 +57,7 @@ class Ground:
     score: npt.NDArray[np.float64] | None = None
     subtask_of: Mapping[str, str] | None = None
 
-    def without(self, removed: Collection[str]) -> Ground:
+    def without(self, removed: Collection[str]) -> DenseProblem:
         """Return the ground without some rows."""
         if not removed:
             return self
@@ -71,7 +71,7 @@ class Ground:
         values = matrix.values.T[np.ix_(sources, targets)].T
         rest = UtilityMatrix(target_ids, tuple(matrix.source_ids[i] for i in sources), values)
         score = None if self.score is None else self.score[sources]
-        return Ground(rest, reference, self.similar.at(targets, sources), self.shared, score, self.subtask_of)
+        return DenseProblem(rest, reference, self.similar.at(targets, sources), self.shared, score, self.subtask_of)
 
     @property
     def given(self) -> Given:
@@ -80,7 +80,7 @@ class Ground:
 
 
 @dataclass(frozen=True, eq=False)
-class OnGraph:
+class GraphProblem:
     """What is chosen from where all pairs would not fit, rows that are removed first left out.
 
     each, recall: neighbours of every target that the graph was made of, and the share of the true nearest that were found.
@@ -104,16 +104,23 @@ class Chosen:
 
     subset: Subset
     score: npt.NDArray[np.float64]
-    told: dict[str, Any]
+    record: dict[str, Any]
 
 
 def choose(
-    directory: RunDir, keys: MutableMapping[str, str], settings: RunSettings, rows: Rows, settled: Settled,
-    ground: Callable[[], Ground | OnGraph], *, embedding_control: bool = True, calculate: Calculate = here,
-) -> dict[str, Any]:  # fmt: skip
+    directory: RunDir,
+    keys: MutableMapping[str, str],
+    settings: RunSettings,
+    rows: Rows,
+    settled: ResolvedConstraints,
+    problem: Callable[[], DenseProblem | GraphProblem],
+    *,
+    embedding_control: bool = True,
+    calculate: ParallelMap = serial_map,
+) -> dict[str, Any]:
     """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
 
-    keys: fingerprints of the stages so far; that of this stage is added. ground: not called where this selection is finished.
+    keys: fingerprints of the stages so far; that of this stage is added. problem: not called where this selection is finished.
     calculate: has the parts of a selection in parts done.
     """
     objective, seed = str(settings.objective), settings.seed
@@ -121,18 +128,24 @@ def choose(
     with directory.stage("select", keys["select"], FILES) as stage:
         if not stage.done:
             with directory.measured("score"):
-                found = ground()
+                found = problem()
             chosen = solve(
-                rows, settled, found, objective=objective, seed=seed, embedding_control=embedding_control, calculate=calculate
-            )  # fmt: skip
-            write_account(directory.file("selection.parquet"), rows, settled, chosen)
+                rows,
+                settled,
+                found,
+                objective=objective,
+                seed=seed,
+                embedding_control=embedding_control,
+                calculate=calculate,
+            )
+            write_selection_table(directory.file("selection.parquet"), rows, settled, chosen)
             write_subset(directory.file("subset.jsonl"), rows, chosen)
-            write_json(directory.file("selection.json"), {**chosen.told, "ids": list(chosen.subset.ids)})
-    told: dict[str, Any] = directory.read_json("selection.json")
-    return told
+            write_json(directory.file("selection.json"), {**chosen.record, "ids": list(chosen.subset.ids)})
+    record: dict[str, Any] = directory.read_json("selection.json")
+    return record
 
 
-def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: Settled) -> str:
+def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: ResolvedConstraints) -> str:
     """Return the fingerprint of a selection. keys: of the stages so far."""
     # Rows go into the files as they are, with what no model sees of them.
     order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
@@ -152,17 +165,23 @@ def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: 
 
 
 def solve(
-    rows: Rows, settled: Settled, whole: Ground | OnGraph, *, objective: str, seed: int, embedding_control: bool = True,
-    calculate: Calculate = here,
-) -> Chosen:  # fmt: skip
+    rows: Rows,
+    settled: ResolvedConstraints,
+    whole: DenseProblem | GraphProblem,
+    *,
+    objective: str,
+    seed: int,
+    embedding_control: bool = True,
+    calculate: ParallelMap = serial_map,
+) -> Chosen:
     """Select from the rows, and value the controls under the same matrix and rules.
 
     embedding_control: also value what embeddings alone would select, and every similarity that a probe gives for free, each of
     which costs as much again as the selection. They are left out where they would cost far more: all pairs of rows, for an
     objective that looks at fewer.
     """
-    refuse_tight("selecting")
-    if isinstance(whole, OnGraph):
+    check_room("selecting")
+    if isinstance(whole, GraphProblem):
         return _on_graph(rows, settled, whole, seed, calculate)
     if whole.matrix.source_ids != rows.ids:
         raise UsageError("the matrix is not over this pool: its sources are other rows")
@@ -184,19 +203,26 @@ def solve(
         **_plain_controls(problem.value, kept, settled, len(subset), seed),
         **{name: by_similarity(name) if bearable else None for name in rest.similar.names},
     }
-    return Chosen(subset, score, {**_told(subset, controls, settled), **_tokens(rows, subset)})
+    return Chosen(subset, score, {**_record(subset, controls, settled), **_tokens(rows, subset)})
 
 
-def _told(subset: Subset, controls: Mapping[str, float | None], settled: Settled) -> dict[str, Any]:
+def _record(subset: Subset, controls: Mapping[str, float | None], settled: ResolvedConstraints) -> dict[str, Any]:
     """Return what is told of every selection."""
     return {
-        "objective": subset.objective, "budget": len(subset), "value": subset.value, "upper_bound": subset.upper_bound,
-        "share_of_optimum": subset.share_of_optimum, "by_score": subset.by_score, "controls": dict(controls),
+        "objective": subset.objective,
+        "budget": len(subset),
+        "value": subset.value,
+        "upper_bound": subset.upper_bound,
+        "share_of_optimum": subset.share_of_optimum,
+        "by_score": subset.by_score,
+        "controls": dict(controls),
         "removed_duplicates": len(settled.removed),
-    }  # fmt: skip
+    }
 
 
-def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int, calculate: Calculate) -> Chosen:
+def _on_graph(
+    rows: Rows, settled: ResolvedConstraints, found: GraphProblem, seed: int, calculate: ParallelMap
+) -> Chosen:
     """Select on a graph, and value the controls on it too."""
     kept = rows.without(settled.removed) if settled.removed else rows
     score = dict(zip(rows.ids, found.score.tolist(), strict=True))
@@ -205,20 +231,22 @@ def _on_graph(rows: Rows, settled: Settled, found: OnGraph, seed: int, calculate
     for name, graph in found.alike.items():
         alone = None if graph is None else solved(replace(found, optimiser="lazy"), graph, settled, seed)[0]
         controls[name] = None if alone is None else value(list(alone.ids))
-    told = {
-        **_told(subset, controls, settled), "optimiser": found.optimiser,
-        "neighbours": {"each": found.each, "recall": found.recall}, **_tokens(rows, subset),
-    }  # fmt: skip
-    return Chosen(subset, found.score, told)
+    record = {
+        **_record(subset, controls, settled),
+        "optimiser": found.optimiser,
+        "neighbours": {"each": found.each, "recall": found.recall},
+        **_tokens(rows, subset),
+    }
+    return Chosen(subset, found.score, record)
 
 
 def solved(
-    found: OnGraph,
+    found: GraphProblem,
     graph: Graph,
-    settled: Settled,
+    settled: ResolvedConstraints,
     seed: int,
     score: Mapping[str, float] | None = None,
-    calculate: Calculate = here,
+    calculate: ParallelMap = serial_map,
 ) -> tuple[Subset, Callable[[list[str]], float]]:
     """Return what an objective chooses on a graph, and what gives the value of a set on it."""
     k, rules = settled.k, settled.rules
@@ -230,9 +258,7 @@ def solved(
         taken = turns.take_turns(k, rules=rules, seed=seed, subtask_of=found.subtask_of, score=score)
         return turns.account(taken, rules), turns.value
     problem = SparseCoverage(graph)
-    chosen = problem.choose(
-        k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate, score=score
-    )  # fmt: skip
+    chosen = problem.choose(k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate, score=score)
     return problem.account(chosen, rules), problem.value
 
 
@@ -242,7 +268,7 @@ def by_score_note(budget: int, by_score: int) -> str:
     return f"{budget - by_score:,} rows give all that the objective can have from this pool; {more} taken by score."
 
 
-def write_account(path: Path, rows: Rows, settled: Settled, chosen: Chosen) -> None:
+def write_selection_table(path: Path, rows: Rows, settled: ResolvedConstraints, chosen: Chosen) -> None:
     """Write one line per row of the pool: chosen ones with rank and gain, the others with what they would still add."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -288,7 +314,7 @@ def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
 
 
 def _plain_controls(
-    value_of: Callable[[list[str]], float], rows: Rows, settled: Settled, size: int, seed: int
+    value_of: Callable[[list[str]], float], rows: Rows, settled: ResolvedConstraints, size: int, seed: int
 ) -> dict[str, float]:
     """Return the values of random, stratified and longest rows under the same rules; random is a mean over draws."""
     ids = rows.ids

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.lazily import LazilyBy
-from nncift.core.parallel import Arrays, Calculate, Calculation, here
+from nncift.core.parallel import Arrays, Calculation, ParallelMap, serial_map
 from nncift.core.seeds import derive, generator
 from nncift.core.threads import in_threads
 from nncift.errors import DataError, UsageError
@@ -112,7 +112,7 @@ class SparseCoverage:
         epsilon: float = 0.01,
         parts: int = 8,
         spare: float = 2.0,
-        calculate: Calculate = here,
+        calculate: ParallelMap = serial_map,
         score: Scores | None = None,
     ) -> Solution:
         """Return `k` sources, with a capacity as many as fit.
@@ -232,19 +232,37 @@ class SparseCoverage:
         return found, by[: len(found.sources)]
 
     def _on(
-        self, best: npt.NDArray[np.int32], ledger: Ledger, heap: _Longs, lowest: int, order: _Longs, by: _Longs, *,
+        self,
+        best: npt.NDArray[np.int32],
+        ledger: Ledger,
+        heap: _Longs,
+        lowest: int,
+        order: _Longs,
+        by: _Longs,
+        *,
         per_cost: bool = False,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Go on by lazy greedy from what serves targets at `best`, over the rows of a heap; return how many were taken."""
         if not len(heap) or not len(order):
             return 0
         weight = 1.0 / np.maximum(ledger.cost, 1) if per_cost else np.ones(len(self.source_ids))
         return int(
             kernels.lazy(
-                heap, self._gains(best), weight, *self._edges, best, ledger.group, ledger.least, ledger.most, ledger.cost,
-                ledger.room, lowest, order, by,
+                heap,
+                self._gains(best),
+                weight,
+                *self._edges,
+                best,
+                ledger.group,
+                ledger.least,
+                ledger.most,
+                ledger.cost,
+                ledger.room,
+                lowest,
+                order,
+                by,
             )
-        )  # fmt: skip
+        )
 
     def _stochastic(self, k: int, sample: int, seed: int, score: Scores | None) -> tuple[Order, _Longs]:
         """Choose from samples, and from where a sample adds nothing by lazy greedy: few rows may be left that add something."""
@@ -261,8 +279,8 @@ class SparseCoverage:
         return found, by[: len(found.sources)]
 
     def _in_parts(
-        self, k: int, seed: int, parts: int, spare: float, calculate: Calculate, score: Scores | None
-    ) -> tuple[Order, _Longs]:  # fmt: skip
+        self, k: int, seed: int, parts: int, spare: float, calculate: ParallelMap, score: Scores | None
+    ) -> tuple[Order, _Longs]:
         shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
         pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
         # A part that takes few sees the largest clusters only: small selections are made whole in every part.
@@ -294,7 +312,18 @@ def _part(shared: tuple[kernels.Edges, _Longs, int], task: tuple[_Longs, int]) -
     (edges, gains, n_targets), (candidates, k) = shared, task
     ledger, order, by = Ledger.plain(len(gains), k), np.empty(k, np.int64), np.empty(k, np.int64)
     chosen = kernels.lazy(
-        candidates.copy(), gains.copy(), np.ones(len(gains)), *edges, np.zeros(n_targets, np.int32), ledger.group,
-        ledger.least, ledger.most, ledger.cost, ledger.room, 1, order, by,
-    )  # fmt: skip
+        candidates.copy(),
+        gains.copy(),
+        np.ones(len(gains)),
+        *edges,
+        np.zeros(n_targets, np.int32),
+        ledger.group,
+        ledger.least,
+        ledger.most,
+        ledger.cost,
+        ledger.room,
+        1,
+        order,
+        by,
+    )
     return {"order": order[:chosen]}

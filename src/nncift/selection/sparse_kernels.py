@@ -63,9 +63,22 @@ def choose(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) 
 
 @compiled
 def lazy(
-    heap: Longs, gains: Longs, weight: Doubles, starts: Longs, targets: Codes, levels: Levels, best: Levels, group: Longs,
-    least: Longs, most: Longs, cost: Longs, room: Longs, lowest_gain: int, order: Longs, by: Longs,
-) -> int:  # fmt: skip
+    heap: Longs,
+    gains: Longs,
+    weight: Doubles,
+    starts: Longs,
+    targets: Codes,
+    levels: Levels,
+    best: Levels,
+    group: Longs,
+    least: Longs,
+    most: Longs,
+    cost: Longs,
+    room: Longs,
+    lowest_gain: int,
+    order: Longs,
+    by: Longs,
+) -> int:
     """Write the sources of lazy greedy into `order` and their gains into `by`; return how many (Minoux 1978).
 
     heap: the candidates, used up like `gains` (what each adds to `best`), `best` and the rules' counts (see `kernels.admits`).

@@ -29,15 +29,18 @@ class SparseTurns(SparseCoverage):
         """Keep each target's sources, best first."""
         self._lists = np.empty(sources.shape, np.int32)
         self._size = np.zeros(len(sources), np.int64)
-        in_threads(
-            lambda a, b: kernels.sort_edges(a, b, sources, levels, self._lists, self._size), len(sources)
-        )  # fmt: skip
+        in_threads(lambda a, b: kernels.sort_edges(a, b, sources, levels, self._lists, self._size), len(sources))
         self._counted = max(int(np.count_nonzero(self._size)), 1)
 
     def take_turns(
-        self, k: int, *, rules: Rules = NO_RULES, seed: int = 0, subtask_of: Mapping[str, str] | None = None,
+        self,
+        k: int,
+        *,
+        rules: Rules = NO_RULES,
+        seed: int = 0,
+        subtask_of: Mapping[str, str] | None = None,
         score: Scores | None = None,
-    ) -> Solution:  # fmt: skip
+    ) -> Solution:
         """Return `k` sources in the order in which targets took them, with a capacity as many as fit; see `RoundRobin`.
 
         Rows that must be in come first, and where no target has a neighbour left, the rest is taken by score: as given, or the
@@ -58,10 +61,22 @@ class SparseTurns(SparseCoverage):
         groups, n_targets = Groups.of(self.target_ids, subtask_of, seed), len(self.target_ids)
         nothing = np.empty((0, n_targets), np.int32)
         taken = turn_kernels.take_turns(
-            nothing, np.zeros(n_targets, np.int32), self._lists.copy(), self._size.copy(), np.ones(n_targets, bool),
-            groups.starts, groups.members, gone, ledger.group, ledger.least, ledger.most, ledger.cost, ledger.room,
-            order[len(forced) :], taker[len(forced) :],
-        )  # fmt: skip
+            nothing,
+            np.zeros(n_targets, np.int32),
+            self._lists.copy(),
+            self._size.copy(),
+            np.ones(n_targets, bool),
+            groups.starts,
+            groups.members,
+            gone,
+            ledger.group,
+            ledger.least,
+            ledger.most,
+            ledger.cost,
+            ledger.room,
+            order[len(forced) :],
+            taker[len(forced) :],
+        )
         found = ledger.filled(order[: len(forced) + taken], k, lambda: self.scores(score))
         by = np.zeros(len(found.sources), np.int64)
         kernels.replay(found.sources, *self._edges, self._unserved(), by)
@@ -69,9 +84,13 @@ class SparseTurns(SparseCoverage):
         reachable = self._reachable(rules)
         base, counted = self._scale.low, self._counted
         return replace(
-            whole, gains=whole.gains / counted, value=base + whole.value / counted, floor=base,
-            upper_bound=base + min(whole.upper_bound, reachable) / counted, taker=taker[: len(found.sources)],
-        )  # fmt: skip
+            whole,
+            gains=whole.gains / counted,
+            value=base + whole.value / counted,
+            floor=base,
+            upper_bound=base + min(whole.upper_bound, reachable) / counted,
+            taker=taker[: len(found.sources)],
+        )
 
     def account(self, solution: Solution, rules: Rules = NO_RULES) -> Subset:
         """Return the solution with what every other row would still add, and a reason for every row."""
@@ -96,9 +115,16 @@ class SparseTurns(SparseCoverage):
             return f"Taken at rank {at + 1} of {k} in the turn of {name}, as its best neighbour not yet taken; {adds}"
 
         return Subset(
-            "rr", solution.ids, solution.gains, solution.value, solution.upper_bound, out,
-            LazilyBy(reason, self.source_ids), solution.floor, solution.by_score,
-        )  # fmt: skip
+            "rr",
+            solution.ids,
+            solution.gains,
+            solution.value,
+            solution.upper_bound,
+            out,
+            LazilyBy(reason, self.source_ids),
+            solution.floor,
+            solution.by_score,
+        )
 
     def value(self, ids: Sequence[str]) -> float:
         """Return the mean over targets of the best utility of a set. Raises UsageError for ids that are no sources."""
@@ -127,7 +153,10 @@ def highest_on(graph: Graph, score: Scores | None = None) -> Ranked:
     kernels.highest_of_edges(graph.sources, graph.utility, most, at)
     names = graph.target_ids
     return Ranked(
-        "max", graph.source_ids, tuple(most.tolist()), "highest utility",
+        "max",
+        graph.source_ids,
+        tuple(most.tolist()),
+        "highest utility",
         lambda s: f" for target {names[at[s]]}" if at[s] >= 0 else "",
         None if score is None else tuple(score[item] for item in graph.source_ids),
-    )  # fmt: skip
+    )

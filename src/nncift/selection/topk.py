@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nncift.core.lazily import LazilyBy
 from nncift.core.pairs import UtilityMatrix
 from nncift.selection import NOTHING, Given, Subset, kernels
-from nncift.selection.objectives import Reference, looked_up, positions, refuse_infinite
+from nncift.selection.objectives import Reference, check_infinite, looked_up, positions
 from nncift.selection.rules import NO_RULES, Rules
 
 Doubles = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ class TopK:
 
     def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Ranked:
         """Return the problem; a reference changes nothing."""
-        refuse_infinite(matrix)
+        check_infinite(matrix)
         n_targets = len(matrix.target_ids)
         if given.subtask_of is not None:
             matrix = best_subtask(matrix, given.subtask_of)
@@ -40,7 +40,7 @@ class Highest:
 
     def pose(self, matrix: UtilityMatrix, given: Given = NOTHING, *, reuse: bool = False) -> Ranked:
         """Return the problem; reference: what an existing set does for each target, which a row's utility has to exceed."""
-        refuse_infinite(matrix)
+        check_infinite(matrix)
         if given.subtask_of is not None:
             matrix, names = means_by_subtask(matrix, given.subtask_of)
         else:
@@ -54,9 +54,12 @@ class Highest:
         what = "highest utility" if given.reference is None else "highest utility beyond the existing set's"
         kind = "target" if given.subtask_of is None else "subtask"
         return Ranked(
-            "max", matrix.source_ids, tuple(most.tolist()), what,
+            "max",
+            matrix.source_ids,
+            tuple(most.tolist()),
+            what,
             lambda s: f" for {kind} {names[at[s]]}" if at[s] >= 0 else "",
-        )  # fmt: skip
+        )
 
 
 def best_subtask(matrix: UtilityMatrix, subtask_of: Mapping[str, str]) -> UtilityMatrix:

@@ -7,35 +7,35 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 from nncift.stages.check import (
     NOTES,
     as_begun,
+    check_labelled,
+    check_request,
     named_target,
     prepare_all,
-    refuse_impossible,
-    refuse_unlabelled,
     usable_rows,
 )
-from nncift.stages.context import Work, encoder_of, probe_of
+from nncift.stages.context import RunContext, encoder_of, probe_of
 from nncift.stages.embed import embed, embed_rows, probe_rows, probed, token_counts
-from nncift.stages.label import TEACHER, finished_jobs, label, plan_labels, wish_of
+from nncift.stages.label import TEACHER, finished_jobs, label, label_budget_of, plan_labels
 
 __all__ = [
     "NOTES",
     "TEACHER",
-    "Work",
+    "RunContext",
     "as_begun",
+    "check_labelled",
+    "check_request",
     "embed",
     "embed_rows",
     "encoder_of",
     "finished_jobs",
     "label",
+    "label_budget_of",
     "named_target",
     "plan_labels",
     "prepare_all",
     "probe_of",
     "probe_rows",
     "probed",
-    "refuse_impossible",
-    "refuse_unlabelled",
     "token_counts",
     "usable_rows",
-    "wish_of",
 ]

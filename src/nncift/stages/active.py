@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive, generator
-from nncift.labels import NO_SOURCE, LabelPlan, Wish, extended
+from nncift.labels import NO_SOURCE, LabelBudget, LabelPlan, extended
 from nncift.labels.vectors import Vectors
 from nncift.student.model import Student
-from nncift.student.networks import Lesson, network
+from nncift.student.networks import TrainingData, network
 from nncift.student.score import tiles
 
 ROUNDS = (0.75, 1.0)
@@ -36,14 +36,20 @@ def next_target(have: int, total: int) -> int | None:
 
 
 def next_round(
-    plan: LabelPlan, labels: Mapping[str, LabelledPairs], vectors: Vectors, wish: Wish, seed: int, *, relative: bool
+    plan: LabelPlan,
+    labels: Mapping[str, LabelledPairs],
+    vectors: Vectors,
+    budget: LabelBudget,
+    seed: int,
+    *,
+    relative: bool,
 ) -> LabelPlan | None:
     """Return the plan grown by a round, None where all rounds are done or no pair is left to label.
 
     labels: utilities of the plan so far, by split; vectors: on the axes of the plan.
     """
     have = len(labels["train"])
-    wanted = next_target(have, wish.pairs(len(plan.target_ids), len(plan.source_ids)))
+    wanted = next_target(have, budget.pairs(len(plan.target_ids), len(plan.source_ids)))
     if wanted is None:
         return None
     entries, roles = plan.entries, plan.roles
@@ -54,9 +60,9 @@ def next_round(
     if plan.shared:
         every = np.arange(len(plan.target_ids), dtype=np.int32)
         taken = [np.concatenate([codes, every]) for codes in taken]
-    lesson = Lesson(labels["train"], labels["validation"], vectors.targets, vectors.sources, vectors.views)
+    training_data = TrainingData(labels["train"], labels["validation"], vectors.targets, vectors.sources, vectors.views)
     pairs = deciding_pairs(
-        lesson, target, source, (taken[0], taken[1]), wanted - have, derive(seed, "active", str(have))
+        training_data, target, source, (taken[0], taken[1]), wanted - have, derive(seed, "active", str(have))
     )
     return extended(plan, *pairs, relative=relative) if len(pairs[0]) else None
 
@@ -68,22 +74,22 @@ def _free(ids: Sequence[str], *held: Sequence[str]) -> Codes:
 
 
 def deciding_pairs(
-    lesson: Lesson, target: Codes, source: Codes, taken: tuple[Codes, Codes], count: int, seed: int
+    training_data: TrainingData, target: Codes, source: Codes, taken: tuple[Codes, Codes], count: int, seed: int
 ) -> tuple[Codes, Codes]:
     """Return codes of `count` pairs, drawn from those with the highest predictions for each target.
 
-    lesson: labels so far. target, source: codes of the items that may be labelled to train on. taken: codes of pairs that are
-    labelled, masked or set apart. Fewer pairs come back where there are not so many.
+    training_data: labels so far. target, source: codes of the items that may be labelled to train on. taken: codes of pairs that
+    are labelled, masked or set apart. Fewer pairs come back where there are not so many.
     """
     net = network("product")
-    learned = net.learn(lesson, recipe="default", seed=seed, advance=lambda step: None)
-    student = Student("product", learned.weights, learned.mean, learned.scale, views=lesson.views)
-    across = student.project_targets(lesson.targets[target])
-    along = student.project_sources(lesson.sources[source])
+    learned = net.learn(training_data, recipe="default", seed=seed, advance=lambda step: None)
+    student = Student("product", learned.weights, learned.mean, learned.scale, views=training_data.views)
+    across = student.project_targets(training_data.targets[target])
+    along = student.project_sources(training_data.sources[source])
     each = min(len(source), max(NEAREST, math.ceil(2 * count / max(1, len(target)))))
-    row = np.full(len(lesson.targets), -1, np.int64)
+    row = np.full(len(training_data.targets), -1, np.int64)
     row[target] = np.arange(len(target))
-    column = np.full(len(lesson.sources), -1, np.int64)
+    column = np.full(len(training_data.sources), -1, np.int64)
     column[source] = np.arange(len(source))
     at, beside = row[taken[0]], column[taken[1]]
     inside = (at >= 0) & (beside >= 0)

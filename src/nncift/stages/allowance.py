@@ -16,10 +16,10 @@ from nncift.config import RunSettings, SpendSettings, TeacherSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.data import Examples
 from nncift.errors import DataError, InfeasibleError
-from nncift.labels import LEAST, Wish
+from nncift.labels import LEAST, LabelBudget
 from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
 from nncift.labels.store import Axes
-from nncift.stages import Work, prepare_all, wish_of
+from nncift.stages import RunContext, label_budget_of, prepare_all
 from nncift.stages.label_rounds import as_setting, size_of
 from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
 from nncift.stages.timing import Rates
@@ -48,7 +48,7 @@ class Allowance:
     """What a run may label.
 
     rounds: `--labels` of every round. features: what the student reads. whole: all rows are measured, since a student saves
-    nothing. notes: what was cut or added, and how to change it. key, wish: hashes of all that it follows from, and of what was
+    nothing. notes: what was cut or added, and how to change it. key, asked: hashes of all that it follows from, and of what was
     asked for.
     """
 
@@ -57,7 +57,7 @@ class Allowance:
     whole: bool = False
     notes: tuple[str, ...] = ()
     key: str = ""
-    wish: str = ""
+    asked: str = ""
 
     def of(self, settings: RunSettings) -> list[RunSettings]:
         """Return the settings of every round."""
@@ -87,10 +87,15 @@ class Passes:
         by_row = isinstance(teacher, RowTeacher)
         probed = int(settings.features == "probe") + int(settings.encoder == "lm")
         return cls(
-            settings, axes, by_row, not isinstance(teacher, RowTeacher) and teacher.relative, pass_weight(teacher),
-            row_passes(teacher) if isinstance(teacher, RowTeacher) else 1, warm_up(teacher)["passes"],
+            settings,
+            axes,
+            by_row,
+            not isinstance(teacher, RowTeacher) and teacher.relative,
+            pass_weight(teacher),
+            row_passes(teacher) if isinstance(teacher, RowTeacher) else 1,
+            warm_up(teacher)["passes"],
             probed * (len(axes.rows) + existing),
-        )  # fmt: skip
+        )
 
     @property
     def full(self) -> int:
@@ -121,12 +126,12 @@ class Passes:
 
     def labels(self, size: int) -> int:
         """Return the passes of a fresh plan with so many labels to learn from, `once` left out."""
-        axes, wish = self.axes, self._wish(size)
+        axes, asked = self.axes, self._asked(size)
         if self.by_row:
             return self.each * measured_rows(
-                wish, None if axes.targets is None else len(axes.targets), len(axes.sources)
+                asked, None if axes.targets is None else len(axes.targets), len(axes.sources)
             )
-        return pair_passes(wish, len(axes.target_ids), len(axes.sources), shared=axes.shared, relative=self.relative)
+        return pair_passes(asked, len(axes.target_ids), len(axes.sources), shared=axes.shared, relative=self.relative)
 
     def cost(self, size: int) -> ModelCost:
         """Return what a fresh plan costs, all else included."""
@@ -137,11 +142,11 @@ class Passes:
         axes = self.axes
         if self.by_row:
             return rates.fixed + rates.each * (self.labels(size) + self.once)
-        chunks = pair_chunks(self._wish(size), len(axes.target_ids), len(axes.sources), shared=axes.shared)
+        chunks = pair_chunks(self._asked(size), len(axes.target_ids), len(axes.sources), shared=axes.shared)
         return rates.fixed + rates.begun * chunks + rates.each * self.labels(size)
 
-    def _wish(self, size: int) -> Wish:
-        return wish_of(self.settings.model_copy(update={"labels": self.asked(size)}))
+    def _asked(self, size: int) -> LabelBudget:
+        return label_budget_of(self.settings.model_copy(update={"labels": self.asked(size)}))
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,12 @@ def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -
         timed = rates()
         found.append(
             Cap(
-                lambda size: passes.seconds(size, timed), parse_time(settings.time), f"--time {settings.time}",
+                lambda size: passes.seconds(size, timed),
+                parse_time(settings.time),
+                f"--time {settings.time}",
                 "a longer --time lifts that",
             )
-        )  # fmt: skip
+        )
     if found:
         return found
     most, share = max(DEFAULT_SHARE * passes.training, float(LEAST_PASSES)), f"{100 * DEFAULT_SHARE:g} %"
@@ -282,48 +289,65 @@ def _whole(settings: RunSettings, spent: ModelCost) -> Allowance:
 
 
 def settle(
-    work: Work, rounds: Sequence[RunSettings], axes: Axes, existing: Examples | None, rates: Callable[[], Rates]
+    context: RunContext,
+    rounds: Sequence[RunSettings],
+    axes: Axes,
+    existing: Examples | None,
+    rates: Callable[[], Rates],
 ) -> Allowance:
     """Return what a run may label, read back where an earlier session settled the same; `keep` puts it into the run.
 
     Labels that exist are never given up: where the same is asked for as before, and less is allowed now, they stay.
     """
-    settings = work.settings
-    wish = [settings.labels, settings.max_labels, settings.plan]
+    settings = context.settings
+    asked = [settings.labels, settings.max_labels, settings.plan]
     others = 0 if existing is None else len({row.content_hash for row in existing})
     key = fingerprint(
-        wish, len(axes.target_ids), len(axes.sources), axes.shared, others, settings.part(SpendSettings), settings.features,
-        settings.encoder, settings.part(TeacherSettings), settings.test_items, settings.validation_items,
-        settings.min_spearman, settings.min_skill, settings.seed,
-    )  # fmt: skip
-    before = _read(work)
+        asked,
+        len(axes.target_ids),
+        len(axes.sources),
+        axes.shared,
+        others,
+        settings.part(SpendSettings),
+        settings.features,
+        settings.encoder,
+        settings.part(TeacherSettings),
+        settings.test_items,
+        settings.validation_items,
+        settings.min_spearman,
+        settings.min_skill,
+        settings.seed,
+    )
+    before = _read(context)
     if before is not None and before.key == key:
         return before
-    if isinstance(work.teacher, WarmsUp) and not work.prepared:
-        prepare_all(work.teacher, axes.sources, axes.targets)
-        work.prepared = True
-    passes = Passes.of(settings, axes, work.teacher, others)
-    have = work.labels().training()
-    if before is not None and before.wish != fingerprint(wish):
+    if isinstance(context.teacher, WarmsUp) and not context.prepared:
+        prepare_all(context.teacher, axes.sources, axes.targets)
+        context.prepared = True
+    passes = Passes.of(settings, axes, context.teacher, others)
+    have = context.labels().training()
+    if before is not None and before.asked != fingerprint(asked):
         # Fewer labels than there are were asked for, and are refused where they are planned.
         have = min(have, passes.size(rounds[-1].labels))
-    found = replace(allow(settings, rounds, passes, rates, have), key=key, wish=fingerprint(wish))
+    found = replace(allow(settings, rounds, passes, rates, have), key=key, asked=fingerprint(asked))
     # A probe that is there is paid for already.
-    return replace(found, features=settings.features or "text") if work.directory.file("probe.json").exists() else found
+    return (
+        replace(found, features=settings.features or "text") if context.directory.file("probe.json").exists() else found
+    )
 
 
-def keep(work: Work, allowance: Allowance) -> None:
+def keep(context: RunContext, allowance: Allowance) -> None:
     """Put an allowance into the run."""
-    if _read(work) != allowance:
-        write_sealed(work.directory.file(FILE), asdict(allowance))
+    if _read(context) != allowance:
+        write_sealed(context.directory.file(FILE), asdict(allowance))
 
 
-def _read(work: Work) -> Allowance | None:
+def _read(context: RunContext) -> Allowance | None:
     """Return what the run has settled, None where it has settled nothing that can be read: then it is settled again."""
     try:
-        told: dict[str, Any] | None = work.directory.read_json(FILE, sealed=True)
-        if told is None:
+        record: dict[str, Any] | None = context.directory.read_json(FILE, sealed=True)
+        if record is None:
             return None
-        return Allowance(**{**told, "rounds": tuple(told["rounds"]), "notes": tuple(told["notes"])})
+        return Allowance(**{**record, "rounds": tuple(record["rounds"]), "notes": tuple(record["notes"])})
     except (DataError, KeyError, TypeError):
         return None

@@ -11,12 +11,12 @@ from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.data.pool_table import Rows
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.labels import parse_labels, refuse_small
+from nncift.labels import check_pool_size, parse_labels
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import Axes
-from nncift.selection.constraints import Wishes
-from nncift.selection.problem import default_objective, refuse_graph, refuse_unfit
-from nncift.stages.context import Work, identity
+from nncift.selection.constraints import Constraints
+from nncift.selection.problem import check_graph, default_objective, refuse_unfit
+from nncift.stages.context import RunContext, identity
 from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
 from nncift.storage.atomic import write_json
 from nncift.storage.ledger import training_cost
@@ -30,40 +30,42 @@ NOTES = "notes.json"
 """What the teacher has to tell about the rows."""
 
 
-def usable_rows(work: Work, pool: Examples, wanted: Examples | None = None) -> tuple[Axes, tuple[Rejection, ...]]:
+def usable_rows(
+    context: RunContext, pool: Examples, wanted: Examples | None = None
+) -> tuple[Axes, tuple[Rejection, ...]]:
     """Return the rows that the teacher can label on both axes, rows of an earlier plan first, and all rejected rows.
 
     wanted: the target set, with ids of its own. Raises DataError where none is left, UsageError where a row of the run that is
     being extended is gone or changed.
     """
-    settings = work.settings
+    settings = context.settings
     everything = pool if wanted is None else Examples((*pool, *wanted))
-    planned = work.labels().planned()
-    _refuse_lost_rows(
-        work.directory, everything, list(dict.fromkeys(item for ids in planned for item in ids if item not in SCORE))
+    planned = context.labels().planned()
+    _check_rows_kept(
+        context.directory, everything, list(dict.fromkeys(item for ids in planned for item in ids if item not in SCORE))
     )
-    key = work.key("check", identity(everything), settings.part(TeacherSettings))
-    with work.directory.stage("check", key, ("unusable.json", "pool.json", NOTES)) as stage:
+    key = context.key("check", identity(everything), settings.part(TeacherSettings))
+    with context.directory.stage("check", key, ("unusable.json", "pool.json", NOTES)) as stage:
         if not stage.done:
-            found = prepare_all(work.teacher, pool, wanted)
-            work.prepared = True
+            found = prepare_all(context.teacher, pool, wanted)
+            context.prepared = True
             reasons = {(refused.source, refused.line): refused.reason for refused in found}
             # By id: the same rows may stand on other lines the next time.
             by_id = {row.id: reasons[row.source, row.line] for row in everything if (row.source, row.line) in reasons}
-            write_json(work.directory.file("unusable.json"), by_id)
-            notes = work.teacher.notes() if isinstance(work.teacher, Notes) else ()
-            write_json(work.directory.file(NOTES), list(notes))
-            write_json(work.directory.file("pool.json"), {row.id: row.content_hash for row in everything})
-    out: dict[str, str] = work.directory.read_json("unusable.json")
+            write_json(context.directory.file("unusable.json"), by_id)
+            notes = context.teacher.notes() if isinstance(context.teacher, Notes) else ()
+            write_json(context.directory.file(NOTES), list(notes))
+            write_json(context.directory.file("pool.json"), {row.id: row.content_hash for row in everything})
+    out: dict[str, str] = context.directory.read_json("unusable.json")
     refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in everything if row.id in out)
     sources = _ordered(pool, out, planned[1])
     targets = None if wanted is None else _ordered(wanted, out, planned[0])
-    refuse_unlabelled(work.teacher.name, (pool, sources), (wanted, targets), refused)
+    check_labelled(context.teacher.name, (pool, sources), (wanted, targets), refused)
     rejected = (*pool.rejected, *(() if wanted is None else wanted.rejected), *refused)
-    return Axes(sources, targets, pointwise=work.teacher.kind == "pointwise"), rejected
+    return Axes(sources, targets, pointwise=context.teacher.kind == "pointwise"), rejected
 
 
-def refuse_unlabelled(
+def check_labelled(
     teacher: str,
     pool: tuple[Examples, Examples],
     target: tuple[Examples | None, Examples | None],
@@ -77,7 +79,7 @@ def refuse_unlabelled(
             )
             raise DataError(f"none of the {len(given)} rows {what}can be labelled by the teacher {teacher}{why}")
     if target[1] is not None:
-        _refuse_few_targets(len(target[1]))
+        _check_target_count(len(target[1]))
 
 
 def prepare_all(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | None) -> tuple[Rejection, ...]:
@@ -94,7 +96,7 @@ def named_target(target: Examples) -> Examples:
     return Examples(renamed, rejected, target.notes)
 
 
-def refuse_impossible(
+def check_request(
     settings: RunSettings,
     pool: Examples,
     teacher: Teacher | RowTeacher,
@@ -113,8 +115,8 @@ def refuse_impossible(
         parse_cost(settings.cost)
     if settings.time is not None:
         parse_time(settings.time)
-    refuse_small(len(pool))
-    Wishes.read(settings).check(Rows.of(pool))
+    check_pool_size(len(pool))
+    Constraints.read(settings).check(Rows.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
     most = max(len(pool), 0 if target is None else len(target))
     if by_row and count is not None and count > most:
@@ -137,12 +139,12 @@ def refuse_impossible(
             f"--target was given, and the teacher {teacher.name} rates rows without a target; leave it out"
         )
     if target:
-        _refuse_few_targets(len(target))
+        _check_target_count(len(target))
     sets = {"pointwise": pointwise, "target": aimed, "existing": bool(settings.existing) or existing is not None}
     objective = settings.objective or default_objective(**sets, teacher=teacher.name)
     refuse_unfit(objective, **sets)
     column = subtasks.column_of(teacher)
-    refuse_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
+    check_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
     subtasks.refuse_unfit(column, target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective, "features": features})
 
@@ -173,7 +175,7 @@ def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: str | None, rows: int)
     return 2 * rows <= (max(allowed, LEAST_PASSES) if cost is None else allowed)
 
 
-def _refuse_few_targets(rows: int) -> None:
+def _check_target_count(rows: int) -> None:
     if rows < FEWEST_TARGETS:
         raise DataError(
             f"the target set has {rows} usable rows, and at least {FEWEST_TARGETS} are needed: one each to learn from, to "
@@ -194,7 +196,7 @@ def _ordered(rows: Examples, out: Mapping[str, str], planned: Sequence[str]) -> 
     return Examples((*first, *usable.values()))
 
 
-def _refuse_lost_rows(directory: RunDir, pool: Examples, planned: Sequence[str]) -> None:
+def _check_rows_kept(directory: RunDir, pool: Examples, planned: Sequence[str]) -> None:
     if not planned:
         return
     before: dict[str, str] = directory.whole_json("pool.json", "check", {})

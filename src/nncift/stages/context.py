@@ -24,7 +24,7 @@ from nncift.teachers.language_models import language_model
 
 
 @dataclass
-class Work:
+class RunContext:
     """What every stage works with.
 
     keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured.
@@ -82,17 +82,17 @@ class Work:
             calculate(self.engine, self.hands, calculation, kept, self.keys.get("fit", ""))
 
 
-def encoder_of(work: Work) -> Encoder:
+def encoder_of(context: RunContext) -> Encoder:
     """Return the encoder at hand, or the one that the settings name."""
-    settings = work.settings
-    return work.encoder or create(
-        settings.encoder, device=settings.device, load_lm=lambda: language_model(work.teacher)
+    settings = context.settings
+    return context.encoder or create(
+        settings.encoder, device=settings.device, load_lm=lambda: language_model(context.teacher)
     )
 
 
-def probe_of(work: Work) -> Probe:
+def probe_of(context: RunContext) -> Probe:
     """Return the probe of the teacher's model. Raises UsageError where the teacher has none."""
-    return Probe(language_model(work.teacher, "--features probe"), work.settings.template)
+    return Probe(language_model(context.teacher, "--features probe"), context.settings.template)
 
 
 def identity(pool: Examples) -> Iterator[list[str]]:

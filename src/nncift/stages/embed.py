@@ -19,7 +19,7 @@ from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import Embedded, EmbeddingCache
 from nncift.models.probe import features_of
-from nncift.stages.context import Work, encoder_of, identity, probe_of
+from nncift.stages.context import RunContext, encoder_of, identity, probe_of
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import Stage
 from nncift.storage.vector_store import Counts
@@ -30,85 +30,87 @@ COUNTED = 1 << 12
 """Rows whose tokens are counted at once."""
 
 
-def embed(work: Work, axes: Axes) -> Vectors:
+def embed(context: RunContext, axes: Axes) -> Vectors:
     """Return the vectors of all rows: embeddings, and what a probe finds where the student is to read it.
 
     Raises DataError where those of an earlier session cannot be read, UsageError for a probe without a language model.
     """
-    embed_rows(work, axes.rows)
-    probe_rows(work, axes.rows)
-    return VectorFiles(work.directory.path).on(axes.target_ids, axes.sources.ids)
+    embed_rows(context, axes.rows)
+    probe_rows(context, axes.rows)
+    return VectorFiles(context.directory.path).on(axes.target_ids, axes.sources.ids)
 
 
-def embed_rows(work: Work, rows: Examples) -> None:
+def embed_rows(context: RunContext, rows: Examples) -> None:
     """Embed rows. Raises Unfinished where other shards must do the rest."""
-    vectors_file = work.directory.file("embeddings.npy")
+    vectors_file = context.directory.file("embeddings.npy")
     # An encoder given as an object may differ from the one that its name stands for.
-    given = dict(work.encoder.describe()) if work.encoder else None
-    key = work.key("embed", identity(rows), work.settings.part(EncoderSettings), given)
-    with work.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
+    given = dict(context.encoder.describe()) if context.encoder else None
+    key = context.key("embed", identity(rows), context.settings.part(EncoderSettings), given)
+    with context.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
-            encoder = encoder_of(work)
+            encoder = encoder_of(context)
             job = Job("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
-            by = ByEngine(work.engine, replace(work.hands, encoder=lambda: encoder), job)
-            with work.progress(job.what, len(rows)) as advance:
+            by = ByEngine(context.engine, replace(context.hands, encoder=lambda: encoder), job)
+            with context.progress(job.what, len(rows)) as advance:
                 embedded = EmbeddingCache(encoder).embed(rows.texts, advance, by, into=vectors_file)
             # All of them, also where a cache or another worker had them: what a killed session computed lies there too.
             stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
             stage.cost.seconds += by.others.seconds
             about = {
-                "truncated": embedded.truncated, "encoder": dict(encoder.describe()), "ids": rows.ids,
-                "tokens": _token_counts(work.teacher, rows, embedded.counts),
-            }  # fmt: skip
-            write_json(work.directory.file("embeddings.json"), about)
+                "truncated": embedded.truncated,
+                "encoder": dict(encoder.describe()),
+                "ids": rows.ids,
+                "tokens": _token_counts(context.teacher, rows, embedded.counts),
+            }
+            write_json(context.directory.file("embeddings.json"), about)
 
 
-def probe_rows(work: Work, rows: Examples) -> None:
+def probe_rows(context: RunContext, rows: Examples) -> None:
     """Ask the teacher's model once about every row, where the student is to read that. Raises Unfinished as `embed_rows`."""
-    if work.settings.features != "probe":
+    if context.settings.features != "probe":
         return
     left = ("probe.npy", "probe.json")
-    key = work.key("probe", work.keys["embed"], work.settings.part(TeacherSettings))
-    with work.directory.stage("probe", key, left) as stage:
+    key = context.key("probe", context.keys["embed"], context.settings.part(TeacherSettings))
+    with context.directory.stage("probe", key, left) as stage:
         if not stage.done:
             stage.cost.model_tokens = stage.cost.model_passes = 0
-            found = probed(work, rows, stage, into=work.directory.file("probe.npy"))
-            asked = probe_of(work)
+            found = probed(context, rows, stage, into=context.directory.file("probe.npy"))
+            asked = probe_of(context)
             about = {
                 "ids": rows.ids,
                 "views": asked.views.to_json(),
                 "probe": asked.describe(),
                 "truncated": found.truncated,
             }
-            write_json(work.directory.file("probe.json"), about)
+            write_json(context.directory.file("probe.json"), about)
 
 
-def probed(work: Work, rows: Examples, stage: Stage, into: Path | None = None) -> Embedded:
+def probed(context: RunContext, rows: Examples, stage: Stage, into: Path | None = None) -> Embedded:
     """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their outcome.
 
     into: see `EmbeddingCache.embed`.
     """
-    probe = probe_of(work)
+    probe = probe_of(context)
     job = Job("probe", "ask", fingerprint(probe.describe()), "probing rows")
     others = []
 
     def by_engine(of: Mapping[str, Example]) -> ByEngine:
-        hands = replace(work.hands, probe=lambda: probe)
-        others.append(ByEngine(work.engine, hands, job, lambda texts: [of[text] for text in texts]))
+        hands = replace(context.hands, probe=lambda: probe)
+        others.append(ByEngine(context.engine, hands, job, lambda texts: [of[text] for text in texts]))
         return others[0]
 
-    with work.progress(job.what, len(rows)) as advance:
+    with context.progress(job.what, len(rows)) as advance:
         found = features_of(probe, rows, advance, by_engine, into)
     stage.cost.seconds += sum(by.others.seconds for by in others)
-    limit = language_model(work.teacher).context
+    limit = language_model(context.teacher).context
     stage.cost.model_tokens += int(np.minimum(found.counts, limit).sum())
     stage.cost.model_passes += len(rows)
     return found
 
 
-def token_counts(work: Work, rows: Examples) -> dict[str, int] | None:
+def token_counts(context: RunContext, rows: Examples) -> dict[str, int] | None:
     """Return the tokens of rows that were embedded, None where an earlier version of the run did not count them."""
-    about = work.directory.read_json("embeddings.json")
+    about = context.directory.read_json("embeddings.json")
     ids = about["ids"]
     if tuple(ids[: len(rows)]) == rows.ids:
         # The rows' own ids: those that were read are a second copy.

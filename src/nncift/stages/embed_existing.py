@@ -14,14 +14,14 @@ from nncift.data import Examples
 from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.selection.problem import Existing
-from nncift.stages import Work, encoder_of, probed
+from nncift.stages import RunContext, encoder_of, probed
 from nncift.storage import checksums
 from nncift.storage.atomic import atomic, load_array, read_json, write_json
 
 VECTORS, ABOUT = "existing.npy", "existing.json"
 
 
-def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
+def embed_existing(context: RunContext, rows: Examples | None) -> Existing | None:
     """Return the existing set with its vectors, embedded unless that is done; None where there is none."""
     if rows is None:
         return None
@@ -29,35 +29,37 @@ def embed_existing(work: Work, rows: Examples | None) -> Existing | None:
         raise DataError("the existing set has no usable row; leave --existing out, or give other files")
     # One row of a kind: what serves a target serves it once.
     rows = Examples(tuple({row.content_hash: row for row in sorted(rows, key=lambda row: row.content_hash)}.values()))
-    given = dict(work.encoder.describe()) if work.encoder else None
-    contents, features = [row.content_hash for row in rows], work.settings.features
-    key = work.key("existing", contents, work.settings.part(EncoderSettings), given, features, work.keys.get("probe"))
-    with work.directory.stage("existing", key, (VECTORS, ABOUT)) as stage:
+    given = dict(context.encoder.describe()) if context.encoder else None
+    contents, features = [row.content_hash for row in rows], context.settings.features
+    key = context.key(
+        "existing", contents, context.settings.part(EncoderSettings), given, features, context.keys.get("probe")
+    )
+    with context.directory.stage("existing", key, (VECTORS, ABOUT)) as stage:
         if not stage.done:
-            encoder = encoder_of(work)
-            with work.progress("embedding existing rows", len(contents)) as advance:
-                embedded = EmbeddingCache(encoder).embed(rows.texts, advance, into=work.directory.file(VECTORS))
+            encoder = encoder_of(context)
+            with context.progress("embedding existing rows", len(contents)) as advance:
+                embedded = EmbeddingCache(encoder).embed(rows.texts, advance, into=context.directory.file(VECTORS))
             stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
             # Passes of the teacher's model: hidden states that are embeddings, and what a probe asks.
-            passes = len(rows) if work.settings.encoder == "lm" else 0
+            passes = len(rows) if context.settings.encoder == "lm" else 0
             if features == "probe":
                 # Shards leave nothing about these rows; what they left about others is paid for already.
-                found = probed(replace(work, engine=Here()), rows, stage)
+                found = probed(replace(context, engine=Here()), rows, stage)
                 passes += len(rows)
-                with atomic(work.directory.file(VECTORS)) as part, part.open("wb") as stream:
+                with atomic(context.directory.file(VECTORS)) as part, part.open("wb") as stream:
                     np.save(stream, np.concatenate([embedded.vectors, found.vectors], axis=1), allow_pickle=False)
-            write_json(work.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})
-    return load_existing(work.directory.path)
+            write_json(context.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})
+    return load_existing(context.directory.path)
 
 
 def load_existing(run: Path) -> Existing:
     """Read the existing set of a run. Raises DataError where it is damaged."""
     checksums.verify(run, VECTORS, ABOUT)
     try:
-        told: dict[str, Any] = read_json(run / ABOUT)
+        record: dict[str, Any] = read_json(run / ABOUT)
         vectors = np.asarray(load_array(run / VECTORS, "r"))
-        if len(vectors) != len(told["contents"]):
-            raise ValueError(f"{len(vectors)} vectors for {len(told['contents'])} rows")
-        return Existing(vectors, tuple(told["contents"]))
+        if len(vectors) != len(record["contents"]):
+            raise ValueError(f"{len(vectors)} vectors for {len(record['contents'])} rows")
+        return Existing(vectors, tuple(record["contents"]))
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise DataError(f"{str(run / VECTORS)!r} is damaged ({error}); delete it and run again") from error

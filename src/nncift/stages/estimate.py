@@ -22,10 +22,10 @@ from nncift.labels.row_labels import RowFormat, RowPlan, describe_rows, grow_row
 from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder, SentenceEncoder, create
 from nncift.models.probe import Probe
-from nncift.selection.constraints import Wishes
-from nncift.stages import named_target, prepare_all, refuse_impossible, refuse_unlabelled, wish_of
+from nncift.selection.constraints import Constraints
+from nncift.stages import check_labelled, check_request, label_budget_of, named_target, prepare_all
 from nncift.stages.allowance import Allowance, Passes, allow
-from nncift.stages.label_rounds import rungs
+from nncift.stages.label_rounds import round_settings
 from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.storage.ledger import ModelCost
 from nncift.teachers import Notes, RowTeacher, Teacher
@@ -76,7 +76,7 @@ def estimate(
 
     Makes a few passes to time them, and writes nothing.
     """
-    settings = refuse_impossible(settings, pool, teacher, target, existing)
+    settings = check_request(settings, pool, teacher, target, existing)
     target = None if target is None else named_target(target)
     found = prepare_all(teacher, pool, target)
     refused = {(rejection.source, rejection.line) for rejection in found}
@@ -84,16 +84,18 @@ def estimate(
     targets = None
     if target is not None:
         targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
-    refuse_unlabelled(teacher.name, (pool, sources), (target, targets), found)
+    check_labelled(teacher.name, (pool, sources), (target, targets), found)
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
-    budget = Wishes.read(settings).check(Rows.of(sources))
+    budget = Constraints.read(settings).check(Rows.of(sources))
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
     others = () if existing is None else tuple({row.content_hash: row for row in existing}.values())
-    rounds = rungs(settings, axes, by_row=isinstance(teacher, RowTeacher))
+    rounds = round_settings(settings, axes, by_row=isinstance(teacher, RowTeacher))
     allowance = allow(
-        settings, rounds, Passes.of(settings, axes, teacher, len(others)),
+        settings,
+        rounds,
+        Passes.of(settings, axes, teacher, len(others)),
         lambda: rates_of(settings, axes, teacher, encoder, len(others)),
-    )  # fmt: skip
+    )
     # Where labels may grow, the price is that of the last round.
     most = allowance.of(settings)[-1]
     plan = _plan(most, axes, teacher)
@@ -159,14 +161,20 @@ def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) 
 
 def _plan(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -> LabelPlan | RowPlan:
     """Return the plan of a fresh run."""
-    wish = wish_of(settings)
+    label_budget = label_budget_of(settings)
     if isinstance(teacher, RowTeacher):
-        return grow_rows(None, axes.target_ids, axes.sources.ids, wish, settings.seed, shared=axes.shared)
-    if wish.kind == "active":
+        return grow_rows(None, axes.target_ids, axes.sources.ids, label_budget, settings.seed, shared=axes.shared)
+    if label_budget.kind == "active":
         # Later rounds label as many pairs as if all were scattered; which ones only their labels can tell.
-        wish = replace(wish, kind="scatter")
+        label_budget = replace(label_budget, kind="scatter")
     return grow(
-        None, axes.target_ids, axes.sources.ids, wish, settings.seed, shared=axes.shared, relative=teacher.relative
+        None,
+        axes.target_ids,
+        axes.sources.ids,
+        label_budget,
+        settings.seed,
+        shared=axes.shared,
+        relative=teacher.relative,
     )
 
 

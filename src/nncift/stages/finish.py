@@ -17,7 +17,7 @@ from nncift.evaluation.gate import advice
 from nncift.evaluation.meaning import HeldOutSignal
 from nncift.labels.notes import too_little
 from nncift.labels.store import Axes, Labelling
-from nncift.stages import TEACHER, Work
+from nncift.stages import TEACHER, RunContext
 from nncift.stages.embed_existing import ABOUT as EXISTING
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.ledger import ModelCost
@@ -45,20 +45,25 @@ class Run:
 
 
 def finish(
-    work: Work, axes: Axes, subset: Examples, selection: dict[str, Any], rejected: tuple[Rejection, ...],
-    fidelity: Mapping[str, Any], notes: tuple[str, ...],
-) -> Run:  # fmt: skip
+    context: RunContext,
+    axes: Axes,
+    subset: Examples,
+    selection: dict[str, Any],
+    rejected: tuple[Rejection, ...],
+    fidelity: Mapping[str, Any],
+    notes: tuple[str, ...],
+) -> Run:
     """Write summary, fidelity, ledger and rejected rows, and return the run."""
-    directory, settings = work.directory, work.settings
+    directory, settings = context.directory, context.settings
     write_rejected(directory.file("rejected.jsonl"), rejected)
-    labelling = work.labels()
-    ledger = _ledger(work, labelling, len(axes.sources))
+    labelling = context.labels()
+    ledger = _ledger(context, labelling, len(axes.sources))
     counts = labelling.counts()
-    by_row = isinstance(work.teacher, RowTeacher)
-    small = [] if work.whole else too_little(counts, len(axes.sources), by_row=by_row)
-    noise = _noise(fidelity, whole=work.whole)
+    by_row = isinstance(context.teacher, RowTeacher)
+    small = [] if context.whole else too_little(counts, len(axes.sources), by_row=by_row)
+    noise = _noise(fidelity, whole=context.whole)
     warnings = (*notes, *small, *labelling.warnings(), *noise, *fidelity["verdicts"])
-    if not work.whole and settings.features == "text" and has_language_model(work.teacher):
+    if not context.whole and settings.features == "text" and has_language_model(context.teacher):
         hint = advice(fidelity["gate"], len(axes.rows))
         warnings += () if hint is None else (hint,)
     summary = {
@@ -93,32 +98,32 @@ def _noise(fidelity: Mapping[str, Any], *, whole: bool) -> tuple[str, ...]:
     return () if signal is None else signal.warnings(whole=whole)
 
 
-def record_of(work: Work, pool: Examples) -> dict[str, Any]:
+def record_of(context: RunContext, pool: Examples) -> dict[str, Any]:
     """Return what a manifest records: rows, and, as soon as they were used, teacher and encoder with hashes of their weights."""
     known = {"rows_read": len(pool), "rejected": len(pool.rejected)}
     encoder: dict[str, Any] = {}
     teacher: dict[str, Any] = {}
     # What cannot be read is made again further on, or refused there.
     with contextlib.suppress(DataError):
-        encoder = work.directory.whole_json("embeddings.json", "embed", {}).get("encoder", {})
-        teacher = work.directory.read_json(TEACHER, {}, sealed=True)
+        encoder = context.directory.whole_json("embeddings.json", "embed", {}).get("encoder", {})
+        teacher = context.directory.read_json(TEACHER, {}, sealed=True)
     return {**known, **({"encoder": encoder} if encoder else {}), **({"teacher": teacher} if teacher else {})}
 
 
-def _ledger(work: Work, labels: Labelling, rows: int) -> dict[str, Any]:
+def _ledger(context: RunContext, labels: Labelling, rows: int) -> dict[str, Any]:
     """Return the cost by stage, and what the teacher's model costs against labelling everything and against training on all rows.
 
     rows: of the pool.
     """
     # As they are stored, so that running again computes the same figures.
-    stages = {name: cost.to_json() for name, cost in work.directory.costs().items()}
+    stages = {name: cost.to_json() for name, cost in context.directory.costs().items()}
     labelling = stages["label"]
     # Hidden states of the teacher's own model are passes of it too.
-    others = stages["embed"]["model_passes"] if work.settings.encoder == "lm" else 0
+    others = stages["embed"]["model_passes"] if context.settings.encoder == "lm" else 0
     others += stages.get("probe", {}).get("model_passes", 0)
-    others += work.directory.read_json(EXISTING, {}).get("teacher_passes", 0)
+    others += context.directory.read_json(EXISTING, {}).get("teacher_passes", 0)
     full = labels.full_passes()
-    spent = ModelCost(labelling["model_passes"], pass_weight(work.teacher), others, full, rows)
+    spent = ModelCost(labelling["model_passes"], pass_weight(context.teacher), others, full, rows)
     return {
         "stages": stages,
         **spent.to_json(),

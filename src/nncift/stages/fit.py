@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nncift.config import StudentSettings
 from nncift.core.memory import free_memory
 from nncift.core.pairs import LabelledPairs, Predicted, UtilityMatrix
-from nncift.core.parallel import Calculate, here
+from nncift.core.parallel import ParallelMap, serial_map
 from nncift.core.seeds import derive
 from nncift.errors import ResourceError, UsageError
 from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
@@ -26,7 +26,7 @@ from nncift.labels.vectors import Vectors
 from nncift.selection import COVERING
 from nncift.selection.budget import parse_budget, parse_tokens
 from nncift.selection.topk import best_subtask
-from nncift.stages import Work, probe_of
+from nncift.stages import RunContext, probe_of
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student, predict_all, with_known
 from nncift.student.networks import Predictor, network
@@ -36,7 +36,7 @@ TOKENS_SHARE = 0.3
 """Share of the rows that a selection is judged at where the budget counts tokens."""
 
 
-def refuse_unfit_student(settings: StudentSettings) -> None:
+def check_student(settings: StudentSettings) -> None:
     """Raise UsageError for an unknown network, and for a recipe that it does not have."""
     recipes = network(settings.student).recipes
     if settings.recipe not in recipes:
@@ -46,27 +46,29 @@ def refuse_unfit_student(settings: StudentSettings) -> None:
         )
 
 
-def fit_key(work: Work) -> str:
+def fit_key(context: RunContext) -> str:
     """Set and return the fingerprint of the stage; those of labels and vectors are there."""
-    given = [work.keys[name] for name in ("label", "embed", "probe") if name in work.keys]
-    settings = work.settings
+    given = [context.keys[name] for name in ("label", "embed", "probe") if name in context.keys]
+    settings = context.settings
     # Another budget or objective keeps the student that was chosen for the first: choosing again repeats nothing.
-    return work.key("fit", *given, settings.part(StudentSettings), settings.seed)
+    return context.key("fit", *given, settings.part(StudentSettings), settings.seed)
 
 
-def fit_student(work: Work, vectors: Vectors, labels: dict[str, LabelledPairs]) -> tuple[Student, dict[str, Any]]:
+def fit_student(
+    context: RunContext, vectors: Vectors, labels: dict[str, LabelledPairs]
+) -> tuple[Student, dict[str, Any]]:
     """Train the student, measure its fidelity beside the baselines, choose by the gate, and save."""
-    settings, key = work.settings, fit_key(work)
-    folder = work.directory.file("student")
-    with work.directory.stage("fit", key, FILES) as stage:
+    settings, key = context.settings, fit_key(context)
+    folder = context.directory.file("student")
+    with context.directory.stage("fit", key, FILES) as stage:
         if not stage.done:
             recipe = Recipe(settings.student, settings.recipe, settings.seed)
-            with work.progress("fitting the student", 0) as advance:
+            with context.progress("fitting the student", 0) as advance:
                 found = hold_out(labels, vectors, recipe, coverage=settings.objective in COVERING, advance=advance)
-            student, fidelity = _shipped(work, found, vectors)
+            student, fidelity = _shipped(context, found, vectors)
             student.save(folder)
-            write_json(work.directory.file("fidelity.json"), {**fidelity, "course": dict(found.course)})
-    return Student.load(folder), work.directory.read_json("fidelity.json")
+            write_json(context.directory.file("fidelity.json"), {**fidelity, "course": dict(found.course)})
+    return Student.load(folder), context.directory.read_json("fidelity.json")
 
 
 def share_of(budget: str, rows: int) -> float:
@@ -81,7 +83,7 @@ def predict(
     *,
     shared: bool,
     subtask_of: Mapping[str, str] | None = None,
-    calculate: Calculate = here,
+    calculate: ParallelMap = serial_map,
     held: bool = True,
 ) -> Predicted:
     """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
@@ -134,12 +136,12 @@ def _mean_without_tail(
     return np.asarray(matrix.mean_per_source() - added, np.float64)
 
 
-def _shipped(work: Work, found: HeldOut, vectors: Vectors) -> tuple[Student, dict[str, Any]]:
+def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Student, dict[str, Any]]:
     """Return the student that the gate lets through, with all it needs to score alone, and its fidelity as JSON."""
     from nncift.evaluation.fidelity import measure
     from nncift.evaluation.intervals import interval_of_mean_utility, interval_of_pairs
 
-    settings = work.settings
+    settings = context.settings
     train_mean = float(found.quadrants["q1"].value.mean(dtype=np.float64))
     fidelity = measure(found.quadrants, found.predictions, train_mean, derive(settings.seed, "fidelity"))
     share = share_of(settings.budget, len(vectors.sources))
@@ -148,14 +150,14 @@ def _shipped(work: Work, found: HeldOut, vectors: Vectors) -> tuple[Student, dic
     held_out, residual = found.source_unseen
     scores = interval_of_mean_utility(held_out, residual[gate.used])
     pairs = interval_of_pairs(*((block, of[gate.used]) for block, of in found.pair_blocks))
-    about = {"teacher": work.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
+    about = {"teacher": context.teacher.name, "model": settings.model, "interval": scores.note(), "used": gate.used}
     student = replace(
         used,
-        encoder=work.directory.read_json("embeddings.json")["encoder"],
+        encoder=context.directory.read_json("embeddings.json")["encoder"],
         targets=used.project_targets(vectors.targets),
         half_width=scores.half_width,
         about=about,
-        probe=probe_of(work).describe() if settings.features == "probe" else None,
+        probe=probe_of(context).describe() if settings.features == "probe" else None,
     )
     record = {
         **fidelity.to_json(),

@@ -102,7 +102,7 @@ def inspect(
             if len(texts) == BATCH:
                 _measure(found, texts, count)
         _measure(found, texts, count)
-        files.append(_told(path, source, found, several=len(paths) > 1))
+        files.append(_record(path, source, found, several=len(paths) > 1))
     usable = sum(one["usable"] for one in files)
     return {
         "files": files,
@@ -111,13 +111,14 @@ def inspect(
         "rejected": sum(one["rejected"] for one in files),
         "counted_in": counted_in,
         "duplicates": {
-            "rows": len(copies), "first": copies[:SHOWN_LINES],
+            "rows": len(copies),
+            "first": copies[:SHOWN_LINES],
             "same_prompt_other_response": sum(times for times in prompts.values() if times > 1),
         },
-    }  # fmt: skip
+    }
 
 
-def _told(path: str | Path, source: str, found: _File, *, several: bool) -> dict[str, Any]:
+def _record(path: str | Path, source: str, found: _File, *, several: bool) -> dict[str, Any]:
     columns = next(filter(None, map(proposed_map, found.unread)), None)
     proposed = None if columns is None else typed_map(columns, Path(path).name if several else None)
     rejected = [Rejection(source, line, reason) for lines in found.problems.values() for line, reason in lines]
@@ -127,18 +128,31 @@ def _told(path: str | Path, source: str, found: _File, *, several: bool) -> dict
         for kind, lines in sorted(found.problems.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
     return {
-        "file": str(path), "source": source, "rows": found.rows, "usable": found.usable, "rejected": found.rows - found.usable,
-        "formats": dict(found.formats.most_common()), "columns": dict(found.columns.most_common(50)),
+        "file": str(path),
+        "source": source,
+        "rows": found.rows,
+        "usable": found.usable,
+        "rejected": found.rows - found.usable,
+        "formats": dict(found.formats.most_common()),
+        "columns": dict(found.columns.most_common(50)),
         "turns": {str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
-        "problems": problems, "not_used": dict(found.unused), "proposed": proposed,
+        "problems": problems,
+        "not_used": dict(found.unused),
+        "proposed": proposed,
         "advice": None if found.usable else advice if found.rows else "It has no rows",
-        "tokens": {"prompt": _quantiles(found.prompts), "response": _quantiles(found.responses),
-                   "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
-                   "sum": sum(found.prompts) + sum(found.responses)},
+        "tokens": {
+            "prompt": _quantiles(found.prompts),
+            "response": _quantiles(found.responses),
+            "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
+            "sum": sum(found.prompts) + sum(found.responses),
+        },
         "labels": found.labels.counts(),
-        "control_tokens": {"rows": len(found.control_lines), "lines": found.control_lines[:SHOWN_LINES],
-                           "texts": dict(found.control_texts.most_common(SHOWN_LINES))},
-    }  # fmt: skip
+        "control_tokens": {
+            "rows": len(found.control_lines),
+            "lines": found.control_lines[:SHOWN_LINES],
+            "texts": dict(found.control_texts.most_common(SHOWN_LINES)),
+        },
+    }
 
 
 def _problem(found: _File, line: int, reason: str) -> None:

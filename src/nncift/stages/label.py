@@ -11,13 +11,13 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.tasks import Job, Keep, Piece, Unfinished
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
-from nncift.labels import LabelPlan, Wish, parse_labels
+from nncift.labels import LabelBudget, LabelPlan, parse_labels
 from nncift.labels.row_labels import RowPlan
 from nncift.labels.store import Axes, PairLabelling
 from nncift.labels.vectors import Vectors
 from nncift.stages.active import next_round
 from nncift.stages.check import prepare_all
-from nncift.stages.context import Work, identity
+from nncift.stages.context import RunContext, identity
 from nncift.storage.atomic import write_sealed
 from nncift.teachers import RowTeacher
 
@@ -25,10 +25,10 @@ TEACHER = "labels/teacher.json"
 
 
 @dataclass
-class _Labourer:
+class _LabelExecutor:
     """Labels by the engine of a run. rows: on both axes. others: seconds of other processes whose labels were taken."""
 
-    work: Work
+    context: RunContext
     rows: Examples
     others: float = 0.0
 
@@ -36,25 +36,25 @@ class _Labourer:
         return fingerprint(kind, source, [[item, self.rows.by_id(item).content_hash] for item in ids])
 
     def know(self, ids: Sequence[str]) -> None:
-        self.work.hands.know(self.rows.subset(ids))
+        self.context.hands.know(self.rows.subset(ids))
 
     def each(
         self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep, every: Callable[[], Iterable[str]]
-    ) -> None:  # fmt: skip
-        job = Job("label", hand, fingerprint(dict(self.work.teacher.describe())), what, self.rows, every)
-        self.others += self.work.each(job, pieces, keep)
+    ) -> None:
+        job = Job("label", hand, fingerprint(dict(self.context.teacher.describe())), what, self.rows, every)
+        self.others += self.context.each(job, pieces, keep)
 
 
-def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
+def plan_labels(context: RunContext, axes: Axes) -> LabelPlan | RowPlan | None:
     """Return the plan that these settings ask for, grown from the run's, None where it is labelled; nothing is written.
 
     Raises UsageError where the wish is below what exists, or where the teacher at hand is not the one that labelled
     before; DataError where too few rows are usable.
     """
-    settings = work.settings
+    settings = context.settings
     # What an active plan asks next depends on what its student reads.
     reads = [settings.part(EncoderSettings), settings.features] if settings.plan == "active" else []
-    key = work.key(
+    key = context.key(
         "label",
         identity(axes.rows),
         settings.part(LabelSettings),
@@ -62,72 +62,74 @@ def plan_labels(work: Work, axes: Axes) -> LabelPlan | RowPlan | None:
         settings.seed,
         *reads,
     )
-    labelling = work.labels()
-    if work.directory.is_done("label", key, (TEACHER,)):
+    labelling = context.labels()
+    if context.directory.is_done("label", key, (TEACHER,)):
         if not labelling.planned()[1]:
             raise DataError("the labels of this run are gone; use another --out")
         if labelling.whole():
             return None
         # What is damaged is labelled again, and only that.
-        work.directory.forget("label")
-    grown = labelling.grown(axes, wish_of(settings), settings.seed)
-    if isinstance(work.teacher, RowTeacher) and not work.prepared:
+        context.directory.forget("label")
+    grown = labelling.grown(axes, label_budget_of(settings), settings.seed)
+    if isinstance(context.teacher, RowTeacher) and not context.prepared:
         # What it draws from the pool, such as the rows of a warm-up, is part of what it is.
-        prepare_all(work.teacher, axes.sources, axes.targets)
-    _refuse_other_teacher(work)
+        prepare_all(context.teacher, axes.sources, axes.targets)
+    _check_same_teacher(context)
     return grown
 
 
-def wish_of(settings: RunSettings) -> Wish:
+def label_budget_of(settings: RunSettings) -> LabelBudget:
     """Return how much the settings ask to label. Raises UsageError or InfeasibleError."""
     share, count = parse_labels(settings.labels)
-    return Wish(share, count, settings.plan or "scatter", settings.test_items, settings.validation_items)
+    return LabelBudget(share, count, settings.plan or "scatter", settings.test_items, settings.validation_items)
 
 
 def label(
-    work: Work, axes: Axes, plan: LabelPlan | RowPlan | None, vectors: Vectors | None
+    context: RunContext, axes: Axes, plan: LabelPlan | RowPlan | None, vectors: Vectors | None
 ) -> dict[str, LabelledPairs]:
     """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split.
 
     An active plan grows round by round, from the labels that are there and the vectors; vectors: None in a shard that waits for
     those of others. Raises Unfinished where other shards must do what is left.
     """
-    labelling, rows, settings = work.labels(), axes.rows, work.settings
-    with work.directory.stage("label", work.keys["label"], (TEACHER,)) as stage:
+    labelling, rows, settings = context.labels(), axes.rows, context.settings
+    with context.directory.stage("label", context.keys["label"], (TEACHER,)) as stage:
         before = None
         while not stage.done and plan is not None:
-            write_sealed(work.directory.file(TEACHER), dict(work.teacher.describe()))
-            labourer = _Labourer(work, rows)
-            spent = labelling.compute(plan, labourer)
+            write_sealed(context.directory.file(TEACHER), dict(context.teacher.describe()))
+            label_executor = _LabelExecutor(context, rows)
+            spent = labelling.compute(plan, label_executor)
             before = spent.seconds_before if before is None else before
             # What a killed session had labelled is known from its chunks alone; this session's time is added on leaving.
-            stage.cost.seconds = max(stage.cost.seconds, before) + labourer.others
+            stage.cost.seconds = max(stage.cost.seconds, before) + label_executor.others
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
             plan = None
             if settings.plan == "active" and isinstance(labelling, PairLabelling):
                 if vectors is None:
                     raise Unfinished("embed", 0)
-                wish, known = wish_of(settings), labelling.utilities()
-                plan = next_round(labelling.plan, known, vectors, wish, settings.seed, relative=labelling.relative)
+                label_budget, known = label_budget_of(settings), labelling.utilities()
+                plan = next_round(
+                    labelling.plan, known, vectors, label_budget, settings.seed, relative=labelling.relative
+                )
     return labelling.utilities()
 
 
-def finished_jobs(work: Work) -> list[tuple[str, str]]:
+def finished_jobs(context: RunContext) -> list[tuple[str, str]]:
     """Return stage and key of the jobs whose outcomes the run has, by what its files say that they were made with."""
     about = {
-        "embed": work.directory.read_json("embeddings.json")["encoder"],
-        "label": work.directory.read_json(TEACHER, sealed=True),
+        "embed": context.directory.read_json("embeddings.json")["encoder"],
+        "label": context.directory.read_json(TEACHER, sealed=True),
     }
-    if work.settings.features == "probe":
-        about["probe"] = work.directory.read_json("probe.json")["probe"]
+    if context.settings.features == "probe":
+        about["probe"] = context.directory.read_json("probe.json")["probe"]
     return [(stage, fingerprint(described)) for stage, described in about.items()]
 
 
-def _refuse_other_teacher(work: Work) -> None:
-    before = work.directory.read_json(TEACHER, sealed=True)
+def _check_same_teacher(context: RunContext) -> None:
+    before = context.directory.read_json(TEACHER, sealed=True)
     if before is None:
         return
-    described = dict(work.teacher.describe())
+    described = dict(context.teacher.describe())
     if before != described:
         changed = ", ".join(sorted(name for name in {*before, *described} if before.get(name) != described.get(name)))
         raise UsageError(

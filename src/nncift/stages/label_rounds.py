@@ -17,7 +17,7 @@ from nncift.labels import LabelPlan, parse_labels
 from nncift.labels.row_labels import RowPlan
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
-from nncift.stages import Work, label, plan_labels, wish_of
+from nncift.stages import RunContext, label, label_budget_of, plan_labels
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
 
@@ -33,7 +33,7 @@ WORTH = 0.01
 """Gain in Spearman or R^2 on unseen items below which twice the labels are not worth their price."""
 
 
-def rungs(settings: RunSettings, axes: Axes, *, by_row: bool) -> list[RunSettings]:
+def round_settings(settings: RunSettings, axes: Axes, *, by_row: bool) -> list[RunSettings]:
     """Return the settings of every round, which differ in `labels`; a single one where nothing is to grow.
 
     Raises UsageError or InfeasibleError for labels that cannot be read.
@@ -54,8 +54,8 @@ def remaining(rounds: Sequence[RunSettings], axes: Axes, *, by_row: bool, have: 
     return [each for each in rounds if size_of(each.labels, each, axes, by_row=by_row) >= have] or list(rounds[-1:])
 
 
-def climb(
-    work: Work, axes: Axes, vectors: Vectors, plan: LabelPlan | RowPlan | None, rounds: Sequence[RunSettings]
+def label_in_rounds(
+    context: RunContext, axes: Axes, vectors: Vectors, plan: LabelPlan | RowPlan | None, rounds: Sequence[RunSettings]
 ) -> tuple[dict[str, LabelledPairs], Student, dict[str, Any]]:
     """Label and fit round by round until it is enough; return the last round's labels, student and fidelity.
 
@@ -63,20 +63,20 @@ def climb(
     """
     from nncift.stages.fit import fit_student
 
-    history: list[dict[str, Any]] = work.directory.read_json(FILE, [])
+    history: list[dict[str, Any]] = context.directory.read_json(FILE, [])
     for number, settings in enumerate(rounds):
         if number:
-            work.settings = settings
-            plan = plan_labels(work, axes)
-        labels = label(work, axes, plan, vectors)
-        student, fidelity = fit_student(work, vectors, labels)
+            context.settings = settings
+            plan = plan_labels(context, axes)
+        labels = label(context, axes, plan, vectors)
+        student, fidelity = fit_student(context, vectors, labels)
         reached = _reached(labels, fidelity)
         history = [*(step for step in history if step["labels"] < reached["labels"]), reached]
         if len(rounds) > 1 or settings.labels == AUTO:
-            write_json(work.directory.file(FILE), history)
-        if _enough(work.directory.settings, history):
+            write_json(context.directory.file(FILE), history)
+        if _enough(context.directory.settings, history):
             break
-    _refuse_short(work.directory.settings, history[-1])
+    _check_length(context.directory.settings, history[-1])
     return labels, student, {**fidelity, "growth": history if len(history) > 1 else []}
 
 
@@ -86,7 +86,9 @@ def size_of(labels: str, settings: RunSettings, axes: Axes, *, by_row: bool) -> 
     if by_row:
         sources = len(axes.sources)
         return max(2, round(share * sources)) if share is not None else min(int(count or 0), sources)
-    return wish_of(settings.model_copy(update={"labels": labels})).pairs(len(axes.target_ids), len(axes.sources))
+    return label_budget_of(settings.model_copy(update={"labels": labels})).pairs(
+        len(axes.target_ids), len(axes.sources)
+    )
 
 
 def as_setting(size: int, settings: RunSettings, axes: Axes, *, by_row: bool) -> str:
@@ -144,7 +146,7 @@ def _missed(settings: RunSettings, reached: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _refuse_short(settings: RunSettings, reached: Mapping[str, Any]) -> None:
+def _check_length(settings: RunSettings, reached: Mapping[str, Any]) -> None:
     missed = _missed(settings, reached)
     if missed:
         bounded = settings.max_labels or settings.labels == AUTO

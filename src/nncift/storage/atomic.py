@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.memory import refuse_tight
+from nncift.core.memory import check_room
 from nncift.errors import ResourceError
 
 CHECKSUM, KIND = "checksum", "sha256:"
@@ -41,7 +41,7 @@ def atomic(path: Path) -> Iterator[Path]:
     # What a killed process left, or a link that somebody else put there: neither is written through.
     part.unlink(missing_ok=True)
     try:
-        with told_when_full(path):
+        with reporting_full_disk(path):
             yield part
         with part.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -51,7 +51,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def told_when_full(path: Path) -> Iterator[None]:
+def reporting_full_disk(path: Path) -> Iterator[None]:
     """Raise ResourceError where writing fails because the disk is full, however the library at work says so."""
     try:
         yield
@@ -136,7 +136,7 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # Its bytes are made whole before they are written.
-    refuse_tight(f"writing {path.name}", sum(array.nbytes for array in arrays.values()))
+    check_room(f"writing {path.name}", sum(array.nbytes for array in arrays.values()))
     with atomic(path) as part:
         save_file(arrays, part, metadata={CHECKSUM: _array_checksum(arrays)})
 
@@ -145,7 +145,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read named arrays. Raises OSError or ValueError where the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
-    refuse_tight(f"reading {path.name}", path.stat().st_size)
+    check_room(f"reading {path.name}", path.stat().st_size)
     try:
         with safe_open(path, framework="numpy") as stored:
             about = stored.metadata()

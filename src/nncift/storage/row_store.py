@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError
-from nncift.storage.atomic import load_array, read_json, told_when_full, write_sealed
+from nncift.storage.atomic import load_array, read_json, reporting_full_disk, write_sealed
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
@@ -145,7 +145,7 @@ def _create(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape).flush()
     # A map of a file with holes dies on a full disk when it is written to, and no error can be raised then.
     if hasattr(os, "posix_fallocate"):
-        with told_when_full(path), path.open("r+b") as stream:
+        with reporting_full_disk(path), path.open("r+b") as stream:
             os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 

@@ -68,7 +68,7 @@ class RunDir:
         directory or was made with settings that what exists depends on.
         """
         try:
-            self._refuse_foreign()
+            self._check_own()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a", encoding="ascii")
         except OSError as error:
@@ -207,7 +207,7 @@ class RunDir:
         """Hash the settings that a run keeps for good."""
         return fingerprint_of(self.settings.model_dump(mode="json", exclude=set(GROWING)))
 
-    def _refuse_foreign(self) -> None:
+    def _check_own(self) -> None:
         """Refuse to write among files that are not a run's."""
         if not self.path.exists() or (self.path / MANIFEST).exists():
             return

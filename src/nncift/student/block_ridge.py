@@ -19,7 +19,7 @@ from scipy import linalg
 from nncift.core.pairs import LabelledPairs
 from nncift.models.views import STATS, TEXT, Views, centre_of, unit
 from nncift.storage.atomic import rows_of
-from nncift.student.networks import Floats, Learned, Lesson
+from nncift.student.networks import FittedStudent, Floats, TrainingData
 from nncift.student.view_cosines import powers_of
 
 Doubles = npt.NDArray[np.float64]
@@ -101,20 +101,20 @@ class Labels:
         return Labels(self.target[rows], self.source[columns], self.value[np.ix_(rows, columns)])
 
 
-def solve_block(lesson: Lesson, labels: Labels, powers: int) -> Learned:
+def solve_block(training_data: TrainingData, labels: Labels, powers: int) -> FittedStudent:
     """Fit a bilinear network on a block of labels, with so many powers of each cosine."""
     present = np.isfinite(labels.value)
     mean = float(labels.value[present].mean())
     scale = float(labels.value[present].std()) or 1.0
-    frame = _Frame.of(lesson)
+    frame = _Frame.of(training_data)
     # Choices are made on some rows where there are many; the regression itself is on all of them.
     part = labels.some(LEFT_OUT)
-    chooser = _Fit.of(frame, lesson, part, mean, scale)
+    chooser = _Fit.of(frame, training_data, part, mean, scale)
     errors = [chooser.error(penalty) for penalty in PENALTIES]
     # The strongest of equals claims least.
     penalty = PENALTIES[len(errors) - 1 - int(np.argmin(errors[::-1]))]
     curves, shift = chooser.curves(penalty, powers)
-    fit = chooser if part.value.shape == labels.value.shape else _Fit.of(frame, lesson, labels, mean, scale)
+    fit = chooser if part.value.shape == labels.value.shape else _Fit.of(frame, training_data, labels, mean, scale)
     weights = frame.weights(fit, penalty, curves, shift)
     course = {
         "start": "lines",
@@ -122,7 +122,7 @@ def solve_block(lesson: Lesson, labels: Labels, powers: int) -> Learned:
         "penalties": list(PENALTIES),
         "validation_mse": [round(error * scale**2, 8) for error in errors],
     }
-    return Learned(weights, mean, scale, course)
+    return FittedStudent(weights, mean, scale, course)
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,14 @@ class _Frame:
     stats_scale: Doubles
 
     @classmethod
-    def of(cls, lesson: Lesson) -> _Frame:
+    def of(cls, training_data: TrainingData) -> _Frame:
         """Centre views over the rows of both axes."""
-        views = lesson.views
-        axes = [lesson.sources] if lesson.targets is lesson.sources else [lesson.targets, lesson.sources]
+        views = training_data.views
+        axes = (
+            [training_data.sources]
+            if training_data.targets is training_data.sources
+            else [training_data.targets, training_data.sources]
+        )
         centres = {name: centre_of(name, [views.take(axis, name) for axis in axes]) for name in views.similar}
         weight = {name: WEIGHT.get(name, 1.0) if len(views.names) > 1 else 1.0 for name in views.names}
         total = sum(weight.values())
@@ -219,10 +223,10 @@ class _Fit:
     core: Doubles
 
     @classmethod
-    def of(cls, frame: _Frame, lesson: Lesson, labels: Labels, mean: float, scale: float) -> _Fit:
+    def of(cls, frame: _Frame, training_data: TrainingData, labels: Labels, mean: float, scale: float) -> _Fit:
         """Take straight lines of the cosines off the labels, and fill what is missing."""
-        targets = frame.axis(rows_of(lesson.targets, labels.target))
-        sources = frame.axis(rows_of(lesson.sources, labels.source))
+        targets = frame.axis(rows_of(training_data.targets, labels.target))
+        sources = frame.axis(rows_of(training_data.sources, labels.source))
         value, present = (labels.value - mean) / scale, np.isfinite(labels.value)
         cosine = {
             name: targets.alike[name].astype(np.float64) @ sources.alike[name].astype(np.float64).T

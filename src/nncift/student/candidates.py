@@ -16,7 +16,7 @@ from nncift.labels.vectors import Vectors
 from nncift.storage.atomic import rows_of
 from nncift.student.free_similarity import free_students, tail_of
 from nncift.student.model import Student
-from nncift.student.networks import Learned, Lesson
+from nncift.student.networks import FittedStudent, TrainingData
 
 Floats = npt.NDArray[np.float32]
 STUDENT = "student"
@@ -32,7 +32,7 @@ class Candidate:
     vectors: Vectors
 
     @classmethod
-    def of(cls, name: str, learned: Learned, vectors: Vectors) -> Candidate:
+    def of(cls, name: str, learned: FittedStudent, vectors: Vectors) -> Candidate:
         """Return a student with what it learned."""
         return cls(Student(name, learned.weights, learned.mean, learned.scale, views=vectors.views), vectors)
 
@@ -55,15 +55,16 @@ class Candidate:
         )
 
 
-def free_candidates(lesson: Lesson, vectors: Vectors, *, rising: bool = True) -> dict[str, Candidate]:
+def free_candidates(training_data: TrainingData, vectors: Vectors, *, rising: bool = True) -> dict[str, Candidate]:
     """Return similarities with a slope from the lesson's labels, by name. rising: see `free.free_lines`."""
     return {
-        name: Candidate.of("towers", learned, vectors) for name, learned in free_students(lesson, rising=rising).items()
+        name: Candidate.of("towers", learned, vectors)
+        for name, learned in free_students(training_data, rising=rising).items()
     }
 
 
 def with_similarity(
-    used: Candidate, lesson: Lesson, blocks: Sequence[LabelledPairs], widths: Sequence[float] = WIDTHS
+    used: Candidate, training_data: TrainingData, blocks: Sequence[LabelledPairs], widths: Sequence[float] = WIDTHS
 ) -> dict[str, Candidate]:
     """Return candidates that add similarity to a student's values for coverage, as wide as its residuals on held-out pairs.
 
@@ -74,7 +75,7 @@ def with_similarity(
     spread = float(np.std(np.concatenate(errors))) if errors else 0.0
     found = {}
     for width in widths:
-        tail = tail_of(lesson, width * spread) if lesson.targets.shape[1] and spread > 0 else None
+        tail = tail_of(training_data, width * spread) if training_data.targets.shape[1] and spread > 0 else None
         if tail is not None:
             found[name_of(width)] = replace(used, student=replace(used.student, tail=tail[0], tail_mean=tail[1]))
     return found

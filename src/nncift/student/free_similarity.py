@@ -16,7 +16,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import ranges
 from nncift.models.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
 from nncift.storage.atomic import rows_of
-from nncift.student.networks import Codes, Floats, Learned, Lesson
+from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData
 
 Doubles = npt.NDArray[np.float64]
 
@@ -29,10 +29,10 @@ SUM = "sum"
 
 
 @dataclass(frozen=True)
-class Alike:
+class ViewCosines:
     """The rows that a lesson's pairs are about, view by view, as vectors of length 1 after `centres` were taken off.
 
-    used: their codes, see `Lesson.used`. Centres are those of all rows.
+    used: their codes, see `TrainingData.used`. Centres are those of all rows.
     """
 
     used: tuple[Codes, Codes]
@@ -41,17 +41,17 @@ class Alike:
     centres: dict[str, Floats]
 
     @classmethod
-    def of(cls, lesson: Lesson) -> Alike:
+    def of(cls, training_data: TrainingData) -> ViewCosines:
         """Centre and scale the views that have a cosine; none for a pointwise teacher."""
         target, source, centres = {}, {}, {}
-        same = lesson.targets is lesson.sources
-        for name in lesson.views.similar if lesson.targets.shape[1] else ():
-            axes = (lesson.sources,) if same else (lesson.targets, lesson.sources)
-            raw = [lesson.views.take(axis, name) for axis in axes]
+        same = training_data.targets is training_data.sources
+        for name in training_data.views.similar if training_data.targets.shape[1] else ():
+            axes = (training_data.sources,) if same else (training_data.targets, training_data.sources)
+            raw = [training_data.views.take(axis, name) for axis in axes]
             centres[name] = centre_of(name, raw)
-            parts = zip((raw[0], raw[-1]), lesson.used, strict=True)
+            parts = zip((raw[0], raw[-1]), training_data.used, strict=True)
             target[name], source[name] = (unit(rows_of(part, rows), centres[name]) for part, rows in parts)
-        return cls(lesson.used, target, source, centres)
+        return cls(training_data.used, target, source, centres)
 
     def cosine(self, name: str, pairs: LabelledPairs) -> Doubles:
         """Return the cosines of pairs of the lesson in a view, `(n_pairs,)`."""
@@ -62,12 +62,14 @@ class Alike:
         return found
 
 
-def free_lines(lesson: Lesson, alike: Alike, *, rising: bool = True) -> dict[str, tuple[float, dict[str, float]]]:
+def free_lines(
+    training_data: TrainingData, alike: ViewCosines, *, rising: bool = True
+) -> dict[str, tuple[float, dict[str, float]]]:
     """Return by name the intercept, and the slope of every view's cosine, fitted to the training labels.
 
     rising: only those that rise; where alike items help each other less, similarity is no predictor to select by.
     """
-    train = lesson.train.present()
+    train = training_data.train.present()
     cosine = {name: alike.cosine(name, train) for name in alike.centres}
     wanted = {NAMES[name]: {name: 1.0} for name in cosine}
     if len(cosine) > 1:
@@ -83,37 +85,38 @@ def free_lines(lesson: Lesson, alike: Alike, *, rising: bool = True) -> dict[str
     return found
 
 
-def free_students(lesson: Lesson, *, rising: bool = True) -> dict[str, Learned]:
+def free_students(training_data: TrainingData, *, rising: bool = True) -> dict[str, FittedStudent]:
     """Return similarity students (networks `towers`) by name, `rising` as in `free_lines`; none for a pointwise teacher."""
-    if not len(lesson.train.present()):
+    if not len(training_data.train.present()):
         return {}
-    alike = Alike.of(lesson)
-    lines = free_lines(lesson, alike, rising=rising)
+    alike = ViewCosines.of(training_data)
+    lines = free_lines(training_data, alike, rising=rising)
     return {
-        name: Learned(_towers(lesson, alike, slopes), intercept, 1.0, {}) for name, (intercept, slopes) in lines.items()
+        name: FittedStudent(_towers(training_data, alike, slopes), intercept, 1.0, {})
+        for name, (intercept, slopes) in lines.items()
     }
 
 
-def tail_of(lesson: Lesson, spread: float) -> tuple[dict[str, Floats], float] | None:
+def tail_of(training_data: TrainingData, spread: float) -> tuple[dict[str, Floats], float] | None:
     """Return weights and mean of a tail: similarity over all views with this spread over the training pairs, in label units.
 
     None where similarity predicts nothing, or is the same for all pairs.
     """
-    train = lesson.train.present()
-    alike = Alike.of(lesson)
-    lines = free_lines(lesson, alike)
+    train = training_data.train.present()
+    alike = ViewCosines.of(training_data)
+    lines = free_lines(training_data, alike)
     name = SUM if SUM in lines else next(iter(lines), None)
     if name is None:
         return None
     slopes = lines[name][1]
     x = np.sum([slope * alike.cosine(view, train) for view, slope in slopes.items()], axis=0)
     size = spread / float(x.std())
-    return _towers(lesson, alike, {view: size * slope for view, slope in slopes.items()}), size * float(x.mean())
+    return _towers(training_data, alike, {view: size * slope for view, slope in slopes.items()}), size * float(x.mean())
 
 
-def _towers(lesson: Lesson, alike: Alike, slopes: Mapping[str, float]) -> dict[str, Floats]:
+def _towers(training_data: TrainingData, alike: ViewCosines, slopes: Mapping[str, float]) -> dict[str, Floats]:
     """Return the weights of towers that hold nothing but similarity."""
-    nothing, zero = np.zeros((lesson.views.dim, 1), np.float32), np.zeros(1, np.float32)
+    nothing, zero = np.zeros((training_data.views.dim, 1), np.float32), np.zeros(1, np.float32)
     weights = {"target_weight": nothing, "target_bias": zero, "source_weight": nothing, "source_bias": zero}
     for view, slope in slopes.items():
         weights |= {f"{view}_powers": np.array([slope], np.float32), f"{view}_centre": alike.centres[view]}

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.memory import refuse_tight, rows_at_once
+from nncift.core.memory import check_room, rows_at_once
 from nncift.core.pairs import LabelledPairs, Pairs, UtilityMatrix
-from nncift.core.parallel import Calculate, here, ranges
+from nncift.core.parallel import ParallelMap, ranges, serial_map
 from nncift.data.examples import Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.embedding_cache import EmbeddingCache
@@ -182,16 +182,23 @@ class Student:
         if self.targets is not None:
             arrays["projected_targets"] = np.ascontiguousarray(self.targets, np.float32)
         # Its bytes are made whole before they are written.
-        refuse_tight("writing a student", sum(array.nbytes for array in arrays.values()))
+        check_room("writing a student", sum(array.nbytes for array in arrays.values()))
         with atomic(folder / "student.safetensors") as part:
             save_file(arrays, part)
             weights = digest(part)
         described = {
-            "network": self.network, "mean": self.mean, "scale": self.scale, "encoder": dict(self.encoder),
-            "half_width": self.half_width, "parameters": self.parameters, "about": dict(self.about),
+            "network": self.network,
+            "mean": self.mean,
+            "scale": self.scale,
+            "encoder": dict(self.encoder),
+            "half_width": self.half_width,
+            "parameters": self.parameters,
+            "about": dict(self.about),
             "views": None if self.views is None else self.views.to_json(),
-            "probe": None if self.probe is None else dict(self.probe), "tail_mean": self.tail_mean, "sha256": weights,
-        }  # fmt: skip
+            "probe": None if self.probe is None else dict(self.probe),
+            "tail_mean": self.tail_mean,
+            "sha256": weights,
+        }
         write_sealed(folder / "student.json", described)
 
     @classmethod
@@ -205,18 +212,27 @@ class Student:
 
         path = student_folder(folder, revision=revision)
         try:
-            told = read_json(path / "student.json")
-            if told["sha256"] != digest(path / "student.safetensors"):
+            record = read_json(path / "student.json")
+            if record["sha256"] != digest(path / "student.safetensors"):
                 raise DataError(f"the student in {str(path)!r} is damaged: its two files do not belong together")
-            refuse_tight("reading a student", (path / "student.safetensors").stat().st_size)
+            check_room("reading a student", (path / "student.safetensors").stat().st_size)
             arrays = load_file(path / "student.safetensors")
             targets = arrays.pop("projected_targets", None)
             tail = {name.removeprefix(TAIL): arrays.pop(name) for name in list(arrays) if name.startswith(TAIL)}
             student = cls(
-                told["network"], arrays, float(told["mean"]), float(told["scale"]), dict(told["encoder"]), targets,
-                told["half_width"], dict(told["about"]), None if told["views"] is None else Views.of(told["views"]),
-                told["probe"], tail or None, float(told["tail_mean"]),
-            )  # fmt: skip
+                record["network"],
+                arrays,
+                float(record["mean"]),
+                float(record["scale"]),
+                dict(record["encoder"]),
+                targets,
+                record["half_width"],
+                dict(record["about"]),
+                None if record["views"] is None else Views.of(record["views"]),
+                record["probe"],
+                tail or None,
+                float(record["tail_mean"]),
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise DataError(f"there is no readable student in {str(path)!r}: {_reason(error)}") from error
         try:
@@ -266,7 +282,7 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def predict_all(student: Student, targets: Floats, sources: Floats, calculate: Calculate = here) -> Floats:
+def predict_all(student: Student, targets: Floats, sources: Floats, calculate: ParallelMap = serial_map) -> Floats:
     """Return the predictions of all pairs of two sets of vectors, `(n_targets, n_sources)`, in Fortran order.
 
     For few targets the projections of all sources would be larger than what is predicted: they are made part by part.
@@ -281,8 +297,14 @@ def predict_all(student: Student, targets: Floats, sources: Floats, calculate: C
 
 
 def hybrid_matrix(
-    student: Student, targets: Floats, sources: Floats, known: LabelledPairs, *, shared: bool, calculate: Calculate = here
-) -> UtilityMatrix:  # fmt: skip
+    student: Student,
+    targets: Floats,
+    sources: Floats,
+    known: LabelledPairs,
+    *,
+    shared: bool,
+    calculate: ParallelMap = serial_map,
+) -> UtilityMatrix:
     """Return the matrix used for selection: known labels exact, the rest predicted, the diagonal masked.
 
     targets, sources: projections on the axes of `known` (LabelledPairs).

@@ -36,9 +36,16 @@ _MATH = {"reassoc", "contract", "nsz", "nnan"}
 
 @intrinsic
 def _tile(
-    typing_context: Any, strip: Any, source: Any, weights: Any, offset: Any, out: Any, source_step: Any, out_step: Any,
+    typing_context: Any,
+    strip: Any,
+    source: Any,
+    weights: Any,
+    offset: Any,
+    out: Any,
+    source_step: Any,
+    out_step: Any,
     hidden: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """Write `ROWS` sources by `STRIP` targets: addresses of strip, first source, weights, offsets and output, then sizes.
 
     Arguments, all integers: strip, source, weights, offset, out, floats from one source to the next, floats from one output
@@ -122,9 +129,15 @@ def _panels(strips: Floats, negated: Floats, v: Floats, offset: Floats, out: Flo
                 whole = i + STRIP <= n and j + ROWS <= m
                 into = out[j, i:].ctypes.data if whole else edge.ctypes.data
                 _tile(  # type: ignore[call-arg]  # numba passes the typing context
-                    strips[strip].ctypes.data, negated[j].ctypes.data, v.ctypes.data, offset[j:].ctypes.data, into,
-                    hidden, n if whole else STRIP, hidden,
-                )  # fmt: skip
+                    strips[strip].ctypes.data,
+                    negated[j].ctypes.data,
+                    v.ctypes.data,
+                    offset[j:].ctypes.data,
+                    into,
+                    hidden,
+                    n if whole else STRIP,
+                    hidden,
+                )
                 if not whole:
                     for r in range(min(ROWS, m - j)):
                         for t in range(min(STRIP, n - i)):

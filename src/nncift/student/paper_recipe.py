@@ -17,7 +17,7 @@ import torch
 
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
-from nncift.student.networks import Learned, Lesson
+from nncift.student.networks import FittedStudent, TrainingData
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,15 +81,20 @@ class PaperNetwork(torch.nn.Module):
 
 
 def fit(
-    lesson: Lesson, *, recipe: Recipe, seed: int, hidden: int = 100, advance: Callable[[int], None] = lambda epoch: None
-) -> Learned:
+    training_data: TrainingData,
+    *,
+    recipe: Recipe,
+    seed: int,
+    hidden: int = 100,
+    advance: Callable[[int], None] = lambda epoch: None,
+) -> FittedStudent:
     """Train a network on a lesson. Pairs without a value are left out.
 
     Deterministic from the seed on one machine. Raises DataError where no training pair has a value, or where a recipe
     with early stopping has no validation pair.
     """
-    train, validation = lesson.train.present(), lesson.validation.present()
-    target_vectors, source_vectors = lesson.targets, lesson.sources
+    train, validation = training_data.train.present(), training_data.validation.present()
+    target_vectors, source_vectors = training_data.targets, training_data.sources
     if not len(train):
         raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
     if recipe.patience is not None and not len(validation):
@@ -121,7 +126,7 @@ def fit(
         "train_mse": [_number(loss) for loss in courses[0]],
         "validation_mse": [_number(loss) for loss in courses[1]],
     }
-    return Learned(kept, mean, scale, course)
+    return FittedStudent(kept, mean, scale, course)
 
 
 def _epoch(

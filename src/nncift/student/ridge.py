@@ -23,8 +23,8 @@ from nncift.errors import DataError
 from nncift.models.views import AT_ONCE, STATS, Views, centre_of, unit
 from nncift.storage.atomic import release, rows_of
 from nncift.student.block_ridge import Labels, solve_block
-from nncift.student.free_similarity import Alike, free_lines
-from nncift.student.networks import Codes, Floats, Learned, Lesson
+from nncift.student.free_similarity import ViewCosines, free_lines
+from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData
 from nncift.student.view_cosines import powers_of
 
 Doubles = npt.NDArray[np.float64]
@@ -99,42 +99,46 @@ class Items:
 
 
 def solve(
-    lesson: Lesson,
+    training_data: TrainingData,
     *,
     powers: int,
     choices: Choices | None = None,
     advance: Callable[[int], None] = lambda step: None,
-) -> Learned:
+) -> FittedStudent:
     """Fit a bilinear network on a block of labels, or on any pairs. choices: see `solve_pairs`; a block needs none.
 
     Raises DataError where no training pair has a label.
     """
-    block = Labels.of(lesson.train.present()) if lesson.targets.shape[1] and len(lesson.train) else None
+    block = (
+        Labels.of(training_data.train.present())
+        if training_data.targets.shape[1] and len(training_data.train)
+        else None
+    )
     if block is None:
-        return solve_pairs(lesson, powers=powers, choices=choices, advance=advance)
+        return solve_pairs(training_data, powers=powers, choices=choices, advance=advance)
     advance(1)
-    return solve_block(lesson, block, powers)
+    return solve_block(training_data, block, powers)
 
 
 def solve_pairs(
-    lesson: Lesson,
+    training_data: TrainingData,
     *,
     powers: int,
     choices: Choices | None = None,
     advance: Callable[[int], None] = lambda step: None,
-) -> Learned:
+) -> FittedStudent:
     """Fit a bilinear network on pairs. choices: penalty and start; None = those that do best on the lesson's validation pairs.
 
     Raises DataError where no training pair has a label.
     """
-    train, validation = lesson.train.present(), lesson.validation.present()
+    train, validation = training_data.train.present(), training_data.validation.present()
     if not len(train):
         raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
-    items = describe(lesson, lesson.used)
-    features = _Features(items, powers, pointwise=not lesson.targets.shape[1])
+    items = describe(training_data, training_data.used)
+    features = _Features(items, powers, pointwise=not training_data.targets.shape[1])
     mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
     scale = spread if spread > 0 else 1.0
-    start = _Start.of(lesson, train, validation, mean, None if choices is None else choices.start)
+    start = _Start.of(training_data, train, validation, mean, None if choices is None else choices.start)
     solved = _Ridge.of(features, train, (train.value - start.predict(train)) / scale, advance)
     held = (validation.value - start.predict(validation)) / scale
     fixed = None if choices is None else choices.penalty
@@ -148,7 +152,7 @@ def solve_pairs(
         "penalties": list(PENALTIES),
         "validation_mse": [round(error * scale**2, 8) for error in errors],
     }
-    return Learned(made, mean, scale, course)
+    return FittedStudent(made, mean, scale, course)
 
 
 @dataclass(frozen=True)
@@ -165,17 +169,22 @@ class _Start:
 
     @classmethod
     def of(
-        cls, lesson: Lesson, train: LabelledPairs, validation: LabelledPairs, mean: float, named: str | None = None
+        cls,
+        training_data: TrainingData,
+        train: LabelledPairs,
+        validation: LabelledPairs,
+        mean: float,
+        named: str | None = None,
     ) -> _Start:
         """Take the free student with the smallest error on validation pairs, the training mean where none beats it.
 
         named: the one to take instead of the best; the training mean where it does not rise with the labels.
         """
         judged = validation if len(validation) else train
-        alike = Alike.of(lesson)
+        alike = ViewCosines.of(training_data)
         best = cls("mean", mean, {}, alike.cosine)
         error = float(np.mean((judged.value - best.predict(judged)) ** 2))
-        for name, (intercept, slopes) in free_lines(lesson, alike).items():
+        for name, (intercept, slopes) in free_lines(training_data, alike).items():
             other = cls(name, intercept, slopes, alike.cosine)
             missed = float(np.mean((judged.value - other.predict(judged)) ** 2))
             if (missed < error) if named is None else (name == named):
@@ -190,11 +199,19 @@ class _Start:
         return found
 
 
-def describe(lesson: Lesson, used: tuple[Codes, Codes] | None = None) -> Items:
+def describe(training_data: TrainingData, used: tuple[Codes, Codes] | None = None) -> Items:
     """Return rows of both axes in principal components over all items; used: codes of those that are returned, None = all."""
-    views, pointwise = lesson.views, not lesson.targets.shape[1]
-    axes = [lesson.sources] if pointwise or lesson.targets is lesson.sources else [lesson.targets, lesson.sources]
-    ids = [lesson.train.source_ids] if len(axes) == 1 else [lesson.train.target_ids, lesson.train.source_ids]
+    views, pointwise = training_data.views, not training_data.targets.shape[1]
+    axes = (
+        [training_data.sources]
+        if pointwise or training_data.targets is training_data.sources
+        else [training_data.targets, training_data.sources]
+    )
+    ids = (
+        [training_data.train.source_ids]
+        if len(axes) == 1
+        else [training_data.train.target_ids, training_data.train.source_ids]
+    )
     # Summed in the order of ids: that of the rows decides nothing, not even in the last bit.
     order = np.argsort([item for part in ids for item in part], kind="stable")
     centres: dict[str, Floats] = {}
@@ -210,11 +227,13 @@ def describe(lesson: Lesson, used: tuple[Codes, Codes] | None = None) -> Items:
         weight[views.place(name), rank:] = own
         bias = np.concatenate([bias, shift])
         rank += own.shape[1]
-    target, source = used or tuple(np.arange(len(axis), dtype=np.int32) for axis in (lesson.targets, lesson.sources))
-    sources, source_alike = _described(lesson.sources, source, views, centres, weight, bias)
+    target, source = used or tuple(
+        np.arange(len(axis), dtype=np.int32) for axis in (training_data.targets, training_data.sources)
+    )
+    sources, source_alike = _described(training_data.sources, source, views, centres, weight, bias)
     if pointwise:
         return Items(used, np.zeros((len(target), 0), np.float32), sources, {}, {}, weight, bias, centres)
-    targets, target_alike = _described(lesson.targets, target, views, centres, weight, bias)
+    targets, target_alike = _described(training_data.targets, target, views, centres, weight, bias)
     return Items(used, targets, sources, target_alike, source_alike, weight, bias, centres)
 
 
@@ -231,12 +250,12 @@ def _described(
         first, last = np.searchsorted(rows, [at.start, at.stop])
         if first == last:
             continue
-        here = rows[first:last] - at.start
+        serial_map = rows[first:last] - at.start
         parts = {name: views.take(axis[at], name) for name in views.names}
         parts |= {name: unit(parts[name], centre) for name, centre in centres.items()}
-        found[first:last] = (np.concatenate(list(parts.values()), axis=1) @ weight + bias)[here]
+        found[first:last] = (np.concatenate(list(parts.values()), axis=1) @ weight + bias)[serial_map]
         for name, vectors in alike.items():
-            vectors[first:last] = parts[name][here]
+            vectors[first:last] = parts[name][serial_map]
         release(axis)
     return found, alike
 
@@ -293,8 +312,8 @@ class _Features:
     def chunks(self, pairs: LabelledPairs) -> Iterator[tuple[slice, Floats]]:
         """Yield chunks of pairs and their features, `(n, count)`."""
         for start in range(0, len(pairs), CHUNK):
-            here = slice(start, min(start + CHUNK, len(pairs)))
-            yield here, self._of(pairs.target[here], pairs.source[here])
+            serial_map = slice(start, min(start + CHUNK, len(pairs)))
+            yield serial_map, self._of(pairs.target[serial_map], pairs.source[serial_map])
 
     def _of(self, target: npt.NDArray[np.int32], source: npt.NDArray[np.int32]) -> Floats:
         target_at, source_at = self.items.places(target, source)
@@ -356,10 +375,10 @@ class _Ridge:
             return cls((every @ every.T).astype(np.float64), label, mean, every, len(train))
         gram, total = np.zeros((features.count, features.count)), np.zeros(features.count)
         right = np.zeros(features.count)
-        for here, chunk in features.chunks(train):
+        for serial_map, chunk in features.chunks(train):
             gram += chunk.T @ chunk
             total += chunk.sum(axis=0, dtype=np.float64)
-            right += chunk.T.astype(np.float64) @ label[here]
+            right += chunk.T.astype(np.float64) @ label[serial_map]
         advance(1)
         mean = total / len(train)
         right -= mean * label.sum()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculate, Calculation, here, ranges
+from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, ParallelMap, ranges, serial_map
 from nncift.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -42,24 +42,20 @@ class Sides:
         """Return predictions `(rows, columns)`, in Fortran order."""
         return self.net.block(self.targets[rows], self.sources[columns])
 
-    def calculation(
-        self, what: str, do: Any, tasks: Sequence[Any], back: float, *, last: bool = False
-    ) -> Calculation:  # fmt: skip
+    def calculation(self, what: str, do: Any, tasks: Sequence[Any], back: float, *, last: bool = False) -> Calculation:
         """Return a calculation over all pairs, whose outcome no other calculation reads."""
         pairs = float(len(self.targets)) * len(self.sources)
         seconds = pairs * self.targets.shape[1] / MULTIPLY_ADDS
         return Calculation(what, do, self, tasks, seconds, back, feeds=False, last=last)
 
 
-def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Calculate = here) -> Floats:
+def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: ParallelMap = serial_map) -> Floats:
     """Return the predictions of all pairs of two sets of projections, `(n_targets, n_sources)`, in Fortran order.
 
     Whoever needs other calculations beside has them done before.
     """
     sides = Sides(student.net, targets, sources)
-    tasks = [
-        (rows, columns) for columns in ranges(len(sources), SIDE) for rows in ranges(len(targets), SIDE)
-    ]  # fmt: skip
+    tasks = [(rows, columns) for columns in ranges(len(sources), SIDE) for rows in ranges(len(targets), SIDE)]
     held: list[Floats] = []
 
     def whole() -> Floats:
@@ -78,7 +74,7 @@ def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Cal
 
 
 def best_per_target(
-    student: Student, targets: Floats, sources: Floats, cap: int = CAP, calculate: Calculate = here
+    student: Student, targets: Floats, sources: Floats, cap: int = CAP, calculate: ParallelMap = serial_map
 ) -> tuple[Floats, float]:
     """Return the highest prediction of each target over all sources, `(n_targets,)`, and the lowest of all pairs.
 
@@ -100,7 +96,7 @@ def best_per_target(
 
 
 def mean_per_source(
-    student: Student, targets: Floats, sources: Floats, cap: int = CAP, calculate: Calculate = here
+    student: Student, targets: Floats, sources: Floats, cap: int = CAP, calculate: ParallelMap = serial_map
 ) -> npt.NDArray[np.float64]:
     """Return the mean prediction of each source over all targets, `(n_sources,)`, summed in double precision.
 

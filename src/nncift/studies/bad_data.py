@@ -67,15 +67,19 @@ def _measured(shop: Workshop, analysis: Analysis, seed: int) -> dict[str, Any]:
         ] = run
     examples = _common([run.rows.pool for run in runs.values()])
     lm = None if pool.model is None else CausalLM.load(pool.model, device=shop.device)
-    told = []
+    record = []
     for what, bad in bads.items():
         judged = detection.bad_data(
-            examples, set(bad) & set(examples.ids), runs={name: run.path for name, run in runs.items()}, matrices=matrices,
-            lm=lm, seed=seed,
-        )  # fmt: skip
+            examples,
+            set(bad) & set(examples.ids),
+            runs={name: run.path for name, run in runs.items()},
+            matrices=matrices,
+            lm=lm,
+            seed=seed,
+        )
         unread = len(set().union(*(run.rows.sources for run in runs.values()))) - len(examples)
-        told.append({"bad": what, "seed": seed, "unread": unread, "found": judged.as_dict()})
-    return {"found": told}
+        record.append({"bad": what, "seed": seed, "unread": unread, "found": judged.as_dict()})
+    return {"found": record}
 
 
 def _planted(shop: Workshop, analysis: Analysis, share: float, seed: int) -> tuple[Ready, Collection[str]]:

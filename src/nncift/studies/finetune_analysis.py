@@ -19,7 +19,7 @@ def tune_arms(shop: Workshop, analysis: Analysis, seeds: range) -> list[dict[str
     small-teacher is left out, and the record says so.
     """
     from nncift.finetune.comparison import joined, tell
-    from nncift.finetune.experiment import Proof
+    from nncift.finetune.experiment import TuneExperiment
     from nncift.finetune.tune_settings import resolve
 
     pool = shop.pools[analysis.pool]
@@ -33,24 +33,37 @@ def tune_arms(shop: Workshop, analysis: Analysis, seeds: range) -> list[dict[str
     for seed in seeds:
         run = shop.run(shop.settings(analysis, {}, seed))
         given = {
-            **options, "test": [pool.test], "budget": [f"{100 * share:.10g}%" for share in analysis.budgets],
-            "seeds": 1, "seed": seed, "device": shop.device,
+            **options,
+            "test": [pool.test],
+            "budget": [f"{100 * share:.10g}%" for share in analysis.budgets],
+            "seeds": 1,
+            "seed": seed,
+            "device": shop.device,
             "small_model": pool.small_model if SMALL in options.get("arms", ()) else None,
-        }  # fmt: skip
+        }
         folder = shop.folder / analysis.name / f"seed-{seed}"
-        proof = Proof(run, resolve(given), folder, shop.progress, truth=shop.truth_folder(run))
+        proof = TuneExperiment(run, resolve(given), folder, shop.progress, truth=shop.truth_folder(run))
         for group in proof.groups:
             parts[group.how, group.budget].append(group)
-        about = proof.told()
+        about = proof.record()
         costs.append(about["costs"])
         ledger = run.summary["ledger"]
         passes.append({name: ledger[name] for name in ("teacher_passes", "full_teacher_passes", "saving")})
-    told = []
+    result = []
     for groups in parts.values():
         record = tell(joined(groups), proof.units, 0)
-        told.append({
-            **record, "seeds": len(seeds), "test_rows": about["test_rows"], "recipe": about["recipe"],
-            "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in proof.units.items()},
-            "costs": costs, "passes": passes, "left_out": [SMALL] if lacks else [],
-        })  # fmt: skip
-    return told
+        result.append(
+            {
+                **record,
+                "seeds": len(seeds),
+                "test_rows": about["test_rows"],
+                "recipe": about["recipe"],
+                "metrics": {
+                    name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in proof.units.items()
+                },
+                "costs": costs,
+                "passes": passes,
+                "left_out": [SMALL] if lacks else [],
+            }
+        )
+    return result

@@ -60,11 +60,13 @@ def _measured(run: FinishedRun, shape: Sequence[int], seed: int) -> dict[str, An
     guess = output.astype(np.float64)
     truth, once = test.value.astype(np.float64), np.ones(len(test))
     return {
-        "parameters": parameters, "seconds": round(time.perf_counter() - began, 2), "labels": len(train),
+        "parameters": parameters,
+        "seconds": round(time.perf_counter() - began, 2),
+        "labels": len(train),
         "mse": float(np.mean((truth - guess) ** 2)),
         "r2": _number(r2(truth, guess, float(train.value.mean(dtype=np.float64)), once)),
         "spearman": _number(spearman(truth, guess, once)),
-    }  # fmt: skip
+    }
 
 
 def learned(

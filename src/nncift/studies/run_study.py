@@ -47,20 +47,28 @@ def plan(study: Study) -> dict[str, Any]:
         "study": study.grid.name,
         "analyses": {
             analysis.name: {
-                "kind": analysis.kind, "pool": analysis.pool, "seeds": len(study.seeds(analysis)),
+                "kind": analysis.kind,
+                "pool": analysis.pool,
+                "seeds": len(study.seeds(analysis)),
                 "runs": len(analysis.combinations()) * len(study.seeds(analysis)),
                 **({"networks": len(CONFIGURATIONS)} if analysis.kind == "layers" else {}),
             }
             for analysis in study.grid.analyses
         },
         "left_out": dict(study.left_out),
-    }  # fmt: skip
+    }
 
 
 def study(
-    path: Path, out: Path, *, given: Mapping[str, list[str]] | None = None, only: Collection[str] = (),
-    rehearse: int | None = None, device: str = "auto", progress: Progress = silent,
-) -> dict[str, Any]:  # fmt: skip
+    path: Path,
+    out: Path,
+    *,
+    given: Mapping[str, list[str]] | None = None,
+    only: Collection[str] = (),
+    rehearse: int | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, Any]:
     """Run a study, or some of its analyses, and write `study.json` and for each analysis `NAME.json`, `.csv`, `.md` and figures.
 
     What is finished in `out` is not computed again. given: see `grid.load`. rehearse: all of it over so many rows alone (see
@@ -83,7 +91,7 @@ def study(
     }
     shop = Workshop(out, pools, device, progress)
     # What earlier sessions found stays told.
-    told = _told_before(out, names)
+    record = _recorded_before(out, names)
     failed: dict[str, NnciftError] = {}
     for analysis in wanted:
         began = time.perf_counter()
@@ -95,10 +103,10 @@ def study(
             failed[analysis.name] = error
             continue
         page = describe(analysis, records)
-        told[analysis.name] = _write(out, analysis, records, page, time.perf_counter() - began)
+        record[analysis.name] = _write(out, analysis, records, page, time.perf_counter() - began)
     summary: dict[str, Any] = {
         "study": found.grid.name,
-        "analyses": told,
+        "analyses": record,
         "left_out": dict(found.left_out),
         "machine": examine(),
     }
@@ -126,14 +134,14 @@ def write_page(out: Path, analysis: Analysis, page: Page, note: str = "") -> Non
 def page_of(path: Path) -> tuple[Analysis, Records, Page]:
     """Return an analysis with its records and page from the JSON that it left. Raises DataError where that cannot be read."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        analysis, records = Analysis(**told["analysis"]), told["records"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        analysis, records = Analysis(**record["analysis"]), record["records"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{str(path)!r} holds no analysis of a study: {error}") from error
     return analysis, records, KINDS[analysis.kind][1](analysis, records)
 
 
-def _told_before(out: Path, names: Collection[str]) -> dict[str, Any]:
+def _recorded_before(out: Path, names: Collection[str]) -> dict[str, Any]:
     try:
         known = json.loads((out / "study.json").read_text(encoding="utf-8"))["analyses"]
         return {name: known[name] for name in names if name in known}

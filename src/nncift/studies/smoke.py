@@ -26,10 +26,12 @@ def rehearsed(study: Study, rows: int) -> Study:
         raise UsageError(f"--rehearse {rows} was given, and a rehearsal needs at least {LEAST} rows of each pool")
     grid = study.grid
     small = Grid(
-        name=grid.name, about=grid.about, seeds=1,
+        name=grid.name,
+        about=grid.about,
+        seeds=1,
         pools={name: _pool(pool, rows) for name, pool in grid.pools.items()},
         analyses=tuple(_analysis(analysis) for analysis in grid.analyses),
-    )  # fmt: skip
+    )
     return Study(small, study.left_out)
 
 

@@ -29,12 +29,18 @@ def sweep_page(analysis: Analysis, records: Records) -> Page:
     rows = []
     for name, found in groups.items():
         q4 = [record["fidelity"] for record in found]
-        rows.append([
-            name, _spread(q4, "r2"), _spread(q4, "spearman"), Spread.of(_best_free(record) for record in found),
-            f"{Spread.of(one['mse'] for one in q4).mean:.4g}" if q4 else None,  # type: ignore[union-attr]
-            round(_mean(record["passes"] for record in found)), f"{_mean(record['saving'] for record in found):.2%}",
-            _mean(sum(record["seconds"].values()) for record in found),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                _spread(q4, "r2"),
+                _spread(q4, "spearman"),
+                Spread.of(_best_free(record) for record in found),
+                f"{Spread.of(one['mse'] for one in q4).mean:.4g}" if q4 else None,  # type: ignore[union-attr]
+                round(_mean(record["passes"] for record in found)),
+                f"{_mean(record['saving'] for record in found):.2%}",
+                _mean(sum(record["seconds"].values()) for record in found),
+            ]
+        )
     text = ["Unseen items (q4):\n", markdown(head, rows)]
     drawn: dict[str, str] = {}
     if analysis.truth:
@@ -56,11 +62,15 @@ def layers_page(analysis: Analysis, records: Records) -> Page:
     head = ["hidden layers", "parameters", "R²", "Spearman", "MSE", "seconds"]
     rows = [
         [
-            name, int(found[0]["parameters"]), _spread(found, "r2"), _spread(found, "spearman"),
-            f"{_mean(record['mse'] for record in found):.4g}", _mean(record["seconds"] for record in found),
+            name,
+            int(found[0]["parameters"]),
+            _spread(found, "r2"),
+            _spread(found, "spearman"),
+            f"{_mean(record['mse'] for record in found):.4g}",
+            _mean(record["seconds"] for record in found),
         ]
         for name, found in groups.items()
-    ]  # fmt: skip
+    ]
     text = [markdown(head, rows)]
     if left:
         names = ", ".join(_shape(record["shape"]) for record in left)
@@ -95,10 +105,13 @@ def _beside_embeddings(records: Records, budget: float) -> str | None:
 def _stage_table(groups: Mapping[str, list[Mapping[str, Any]]]) -> str:
     stages = list(dict.fromkeys(stage for found in groups.values() for record in found for stage in record["seconds"]))
     rows = [
-        [name, *(Spread.of(record["seconds"].get(stage) for record in found) for stage in stages),
-         _mean(record["full_teacher_seconds"] for record in found)]
+        [
+            name,
+            *(Spread.of(record["seconds"].get(stage) for record in found) for stage in stages),
+            _mean(record["full_teacher_seconds"] for record in found),
+        ]
         for name, found in groups.items()
-    ]  # fmt: skip
+    ]
     return markdown(["run", *stages, "full teacher (extrapolated)"], rows)
 
 
@@ -147,7 +160,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _best_free(record: Mapping[str, Any]) -> float | None:
-    known = [told["r2"] for told in record["baselines"].values() if told["r2"] is not None]
+    known = [result["r2"] for result in record["baselines"].values() if result["r2"] is not None]
     return max(known, default=None)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from nncift.runs.finished import FinishedRun
-from nncift.runs.full_teacher import judged_objective, skill_by_budget, true_ground
+from nncift.runs.full_teacher import judged_objective, skill_by_budget, true_problem
 from nncift.studies.grid import Analysis
 from nncift.studies.workspace import Workshop
 
@@ -29,17 +29,22 @@ def sweep(shop: Workshop, analysis: Analysis, seeds: range) -> list[dict[str, An
 def _measured(shop: Workshop, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
     run = shop.run(shop.settings(analysis, chosen, seed))
     ledger = run.summary["ledger"]
-    told: dict[str, Any] = {
-        "fidelity": _unseen(run), "baselines": _free(run), "gate": run.fidelity["gate"]["used"],
-        "labels": run.summary["labels"], "passes": ledger["teacher_passes"], "full_passes": ledger["full_teacher_passes"],
-        "saving": ledger["saving"], "seconds": {name: cost["seconds"] for name, cost in ledger["stages"].items()},
+    record: dict[str, Any] = {
+        "fidelity": _unseen(run),
+        "baselines": _free(run),
+        "gate": run.fidelity["gate"]["used"],
+        "labels": run.summary["labels"],
+        "passes": ledger["teacher_passes"],
+        "full_passes": ledger["full_teacher_passes"],
+        "saving": ledger["saving"],
+        "seconds": {name: cost["seconds"] for name, cost in ledger["stages"].items()},
         "full_teacher_seconds": ledger["full_teacher_seconds"],
-    }  # fmt: skip
+    }
     if analysis.truth:
         objective = judged_objective(run)
-        ground = true_ground(run, objective, shop.truth(run), device=shop.device, progress=shop.progress)
-        told["skill"] = skill_by_budget(run, ground, objective, analysis.budgets)
-    return told
+        problem = true_problem(run, objective, shop.truth(run), device=shop.device, progress=shop.progress)
+        record["skill"] = skill_by_budget(run, problem, objective, analysis.budgets)
+    return record
 
 
 def _unseen(run: FinishedRun) -> dict[str, Any]:
@@ -50,6 +55,6 @@ def _unseen(run: FinishedRun) -> dict[str, Any]:
 def _free(run: FinishedRun) -> dict[str, Any]:
     """Return R^2 and Spearman on q4 of everything that is free."""
     return {
-        name: {measure: told["q4"][measure] for measure in ("mse", "r2", "spearman")}
-        for name, told in run.fidelity["baselines"].items()
+        name: {measure: record["q4"][measure] for measure in ("mse", "r2", "spearman")}
+        for name, record in run.fidelity["baselines"].items()
     }

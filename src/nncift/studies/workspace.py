@@ -43,8 +43,11 @@ class Workshop:
         pool = self.pools[analysis.pool]
         found = check(analysis, chosen)
         given: dict[str, Any] = {
-            "pool": pool.files, "seed": seed, "device": self.device, "budget": f"{100 * analysis.budgets[0]:.10g}%",
-        }  # fmt: skip
+            "pool": pool.files,
+            "seed": seed,
+            "device": self.device,
+            "budget": f"{100 * analysis.budgets[0]:.10g}%",
+        }
         if registry.takes(found.teacher, "model"):
             given["model"] = pool.model
         return found.model_copy(update=given)
@@ -55,9 +58,9 @@ class Workshop:
         from nncift.stages.inputs import read_pool, workspace_of
         from nncift.teachers import registry
 
-        told = settings.model_dump(mode="json", exclude={"device", "pool", "model"})
+        record = settings.model_dump(mode="json", exclude={"device", "pool", "model"})
         content = [digest(Path(path)) for path in settings.pool]
-        folder = self.folder / "runs" / fingerprint("run", told, content, self._model(settings.model))
+        folder = self.folder / "runs" / fingerprint("run", record, content, self._model(settings.model))
         if not (folder / SUMMARY).exists():
             teacher = registry.create(
                 settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(folder)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Block, Wording
+from nncift.models.prompt_format import Block, PromptFormat
 from nncift.models.response_reader import ModelSettings, Reader, batches
 from nncift.teachers import Chunk, ChunkLabels
 from nncift.teachers.teacher_cost import FORWARD
@@ -60,7 +60,7 @@ class Delift:
         return self.reader.lm
 
     @property
-    def wording(self) -> Wording:
+    def wording(self) -> PromptFormat:
         """How examples read to this model."""
         return self.reader.wording
 
@@ -131,7 +131,7 @@ class Delift:
                 tokens += sum(map(len, scored)) + again * len(scored)
                 for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
                     values[index] = self._distance(logs)
-            self._refuse_nan(chunk, fitting, values)
+            self._check_no_nan(chunk, fitting, values)
         return ChunkLabels(values, tokens, block.shortened)
 
     def describe(self) -> Mapping[str, Any]:
@@ -143,7 +143,7 @@ class Delift:
             return -float(np.mean(logs, dtype=np.float64))
         return float(np.sqrt(np.mean((1.0 - np.exp(logs.astype(np.float64))) ** 2)))
 
-    def _refuse_nan(self, chunk: Chunk, fitting: Sequence[int], values: npt.NDArray[np.float32]) -> None:
+    def _check_no_nan(self, chunk: Chunk, fitting: Sequence[int], values: npt.NDArray[np.float32]) -> None:
         for index in fitting:
             if not np.isfinite(values[index]):
                 behind = f" behind example {chunk.source!r}" if chunk.source else ""

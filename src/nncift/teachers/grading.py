@@ -91,7 +91,7 @@ class Rater:
     def rate(self, ids: Sequence[str]) -> tuple[Grades, int]:
         """Return the grades of rows and the tokens that were read. Raises ResourceError where the model gives no number."""
         grades, tokens = self._graded(ids)
-        self.reader.refuse_nan(ids, grades.chances)
+        self.reader.check_not_nan(ids, grades.chances)
         return grades, tokens
 
     def chances(self, ids: Sequence[str]) -> tuple[Doubles, int]:
@@ -198,9 +198,13 @@ def shared_probabilities(lm: CausalLM, prefix: Prefix, bodies: Sequence[Ids], fo
         cache = lm.cache_of(lm.model.base_model(input_ids=_padded(lm, bodies), **lm.with_cache(cache)))
         cache.batch_repeat_interleave(len(ends))
         logits = _logits(
-            lm, ends * len(bodies), starts * len(bodies), **lm.with_cache(cache),
-            attention_mask=seen.long().to(lm.device), position_ids=places.to(lm.device),
-        )  # fmt: skip
+            lm,
+            ends * len(bodies),
+            starts * len(bodies),
+            **lm.with_cache(cache),
+            attention_mask=seen.long().to(lm.device),
+            position_ids=places.to(lm.device),
+        )
     logits = logits.reshape(len(bodies), -1, logits.shape[1])
     sizes = [sum(len(branch) + 1 for branch in form.branches) for form in forms]
     return Grades.stacked(

@@ -64,7 +64,7 @@ class Ifd:
         rows = [self.reader.rows[item] for item in ids]
         alone = [Row(self._start, row.response) for row in rows]
         values = self.reader.mean_losses(rows) / np.maximum(self.reader.mean_losses(alone), np.finfo(np.float32).tiny)
-        self.reader.refuse_nan(ids, values)
+        self.reader.check_not_nan(ids, values)
         misled = {ABOVE_ONE: float((values > 1).sum())}
         if self.above_one == "last":
             values[values > 1] = 0.0

@@ -7,11 +7,11 @@ from nncift.models.causal_lm import CausalLM
 from nncift.teachers import RowTeacher, Teacher
 
 
-def language_model(teacher: Teacher | RowTeacher, wish: str = "--encoder lm") -> CausalLM:
+def language_model(teacher: Teacher | RowTeacher, option: str = "--encoder lm") -> CausalLM:
     """Return the teacher's language model. Raises UsageError, naming the wish, where it has none."""
     lm = getattr(teacher, "lm", None) or getattr(getattr(teacher, "reader", None), "lm", None)
     if not isinstance(lm, CausalLM):
-        raise no_language_model(teacher, wish)
+        raise no_language_model(teacher, option)
     return lm
 
 
@@ -20,6 +20,6 @@ def has_language_model(teacher: Teacher | RowTeacher) -> bool:
     return not {"lm", "reader"}.isdisjoint(dir(teacher))
 
 
-def no_language_model(teacher: Teacher | RowTeacher, wish: str) -> UsageError:
+def no_language_model(teacher: Teacher | RowTeacher, option: str) -> UsageError:
     """Return what is raised where a wish needs a language model and the teacher has none."""
-    return UsageError(f"{wish} needs a teacher with a language model; {teacher.name} has none")
+    return UsageError(f"{option} needs a teacher with a language model; {teacher.name} has none")

@@ -24,7 +24,7 @@ from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.checkpoints import Checkpoint, bring, content
 from nncift.models.lora import LoraShape, Trainable
 from nncift.models.per_sample_gradients import AT_ONCE_ELSEWHERE, PerSample
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 from nncift.models.response_reader import ModelSettings, Reader
 from nncift.teachers import RowLabels
 from nncift.teachers.less_features import Aggregate, Floats, GradientFeatures
@@ -134,7 +134,7 @@ class Less:
         return self.reader.lm
 
     @property
-    def wording(self) -> Wording:
+    def wording(self) -> PromptFormat:
         """How examples read to this model."""
         return self.reader.wording
 
@@ -210,7 +210,7 @@ class Less:
 
         The drawn rows are kept in the workspace, where there is one, so that a pool may grow.
         """
-        self._refuse_half_precision()
+        self._check_precision()
         rejected = self.reader.prepare(examples)
         if self.subtask is not None:
             named = (row for row in examples if self.subtask in row.row)
@@ -312,7 +312,7 @@ class Less:
             "batch_tokens": self.reader.batch_tokens,
         }
 
-    def _refuse_half_precision(self) -> None:
+    def _check_precision(self) -> None:
         """Raise ResourceError for float16, in which most of a gradient is below the smallest number."""
         if str(self.lm.model.dtype) == "torch.float16":
             raise ResourceError(

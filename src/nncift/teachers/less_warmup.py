@@ -24,7 +24,7 @@ from nncift.models.batching import batches, row_losses
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Checkpoint, read_json
 from nncift.models.lora import LoraShape, Trainable, seeded
-from nncift.models.out_of_memory import Fits
+from nncift.models.out_of_memory import BatchLimit
 from nncift.storage.atomic import write_sealed
 
 CLIP = 1.0
@@ -118,7 +118,7 @@ def train(
         raise UsageError("LESS has no rows to warm up on: prepare a pool first")
     found: list[Checkpoint] = []
     # Of training alone, which takes more memory than any other pass.
-    fits = Fits()
+    fits = BatchLimit()
     for epoch in range(recipe.epochs):
         path = None if folder is None else folder / f"checkpoint-{epoch + 1}"
         done = Checkpoint.load(path, key) if path is not None else None
@@ -148,7 +148,7 @@ def _epoch(
     epoch: int,
     seed: int,
     batch_tokens: int,
-    fits: Fits,
+    fits: BatchLimit,
 ) -> Checkpoint:
     import torch
 

@@ -44,7 +44,7 @@ class Loss:
         """Return the losses of rows."""
         rows = [self.reader.rows[item] for item in ids]
         values = self.reader.mean_losses(rows)
-        self.reader.refuse_nan(ids, values)
+        self.reader.check_not_nan(ids, values)
         return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), len(rows))
 
     def tokens_of(self, ids: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 BOUNDARIES = (
     "<|endoftext|>",
@@ -20,7 +20,7 @@ BOUNDARIES = (
 """Tokens that models were pretrained to find between documents, by name."""
 
 
-def neutral_start(tokenizer: Any, wording: Wording) -> tuple[int, ...]:
+def neutral_start(tokenizer: Any, wording: PromptFormat) -> tuple[int, ...]:
     """Return the ids that stand in front of a text of no context; empty where the tokenizer has none.
 
     What the wording begins with, unless that begins a turn of the chat template: a response behind such a mark would be read as

@@ -14,7 +14,7 @@ import yaml
 
 from nncift.core.texts import read_text
 from nncift.errors import UsageError
-from nncift.models.prompt_format import Wording
+from nncift.models.prompt_format import PromptFormat
 
 Ids = tuple[int, ...]
 
@@ -116,7 +116,7 @@ class Form:
         return len(self.head) + len(self.middle) + len(self.ending) + max(map(len, self.branches))
 
 
-def make_form(wording: Wording, tokenizer: Any, text: str, grades: Sequence[str]) -> Form:
+def make_form(wording: PromptFormat, tokenizer: Any, text: str, grades: Sequence[str]) -> Form:
     """Put a rating prompt into tokens. Raises UsageError where the grades cannot be told apart.
 
     grades: what is written for each, lowest first; `{best}` and `{worst}` in the text stand for the last and the first.

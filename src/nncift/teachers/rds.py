@@ -71,7 +71,7 @@ class Rds:
                 batch, self.reader.lm.read([Row(rows[index], ()) for index in batch]), strict=True
             ):
                 values[index] = _pooled(reading.hidden)
-        self.reader.refuse_nan(ids, values)
+        self.reader.check_not_nan(ids, values)
         return RowLabels(values, self.tokens_of(ids), len(rows))
 
     def tokens_of(self, ids: Sequence[str]) -> int:

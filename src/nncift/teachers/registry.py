@@ -61,9 +61,13 @@ def create(
     made = teacher_class(name)
     taken = settings_of(made)
     given: dict[str, Any] = {
-        "variant": settings.variant, "template": settings.template, "context": settings.context, "dtype": settings.dtype,
-        "trust_remote_code": settings.trust_remote_code, "model": settings.model,
-    }  # fmt: skip
+        "variant": settings.variant,
+        "template": settings.template,
+        "context": settings.context,
+        "dtype": settings.dtype,
+        "trust_remote_code": settings.trust_remote_code,
+        "model": settings.model,
+    }
     unset = TeacherSettings()
     for setting, value in given.items():
         if setting not in taken and value != getattr(unset, setting):

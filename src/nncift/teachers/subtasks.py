@@ -16,11 +16,11 @@ from nncift.storage.run_directory import RunDir
 __all__ = [
     "FILE",
     "OBJECTIVES",
+    "check_knows_subtasks",
     "column_of",
     "keep",
     "kept",
     "names",
-    "refuse_other",
     "refuse_unfit",
 ]
 
@@ -43,11 +43,11 @@ def refuse_unfit(column: str | None, target: Examples | None, objective: str) ->
         raise UsageError(
             f"the option subtask={column} names subtasks of a target set, and there is none; give --target"
         )
-    refuse_other(objective)
+    check_knows_subtasks(objective)
     names(target, column)
 
 
-def refuse_other(objective: str) -> None:
+def check_knows_subtasks(objective: str) -> None:
     """Raise UsageError for an objective that does not know subtasks."""
     if objective not in OBJECTIVES:
         raise UsageError(

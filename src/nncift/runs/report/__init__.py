@@ -41,33 +41,36 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page
     checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
-    told = {"made_from": key, "nncift": __version__, "run": _name(found.path), **numbers(found, truth)}
-    write_text(page, render(told))
-    write_json(found.path / JSON, told)
+    result = {"made_from": key, "nncift": __version__, "run": _name(found.path), **numbers(found, truth)}
+    write_text(page, render(result))
+    write_json(found.path / JSON, result)
     checksums.write_mark(found.path, MARK, key, (HTML, JSON))
     return page
 
 
-def render(told: Mapping[str, Any]) -> str:
+def render(result: Mapping[str, Any]) -> str:
     """Return the page for a report's numbers, below 2 MB: where rows are too many or too long some are left out, and told."""
-    rows = list(told["rows"])
-    html = _page({**told, "rows": rows})
+    rows = list(result["rows"])
+    html = _page({**result, "rows": rows})
     while len(html.encode("utf-8", "replace")) > MOST_BYTES and rows:
         del rows[len(rows) * 3 // 4 :]
-        plane = {**told["map"], "x": told["map"]["x"][: len(rows)], "y": told["map"]["y"][: len(rows)]}
-        html = _page({**told, "rows": rows, "map": plane})
+        plane = {**result["map"], "x": result["map"]["x"][: len(rows)], "y": result["map"]["y"][: len(rows)]}
+        html = _page({**result, "rows": rows, "map": plane})
     return html
 
 
-def _page(told: Mapping[str, Any]) -> str:
+def _page(result: Mapping[str, Any]) -> str:
     from nncift.core.texts import seconds
     from nncift.runs.report import charts
     from nncift.runs.report.report_coverage import CONTROLS
 
-    data = [{**row, "x": x, "y": y} for row, x, y in zip(told["rows"], told["map"]["x"], told["map"]["y"], strict=True)]
+    data = [
+        {**row, "x": x, "y": y}
+        for row, x, y in zip(result["rows"], result["map"]["x"], result["map"]["y"], strict=True)
+    ]
     drawn = {"charts": charts, "controls": CONTROLS, "seconds": seconds, "data": _in_script(data)}
     style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    return str(_template().render(told=told, style=style, script=script, **drawn))
+    return str(_template().render(result=result, style=style, script=script, **drawn))
 
 
 @cache

@@ -65,9 +65,16 @@ def _shown(run: FinishedRun, ranked: list[tuple[float, str, str]], most: int, sa
     found: list[dict[str, Any]] = []
     for value, target, source in ranked:
         if len(found) < most and all(source != one["source"] for one in found):
-            found.append({"utility": value, "target": target, "source": source, "source_text": _whole(sample, source),
-                          "target_text": "" if (target,) == SCORE else _whole(sample, target),
-                          "selected": run.choices[source].selected if source in run.choices else False})  # fmt: skip
+            found.append(
+                {
+                    "utility": value,
+                    "target": target,
+                    "source": source,
+                    "source_text": _whole(sample, source),
+                    "target_text": "" if (target,) == SCORE else _whole(sample, target),
+                    "selected": run.choices[source].selected if source in run.choices else False,
+                }
+            )
     return found
 
 

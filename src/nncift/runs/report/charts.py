@@ -89,59 +89,59 @@ def span(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
     return (low if zero and low == 0 else low - room), high + room
 
 
-def coverage(told: Mapping[str, Any], y_label: str) -> Markup:
+def coverage(summary: Mapping[str, Any], y_label: str) -> Markup:
     """Draw the curves of `coverage.curves` and its knee."""
-    rows = told["rows"]
+    rows = summary["rows"]
     if len(rows) < 2:
         return Markup("")
     frame = Frame(
         (0, rows[-1]),
-        span([v for values in told["curves"].values() for v in values]),
+        span([v for values in summary["curves"].values() for v in values]),
         "rows chosen, in rank order",
         y_label,
     )
     body = []
-    for name, values in reversed(list(told["curves"].items())):
+    for name, values in reversed(list(summary["curves"].items())):
         path = " ".join(f"{frame.px(x)},{frame.py(y)}" for x, y in zip(rows, values, strict=True))
         body.append(
             f'<polyline class="curve c-{escape(name)}" points="{path}"><title>{escape(name)}</title></polyline>'
         )
-    if told["knee"]:
-        x, y = frame.px(told["knee"]["rows"]), frame.py(told["knee"]["value"])
+    if summary["knee"]:
+        x, y = frame.px(summary["knee"]["rows"]), frame.py(summary["knee"]["value"])
         anchor = "start" if x < WIDTH * 0.7 else "end"
         body.append(f'<line class="knee" x1="{x}" x2="{x}" y1="{y}" y2="{HEIGHT - BOTTOM}"/>')
         body.append(f'<circle class="knee-dot" cx="{x}" cy="{y}" r="4"/>')
         body.append(
             f'<text class="mark" x="{x + (7 if anchor == "start" else -7)}" y="{HEIGHT - BOTTOM - 8}" text-anchor="{anchor}">'
-            f"knee at {told['knee']['rows']:,} rows</text>"
+            f"knee at {summary['knee']['rows']:,} rows</text>"
         )
     return frame.draw("Coverage as rows are chosen", body)
 
 
-def calibration(told: Mapping[str, Any]) -> Markup:
+def calibration(summary: Mapping[str, Any]) -> Markup:
     """Draw held-out pairs, predicted against labelled, with the line of perfect agreement, the fitted line and bin means."""
-    x, y = span([p[0] for p in told["points"]]), span([p[1] for p in told["points"]])
+    x, y = span([p[0] for p in summary["points"]]), span([p[1] for p in summary["points"]])
     frame = Frame(x, y, "predicted by the student", "labelled by the teacher")
-    body = [f'<circle class="pair" cx="{frame.px(a)}" cy="{frame.py(b)}" r="2.2"/>' for a, b in told["points"]]
+    body = [f'<circle class="pair" cx="{frame.px(a)}" cy="{frame.py(b)}" r="2.2"/>' for a, b in summary["points"]]
     low, high = max(x[0], y[0]), min(x[1], y[1])
     if low < high:
         body.append(_line(frame, "ideal", low, low, high, high))
-    if told["slope"] is not None:
-        body += _clipped(frame, told["slope"], told["intercept"])
+    if summary["slope"] is not None:
+        body += _clipped(frame, summary["slope"], summary["intercept"])
     body += [
         f'<circle class="bin" cx="{frame.px(one["predicted"])}" cy="{frame.py(one["teacher"])}" r="4.5">'
         f"<title>{one['pairs']} pairs: predicted {one['predicted']:.4g}, teacher {one['teacher']:.4g}</title></circle>"
-        for one in told["bins"]
+        for one in summary["bins"]
     ]
     return frame.draw("Teacher against student on held-out pairs", body)
 
 
-def histogram(told: Mapping[str, Any]) -> Markup:
+def histogram(summary: Mapping[str, Any]) -> Markup:
     """Draw the shares of chosen and dropped rows by score."""
-    edges = told["edges"]
+    edges = summary["edges"]
     if len(edges) < 2:
         return Markup("")
-    shares = {kind: [n / max(1, sum(told[kind])) for n in told[kind]] for kind in ("dropped", "chosen")}
+    shares = {kind: [n / max(1, sum(summary[kind])) for n in summary[kind]] for kind in ("dropped", "chosen")}
     top = max(max(values) for values in shares.values())
     frame = Frame(
         (edges[0], edges[-1]),
@@ -156,16 +156,16 @@ def histogram(told: Mapping[str, Any]) -> Markup:
                 left, right, up = frame.px(edges[k]), frame.px(edges[k + 1]), frame.py(100 * value)
                 body.append(
                     f'<rect class="bar {kind}" x="{left}" y="{up}" width="{round(max(0.5, right - left - 1), 1)}" '
-                    f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{kind}: {told[kind][k]:,} rows from {edges[k]:.4g} to '
+                    f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{kind}: {summary[kind][k]:,} rows from {edges[k]:.4g} to '
                     f"{edges[k + 1]:.4g}</title></rect>"
                 )
     return frame.draw("Scores of chosen and dropped rows", body)
 
 
-def plane(told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
+def plane(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw the map; every point carries the number of its row, which the page's script shows."""
-    frame = Frame(span(told["x"]), span(told["y"]), "first principal component", "second", height=360)
-    points = list(enumerate(zip(told["x"], told["y"], rows, strict=True)))
+    frame = Frame(span(summary["x"]), span(summary["y"]), "first principal component", "second", height=360)
+    points = list(enumerate(zip(summary["x"], summary["y"], rows, strict=True)))
     body = []
     # Chosen rows last, so that they lie on top.
     for wanted, kind, size in ((False, "dropped", 2.6), (True, "chosen", 3.4)):
@@ -188,9 +188,10 @@ def _clipped(frame: Frame, slope: float, intercept: float) -> list[str]:
         xs += [(frame.y[0] - intercept) / slope, (frame.y[1] - intercept) / slope]
     room = 1e-9 * (frame.y[1] - frame.y[0])
     inside = sorted(
-        x for x in xs
+        x
+        for x in xs
         if frame.x[0] <= x <= frame.x[1] and frame.y[0] - room <= slope * x + intercept <= frame.y[1] + room
-    )  # fmt: skip
+    )
     if len(inside) < 2:
         return []
     a, b = inside[0], inside[-1]

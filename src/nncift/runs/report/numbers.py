@@ -25,7 +25,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[st
     """
     sample = draw(run)
     targets = sampled_targets(run)
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "asked": _asked(run),
         "cost": run.summary.get("ledger", {}),
         "coverage": coverage.curves(run, targets),
@@ -42,29 +42,51 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[st
         "near_copies": rows.near_copies(run, sample),
         "warnings": list(run.summary.get("warnings", [])),
         "rows": rows.listed(run, sample),
-        "sampled": {"rows": len(sample.ids), "of": sample.chosen + sample.dropped,
-                    "targets": len(targets), "of_targets": len(run.target_ids)},
-    }  # fmt: skip
+        "sampled": {
+            "rows": len(sample.ids),
+            "of": sample.chosen + sample.dropped,
+            "targets": len(targets),
+            "of_targets": len(run.target_ids),
+        },
+    }
     if not run.pointwise and run.chosen:
         # A sample of its own: half of the rows that are shown one by one are chosen ones.
         among = shuffled(run.rows.sources, run.settings.seed, "report", "regions")[:REGION_ROWS]
         # Rows of the pool are targets too where there is no target set.
         looked_at = targets if run.rows.targets else tuple(dict.fromkeys((*targets, *among)))
-        told["uncovered"] = {"among": len(among), **coverage.uncovered(run, cover(run, looked_at), sample, among)}
-    told["truth"] = dict(truth) if truth else None
-    told["headline"] = _headline(run, told)
-    return told
+        result["uncovered"] = {"among": len(among), **coverage.uncovered(run, cover(run, looked_at), sample, among)}
+    result["truth"] = dict(truth) if truth else None
+    result["headline"] = _headline(run, result)
+    return result
 
 
 def _asked(run: FinishedRun) -> dict[str, Any]:
     settings = run.settings.model_dump(mode="json")
-    names = ("pool", "target", "existing", "teacher", "model", "encoder", "labels", "plan", "student", "recipe", "features",
-             "objective", "budget", "quota", "limit", "seed")  # fmt: skip
+    names = (
+        "pool",
+        "target",
+        "existing",
+        "teacher",
+        "model",
+        "encoder",
+        "labels",
+        "plan",
+        "student",
+        "recipe",
+        "features",
+        "objective",
+        "budget",
+        "quota",
+        "limit",
+        "seed",
+    )
     return {
         "settings": {name: settings[name] for name in names if settings.get(name) not in (None, [], {}, ())},
-        "pool": run.summary.get("pool"), "rejected": run.summary.get("rejected"), "selected": len(run.chosen),
+        "pool": run.summary.get("pool"),
+        "rejected": run.summary.get("rejected"),
+        "selected": len(run.chosen),
         "labels": run.summary.get("labels", {}),
-    }  # fmt: skip
+    }
 
 
 def _quadrants(run: FinishedRun) -> list[dict[str, Any]]:
@@ -89,20 +111,24 @@ def _gate(run: FinishedRun) -> list[dict[str, Any]]:
     gate = run.fidelity.get("gate") or {}
     network = str(run.summary.get("student", "student"))
     found = [
-        {"who": name, "name": f"student ({network})" if name == "student" else NAMES.get(name, name), **of,
-         "used": name == gate.get("used")}
+        {
+            "who": name,
+            "name": f"student ({network})" if name == "student" else NAMES.get(name, name),
+            **of,
+            "used": name == gate.get("used"),
+        }
         for name, of in gate.get("skill", {}).items()
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda line: (-line["skill"], line["who"]))
 
 
-def _headline(run: FinishedRun, told: dict[str, Any]) -> dict[str, Any]:
+def _headline(run: FinishedRun, result: dict[str, Any]) -> dict[str, Any]:
     """Return the answer in one sentence and the few figures that it rests on."""
-    q4 = [line for line in told["quadrants"] if line["quadrant"] == "q4" and line["spearman"] is not None]
+    q4 = [line for line in result["quadrants"] if line["quadrant"] == "q4" and line["spearman"] is not None]
     student = next((line for line in q4 if line["who"] == "student"), None)
     best = max((line for line in q4 if line["who"] != "student"), key=lambda line: line["spearman"], default=None)
-    verdict, level = _by_skill(told["gate"]) if told["gate"] else _by_rank(student, best, told["warnings"])
-    value, controls = told["value"].get("value"), told["value"].get("controls", {})
+    verdict, level = _by_skill(result["gate"]) if result["gate"] else _by_rank(student, best, result["warnings"])
+    value, controls = result["value"].get("value"), result["value"].get("controls", {})
     above = [name for name, other in controls.items() if value is not None and other is not None and other >= value]
     if above:
         names = ", ".join(coverage.CONTROLS.get(name, name) for name in above)

@@ -21,10 +21,14 @@ DENSE_ROWS = 8000
 """Above this, a selection by similarities would hold more than 0.5 GB; these are left out, which is told."""
 REGIONS = 12
 CONTROLS = {
-    "random": "random", "stratified": "random, stratified by source", "embedding": "embeddings alone",
-    "hidden": "hidden states alone (a probe)", "output": "output gradients alone (a probe)",
-    "sum": "sum of all similarities (a probe)", "longest": "longest responses",
-}  # fmt: skip
+    "random": "random",
+    "stratified": "random, stratified by source",
+    "embedding": "embeddings alone",
+    "hidden": "hidden states alone (a probe)",
+    "output": "output gradients alone (a probe)",
+    "sum": "sum of all similarities (a probe)",
+    "longest": "longest responses",
+}
 
 
 def curves(run: FinishedRun, targets: Sequence[str]) -> dict[str, Any]:
@@ -102,11 +106,13 @@ def uncovered(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str
     order = np.argsort(np.nan_to_num(served.best, nan=-np.inf), kind="stable")[:8]
     worst = [
         {
-            "target": served.targets[at], "utility": None if np.isnan(served.best[at]) else float(served.best[at]),
-            "by": served.holder[at] if served.holder else None, "text": sample.text(served.targets[at]),
+            "target": served.targets[at],
+            "utility": None if np.isnan(served.best[at]) else float(served.best[at]),
+            "by": served.holder[at] if served.holder else None,
+            "text": sample.text(served.targets[at]),
         }
         for at in order
-    ]  # fmt: skip
+    ]
     return {"worst": worst, "regions": _regions(run, served, sample, ids)}
 
 
@@ -129,11 +135,15 @@ def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]
         covered = [best[name] for name in mine if np.isfinite(best.get(name, np.nan))]
         found.append(
             {
-                "rows": len(mine), "share": len(mine) / len(ids), "selected": sum(run.choices[name].selected for name in mine),
+                "rows": len(mine),
+                "share": len(mine) / len(ids),
+                "selected": sum(run.choices[name].selected for name in mine),
                 "selected_share": sum(run.choices[name].selected for name in mine) / len(mine),
-                "coverage": float(np.mean(covered)) if covered else None, "words": typical, "example": sample.text(mine[0]),
+                "coverage": float(np.mean(covered)) if covered else None,
+                "words": typical,
+                "example": sample.text(mine[0]),
             }
-        )  # fmt: skip
+        )
     return sorted(found, key=lambda one: (one["selected_share"], one["coverage"] or 0.0))
 
 

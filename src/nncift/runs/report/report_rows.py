@@ -85,17 +85,23 @@ def plane(run: FinishedRun, sample: Sample) -> dict[str, Any]:
 
 def listed(run: FinishedRun, sample: Sample, most: int = MOST_ROWS) -> list[dict[str, Any]]:
     """Return the sampled rows with text, place, reason and, for the first few hundred, the targets they serve best."""
-    told: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
     serves = served_by(run, sample.ids[:MOST_EXPLAINED], best=3)
     for at, item in enumerate(sample.ids[:most]):
         choice = run.choices[item]
-        told.append(
+        summary.append(
             {
-                "id": item, "source": choice.source, "prompt": sample.text(item), "response": sample.response(item),
-                "selected": choice.selected, "rank": choice.rank, "score": choice.score,
-                "gain": choice.gain if choice.selected else choice.would_add, "reason": cut(choice.reason, REASON_BYTES),
+                "id": item,
+                "source": choice.source,
+                "prompt": sample.text(item),
+                "response": sample.response(item),
+                "selected": choice.selected,
+                "rank": choice.rank,
+                "score": choice.score,
+                "gain": choice.gain if choice.selected else choice.would_add,
+                "reason": cut(choice.reason, REASON_BYTES),
             }
-        )  # fmt: skip
+        )
         if at < len(serves):
-            told[-1]["serves"] = [[one["target"], one["utility"], one["known"]] for one in serves[at]]
-    return told
+            summary[-1]["serves"] = [[one["target"], one["utility"], one["known"]] for one in serves[at]]
+    return summary

@@ -58,9 +58,15 @@ def _table(
         # Drawing without replacement: the spread shrinks as the draw becomes the pool.
         spread = math.sqrt(share * (1 - share) / k * max(0.0, (len(known) - k) / max(1, len(known) - 1)))
         lines.append(
-            {"group": name, "rows": full[name], "full": share, "selected": mine, "random": drawn[name] / r,
-             "beyond_chance": abs(mine - share) > 1.96 * spread + 0.5 / k}
-        )  # fmt: skip
+            {
+                "group": name,
+                "rows": full[name],
+                "full": share,
+                "selected": mine,
+                "random": drawn[name] / r,
+                "beyond_chance": abs(mine - share) > 1.96 * spread + 0.5 / k,
+            }
+        )
     distance = {
         what: 0.5 * sum(abs(counts[name] / size - full[name] / len(known)) for name in full)
         for what, counts, size in (("selected", picked, k), ("random", drawn, r))

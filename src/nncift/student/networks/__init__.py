@@ -33,7 +33,7 @@ NETWORKS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """What a network learns from.
 
     train, validation: labelled pairs, missing values removed. targets, sources: `(n_targets, dim)` and `(n_sources, dim)` on the
@@ -57,7 +57,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Learned:
+class FittedStudent:
     """Weights of a trained network, the labels' mean and scale, and the course of training as JSON."""
 
     weights: dict[str, Floats]
@@ -103,7 +103,9 @@ class Network(Predictor, Protocol):
     def __init__(self, weights: Weights, mean: float, scale: float, views: Views | None) -> None: ...
 
     @classmethod
-    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
+    def learn(
+        cls, training_data: TrainingData, *, recipe: str, seed: int, advance: Callable[[int], None]
+    ) -> FittedStudent:
         """Train on a lesson; deterministic from the seed on one machine. Raises DataError where labels are too few."""
         ...
 
@@ -113,7 +115,9 @@ class Refittable(Protocol):
     """Optional ability of a network: it can be fitted again on all labels with what several fits have decided."""
 
     @classmethod
-    def refit(cls, lesson: Lesson, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> Learned:
+    def refit(
+        cls, training_data: TrainingData, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]
+    ) -> FittedStudent:
         """Train on a lesson without looking at its validation pairs. courses: of the fits that did."""
         ...
 

@@ -16,7 +16,7 @@ import numpy as np
 from nncift.core.memory import rows_within
 from nncift.errors import DataError
 from nncift.models.views import Views, unit
-from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
+from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData, Weights
 from nncift.student.networks.shapes import agree
 from nncift.student.view_cosines import POWERS, add_polynomial, powers_of
 
@@ -57,16 +57,18 @@ class Bilinear:
         self.rank = sizes["rank"]
 
     @classmethod
-    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
+    def learn(
+        cls, training_data: TrainingData, *, recipe: str, seed: int, advance: Callable[[int], None]
+    ) -> FittedStudent:
         """Solve the ridge regression of `student.ridge`; the seed changes nothing."""
         from nncift.student.ridge import solve
 
-        return solve(lesson, powers=cls.powers, advance=advance)
+        return solve(training_data, powers=cls.powers, advance=advance)
 
     @classmethod
     def refit(
-        cls, lesson: Lesson, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]
-    ) -> Learned | None:
+        cls, training_data: TrainingData, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]
+    ) -> FittedStudent | None:
         """Solve the ridge regression with the penalty and the start that earlier fits agree on.
 
         A block of labels needs none of them; other pairs after fits on a block cannot be fitted without validation pairs.
@@ -75,9 +77,9 @@ class Bilinear:
         from nncift.student.ridge import Choices, solve
 
         choices = Choices.agreed(courses)
-        if choices is None and (not lesson.targets.shape[1] or Labels.of(lesson.train.present()) is None):
+        if choices is None and (not training_data.targets.shape[1] or Labels.of(training_data.train.present()) is None):
             return None
-        return solve(lesson, powers=cls.powers, choices=choices, advance=advance)
+        return solve(training_data, powers=cls.powers, choices=choices, advance=advance)
 
     def with_line(self, slopes: Weights, shift: float) -> Self | None:
         """Return the sum of this network and a similarity, straight lines of the cosines plus a shift, as one network.

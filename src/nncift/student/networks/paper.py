@@ -10,7 +10,7 @@ import numpy as np
 from nncift.errors import DataError
 from nncift.models.views import Views
 from nncift.student.network_kernels import relu_block, relu_pairs
-from nncift.student.networks import Codes, Floats, Learned, Lesson, Weights
+from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData, Weights
 from nncift.student.networks.shapes import agree
 
 SHAPES = {
@@ -37,11 +37,13 @@ class Paper:
         self._output = weights["output_weight"] * np.float32(scale), float(weights["output_bias"]) * scale + mean
 
     @classmethod
-    def learn(cls, lesson: Lesson, *, recipe: str, seed: int, advance: Callable[[int], None]) -> Learned:
+    def learn(
+        cls, training_data: TrainingData, *, recipe: str, seed: int, advance: Callable[[int], None]
+    ) -> FittedStudent:
         """Train by Adam on batches of pairs."""
         from nncift.student.paper_recipe import RECIPES, fit
 
-        return fit(lesson, recipe=RECIPES[recipe], seed=seed, advance=advance)
+        return fit(training_data, recipe=RECIPES[recipe], seed=seed, advance=advance)
 
     def project_targets(self, vectors: Floats) -> Floats:
         """Return `(n_targets, hidden)`: what a pair needs of its target, the hidden bias included."""
