@@ -14,7 +14,7 @@ from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.selection import Rules, parse_budget
 from nncift.selection.budget import parse_tokens
 from nncift.selection.dedup import Twin, find, parse
-from nncift.selection.quota import QuotaBound, Quota, one_column
+from nncift.selection.quota import Quota, QuotaBound, one_column
 from nncift.selection.rules import NO_RULES
 from nncift.student.model import Floats
 
