@@ -8,12 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nncift.data.inspection import inspect
-
 import nncift
 from nncift.data.export import export
 from nncift.demo import make_world, model_path
 from nncift.runs.explain import explain
+from nncift.stages.inspection import inspect
 
 
 def main(arguments: list[str]) -> None:

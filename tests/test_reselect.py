@@ -399,8 +399,8 @@ def test_the_same_wish_gives_the_same_bytes(done: Path, tmp_path: Path) -> None:
 
 def test_choosing_again_loads_neither_torch_nor_transformers(done: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from nncift import cli; sys.argv = ['nncift', 'select', *sys.argv[1:]]\n"
-        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "import sys; from nncift.cli.main import main; sys.argv = ['nncift', 'select', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
         "bad = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules); assert not bad, bad"
     )
     arguments = [str(done), "--budget", "5", "--quiet", "--out", str(tmp_path / "again")]

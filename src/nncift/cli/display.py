@@ -237,8 +237,8 @@ def show_estimate(result: Mapping[str, Any]) -> None:
     )
     out.print(
         f"In forward passes {result['cost']:,} instead of {result['full_teacher_cost']:,} "
-        f"(saving {100 * result['saving']:.1f} %), which is {100 * result['share_of_training']:.1f} % of training on all rows for "
-        f"3 epochs.{untimed} Disk: "
+        f"(saving {100 * result['saving']:.1f} %), which is {100 * result['share_of_training']:.1f} % of training on all rows "
+        f"for 3 epochs.{untimed} Disk: "
         f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
         f"{size['matrix_in_memory'] / 1e6:.0f} MB."
     )

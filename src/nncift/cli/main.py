@@ -31,7 +31,6 @@ from nncift.cli.shell import (
 from nncift.cli.study import study_command
 from nncift.cli.tune import tune_command
 from nncift.errors import NnciftError, ResourceError, UsageError
-from nncift.stages import inputs
 
 MEMORY = "nncift: memory ran out; use --limit, --neighbours, a higher --max-mem, or a machine with more"
 
@@ -149,6 +148,7 @@ def run_command(
     from nncift import pipeline
     from nncift.distributed.shards import Shard
     from nncift.distributed.start import ClusterSettings, engine_of
+    from nncift.stages import inputs
     from nncift.teachers import registry
 
     part = None if shard is None else Shard.parse(shard)

@@ -204,10 +204,10 @@ _CLASSES = {
     "Loss": "loss",
     "Rds": "rds",
     "SelectIt": "selectit",
-    "Similarity": "similarity",
-    "Column": "simple",
-    "Length": "simple",
-    "Random": "simple",
+    "Similarity": "delift_se",
+    "Column": "given_scores",
+    "Length": "given_scores",
+    "Random": "given_scores",
 }
 
 
