@@ -450,7 +450,7 @@ def test_a_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> Non
 
 STOPPED = """
 import os, signal, sys
-from nncift import cli
+from nncift.cli.main import main
 from nncift.teachers.delift import Delift
 
 label, labelled = Delift.label, []
@@ -462,7 +462,7 @@ def stopping(self, chunk):
     return label(self, chunk)
 
 Delift.label = stopping
-cli.main()
+main()
 """
 
 
