@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nncift.core.seeds import generator
 from nncift.demo import World, make_world, model_path
-from nncift.demo.train import TrainSettings, build_tokenizer, draw_document, encode_document, train
 from nncift.demo.words import tokens
+from tools.train_demo_model import TrainSettings, build_tokenizer, draw_document, encode_document, train
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,7 @@ class World:
         files = WorldFiles(folder / "pool.jsonl", folder / "test.jsonl", folder / "truth.jsonl")
         _write_lines(files.pool, self.pool)
         _write_lines(files.test, self.test)
-        _write_lines(
-            files.truth, ({"id": row["id"], **_as_row(self.truth[row["id"]])} for row in self.pool + self.test)
-        )
+        _write_lines(files.truth, ({"id": row["id"], **asdict(self.truth[row["id"]])} for row in self.pool + self.test))
         return files
 
 
@@ -247,15 +245,6 @@ def _check(rows: int, skills: int, corrupted: float, duplicates: float, zipf: fl
         )
     if not 0 <= zipf <= 10:
         raise UsageError(f"zipf={zipf} was given; 0 to 10 was expected")
-
-
-def _as_row(known: Truth) -> dict[str, str | bool]:
-    return {
-        "skill": known.skill,
-        "corrupted": known.corrupted,
-        "corruption": known.corruption,
-        "duplicate_of": known.duplicate_of,
-    }
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, str | bool]]) -> None:

@@ -1,4 +1,4 @@
-"""Trains the demo's tiny language model: `python -m nncift.demo.train --out DIR --seed 0` (one core, minutes).
+"""Trains the demo's tiny language model: `python tools/train_demo_model.py --out DIR --seed 0` (one core, minutes).
 
 Every training document draws fresh skills, so a rule can only be read off the rows that stand before a target; in the
 demo pool the same kind of rules is fixed. That is what makes an example's help real. Rows with corrupted answers stand
@@ -307,7 +307,7 @@ def main() -> None:
             log.write(line + "\n")
             log.flush()
 
-        say(f"nncift.demo.train {settings}, torch {torch.__version__}, one thread")
+        say(f"train_demo_model {settings}, torch {torch.__version__}, one thread")
         model, tokenizer = train(settings, say)
     model.save_pretrained(options.out)
     (options.out / "model.safetensors").chmod(0o644)
