@@ -176,7 +176,7 @@ def template(data: bytes) -> None:
     _plain_template(str(_file("template.txt", data)))
 
 
-def cases(data: bytes) -> None:
+def constraints(data: bytes) -> None:
     """Read what is wished of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
     from nncift.config import resolve
     from nncift.data import Examples, read
@@ -347,7 +347,7 @@ def _changed(content: bytes, data: bytes) -> bytes:
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     made.__name__: made
-    for made in (lines, document, packed, parquet, trainers, settings, template, cases, manifest, directory)
+    for made in (lines, document, packed, parquet, trainers, settings, template, constraints, manifest, directory)
 }
 
 
@@ -423,7 +423,7 @@ def seeds(target: str) -> list[bytes]:
             b"pool: [a.jsonl]\nlabels: 5%\nmap: {prompt: q}\noption: {x: 2e-5}\nseed: 3\nquota: 'source:min=5%'\n"
         ],
         "template": [b"Q: {prompt}\nA: {response}"],
-        "wishes": [b"30%\nsource:min=5%,max=40%\nnear:0.95\n5%\nr1\nr2"],
+        "constraints": [b"30%\nsource:min=5%,max=40%\nnear:0.95\n5%\nr1\nr2"],
         "manifest": [MANIFEST_SEED.encode()],
         "directory": [
             bytes([at, mark, how, 1, 7]) + b"{}" for at in range(40) for mark in (0, 255) for how in (0, 200, 201)

@@ -228,6 +228,6 @@ def test_a_row_that_cannot_be_read_is_named(probe: Probe, monkeypatch: pytest.Mo
     def refuse(*_: Any) -> None:
         raise DataError("it is too odd")
 
-    monkeypatch.setattr("nncift.models.prompt_format.Wording.tokens", refuse)
+    monkeypatch.setattr("nncift.models.prompt_format.PromptFormat.tokens", refuse)
     with pytest.raises(DataError, match="the probe cannot read row 'r0': it is too odd"):
         probe.read(list(POOL))

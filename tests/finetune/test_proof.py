@@ -250,3 +250,19 @@ def test_a_smaller_model_labels_for_its_own_arm(
     inner = FinishedRun(out / "tune" / "small-teacher")
     assert inner.settings.model == str(gpt2_folder)
     assert record["costs"]["small-teacher"]["teacher_passes"] == inner.summary["ledger"]["teacher_passes"] > 0
+
+
+def test_test_rows_that_the_model_cannot_read_are_refused_before_training_or_counted(
+    run: Path, given: dict[str, Any], tmp_path: Path
+) -> None:
+    long = json.dumps({"prompt": "sort the list " * 60, "response": "done"})
+    test = tmp_path / "long.jsonl"
+    test.write_text(f"{long}\n")
+    with pytest.raises(DataError, match=r"cannot read a single one of the 1 test rows"):
+        tune(run, {**given, "test": [str(test)]})
+    assert not list((run / "tune" / "cells").iterdir())
+    test.write_text(f"{long}\n" + json.dumps({"prompt": "sort the list", "response": "done"}) + "\n")
+    record = tune(
+        run, {**given, "test": [str(test)], "seeds": 1, "arms": ["selected", "random"], "equal": "steps", "steps": 1}
+    )
+    assert any("1 of 2 test rows cannot be read" in note for note in record["notes"])

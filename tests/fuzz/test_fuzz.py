@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import fuzz
 
-INPUTS = {"wishes": 20, "manifest": 30, "directory": 1}
+INPUTS = {"constraints": 20, "manifest": 30, "directory": 1}
 """How many mutated inputs a target gets in the short profile; 60 where it is not named."""
 
 KEPT = [
@@ -107,8 +107,8 @@ def test_any_json_is_read_and_made_into_what_trainers_load(values: list[Any]) ->
 
 @settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.text(st.characters(blacklist_characters="\n"), max_size=12), min_size=4, max_size=5))
-def test_any_text_is_a_wish_or_an_error_of_ours(texts: list[str]) -> None:
-    fuzz.attempt("wishes", "\n".join(texts).encode("utf-8", "surrogatepass"))
+def test_any_text_is_a_constraint_or_an_error_of_ours(texts: list[str]) -> None:
+    fuzz.attempt("constraints", "\n".join(texts).encode("utf-8", "surrogatepass"))
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

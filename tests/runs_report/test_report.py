@@ -220,7 +220,7 @@ class Large(FinishedRun):
         }
         layout = Layout.from_settings("auto", None)
         self.__dict__["rows"] = RowsFile(ids, None, columns, {name: k for k, name in enumerate(ids)}, layout)
-        self.__dict__["_account"] = {
+        self.__dict__["_selection_table"] = {
             "id": list(ids),
             "source": columns["source"],
             "rank": [rank.get(k) for k in range(rows)],

@@ -31,3 +31,9 @@ def seconds(value: float) -> str:
         if value >= 2 * size:
             return f"{value / size:.1f} {unit}"
     return f"{value:.1f} s"
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line of at most 300 characters, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -100,6 +100,7 @@ class TuneExperiment:
         )
         # Now, so that what cannot be judged is refused before anything is chosen.
         self.units = self._trainer.evaluation_set.units
+        self._trainer.check_tests()
 
     @cached_property
     def _chosen(self) -> dict[Budget, Chosen]:

@@ -19,6 +19,7 @@ from nncift.finetune.training import FineTuner, Recipe, TrainingSets, defaults, 
 from nncift.finetune.tune_settings import TuneSettings
 from nncift.generation.choices import Question, read_questions
 from nncift.generation.few_shot import InFront, examples_in_front
+from nncift.generation.prompts import Prompts, reason
 from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, Floats, create
@@ -119,6 +120,26 @@ class Trainer:
             encoder=self._encoder if "embedding" in given.metrics else None,
             judge=given.judge,
             max_new_tokens=given.max_new_tokens,
+        )
+
+    def check_tests(self) -> None:
+        """Note how many test rows the model cannot read, as trained and judged. Raises DataError where it can read none."""
+        prompts, reasons = Prompts(self.lm, self.wording), dict[str, str]()
+        for test in self._tests:
+            try:
+                prompts.row(test)
+            except DataError as error:
+                reasons[test.id] = reason(error)
+        if not reasons:
+            return
+        first = next(iter(reasons.values()))
+        if len(reasons) == len(self._tests):
+            raise DataError(
+                f"the model {self.lm.name!r} cannot read a single one of the {len(self._tests)} test rows, and nothing can be "
+                f"judged; the first: {first}"
+            )
+        self.notes.append(
+            f"{len(reasons)} of {len(self._tests)} test rows cannot be read by this model; the first: {first}."
         )
 
     @cached_property

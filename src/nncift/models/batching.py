@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nncift.models.causal_lm import Row
+from nncift.models.model_parts import last_hidden_states
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def row_losses(
     ids, places, gold = ids.to(device), places.to(device), gold.to(device)
     each = torch.arange(len(rows), device=device)[:, None]
     if head_is_last:
-        hidden = _body(model)(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = last_hidden_states(model, input_ids=ids, use_cache=False)
         logits = _head(model)(hidden[each.to(hidden.device), places.to(hidden.device)])
     else:
         logits = _some_logits(model, rows, ids, each, places)
@@ -78,10 +79,6 @@ def _some_logits(
     logits: torch.Tensor = model(input_ids=ids, use_cache=False, **shorter).logits
     skipped = ids.shape[1] - logits.shape[1]
     return logits[each.to(logits.device), (places - skipped).clamp(min=0).to(logits.device)]
-
-
-def _body(model: Any) -> Any:
-    return model.base_model
 
 
 def _head(model: Any) -> Any:

@@ -32,6 +32,7 @@ from nncift.models.loading import (
     resolve_device,
     resolve_dtype,
 )
+from nncift.models.model_parts import body_of, check_causal, states_of
 from nncift.models.out_of_memory import BatchLimit
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class CausalLM:
 
     @cached_property
     def _cache_name(self) -> str:
-        known = inspect.signature(self.model.base_model.forward).parameters
+        known = inspect.signature(body_of(self.model).forward).parameters
         return "cache" if "cache" in known else "past_key_values"
 
     def prefix(self, ids: Sequence[int]) -> Prefix:
@@ -238,15 +239,16 @@ class CausalLM:
         """Return the last hidden states `(n_rows, width, hidden)` and the response tokens' log-probabilities, in one pass."""
         ids = laid.ids.to(self.device)
         if self._fast_head:
-            hidden = self._body(ids, use_cache=False).last_hidden_state
+            hidden = states_of(self._body(ids, use_cache=False), self.model)
             return hidden, self._through_head(hidden, laid)
         seen: list[Any] = []
-        handle = self.model.base_model.register_forward_hook(lambda *call: seen.append(call[-1]))
+        handle = body_of(self.model).register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
             logits = self.model(input_ids=ids, use_cache=False).logits
         finally:
             handle.remove()
-        hidden = (seen[-1] if seen else self._body(ids, use_cache=False)).last_hidden_state
+        states = getattr(seen[-1], "last_hidden_state", None) if seen else None
+        hidden = states_of(self._body(ids, use_cache=False), self.model) if states is None else states
         return hidden, _log_softmax_at(logits, laid)
 
     def _gold(self, laid: _Laid, given: Mapping[str, Any]) -> torch.Tensor:
@@ -307,7 +309,7 @@ class CausalLM:
                 torch.set_num_threads(before)
 
     def _body(self, ids: torch.Tensor, **kwargs: Any) -> Any:
-        return self.model.base_model(input_ids=ids, **kwargs)
+        return body_of(self.model)(input_ids=ids, **kwargs)
 
     def _try_shortcuts(self) -> tuple[bool, bool]:
         """Compare both shortcuts with the plain pass on a few tokens; return which of them are exact here.
@@ -324,6 +326,7 @@ class CausalLM:
             raise ResourceError(
                 f"the model {self.name!r} cannot read {PROBE} tokens in a plain forward pass: {first_line(error)}"
             ) from error
+        check_causal(self.name, tokens, self._scored_plainly, self._same, self._close)
         found = []
         for attribute in ("_fast_head", "_fast_prefix"):
             setattr(self, attribute, True)
@@ -338,6 +341,18 @@ class CausalLM:
                 log.warning("%s: %s is not exact for this architecture; using the plain pass", self.name, attribute)
             found.append(exact)
         return found[0], found[1]
+
+    def _scored_plainly(self, sequences: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Return the log-probabilities of all tokens but the first of every sequence, by one plain pass."""
+        with self._reading(f"{len(sequences)} sequences of {PROBE} tokens"):
+            return self._scored(Prefix((), None), [Row(tokens[:1], tokens[1:]) for tokens in sequences])
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers of a last hidden state, as a pass gives them; a configuration may name the width of other layers."""
+        with self._reading("one token"):
+            one = Row([0], ())
+            return int(self._shown([one])[0].hidden.shape[1])
 
     def _head_is_last(self, tokens: Sequence[int]) -> bool:
         """Tell whether the logits are the output embeddings' output, bit for bit: no scale, no soft cap behind it."""
@@ -357,6 +372,12 @@ class CausalLM:
         if next(self.model.parameters()).dtype.itemsize >= 4:
             return bool(np.allclose(plain, fast, rtol=1e-5, atol=1e-4, equal_nan=True))
         return bool(np.allclose(plain, fast, rtol=0.03, atol=0.1, equal_nan=True))
+
+    def _same(self, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
+        """Tell whether two passes of the same shape, whose earlier tokens are the same, agree on these."""
+        if next(self.model.parameters()).dtype.itemsize >= 4:
+            return bool(np.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True))
+        return self._close(one, other)
 
     @cached_property
     def _vocabulary(self) -> int:

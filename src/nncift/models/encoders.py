@@ -18,6 +18,7 @@ from nncift.errors import NnciftError, ResourceError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
+from nncift.models.model_parts import last_hidden_states
 from nncift.models.out_of_memory import free_cache
 
 if TYPE_CHECKING:
@@ -183,12 +184,11 @@ class LanguageModelEncoder:
 
     def describe(self) -> Mapping[str, Any]:
         """Return the model's hash and limits."""
-        size = int(self.lm.model.config.get_text_config().hidden_size)
         return {
             "encoder": "lm",
             "weights": self.lm.fingerprint,
             "dtype": str(next(self.lm.model.parameters()).dtype),
-            "dim": size,
+            "dim": self.lm.width,
             "max_tokens": self.lm.context,
         }
 
@@ -209,8 +209,8 @@ class LanguageModelEncoder:
             padded[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
         with torch.inference_mode(), self.lm._threads():
-            output = self.lm.model.base_model(input_ids=padded.to(self.lm.device), use_cache=False)
-            hidden = output.last_hidden_state.float().cpu()
+            states = last_hidden_states(self.lm.model, input_ids=padded.to(self.lm.device), use_cache=False)
+            hidden = states.float().cpu()
             mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
             unit = torch.nn.functional.normalize(mean, dim=1)
         return np.asarray(unit.numpy(), np.float32)

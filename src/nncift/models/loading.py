@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.core.memory import check_torch, pass_on
+from nncift.core.texts import first_line as first_line
 from nncift.errors import ResourceError, UsageError
+from nncift.models import adapters
 from nncift.models.packaged import converted, gguf_of, identity
 
 if TYPE_CHECKING:
@@ -45,11 +47,17 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     placing = _placing(source, device, dtype)
+    weights = folder
+    if adapters.is_adapter(folder):
+        weights = locate(adapters.base_of(folder))
+        if source.load_in:
+            raise UsageError(f"--load-in {source.load_in} does not go with an adapter; merge it into its base first")
     # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        own = (folder / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(folder if own else weights, trust_remote_code=trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
+            weights,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
@@ -69,6 +77,8 @@ def load_model(
             "stand in for them; expected the weights of a causal language model (an encoder has no head, a lone adapter "
             "no base)"
         )
+    if weights != folder:
+        model = adapters.applied(model, folder)
     try:
         model.eval().requires_grad_(False)
         if not placing:
@@ -134,6 +144,9 @@ def locate(name: str | Path) -> Path:
         return converted(gguf)
     folder = Path(name)
     if folder.is_dir():
+        if adapters.is_adapter(folder):
+            adapters.base_of(folder)
+            return folder
         if not (folder / "config.json").is_file():
             raise ResourceError(
                 f"{str(name)!r} is a directory without config.json; expected a Hugging Face model folder"
@@ -191,7 +204,7 @@ def fingerprint(folder: Path) -> str:
     """Hash the weights, configuration, tokenizer and code of a model folder; 16 hex digits.
 
     A sentence encoder keeps its pooling in numbered folders inside, and they count too. What was converted from a GGUF file is
-    known by that file.
+    known by that file, an adapter by itself and its base.
     """
     if (known := identity(folder)) is not None:
         return known
@@ -201,6 +214,8 @@ def fingerprint(folder: Path) -> str:
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
+    if adapters.is_adapter(folder):
+        digest.update(fingerprint(locate(adapters.base_of(folder))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -241,7 +256,9 @@ def resolve_dtype(dtype: str, device: str) -> Any:
 def context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens that one sequence may have; 4096 where neither model nor tokenizer names a limit."""
     config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits = [
+        getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    ]
     limits.append(tokenizer.model_max_length)
     # Long-context rotary embeddings change all positions once a sequence, padding included, outgrows the first limit.
     rope = getattr(config, "rope_parameters", None) or {}
@@ -249,9 +266,3 @@ def context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         limits.append(rope.get("original_max_position_embeddings"))
     usable = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
     return min(usable, default=4096)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says in one line of at most 300 characters, or its kind where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

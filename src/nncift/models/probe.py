@@ -104,7 +104,7 @@ class Probe:
 
     @property
     def _size(self) -> int:
-        return int(self.lm.model.config.get_text_config().hidden_size)
+        return self.lm.width
 
     def _row(self, example: Example) -> tuple[Row, int]:
         """Return a row that fits: the prompt loses its start, a response longer than all its end."""

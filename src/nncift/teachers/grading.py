@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nncift.data.examples import Examples
 from nncift.models.causal_lm import CausalLM, Prefix
+from nncift.models.model_parts import body_of, last_hidden_states
 from nncift.models.response_reader import Reader, batches, too_long
 from nncift.teachers.rating import Form, Ids, encoder, make_form
 
@@ -195,7 +196,7 @@ def shared_probabilities(lm: CausalLM, prefix: Prefix, bodies: Sequence[Ids], fo
     places = lengths + torch.arange(max(map(len, ends)))
     with torch.inference_mode(), lm._threads():
         cache = prefix.repeated(len(bodies))
-        cache = lm.cache_of(lm.model.base_model(input_ids=_padded(lm, bodies), **lm.with_cache(cache)))
+        cache = lm.cache_of(body_of(lm.model)(input_ids=_padded(lm, bodies), **lm.with_cache(cache)))
         cache.batch_repeat_interleave(len(ends))
         logits = _logits(
             lm,
@@ -244,7 +245,7 @@ def _logits(lm: CausalLM, rows: Sequence[Ids], starts: Sequence[int], **given: A
     if not lm.head_is_last:
         logits = lm.model(input_ids=ids, **given).logits
         return torch.as_tensor(logits[row_at.to(logits.device), at.to(logits.device)].float())
-    hidden = lm.model.base_model(input_ids=ids, **given).last_hidden_state
+    hidden = last_hidden_states(lm.model, input_ids=ids, **given)
     hidden = hidden[row_at.to(hidden.device), at.to(hidden.device)]
     head: torch.nn.Module = lm.model.get_output_embeddings()
     return torch.as_tensor(head(hidden).float())

@@ -48,7 +48,7 @@ class Rds:
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Load the model and tokenise rows; one whose response alone exceeds the context is unusable."""
         lm, wording = self.reader.lm, self.reader.wording
-        self.width = int(lm.model.config.get_text_config().hidden_size)
+        self.width = lm.width
         rejected = []
         for example in examples:
             try:
