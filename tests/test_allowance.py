@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import nncift
-from nncift import config
+from nncift import Run, config
 from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
@@ -19,7 +19,6 @@ from nncift.models.encoders import HashEncoder
 from nncift.shard import run_shard
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.estimate import estimate
-from nncift.stages.finish import Run
 from nncift.stages.label_rounds import round_settings
 from nncift.stages.spending import parse_cost, parse_time
 from nncift.stages.timing import Rates

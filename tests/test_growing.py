@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nncift
-from nncift import config
+from nncift import Run, config
 from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
@@ -17,7 +17,6 @@ from nncift.errors import QualityError, UsageError
 from nncift.labels.store import Axes
 from nncift.stages import fit as fitting
 from nncift.stages import label_rounds as growing
-from nncift.stages.finish import Run
 from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
 from nncift.teachers import Chunk, ChunkLabels
 

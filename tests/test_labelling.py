@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import nncift
-from nncift import config, pipeline
+from nncift import Run, config, pipeline
 from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
@@ -24,7 +24,6 @@ from nncift.labels.row_labels import RowLabelStore
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
 from nncift.stages import inputs
-from nncift.stages.finish import Run
 from nncift.student import paper_recipe as fit
 from nncift.teachers import RowLabels
 from nncift.teachers.registry import create

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import nncift
-from nncift import config, pipeline
+from nncift import Run, config, pipeline
 from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
@@ -25,7 +25,6 @@ from nncift.labels import BASE
 from nncift.labels.pair_labels import LabelStore
 from nncift.models.encoders import HashEncoder
 from nncift.stages import inputs
-from nncift.stages.finish import Run
 from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels, Teacher
 from nncift.teachers.registry import create

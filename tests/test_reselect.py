@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import nncift
+from nncift import Run
 from nncift.data import Examples
 from nncift.data.pool_table import Rows
 from nncift.errors import DataError, InfeasibleError, UsageError
@@ -25,7 +26,6 @@ from nncift.runs.compare import compare
 from nncift.runs.finished import FinishedRun
 from nncift.runs.select_again import reselect
 from nncift.selection.problem import graph_problem
-from nncift.stages.finish import Run
 from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels
 

@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import nncift
+from nncift import Run
 from nncift.errors import UsageError
 from nncift.evaluation.fidelity import measure
 from nncift.labels import TRAIN
@@ -26,7 +27,7 @@ from nncift.models.causal_lm import CausalLM
 from nncift.runs.explain import explain
 from nncift.runs.finished import FinishedRun
 from nncift.runs.select_again import reselect
-from nncift.stages.finish import Run, score_file
+from nncift.stages.finish import score_file
 
 Write = Callable[..., Path]
 ROWS, NEW, EXISTING = 40, 6, 5

@@ -1,8 +1,8 @@
 """nncift: which instruction examples are worth training on, learned from a few percent of the influence values.
 
     import nncift
-    run = nncift.run("alpaca.jsonl", teacher=nncift.teachers.Delift("org/model"), labels=0.05, budget=0.30, out="runs/a")
-    run.subset, run.fidelity, run.ledger
+    run = nncift.run("alpaca.jsonl", model="org/model", budget=0.30)
+    run.skill, run.selected_ids, run.to_pandas(), run.export(to="trl", out="train.jsonl")
 
 Names are loaded when they are used, so that importing the package is quick.
 """
@@ -14,13 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nncift import teachers as teachers
+    from nncift.api.functions import compare as compare
+    from nncift.api.functions import evaluate as evaluate
+    from nncift.api.functions import explain as explain
+    from nncift.api.functions import export as export
+    from nncift.api.functions import inspect as inspect
+    from nncift.api.functions import load as load
+    from nncift.api.functions import run as run
+    from nncift.api.functions import score as score
+    from nncift.api.functions import select as select
+    from nncift.api.functions import study as study
+    from nncift.api.functions import tune as tune
+    from nncift.api.run_object import Run as Run
     from nncift.data import Example as Example
     from nncift.data import Examples as Examples
     from nncift.data import read as read
     from nncift.errors import NnciftError as NnciftError
     from nncift.models.encoders import Encoder as Encoder
-    from nncift.pipeline import run as run
-    from nncift.stages.finish import Run as Run
     from nncift.student.model import Student as Student
     from nncift.teachers import Teacher as Teacher
 
@@ -31,12 +41,22 @@ _WHERE = {
     "Example": "nncift.data",
     "Examples": "nncift.data",
     "NnciftError": "nncift.errors",
-    "Run": "nncift.stages.finish",
+    "Run": "nncift.api.run_object",
     "Student": "nncift.student.model",
     "Teacher": "nncift.teachers",
+    "compare": "nncift.api.functions",
+    "evaluate": "nncift.api.functions",
+    "explain": "nncift.api.functions",
+    "export": "nncift.api.functions",
+    "inspect": "nncift.api.functions",
+    "load": "nncift.api.functions",
     "read": "nncift.data",
-    "run": "nncift.pipeline",
+    "run": "nncift.api.functions",
+    "score": "nncift.api.functions",
+    "select": "nncift.api.functions",
+    "study": "nncift.api.functions",
     "teachers": "nncift.teachers",
+    "tune": "nncift.api.functions",
 }
 
 __all__ = sorted(_WHERE)

@@ -1,0 +1,260 @@
+"""Every command as a function. Each does what the command of its name does, and returns what its `--json` prints."""
+
+from __future__ import annotations
+
+import functools
+import inspect as signatures
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
+
+from nncift import pipeline
+from nncift.api.progress_bars import for_people
+from nncift.api.run_object import Run
+from nncift.config import RunSettings
+from nncift.core.progress import Progress
+from nncift.errors import UsageError
+from nncift.models.encoders import Encoder
+from nncift.teachers import RowTeacher, Teacher
+
+Files = str | Path | Sequence[str | Path]
+Amount = str | int | float
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class SelectOptions(TypedDict, total=False):
+    """What is selected (docs/cli.md has each setting's meaning)."""
+
+    budget: Amount
+    objective: Literal["fl", "flmi", "fl2mi", "flcg", "rr", "max", "topk", "random"]
+    quota: str | Sequence[str]
+    include: str
+    exclude: str
+    dedup: str
+    neighbours: int
+    optimiser: Literal["lazy", "stochastic", "partition"]
+
+
+class RunOptions(SelectOptions, total=False):
+    """Settings of a run, as the flags of `nncift run` (docs/cli.md has each setting's meaning)."""
+
+    preset: Literal["auto", "cheap", "paper"]
+    model: str
+    labels: Amount
+    max_labels: Amount
+    cost: Amount
+    time: Amount
+    plan: Literal["block", "scatter", "active", "rows"]
+    test_items: int
+    validation_items: int
+    student: str
+    recipe: Literal["default", "paper"]
+    features: Literal["text", "probe"]
+    gate: bool
+    min_spearman: float
+    min_skill: float
+    variant: Literal["probability", "logprob"]
+    template: str
+    context: int
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    trust_remote_code: bool
+    load_in: Literal["4bit", "8bit"]
+    device_map: Literal["auto"]
+    option: Mapping[str, Any]
+    format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"]
+    map: Mapping[str, str]
+    limit: int
+    strict: bool
+    seed: int
+    device: str
+
+
+class ExportOptions(TypedDict, total=False):
+    """How rows are written. max_length: the trainer's limit in tokens; what it would cut of a response is refused or dropped."""
+
+    turns: Literal["all", "last"]
+    max_length: int
+    too_long: Literal["refuse", "drop"]
+    tokenizer: str
+    with_scores: bool
+
+
+def _spelled_out(options: Any) -> Callable[[Function], Function]:
+    """Give a function a signature that names its settings with their defaults, for `help` and for editors."""
+
+    def wrap(function: Function) -> Function:
+        own = signatures.signature(function)
+        kept = [item for item in own.parameters.values() if item.kind is not signatures.Parameter.VAR_KEYWORD]
+        named = [
+            signatures.Parameter(
+                name,
+                signatures.Parameter.KEYWORD_ONLY,
+                default=RunSettings.model_fields[name].get_default(call_default_factory=True),
+                annotation=kind,
+            )
+            for name, kind in options.__annotations__.items()
+        ]
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        called.__signature__ = own.replace(parameters=[*kept, *named])  # type: ignore[attr-defined]
+        return called  # type: ignore[return-value]
+
+    return wrap
+
+
+@_spelled_out(RunOptions)
+def run(
+    rows: Any,
+    *,
+    out: str | Path | None = None,
+    teacher: str | Teacher | RowTeacher | None = None,
+    target: Any = None,
+    existing: Any = None,
+    encoder: str | Encoder | None = None,
+    progress: Progress | None = None,
+    **settings: Unpack[RunOptions],
+) -> Run:
+    """Select rows that are worth training on, by influence that a small network learned from a few percent of the labels.
+
+    rows: paths, a list of dicts, a DataFrame, a `datasets.Dataset`, any iterable of rows; target (rows that shall be served) and
+    existing (rows that were trained on already) alike. out: the run's directory, one that exists is continued or extended; None =
+    a temporary folder that goes with the run. teacher, encoder: names or objects, by default those of the preset. progress: shows
+    how far things are; by default bars where somebody looks. settings: as the flags of `nncift run`.
+
+    Raises the errors of `nncift.errors`, each of which says what was given, what was expected, and what to do.
+    """
+    temporary = TemporaryDirectory(prefix="nncift-") if out is None else None
+    folder = Path(out) if out is not None else Path(str(temporary.name)) / "run"  # type: ignore[union-attr]
+    made = pipeline.run(
+        rows,
+        out=folder,
+        teacher=teacher,
+        target=target,
+        existing=existing,
+        encoder=encoder,
+        progress=progress or for_people(),
+        **settings,
+    )
+    return Run(made.path, temporary)
+
+
+def load(path: str | Path) -> Run:
+    """Return the finished run in a directory. Raises DataError where there is none."""
+    return Run(path)
+
+
+@_spelled_out(SelectOptions)
+def select(path: str | Path, *, out: str | Path | None = None, **settings: Unpack[SelectOptions]) -> Mapping[str, Any]:
+    """Select again from a finished run; no model is loaded. out: a new directory, None = replace the run's selection."""
+    from nncift.runs.select_again import reselect
+
+    return reselect(Path(path), settings, None if out is None else Path(out))
+
+
+def score(rows: Any, *, run: str | Path, out: str | Path, device: str = "auto") -> Mapping[str, Any]:
+    """Score rows with the student of a finished run, and write `id, score, interval_low, interval_high`.
+
+    rows: whatever `nncift.run` takes.
+    """
+    from nncift.data import rows_from
+    from nncift.stages.finish import score_file
+
+    return score_file(rows_from(rows), Path(run), Path(out), device=device)
+
+
+def evaluate(
+    path: str | Path, *, full_teacher: bool = False, device: str = "auto", progress: Progress | None = None
+) -> Mapping[str, Any]:
+    """Measure a run's student; full_teacher: label every pair (resumable), and judge selection and intervals by the truth."""
+    from nncift.runs.evaluate import evaluate
+
+    return evaluate(Path(path), full_teacher=full_teacher, device=device, progress=progress or for_people())
+
+
+def explain(path: str | Path, example_id: str, *, why_not: bool = False) -> Mapping[str, Any]:
+    """Tell why a row was chosen or dropped, and what would have to change."""
+    from nncift.runs.explain import explain
+
+    return explain(path, example_id, why_not=why_not)
+
+
+def compare(a: str | Path, b: str | Path, *, clusters: int = 10) -> Mapping[str, Any]:
+    """Compare two selections: overlap, coverage, shifts between clusters of the embeddings."""
+    from nncift.runs.compare import compare
+
+    return compare(Path(a), Path(b), clusters=clusters)
+
+
+def export(
+    path: str | Path,
+    *,
+    out: str | Path,
+    to: str = "same",
+    **options: Unpack[ExportOptions],
+) -> Mapping[str, Any]:
+    """Write the selected rows as a trainer loads them, checked before they are written.
+
+    to: same, trl, axolotl, llamafactory or openai. options: as the flags of `nncift export`.
+    """
+    from nncift.data.export import export
+    from nncift.data.lengths import LengthLimit
+
+    most, too_long = options.get("max_length"), options.get("too_long", "refuse")
+    limit = None if most is None else LengthLimit(most, options.get("tokenizer"), too_long)
+    turns, with_scores = options.get("turns", "all"), options.get("with_scores", False)
+    return export(path, out, to=to, turns=turns, length=limit, with_scores=with_scores)
+
+
+def tune(
+    path: str | Path,
+    test: Files,
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Mapping[str, Any]:
+    """Train on a run's selection and on rival subsets alike, and judge them by test rows that none has seen.
+
+    settings: as the flags of `nncift tune`.
+    """
+    from nncift.finetune.experiment import tune
+
+    files = [test] if isinstance(test, str | Path) else list(test)
+    given = {**settings, "test": tuple(str(file) for file in files)}
+    return tune(path, given, None if out is None else Path(out), progress or for_people())
+
+
+def study(
+    grid: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    out: str | Path,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Mapping[str, Any]:
+    """Run the analyses of a study file, or of a preset; what is finished is not computed again.
+
+    Raises UsageError unless one of the two is given.
+    """
+    from nncift.studies import run_study
+
+    if (grid is None) == (preset is None):
+        raise UsageError("give a study file or preset='laptop', one of the two")
+    file = run_study.preset(str(preset)) if grid is None else Path(grid)
+    return run_study.study(file, Path(out), device=device, progress=progress or for_people())
+
+
+def inspect(
+    *files: str,
+    format: str = "auto",  # noqa: A002
+    map: Mapping[str, str] | None = None,  # noqa: A002
+    tokenizer: str | None = None,
+) -> Mapping[str, Any]:
+    """Tell formats, counts, problems with their lines, token statistics and duplicates of files."""
+    from nncift.stages.inspection import inspect
+
+    return inspect(*files, format=format, map=map, tokenizer=tokenizer)
