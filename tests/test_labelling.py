@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def same(one: Run, other: Run) -> None:
+def same(one: Any, other: Any) -> None:
     for name in SAME:
         assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
     for key in ("teacher_passes", "full_teacher_passes", "saving"):
