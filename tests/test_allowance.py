@@ -64,6 +64,12 @@ class Gradients:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
+    def warm_up(self) -> None:
+        """There is nothing to train."""
+
+    def without_warm_up(self) -> "Gradients":
+        return self
+
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         return ()
 

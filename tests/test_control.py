@@ -13,8 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Example, Message
 from nncift.errors import DataError
-from nncift.models.prompt_format import PromptFormat
-from nncift.models.row_remarks import Remarks
+from nncift.models.prompt_format import PromptFormat, Remarks
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

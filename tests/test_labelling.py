@@ -49,6 +49,12 @@ class Features:
         self.given: list[tuple[str, ...]] = []
         self._stop_after, self._rejects, self._weights = stop_after, rejects, weights
 
+    def warm_up(self) -> None:
+        """There is nothing to train."""
+
+    def without_warm_up(self) -> "Features":
+        return self
+
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         self.given.append(examples.ids)
         return tuple(Rejection(row.source, row.line, "needs too much") for row in examples if row.id in self._rejects)
@@ -358,7 +364,7 @@ def test_a_run_of_an_object_can_be_repeated_from_its_manifest(
     folder = str(llama_folder)
     made: Any = nncift.teachers.Ifd(folder, above_one="keep") if name == "ifd" else nncift.teachers.Less(folder, **TINY)
     run = select(write_pool(40), tmp_path / "run", made)
-    assert made.workspace is None
+    assert name == "ifd" or made.workspace is None
     settings = config.resolve({}, run.path / "manifest.yaml")
     teacher = create(settings, seed=settings.seed)
     same(pipeline.execute(settings, inputs.read_pool(settings), tmp_path / "again", teacher=teacher), run)

@@ -22,9 +22,9 @@ from transformers import (
 
 from nncift.errors import ResourceError, UsageError
 from nncift.models import causal_lm as module
+from nncift.models.batching import BatchLimit
 from nncift.models.causal_lm import CausalLM, Prefix, Row
 from nncift.models.loading import context_limit, fingerprint
-from nncift.models.out_of_memory import BatchLimit
 from tests.tolerances import close, of_models
 
 BEFORE = [1, 9, 30, 12, 7, 41, 22, 8, 15, 33]

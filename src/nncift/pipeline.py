@@ -8,8 +8,7 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ from nncift.stages.timing import rates_of
 from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
+from nncift.teachers.abilities import subtask_column, workspace_in
 
 
 def run(
@@ -160,7 +160,7 @@ def _selected(
         existing = read_existing(settings)
     settings = check_request(as_begun(settings, out), pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
-    with _borrowed_workspace(teacher, out), RunDir(out, settings) as directory:
+    with workspace_in(teacher, workspace_of(out)), RunDir(out, settings) as directory:
         joining = Joining(directory.path, engine)
         context = RunContext(directory, settings, teacher, encoder, progress, engine=joining)
         axes, rejected = usable_rows(context, pool, wanted)
@@ -189,7 +189,7 @@ def _selected(
         labels, student, fidelity = label_in_rounds(context, axes, vectors, plan, rounds)
         joining.tidy(finished_jobs(context))
         write_rows_file(directory, axes.sources, axes.targets, tokens or {})
-        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(teacher))
+        subtask_of = subtasks.keep(directory, axes.targets, subtask_column(teacher))
         problem = problem_maker(context, axes, vectors, labels, student, rows, settled, before, subtask_of)
         selection = choose(
             context.directory, context.keys, settings, rows, settled, problem, calculate=context.calculate
@@ -255,19 +255,6 @@ def problem_maker(
         subtask_of=subtask_of,
         calculate=context.calculate,
     )
-
-
-@contextmanager
-def _borrowed_workspace(teacher: Teacher | RowTeacher, out: str | Path) -> Iterator[None]:
-    """Let a teacher that was made by hand keep in the run what it must not lose in a kill, as one made by name does."""
-    lacks: Any = teacher if getattr(teacher, "workspace", out) is None else None
-    if lacks is not None:
-        lacks.workspace = workspace_of(out)
-    try:
-        yield
-    finally:
-        if lacks is not None:
-            lacks.workspace = None
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

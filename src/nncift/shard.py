@@ -47,6 +47,7 @@ from nncift.stages.timing import Rates
 from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher, Teacher, subtasks
+from nncift.teachers.abilities import subtask_column
 
 
 def run_shard(
@@ -200,7 +201,7 @@ class _Course:
         settled = self._constraints.settle(rows, vectors.text)
         if directory.is_done("select", key_of(context.keys, settings, rows, settled), CHOSEN):
             return
-        subtask_of = subtasks.keep(directory, axes.targets, subtasks.column_of(context.teacher))
+        subtask_of = subtasks.keep(directory, axes.targets, subtask_column(context.teacher))
         problem = problem_maker(context, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
         with suppress(Enough), directory.measured(SCORE):
             found = problem()

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from nncift.data.examples import Examples
 from nncift.errors import DataError
 from nncift.student.networks import FittedStudent, Network, TrainingData
-from nncift.teachers import Chunk, FeatureTeacher, MonitoredTeacher, RowTeacher, Teacher
-from nncift.teachers.teacher_cost import row_passes
+from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
+from nncift.teachers.abilities import figures_of, row_passes
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -160,9 +160,8 @@ def _check_rows(teacher: RowTeacher, ids: Sequence[str], tolerance: float) -> No
         f"counts {whole.passes} passes for {len(ids)} rows and declares {declared}; set row_passes, the passes of a row",
         teacher,
     )
-    if isinstance(teacher, MonitoredTeacher):
-        record, names = sorted(whole.figures), sorted(teacher.figures)
-        _require(record == names, f"sums up {record} and says that its figures are {names}", teacher)
+    record, names = sorted(whole.figures), sorted(figures_of(teacher))
+    _require(record == names, f"sums up {record} and says that its figures are {names}", teacher)
     again = teacher.measure(list(reversed(ids))).values[::-1]
     _require(_close(whole.values, again, tolerance), "measures rows differently in another order", teacher)
     alone = np.concatenate([teacher.measure([item]).values for item in ids[:3]])

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nncift.errors import ResourceError
+from nncift.models.batching import BatchLimit
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import LanguageModelEncoder, SentenceEncoder
-from nncift.models.out_of_memory import BatchLimit
 
 from .conftest import content
 

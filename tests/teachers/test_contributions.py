@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nncift.models.gradient_contributions import Contributions, Use
+from nncift.models.per_sample_gradients import Contributions, Use
 
 
 class Scaled(nn.Module):

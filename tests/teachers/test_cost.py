@@ -11,7 +11,7 @@ from nncift import teachers
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.teachers import RowLabels
-from nncift.teachers.teacher_cost import pass_weight, row_passes, warm_up
+from nncift.teachers.abilities import WarmUpCost, pass_weight, row_passes, warm_up_cost
 
 
 class Plain:
@@ -33,7 +33,7 @@ class Plain:
 
 
 def test_a_plug_in_that_declares_nothing_makes_one_forward_pass_a_row() -> None:
-    assert (pass_weight(Plain()), row_passes(Plain()), warm_up(Plain())) == (1, 1, {"passes": 0, "tokens": 0})
+    assert (pass_weight(Plain()), row_passes(Plain()), warm_up_cost(Plain())) == (1, 1, WarmUpCost(0, 0))
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_bos_stands_once_and_responses_are_the_same(
 
 def test_cost_counts_the_prefix_once(llama: CausalLM) -> None:
     teacher = prepared(llama)
-    rows = [len(teacher._targets[name]) for name in ("t0", "t1")]
+    rows = [len(teacher.reader.rows[name]) for name in ("t0", "t1")]
     prefix = 1 + len(teacher.wording.block(example("s0", *SOURCES["s0"]), 48).ids)
     # Both begin with the three tokens of `Instruction:\n`, which are read once, as part of the prefix.
     assert teacher.label(Chunk(0, None, ("t0", "t1"))).tokens == (1 + 3) + sum(rows) - 2 * 3
@@ -208,7 +208,7 @@ def test_a_long_response_stays_whole_and_pairs_that_cannot_fit_are_missing(llama
     teacher = prepared(llama, example("wordy", "name a tree", answer))
     block = teacher.wording.block(example("wordy", "name a tree", answer), teacher.block_tokens)
     assert list(block.ids).count(ids(llama, "tree")[0]) == 65
-    lengths = {name: 1 + len(block.ids) + len(teacher._targets[name]) for name in TARGETS}
+    lengths = {name: 1 + len(block.ids) + len(teacher.reader.rows[name]) for name in TARGETS}
     assert min(lengths.values()) <= 96 < max(lengths.values())
     values = teacher.label(Chunk(0, "wordy", tuple(TARGETS))).values
     assert {name: bool(np.isnan(value)) for name, value in zip(TARGETS, values, strict=True)} == {

@@ -14,7 +14,7 @@ from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.lora import LoraShape, Trainable
 from nncift.models.per_sample_gradients import PerSample
-from nncift.teachers.less_projection import Kind, Projection
+from nncift.teachers.less_projection import Projection, ProjectionKind
 from tests.tolerances import distances, of_gradients
 
 ROWS = [Row((1, 9, 12, 15), (20, 21, 2)), Row((1, 30), (7, 8, 9, 10, 11)), Row((1, 14, 13, 12, 11, 10), (33,))]
@@ -140,7 +140,7 @@ def test_gradients_leave_the_model_as_it_was(llama_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sketch", "dense"])
-def test_projection_keeps_inner_products_on_average_and_within_its_bound(kind: Kind) -> None:
+def test_projection_keeps_inner_products_on_average_and_within_its_bound(kind: ProjectionKind) -> None:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(600, generator=generator)
     y = x + torch.randn(600, generator=generator)
@@ -157,7 +157,7 @@ def test_projection_keeps_inner_products_on_average_and_within_its_bound(kind: K
 
 @pytest.mark.parametrize("kind", ["sketch", "dense"])
 @pytest.mark.parametrize("size", [3, 40, 64, 100, 1000])
-def test_projection_is_one_linear_map_per_name_and_seed(kind: Kind, size: int) -> None:
+def test_projection_is_one_linear_map_per_name_and_seed(kind: ProjectionKind, size: int) -> None:
     projection = Projection(64, 1, kind)
     matrix = projection.matrix("a", size)
     vectors = torch.randn((5, size), generator=torch.Generator().manual_seed(0))

@@ -13,9 +13,8 @@ import torch
 
 from nncift.data import Example, Examples, Message, read
 from nncift.errors import ResourceError, UsageError
-from nncift.models.adam import Adam, Direction
 from nncift.models.causal_lm import CausalLM
-from nncift.models.checkpoints import Checkpoint
+from nncift.models.checkpoints import Adam, Checkpoint, Direction
 from nncift.teachers import FeatureTeacher
 from nncift.teachers.less import Less
 from nncift.teachers.less_features import GradientFeatures

@@ -12,11 +12,12 @@ from transformers import AutoTokenizer
 
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import HashEncoder
 from nncift.models.prompt_format import PromptFormat
-from nncift.models.response_reader import batches
-from nncift.teachers import FeatureTeacher, Notes, RowTeacher
+from nncift.teachers import FeatureTeacher, RowTeacher
+from nncift.teachers.abilities import HasNotes
 from nncift.teachers.delift import Delift
 from nncift.teachers.delift_se import Similarity
 from nncift.teachers.given_scores import Column, Length, Random
@@ -72,7 +73,7 @@ def test_rows_of_whose_response_nothing_is_left_are_rejected_and_parts_are_count
     (rejected,) = teacher.prepare(rows)
     assert rejected.reason == "the chat template leaves nothing of the response"
     assert rejected.line == 1
-    assert isinstance(teacher, Notes)
+    assert isinstance(teacher, HasNotes)
     assert teacher.notes() == (
         "1 of 4 rows hold the text of control tokens (</s>), which is read as text.",
         "1 of 4 rows keep only a part of their response under the model's chat template, and nothing else of it is read.",

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.models.batching import batches, row_losses
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.checkpoints import Checkpoint, bring
 from nncift.models.lora import LoraShape, Trainable, attention_modules
+from nncift.models.training import rate, row_losses
 from nncift.storage.atomic import read_json
 from nncift.teachers import less_warmup as warmup
-from nncift.teachers.less_warmup import Recipe, rate, thinned, train
+from nncift.teachers.less_warmup import Recipe, thinned, train
 
 ROWS = [Row((1, 9 + k, 12), tuple((7 + k * j) % 40 + 3 for j in range(1, 4 + k % 3))) for k in range(6)]
 RECIPE = Recipe(share=0.5, epochs=3, learning_rate=0.01, batch_rows=4)
@@ -280,10 +281,10 @@ def test_rate_rises_for_three_percent_and_falls_in_a_line() -> None:
 
 
 def test_batches_hold_all_rows_once_within_their_tokens() -> None:
-    found = batches(ROWS, 20)
+    found = batches(list(map(len, ROWS)), 20)
     assert sorted(place for batch in found for place in batch) == list(range(6))
     assert all(len(batch) * max(len(ROWS[place]) for place in batch) <= 20 for batch in found)
-    assert [len(batch) for batch in batches(ROWS, 1)] == [1] * 6
+    assert [len(batch) for batch in batches(list(map(len, ROWS)), 1)] == [1] * 6
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from nncift.data.examples import Example, Examples
 from nncift.errors import DataError
 from nncift.models.encoders import Encoder
 from nncift.models.probe import Probe
-from nncift.teachers import Chunk, CompactTeacher, MonitoredTeacher, RowTeacher, Teacher
+from nncift.teachers import Chunk, RowTeacher, Teacher
+from nncift.teachers.abilities import figures_of, stored_as
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,8 @@ class Hands:
         """Measure rows. Values travel in the type that they are kept in."""
         teacher: Any = self.teacher
         found = teacher.measure(list(ids))
-        kept = teacher.stored_as if isinstance(teacher, CompactTeacher) else "float32"
-        names = teacher.figures if isinstance(teacher, MonitoredTeacher) else ()
-        figures = np.array([found.figures[name] for name in names], np.float64)
-        arrays = {"values": found.values.astype(kept), "figures": figures}
+        figures = np.array([found.figures[name] for name in figures_of(teacher)], np.float64)
+        arrays = {"values": found.values.astype(stored_as(teacher)), "figures": figures}
         return Outcome(arrays, int(found.tokens), int(found.passes))
 
 

@@ -25,6 +25,7 @@ from nncift.distributed.piece_records import unpack
 from nncift.distributed.ray_worker import Order, Worker, orders
 from nncift.distributed.start import ClusterSettings
 from nncift.errors import ResourceError, UsageError
+from nncift.teachers.abilities import WarmsUp
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class OnRay:
             Here().each(hands, job, pieces, keep)
             return
         # What precedes all rows, such as a warm-up, is done once: by the worker that has the first piece, for all.
-        alone = job.hand == "measure" and hasattr(hands.teacher, "warm_up")
+        alone = job.hand == "measure" and isinstance(hands.teacher, WarmsUp)
         first, rest = (pieces[:1], pieces[1:]) if alone else ((), pieces)
         for part in (first, rest):
             if part:

@@ -18,7 +18,7 @@ from nncift.distributed.piece_records import Record, pack
 from nncift.models.encoders import Encoder, create
 from nncift.models.probe import Probe
 from nncift.teachers import RowTeacher, Teacher, registry
-from nncift.teachers.language_models import language_model
+from nncift.teachers.abilities import language_model
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from nncift.distributed.piece_records import Damage, Names, Reader, Record, Writ
 from nncift.distributed.shadow import WORK, Presence, held, locked
 from nncift.distributed.shards import END, Left, folder_of, in_files, name_of
 from nncift.distributed.waiting import Waiting
+from nncift.teachers.abilities import KeepsWorkspace, WarmsUp
 
 
 @dataclass
@@ -240,10 +241,11 @@ class Part:
 
         The first shard that comes trains the warm-up in the run's folder of the teacher, and the others wait and find it there.
         """
-        teacher: Any = hands.teacher
-        if job.hand != "measure" or not hasattr(teacher, "warm_up") or getattr(teacher, "workspace", None) is None:
+        teacher = hands.teacher
+        folder = teacher.workspace if isinstance(teacher, KeepsWorkspace) else None
+        if job.hand != "measure" or not isinstance(teacher, WarmsUp) or folder is None:
             return 0.0
-        with locked(teacher.workspace / ".lock", fcntl.LOCK_EX, None):
+        with locked(folder / ".lock", fcntl.LOCK_EX, None):
             began = time.perf_counter()
             teacher.warm_up()
             return time.perf_counter() - began

@@ -1,7 +1,7 @@
 """Whether labels mean anything: whether they tell sources apart, and whether anything predicts them (docs/method.md 3.7).
 
 A teacher of any kind may give numbers that say nothing: all equal, or noise. Both can be seen from the labels themselves, and the
-run says so; what a teacher knows of its own values it says itself (`MonitoredTeacher`).
+run says so; what a teacher knows of its own values it says itself (`teachers.abilities.Monitored`).
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, Floats, create
 from nncift.models.loading import ModelSource
-from nncift.models.prompt_format import PromptFormat
-from nncift.models.row_remarks import Remarks
+from nncift.models.prompt_format import PromptFormat, Remarks
 from nncift.runs.finished import FinishedRun
 
 ENDS = 10

@@ -16,14 +16,11 @@ from nncift.core.seeds import derive
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule
-from nncift.models.adam import BETAS, EPSILON
-from nncift.models.batching import batches, row_losses
+from nncift.models.batching import batches, free_cache, is_out_of_memory
 from nncift.models.causal_lm import SMALL, CausalLM, Row
 from nncift.models.lora import LoraShape, Trainable, linear_modules, seeded
-from nncift.models.out_of_memory import free_cache, is_out_of_memory
-from nncift.models.prompt_format import PromptFormat, Tokens
-from nncift.models.row_remarks import Remarks
-from nncift.teachers.less_warmup import CLIP, rate
+from nncift.models.prompt_format import PromptFormat, Remarks, Tokens
+from nncift.models.training import BETAS, CLIP, EPSILON, rate, row_losses
 
 if TYPE_CHECKING:
     import torch
@@ -228,7 +225,7 @@ class FineTuner:
         """
         total = sum(len(row.response) for row in update)
         while True:
-            parts = [[update[place] for place in places] for places in batches(update, self._most)]
+            parts = [[update[place] for place in places] for places in batches(list(map(len, update)), self._most)]
             try:
                 return sum(self._pass(part, total) for part in parts)
             except (MemoryError, RuntimeError) as error:

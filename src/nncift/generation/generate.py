@@ -13,9 +13,9 @@ from nncift.core.progress import Progress, silent
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
 from nncift.generation.prompts import InFrontOf, Prompts, reason
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM
 from nncift.models.prompt_format import PromptFormat
-from nncift.models.response_reader import batches
 
 Ids = tuple[int, ...]
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from nncift.core.progress import Progress
 from nncift.data.examples import Example
 from nncift.errors import DataError
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.prompt_format import PromptFormat
-from nncift.models.response_reader import batches, too_long
+from nncift.models.response_reader import too_long
 
 Key = TypeVar("Key")
 

@@ -24,7 +24,8 @@ from nncift.labels import LabelBudget, Roles, set_apart
 from nncift.labels.sizes import held_out_of_rows, side
 from nncift.storage.atomic import read_json, write_sealed
 from nncift.storage.row_store import Chunks, RowStore
-from nncift.teachers import CompactTeacher, FeatureTeacher, MonitoredTeacher, RowLabels, RowTeacher
+from nncift.teachers import FeatureTeacher, RowLabels, RowTeacher
+from nncift.teachers.abilities import figures_of, stored_as
 from nncift.teachers.utility_blocks import utility_blocks
 
 CHUNK_ROWS = 16
@@ -158,8 +159,7 @@ class RowFormat:
     @classmethod
     def of(cls, teacher: RowTeacher) -> RowFormat:
         """Return what a teacher asks for."""
-        dtype = teacher.stored_as if isinstance(teacher, CompactTeacher) else "float32"
-        return cls(teacher.width, dtype, teacher.figures if isinstance(teacher, MonitoredTeacher) else ())
+        return cls(teacher.width, stored_as(teacher), figures_of(teacher))
 
     @property
     def row_bytes(self) -> int:

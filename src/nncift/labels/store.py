@@ -24,8 +24,8 @@ from nncift.labels import BASE, LabelBudget, LabelPlan, describe, grow
 from nncift.labels.pair_labels import LabelStore
 from nncift.labels.row_labels import SCORE, RowFormat, RowLabelStore, RowPlan, describe_rows, grow_rows
 from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
-from nncift.teachers import Chunk, ChunkLabels, MonitoredTeacher, RowLabels, RowTeacher, Teacher
-from nncift.teachers.teacher_cost import warm_up
+from nncift.teachers import Chunk, ChunkLabels, RowLabels, RowTeacher, Teacher
+from nncift.teachers.abilities import Monitored, figures_of, warm_up_cost
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class RowLabelling:
         work.know(sorted(plan.measured))
         store.set_format(RowFormat.of(teacher))
         before = store.progress().seconds
-        names = teacher.figures if isinstance(teacher, MonitoredTeacher) else ()
+        names = figures_of(teacher)
         sizes = [0, *accumulate(len(chunks) for chunks in plan.chunks)]
         pending = {}
         for generation, index, ids in store.pending():
@@ -281,11 +281,11 @@ class RowLabelling:
         self._save(store.utilities(teacher))
         done = store.progress()
         # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
-        once = warm_up(teacher)
+        once = warm_up_cost(teacher)
         means = {name: total / max(done.rows, 1) for name, total in done.figures.items()}
-        sentences = teacher.warnings(means) if isinstance(teacher, MonitoredTeacher) else ()
-        write_sealed(self._once, {**once, "warnings": sentences, "figures": means})
-        return Spent(done.tokens + once["tokens"], done.passes + once["passes"], before)
+        sentences = teacher.warnings(means) if isinstance(teacher, Monitored) else ()
+        write_sealed(self._once, {**vars(once), "warnings": sentences, "figures": means})
+        return Spent(done.tokens + once.tokens, done.passes + once.passes, before)
 
     def whole(self) -> bool:
         """Tell whether no chunk is pending, and what follows from them can be read."""

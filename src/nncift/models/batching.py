@@ -1,85 +1,118 @@
-"""What goes through the model at once in LESS, and each row's own loss (method.md 3.3)."""
+"""How many rows go through a model at once: batches by tokens, which shrink where memory runs out.
+
+Memory is a device's, or that of a process under `--max-mem`. Batches are chosen by a budget of tokens, which cannot know what a
+device holds. One that does not fit is halved and tried again, and what was too much is remembered, so that a process runs out
+a few times and not at every batch. How rows are padded together changes then, and with it the last bits of a result, never
+which rows belong to a chunk.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from nncift.models.causal_lm import Row
-from nncift.models.model_parts import last_hidden_states
+from nncift.core.memory import ran_out
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-IGNORED = -100
-"""Stands where a row has no response token."""
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def batches(
-    rows: Sequence[Row], batch_tokens: int, vocabulary: int = 1, logits_at_once: int | None = None
+    lengths: Sequence[int],
+    batch_tokens: int,
+    before: int = 0,
+    *,
+    responses: Sequence[int] | None = None,
+    most_responses: int = 0,
 ) -> list[list[int]]:
-    """Return positions of rows, sorted by length, in batches of at most `batch_tokens` padded tokens.
+    """Cut positions, sorted by length, into batches of at most `batch_tokens` padded tokens, at least one row each.
 
-    logits_at_once: entries that the logits of a batch's response tokens may have, for a vocabulary of this size.
+    before: tokens of a shared prefix, whose keys and values are held once per row: long ones make batches smaller. responses: of
+    these lengths, of which a batch has at most `most_responses` padded tokens, since each needs its own logits.
     """
     found: list[list[int]] = []
     longest = 0
-    for index in sorted(range(len(rows)), key=lambda position: (len(rows[position]), position)):
-        size, longest = (len(found[-1]) if found else 0) + 1, max(longest, len(rows[index].response))
-        full = size * len(rows[index]) > batch_tokens
-        if not found or full or (logits_at_once is not None and size * longest * vocabulary > logits_at_once):
+    for index in sorted(range(len(lengths)), key=lambda position: (lengths[position], position)):
+        size, width = len(found[-1]) + 1 if found else 1, lengths[index]
+        full = size * width > batch_tokens or size * (width + before) > 8 * batch_tokens
+        if responses is not None:
+            longest = max(longest, responses[index])
+            full = full or size * longest > most_responses
+        if not found or full:
             found.append([])
-            longest = len(rows[index].response)
+            longest = 0 if responses is None else responses[index]
         found[-1].append(index)
     return found
 
 
-def row_losses(
-    model: nn.Module, rows: Sequence[Row], device: torch.device, *, head_is_last: bool = False
-) -> torch.Tensor:
-    """Return every row's mean negative log-likelihood over its own response tokens, `(n,)` float32.
+class BatchLimit:
+    """What fits into a device at once. most: padded tokens of a batch, None as long as nothing was too much."""
 
-    Rows are padded on the right, which a causal model cannot see. Every row needs a token before its response.
-    head_is_last: logits are computed where a response token is due and nowhere else; right where nothing follows the
-    output embeddings (`CausalLM.head_is_last`).
-    """
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def run(
+        self,
+        items: Sequence[Item],
+        length: Callable[[Item], int],
+        do: Callable[[Sequence[Item]], Sequence[Result]],
+        before: int = 0,
+    ) -> list[Result]:
+        """Return `do` of all items, in as many parts as memory asks for; one result per item, in their order.
+
+        length: tokens of an item; before: tokens in front of each. Raises what `do` raises where one item alone does not fit.
+        """
+        todo: list[Sequence[Item]] = [items]
+        found: list[Result] = []
+        while todo:
+            part = todo.pop()
+            size = len(part) * (before + max(map(length, part), default=0))
+            if len(part) > 1 and self.most is not None and size > self.most:
+                todo += _halves(part)
+                continue
+            done = _tried(part, do)
+            if done is None:
+                # Only now: while the error is handled, its frames hold the batch's memory.
+                self._shrink(size)
+                todo += _halves(part)
+            else:
+                found += done
+        return found
+
+    def _shrink(self, size: int) -> None:
+        self.most = size // 2
+        log.warning("a batch of %d tokens did not fit into memory; the next ones have at most %d", size, self.most)
+        free_cache()
+
+
+def _tried(part: Sequence[Item], do: Callable[[Sequence[Item]], Sequence[Result]]) -> Sequence[Result] | None:
+    """Return what `do` makes of a part, None where memory ran out and the part can be halved."""
+    try:
+        return do(part)
+    except (MemoryError, RuntimeError) as error:
+        if len(part) == 1 or not is_out_of_memory(error):
+            raise
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out: a device's, or this process's."""
     import torch
-    from torch.nn.functional import cross_entropy
 
-    width, longest = max(map(len, rows)), max(len(row.response) for row in rows)
-    ids = torch.zeros((len(rows), width), dtype=torch.long)
-    places = torch.zeros((len(rows), longest), dtype=torch.long)
-    gold = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor([*row.prompt, *row.response])
-        own = len(row.response)
-        places[index, :own] = torch.arange(len(row.prompt) - 1, len(row) - 1)
-        gold[index, :own] = torch.tensor(row.response)
-    ids, places, gold = ids.to(device), places.to(device), gold.to(device)
-    each = torch.arange(len(rows), device=device)[:, None]
-    if head_is_last:
-        hidden = last_hidden_states(model, input_ids=ids, use_cache=False)
-        logits = _head(model)(hidden[each.to(hidden.device), places.to(hidden.device)])
-    else:
-        logits = _some_logits(model, rows, ids, each, places)
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    gold = gold.to(logits.device)
-    losses = cross_entropy(logits.to(exact).flatten(0, 1), gold.flatten(), reduction="none", ignore_index=IGNORED)
-    return losses.view(gold.shape).sum(1) / (gold != IGNORED).sum(1)
+    return isinstance(error, torch.OutOfMemoryError) or ran_out(error)
 
 
-def _some_logits(
-    model: nn.Module, rows: Sequence[Row], ids: torch.Tensor, each: torch.Tensor, places: torch.Tensor
-) -> torch.Tensor:
-    """Return logits at places `(n, places, vocabulary)` from the model's plain pass, which may leave out what comes first."""
-    kept = ids.shape[1] - min(len(row.prompt) for row in rows) + 1
-    shorter = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False, **shorter).logits
-    skipped = ids.shape[1] - logits.shape[1]
-    return logits[each.to(logits.device), (places - skipped).clamp(min=0).to(logits.device)]
+def _halves(part: Sequence[Item]) -> list[Sequence[Item]]:
+    """Return the second half, then the first: what is done next is taken from the end."""
+    middle = (len(part) + 1) // 2
+    return [part[middle:], part[:middle]]
 
 
-def _head(model: Any) -> Any:
-    return model.get_output_embeddings()
+def free_cache() -> None:
+    """Give back what the allocator of a GPU keeps, so that a smaller batch does not fail on its pieces."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

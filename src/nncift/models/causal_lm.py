@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from nncift.core.memory import rows_at_once
 from nncift.errors import ResourceError, UsageError
+from nncift.models.batching import BatchLimit
 from nncift.models.loading import ModelSource as ModelSource
 from nncift.models.loading import (
     context_limit,
@@ -33,7 +34,6 @@ from nncift.models.loading import (
     resolve_dtype,
 )
 from nncift.models.model_parts import body_of, check_causal, states_of
-from nncift.models.out_of_memory import BatchLimit
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import NnciftError, ResourceError
+from nncift.models.batching import free_cache
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
 from nncift.models.model_parts import last_hidden_states
-from nncift.models.out_of_memory import free_cache
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

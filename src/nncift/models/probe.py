@@ -22,10 +22,10 @@ import numpy.typing as npt
 from nncift.core.seeds import generator
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Reading, Row
 from nncift.models.embedding_cache import BlockEncoder, Embedded, EmbeddingCache
 from nncift.models.prompt_format import PromptFormat
-from nncift.models.response_reader import batches
 from nncift.models.views import HIDDEN, OUTPUT, STATS, Views
 
 if TYPE_CHECKING:

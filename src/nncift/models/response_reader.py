@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import PromptFormat, Tokens
-from nncift.models.row_remarks import Remarks
+from nncift.models.prompt_format import PromptFormat, Remarks, Tokens
+
+BATCH_TOKENS = 2048
+AnyFloats = npt.NDArray[np.floating[Any]]
+NO_TOKENS = "no tokens: its prompt or its response is empty under this template"
 
 
 class ModelSettings(TypedDict, total=False):
@@ -45,7 +50,7 @@ class Reader:
         context: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = 2048,
+        batch_tokens: int = BATCH_TOKENS,
         trust_remote_code: bool = False,
     ) -> None:
         if batch_tokens < 1:
@@ -70,8 +75,8 @@ class Reader:
         self._remarks = Remarks()
 
     @property
-    def lent(self) -> bool:
-        """Whether the model belongs to somebody else, who expects it back as it was."""
+    def borrowed(self) -> bool:
+        """Whether the model belongs to the caller, who expects it back as it was."""
         return isinstance(self.source, CausalLM)
 
     @cached_property
@@ -86,22 +91,32 @@ class Reader:
         """How examples read to this model."""
         return PromptFormat(self.lm.tokenizer, self._template)
 
-    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
-        """Tokenise examples into `rows`, whole, each from the start of a sequence; return those that cannot be read."""
+    def prepare(self, examples: Examples, read: Callable[[Example], Row] | None = None) -> tuple[Rejection, ...]:
+        """Tokenise examples into `rows` and return those that cannot be read.
+
+        read: gives a row or raises DataError; by default rows are whole, each from the start of a sequence.
+        """
         rejected = []
         for example in examples:
             try:
-                tokens = self.tokens(example)
-                row = Row((*self.wording.bos, *tokens.prompt), tokens.response)
-                if not row.prompt or not row.response:
-                    raise DataError("no tokens: its prompt or its response is empty under this template")
-                if len(row) > self.lm.context:
-                    raise DataError(too_long(len(row), self.lm))
+                self.rows[example.id] = (read or self.whole)(example)
             except DataError as error:
-                rejected.append(Rejection(example.source, example.line, str(error)))
-            else:
-                self.rows[example.id] = row
+                rejected.append(Rejection(example.source, example.line, " ".join(str(error).split())))
         return tuple(rejected)
+
+    def whole(self, example: Example) -> Row:
+        """Return an example as a sequence of its own. Raises DataError where it has no tokens, or more than the context holds."""
+        tokens = self.tokens(example)
+        row = Row((*self.wording.bos, *tokens.prompt), tokens.response)
+        if not row.prompt or not row.response:
+            raise DataError(NO_TOKENS)
+        self.check_fits(len(row))
+        return row
+
+    def check_fits(self, needed: int) -> None:
+        """Raise DataError for a row that needs more tokens than the model's context holds."""
+        if needed > self.lm.context:
+            raise DataError(too_long(needed, self.lm))
 
     def tokens(self, example: Example) -> Tokens:
         """Tokenise an example as it reads alone, and remember what `notes` tells. Raises DataError where it cannot be worded."""
@@ -113,7 +128,7 @@ class Reader:
         """Return what is to be told about the rows that were tokenised."""
         return self._remarks.notes()
 
-    def mean_losses(self, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+    def mean_losses(self, rows: Sequence[Row]) -> Doubles:
         """Return the mean negative log-likelihood of every row's response, in nats per token."""
         values = np.full(len(rows), np.nan)
         start = self.lm.prefix(())
@@ -122,12 +137,12 @@ class Reader:
                 values[index] = -np.mean(logs, dtype=np.float64)
         return values
 
-    def check_not_nan(self, ids: Sequence[str], values: npt.NDArray[np.floating[Any]]) -> None:
-        """Raise ResourceError where the model gave no number for a row. values: `(n_rows, ...)`."""
+    def check_not_nan(self, ids: Sequence[str], values: AnyFloats, what: str = "row", behind: str = "") -> None:
+        """Raise ResourceError where the model gave no number for a row. values: `(n_rows, ...)`; behind: ends the row's name."""
         bad = ~np.isfinite(values.reshape(len(ids), -1)).all(axis=1) if len(ids) else np.zeros(0, bool)
         if bad.any():
             raise ResourceError(
-                f"the model {self.lm.name!r} gave no number for row {ids[int(bad.argmax())]!r}; its weights may be "
+                f"the model {self.lm.name!r} gave no number for {what} {ids[int(bad.argmax())]!r}{behind}; its weights may be "
                 "damaged, or the precision too low: try --dtype float32"
             )
 
@@ -145,17 +160,3 @@ class Reader:
 def too_long(needed: int, lm: CausalLM) -> str:
     """Return the reason for setting aside a row that needs more tokens than the model's context holds."""
     return f"too long: needs {needed} tokens, and the model's context holds {lm.context}"
-
-
-def batches(lengths: Sequence[int], batch_tokens: int, before: int = 0) -> list[list[int]]:
-    """Cut positions, sorted by length, into batches of at most `batch_tokens` padded tokens, at least one row each.
-
-    before: tokens of a shared prefix, whose keys and values are held once per row: long ones make batches smaller.
-    """
-    found: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda position: (lengths[position], position)):
-        size, width = len(found[-1]) + 1 if found else 1, lengths[index]
-        if not found or size * width > batch_tokens or size * (width + before) > 8 * batch_tokens:
-            found.append([])
-        found[-1].append(index)
-    return found

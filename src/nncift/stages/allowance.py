@@ -26,7 +26,7 @@ from nncift.stages.timing import Rates
 from nncift.storage.atomic import write_sealed
 from nncift.storage.ledger import ModelCost, training_cost
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.teacher_cost import WarmsUp, pass_weight, row_passes, warm_up
+from nncift.teachers.abilities import WarmsUp, pass_weight, row_passes, warm_up_cost
 
 FILE = "labels/allowance.json"
 
@@ -93,7 +93,7 @@ class Passes:
             not isinstance(teacher, RowTeacher) and teacher.relative,
             pass_weight(teacher),
             row_passes(teacher) if isinstance(teacher, RowTeacher) else 1,
-            warm_up(teacher)["passes"],
+            warm_up_cost(teacher).passes,
             probed * (len(axes.rows) + existing),
         )
 

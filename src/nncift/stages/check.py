@@ -21,9 +21,15 @@ from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, pars
 from nncift.storage.atomic import write_json
 from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST, RunDir
-from nncift.teachers import Notes, RowTeacher, Teacher, subtasks
-from nncift.teachers.language_models import has_language_model, no_language_model
-from nncift.teachers.teacher_cost import FORWARD, pass_weight
+from nncift.teachers import RowTeacher, Teacher, subtasks
+from nncift.teachers.abilities import (
+    FORWARD,
+    HasLanguageModel,
+    check_language_model,
+    notes_of,
+    pass_weight,
+    subtask_column,
+)
 
 FEWEST_TARGETS = 3
 NOTES = "notes.json"
@@ -53,8 +59,7 @@ def usable_rows(
             # By id: the same rows may stand on other lines the next time.
             by_id = {row.id: reasons[row.source, row.line] for row in everything if (row.source, row.line) in reasons}
             write_json(context.directory.file("unusable.json"), by_id)
-            notes = context.teacher.notes() if isinstance(context.teacher, Notes) else ()
-            write_json(context.directory.file(NOTES), list(notes))
+            write_json(context.directory.file(NOTES), list(notes_of(context.teacher)))
             write_json(context.directory.file("pool.json"), {row.id: row.content_hash for row in everything})
     out: dict[str, str] = context.directory.read_json("unusable.json")
     refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in everything if row.id in out)
@@ -130,8 +135,8 @@ def check_request(
             "rows, since it is paid by the row" if by_row else "scatter, active or block, since it is paid by the pair"
         )
         raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
-    if settings.features == "probe" and not has_language_model(teacher):
-        raise no_language_model(teacher, "--features probe")
+    if settings.features == "probe":
+        check_language_model(teacher, "--features probe")
     features = settings.features or ("probe" if is_worth_a_probe(teacher, settings.cost, most) else "text")
     aimed = bool(settings.target) or target is not None
     if aimed and pointwise:
@@ -143,9 +148,9 @@ def check_request(
     sets = {"pointwise": pointwise, "target": aimed, "existing": bool(settings.existing) or existing is not None}
     objective = settings.objective or default_objective(**sets, teacher=teacher.name)
     refuse_unfit(objective, **sets)
-    column = subtasks.column_of(teacher)
+    column = subtask_column(teacher)
     check_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
-    subtasks.refuse_unfit(column, target, objective)
+    subtasks.check_fits(column, target, objective)
     return settings.model_copy(update={"plan": plan, "objective": objective, "features": features})
 
 
@@ -166,7 +171,7 @@ def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: str | None, rows: int)
     It is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at every
     budget (docs/results/fidelity.md). Under the cap it may take a half, so that labels have the other. cost: as it was given.
     """
-    if teacher.kind != "pairwise" or not has_language_model(teacher):
+    if teacher.kind != "pairwise" or not isinstance(teacher, HasLanguageModel):
         return False
     if isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD:
         return False

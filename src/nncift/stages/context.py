@@ -20,7 +20,7 @@ from nncift.models.encoders import Encoder, create
 from nncift.models.probe import Probe
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.language_models import language_model
+from nncift.teachers.abilities import language_model
 
 
 @dataclass

@@ -16,7 +16,6 @@ from nncift.data.examples import Example
 from nncift.distributed.blocks import ByEngine
 from nncift.labels.store import Axes
 from nncift.labels.vectors import VectorFiles, Vectors
-from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import Embedded, EmbeddingCache
 from nncift.models.probe import features_of
 from nncift.stages.context import RunContext, encoder_of, identity, probe_of
@@ -24,7 +23,7 @@ from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import Stage
 from nncift.storage.vector_store import Counts
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.language_models import language_model
+from nncift.teachers.abilities import HasLanguageModel, language_model
 
 COUNTED = 1 << 12
 """Rows whose tokens are counted at once."""
@@ -121,10 +120,9 @@ def token_counts(context: RunContext, rows: Examples) -> dict[str, int] | None:
 
 def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Counts) -> list[int]:
     """Return the tokens of every row: by the teacher's language model where it has one, else by the encoder."""
-    lm = getattr(teacher, "lm", None)
-    if not isinstance(lm, CausalLM):
+    if not isinstance(teacher, HasLanguageModel):
         return [int(count) for count in by_encoder]
-    found: list[int] = []
+    lm, found = teacher.language_model(), list[int]()
     for start in range(0, len(rows), COUNTED):
         texts = list(rows.texts[start : start + COUNTED])
         found += map(len, lm.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"])

@@ -28,9 +28,8 @@ from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.label_rounds import round_settings
 from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.storage.ledger import ModelCost
-from nncift.teachers import Notes, RowTeacher, Teacher
-from nncift.teachers.language_models import language_model
-from nncift.teachers.teacher_cost import CountsTokens, pass_weight, row_passes, warm_up
+from nncift.teachers import RowTeacher, Teacher
+from nncift.teachers.abilities import CountsTokens, language_model, notes_of, pass_weight, row_passes, warm_up_cost
 
 HIDDEN = 100
 
@@ -149,13 +148,13 @@ def _cost_by_pair(plan: LabelPlan, teacher: Teacher, rows: Examples, seed: int) 
 
 
 def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
-    rate, once = row_rate(rows, plan.source_ids, teacher, seed), warm_up(teacher)
+    rate, once = row_rate(rows, plan.source_ids, teacher, seed), warm_up_cost(teacher)
     found = []
     for ids in (plan.measured, plan.full):
         tokens = float(teacher.tokens_of(sorted(ids))) if isinstance(teacher, CountsTokens) else rate.tokens * len(ids)
-        before = once["tokens"] * rate.seconds / max(rate.tokens, 1.0)
-        passes = row_passes(teacher) * len(ids) + once["passes"]
-        found.append(Cost(passes, tokens + once["tokens"], rate.seconds * len(ids) + before))
+        before = once.tokens * rate.seconds / max(rate.tokens, 1.0)
+        passes = row_passes(teacher) * len(ids) + once.passes
+        found.append(Cost(passes, tokens + once.tokens, rate.seconds * len(ids) + before))
     return found[0], found[1]
 
 
@@ -181,7 +180,7 @@ def _plan(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -> L
 def _learning(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher) -> int:
     """Return the passes for what the student learns from, with targets alone and a warm-up; the others measure it."""
     if isinstance(plan, RowPlan) and isinstance(teacher, RowTeacher):
-        return row_passes(teacher) * describe_rows(plan)["train_rows"] + warm_up(teacher)["passes"]
+        return row_passes(teacher) * describe_rows(plan)["train_rows"] + warm_up_cost(teacher).passes
     assert isinstance(plan, LabelPlan)
     entries = plan.entries
     trained = entries.target[entries.split == TRAIN]
@@ -190,11 +189,10 @@ def _learning(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher) -> int:
 
 def _notes(allowance: Allowance, plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: int) -> list[str]:
     """Return what was cut, what the teacher has to tell, and what the plan is too small to tell."""
-    own = teacher.notes() if isinstance(teacher, Notes) else ()
     if allowance.whole:
-        return [*allowance.notes, *own]
+        return [*allowance.notes, *notes_of(teacher)]
     counts = describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan)
-    return [*allowance.notes, *own, *too_little(counts, rows, by_row=isinstance(teacher, RowTeacher))]
+    return [*allowance.notes, *notes_of(teacher), *too_little(counts, rows, by_row=isinstance(teacher, RowTeacher))]
 
 
 def _probe(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, rows: Examples) -> Cost:

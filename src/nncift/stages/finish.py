@@ -24,8 +24,7 @@ from nncift.storage.ledger import ModelCost
 from nncift.storage.run_directory import SUMMARY
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher
-from nncift.teachers.language_models import has_language_model
-from nncift.teachers.teacher_cost import pass_weight
+from nncift.teachers.abilities import HasLanguageModel, pass_weight
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def finish(
     small = [] if context.whole else too_little(counts, len(axes.sources), by_row=by_row)
     noise = _noise(fidelity, whole=context.whole)
     warnings = (*notes, *small, *labelling.warnings(), *noise, *fidelity["verdicts"])
-    if not context.whole and settings.features == "text" and has_language_model(context.teacher):
+    if not context.whole and settings.features == "text" and isinstance(context.teacher, HasLanguageModel):
         hint = advice(fidelity["gate"], len(axes.rows))
         warnings += () if hint is None else (hint,)
     summary = {

@@ -20,8 +20,7 @@ from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder
 from nncift.models.probe import Probe
 from nncift.teachers import Chunk, RowTeacher, Teacher
-from nncift.teachers.language_models import language_model
-from nncift.teachers.teacher_cost import Cold, row_passes
+from nncift.teachers.abilities import WarmsUp, language_model, row_passes
 
 SECONDS = 1.2
 TIMED_SOURCES = 4
@@ -102,7 +101,7 @@ def pair_rate(rows: Examples, teacher: Teacher, seed: int) -> PairRate:
 
 def row_rate(rows: Examples, ids: Sequence[str], teacher: RowTeacher, seed: int) -> RowRate:
     """Time a few rows, on the model as it is: a warm-up is not done for it."""
-    timed = teacher.cold() if isinstance(teacher, Cold) else teacher
+    timed = teacher.without_warm_up() if isinstance(teacher, WarmsUp) else teacher
     times = row_passes(teacher) / row_passes(timed) if row_passes(timed) else 1.0
     drawn = shuffled(ids, seed, "estimate")[:TIMED_ROWS]
     timed.prepare(rows.subset(drawn))

@@ -2,6 +2,7 @@
 
 A teacher labels chunks of a plan. What it returns per row of a chunk is its raw value; a *relative* teacher also labels
 targets without an example, and its utility is `raw without - raw with` (DELIFT). Higher utility is better for all.
+What a teacher may be able to do beside that is in `abilities`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
+from nncift.core.arrays import Floats
 from nncift.data.examples import Examples, Rejection
+
+Kind = Literal["pairwise", "pointwise"]
+"""What a value belongs to: a pair of rows, or a row."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ChunkLabels:
     tokens: tokens that went through the model. shortened: the source's prompt was cut to fit.
     """
 
-    values: npt.NDArray[np.float32]
+    values: Floats
     tokens: int
     shortened: bool = False
 
@@ -56,7 +58,7 @@ class Teacher(Protocol):
         ...
 
     @property
-    def kind(self) -> Literal["pairwise", "pointwise"]:
+    def kind(self) -> Kind:
         """What a value belongs to."""
         ...
 
@@ -85,13 +87,13 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class RowLabels:
-    """What a linear teacher finds for rows: `values` is `(n_rows, width)` float32, NaN where a row has none.
+    """What a teacher finds for rows: `values` is `(n_rows, width)` float32, NaN where a row has none.
 
-    tokens and passes: through the teacher's model for these rows. figures: sums over the rows of what a `MonitoredTeacher`
-    counts beside the values.
+    tokens and passes: through the teacher's model for these rows. figures: sums over the rows of what an
+    `abilities.Monitored` teacher counts beside the values.
     """
 
-    values: npt.NDArray[np.float32]
+    values: Floats
     tokens: int
     passes: int
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -99,11 +101,11 @@ class RowLabels:
 
 @runtime_checkable
 class RowTeacher(Protocol):
-    """An influence function that is paid by the row (LESS, SelectIT): labelling u of the rows costs u.
+    """An influence function that labels rows (LESS, SelectIT): labelling u of the rows costs u.
 
     kind: pointwise teachers have one number per row, its score; pairwise ones have features, and their `utility` (see
     `FeatureTeacher`) gives all pairs among measured rows for free. A constructor that takes `workspace` is given a folder of
-    the run for what must outlive a kill (checkpoints).
+    the run for what must outlive a kill (`abilities.KeepsWorkspace`).
     """
 
     @property
@@ -112,7 +114,7 @@ class RowTeacher(Protocol):
         ...
 
     @property
-    def kind(self) -> Literal["pairwise", "pointwise"]:
+    def kind(self) -> Kind:
         """What a value belongs to."""
         ...
 
@@ -143,57 +145,8 @@ class RowTeacher(Protocol):
 class FeatureTeacher(RowTeacher, Protocol):
     """A pairwise teacher whose values are a function of two rows' features."""
 
-    def utility(self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def utility(self, targets: Floats, sources: Floats) -> Floats:
         """Return `(n_targets, n_sources)` from features `(n_targets, width)` and `(n_sources, width)`."""
-        ...
-
-
-@runtime_checkable
-class SubtaskTeacher(FeatureTeacher, Protocol):
-    """A feature teacher whose targets may belong to subtasks, each of which speaks with one voice."""
-
-    @property
-    def subtask(self) -> str | None:
-        """The column that names a target's subtask; None = every target is its own."""
-        ...
-
-    def subtask_utility(
-        self, targets: npt.NDArray[np.float32], sources: npt.NDArray[np.float32], ids: Sequence[str]
-    ) -> npt.NDArray[np.float32]:
-        """Return `(n_targets, n_sources)` from features; ids: of all targets of the subtasks that are among them."""
-        ...
-
-
-@runtime_checkable
-class CompactTeacher(Protocol):
-    """A row teacher whose values are kept on disk in less than float32: they are many, and their last bits say nothing."""
-
-    @property
-    def stored_as(self) -> Literal["float16", "float32"]:
-        """The type that values are rounded to when they are kept."""
-        ...
-
-
-@runtime_checkable
-class MonitoredTeacher(Protocol):
-    """A row teacher that counts, beside its values, what tells whether they mean anything (method.md 3.7)."""
-
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """Names of what `measure` sums up over rows, in `RowLabels.figures`."""
-        ...
-
-    def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
-        """Return sentences for the run's summary from the figures' means over all measured rows."""
-        ...
-
-
-@runtime_checkable
-class Notes(Protocol):
-    """What a teacher may have beside its protocol: something to tell the user about the rows it was given."""
-
-    def notes(self) -> Sequence[str]:
-        """Return plain sentences about the rows that were prepared; they become warnings of the run."""
         ...
 
 

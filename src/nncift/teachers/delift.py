@@ -7,25 +7,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.data.examples import Example, Examples, Rejection
-from nncift.errors import DataError, ResourceError, UsageError
+from nncift.errors import DataError, UsageError
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.prompt_format import Block, PromptFormat
-from nncift.models.response_reader import ModelSettings, Reader, batches
-from nncift.teachers import Chunk, ChunkLabels
-from nncift.teachers.teacher_cost import FORWARD
+from nncift.models.prompt_format import Block
+from nncift.models.response_reader import NO_TOKENS, ModelSettings
+from nncift.teachers import Chunk, ChunkLabels, Kind
+from nncift.teachers.model_teacher import ModelTeacher
 
 Variant = Literal["probability", "logprob"]
 
 
-class Delift:
+class Delift(ModelTeacher):
     """The DELIFT teacher on a Hugging Face causal language model.
 
     model: a local folder or hub name, or a loaded `CausalLM`. variant: `probability` (the paper's distance) or
@@ -33,36 +34,19 @@ class Delift:
     """
 
     name = "delift"
-    kind: Literal["pairwise", "pointwise"] = "pairwise"
-    pass_weight = FORWARD
+    kind: Kind = "pairwise"
     relative = True
 
     def __init__(
-        self,
-        model: str | CausalLM,
-        *,
-        variant: Variant = "probability",
-        **settings: Unpack[ModelSettings],
+        self, model: str | CausalLM, *, variant: Variant = "probability", **settings: Unpack[ModelSettings]
     ) -> None:
         if variant not in ("probability", "logprob"):
             raise UsageError(f"DELIFT's variant is probability or logprob, not {variant!r}")
-        self.reader = Reader(model, **settings)
-        self.options: Mapping[str, Any] = {"teacher": self.name, "variant": variant, **self.reader.options}
+        super().__init__(model, {"variant": variant}, **settings)
         self.variant = variant
         self._examples: dict[str, Example] = {}
-        self._targets: dict[str, Row] = {}
         self._behind: dict[str, Row] = {}
         self._joined: dict[tuple[str, str], str] = {}
-
-    @property
-    def lm(self) -> CausalLM:
-        """The language model, loaded on first use."""
-        return self.reader.lm
-
-    @property
-    def wording(self) -> PromptFormat:
-        """How examples read to this model."""
-        return self.reader.wording
 
     @property
     def block_tokens(self) -> int:
@@ -71,40 +55,33 @@ class Delift:
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Tokenise targets, alone and behind an example; a row whose prompt and response exceed the context alone is unusable."""
-        rejected = []
-        room = self.lm.context - len(self.wording.bos)
-        for example in examples:
-            try:
-                tokens, behind = self.reader.tokens(example), self.wording.tokens(example, behind=True)
-                joined = self.wording.joined(example)
-                if not (self.wording.bos or tokens.prompt) or not tokens.response:
-                    raise DataError("no tokens: its prompt or its response is empty under this template")
-                if len(tokens) > room:
-                    needed = len(tokens) + len(self.wording.bos)
-                    raise DataError(f"too long: needs {needed} tokens, and the model's context holds {self.lm.context}")
-            except DataError as error:
-                rejected.append(Rejection(example.source, example.line, " ".join(str(error).split())))
-                continue
-            self._examples[example.id] = example
-            self._targets[example.id] = Row(tokens.prompt, tokens.response)
-            self._behind[example.id] = Row(behind.prompt, tokens.response)
-            for role, reason in (("in front of a target", joined), ("behind an example", behind.joined)):
-                if reason is not None:
-                    self._joined[role, example.id] = reason
-        return tuple(rejected)
+        return self.reader.prepare(examples, self._read)
+
+    def _read(self, example: Example) -> Row:
+        tokens, behind = self.reader.tokens(example), self.wording.tokens(example, behind=True)
+        joined = self.wording.joined(example)
+        if not (self.wording.bos or tokens.prompt) or not tokens.response:
+            raise DataError(NO_TOKENS)
+        self.reader.check_fits(len(self.wording.bos) + len(tokens))
+        self._examples[example.id] = example
+        self._behind[example.id] = Row(behind.prompt, tokens.response)
+        for role, reason in (("in front of a target", joined), ("behind an example", behind.joined)):
+            if reason is not None:
+                self._joined[role, example.id] = reason
+        return Row(tokens.prompt, tokens.response)
 
     def notes(self) -> tuple[str, ...]:
         """Return sentences on rows, also on those that are no part of one conversation with the other row of their pairs."""
         counts = Counter((role, reason) for (role, _), reason in self._joined.items())
         joined = tuple(
-            f"{rows} of {len(self._targets)} rows are joined plainly {role}, not as one conversation: {reason}."
+            f"{rows} of {len(self.reader.rows)} rows are joined plainly {role}, not as one conversation: {reason}."
             for (role, reason), rows in sorted(counts.items())
         )
-        return (*joined, *self.reader.notes())
+        return (*joined, *super().notes())
 
     def label(self, chunk: Chunk) -> ChunkLabels:
         """Return d of every target of the chunk, behind its source or without one; NaN where a pair cannot fit."""
-        known = self._targets if chunk.source is None else self._behind
+        known = self.reader.rows if chunk.source is None else self._behind
         rows = [known[target] for target in chunk.targets]
         values = np.full(len(rows), np.nan, dtype=np.float32)
         block = Block((), shortened=False)
@@ -131,26 +108,14 @@ class Delift:
                 tokens += sum(map(len, scored)) + again * len(scored)
                 for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
                     values[index] = self._distance(logs)
-            self._check_no_nan(chunk, fitting, values)
+            behind = f" behind example {chunk.source!r}" if chunk.source else ""
+            self.reader.check_not_nan([chunk.targets[index] for index in fitting], values[fitting], "target", behind)
         return ChunkLabels(values, tokens, block.shortened)
 
-    def describe(self) -> Mapping[str, Any]:
-        """Return model, wording and variant."""
-        return {"teacher": self.name, "variant": self.variant, **self.reader.describe()}
-
-    def _distance(self, logs: npt.NDArray[np.float32]) -> float:
+    def _distance(self, logs: Floats) -> float:
         if self.variant == "logprob":
             return -float(np.mean(logs, dtype=np.float64))
         return float(np.sqrt(np.mean((1.0 - np.exp(logs.astype(np.float64))) ** 2)))
-
-    def _check_no_nan(self, chunk: Chunk, fitting: Sequence[int], values: npt.NDArray[np.float32]) -> None:
-        for index in fitting:
-            if not np.isfinite(values[index]):
-                behind = f" behind example {chunk.source!r}" if chunk.source else ""
-                raise ResourceError(
-                    f"the model {self.lm.name!r} gave no number for target {chunk.targets[index]!r}{behind}; its weights "
-                    "may be damaged, or the precision too low: try --dtype float32"
-                )
 
 
 def _behind(ids: Sequence[int], row: Row) -> Row:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.data.examples import Examples, Rejection
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, create
-from nncift.teachers import RowLabels
-
-Floats = npt.NDArray[np.float32]
+from nncift.teachers import Kind, RowLabels
 
 NO_SAVING = "the teacher costs what the student's input costs, so a student saves nothing: take the full matrix"
 
@@ -28,10 +25,9 @@ class Similarity:
     """
 
     name = "delift-se"
-    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    kind: Kind = "pairwise"
     # An encoder's passes are none of a language model.
     pass_weight, row_passes = 0, 1
-    workspace: Path | None = None
 
     def __init__(self, encoder: str | Encoder = "minilm", *, device: str = "auto") -> None:
         self.encoder: Encoder = create(encoder, device=device) if isinstance(encoder, str) else encoder

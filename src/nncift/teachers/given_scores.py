@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from nncift.core.seeds import derive
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, UsageError
-from nncift.teachers import RowLabels
+from nncift.teachers import Kind, RowLabels
 
 
 class _Simple(ABC):
     """What these teachers share: a row's score is known when the row is, and costs nothing."""
 
     name: str
-    kind: Literal["pairwise", "pointwise"] = "pointwise"
+    kind: Kind = "pointwise"
     pass_weight = row_passes = 0
     width = 1
-    workspace: Path | None = None
 
     def __init__(self, **settings: Any) -> None:
         self.options: Mapping[str, Any] = {"teacher": self.name, **settings}

@@ -12,18 +12,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Doubles
 from nncift.data.examples import Examples
+from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Prefix
 from nncift.models.model_parts import body_of, last_hidden_states
-from nncift.models.response_reader import Reader, batches, too_long
+from nncift.models.response_reader import Reader, too_long
 from nncift.teachers.rating import Form, Ids, encoder, make_form
 
 if TYPE_CHECKING:
     import torch
-
-Doubles = npt.NDArray[np.float64]
 
 
 def token_scores(probabilities: Doubles) -> Doubles:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -18,15 +17,15 @@ import numpy as np
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.response_reader import ModelSettings, Reader
-from nncift.teachers import RowLabels
+from nncift.models.response_reader import ModelSettings
+from nncift.teachers import Kind, RowLabels
+from nncift.teachers.model_teacher import ModelTeacher
 from nncift.teachers.neutral import neutral_start
-from nncift.teachers.teacher_cost import FORWARD
 
 ABOVE_ONE = "above_one"
 
 
-class Ifd:
+class Ifd(ModelTeacher):
     """The IFD teacher: `score[s]`, higher is better (harder). Needs two forward passes per row.
 
     above_one: what becomes of ratios above 1: `last` scores them 0, below every other row, as the paper's selection
@@ -34,11 +33,10 @@ class Ifd:
     """
 
     name = "ifd"
-    kind: Literal["pairwise", "pointwise"] = "pointwise"
-    pass_weight, row_passes = FORWARD, 2
+    kind: Kind = "pointwise"
+    row_passes = 2
     width = 1
     figures = (ABOVE_ONE,)
-    workspace: Path | None = None
 
     def __init__(
         self,
@@ -49,15 +47,14 @@ class Ifd:
     ) -> None:
         if above_one not in ("last", "keep"):
             raise UsageError(f"IFD's above_one is last or keep, not {above_one!r}")
-        self.reader = Reader(model, **settings)
+        super().__init__(model, {"above_one": above_one}, **settings)
         self.above_one = above_one
-        self.options: Mapping[str, Any] = {"teacher": self.name, "above_one": above_one, **self.reader.options}
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Tokenise rows; one that exceeds the context is unusable. Raises ResourceError without a first token."""
         if not self._start:
             raise ResourceError("ifd needs a tokenizer with a token that begins or ends a text, and this has neither")
-        return self.reader.prepare(examples)
+        return super().prepare(examples)
 
     def measure(self, ids: Sequence[str]) -> RowLabels:
         """Return the difficulty of rows."""
@@ -83,14 +80,9 @@ class Ifd:
         )
         return (sentence,) if means[ABOVE_ONE] > 0.5 else ()
 
-    def notes(self) -> tuple[str, ...]:
-        """Return what is to be told about the rows that were prepared."""
-        return self.reader.notes()
-
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the values, for the run's fingerprint."""
-        own = {"teacher": self.name, "above_one": self.above_one, "start": list(self._start)}
-        return {**own, **self.reader.describe()}
+        return {**super().describe(), "start": list(self._start)}
 
     @cached_property
     def _start(self) -> tuple[int, ...]:

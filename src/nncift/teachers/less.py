@@ -9,28 +9,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import numpy as np
 
+from nncift.core.arrays import Floats
 from nncift.core.fingerprints import fingerprint
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
-from nncift.models.adam import Adam, Direction
 from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.checkpoints import Checkpoint, bring, content
+from nncift.models.checkpoints import Adam, Checkpoint, Direction, bring, content
 from nncift.models.lora import LoraShape, Trainable
 from nncift.models.per_sample_gradients import AT_ONCE_ELSEWHERE, PerSample
-from nncift.models.prompt_format import PromptFormat
-from nncift.models.response_reader import ModelSettings, Reader
-from nncift.teachers import RowLabels
-from nncift.teachers.less_features import Aggregate, Floats, GradientFeatures
-from nncift.teachers.less_projection import Kind, Projection
+from nncift.models.response_reader import BATCH_TOKENS, ModelSettings
+from nncift.teachers import Kind, RowLabels
+from nncift.teachers.abilities import GRADIENT, StoredAs
+from nncift.teachers.less_features import Aggregate, GradientFeatures
+from nncift.teachers.less_projection import Projection, ProjectionKind
 from nncift.teachers.less_warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train
-from nncift.teachers.teacher_cost import GRADIENT
+from nncift.teachers.model_teacher import ModelTeacher
 
 if TYPE_CHECKING:
     import torch
@@ -43,106 +44,123 @@ NEARLY_ALIKE = 0.99
 """Mean cosine of a row's features at neighbouring checkpoints above which another checkpoint is not worth its pass."""
 
 
-class Less:
+class LessSettings(ModelSettings, total=False):
+    """What `Less` takes by keyword: the settings of every model teacher, and its own (see `LessOptions`)."""
+
+    lora: bool | None
+    checkpoints: int | Sequence[str | Path] | None
+    warmup_share: float
+    epochs: int
+    learning_rate: float
+    rank: int
+    alpha: float
+    dropout: float
+    targets: Sequence[str] | None
+    projection: int
+    projection_kind: ProjectionKind
+    adam: Direction
+    aggregate: Aggregate
+    subtask: str | None
+
+
+@dataclass(frozen=True)
+class LessOptions:
+    """LESS's own settings.
+
+    lora: None or True = LoRA matrices through peft; False = all parameters, for small models. rank, alpha, dropout, targets: of
+    LoRA; targets None = the attention's projections by name. checkpoints: None = as many of the warm-up's epochs as enough
+    updates lie between (`Recipe.kept`); a number of them; or peft adapter folders of the user's own, in place of a warm-up.
+    warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has seen nothing, so that Adam's direction is
+    its first step (close to the gradient's sign); `adam="none"` takes plain gradients for sources too. projection: dimensions.
+    subtask: a column of the target rows that names each row's subtask; aggregate: what a subtask's rows make of a source, see
+    `GradientFeatures`.
+    """
+
+    lora: bool | None = None
+    checkpoints: int | Sequence[str | Path] | None = None
+    warmup_share: float = 0.05
+    epochs: int = 4
+    learning_rate: float = 2e-5
+    rank: int = 128
+    alpha: float = 512
+    dropout: float = 0.1
+    targets: Sequence[str] | None = None
+    projection: int = 32_768
+    projection_kind: ProjectionKind = "sketch"
+    adam: Direction = "corrected"
+    aggregate: Aggregate = "cosine-of-mean"
+    subtask: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.adam not in get_args(Direction):
+            raise UsageError(f"LESS's adam is {', '.join(get_args(Direction))}, not {self.adam!r}")
+        if self.aggregate not in get_args(Aggregate):
+            raise UsageError(f"LESS's aggregate is {' or '.join(get_args(Aggregate))}, not {self.aggregate!r}")
+        if self.folders is not None and (self.lora is False or not self.folders):
+            raise UsageError("checkpoints of your own are LoRA folders, at least one, and exclude lora=False")
+
+    @property
+    def folders(self) -> tuple[Path, ...] | None:
+        """Folders of the user's own checkpoints; None where there are none."""
+        brought = self.checkpoints is not None and not isinstance(self.checkpoints, int)
+        return tuple(map(Path, self.checkpoints)) if brought else None  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> LoraShape | None:
+        """Of the LoRA matrices; None where all parameters count."""
+        targets = None if self.targets is None else tuple(self.targets)
+        return None if self.lora is False else LoraShape(self.rank, self.alpha, self.dropout, targets)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings that would make them again."""
+        plain = {"lora": self.lora is not False, "targets": None if self.targets is None else list(self.targets)}
+        plain |= {} if self.folders is None else {"checkpoints": [str(folder) for folder in self.folders]}
+        return {**vars(self), **plain}
+
+
+class Less(ModelTeacher):
     """The LESS teacher on a Hugging Face causal language model.
 
-    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. Settings: see
-    `ModelSettings`. lora: None or True = LoRA matrices through peft; False = all parameters, for small models. rank, alpha,
-    dropout, targets: of LoRA; targets None = the attention's projections by name. checkpoints: None = as many of the warm-up's
-    epochs as enough updates lie between (`Recipe.kept`); a number of them; or peft adapter folders of the user's own, in place
-    of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has
-    seen nothing, so that Adam's direction is its first step (close to the gradient's sign); `adam="none"` takes plain
-    gradients for sources too. projection: dimensions. subtask: a column of the target rows that names each row's subtask;
-    aggregate: what a subtask's rows make of a source, see `GradientFeatures`.
+    model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. seed: of the warm-up and the
+    projection. workspace: a folder for the warm-up's rows and checkpoints. Settings: those of `ModelSettings` and `LessOptions`.
 
     Features are those of `GradientFeatures`: for each checkpoint as a target, as a source, and a norm. A run keeps them in half
     precision: they are parts of unit vectors, whose cosines lose less by it than by any projection.
     """
 
     name = "less"
-    stored_as: Literal["float16", "float32"] = "float16"
-    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    stored_as: StoredAs = "float16"
+    kind: Kind = "pairwise"
     pass_weight = GRADIENT
 
     def __init__(
-        self,
-        model: str | CausalLM,
-        *,
-        lora: bool | None = None,
-        checkpoints: int | Sequence[str | Path] | None = None,
-        warmup_share: float = 0.05,
-        epochs: int = 4,
-        learning_rate: float = 2e-5,
-        rank: int = 128,
-        alpha: float = 512,
-        dropout: float = 0.1,
-        targets: Sequence[str] | None = None,
-        projection: int = 32_768,
-        projection_kind: Kind = "sketch",
-        adam: Direction = "corrected",
-        aggregate: Aggregate = "cosine-of-mean",
-        subtask: str | None = None,
-        seed: int = 0,
-        workspace: Path | None = None,
-        **settings: Unpack[ModelSettings],
+        self, model: str | CausalLM, *, seed: int = 0, workspace: Path | None = None, **settings: Unpack[LessSettings]
     ) -> None:
-        if adam not in get_args(Direction):
-            raise UsageError(f"LESS's adam is {', '.join(get_args(Direction))}, not {adam!r}")
-        if aggregate not in get_args(Aggregate):
-            raise UsageError(f"LESS's aggregate is {' or '.join(get_args(Aggregate))}, not {aggregate!r}")
-        folders = None if checkpoints is None or isinstance(checkpoints, int) else tuple(map(Path, checkpoints))
-        if folders is not None and (lora is False or not folders):
-            raise UsageError("checkpoints of your own are LoRA folders, at least one, and exclude lora=False")
-        self.reader = Reader(model, **settings)
-        self.recipe = Recipe(warmup_share, epochs, learning_rate)
-        self.lora = (
-            None if lora is False else LoraShape(rank, alpha, dropout, None if targets is None else tuple(targets))
-        )
-        self.folders = folders
-        self.wanted = checkpoints if isinstance(checkpoints, int) else None
+        shared: Any = {name: value for name, value in settings.items() if name in ModelSettings.__annotations__}
+        given: Any = {name: value for name, value in settings.items() if name not in shared}
+        own = LessOptions(**given)
+        super().__init__(model, {"batch_tokens": shared.get("batch_tokens", BATCH_TOKENS), **own.to_json()}, **shared)
+        self.recipe = Recipe(own.warmup_share, own.epochs, own.learning_rate)
+        self.lora, self.folders = own.shape, own.folders
+        self.wanted = own.checkpoints if isinstance(own.checkpoints, int) else None
         self.recipe.kept(0, self.wanted)
-        self.projection = Projection(projection, seed, projection_kind)
-        self.adam, self.aggregate, self.subtask = adam, aggregate, subtask
-        self._subtasks: dict[str, str] = {}
+        self.projection = Projection(own.projection, seed, own.projection_kind)
+        self.adam, self.aggregate, self.subtask = own.adam, own.aggregate, own.subtask
         self.seed, self.workspace = seed, workspace
+        self._subtasks: dict[str, str] = {}
         self._rows: Mapping[str, Row] = self.reader.rows
         self._sample: list[Row] | None = None
         self._checkpoints: list[Checkpoint] | None = None
-        self.options: Mapping[str, Any] = {
-            "teacher": self.name,
-            **self.reader.options,
-            "batch_tokens": self.reader.batch_tokens,
-            "lora": lora is not False,
-            "checkpoints": self.wanted if folders is None else [str(folder) for folder in folders],
-            "warmup_share": warmup_share,
-            "epochs": epochs,
-            "learning_rate": learning_rate,
-            "rank": rank,
-            "alpha": alpha,
-            "dropout": dropout,
-            "targets": None if targets is None else list(targets),
-            "projection": projection,
-            "projection_kind": projection_kind,
-            "adam": adam,
-            "aggregate": aggregate,
-            "subtask": subtask,
-        }
 
-    @property
-    def lm(self) -> CausalLM:
-        """The language model, loaded on first use."""
-        return self.reader.lm
-
-    @property
-    def wording(self) -> PromptFormat:
-        """How examples read to this model."""
-        return self.reader.wording
+    def use_workspace(self, folder: Path | None) -> None:
+        """Keep the warm-up's rows and checkpoints in this folder from now on."""
+        self.workspace = folder
 
     @cached_property
     def trainable(self) -> Trainable:
         """The parameters whose gradients count; they live in a copy where the model's own weights would change."""
         trains_weights = self.lora is None and self.recipe.trains
-        model = copy.deepcopy(self.lm.model) if self.reader.lent or trains_weights else self.lm.model
+        model = copy.deepcopy(self.lm.model) if self.reader.borrowed or trains_weights else self.lm.model
         if self.folders is not None:
             return Trainable.with_adapter(model, self.folders[0])
         if self.lora is None:
@@ -176,7 +194,7 @@ class Less:
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be told about the rows that were prepared, and what the warm-up's size decided."""
-        return (*self.reader.notes(), *self._fewer_checkpoints())
+        return (*super().notes(), *self._fewer_checkpoints())
 
     def _fewer_checkpoints(self) -> tuple[str, ...]:
         kept, every = self.n_checkpoints, self.recipe.epochs
@@ -211,7 +229,7 @@ class Less:
         The drawn rows are kept in the workspace, where there is one, so that a pool may grow.
         """
         self._check_precision()
-        rejected = self.reader.prepare(examples)
+        rejected = super().prepare(examples)
         if self.subtask is not None:
             named = (row for row in examples if self.subtask in row.row)
             self._subtasks |= {row.id: str(row.row[self.subtask]).strip() for row in named}
@@ -222,7 +240,7 @@ class Less:
             )
         return rejected
 
-    def cold(self) -> Less:
+    def without_warm_up(self) -> Less:
         """Return the same teacher with one checkpoint and no warm-up: what a row costs there can be known before one is paid."""
         if self.folders is None and not self.recipe.trains:
             return self
@@ -270,12 +288,7 @@ class Less:
         values = np.empty((len(rows), features.width), dtype=np.float32)
         for number, (target, source) in enumerate(found):
             features.put(values, number, target, source)
-        for example_id, own in zip(ids, values, strict=True):
-            if not np.isfinite(own).all():
-                raise ResourceError(
-                    f"the model {self.lm.name!r} gave no number for the gradient of row {example_id!r}; its weights may be "
-                    "damaged, or the precision too low: try --dtype float32"
-                )
+        self.reader.check_not_nan(ids, values, "the gradient of row")
         alike = {ALIKE: float(features.neighbours_alike(values).sum())} if self.figures else {}
         return RowLabels(values, self.tokens_of(ids), len(found) * len(rows), alike)
 
@@ -370,7 +383,9 @@ class Less:
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         at_once = LOGITS_AT_ONCE_CPU if self.lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
-        return batches(rows, self.reader.batch_tokens, int(self.lm.model.config.get_text_config().vocab_size), at_once)
+        most = at_once // int(self.lm.model.config.get_text_config().vocab_size)
+        responses = [len(row.response) for row in rows]
+        return batches(list(map(len, rows)), self.reader.batch_tokens, responses=responses, most_responses=most)
 
     def _rates(self) -> list[float]:
         return [checkpoint.learning_rate for checkpoint in self.warm_up()]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Doubles, Floats
 from nncift.errors import UsageError
 
 Aggregate = Literal["cosine-of-mean", "mean-of-cosines"]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,12 @@ class GradientFeatures:
                 at = 2 * self.checkpoints * self.dimension + number
                 values[:, at], values[:, at + self.checkpoints] = np.frexp(norms)
 
-    def neighbours_alike(self, values: Floats) -> npt.NDArray[np.float64]:
+    def neighbours_alike(self, values: Floats) -> Doubles:
         """Return how alike each row's features are at neighbouring checkpoints, `(n,)`: the mean cosine, both roles alike."""
         size = self.checkpoints * self.dimension
         cubes = values[:, : 2 * size].reshape(len(values), 2, self.checkpoints, self.dimension)
         cosines = np.einsum("nrck,nrck->nrc", cubes[:, :, 1:], cubes[:, :, :-1], dtype=np.float64)
-        return cast("npt.NDArray[np.float64]", cosines.mean(axis=(1, 2)))
+        return cast(Doubles, cosines.mean(axis=(1, 2)))
 
     def utility(self, targets: Floats, sources: Floats, rates: Sequence[float]) -> Floats:
         """Return cosines averaged over checkpoints in proportion to their learning rates, `(n_targets, n_sources)`."""

@@ -25,7 +25,7 @@ from nncift.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["sketch", "dense"]
+ProjectionKind = Literal["sketch", "dense"]
 
 DENSE_AT_ONCE = 2**23
 """Entries of a dense matrix that exist at a time (32 MiB)."""
@@ -37,7 +37,7 @@ class Projection:
     Raises UsageError for a kind that does not exist or a dimension below 1.
     """
 
-    def __init__(self, dimension: int, seed: int, kind: Kind = "sketch") -> None:
+    def __init__(self, dimension: int, seed: int, kind: ProjectionKind = "sketch") -> None:
         if kind not in ("sketch", "dense"):
             raise UsageError(f"the projection is sketch or dense, not {kind!r}")
         if dimension < 1:

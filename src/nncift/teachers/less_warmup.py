@@ -19,18 +19,13 @@ from typing import Any
 
 from nncift.core.seeds import derive, shuffled
 from nncift.errors import ResourceError, UsageError
-from nncift.models.adam import BETAS, EPSILON
-from nncift.models.batching import batches, row_losses
+from nncift.models.batching import BatchLimit, batches
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Checkpoint, read_json
 from nncift.models.lora import LoraShape, Trainable, seeded
-from nncift.models.out_of_memory import BatchLimit
+from nncift.models.training import BETAS, CLIP, EPSILON, rate, row_losses
 from nncift.storage.atomic import write_sealed
 
-CLIP = 1.0
-"""Largest norm of an update's gradient."""
-WARMING = 0.03
-"""Share of the updates during which the learning rate rises."""
 UPDATES_APART = 16
 """Updates between two checkpoints that features are taken at (docs/method.md, section 3.3)."""
 
@@ -175,7 +170,7 @@ def _epoch(
             for now, update in zip(rates, updates, strict=True):
                 optimizer.param_groups[0]["lr"] = now
                 own = [rows[place] for place in update]
-                for batch in batches(own, batch_tokens):
+                for batch in batches(list(map(len, own)), batch_tokens):
                     fits.run([own[place] for place in batch], len, partial(_add_gradients, trainable, 1 / len(own)))
                 torch.nn.utils.clip_grad_norm_(list(parameters.values()), CLIP)
                 optimizer.step()
@@ -206,12 +201,6 @@ def _add_gradients(trainable: Trainable, weight: float, rows: Sequence[Row]) -> 
         if gradient is not None:
             value.grad = gradient if value.grad is None else value.grad.add_(gradient)
     return rows
-
-
-def rate(step: int, steps: int) -> float:
-    """Return the share of the learning rate at a step from 0: up over the first 3 % of all, then down in a line, never 0."""
-    rise = int(WARMING * steps)
-    return (step + 1) / (rise + 1) if step < rise else (steps - step) / (steps - rise)
 
 
 def describe_warmup(recipe: Recipe, shape: LoraShape | None) -> dict[str, Any]:

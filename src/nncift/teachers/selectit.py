@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
+from nncift.core.arrays import Doubles
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.response_reader import ModelSettings, Reader
-from nncift.teachers import RowLabels
-from nncift.teachers.grading import Doubles, Grades, Rater, token_scores
+from nncift.teachers import Kind, RowLabels
+from nncift.teachers.grading import Grades, Rater, token_scores
+from nncift.teachers.model_teacher import ModelTeacher
 from nncift.teachers.rating import read_prompts
-from nncift.teachers.teacher_cost import FORWARD
 
 MASS = "grade_mass"
 SMALL_MASS = 0.2
@@ -29,7 +30,7 @@ ONE_GRADE = 0.9
 """Share of all gradings from which on one grade is taken to win always."""
 
 
-class SelectIt:
+class SelectIt(ModelTeacher):
     """The SelectIT teacher: `score[s]` in [0, grades], higher is better.
 
     model or models: one or several, each a local folder or hub name, or a loaded `CausalLM`; several stay in memory
@@ -41,10 +42,8 @@ class SelectIt:
     """
 
     name = "selectit"
-    kind: Literal["pairwise", "pointwise"] = "pointwise"
-    pass_weight = FORWARD
+    kind: Kind = "pointwise"
     width = 1
-    workspace: Path | None = None
 
     def __init__(
         self,
@@ -70,17 +69,17 @@ class SelectIt:
         words = self.rating.grades(grades)
         self.grades = len(words)
         given = [model] if model is not None else list(models)
-        readers = [Reader(one, **settings) for one in given]
-        self.raters = [Rater(reader, self.rating.texts, words) for reader in readers]
-        names = [reader.options["model"] for reader in readers]
-        self.options: Mapping[str, Any] = {
-            "teacher": self.name,
-            **readers[0].options,
-            **({} if model is not None else {"model": None, "models": names}),
+        own = {
             "grades": grades,
             "alpha": alpha,
             "rating_prompts": None if rating_prompts is None else str(rating_prompts),
         }
+        super().__init__(given[0], own, **settings)
+        readers = [self.reader, *(Reader(one, **settings) for one in given[1:])]
+        self.raters = [Rater(reader, self.rating.texts, words) for reader in readers]
+        if model is None:
+            names = [reader.options["model"] for reader in readers]
+            self.options = {**self.options, "model": None, "models": names}
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Tokenise rows for every model; one that some model cannot read with some rating prompt is unusable."""

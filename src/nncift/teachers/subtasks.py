@@ -6,36 +6,17 @@ is the mean over the subtask's rows.
 
 from __future__ import annotations
 
-from typing import Any
-
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import RunDir
-
-__all__ = [
-    "FILE",
-    "OBJECTIVES",
-    "check_knows_subtasks",
-    "column_of",
-    "keep",
-    "kept",
-    "names",
-    "refuse_unfit",
-]
 
 FILE = "subtasks.json"
 OBJECTIVES = ("rr", "topk", "max", "random")
 """Objectives that know subtasks."""
 
 
-def column_of(teacher: Any) -> str | None:
-    """Return the column that names subtasks, None for a teacher that was given none."""
-    column: str | None = getattr(teacher, "subtask", None)
-    return column
-
-
-def refuse_unfit(column: str | None, target: Examples | None, objective: str) -> None:
+def check_fits(column: str | None, target: Examples | None, objective: str) -> None:
     """Raise UsageError or DataError where subtasks are named and cannot be used."""
     if column is None:
         return

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Floats, Places
 from nncift.core.pairs import BLOCK
-from nncift.teachers import FeatureTeacher, SubtaskTeacher
-
-Floats = npt.NDArray[np.float32]
-Places = npt.NDArray[np.intp]
+from nncift.teachers import FeatureTeacher
+from nncift.teachers.abilities import HasSubtasks
 
 BYTES_AT_ONCE = 1 << 28
 """Bytes of the features of a block's targets, and of its sources."""
@@ -27,7 +25,7 @@ def utility_blocks(
     """
     width = max(1, teacher.width)
     most = max(1, BYTES_AT_ONCE // (4 * width))
-    by_subtask = isinstance(teacher, SubtaskTeacher) and teacher.subtask is not None
+    by_subtask = isinstance(teacher, HasSubtasks) and teacher.subtask is not None
     lines = len(targets) if by_subtask else min(len(targets), most)
     columns = max(1, min(most, BLOCK // max(1, lines)))
     for line in range(0, len(targets), max(1, lines)):
@@ -36,7 +34,7 @@ def utility_blocks(
         for column in range(0, len(sources), columns):
             along = slice(column, column + columns)
             of_sources = features(sources[along])
-            if isinstance(teacher, SubtaskTeacher):
+            if isinstance(teacher, HasSubtasks):
                 table = teacher.subtask_utility(of_targets, of_sources, ids[across])
             else:
                 table = teacher.utility(of_targets, of_sources)
