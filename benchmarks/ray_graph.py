@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from ray_scale import cpu_seconds, hired
-from sparse import FAR, NEAR, clustered, student
+from sparse import NEAR, clustered, student
 
 from nncift import config
 from nncift.core import parallel as calculation
@@ -52,9 +52,7 @@ def steps(vectors: Any, trained: Any, dense: int, how: ParallelMap) -> dict[str,
     sides = trained.project_targets(vectors[:dense]), trained.project_sources(vectors[:dense])
     return {
         "neighbours": lambda found: nearest(vectors, NEAR, exact=False, calculate=how),
-        "scores": lambda found: scored_graph(
-            trained, ids, vectors, vectors, found["neighbours"], far=FAR, calculate=how
-        ),
+        "scores": lambda found: scored_graph(trained, ids, vectors, found["neighbours"], calculate=how),
         "selection in parts": lambda found: SparseCoverage(found["scores"]).choose(
             len(vectors) // 10, optimiser="partition", calculate=how
         ),

@@ -21,7 +21,7 @@ from nncift.selection.sparse import Optimiser
 from nncift.student.model import Student
 
 Floats = npt.NDArray[np.float32]
-DIM, NEAR, FAR = 384, 32, 8
+DIM, NEAR = 384, 32
 OTHERS: tuple[Optimiser, ...] = ("stochastic", "partition")
 
 
@@ -74,12 +74,12 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
     ids = tuple(f"{i:07d}" for i in range(n))
     # Compiled code is loaded before anything is timed.
     few = clustered(500)
-    small = scored_graph(trained, ids[:500], few, few, nearest(few, NEAR, exact=False), far=FAR)
+    small = scored_graph(trained, ids[:500], few, nearest(few, NEAR, exact=False))
     SparseCoverage(small).choose(50)
     began = time.perf_counter()
     known = nearest(vectors, NEAR, probes=probes, exact=False)
     found = time.perf_counter()
-    graph = scored_graph(trained, ids, vectors, vectors, known, far=FAR)
+    graph = scored_graph(trained, ids, vectors, known)
     scored = time.perf_counter()
     problem = SparseCoverage(graph)
     solution = problem.choose(int(share * n))

@@ -77,9 +77,7 @@ def test_small_pools_have_nothing_that_pays(student: Student, vectors: Floats, m
     sides = student.project_targets(vectors), student.project_sources(vectors)
     for what in (score.all_pairs, score.best_per_target, score.mean_per_source):
         what(student, *sides, calculate=note)
-    scored_graph(
-        student, tuple(map(str, range(N))), vectors, vectors, nearest(vectors, 6, calculate=note), calculate=note
-    )
+    scored_graph(student, tuple(map(str, range(N))), vectors, nearest(vectors, 6, calculate=note), calculate=note)
     nearest(vectors, 6, exact=False, calculate=note)
     assert not may_pay(7000, 7000)
     assert may_pay(8000, 8000)
@@ -123,10 +121,10 @@ def test_edges(student: Student, vectors: Floats, elsewhere: ParallelMap, monkey
     monkeypatch.setattr(graphs, "_PAIRS", 500)
     ids, known = tuple(f"{i:03d}" for i in range(N)), nearest(vectors, 6)
     alone, other = (
-        scored_graph(student, ids, vectors, vectors, known, calculate=how).utility for how in (serial_map, elsewhere)
+        scored_graph(student, ids, vectors, known, calculate=how).utility for how in (serial_map, elsewhere)
     )
     assert same(alone, other)
-    graph = scored_graph(student, ids, vectors, vectors, known)
+    graph = scored_graph(student, ids, vectors, known)
     block = student.predict_block(student.project_targets(vectors), student.project_sources(vectors))
     there = graph.sources >= 0
     rows = np.broadcast_to(np.arange(N)[:, None], there.shape)

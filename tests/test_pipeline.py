@@ -268,7 +268,7 @@ def test_running_again_does_nothing(tmp_path: Path, write_pool: Write, monkeypat
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the matrix was computed")
 
-    monkeypatch.setattr(pipeline, "predict", refuse)
+    monkeypatch.setattr(pipeline, "build", refuse)
     teacher = Idle()
     again = select(pool, tmp_path / "run", teacher)
     assert teacher.asked == []

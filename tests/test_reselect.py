@@ -20,12 +20,11 @@ from nncift.data import Examples
 from nncift.data.pool_table import Rows
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.evaluation.fidelity import measure
-from nncift.labels.pair_labels import combine
-from nncift.labels.vectors import VectorFiles
 from nncift.runs.compare import compare
 from nncift.runs.finished import FinishedRun
+from nncift.runs.full_teacher import utilities_of
 from nncift.runs.select_again import reselect
-from nncift.selection.problem import graph_problem
+from nncift.selection.problem import GraphProblem, build
 from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels
 
@@ -355,9 +354,11 @@ def test_cheaper_optimisers_work_in_a_run(done: Path, tmp_path: Path, optimiser:
 def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp_path: Path) -> None:
     run = select(files, tmp_path / "run", student="towers", gate=False)
     done = FinishedRun(run.path)
-    known, student = combine(done.labels), done.student.for_coverage()
-    vectors = VectorFiles(run.path).on(known.target_ids, known.source_ids).sources
-    found = graph_problem(done.student, known, vectors, done.settings.model_copy(update={"neighbours": 3}), 0)
+    student = done.student.for_coverage()
+    utilities = utilities_of(done, "fl")
+    vectors = utilities.vectors.sources
+    found = build(utilities, done.settings.model_copy(update={"neighbours": 3}))
+    assert isinstance(found, GraphProblem)
     predicted = student.predict_block(student.project_targets(vectors), student.project_sources(vectors))
     np.fill_diagonal(predicted, -np.inf)
     highest = -np.sort(-predicted, axis=1)[:, :3]

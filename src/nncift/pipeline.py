@@ -8,14 +8,13 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nncift import config
 from nncift.config import RunSettings
-from nncift.core.pairs import LabelledPairs
 from nncift.core.progress import Progress, silent
 from nncift.core.tasks import SCORE, Engine, Here
 from nncift.data import Examples
@@ -25,15 +24,13 @@ from nncift.data.python_rows import are_paths
 from nncift.distributed.shards import Joining
 from nncift.distributed.start import ClusterSettings, engine_of
 from nncift.evaluation.meaning import LabelSpread
-from nncift.labels.pair_labels import combine
-from nncift.labels.store import Axes
-from nncift.labels.vectors import Vectors
 from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
-from nncift.selection.constraints import Constraints, ResolvedConstraints
-from nncift.selection.problem import Existing, dense_problem, graph_problem
-from nncift.selection.solve import DenseProblem, GraphProblem, by_score_note, choose
+from nncift.selection.constraints import Constraints
+from nncift.selection.problem import build
+from nncift.selection.solve import by_score_note, choose
+from nncift.selection.utilities import Utilities
 from nncift.stages import (
     NOTES,
     RunContext,
@@ -50,12 +47,11 @@ from nncift.stages import (
 from nncift.stages.allowance import keep, settle
 from nncift.stages.embed_existing import embed_existing
 from nncift.stages.finish import Run, finish, record_of
-from nncift.stages.fit import check_student, predict
+from nncift.stages.fit import check_student
 from nncift.stages.inputs import held, read_existing, read_pool, read_target, workspace_of
 from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
 from nncift.stages.timing import rates_of
 from nncift.storage.run_directory import RunDir
-from nncift.student.model import Student
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
 from nncift.teachers.abilities import subtask_column, workspace_in
 
@@ -190,10 +186,9 @@ def _selected(
         joining.tidy(finished_jobs(context))
         write_rows_file(directory, axes.sources, axes.targets, tokens or {})
         subtask_of = subtasks.keep(directory, axes.targets, subtask_column(teacher))
-        problem = problem_maker(context, axes, vectors, labels, student, rows, settled, before, subtask_of)
-        selection = choose(
-            context.directory, context.keys, settings, rows, settled, problem, calculate=context.calculate
-        )
+        utilities = Utilities(student, vectors, labels, rows.content, before, subtask_of, context.calculate)
+        problem = partial(build, utilities, settings, settled.removed)
+        selection = choose(context.directory, context.keys, settings, rows, settled, problem)
         directory.charge(SCORE, joining.seconds)
         joining.tidy_calculated(context.keys["fit"])
         subset = axes.sources.subset(selection.pop("ids"))
@@ -206,55 +201,6 @@ def _selected(
             notes = (*notes, by_score_note(selection["budget"], by_score))
         directory.write_manifest(record_of(context, pool), keep_summary=True)
         return finish(context, axes, subset, selection, rejected, fidelity, notes)
-
-
-def problem_maker(
-    context: RunContext,
-    axes: Axes,
-    vectors: Vectors,
-    labels: dict[str, LabelledPairs],
-    student: Student,
-    rows: Rows,
-    settled: ResolvedConstraints,
-    existing: Existing | None,
-    subtask_of: Mapping[str, str] | None,
-    *,
-    held: bool = True,
-) -> Callable[[], DenseProblem | GraphProblem]:
-    """Return what gives the ground that a selection is made on. held: see `predict`."""
-    settings = context.settings
-    if settings.neighbours is not None:
-        return partial(
-            graph_problem,
-            student,
-            combine(labels),
-            vectors.sources,
-            settings,
-            settings.seed,
-            settled.removed,
-            context.calculate,
-            targets=None if axes.shared else vectors.targets,
-            subtask_of=subtask_of,
-        )
-    # What a shard leaves aside are rows that were trained on already: the matrix is that of `fl`.
-    objective = "fl" if settings.objective == "flcg" and existing is None else str(settings.objective)
-    matrix = partial(
-        predict, vectors=vectors, labels=labels, shared=axes.shared, calculate=context.calculate, held=held
-    )
-    return partial(
-        dense_problem,
-        objective,
-        student,
-        matrix,
-        vectors.targets,
-        vectors.sources,
-        rows.ids,
-        rows.content,
-        existing,
-        shared=axes.shared,
-        subtask_of=subtask_of,
-        calculate=context.calculate,
-    )
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

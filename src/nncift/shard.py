@@ -21,11 +21,12 @@ from nncift.errors import QualityError, UsageError
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
 from nncift.models.encoders import Encoder
-from nncift.pipeline import problem_maker
 from nncift.selection.constraints import Constraints
+from nncift.selection.problem import GraphProblem, build
 from nncift.selection.solve import FILES as CHOSEN
-from nncift.selection.solve import GraphProblem, key_of
+from nncift.selection.solve import key_of
 from nncift.selection.sparse import SparseCoverage
+from nncift.selection.utilities import Utilities
 from nncift.stages import (
     RunContext,
     as_begun,
@@ -202,9 +203,12 @@ class _Course:
         if directory.is_done("select", key_of(context.keys, settings, rows, settled), CHOSEN):
             return
         subtask_of = subtasks.keep(directory, axes.targets, subtask_column(context.teacher))
-        problem = problem_maker(context, axes, vectors, labels, student, rows, settled, None, subtask_of, held=False)
+        # Rows that were trained on already are left to the run: the matrix is the same.
+        utilities = Utilities(
+            student, vectors, labels, rows.content, None, subtask_of, context.calculate, in_memory=False
+        )
         with suppress(Enough), directory.measured(SCORE):
-            found = problem()
+            found = build(utilities, settings, settled.removed)
             if isinstance(found, GraphProblem) and found.objective == "fl":
                 SparseCoverage(found.graph).choose(
                     settled.k,

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from nncift.errors import DataError
 from nncift.labels.vectors import Vectors
-from nncift.stages.fit import predict
+from nncift.selection.utilities import Utilities
 from nncift.storage.atomic import digest, read_json
 from nncift.student import model
 from nncift.student.candidates import Candidate, with_similarity
@@ -79,9 +79,12 @@ def test_scores_beside_a_covering_matrix_are_means_of_labels_and_plain_predictio
     some = whole.train.take(np.arange(0, len(whole.train), 3))
     # One that the teacher could not give.
     some.value[5] = np.nan
-    both = Vectors(whole.targets, whole.sources, whole.views)
-    found = predict(student.for_coverage(), both, {"train": some}, shared=shared)
-    plain = predict(student, both, {"train": some}, shared=shared)
+    if not shared:
+        some = replace(some, target_ids=tuple(f"target {item}" for item in some.target_ids))
+    plain = Utilities(student, Vectors(whole.targets, whole.sources, whole.views), {"train": some}).matrix()
+    found = (
+        Utilities(student, Vectors(whole.targets, whole.sources, whole.views), {"train": some}).for_coverage().matrix()
+    )
     assert found.score is not None
     assert plain.score is None
     assert found.score == pytest.approx(plain.matrix.mean_per_source(), abs=1e-5)

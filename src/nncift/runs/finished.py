@@ -33,6 +33,7 @@ from nncift.storage.atomic import load_array, read_json
 from nncift.storage.parquet import Column, read_columns
 from nncift.storage.run_directory import MANIFEST, SUMMARY
 from nncift.student.model import Student
+from nncift.teachers.subtasks import FILE as SUBTASKS
 
 Floats = npt.NDArray[np.float32]
 HELD_OUT = ("validation", "test")
@@ -166,7 +167,14 @@ class FinishedRun:
         shared, existing = not self.pointwise and self.rows.targets is None, self.path / "existing.npy"
         targets = blank if self.pointwise else sources if shared else self._files.of(self.target_ids)
         second = np.asarray(load_array(existing, "r")) if existing.exists() else None
-        return FreeSimilarities(self._files.views, targets, sources, shared, second)
+        return FreeSimilarities(self._files.views, targets, sources, shared, second, self.subtask_of)
+
+    @cached_property
+    def subtask_of(self) -> Mapping[str, str] | None:
+        """Each target's subtask, None where the run has none."""
+        path = self.path / SUBTASKS
+        found: dict[str, str] | None = read_json(path) if path.exists() else None
+        return found
 
     def similar_ids(self, name: str, k: int) -> list[str]:
         """Return `k` rows that the run's objective takes from a similarity in the place of utilities, without the run's rules.
@@ -180,15 +188,12 @@ class FinishedRun:
                 f"this run has no similarity {name!r}; there is {', '.join(similar.names)}, and a run with --features probe has "
                 "those of a probe"
             )
-        targets, named = self.target_ids, self.path / "subtasks.json"
+        targets = self.target_ids
         if objective == "flmi":
             # It looks at the pool's rows as targets, and at what the target set's rows do for them.
             targets = self.rows.sources
             similar = FreeSimilarities(similar.views, similar.sources, similar.sources, True, similar.targets)
-        subtask_of = read_json(named) if named.exists() else None
-        return similar.ids(
-            name, objective, targets, self.rows.sources, k, subtask_of=subtask_of, seed=self.settings.seed
-        )
+        return similar.ids(name, objective, targets, self.rows.sources, k, seed=self.settings.seed)
 
     @cached_property
     def _axes(self) -> tuple[_Axis, _Axis]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from nncift.data.pool_file import NAME
 from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
 from nncift.evaluation.metrics import skill
-from nncift.labels.pair_labels import combine
 from nncift.labels.row_labels import SCORE
-from nncift.labels.vectors import VectorFiles, Vectors
+from nncift.labels.vectors import VectorFiles
 from nncift.runs.finished import FinishedRun
 from nncift.runs.true_matrix import true_matrix
 from nncift.selection import Problem, pose
@@ -27,15 +25,14 @@ from nncift.selection.constraints import Constraints, ResolvedConstraints
 from nncift.selection.controls import random_ids
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
-from nncift.selection.problem import KNOWS_EXISTING, Existing, dense_problem, graph_problem, views_of
+from nncift.selection.problem import KNOWS_EXISTING, DenseProblem, GraphProblem, build
 from nncift.selection.rules import NO_RULES
-from nncift.selection.solve import DenseProblem, GraphProblem, solve, solved
+from nncift.selection.solve import solve, solved
+from nncift.selection.utilities import Existing, Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.stages.inputs import read_existing
-from nncift.storage.atomic import read_json
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.subtasks import FILE as SUBTASKS
 
 BUDGETS = (0.01, 0.05, 0.1, 0.3)
 RANDOM_DRAWS = 20
@@ -75,18 +72,17 @@ def true_problem(
     true: `truth_of` the run. `flmi`, and rows that were trained on already, need more pairs, which are labelled here and kept in
     the run. Raises UsageError where the rows that were trained on already are not at hand.
     """
-    vectors, sources = vectors_of(run), run.rows.sources
-    matrix = _over(true, sources)
-    targets = vectors.targets if run.pointwise else VectorFiles(run.path).on(matrix.target_ids, sources).targets
-    shared = not run.pointwise and run.rows.targets is None
-    similar = FreeSimilarities(views_of(run.student, vectors.sources), targets, vectors.sources, shared)
+    utilities, sources = utilities_of(run, objective), run.rows.sources
+    matrix, similar = _over(true, sources), utilities.similarities()
+    if not run.pointwise:
+        similar = replace(similar, targets=VectorFiles(run.path).on(matrix.target_ids, sources).targets)
     if objective == "flmi":
         return _of_the_pool(run, matrix, similar, device, progress)
-    reference, existing = None, existing_of(run, objective)
+    reference, existing = None, utilities.existing
     if existing is not None:
         reference = _existing_serves(run, matrix, device, progress)
         similar = replace(similar, second=existing.vectors)
-    return DenseProblem(matrix, reference, similar, shared, None, subtask_of(run))
+    return DenseProblem(matrix, reference, similar)
 
 
 def check_existing(run: FinishedRun, objective: str) -> None:
@@ -114,7 +110,7 @@ def _of_the_pool(
         order = {item: at for at, item in enumerate(run.rows.sources)}
         rows = similar.sources[[order[item] for item in values.target_ids]]
         alike = replace(alike, targets=rows)
-    return DenseProblem(values, Reference.of(served), alike, True, matrix.mean_per_source())
+    return DenseProblem(values, Reference.of(served), alike, matrix.mean_per_source())
 
 
 def _existing_serves(run: FinishedRun, matrix: UtilityMatrix, device: str, progress: Progress) -> Reference:
@@ -150,49 +146,16 @@ def existing_of(run: FinishedRun, objective: str) -> Existing | None:
     return load_existing(run.path) if objective in KNOWS_EXISTING and (run.path / EXISTING).exists() else None
 
 
-def subtask_of(run: FinishedRun) -> Mapping[str, str] | None:
-    """Return each target's subtask, None where the run has none."""
-    path = run.path / SUBTASKS
-    found: dict[str, str] | None = read_json(path) if path.exists() else None
-    return found
-
-
-def vectors_of(run: FinishedRun) -> Vectors:
-    """Return the vectors of a run's targets and sources, on the axes of its labels."""
+def utilities_of(run: FinishedRun, objective: str) -> Utilities:
+    """Return what is known and predicted of a run's pairs, as an objective sees them."""
     axes = next(iter(run.labels.values()))
-    return VectorFiles(run.path).on(axes.target_ids, axes.source_ids)
+    vectors, contents = VectorFiles(run.path).on(axes.target_ids, axes.source_ids), Rows.load(run.path / NAME).content
+    return Utilities(run.student, vectors, run.labels, contents, existing_of(run, objective), run.subtask_of)
 
 
 def predicted_problem(run: FinishedRun, objective: str) -> DenseProblem | GraphProblem:
     """Return what the run itself selects from: known labels exact, the rest predicted."""
-    from nncift.stages.fit import predict
-
-    settings, vectors = run.settings, vectors_of(run)
-    shared = not run.pointwise and run.rows.targets is None
-    if settings.neighbours is not None:
-        return graph_problem(
-            run.student,
-            combine(run.labels),
-            vectors.sources,
-            settings.model_copy(update={"objective": objective}),
-            settings.seed,
-            targets=None if shared else vectors.targets,
-            subtask_of=subtask_of(run),
-        )
-    matrix = partial(predict, vectors=vectors, labels=run.labels, shared=shared)
-    rows = Rows.load(run.path / NAME)
-    return dense_problem(
-        objective,
-        run.student,
-        matrix,
-        vectors.targets,
-        vectors.sources,
-        rows.ids,
-        rows.content,
-        existing_of(run, objective),
-        shared=shared,
-        subtask_of=subtask_of(run),
-    )
+    return build(utilities_of(run, objective), run.settings.model_copy(update={"objective": objective}))
 
 
 def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress = silent) -> dict[str, Any]:
@@ -260,9 +223,7 @@ def skill_by_budget(
         if not run.pointwise:
             free = {}
             for name in dense.similar.names:
-                alone = dense.similar.ids(
-                    name, objective, dense.matrix.target_ids, ids, k, subtask_of=dense.subtask_of, seed=seed
-                )
+                alone = dense.similar_ids(name, objective, k, seed)
                 free[name] = skill(float(problem.value(alone)), random, full)
             line |= {
                 "embeddings_skill": free.pop(EMBEDDING),

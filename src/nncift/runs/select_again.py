@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,16 +22,15 @@ from nncift.data.pool_file import NAME
 from nncift.data.pool_table import Rows
 from nncift.distributed.start import ClusterSettings, engine_of
 from nncift.errors import DataError, UsageError
-from nncift.labels.pair_labels import combine
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
-from nncift.selection.constraints import Constraints, ResolvedConstraints
-from nncift.selection.problem import KNOWS_EXISTING, check_graph, dense_problem, graph_problem, refuse_unfit
-from nncift.selection.solve import FILES, DenseProblem, GraphProblem, choose, solve, write_selection_table, write_subset
+from nncift.selection.constraints import Constraints
+from nncift.selection.problem import KNOWS_EXISTING, DenseProblem, GraphProblem, build, check_graph, check_sets
+from nncift.selection.solve import FILES, choose, solve, write_selection_table, write_subset
+from nncift.selection.utilities import Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
-from nncift.stages.fit import predict
 from nncift.storage import checksums
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
@@ -84,7 +83,7 @@ def _reselected(
         if settings.objective not in KNOWS_EXISTING and "objective" in given:
             # Rows that were trained on already stay in the run for another time.
             sets["existing"] = False
-        refuse_unfit(str(settings.objective), **sets)
+        check_sets(str(settings.objective), **sets)
         in_subtasks = subtasks.kept(directory) is not None
         if in_subtasks:
             subtasks.check_knows_subtasks(str(settings.objective))
@@ -97,9 +96,7 @@ def _reselected(
         settled = constraints.settle(rows, vectors.text)
         no_hands: Any = None
         by = partial(calculate, engine, no_hands)
-        problem = partial(
-            _problem, directory, settings, rows, labels, vectors, settled, by, shared=not target and not pointwise
-        )
+        problem = partial(_problem, directory, settings, rows, labels, vectors, settled.removed, by)
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         result: dict[str, Any]
         if out is None:
@@ -108,7 +105,7 @@ def _reselected(
             }
             directory.forget(FINISH)
             _rewrite_manifest(directory)
-            result = choose(directory, keys, settings, rows, settled, problem, embedding_control=control, calculate=by)
+            result = choose(directory, keys, settings, rows, settled, problem, embedding_control=control)
             result.pop("ids")
             _rewrite_summary(directory, result)
         else:
@@ -119,7 +116,6 @@ def _reselected(
                 objective=str(settings.objective),
                 seed=settings.seed,
                 embedding_control=control,
-                calculate=by,
             )
             result = chosen.record
             with _appearing(out) as part:
@@ -151,39 +147,14 @@ def _problem(
     rows: Rows,
     labels: dict[str, LabelledPairs],
     vectors: Vectors,
-    settled: ResolvedConstraints,
+    removed: Collection[str],
     by: ParallelMap,
-    *,
-    shared: bool,
 ) -> DenseProblem | GraphProblem:
-    student = Student.load(directory.path / "student")
-    if settings.neighbours is not None:
-        return graph_problem(
-            student,
-            combine(labels),
-            vectors.sources,
-            settings,
-            settings.seed,
-            settled.removed,
-            by,
-            targets=None if shared else vectors.targets,
-            subtask_of=subtasks.kept(directory),
-        )
-    matrix = partial(predict, vectors=vectors, labels=labels, shared=shared, calculate=by)
     looked_at = settings.objective in KNOWS_EXISTING and (directory.path / EXISTING).exists()
-    return dense_problem(
-        str(settings.objective),
-        student,
-        matrix,
-        vectors.targets,
-        vectors.sources,
-        rows.ids,
-        rows.content,
-        load_existing(directory.path) if looked_at else None,
-        shared=shared,
-        subtask_of=subtasks.kept(directory),
-        calculate=by,
-    )
+    existing = load_existing(directory.path) if looked_at else None
+    student = Student.load(directory.path / "student")
+    utilities = Utilities(student, vectors, labels, rows.content, existing, subtasks.kept(directory), by)
+    return build(utilities, settings, removed)
 
 
 def _check_same_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:

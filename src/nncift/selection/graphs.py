@@ -1,8 +1,12 @@
-"""Graphs of predicted utilities: the student scores every row's neighbours and a few rows from afar."""
+"""Graphs of predicted utilities: the student scores every row's neighbours and a few rows from afar.
+
+A network whose predictions are inner products (`towers`) finds each target's nearest by these, others by embedding. Known labels
+are exact, the rest is predicted. Rows of a target set have the sources with the highest predictions, and the best known ones.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,55 +14,127 @@ import numpy.typing as npt
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, ParallelMap, ranges, serial_map
 from nncift.core.seeds import generator
-from nncift.selection.neighbours import Neighbours
+from nncift.models.views import TEXT
+from nncift.selection.neighbours import EXACT_ROWS, Neighbours, lifted, nearest, nearest_to
+from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
 from nncift.selection.sparse import Graph
-from nncift.student.score import Sides
-
-if TYPE_CHECKING:
-    from nncift.student.model import Student
+from nncift.selection.utilities import Utilities
+from nncift.student.model import Student
+from nncift.student.score import Sides, mean_per_source, top_per_target
 
 Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+SCORED_TARGETS = 2000
+FAR = 8
+"""Random rows that are scored for every target beside its neighbours."""
 _PAIRS = 1 << 20
 _EDGE_SECONDS = 5e-7
 """Of one core, for an edge beside its arithmetic: what it reads lies apart."""
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredGraph:
+    """Predicted utilities of neighbours.
+
+    recall: share of the true nearest that were found. embedded: neighbours by embedding, where they were looked for.
+    """
+
+    graph: Graph
+    recall: float = 1.0
+    embedded: Neighbours | None = None
+
+
+def graph_of(utilities: Utilities, keep: Places, k: int, seed: int, *, last: bool) -> ScoredGraph:
+    """Return `k` sources of every target, of the rows at the places `keep`; the nearest and a few random ones of the pool's own.
+
+    last: see `scored_graph`.
+    """
+    if not utilities.shared:
+        return ScoredGraph(_best_known(utilities, keep, k))
+    student, calculate = utilities.student, utilities.calculate
+    ids, rows = _ids_at(utilities, keep), _rows_at(utilities, keep)
+    text = utilities.views.take(rows, TEXT)
+    if student.is_inner_product:
+        queries, vectors = lifted(student.project_targets(rows), student.project_sources(rows))
+        near = nearest(vectors, k, queries=queries, seed=seed, calculate=calculate)
+        # For the control that selects by embeddings alone; on large pools it would double the search.
+        embedded = nearest(text, k, seed=seed, calculate=calculate) if len(rows) <= EXACT_ROWS else None
+    else:
+        near = embedded = nearest(text, k, seed=seed, calculate=calculate)
+    graph = scored_graph(student, ids, rows, near, seed=seed, calculate=calculate, last=last)
+    return ScoredGraph(_with_known(graph, utilities.known), near.recall, embedded)
+
+
+def similar_graphs(
+    utilities: Utilities, keep: Places, k: int, seed: int, found: ScoredGraph
+) -> dict[str, Graph | None]:
+    """Return the graphs of free similarities over the same rows, for the controls; None for one that would cost too much."""
+    rows, shared, ids = _rows_at(utilities, keep), utilities.shared, _ids_at(utilities, keep)
+    similar = FreeSimilarities(utilities.views, rows if shared else utilities.vectors.targets, rows, shared)
+    if not shared:
+        sides = {name: similar.sides(name, similar.targets, similar.sources) for name in similar.names}
+        return {name: _cosines(*nearest_to(*of, k), utilities.target_ids, ids) for name, of in sides.items()}
+    alike: dict[str, Graph | None] = dict.fromkeys(similar.names)
+    if found.embedded is not None:
+        alike[EMBEDDING] = _cosines(found.embedded.codes, found.embedded.cosine, ids, ids)
+    for name in similar.names:
+        if name != EMBEDDING and len(ids) <= EXACT_ROWS:
+            side = similar.sides(name, rows, rows)[0]
+            near = nearest(side, k, seed=seed, calculate=utilities.calculate)
+            alike[name] = _cosines(near.codes, near.cosine, ids, ids)
+    return alike
+
+
+def _rows_at(utilities: Utilities, keep: Places) -> Floats:
+    sources = utilities.vectors.sources
+    return sources if len(keep) == len(sources) else sources[keep]
+
+
+def _ids_at(utilities: Utilities, keep: Places) -> tuple[str, ...]:
+    ids = utilities.source_ids
+    return ids if len(keep) == len(ids) else tuple(ids[place] for place in keep)
+
+
+def _cosines(
+    codes: npt.NDArray[np.int32], cosine: Floats, target_ids: tuple[str, ...], source_ids: tuple[str, ...]
+) -> Graph:
+    return Graph(target_ids, source_ids, codes, np.where(codes >= 0, cosine, np.float32(np.nan)))
+
+
 def scored_graph(
     student: Student,
     ids: tuple[str, ...],
-    targets: Floats,
-    sources: Floats,
-    known: Neighbours,
+    rows: Floats,
+    near: Neighbours,
     *,
-    far: int = 8,
     seed: int = 0,
     calculate: ParallelMap = serial_map,
     last: bool = False,
 ) -> Graph:
-    """Return the student's predictions for the neighbours of every row and `far` random others of the same rows.
+    """Return the student's predictions for the neighbours of every row and FAR random others of the same rows.
 
-    targets, sources: embeddings `(n, d)` of the rows on each axis. The random ones show what neighbours by embedding cannot:
-    rows that help although they are far, and how low utilities go. last: nothing is calculated in parts on the graph.
+    rows: vectors `(n, d)`. The random ones show what neighbours by embedding cannot: rows that help although they are far, and
+    how low utilities go. last: nothing is calculated in parts on the graph.
     """
-    n, near = known.codes.shape
+    n, count = near.codes.shape
     random = generator(seed, "select", "far")
-    codes = np.empty((n, near + far), np.int32)
-    codes[:, :near] = known.codes
+    codes = np.empty((n, count + FAR), np.int32)
+    codes[:, :count] = near.codes
     # Drawn among the others: places from the own one on are moved up by one.
-    drawn = random.integers(max(n - 1, 1), size=(n, far), dtype=np.int32)
-    codes[:, near:] = (drawn + (drawn >= np.arange(n, dtype=np.int32)[:, None])) if n > 1 else -1
-    drop_repeats(codes, near)
-    sides = Sides(student.net, student.project_targets(targets), student.project_sources(sources))
+    drawn = random.integers(max(n - 1, 1), size=(n, FAR), dtype=np.int32)
+    codes[:, count:] = (drawn + (drawn >= np.arange(n, dtype=np.int32)[:, None])) if n > 1 else -1
+    _drop_repeats(codes, count)
+    sides = Sides(student.net, student.project_targets(rows), student.project_sources(rows))
     utility = np.empty(codes.shape, np.float32)
-    blocks = ranges(n, max(1, _PAIRS // max(near + far, 1)))
+    blocks = ranges(n, max(1, _PAIRS // max(count + FAR, 1)))
     seconds = codes.size * (sides.targets.shape[1] / MULTIPLY_ADDS + _EDGE_SECONDS)
 
-    def keep(place: int, found: Arrays) -> None:
+    def store(place: int, found: Arrays) -> None:
         utility[blocks[place]] = found["utility"]
 
-    tasks = [(rows.start, codes[rows]) for rows in blocks]
+    tasks = [(block.start, codes[block]) for block in blocks]
     edges = Calculation("predicting neighbours", _edges, sides, tasks, seconds, utility.nbytes, not last, last)
-    calculate(edges, keep)
+    calculate(edges, store)
     return Graph(ids, ids, codes, utility)
 
 
@@ -80,7 +156,57 @@ def _edges(sides: Sides, task: tuple[int, npt.NDArray[np.int32]]) -> Arrays:
     return {"utility": utility}
 
 
-def with_known(graph: Graph, known: LabelledPairs) -> Graph:
+def _best_known(utilities: Utilities, keep: Places, k: int) -> Graph:
+    """Return for each row of a target set the sources with the highest predictions, and with the highest known utilities."""
+    student, known, ids = utilities.student, utilities.known, _ids_at(utilities, keep)
+    targets, rows = (
+        student.project_targets(utilities.vectors.targets),
+        student.project_sources(_rows_at(utilities, keep)),
+    )
+    codes, utility = top_per_target(student, targets, rows, k)
+    place = {item: at for at, item in enumerate(ids)}
+    source = np.array([place.get(item, -1) for item in known.source_ids], np.int64)[known.source]
+    fine = np.isfinite(known.value) & (source >= 0)
+    target, source, value = known.target[fine], source[fine], known.value[fine]
+    order = np.lexsort((source, -value, target))
+    target, source, value = target[order], source[order], value[order]
+    rank = np.arange(len(target)) - np.searchsorted(target, target)
+    first = rank < k
+    more, by = np.full(codes.shape, -1, np.int32), np.full(codes.shape, np.nan, np.float32)
+    more[target[first], rank[first]], by[target[first], rank[first]] = source[first], value[first]
+    joined = np.concatenate([codes, more], axis=1)
+    _drop_repeats(joined, codes.shape[1])
+    both = np.concatenate([np.where(codes >= 0, utility, np.float32(np.nan)), by], axis=1)
+    return _with_known(Graph(known.target_ids, ids, joined, both), known)
+
+
+def mean_scores(utilities: Utilities, seed: int) -> npt.NDArray[np.float64]:
+    """Return the mean utility of each source over at most SCORED_TARGETS targets, drawn by the seed.
+
+    Known utilities are exact, and a row's own is left out.
+    """
+    student, known = utilities.student, utilities.known
+    targets, sources = utilities.vectors.targets, utilities.vectors.sources
+    drawn = np.sort(generator(seed, "select", "scored").permutation(len(targets))[:SCORED_TARGETS])
+    across, along = student.project_targets(targets[drawn]), student.project_sources(sources)
+    total = mean_per_source(student, across, along, calculate=utilities.calculate) * len(drawn)
+    count = np.full(len(sources), len(drawn))
+    place = np.full(len(targets), -1, np.int32)
+    place[drawn] = np.arange(len(drawn), dtype=np.int32)
+    here = place[known.target] >= 0
+    if utilities.shared:
+        here &= known.target != known.source
+        total[drawn] -= student.net.pairs(across, along, place[drawn], drawn.astype(np.int32))
+        count[drawn] -= 1
+    t, s, value = place[known.target[here]], known.source[here], known.value[here]
+    present = np.isfinite(value)
+    total -= np.bincount(s, student.net.pairs(across, along, t, s), len(sources))
+    total += np.bincount(s[present], value[present], len(sources))
+    count -= np.bincount(s[~present], minlength=len(sources))
+    return np.asarray(np.divide(total, count, out=np.full(len(sources), np.nan), where=count > 0), np.float64)
+
+
+def _with_known(graph: Graph, known: LabelledPairs) -> Graph:
     """Return the graph with known utilities in the place of predicted ones; pairs that are no edge stay out."""
     n = len(graph.source_ids)
     target, source = _codes(known.target_ids, graph.target_ids), _codes(known.source_ids, graph.source_ids)
@@ -105,7 +231,7 @@ def _codes(ids: tuple[str, ...], among: tuple[str, ...]) -> npt.NDArray[np.int64
     return np.array([place.get(item, -1) for item in ids], np.int64)
 
 
-def drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:
+def _drop_repeats(codes: npt.NDArray[np.int32], near: int) -> None:
     """Strike out what was drawn from afar and is a neighbour, or was drawn twice."""
     for e in range(near, codes.shape[1]):
         again = (codes[:, :e] == codes[:, e : e + 1]).any(axis=1)

@@ -41,7 +41,8 @@ class FreeSimilarities:
 
     targets, sources: `(n_targets, dim)` and `(n_sources, dim)`, as the student reads them; targets of width 0, a pointwise
     teacher's, stand for the sources themselves. second: `(n_second, dim)` of a second set's rows (see `Reference`), None where
-    the objective looks at none. shared: targets and sources are the same rows.
+    the objective looks at none. shared: targets and sources are the same rows. subtask_of: each target's subtask, where targets
+    have any.
     """
 
     views: Views
@@ -49,6 +50,7 @@ class FreeSimilarities:
     sources: Floats
     shared: bool
     second: Floats | None = None
+    subtask_of: Mapping[str, str] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,14 +71,13 @@ class FreeSimilarities:
         source_ids: tuple[str, ...],
         k: int,
         *,
-        subtask_of: Mapping[str, str] | None = None,
         seed: int = 0,
         rules: Rules = NO_RULES,
     ) -> list[str]:
         """Return `k` sources that an objective takes from a similarity in the place of utilities, under the same rules.
 
-        Of a second set the objective is told the similarities too. For a pointwise teacher, which has no targets, it is facility
-        location over the rows themselves.
+        An objective that looks at a second set sees the similarities to it. For a pointwise teacher, which has no targets, it is
+        facility location over the rows themselves.
         """
         if self._pointwise or objective == "random":
             matrix = self.matrix(name, source_ids, source_ids, rows=self.sources)
@@ -87,8 +88,8 @@ class FreeSimilarities:
             reference = Reference.of(
                 similarities(target_ids, second, *self.sides(name, self.targets, self.second), shared=False)
             )
-        record = Given(reference, subtask_of)
-        return similar_ids(self.matrix(name, target_ids, source_ids), objective, k, seed, given=record, rules=rules)
+        given = Given(reference, self.subtask_of)
+        return similar_ids(self.matrix(name, target_ids, source_ids), objective, k, seed, given=given, rules=rules)
 
     def matrix(
         self, name: str, target_ids: tuple[str, ...], source_ids: tuple[str, ...], rows: Floats | None = None

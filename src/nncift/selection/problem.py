@@ -5,33 +5,27 @@ Known labels are exact and the rest is predicted (method.md 1), also for rows of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from nncift.config import SelectSettings
-from nncift.core.pairs import LabelledPairs, Predicted, UtilityMatrix
+from nncift.config import RunSettings, SelectSettings
+from nncift.core.pairs import UtilityMatrix
 from nncift.core.parallel import ParallelMap, serial_map
-from nncift.core.seeds import generator
-from nncift.errors import DataError, UsageError
-from nncift.models.views import TEXT, Views
-from nncift.selection import COVERING
+from nncift.errors import UsageError
+from nncift.selection import COVERING, Given
 from nncift.selection.budget import parse_tokens
-from nncift.selection.graphs import drop_repeats, scored_graph, with_known
-from nncift.selection.neighbours import EXACT_ROWS, Neighbours, lifted, nearest, nearest_to
+from nncift.selection.graphs import graph_of, mean_scores, similar_graphs
 from nncift.selection.objectives import Reference
-from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
-from nncift.selection.solve import DenseProblem, GraphProblem
-from nncift.selection.sparse import Graph
-from nncift.student.model import Student
-from nncift.student.score import all_pairs, best_per_target, mean_per_source, top_per_target
+from nncift.selection.probe_controls import FreeSimilarities
+from nncift.selection.rules import NO_RULES, Rules
+from nncift.selection.sparse import Graph, Optimiser
+from nncift.selection.utilities import Existing, Utilities
+from nncift.student.score import all_pairs, best_per_target
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-SCORED_TARGETS = 2000
-
 
 KNOWS_EXISTING = ("flcg", "rr", "max")
 """Objectives that look at rows that were trained on already."""
@@ -41,12 +35,152 @@ IN_TURN = ("rds", "less")
 """Teachers whose published selections for a target set take rows in turn for each target."""
 
 
-@dataclass(frozen=True)
-class Existing:
-    """The rows that were trained on already. vectors: `(n, d)`, as the student reads them; contents: their content hashes."""
+@dataclass(frozen=True, eq=False)
+class DenseProblem:
+    """What is chosen from: utilities, what a second set does for each target (where the objective needs it), similarities.
 
-    vectors: Floats
-    contents: tuple[str, ...]
+    Where targets and sources are the same rows, a row that is removed is no target either. score: mean utility of each source
+    over the run's targets; None = the matrix's own means.
+    """
+
+    matrix: UtilityMatrix
+    reference: Reference | None
+    similar: FreeSimilarities
+    score: Doubles | None = None
+
+    def without(self, removed: Collection[str]) -> DenseProblem:
+        """Return the problem without some rows."""
+        if not removed:
+            return self
+        matrix, reference = self.matrix, self.reference
+        sources = [i for i, item in enumerate(matrix.source_ids) if item not in removed]
+        targets = [i for i, item in enumerate(matrix.target_ids) if not self.similar.shared or item not in removed]
+        target_ids = tuple(matrix.target_ids[i] for i in targets)
+        if reference is not None:
+            place = {item: i for i, item in enumerate(reference.target_ids)}
+            reference = Reference(target_ids, reference.best[[place[item] for item in target_ids]], reference.low)
+        values = matrix.values.T[np.ix_(sources, targets)].T
+        rest = UtilityMatrix(target_ids, tuple(matrix.source_ids[i] for i in sources), values)
+        score = None if self.score is None else self.score[sources]
+        return DenseProblem(rest, reference, self.similar.at(targets, sources), score)
+
+    @property
+    def given(self) -> Given:
+        """What the objective sees beside the matrix."""
+        return Given(self.reference, self.similar.subtask_of, self.score)
+
+    def similar_ids(self, name: str, objective: str, k: int, seed: int = 0, rules: Rules = NO_RULES) -> list[str]:
+        """Return `k` sources that an objective takes from a similarity in the place of utilities, under the same rules."""
+        matrix = self.matrix
+        return self.similar.ids(name, objective, matrix.target_ids, matrix.source_ids, k, seed=seed, rules=rules)
+
+
+@dataclass(frozen=True, eq=False)
+class GraphProblem:
+    """What is chosen from where all pairs would not fit, rows that are removed first left out.
+
+    each, recall: neighbours of every target that the graph was made of, and the share of the true nearest that were found.
+    score: means of all rows, estimated where targets are many, the removed ones too. alike: graphs of similarities in the
+    place of utilities, for the controls; None for one that was not looked for. optimiser, calculate: see `SparseCoverage.choose`.
+    """
+
+    graph: Graph
+    each: int
+    recall: float
+    score: Doubles
+    alike: Mapping[str, Graph | None]
+    optimiser: Optimiser = "lazy"
+    objective: str = "fl"
+    subtask_of: Mapping[str, str] | None = None
+    calculate: ParallelMap = serial_map
+
+
+def build(utilities: Utilities, settings: RunSettings, removed: Collection[str] = ()) -> DenseProblem | GraphProblem:
+    """Return what the objective of some settings chooses from: the whole matrix, or with `neighbours` a graph.
+
+    removed: rows that are removed first; a graph is made without them. Raises DataError where predictions are not finite.
+    """
+    utilities.check_finite()
+    if settings.neighbours is not None:
+        return _on_graph(utilities, settings, removed)
+    return _dense(utilities, str(settings.objective))
+
+
+def _dense(utilities: Utilities, objective: str) -> DenseProblem:
+    """Return the matrix of a run. Objectives of coverage see the student's tail, others do not.
+
+    `flmi` looks at the pool's rows as targets, whose utilities are all predicted where the run has a target set of its own.
+    """
+    similar = utilities.similarities()
+    if objective == "flmi":
+        # Scores are means over the run's targets, whatever the objective looks at.
+        plain = utilities.matrix()
+        return _aimed(utilities, similar, plain.matrix.mean_per_source() if plain.score is None else plain.score)
+    if objective in COVERING:
+        utilities = utilities.for_coverage()
+    found, existing, reference = utilities.matrix(), utilities.existing, None
+    if objective in KNOWS_EXISTING and existing is not None:
+        reference = _already(utilities, found.matrix, existing)
+        similar = replace(similar, second=existing.vectors)
+    return DenseProblem(found.matrix, reference, similar, found.score)
+
+
+def _on_graph(utilities: Utilities, settings: RunSettings, removed: Collection[str]) -> GraphProblem:
+    """Return a graph of the pool's rows, less the rows that are removed first, and the scores of all rows."""
+    objective, seed = str(settings.objective or "fl"), settings.seed
+    score = mean_scores(utilities, seed)
+    used = utilities.for_coverage() if objective in COVERING else utilities
+    keep = np.array([place for place, item in enumerate(used.source_ids) if item not in removed], np.int64)
+    k = min(settings.neighbours or 0, len(keep) if not used.shared else max(len(keep) - 1, 1))
+    found = graph_of(used, keep, k, seed, last=settings.optimiser != "partition")
+    alike = similar_graphs(used, keep, k, seed, found)
+    return GraphProblem(
+        found.graph,
+        k,
+        found.recall,
+        score,
+        alike,
+        settings.optimiser or "lazy",
+        objective,
+        used.subtask_of,
+        used.calculate,
+    )
+
+
+def _aimed(utilities: Utilities, similar: FreeSimilarities, score: Doubles) -> DenseProblem:
+    """Return the pool against itself, and how well the target set's rows serve each of its rows."""
+    covering, pool, wanted = utilities.student.for_coverage(), similar.sources, similar.targets
+    ids, calculate = utilities.source_ids, utilities.calculate
+    as_targets = covering.project_targets(pool)
+    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted), calculate=calculate)
+    values = all_pairs(covering, as_targets, covering.project_sources(pool), calculate)
+    np.fill_diagonal(values, np.nan)
+    reference = Reference(ids, best.astype(np.float64), low)
+    alike = FreeSimilarities(similar.views, pool, pool, shared=True, second=wanted)
+    return DenseProblem(UtilityMatrix(ids, ids, values), reference, alike, score)
+
+
+def _already(utilities: Utilities, matrix: UtilityMatrix, existing: Existing) -> Reference:
+    """Return how well the existing rows serve each target; one that the pool has too serves as the pool's row does."""
+    student, vectors = utilities.student, utilities.vectors
+    place = {content: s for s, content in enumerate(utilities.contents)}
+    twins = sorted({place[content] for content in existing.contents if content in place})
+    # A copy of a target serves it, though the pool's row itself is masked there: that entry alone is predicted.
+    others = [i for i, content in enumerate(existing.contents) if content not in place]
+    as_targets = student.project_targets(vectors.targets)
+    best, low = best_per_target(
+        student, as_targets, student.project_sources(existing.vectors[others]), calculate=utilities.calculate
+    )
+    target_place = {item: t for t, item in enumerate(matrix.target_ids)}
+    for s in twins:
+        column = matrix.values[:, s].astype(np.float32)
+        own = target_place.get(matrix.source_ids[s])
+        if own is not None:
+            source = student.project_sources(vectors.sources[[s]])
+            column[own] = student.predict_block(as_targets[[own]], source)[0, 0]
+        best = np.fmax(best, column)
+        low = min(low, float(np.nanmin(column, initial=np.inf)))
+    return Reference(matrix.target_ids, best.astype(np.float64), low)
 
 
 def default_objective(*, pointwise: bool, target: bool, existing: bool, teacher: str = "") -> str:
@@ -60,7 +194,7 @@ def default_objective(*, pointwise: bool, target: bool, existing: bool, teacher:
     return "fl"
 
 
-def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: bool) -> None:
+def check_sets(objective: str, *, pointwise: bool, target: bool, existing: bool) -> None:
     """Raise UsageError where an objective lacks the set that it is about, or has one that it would not look at."""
     if pointwise and objective not in ("topk", "random"):
         raise UsageError(f"--objective {objective} needs utilities of pairs, and this teacher gives scores; use topk")
@@ -72,177 +206,6 @@ def refuse_unfit(objective: str, *, pointwise: bool, target: bool, existing: boo
         raise UsageError(
             f"--existing was given, and --objective {objective} does not look at it; use flcg, rr or max, or leave it out"
         )
-
-
-def dense_problem(
-    objective: str,
-    student: Student,
-    matrix: Callable[[Student], Predicted],
-    targets: Floats,
-    sources: Floats,
-    ids: tuple[str, ...],
-    contents: Sequence[str],
-    existing: Existing | None,
-    *,
-    shared: bool,
-    subtask_of: Mapping[str, str] | None = None,
-    calculate: ParallelMap = serial_map,
-) -> DenseProblem:
-    """Return what an objective chooses from.
-
-    matrix: gives it, known labels exact and the rest predicted by a student, over the run's targets and sources; targets,
-    sources: vectors of these, sources in the order of `ids`. Objectives of coverage see the student's tail, others do not.
-    ids, contents: id and content hash of every source. `flmi` looks at the pool's rows as targets, whose utilities are all
-    predicted where the run has a target set of its own. subtask_of: each target's subtask, where targets have any.
-    """
-    _check_all_finite(student, targets, sources, ids)
-    similar = FreeSimilarities(views_of(student, sources), targets, sources, shared)
-    if objective == "flmi":
-        # Scores are means over the run's targets, whatever the objective looks at.
-        plain = matrix(student)
-        score = plain.matrix.mean_per_source() if plain.score is None else plain.score
-        return _aimed(student, ids, similar, score, calculate)
-    reference = None
-    if objective in COVERING:
-        student = student.for_coverage()
-    found = matrix(student)
-    known = found.matrix
-    if objective in KNOWS_EXISTING and existing is not None:
-        named = dict(zip(ids, contents, strict=True))
-        reference = _already(student, known, targets, sources, named, existing, calculate)
-        similar = replace(similar, second=existing.vectors)
-    return DenseProblem(known, reference, similar, shared, found.score, subtask_of)
-
-
-def views_of(student: Student, vectors: Floats) -> Views:
-    """Return what a student's vectors consist of."""
-    return student.views or Views.of({TEXT: vectors.shape[1]})
-
-
-def graph_problem(
-    student: Student,
-    known: LabelledPairs,
-    sources: Floats,
-    settings: SelectSettings,
-    seed: int,
-    removed: Collection[str] = (),
-    calculate: ParallelMap = serial_map,
-    *,
-    targets: Floats | None = None,
-    subtask_of: Mapping[str, str] | None = None,
-) -> GraphProblem:
-    """Return a graph of the pool's rows: the nearest of each and a few random ones, less the rows that are removed first.
-
-    A network whose predictions are inner products (`towers`) finds each target's nearest by these, others by embedding. Known
-    labels are exact, the rest is predicted. A row's score is its mean over at most SCORED_TARGETS targets, drawn by the seed.
-    sources: vectors of all rows, in the order of `known`. targets: those of a target set; None = the pool's rows themselves.
-    With a target set, the sources of each target are those with the highest predictions, and the best known ones.
-    """
-    shared, objective = targets is None, str(settings.objective or "fl")
-    across = sources if targets is None else targets
-    _check_all_finite(student, across, sources, known.source_ids)
-    score = _scores(student, known, across, sources, seed, calculate, shared=shared)
-    keep = np.array([place for place, item in enumerate(known.source_ids) if item not in removed], np.int64)
-    ids, rows = tuple(known.source_ids[place] for place in keep), sources if not removed else sources[keep]
-    used = student.for_coverage() if objective in COVERING else student
-    similar = FreeSimilarities(views_of(student, sources), rows if targets is None else targets, rows, shared)
-    wanted = settings.neighbours or 0
-    alike: dict[str, Graph | None]
-    if targets is not None:
-        k = min(wanted, len(ids))
-        graph, recall = _best_known(used, known, ids, targets, rows, k), 1.0
-        alike = {name: _similar_graph(similar, name, known.target_ids, ids, k) for name in similar.names}
-    else:
-        k = min(wanted, max(len(keep) - 1, 1))
-        last = settings.optimiser != "partition"
-        near, embedded = _neighbours(used, similar, k, seed, calculate)
-        graph = with_known(scored_graph(used, ids, rows, rows, near, seed=seed, calculate=calculate, last=last), known)
-        recall = near.recall
-        alike = dict.fromkeys(similar.names)
-        if embedded is not None:
-            alike[EMBEDDING] = _of_neighbours(embedded, ids)
-        for name in similar.names:
-            if alike[name] is None and name != EMBEDDING and len(ids) <= EXACT_ROWS:
-                side = similar.sides(name, rows, rows)[0]
-                alike[name] = _of_neighbours(nearest(side, k, seed=seed, calculate=calculate), ids)
-    return GraphProblem(graph, k, recall, score, alike, settings.optimiser or "lazy", objective, subtask_of)
-
-
-def _neighbours(
-    student: Student, similar: FreeSimilarities, k: int, seed: int, calculate: ParallelMap
-) -> tuple[Neighbours, Neighbours | None]:
-    """Return the neighbours of the pool's rows that a graph is made of, and by embedding for the control where they are found."""
-    rows, text = similar.sources, similar.views.take(similar.sources, TEXT)
-    if not student.is_inner_product:
-        near = nearest(text, k, seed=seed, calculate=calculate)
-        return near, near
-    queries, vectors = lifted(student.project_targets(rows), student.project_sources(rows))
-    near = nearest(vectors, k, queries=queries, seed=seed, calculate=calculate)
-    # For the control that selects by embeddings alone; on large pools it would double the search.
-    return near, nearest(text, k, seed=seed, calculate=calculate) if len(rows) <= EXACT_ROWS else None
-
-
-def _of_neighbours(found: Neighbours, ids: tuple[str, ...]) -> Graph:
-    return Graph(ids, ids, found.codes, np.where(found.codes >= 0, found.cosine, np.float32(np.nan)))
-
-
-def _similar_graph(
-    similar: FreeSimilarities, name: str, target_ids: tuple[str, ...], ids: tuple[str, ...], k: int
-) -> Graph:
-    """Return the most similar rows of every row of a target set."""
-    codes, cosine = nearest_to(*similar.sides(name, similar.targets, similar.sources), k)
-    return Graph(target_ids, ids, codes, np.where(codes >= 0, cosine, np.float32(np.nan)))
-
-
-def _best_known(
-    student: Student, known: LabelledPairs, ids: tuple[str, ...], targets: Floats, rows: Floats, k: int
-) -> Graph:
-    """Return for each row of a target set the sources with the highest predictions, and with the highest known utilities."""
-    codes, utility = top_per_target(student, student.project_targets(targets), student.project_sources(rows), k)
-    place = {item: at for at, item in enumerate(ids)}
-    source = np.array([place.get(item, -1) for item in known.source_ids], np.int64)[known.source]
-    fine = np.isfinite(known.value) & (source >= 0)
-    target, source, value = known.target[fine], source[fine], known.value[fine]
-    order = np.lexsort((source, -value, target))
-    target, source, value = target[order], source[order], value[order]
-    rank = np.arange(len(target)) - np.searchsorted(target, target)
-    first = rank < k
-    more, by = np.full(codes.shape, -1, np.int32), np.full(codes.shape, np.nan, np.float32)
-    more[target[first], rank[first]], by[target[first], rank[first]] = source[first], value[first]
-    joined = np.concatenate([codes, more], axis=1)
-    drop_repeats(joined, codes.shape[1])
-    both = np.concatenate([np.where(codes >= 0, utility, np.float32(np.nan)), by], axis=1)
-    return with_known(Graph(known.target_ids, ids, joined, both), known)
-
-
-def _scores(
-    student: Student,
-    known: LabelledPairs,
-    targets: Floats,
-    sources: Floats,
-    seed: int,
-    calculate: ParallelMap,
-    *,
-    shared: bool,
-) -> Doubles:
-    """Return the mean utility of each source over targets that are drawn, known ones exact, a row's own left out."""
-    drawn = np.sort(generator(seed, "select", "scored").permutation(len(targets))[:SCORED_TARGETS])
-    across, along = student.project_targets(targets[drawn]), student.project_sources(sources)
-    total = mean_per_source(student, across, along, calculate=calculate) * len(drawn)
-    count = np.full(len(sources), len(drawn))
-    place = np.full(len(targets), -1, np.int32)
-    place[drawn] = np.arange(len(drawn), dtype=np.int32)
-    serial_map = place[known.target] >= 0
-    if shared:
-        serial_map &= known.target != known.source
-        total[drawn] -= student.net.pairs(across, along, place[drawn], drawn.astype(np.int32))
-        count[drawn] -= 1
-    t, s, value = place[known.target[serial_map]], known.source[serial_map], known.value[serial_map]
-    present = np.isfinite(value)
-    total -= np.bincount(s, student.net.pairs(across, along, t, s), len(sources))
-    total += np.bincount(s[present], value[present], len(sources))
-    count -= np.bincount(s[~present], minlength=len(sources))
-    return np.asarray(np.divide(total, count, out=np.full(len(sources), np.nan), where=count > 0), np.float64)
 
 
 def check_graph(
@@ -274,61 +237,3 @@ def check_graph(
         named.append("a budget of tokens")
     if named and settings.optimiser not in (None, "lazy"):
         raise UsageError(f"--optimiser {settings.optimiser} does not go with {', '.join(named)}; use lazy")
-
-
-def _check_all_finite(student: Student, targets: Floats, sources: Floats, ids: tuple[str, ...]) -> None:
-    """Raise DataError, naming the rows, where a prediction would be NaN or infinite: it would pass for a missing value."""
-    both = (("source", student.projected_sources(sources)), ("target", student.projected_targets(targets)))
-    for axis, blocks in both:
-        infinite = [at.start + np.flatnonzero(~np.isfinite(known).all(axis=1)) for at, known in blocks]
-        bad = np.concatenate([*infinite, np.empty(0, np.intp)])
-        if len(bad):
-            whole = axis == "source" or len(targets) == len(ids)
-            names = [ids[i] if whole else f"target {i + 1}" for i in bad[:5].tolist()]
-            raise DataError(
-                f"the student's predictions are not finite for {len(bad)} {axis} rows ({', '.join(names)}); its weights or their "
-                "embeddings are damaged: use another --out"
-            )
-
-
-def _aimed(
-    student: Student, ids: tuple[str, ...], similar: FreeSimilarities, score: Doubles, calculate: ParallelMap
-) -> DenseProblem:
-    """Return the pool against itself, and how well the target set's rows serve each of its rows."""
-    covering, pool, wanted = student.for_coverage(), similar.sources, similar.targets
-    as_targets = covering.project_targets(pool)
-    best, low = best_per_target(covering, as_targets, covering.project_sources(wanted), calculate=calculate)
-    values = all_pairs(covering, as_targets, covering.project_sources(pool), calculate)
-    np.fill_diagonal(values, np.nan)
-    reference = Reference(ids, best.astype(np.float64), low)
-    alike = FreeSimilarities(similar.views, pool, pool, shared=True, second=wanted)
-    return DenseProblem(UtilityMatrix(ids, ids, values), reference, alike, True, score)
-
-
-def _already(
-    student: Student,
-    matrix: UtilityMatrix,
-    targets: Floats,
-    sources: Floats,
-    contents: Mapping[str, str],
-    existing: Existing,
-    calculate: ParallelMap,
-) -> Reference:
-    """Return how well the existing rows serve each target; one that the pool has too serves as the pool's row does."""
-    place = {contents[item]: s for s, item in enumerate(matrix.source_ids)}
-    twins = sorted({place[content] for content in existing.contents if content in place})
-    # A copy of a target serves it, though the pool's row itself is masked there: that entry alone is predicted.
-    others = [i for i, content in enumerate(existing.contents) if content not in place]
-    as_targets = student.project_targets(targets)
-    best, low = best_per_target(
-        student, as_targets, student.project_sources(existing.vectors[others]), calculate=calculate
-    )
-    target_place = {item: t for t, item in enumerate(matrix.target_ids)}
-    for s in twins:
-        column = matrix.values[:, s].astype(np.float32)
-        own = target_place.get(matrix.source_ids[s])
-        if own is not None:
-            column[own] = student.predict_block(as_targets[[own]], student.project_sources(sources[[s]]))[0, 0]
-        best = np.fmax(best, column)
-        low = min(low, float(np.nanmin(column, initial=np.inf)))
-    return Reference(matrix.target_ids, best.astype(np.float64), low)

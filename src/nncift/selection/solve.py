@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,16 +17,13 @@ import numpy.typing as npt
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room
-from nncift.core.pairs import UtilityMatrix
-from nncift.core.parallel import ParallelMap, serial_map
 from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
-from nncift.selection import Given, Subset, pose
+from nncift.selection import Subset, pose
 from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
-from nncift.selection.objectives import Reference
-from nncift.selection.probe_controls import FreeSimilarities
-from nncift.selection.sparse import Graph, Optimiser, SparseCoverage
+from nncift.selection.problem import DenseProblem, GraphProblem
+from nncift.selection.sparse import Graph, SparseCoverage
 from nncift.selection.sparse_round_robin import SparseTurns, highest_on
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.run_directory import RunDir
@@ -40,62 +37,6 @@ AT_ONCE = 1 << 14
 """Rows of the account that are put together at once."""
 
 FILES = ("subset.jsonl", "selection.parquet", "selection.json")
-
-
-@dataclass(frozen=True, eq=False)
-class DenseProblem:
-    """What is chosen from: utilities, what a second set does for each target (where the objective needs it), similarities.
-
-    shared: targets and sources are the same rows, so that a row that is removed is no target either. score: mean utility of each
-    source over the run's targets; None = the matrix's own means. subtask_of: each target's subtask, where targets have any.
-    """
-
-    matrix: UtilityMatrix
-    reference: Reference | None
-    similar: FreeSimilarities
-    shared: bool
-    score: npt.NDArray[np.float64] | None = None
-    subtask_of: Mapping[str, str] | None = None
-
-    def without(self, removed: Collection[str]) -> DenseProblem:
-        """Return the ground without some rows."""
-        if not removed:
-            return self
-        matrix, reference = self.matrix, self.reference
-        sources = [i for i, item in enumerate(matrix.source_ids) if item not in removed]
-        targets = [i for i, item in enumerate(matrix.target_ids) if not self.shared or item not in removed]
-        target_ids = tuple(matrix.target_ids[i] for i in targets)
-        if reference is not None:
-            place = {item: i for i, item in enumerate(reference.target_ids)}
-            reference = Reference(target_ids, reference.best[[place[item] for item in target_ids]], reference.low)
-        values = matrix.values.T[np.ix_(sources, targets)].T
-        rest = UtilityMatrix(target_ids, tuple(matrix.source_ids[i] for i in sources), values)
-        score = None if self.score is None else self.score[sources]
-        return DenseProblem(rest, reference, self.similar.at(targets, sources), self.shared, score, self.subtask_of)
-
-    @property
-    def given(self) -> Given:
-        """What the objective is told beside the matrix."""
-        return Given(self.reference, self.subtask_of, self.score)
-
-
-@dataclass(frozen=True, eq=False)
-class GraphProblem:
-    """What is chosen from where all pairs would not fit, rows that are removed first left out.
-
-    each, recall: neighbours of every target that the graph was made of, and the share of the true nearest that were found.
-    score: means of all rows, estimated where targets are many, the removed ones too. alike: graphs of similarities in the
-    place of utilities, for the controls; None for one that was not looked for. optimiser: see `SparseCoverage.choose`.
-    """
-
-    graph: Graph
-    each: int
-    recall: float
-    score: npt.NDArray[np.float64]
-    alike: Mapping[str, Graph | None]
-    optimiser: Optimiser = "lazy"
-    objective: str = "fl"
-    subtask_of: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +57,10 @@ def choose(
     problem: Callable[[], DenseProblem | GraphProblem],
     *,
     embedding_control: bool = True,
-    calculate: ParallelMap = serial_map,
 ) -> dict[str, Any]:
     """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
 
     keys: fingerprints of the stages so far; that of this stage is added. problem: not called where this selection is finished.
-    calculate: has the parts of a selection in parts done.
     """
     objective, seed = str(settings.objective), settings.seed
     keys["select"] = key_of(keys, settings, rows, settled)
@@ -136,7 +75,6 @@ def choose(
                 objective=objective,
                 seed=seed,
                 embedding_control=embedding_control,
-                calculate=calculate,
             )
             write_selection_table(directory.file("selection.parquet"), rows, settled, chosen)
             write_subset(directory.file("subset.jsonl"), rows, chosen)
@@ -172,7 +110,6 @@ def solve(
     objective: str,
     seed: int,
     embedding_control: bool = True,
-    calculate: ParallelMap = serial_map,
 ) -> Chosen:
     """Select from the rows, and value the controls under the same matrix and rules.
 
@@ -182,22 +119,18 @@ def solve(
     """
     check_room("selecting")
     if isinstance(whole, GraphProblem):
-        return _on_graph(rows, settled, whole, seed, calculate)
+        return _on_graph(rows, settled, whole, seed)
     if whole.matrix.source_ids != rows.ids:
         raise UsageError("the matrix is not over this pool: its sources are other rows")
     score = whole.matrix.mean_per_source() if whole.score is None else whole.score
     whole = replace(whole, score=score)
     rest, kept = whole.without(settled.removed), rows.without(settled.removed)
-    targets = rest.matrix.target_ids
     problem = pose(rest.matrix, objective, rest.given, reuse=True)
     subset = problem.choose(settled.k, seed, settled.rules)
-    bearable = embedding_control and len(kept.ids) <= max(CONTROL_ROWS, len(targets))
+    bearable = embedding_control and len(kept.ids) <= max(CONTROL_ROWS, len(rest.matrix.target_ids))
 
     def by_similarity(name: str) -> float:
-        chosen = rest.similar.ids(
-            name, objective, targets, kept.ids, settled.k, subtask_of=rest.subtask_of, seed=seed, rules=settled.rules
-        )
-        return problem.value(chosen)
+        return problem.value(rest.similar_ids(name, objective, settled.k, seed, settled.rules))
 
     controls: dict[str, float | None] = {
         **_plain_controls(problem.value, kept, settled, len(subset), seed),
@@ -220,13 +153,11 @@ def _record(subset: Subset, controls: Mapping[str, float | None], settled: Resol
     }
 
 
-def _on_graph(
-    rows: Rows, settled: ResolvedConstraints, found: GraphProblem, seed: int, calculate: ParallelMap
-) -> Chosen:
+def _on_graph(rows: Rows, settled: ResolvedConstraints, found: GraphProblem, seed: int) -> Chosen:
     """Select on a graph, and value the controls on it too."""
     kept = rows.without(settled.removed) if settled.removed else rows
     score = dict(zip(rows.ids, found.score.tolist(), strict=True))
-    subset, value = solved(found, found.graph, settled, seed, score, calculate)
+    subset, value = solved(found, found.graph, settled, seed, score)
     controls: dict[str, float | None] = dict(_plain_controls(value, kept, settled, len(subset), seed))
     for name, graph in found.alike.items():
         alone = None if graph is None else solved(replace(found, optimiser="lazy"), graph, settled, seed)[0]
@@ -246,7 +177,6 @@ def solved(
     settled: ResolvedConstraints,
     seed: int,
     score: Mapping[str, float] | None = None,
-    calculate: ParallelMap = serial_map,
 ) -> tuple[Subset, Callable[[list[str]], float]]:
     """Return what an objective chooses on a graph, and what gives the value of a set on it."""
     k, rules = settled.k, settled.rules
@@ -258,7 +188,9 @@ def solved(
         taken = turns.take_turns(k, rules=rules, seed=seed, subtask_of=found.subtask_of, score=score)
         return turns.account(taken, rules), turns.value
     problem = SparseCoverage(graph)
-    chosen = problem.choose(k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=calculate, score=score)
+    chosen = problem.choose(
+        k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=found.calculate, score=score
+    )
     return problem.account(chosen, rules), problem.value
 
 

@@ -15,7 +15,7 @@ from nncift.labels import check_pool_size, parse_labels
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import Axes
 from nncift.selection.constraints import Constraints
-from nncift.selection.problem import check_graph, default_objective, refuse_unfit
+from nncift.selection.problem import check_graph, check_sets, default_objective
 from nncift.stages.context import RunContext, identity
 from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
 from nncift.storage.atomic import write_json
@@ -147,7 +147,7 @@ def check_request(
         _check_target_count(len(target))
     sets = {"pointwise": pointwise, "target": aimed, "existing": bool(settings.existing) or existing is not None}
     objective = settings.objective or default_objective(**sets, teacher=teacher.name)
-    refuse_unfit(objective, **sets)
+    check_sets(objective, **sets)
     column = subtask_column(teacher)
     check_graph(settings, objective, pointwise=pointwise, existing=sets["existing"], subtasks=column is not None)
     subtasks.check_fits(column, target, objective)

@@ -13,7 +13,7 @@ from nncift.core.tasks import Here
 from nncift.data import Examples
 from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
-from nncift.selection.problem import Existing
+from nncift.selection.utilities import Existing
 from nncift.stages import RunContext, encoder_of, probed
 from nncift.storage import checksums
 from nncift.storage.atomic import atomic, load_array, read_json, write_json

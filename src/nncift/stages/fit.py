@@ -1,4 +1,4 @@
-"""The student's stages: train it, measure it beside what is free, use the better one, and predict (method.md 2).
+"""The student's stage: train it, measure it beside what is free, and use the better one (method.md 2).
 
 Fidelity and selection skill are measured on labels that the student has not seen; then it is fitted again on all of them. The
 gate: where another candidate selects clearly better on those labels, selection and scores use that, and the run says so.
@@ -6,30 +6,24 @@ gate: where another candidate selects clearly better on those labels, selection 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nncift.config import StudentSettings
-from nncift.core.memory import free_memory
-from nncift.core.pairs import LabelledPairs, Predicted, UtilityMatrix
-from nncift.core.parallel import ParallelMap, serial_map
+from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
-from nncift.errors import ResourceError, UsageError
+from nncift.errors import UsageError
 from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
 from nncift.evaluation.gate import Gate
-from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import Vectors
 from nncift.selection import COVERING
 from nncift.selection.budget import parse_budget, parse_tokens
-from nncift.selection.topk import best_subtask
 from nncift.stages import RunContext, probe_of
 from nncift.storage.atomic import write_json
-from nncift.student.model import Student, predict_all, with_known
-from nncift.student.networks import Predictor, network
+from nncift.student.model import Student
+from nncift.student.networks import network
 
 FILES = ("student/student.json", "student/student.safetensors", "fidelity.json")
 TOKENS_SHARE = 0.3
@@ -74,66 +68,6 @@ def fit_student(
 def share_of(budget: str, rows: int) -> float:
     """Return the share of the rows that a budget selects. Raises UsageError or InfeasibleError for one that cannot be read."""
     return TOKENS_SHARE if parse_tokens(budget) is not None else parse_budget(budget, rows) / rows
-
-
-def predict(
-    student: Student,
-    vectors: Vectors,
-    labels: dict[str, LabelledPairs],
-    *,
-    shared: bool,
-    subtask_of: Mapping[str, str] | None = None,
-    calculate: ParallelMap = serial_map,
-    held: bool = True,
-) -> Predicted:
-    """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked (method.md 1).
-
-    A student `for_coverage` adds its tail to what is predicted. subtask_of: each target's subtask; then what is left is one
-    target, the subtask that a source helps most. held: this process holds the matrix, which one that only does parts of it does
-    not. Raises ResourceError where it does not fit in memory.
-    """
-    needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
-    free = free_memory() if held else None
-    if free is not None and needed > free:
-        raise ResourceError(
-            f"selecting from {len(vectors.sources)} rows takes {needed / 1e6:,.0f} MB of memory for the matrix and its working "
-            f"copy, and {free / 1e6:,.0f} MB are free; use --neighbours 64, --limit, or a machine with more memory"
-        )
-    # Subtasks are told apart by what a source does for them, not by what it may be the best for.
-    used = student if subtask_of is None else replace(student, covers=False)
-    known = combine(labels)
-    values = predict_all(used, vectors.targets, vectors.sources, calculate)
-    matrix = with_known(values, known, shared=shared)
-    if subtask_of is not None:
-        return Predicted(best_subtask(matrix, subtask_of), None)
-    tail = used.tail_net if used.covers else None
-    score = None if tail is None else _mean_without_tail(matrix, tail, vectors, known, shared=shared)
-    return Predicted(matrix, score)
-
-
-def _mean_without_tail(
-    matrix: UtilityMatrix, tail: Predictor, vectors: Vectors, known: LabelledPairs, *, shared: bool
-) -> npt.NDArray[np.float64]:
-    """Return the mean utility of each source, `(n_sources,)`, from a matrix whose predicted values hold a tail too.
-
-    A tail is an inner product of projections, so its sum over targets is one with their sum; known and masked pairs hold none.
-    """
-    targets, sources = tail.project_targets(vectors.targets), tail.project_sources(vectors.sources)
-    total = tail.block(targets.mean(axis=0, dtype=np.float64)[None].astype(np.float32), sources)[0] * float(
-        len(targets)
-    )
-    count = np.full(len(sources), len(targets)) - np.bincount(
-        known.source[~np.isfinite(known.value)], minlength=len(sources)
-    )
-    without = [(known.target, known.source)]
-    if shared:
-        itself = np.arange(len(sources), dtype=np.int32)
-        without.append((itself, itself))
-        count -= 1
-    for target, source in without:
-        total = total - np.bincount(source, tail.pairs(targets, sources, target, source), len(sources))
-    added = np.divide(total, count, out=np.zeros(len(sources)), where=count > 0)
-    return np.asarray(matrix.mean_per_source() - added, np.float64)
 
 
 def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Student, dict[str, Any]]:
