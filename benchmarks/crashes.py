@@ -86,14 +86,14 @@ def settings_of(folder: Path, **given: Any) -> Any:
     return resolve({**own, "pool": [str(folder / "pool.jsonl")], "test_items": 8, "validation_items": 6})
 
 
-def run(folder: Path, engine: Any = None, **given: Any) -> None:
+def run(folder: Path, executor: Any = None, **given: Any) -> None:
     """Run the pipeline as the command line does."""
     from nncift import pipeline
     from nncift.stages import inputs
 
     settings = settings_of(folder, **given)
     pipeline.execute(
-        settings, inputs.read_pool(settings), folder / "run", teacher=_teacher(folder, settings), engine=engine
+        settings, inputs.read_pool(settings), folder / "run", teacher=_teacher(folder, settings), executor=executor
     )
 
 
@@ -162,18 +162,18 @@ def by_ray(folder: Path, **given: Any) -> None:
         """A worker without a clock."""
 
         def do(self, *order: Any) -> list[bytes]:
-            """Do pieces."""
+            """Do tasks."""
             time.perf_counter = lambda: 0.0
             return super().do(*order)
 
-    class Cluster(cluster.OnRay):
+    class Cluster(cluster.RayExecutor):
         """A cluster of such workers."""
 
         made_of = Still
 
     _share_everything()
-    with Cluster(settings_of(folder, **given), folder / "run", ClusterSettings(workers=2)) as engine:
-        run(folder, engine, **given)
+    with Cluster(settings_of(folder, **given), folder / "run", ClusterSettings(workers=2)) as executor:
+        run(folder, executor, **given)
 
 
 def select_again(folder: Path) -> None:

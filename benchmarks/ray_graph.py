@@ -29,8 +29,8 @@ from sparse import NEAR, clustered, student
 from nncift import config
 from nncift.core import parallel as calculation
 from nncift.core.parallel import Calculation, Keep, ParallelMap
-from nncift.core.tasks import Engine, calculate
-from nncift.distributed.ray_cluster import OnRay
+from nncift.core.tasks import Executor, calculate
+from nncift.distributed.ray_cluster import RayExecutor
 from nncift.selection import graphs
 from nncift.selection.graphs import scored_graph
 from nncift.selection.neighbours import nearest
@@ -60,10 +60,10 @@ def steps(vectors: Any, trained: Any, dense: int, how: ParallelMap) -> dict[str,
     }
 
 
-def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str, Any]:
+def measure(executor: Executor, vectors: Any, trained: Any, dense: int) -> dict[str, Any]:
     """Do every step, and return seconds, CPU seconds of every process, and a hash of all results."""
-    hands: Any = None
-    how: ParallelMap = partial(calculate, engine, hands)
+    worker: Any = None
+    how: ParallelMap = partial(calculate, executor, worker)
 
     def began() -> list[float]:
         return [time.perf_counter(), *map(cpu_seconds, processes)]
@@ -72,9 +72,9 @@ def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str,
         how(Calculation("", doubled, np.ones(3), range(8), 0, 0), keep)
 
     small(lambda place, found: None)
-    while isinstance(engine, OnRay) and len(engine.processes()) < wanted(engine):
+    while isinstance(executor, RayExecutor) and len(executor.processes()) < wanted(executor):
         small(lambda place, found: None)
-    processes = [os.getpid(), *(engine.processes() if isinstance(engine, OnRay) else [])]
+    processes = [os.getpid(), *(executor.processes() if isinstance(executor, RayExecutor) else [])]
     found: dict[str, Any] = {}
     record: dict[str, Any] = {}
     # Compiled code is loaded by everyone before anything is timed: in parts so small that all have some.
@@ -95,9 +95,9 @@ def measure(engine: Engine, vectors: Any, trained: Any, dense: int) -> dict[str,
     return {"steps": record, "hash": whole.hexdigest()}
 
 
-def wanted(engine: OnRay) -> int:
-    """Return how many workers an engine shall have."""
-    return engine._wanted()
+def wanted(executor: RayExecutor) -> int:
+    """Return how many workers an executor shall have."""
+    return executor._wanted()
 
 
 def main() -> None:
@@ -115,8 +115,8 @@ def main() -> None:
     runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in WORKERS}
     for _ in range(given.rounds):
         for workers in WORKERS:
-            with hired(workers, settings, waiting=False) as engine:
-                runs[workers].append(measure(engine, vectors, trained, given.dense))
+            with hired(workers, settings, waiting=False) as executor:
+                runs[workers].append(measure(executor, vectors, trained, given.dense))
     record: dict[str, Any] = {
         "rows": given.rows,
         "dense_rows": given.dense,

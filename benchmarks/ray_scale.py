@@ -33,11 +33,11 @@ import numpy as np
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import Engine, Here, Job, Keep, Outcome, Piece
+from nncift.core.tasks import Executor, Keep, LocalExecutor, Task, TaskGroup, TaskResult
 from nncift.data import Examples, read
-from nncift.distributed.model_worker import Hands
+from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.piece_records import Record, pack
-from nncift.distributed.ray_cluster import OnRay
+from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Order, Worker
 from nncift.distributed.start import ClusterSettings
 from nncift.labels import LabelPlan
@@ -67,10 +67,10 @@ class Measured:
         return self.driver + sum(self.workers)
 
 
-def waited(piece: Piece) -> Outcome:
-    """Wait for as long as a piece shall take, and give zeros."""
-    time.sleep(float(os.environ["NNCIFT_WAIT"]) * piece.size)
-    return Outcome({"values": np.zeros(piece.size, np.float32)}, 0, piece.size, details={"shortened": False})
+def waited(task: Task) -> TaskResult:
+    """Wait for as long as a task shall take, and give zeros."""
+    time.sleep(float(os.environ["NNCIFT_WAIT"]) * task.size)
+    return TaskResult({"values": np.zeros(task.size, np.float32)}, 0, task.size, details={"shortened": False})
 
 
 class Waiter(Worker):
@@ -78,22 +78,22 @@ class Waiter(Worker):
 
     def do(self, order: Order, shared: Any = None) -> list[bytes]:
         """Wait."""
-        return [pack(Record(order.job.key, piece.name, waited(piece))) for piece in order.pieces]
+        return [pack(Record(order.group.key, task.name, waited(task))) for task in order.tasks]
 
 
-class Waiters(OnRay):
+class Waiters(RayExecutor):
     """A cluster that computes nothing."""
 
     made_of = Waiter
 
 
-class WaitingHere(Here):
+class WaitingHere(LocalExecutor):
     """A run in this process that computes nothing."""
 
-    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
         """Wait."""
-        for piece in pieces:
-            keep(piece, waited(piece))
+        for task in tasks:
+            keep(task, waited(task))
 
 
 def cpu_seconds(process: int) -> float:
@@ -102,27 +102,27 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(settings: RunSettings, pool: Examples, engine: Engine, workers: int) -> Measured:
+def measure(settings: RunSettings, pool: Examples, executor: Executor, workers: int) -> Measured:
     """Label and measure."""
     teacher = registry.create(settings, "cpu")
     with tempfile.TemporaryDirectory() as folder, RunDir(Path(folder) / "run", settings) as directory:
-        work = RunContext(directory, settings, teacher, engine=engine)
+        work = RunContext(directory, settings, teacher, executor=executor)
         axes, _ = usable_rows(work, pool)
         plan = plan_labels(work, axes)
         assert isinstance(plan, LabelPlan)
-        job = Job("label", "label", fingerprint(dict(teacher.describe())), "", axes.rows)
+        group = TaskGroup("label", "label", fingerprint(dict(teacher.describe())), "", axes.rows)
         chunks = [chunk for chunk, _ in plan.generation_chunks(0) if chunk.source is not None][: 4 * workers]
         first = [
-            Piece(str(chunk.index), place, chunk, len(chunk.targets), (*chunk.targets, str(chunk.source)))
+            Task(str(chunk.index), place, chunk, len(chunk.targets), (*chunk.targets, str(chunk.source)))
             for place, chunk in enumerate(chunks)
         ]
         began = time.perf_counter()
         # Until all workers are there, and then once more, so that each has done something.
         there = 0
         while there < workers:
-            there = len(engine.processes()) if isinstance(engine, OnRay) else workers
-            engine.each(work.hands, job, first, lambda piece, outcome: None)
-        processes = [os.getpid(), *(engine.processes() if isinstance(engine, OnRay) else [])]
+            there = len(executor.processes()) if isinstance(executor, RayExecutor) else workers
+            executor.map(work.worker, group, first, lambda task, result: None)
+        processes = [os.getpid(), *(executor.processes() if isinstance(executor, RayExecutor) else [])]
         ready, before = time.perf_counter(), [cpu_seconds(process) for process in processes]
         label(work, axes, plan, None)
         seconds = time.perf_counter() - ready
@@ -132,14 +132,14 @@ def measure(settings: RunSettings, pool: Examples, engine: Engine, workers: int)
 
 
 @contextmanager
-def hired(workers: int, settings: RunSettings, *, waiting: bool) -> Iterator[Engine]:
-    """Give an engine: this process for 0 workers, else a local cluster of its own."""
+def hired(workers: int, settings: RunSettings, *, waiting: bool) -> Iterator[Executor]:
+    """Give an executor: this process for 0 workers, else a local cluster of its own."""
     if not workers:
-        yield WaitingHere() if waiting else Here()
+        yield WaitingHere() if waiting else LocalExecutor()
         return
-    made = Waiters if waiting else OnRay
-    with made(settings, Path(tempfile.gettempdir()), ClusterSettings(workers=workers)) as engine:
-        yield engine
+    made = Waiters if waiting else RayExecutor
+    with made(settings, Path(tempfile.gettempdir()), ClusterSettings(workers=workers)) as executor:
+        yield executor
 
 
 def main() -> None:
@@ -163,8 +163,8 @@ def main() -> None:
     found: dict[int, list[Measured]] = {}
     for _ in range(given.rounds):
         for workers in (0, 1, given.workers):
-            with hired(workers, settings, waiting=given.waiting is not None) as engine:
-                found.setdefault(workers, []).append(measure(settings, pool, engine, max(1, workers)))
+            with hired(workers, settings, waiting=given.waiting is not None) as executor:
+                found.setdefault(workers, []).append(measure(settings, pool, executor, max(1, workers)))
     none, one, more = found[0], found[1], found[given.workers]
     ratios = {
         "overhead_of_one_worker_clock": [b.seconds / a.seconds - 1 for a, b in zip(none, one, strict=True)],

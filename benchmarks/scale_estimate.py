@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nncift.config import RunSettings
-from nncift.core.tasks import Outcome
+from nncift.core.tasks import TaskResult
 from nncift.data import read
 from nncift.data.pool_file import write_rows_file
 from nncift.distributed.piece_records import Record, Writer
@@ -78,7 +78,7 @@ def measured(rows: int) -> dict[str, float]:
         store.flush()
         found["chunks_kept_a_second"] = len(pending) / (time.perf_counter() - began)
         found["measured_rows_kept_a_second"] = _rows_kept(folder / "rows", pool.ids)
-        block = Outcome({"vectors": np.ones((512, DIM), np.float32)})
+        block = TaskResult({"vectors": np.ones((512, DIM), np.float32)})
         writer, began = Writer(folder / "embed.pieces"), time.perf_counter()
         for number in range(100):
             writer.add(Record("job", str(number), block))

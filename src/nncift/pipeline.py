@@ -16,13 +16,13 @@ from typing import Any
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.progress import Progress, silent
-from nncift.core.tasks import SCORE, Engine, Here
+from nncift.core.tasks import SCORE, Executor, LocalExecutor
 from nncift.data import Examples
 from nncift.data.pool_file import write_rows_file
 from nncift.data.pool_table import Rows
 from nncift.data.python_rows import are_paths
 from nncift.distributed.shards import Joining
-from nncift.distributed.start import ClusterSettings, engine_of
+from nncift.distributed.start import ClusterSettings, executor_of
 from nncift.evaluation.meaning import LabelSpread
 from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
@@ -95,7 +95,7 @@ def run(
         teacher = registry.create(
             resolved, resolved.device, seed=resolved.seed, encoder=resolved.encoder, workspace=workspace_of(out)
         )
-    with engine_of(cluster, resolved, Path(out)) as engine:
+    with executor_of(cluster, resolved, Path(out)) as executor:
         return execute(
             resolved,
             pool if isinstance(pool, Examples) else partial(read_pool, resolved),
@@ -105,7 +105,7 @@ def run(
             existing=existing if isinstance(existing, Examples) else read_existing(resolved),
             encoder=None if encoder is None or isinstance(encoder, str) else encoder,
             progress=progress,
-            engine=engine,
+            executor=executor,
         )
 
 
@@ -119,14 +119,14 @@ def execute(
     existing: Examples | None = None,
     encoder: Encoder | None = None,
     progress: Progress = silent,
-    engine: Engine | None = None,
+    executor: Executor | None = None,
 ) -> Run:
     """Run every stage that is not finished yet, and return the run.
 
     pool: the rows, or what reads them: then nobody holds them any more when the report is written, which reads them from the run.
-    engine: has the pieces of stages done, in this process by default; what shards left is taken first.
+    executor: has the tasks of stages done, in this process by default; what shards left is taken first.
     """
-    done = _selected(settings, pool, out, teacher, target, existing, encoder, progress, engine or Here())
+    done = _selected(settings, pool, out, teacher, target, existing, encoder, progress, executor or LocalExecutor())
     # What held the rows refers to itself here and there.
     gc.collect()
     with progress("writing the report", 1):
@@ -144,7 +144,7 @@ def _selected(
     existing: Examples | None,
     encoder: Encoder | None,
     progress: Progress,
-    engine: Engine,
+    executor: Executor,
 ) -> Run:
     """Do all but the report."""
     check_student(settings)
@@ -157,8 +157,8 @@ def _selected(
     settings = check_request(as_begun(settings, out), pool, teacher, target, existing)
     wanted = None if target is None else named_target(target)
     with workspace_in(teacher, workspace_of(out)), RunDir(out, settings) as directory:
-        joining = Joining(directory.path, engine)
-        context = RunContext(directory, settings, teacher, encoder, progress, engine=joining)
+        joining = Joining(directory.path, executor)
+        context = RunContext(directory, settings, teacher, encoder, progress, executor=joining)
         axes, rejected = usable_rows(context, pool, wanted)
         constraints = Constraints.read(settings)
         constraints.check(Rows.of(axes.sources))

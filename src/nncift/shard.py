@@ -1,4 +1,4 @@
-"""One shard of a run: the stages whose pieces can be shared out, and what is calculated from the labels (docs/scale.md)."""
+"""One shard of a run: the stages whose tasks can be shared out, and what is calculated from the labels (docs/scale.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import may_pay
 from nncift.core.progress import Progress, silent
-from nncift.core.tasks import SCORE, Enough, Unfinished
+from nncift.core.tasks import SCORE, Enough, Incomplete
 from nncift.data import Examples
 from nncift.data.pool_table import Rows
 from nncift.distributed.shadow import Leaves, made_once, shadow_of
@@ -66,7 +66,7 @@ def run_shard(
 ) -> dict[str, Any]:
     """Do what is this shard's of a run, and tell what was done and what is left.
 
-    First its pieces of embedding, probing and labelling. Where labels come in rounds (plan `active`, `--labels auto`, gates), the
+    First its tasks of embedding, probing and labelling. Where labels come in rounds (plan `active`, `--labels auto`, gates), the
     shard goes on with the labels of all as long as it has them. Once all labels are there, it fits the student and does its parts
     of every calculation that is worth sharing, also in rounds. wait: for other shards that are at work; None = in rounds, and in
     calculations, and not for the first labels. Raises the errors of a run.
@@ -87,11 +87,11 @@ def run_shard(
         keep(context, allowance)
         context.settings, context.whole = rounds[0], allowance.whole
         with closing(Part(run, presence)) as part:
-            context.engine, part.patient = part, wait is True
+            context.executor, part.patient = part, wait is True
             course = _Course(run, context, axes, constraints, rounds, part, wait)
             try:
                 finished, then = course.go()
-            except Unfinished:
+            except Incomplete:
                 finished, then = False, ""
         return _record(run, shard, part, course, finished, then)
 
@@ -124,7 +124,7 @@ class _Course:
     def go(self) -> tuple[bool, str]:
         """Go as far as it goes; tell whether nothing is left for shards, and what comes next where it is not plain.
 
-        Raises Unfinished where something is left to others.
+        Raises Incomplete where something is left to others.
         """
         part = self._part
         left, shared = self._own_pieces()
@@ -162,23 +162,23 @@ class _Course:
     def _own_pieces(self) -> tuple[int, bool]:
         """Do what is this shard's of vectors and first labels.
 
-        Return how many pieces are left for others, and whether vectors are in pieces.
+        Return how many tasks are left for others, and whether vectors are in tasks.
         """
         context, axes, left, shared = self._work, self._axes, 0, False
         for stage in (embed_rows, probe_rows):
             try:
                 stage(context, axes.rows)
-            except Unfinished as unfinished:
+            except Incomplete as unfinished:
                 left, shared = left + unfinished.left, True
         context.settings = self._rounds[0]
         try:
             label(context, axes, plan_labels(context, axes), None)
-        except Unfinished as unfinished:
+        except Incomplete as unfinished:
             left += unfinished.left
         return left, shared
 
     def _vectors(self, *, shared: bool) -> Vectors:
-        """Return the vectors of all rows. shared: shards have them in pieces, which one puts together for all."""
+        """Return the vectors of all rows. shared: shards have them in tasks, which one puts together for all."""
         context = self._work
         if not shared:
             return embed(context, self._axes)
@@ -194,7 +194,7 @@ class _Course:
         return vectors
 
     def _calculate(self, vectors: Vectors, labels: dict[str, LabelledPairs], student: Student) -> None:
-        """Do this shard's parts of what precedes a selection. Raises Unfinished where the next calculation waits for others."""
+        """Do this shard's parts of what precedes a selection. Raises Incomplete where the next calculation waits for others."""
         context, axes = self._work, self._axes
         settings, directory = context.settings, context.directory
         self._part.forget_others(context.keys["fit"])
@@ -235,7 +235,7 @@ def _record(run: Path, shard: Shard, part: Part, course: _Course, finished: bool
     left = {name: done.left for name, done in part.done.items() if done.left}
     if left:
         waiting = ", ".join(f"{count} of {name}" for name, count in left.items())
-        then = f"{waiting} pieces are left for other shards; when these have run, "
+        then = f"{waiting} tasks are left for other shards; when these have run, "
         if finished:
             then += "run once more without --shard"
         elif SCORE in left:

@@ -43,7 +43,7 @@ def start(
     pool = write_pool(40)
 
     def begin(
-        out: str, shard: str | None = None, engine: Any = None, wait: bool | None = None, **more: Any
+        out: str, shard: str | None = None, executor: Any = None, wait: bool | None = None, **more: Any
     ) -> Run | dict[str, Any]:
         given = {
             "pool": str(pool),
@@ -67,9 +67,9 @@ def start(
         if shard is not None:
             target = inputs.read_target(settings)
             return run_shard(settings, rows, path, Shard.parse(shard), teacher=teacher, target=target, wait=wait)
-        if engine is None:
+        if executor is None:
             return pipeline.execute(settings, rows, path, teacher=teacher)
-        with engine(settings, out) as hired:
-            return pipeline.execute(settings, rows, path, teacher=teacher, engine=hired)
+        with executor(settings, out) as hired:
+            return pipeline.execute(settings, rows, path, teacher=teacher, executor=hired)
 
     return begin

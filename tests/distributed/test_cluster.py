@@ -13,7 +13,7 @@ import pytest
 from nncift import config
 from nncift.core import parallel as calculation
 from nncift.distributed import ray_cluster as cluster
-from nncift.distributed.ray_cluster import OnRay
+from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Worker
 from nncift.distributed.start import ClusterSettings
 from nncift.errors import ResourceError, UsageError
@@ -25,7 +25,7 @@ Start = Callable[..., Any]
 
 def test_flags_that_do_not_fit_are_refused() -> None:
     assert ClusterSettings.of("local", "1/2", workers=None) is None
-    for engine, shard, given, why in (
+    for executor, shard, given, why in (
         ("spark", None, {}, "local or ray"),
         ("local", None, {"workers": 2}, "goes with --engine ray"),
         ("ray", "1/2", {}, "give one of them"),
@@ -33,33 +33,33 @@ def test_flags_that_do_not_fit_are_refused() -> None:
         ("ray", None, {"gpus_per_worker": -1}, "0 or more"),
     ):
         with pytest.raises(UsageError, match=why):
-            ClusterSettings.of(engine, shard, **given)
+            ClusterSettings.of(executor, shard, **given)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ResourceError, match=r"nncift\[ray\]"):
-        OnRay(config.resolve({}), tmp_path, ClusterSettings())
+        RayExecutor(config.resolve({}), tmp_path, ClusterSettings())
 
 
-class Killing(OnRay):
-    """Kills something when so many outcomes of a stage have come back."""
+class Killing(RayExecutor):
+    """Kills something when so many results of a stage have come back."""
 
-    def __init__(self, *given: Any, after: int, kill: Callable[[OnRay], None], stage: str = "label") -> None:
+    def __init__(self, *given: Any, after: int, kill: Callable[[RayExecutor], None], stage: str = "label") -> None:
         super().__init__(*given)
         self._after, self._kill, self._stage = after, kill, stage
         self.came = 0
 
-    def each(self, hands: Any, job: Any, pieces: Any, keep: Any) -> None:
+    def map(self, worker: Any, group: Any, tasks: Any, keep: Any) -> None:
         """Keep, count and kill."""
 
-        def kept(piece: Any, outcome: Any) -> None:
-            keep(piece, outcome)
-            self.came += job.stage == self._stage
-            if self.came == self._after and job.stage == self._stage:
+        def kept(task: Any, result: Any) -> None:
+            keep(task, result)
+            self.came += group.stage == self._stage
+            if self.came == self._after and group.stage == self._stage:
                 self._kill(self)
 
-        super().each(hands, job, pieces, kept)
+        super().map(worker, group, tasks, kept)
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +72,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two_workers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes an engine of two local workers."""
+    """Return a function that makes an executor of two local workers."""
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield lambda settings, out: OnRay(settings, tmp_path / out, ClusterSettings(workers=2))
+    yield lambda settings, out: RayExecutor(settings, tmp_path / out, ClusterSettings(workers=2))
     ray.shutdown()
 
 
@@ -95,11 +95,11 @@ def test_a_worker_has_a_gpu_of_its_own_where_there_are_any(
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 3.0})
     settings = config.resolve({"pool": "a.jsonl", "device": device})
-    engine = OnRay(settings, tmp_path, ClusterSettings(gpus_per_worker=asked))
-    assert (engine._gpus(), engine._wanted()) == (gpus, workers)
+    executor = RayExecutor(settings, tmp_path, ClusterSettings(gpus_per_worker=asked))
+    assert (executor._gpus(), executor._wanted()) == (gpus, workers)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
     if asked is None:
-        assert (engine._gpus(), engine._wanted()) == (0.0, 3)
+        assert (executor._gpus(), executor._wanted()) == (0.0, 3)
 
 
 def test_a_model_over_several_gpus_needs_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +107,8 @@ def test_a_model_over_several_gpus_needs_their_number(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
     settings = config.resolve({"pool": "a.jsonl", "device_map": "auto"})
     with pytest.raises(UsageError, match="--gpus-per-worker 2"):
-        OnRay(settings, tmp_path, ClusterSettings())._gpus()
-    assert OnRay(settings, tmp_path, ClusterSettings(gpus_per_worker=2))._gpus() == 2
+        RayExecutor(settings, tmp_path, ClusterSettings())._gpus()
+    assert RayExecutor(settings, tmp_path, ClusterSettings(gpus_per_worker=2))._gpus() == 2
 
 
 @pytest.mark.slow
@@ -122,16 +122,16 @@ def test_two_workers_see_a_gpu_each(start: Start, tmp_path: Path) -> None:
         def visible(self) -> str | None:
             return os.environ.get("CUDA_VISIBLE_DEVICES")
 
-    class Looking(OnRay):
+    class Looking(RayExecutor):
         made_of = Seeing
 
-        def each(self, *given: Any) -> None:
-            super().each(*given)
-            seen.append(sorted(ray.get(hand.actor.visible.remote()) for hand in self._ready))
+        def map(self, *given: Any) -> None:
+            super().map(*given)
+            seen.append(sorted(ray.get(actor.handle.visible.remote()) for actor in self._ready))
 
     try:
         start("alone")
-        start("shared", engine=lambda settings, out: Looking(settings, tmp_path / out, ClusterSettings()))
+        start("shared", executor=lambda settings, out: Looking(settings, tmp_path / out, ClusterSettings()))
         assert content(tmp_path / "shared") == content(tmp_path / "alone")
         assert ["0", "1"] in seen
     finally:
@@ -149,24 +149,24 @@ CASES: dict[str, dict[str, Any]] = {
 def test_two_workers_are_one_process(start: Start, two_workers: Callable[..., Any], tmp_path: Path) -> None:
     for case, more in CASES.items():
         start(f"{case}-alone", **more)
-        start(case, engine=two_workers, **more)
+        start(case, executor=two_workers, **more)
         assert content(tmp_path / case) == content(tmp_path / f"{case}-alone")
 
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(start: Start, tmp_path: Path) -> None:
     start("alone")
-    engines = []
+    executors = []
 
-    def kill(engine: OnRay) -> None:
-        os.kill(engine.processes()[0], signal.SIGKILL)
+    def kill(executor: RayExecutor) -> None:
+        os.kill(executor.processes()[0], signal.SIGKILL)
 
-    def made(settings: Any, out: str) -> OnRay:
-        engines.append(Killing(settings, tmp_path / out, ClusterSettings(workers=2), after=5, kill=kill))
-        return engines[0]
+    def made(settings: Any, out: str) -> RayExecutor:
+        executors.append(Killing(settings, tmp_path / out, ClusterSettings(workers=2), after=5, kill=kill))
+        return executors[0]
 
-    start("killed", engine=made)
-    assert engines[0].lost == 1
+    start("killed", executor=made)
+    assert executors[0].lost == 1
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 
 
@@ -186,19 +186,19 @@ def test_a_worker_killed_while_it_scores_costs_nothing_but_time(
     monkeypatch.setattr("nncift.student.score.SIDE", 8)
     monkeypatch.setattr("nncift.selection.graphs._PAIRS", 32)
     start("alone", **SCORED[case])
-    engines = []
+    executors = []
 
-    def kill(engine: OnRay) -> None:
-        os.kill(engine.processes()[0], signal.SIGKILL)
+    def kill(executor: RayExecutor) -> None:
+        os.kill(executor.processes()[0], signal.SIGKILL)
 
-    def made(settings: Any, out: str) -> OnRay:
+    def made(settings: Any, out: str) -> RayExecutor:
         given = ClusterSettings(workers=2)
-        engines.append(Killing(settings, tmp_path / out, given, after=5, kill=kill, stage="score"))
-        return engines[0]
+        executors.append(Killing(settings, tmp_path / out, given, after=5, kill=kill, stage="score"))
+        return executors[0]
 
-    start("killed", engine=made, **SCORED[case])
-    assert engines[0].came > 5
-    assert engines[0].lost == 1
+    start("killed", executor=made, **SCORED[case])
+    assert executors[0].came > 5
+    assert executors[0].lost == 1
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 
 
@@ -212,18 +212,18 @@ def test_a_lost_machine_costs_nothing_but_time(start: Start, tmp_path: Path) -> 
     try:
         others = [machines.add_node(num_cpus=1) for _ in range(3)]
         machines.wait_for_nodes()
-        engines = []
+        executors = []
 
-        def made(settings: Any, out: str) -> OnRay:
+        def made(settings: Any, out: str) -> RayExecutor:
             given = ClusterSettings(address=machines.address, workers=4)
-            engines.append(
-                Killing(settings, tmp_path / out, given, after=5, kill=lambda engine: machines.remove_node(others[0]))
+            executors.append(
+                Killing(settings, tmp_path / out, given, after=5, kill=lambda executor: machines.remove_node(others[0]))
             )
-            return engines[0]
+            return executors[0]
 
-        start("lost", engine=made)
+        start("lost", executor=made)
         assert content(tmp_path / "lost") == content(tmp_path / "alone")
-        assert engines[0].lost >= 1
+        assert executors[0].lost >= 1
     finally:
         ray.shutdown()
         machines.shutdown()
@@ -232,6 +232,9 @@ def test_a_lost_machine_costs_nothing_but_time(start: Start, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_what_a_worker_raises_is_raised_here(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "PATIENCE", 5.0)
-    engine = lambda settings, out: OnRay(settings, tmp_path / out, ClusterSettings(workers=1, gpus_per_worker=1))  # noqa: E731
+
+    def executor(settings: Any, out: str) -> RayExecutor:
+        return RayExecutor(settings, tmp_path / out, ClusterSettings(workers=1, gpus_per_worker=1))
+
     with pytest.raises(ResourceError, match="no worker could be had"):
-        start("run", engine=engine)
+        start("run", executor=executor)

@@ -1,4 +1,4 @@
-"""Files of outcomes: what comes back is what was written, whatever else happens to the file."""
+"""Files of results: what comes back is what was written, whatever else happens to the file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift.core.tasks import Outcome
+from nncift.core.tasks import TaskResult
 from nncift.distributed.piece_records import Damage, Record, Writer, names, pack, read, unpack
 
 
@@ -15,7 +15,7 @@ def record(name: str) -> Record:
     """Return a record whose numbers depend on its name."""
     values = np.array([float(ord(letter)) for letter in name] + [np.nan], np.float32)
     keys = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    return Record("job", name, Outcome({"values": values, "keys": keys}, 7, 2, 0.25, {"shortened": True}))
+    return Record("job", name, TaskResult({"values": values, "keys": keys}, 7, 2, 0.25, {"shortened": True}))
 
 
 def same(one: Record, other: Record) -> bool:
@@ -36,10 +36,10 @@ def file(tmp_path: Path) -> Path:
 
 def test_records_come_back(file: Path) -> None:
     found = [part for part in read(file) if isinstance(part, Record)]
-    assert [part.piece for part in found] == ["a", "b", "c"] == list(names(file))
+    assert [part.task for part in found] == ["a", "b", "c"] == list(names(file))
     assert same(found[1], record("b"))
-    np.testing.assert_array_equal(found[1].outcome.arrays["values"], [98, np.nan])
-    assert found[1].outcome.details == {"shortened": True}
+    np.testing.assert_array_equal(found[1].result.arrays["values"], [98, np.nan])
+    assert found[1].result.details == {"shortened": True}
 
 
 def test_arrays_keep_their_shapes_and_kinds() -> None:
@@ -49,7 +49,7 @@ def test_arrays_keep_their_shapes_and_kinds() -> None:
         "across": np.arange(6.0).reshape(2, 3).T,
         "apart": np.arange(9)[::2],
     }
-    found = unpack(pack(Record("job", "a", Outcome(arrays)))).outcome.arrays
+    found = unpack(pack(Record("job", "a", TaskResult(arrays)))).result.arrays
     for name, array in arrays.items():
         assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
         np.testing.assert_array_equal(found[name], array)
@@ -69,7 +69,7 @@ def test_a_damaged_record_costs_only_itself(file: Path) -> None:
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     parts = list(read(file))
-    assert [part.piece for part in parts if isinstance(part, Record)] == ["a", "c"]
+    assert [part.task for part in parts if isinstance(part, Record)] == ["a", "c"]
     assert [part.at for part in parts if isinstance(part, Damage)] == [len(data) // 3]
 
 
@@ -84,4 +84,4 @@ def test_whatever_a_file_is_cut_to_its_beginning_is_read_and_it_goes_on(file: Pa
         assert bool(writer.damage) == bool(size % each)
         writer.add(record("d"))
         writer.close()
-        assert [part.piece for part in read(file) if isinstance(part, Record)] == [*"abc"[:whole], "d"]
+        assert [part.task for part in read(file) if isinstance(part, Record)] == [*"abc"[:whole], "d"]

@@ -78,7 +78,7 @@ def test_what_is_missing_damaged_or_foreign_is_named_and_made_again(
         (foreign, "another model"),
     ):
         assert any(str(file) in note and why in note for note in done.warnings), (why, done.warnings)
-    # A third was missing, and one piece was damaged.
+    # A third was missing, and one task was damaged.
     assert len(asked) == first["left"]["label"] // 2 + 1
     assert foreign.exists()
     assert not sound.exists()
@@ -99,7 +99,7 @@ def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
         if len(came) == kept:
             raise KeyboardInterrupt
 
-    def stopped(engine: Joining, finished: Any) -> None:
+    def stopped(executor: Joining, finished: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ import pytest
 
 from nncift.core import parallel as calculation
 from nncift.core.parallel import Calculation
-from nncift.core.tasks import Here, Job, Piece
+from nncift.core.tasks import LocalExecutor, Task, TaskGroup
 from nncift.distributed import shards
 from nncift.distributed.content import content_of
 from nncift.distributed.piece_records import Writer
@@ -36,7 +36,7 @@ MORE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a few rows be many pieces, all worth sharing."""
+    """Let a few rows be many tasks, all worth sharing."""
     monkeypatch.setattr("nncift.models.embedding_cache.BLOCK", 7)
     monkeypatch.setattr("nncift.labels.row_labels.CHUNK_ROWS", 3)
     monkeypatch.setattr(calculation, "WORTH", 0.0)
@@ -45,29 +45,29 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nncift.selection.graphs._PAIRS", 32)
 
 
-class Counting(Here):
+class Counting(LocalExecutor):
     """Counts the parts of calculations that are left for the run that joins."""
 
     def __init__(self) -> None:
         self.did: Counter[str] = Counter()
 
-    def each(self, hands: Any, job: Job, pieces: Sequence[Piece], keep: Any) -> None:
+    def map(self, worker: Any, group: TaskGroup, tasks: Sequence[Task], keep: Any) -> None:
         """Count, and do."""
-        if job.calculation is not None and pieces:
-            self.did[job.what] += len(pieces)
-        super().each(hands, job, pieces, keep)
+        if group.calculation is not None and tasks:
+            self.did[group.what] += len(tasks)
+        super().map(worker, group, tasks, keep)
 
 
 @contextmanager
 def serial_map(counting: Counting) -> Iterator[Counting]:
-    """Give an engine as `start` takes it."""
+    """Give an executor as `start` takes it."""
     yield counting
 
 
 def joined(start: Start, out: str, **more: Any) -> tuple[Counter[str], Any]:
     """Run without a shard; return the parts that it had to calculate, and the run."""
     counting = Counting()
-    done = start(out, engine=lambda settings, out: serial_map(counting), **more)
+    done = start(out, executor=lambda settings, out: serial_map(counting), **more)
     return counting.did, done
 
 

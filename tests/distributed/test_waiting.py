@@ -134,7 +134,7 @@ def test_waiting_is_told_of(presence: Shards, clock: Clock, caplog: pytest.LogCa
     waited(clock, first, {2: 7, 3: 1}, most=QUIET + EVERY / 2)
     assert len(caplog.messages) == 1
     assert "shard 1/3 has waited" in caplog.text
-    assert "shard 2/3, 3/3: 8 pieces of label" in caplog.text
+    assert "shard 2/3, 3/3: 8 tasks of label" in caplog.text
 
 
 @pytest.mark.parametrize("looks", [1, 19, 20])
@@ -158,17 +158,17 @@ def test_what_is_half_written_is_no_damage_while_somebody_writes(tmp_path: Path)
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:50])
     reader, names = Reader(file), Names(file)
-    assert [part.piece for part in reader.new(settled=False)] == ["a"] == list(names.new())
+    assert [part.task for part in reader.new(settled=False)] == ["a"] == list(names.new())
     file.write_bytes(whole + whole.replace(b'"a"', b'"b"'))
     # Its checksum is not that of its content, as if the rest had not arrived.
     assert list(reader.new(settled=False)) == []
     assert list(names.new()) == ["b"]
     (broken,) = reader.new(settled=True)
     assert not isinstance(broken, Record)
-    assert (broken.piece, broken.whole) == ("b", False)
+    assert (broken.task, broken.whole) == ("b", False)
     with file.open("ab") as stream:
         stream.write(whole)
-    assert [part.piece for part in reader.new(settled=False)] == ["a"]
+    assert [part.task for part in reader.new(settled=False)] == ["a"]
     # What is cut off at the end is written again by its owner, from there on.
     file.write_bytes(file.read_bytes() + whole[:-1])
     (cut,) = reader.new(settled=True)
@@ -176,12 +176,12 @@ def test_what_is_half_written_is_no_damage_while_somebody_writes(tmp_path: Path)
     assert cut.whole
     with file.open("ab") as stream:
         stream.write(whole[-1:])
-    assert [part.piece for part in reader.new(settled=True)] == ["a"]
+    assert [part.task for part in reader.new(settled=True)] == ["a"]
 
 
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a few rows be many pieces, all worth sharing."""
+    """Let a few rows be many tasks, all worth sharing."""
     monkeypatch.setattr("nncift.models.embedding_cache.BLOCK", 7)
     monkeypatch.setattr(calculation, "WORTH", 0.0)
     monkeypatch.setattr(calculation, "BYTES_A_SECOND", float("inf"))
@@ -220,7 +220,7 @@ def test_in_rounds_a_shard_comes_through_in_one_go_beside_one_that_comes_again(
 
 @pytest.mark.usefixtures("shared")
 def test_what_others_do_meanwhile_is_not_left(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one does all of its pieces while this one does its first."""
+    """The other one does all of its tasks while this one does its first."""
     do = Part._do
     others: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""A worker does what a run's own hands do, from what it is sent alone."""
+"""A worker does what a run's own worker do, from what it is sent alone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nncift import config
 from nncift.core import parallel as calculation
 from nncift.core.fingerprints import fingerprint
 from nncift.core.parallel import Calculation
-from nncift.core.tasks import Here, Job, Outcome, Piece
+from nncift.core.tasks import LocalExecutor, Task, TaskGroup, TaskResult
 from nncift.distributed import ray_worker as worker
-from nncift.distributed.model_worker import Hands
+from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.piece_records import unpack
 from nncift.distributed.ray_worker import Worker, orders
 from nncift.distributed.start import ClusterSettings
@@ -31,17 +31,17 @@ from nncift.teachers import registry
 from .conftest import content
 
 
-def pieces(sizes: list[int]) -> list[Piece]:
-    """Return pieces of these sizes."""
-    return [Piece(str(place), place, None, size) for place, size in enumerate(sizes)]
+def tasks(sizes: list[int]) -> list[Task]:
+    """Return tasks of these sizes."""
+    return [Task(str(place), place, None, size) for place, size in enumerate(sizes)]
 
 
 def test_orders_hold_every_piece_once_and_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "ORDERS_PER_WORKER", 2)
-    cut = orders(Job("label", "label", "", ""), pieces([1, 1, 1, 9, 1, 1, 1, 1]), 2)
-    assert [[piece.size for piece in order.pieces] for order in cut] == [[1, 1, 1, 9], [1, 1, 1, 1]]
+    cut = orders(TaskGroup("label", "label", "", ""), tasks([1, 1, 1, 9, 1, 1, 1, 1]), 2)
+    assert [[task.size for task in order.tasks] for order in cut] == [[1, 1, 1, 9], [1, 1, 1, 1]]
     monkeypatch.setattr(worker, "MOST_STEPS", 1)
-    assert len(orders(Job("label", "label", "", ""), pieces([1] * 8), 2)) == 8
+    assert len(orders(TaskGroup("label", "label", "", ""), tasks([1] * 8), 2)) == 8
 
 
 def test_a_worker_labels_as_the_run_itself_does(
@@ -57,7 +57,7 @@ def test_a_worker_labels_as_the_run_itself_does(
     pool, teacher = inputs.read_pool(settings), registry.create(settings)
     plan = grow(None, pool.ids, pool.ids, LabelBudget(None, 20, "scatter", 3, 3), 0, shared=True, relative=True)
     todo = [
-        Piece(
+        Task(
             str(chunk.index),
             chunk.index,
             chunk,
@@ -66,48 +66,48 @@ def test_a_worker_labels_as_the_run_itself_does(
         )
         for chunk, _ in plan.generation_chunks(0)
     ]
-    job = Job("label", "label", fingerprint(dict(teacher.describe())), "", pool)
-    serial_map: dict[str, Outcome] = {}
-    hands = Hands(teacher, lambda: pytest.fail("no encoder"), lambda: pytest.fail("no probe"))
-    Here().each(hands, job, todo, lambda piece, outcome: serial_map.update({piece.name: outcome}))
+    group = TaskGroup("label", "label", fingerprint(dict(teacher.describe())), "", pool)
+    serial_map: dict[str, TaskResult] = {}
+    worker = ModelWorker(teacher, lambda: pytest.fail("no encoder"), lambda: pytest.fail("no probe"))
+    LocalExecutor().map(worker, group, todo, lambda task, result: serial_map.update({task.name: result}))
     monkeypatch.chdir(tmp_path)
     hired, there = Worker(settings, tmp_path / "teacher", os.getcwd()), {}
-    for order in orders(job, todo, 2):
-        assert order.job.rows is None
-        assert len(order.rows) <= sum(len(piece.ids) for piece in order.pieces)
+    for order in orders(group, todo, 2):
+        assert order.group.rows is None
+        assert len(order.rows) <= sum(len(task.ids) for task in order.tasks)
         for packed in hired.do(order):
             record = unpack(packed)
-            assert record.job == job.key
-            there[record.piece] = record.outcome
+            assert record.group == group.key
+            there[record.task] = record.result
     assert there.keys() == serial_map.keys()
-    for name, outcome in serial_map.items():
-        assert there[name].arrays["values"].tobytes() == outcome.arrays["values"].tobytes()
-        assert (there[name].tokens, there[name].passes) == (outcome.tokens, outcome.passes)
+    for name, result in serial_map.items():
+        assert there[name].arrays["values"].tobytes() == result.arrays["values"].tobytes()
+        assert (there[name].tokens, there[name].passes) == (result.tokens, result.passes)
 
 
-class OneWorker(Here):
+class OneWorker(LocalExecutor):
     """Has calculations done by a worker that has loaded no model, as orders and bytes, the last part first."""
 
     def __init__(self, settings: Any, folder: Path) -> None:
         self._worker = Worker(settings, folder, str(folder))
         self.did: list[str] = []
 
-    def each(self, hands: Any, job: Any, pieces: Any, keep: Any) -> None:
+    def map(self, worker: Any, group: Any, tasks: Any, keep: Any) -> None:
         """Send what is a calculation."""
-        if job.calculation is None:
-            super().each(hands, job, pieces, keep)
+        if group.calculation is None:
+            super().map(worker, group, tasks, keep)
             return
-        self.did.append(job.what)
-        for order in orders(job, pieces, 2)[::-1]:
-            assert order.job.calculation is not None
-            assert order.job.calculation.shared is None
-            assert not order.job.calculation.tasks
-            sent = pickle.loads(pickle.dumps((order, job.calculation.shared)))
-            for piece, packed in zip(order.pieces, self._worker.do(*sent), strict=True):
+        self.did.append(group.what)
+        for order in orders(group, tasks, 2)[::-1]:
+            assert order.group.calculation is not None
+            assert order.group.calculation.shared is None
+            assert not order.group.calculation.tasks
+            sent = pickle.loads(pickle.dumps((order, group.calculation.shared)))
+            for task, packed in zip(order.tasks, self._worker.do(*sent), strict=True):
                 record = unpack(packed)
-                assert record.job == job.key
-                keep(piece, record.outcome)
-        assert "_hands" not in self._worker.__dict__
+                assert record.group == group.key
+                keep(task, record.result)
+        assert "_worker" not in self._worker.__dict__
 
 
 @pytest.mark.parametrize(
@@ -128,11 +128,11 @@ def test_a_selection_by_a_worker_is_that_of_one_process(
     start("alone", **more)
     made = []
 
-    def engine(settings: Any, out: str) -> Any:
+    def executor(settings: Any, out: str) -> Any:
         made.append(OneWorker(settings, tmp_path))
         return nullcontext(made[0])
 
-    start("sent", engine=engine, **more)
+    start("sent", executor=executor, **more)
     assert set(made[0].did) == what
     assert content(tmp_path / "sent") == content(tmp_path / "alone")
 
@@ -144,12 +144,12 @@ def test_choosing_again_by_a_worker_is_choosing_again(
     again = {"budget": "5", "neighbours": 6, "optimiser": "partition"}
     reselect.reselect(run, again, tmp_path / "alone")
 
-    def engine_of(cluster: object, settings: Any, path: Path) -> Any:
+    def executor_of(cluster: object, settings: Any, path: Path) -> Any:
         assert (cluster, path) == (ClusterSettings(workers=3, gpus_per_worker=0.0), run)
         made.append(OneWorker(settings, tmp_path))
         return nullcontext(made[0])
 
-    monkeypatch.setattr(reselect, "engine_of", engine_of)
+    monkeypatch.setattr(reselect, "executor_of", executor_of)
     reselect.reselect(run, again, tmp_path / "sent", ClusterSettings(workers=3))
     assert "comparing all rows" in made[0].did
     for name in ("subset.jsonl", "selection.parquet", "selection.json"):

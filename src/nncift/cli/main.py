@@ -147,7 +147,7 @@ def run_command(
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
     from nncift.distributed.shards import Shard
-    from nncift.distributed.start import ClusterSettings, engine_of
+    from nncift.distributed.start import ClusterSettings, executor_of
     from nncift.stages import inputs
     from nncift.teachers import registry
 
@@ -191,7 +191,7 @@ def run_command(
 
             show_shard(result)
         return result
-    with engine_of(cluster, settings, Path(str(out))) as hired:
+    with executor_of(cluster, settings, Path(str(out))) as hired:
         run = pipeline.execute(
             settings,
             partial(inputs.read_pool, settings),
@@ -200,7 +200,7 @@ def run_command(
             target=target,
             existing=existing,
             progress=progress(show),
-            engine=hired,
+            executor=hired,
         )
     if show:
         from nncift.cli.display import show_run

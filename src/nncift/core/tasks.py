@@ -1,7 +1,7 @@
-"""Pieces of a stage: blocks of rows, chunks of the label plan, parts of a calculation; and engines, which have them done.
+"""Pieces of a stage: blocks of rows, chunks of the label plan, parts of a calculation; and executors, which have them done.
 
-What a piece consists of is fixed by rows and plan alone, never by who does it, so that a run's numbers are the same whichever
-engine did them. A stage hands its pieces to the engine of its `RunContext` and keeps the outcomes; it does not ask where they
+What a task consists of is fixed by rows and plan alone, never by who does it, so that a run's numbers are the same whichever
+executor did them. A stage passes its tasks to the executor of its `RunContext` and keeps the results; it does not ask where they
 were computed.
 """
 
@@ -22,30 +22,30 @@ from nncift.core.parallel import Keep as KeepArrays
 
 if TYPE_CHECKING:
     from nncift.data.examples import Examples
-    from nncift.distributed.model_worker import Hands
+    from nncift.distributed.model_worker import ModelWorker
 
 SCORE, CALCULATE = "score", "calculate"
-"""The stage and the hand of calculations, which need no model."""
+"""The stage and the method of calculations, which need no model."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class Task:
     """What is computed in one go.
 
-    name: hash of its content, the same in every process. place: its position among all pieces of its job, done or not. task:
+    name: hash of its content, the same in every process. place: its position among all tasks of its group, done or not. task:
     what a worker is given. size: steps of progress. ids: rows that a teacher must know for it.
     """
 
     name: str
     place: int
-    task: Any
+    work: Any
     size: int
     ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a piece: arrays by name, and what it cost: tokens and passes of a model, and seconds."""
+class TaskResult:
+    """What became of a task: arrays by name, and what it cost: tokens and passes of a model, and seconds."""
 
     arrays: Mapping[str, npt.NDArray[Any]]
     tokens: int = 0
@@ -55,17 +55,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What pieces have in common.
+class TaskGroup:
+    """What tasks have in common.
 
-    stage: whose cost they are. hand: the method of `Hands` that does them. key: hash of all that decides outcomes beside the
-    piece itself: model, wording, precision. what: for people. rows: where the rows are found that a teacher must know.
-    every: gives the names of all pieces that the run has of it, done or not. calculation: what its pieces are parts of, where no
+    stage: whose cost they are. method: of `ModelWorker`, that does them. key: hash of all that decides results beside the
+    task itself: model, wording, precision. what: for people. rows: where the rows are found that a teacher must know.
+    every: gives the names of all tasks that the run has of it, done or not. calculation: what its tasks are parts of, where no
     model is asked; basis: the fingerprint of the student that it is about.
     """
 
     stage: str
-    hand: str
+    method: str
     key: str
     what: str
     rows: Examples | None = None
@@ -74,8 +74,8 @@ class Job:
     basis: str = ""
 
     @classmethod
-    def of(cls, calculation: Calculation, basis: str = "") -> Job:
-        """Return the job of a calculation.
+    def of(cls, calculation: Calculation, basis: str = "") -> TaskGroup:
+        """Return the group of a calculation.
 
         Its key is of versions alone, which is all that workers of this run can differ in; who finds parts in files hashes the
         rest, too (`scale.content`).
@@ -84,26 +84,26 @@ class Job:
         return cls(SCORE, CALCULATE, key, calculation.what, calculation=calculation, basis=basis)
 
 
-Keep = Callable[[Piece, Outcome], None]
+Keep = Callable[[Task, TaskResult], None]
 
 
-class Engine(Protocol):
-    """Has pieces done."""
+class Executor(Protocol):
+    """Has tasks done."""
 
-    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
-        """Yield what other processes have finished of a job, all of it or what is wanted: the piece's name and its outcome."""
+    def found(self, group: TaskGroup, wanted: Container[str] | None = None) -> Iterator[tuple[str, TaskResult]]:
+        """Yield what other processes have finished of a group, all of it or what is wanted: the task's name and its result."""
         ...
 
-    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
-        """Have pieces done and keep every outcome, in this thread. Raises Unfinished where others must do the rest."""
+    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
+        """Have tasks done and keep every result, in this thread. Raises Incomplete where others must do the rest."""
         ...
 
 
-class Unfinished(Exception):  # noqa: N818 - no error: a shard has done its part
-    """A stage waits for pieces that other shards do. left: how many."""
+class Incomplete(Exception):  # noqa: N818 - no error: a shard has done its part
+    """A stage waits for tasks that other shards do. left: how many."""
 
     def __init__(self, stage: str, left: int) -> None:
-        super().__init__(f"{left} pieces of {stage} are left for other shards")
+        super().__init__(f"{left} tasks of {stage} are left for other shards")
         self.stage, self.left = stage, left
 
 
@@ -111,25 +111,27 @@ class Enough(Exception):  # noqa: N818 - no error: a shard has done its part
     """No calculation follows that a shard could have a part in."""
 
 
-class Here:
-    """The engine of a run in one process: one piece after the other."""
+class LocalExecutor:
+    """The executor of a run in one process: one task after the other."""
 
-    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
+    def found(self, group: TaskGroup, wanted: Container[str] | None = None) -> Iterator[tuple[str, TaskResult]]:
         """Yield nothing: there are no other processes."""
         return iter(())
 
-    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
-        """Do all pieces."""
-        if job.calculation is None:
-            hands.prepare(job, pieces)
-        for piece in pieces:
-            keep(piece, timed(hands, job, piece))
+    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
+        """Do all tasks."""
+        if group.calculation is None:
+            worker.prepare(group, tasks)
+        for task in tasks:
+            keep(task, timed(worker, group, task))
 
 
-def calculate(engine: Engine, hands: Hands, calculation: Calculation, keep: KeepArrays, basis: str = "") -> None:
-    """Have the parts of a calculation done by an engine. basis: see `Job`."""
-    pieces = [Piece(f"{place}", place, task, 1) for place, task in enumerate(calculation.tasks)]
-    engine.each(hands, Job.of(calculation, basis), pieces, lambda piece, outcome: keep(piece.place, outcome.arrays))
+def calculate(
+    executor: Executor, worker: ModelWorker, calculation: Calculation, keep: KeepArrays, basis: str = ""
+) -> None:
+    """Have the parts of a calculation done by an executor. basis: see `TaskGroup`."""
+    tasks = [Task(f"{place}", place, work, 1) for place, work in enumerate(calculation.tasks)]
+    executor.map(worker, TaskGroup.of(calculation, basis), tasks, lambda task, result: keep(task.place, result.arrays))
 
 
 def arithmetic() -> Mapping[str, Any]:
@@ -137,17 +139,17 @@ def arithmetic() -> Mapping[str, Any]:
     return {name: metadata.version(name) for name in ("nncift", "numpy", "numba")}
 
 
-def timed(hands: Hands | None, job: Job, piece: Piece) -> Outcome:
-    """Do a piece and measure its seconds; a calculation needs no hands."""
+def timed(worker: ModelWorker | None, group: TaskGroup, task: Task) -> TaskResult:
+    """Do a task and measure its seconds; a calculation needs no worker."""
     began = time.perf_counter()
-    outcome: Outcome
-    if job.calculation is not None:
-        outcome = Outcome(job.calculation.do(job.calculation.shared, piece.task))
+    result: TaskResult
+    if group.calculation is not None:
+        result = TaskResult(group.calculation.do(group.calculation.shared, task.work))
     else:
-        outcome = getattr(hands, job.hand)(piece.task)
-    return replace(outcome, seconds=time.perf_counter() - began)
+        result = getattr(worker, group.method)(task.work)
+    return replace(result, seconds=time.perf_counter() - began)
 
 
-def as_floats(outcome: Outcome, name: str) -> npt.NDArray[np.float32]:
-    """Return an array of an outcome as float32."""
-    return np.asarray(outcome.arrays[name], np.float32)
+def as_floats(result: TaskResult, name: str) -> npt.NDArray[np.float32]:
+    """Return an array of an result as float32."""
+    return np.asarray(result.arrays[name], np.float32)

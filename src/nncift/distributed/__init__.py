@@ -1,1 +1,1 @@
-"""More than one process: work that falls into pieces, who does them, and what they leave for each other (docs/scale.md)."""
+"""More than one process: work that falls into tasks, who does them, and what they leave for each other (docs/scale.md)."""

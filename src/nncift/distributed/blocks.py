@@ -1,4 +1,4 @@
-"""Blocks of rows that are embedded or probed, as pieces that an engine has done."""
+"""Blocks of rows that are embedded or probed, as tasks that an executor has done."""
 
 from __future__ import annotations
 
@@ -9,44 +9,48 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import Engine, Job, Outcome, Piece, as_floats
+from nncift.core.tasks import Executor, Task, TaskGroup, TaskResult, as_floats
 from nncift.models.embedding_cache import Block, KeepBlock
 
 if TYPE_CHECKING:
-    from nncift.distributed.model_worker import Hands
+    from nncift.distributed.model_worker import ModelWorker
 
 
 class ByEngine:
-    """Has the blocks of an `EmbeddingCache` done by an engine. others: what came from other processes, and its cost.
+    """Has the blocks of an `EmbeddingCache` done by an executor. others: what came from other processes, and its cost.
 
-    task: what a worker is given for the texts of a block.
+    work: what a worker is given for the texts of a block.
     """
 
     def __init__(
-        self, engine: Engine, hands: Hands, job: Job, task: Callable[[Sequence[str]], Any] = lambda texts: texts
+        self,
+        executor: Executor,
+        worker: ModelWorker,
+        group: TaskGroup,
+        work: Callable[[Sequence[str]], Any] = lambda texts: texts,
     ) -> None:
-        self._engine, self._hands, self._job, self._task = engine, hands, job, task
-        self.others = Outcome({})
+        self._executor, self._worker, self._group, self._work = executor, worker, group, work
+        self.others = TaskResult({})
 
     def found(self) -> Iterator[tuple[Sequence[str], npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
         """Yield what other processes embedded."""
-        for _, outcome in self._engine.found(self._job):
+        for _, result in self._executor.found(self._group):
             seen = self.others
-            self.others = Outcome(
-                {}, seen.tokens + outcome.tokens, seen.passes + outcome.passes, seen.seconds + outcome.seconds
+            self.others = TaskResult(
+                {}, seen.tokens + result.tokens, seen.passes + result.passes, seen.seconds + result.seconds
             )
-            keys = [bytes(key).hex() for key in outcome.arrays["keys"]]
-            yield keys, as_floats(outcome, "vectors"), np.asarray(outcome.arrays["counts"], np.int32)
+            keys = [bytes(key).hex() for key in result.arrays["keys"]]
+            yield keys, as_floats(result, "vectors"), np.asarray(result.arrays["counts"], np.int32)
 
     def encode(self, blocks: Sequence[Block], keep: KeepBlock) -> None:
         """Have blocks embedded."""
         of = {fingerprint(list(block.keys)): block for block in blocks}
-        pieces = [
-            Piece(name, block.place, (block.keys, self._task(block.texts)), len(block.texts))
+        tasks = [
+            Task(name, block.place, (block.keys, self._work(block.texts)), len(block.texts))
             for name, block in of.items()
         ]
 
-        def kept(piece: Piece, outcome: Outcome) -> None:
-            keep(of[piece.name], as_floats(outcome, "vectors"), np.asarray(outcome.arrays["counts"], np.int32))
+        def kept(task: Task, result: TaskResult) -> None:
+            keep(of[task.name], as_floats(result, "vectors"), np.asarray(result.arrays["counts"], np.int32))
 
-        self._engine.each(self._hands, self._job, pieces, kept)
+        self._executor.map(self._worker, self._group, tasks, kept)

@@ -1,4 +1,4 @@
-"""What decides the outcome of a calculation, as a hash: the name under which its parts lie in files (docs/scale.md)."""
+"""What decides the result of a calculation, as a hash: the name under which its parts lie in files (docs/scale.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nncift.core.tasks import arithmetic
 DEPTH = 40
 """How deep arrays may lie in what parts share."""
 AT_ONCE = 1 << 24
-"""Bytes that are copied at once where an array does not lie in one piece."""
+"""Bytes that are copied at once where an array does not lie in one task."""
 
 
 def content_of(calculation: Calculation) -> str | None:

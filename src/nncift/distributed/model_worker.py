@@ -1,4 +1,4 @@
-"""What does the pieces of a run: the teacher, the encoder and the probe of one process, each loaded once."""
+"""What does the tasks of a run: the teacher, the encoder and the probe of one process, each loaded once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.tasks import Job, Outcome, Piece
+from nncift.core.tasks import Task, TaskGroup, TaskResult
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError
 from nncift.models.encoders import Encoder
@@ -19,18 +19,18 @@ from nncift.teachers.abilities import figures_of, stored_as
 
 
 @dataclass(frozen=True)
-class Hands:
+class ModelWorker:
     """teacher: labels and measures. encoder and probe: made when they are asked for, since not every run needs them."""
 
     teacher: Teacher | RowTeacher
     encoder: Callable[[], Encoder]
     probe: Callable[[], Probe]
 
-    def prepare(self, job: Job, pieces: Sequence[Piece]) -> None:
-        """Make the teacher know the rows of pieces, which were found usable before. Raises DataError where it refuses one."""
-        wanted = {item for piece in pieces for item in piece.ids}
-        if job.rows is not None and wanted:
-            self.know(job.rows.subset(sorted(wanted)))
+    def prepare(self, group: TaskGroup, tasks: Sequence[Task]) -> None:
+        """Make the teacher know the rows of tasks, which were found usable before. Raises DataError where it refuses one."""
+        wanted = {item for task in tasks for item in task.ids}
+        if group.rows is not None and wanted:
+            self.know(group.rows.subset(sorted(wanted)))
 
     def know(self, rows: Examples) -> None:
         """Make the teacher know rows. Raises DataError where it refuses one."""
@@ -38,7 +38,7 @@ class Hands:
         if refused:
             raise DataError(f"the teacher refuses a row that it took before: {refused[0]}")
 
-    def embed(self, block: tuple[Sequence[str], Sequence[str]]) -> Outcome:
+    def embed(self, block: tuple[Sequence[str], Sequence[str]]) -> TaskResult:
         """Embed texts. block: their content hashes, and the texts."""
         keys, texts = block
         encoder = self.encoder()
@@ -50,32 +50,32 @@ class Hands:
             "vectors": vectors,
             "counts": np.asarray(counts, np.int32),
         }
-        return Outcome(arrays, int(read.sum()), len(counts))
+        return TaskResult(arrays, int(read.sum()), len(counts))
 
-    def ask(self, block: tuple[Sequence[str], Sequence[Example]]) -> Outcome:
+    def ask(self, block: tuple[Sequence[str], Sequence[Example]]) -> TaskResult:
         """Ask the probe about rows. block: their content hashes, and the rows."""
         keys, rows = block
         probe = self.probe()
         vectors, counts = probe.read(list(rows))
         tokens = int(np.minimum(counts, probe.lm.context).sum())
-        return Outcome({"keys": _raw(keys), "vectors": vectors, "counts": counts}, tokens, len(counts))
+        return TaskResult({"keys": _raw(keys), "vectors": vectors, "counts": counts}, tokens, len(counts))
 
-    def label(self, chunk: Chunk) -> Outcome:
+    def label(self, chunk: Chunk) -> TaskResult:
         """Label the pairs of a chunk."""
         teacher: Any = self.teacher
         found = teacher.label(chunk)
         passes = int(np.isfinite(found.values).sum())
-        return Outcome(
+        return TaskResult(
             {"values": found.values}, int(found.tokens), passes, details={"shortened": bool(found.shortened)}
         )
 
-    def measure(self, ids: Sequence[str]) -> Outcome:
+    def measure(self, ids: Sequence[str]) -> TaskResult:
         """Measure rows. Values travel in the type that they are kept in."""
         teacher: Any = self.teacher
         found = teacher.measure(list(ids))
         figures = np.array([found.figures[name] for name in figures_of(teacher)], np.float64)
         arrays = {"values": found.values.astype(stored_as(teacher)), "figures": figures}
-        return Outcome(arrays, int(found.tokens), int(found.passes))
+        return TaskResult(arrays, int(found.tokens), int(found.passes))
 
 
 def _raw(keys: Sequence[str]) -> npt.NDArray[np.uint8]:

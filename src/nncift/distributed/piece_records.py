@@ -1,7 +1,7 @@
 """Outcomes as bytes with a checksum, and files of them that only ever grow: what a shard leaves for the run that joins it.
 
 A file is records one behind the other: magic, length, SHA-256 of the body, body. A body is the length of a JSON head, the head
-(job, piece, cost, names and shapes of arrays) and the arrays' bytes. A process that is killed leaves at most a record cut short
+(group, task, cost, names and shapes of arrays) and the arrays' bytes. A process that is killed leaves at most a record cut short
 at the end; whatever else does not match its checksum is passed over by its length, named, and computed again.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift.core.tasks import Outcome
+from nncift.core.tasks import TaskResult
 
 MAGIC = b"nncift1\n"
 _HEAD = struct.Struct("<8sQ32s")
@@ -29,38 +29,38 @@ SYNC_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Record:
-    """The outcome of a piece of a job."""
+    """The result of a task of a group."""
 
-    job: str
-    piece: str
-    outcome: Outcome
+    group: str
+    task: str
+    result: TaskResult
 
 
 @dataclass(frozen=True)
 class Damage:
     """A part of a file that is no record. at: first byte. whole: nothing behind it can be read either.
 
-    piece: what its head calls it, where that can be read; it may be what is damaged.
+    task: what its head calls it, where that can be read; it may be what is damaged.
     """
 
     file: Path
     at: int
     why: str
     whole: bool
-    piece: str | None = None
+    task: str | None = None
 
 
 def pack(record: Record) -> bytes:
     """Return a record as bytes."""
-    outcome = record.outcome
-    arrays = {name: np.asarray(array, order="C") for name, array in outcome.arrays.items()}
+    result = record.result
+    arrays = {name: np.asarray(array, order="C") for name, array in result.arrays.items()}
     head = {
-        "job": record.job,
-        "piece": record.piece,
-        "tokens": outcome.tokens,
-        "passes": outcome.passes,
-        "seconds": outcome.seconds,
-        "told": dict(outcome.details),
+        "job": record.group,
+        "piece": record.task,
+        "tokens": result.tokens,
+        "passes": result.passes,
+        "seconds": result.seconds,
+        "told": dict(result.details),
         "arrays": [[name, array.dtype.str, array.shape] for name, array in arrays.items()],
     }
     details = json.dumps(head).encode()
@@ -82,8 +82,8 @@ def unpack(data: bytes) -> Record:
         count = int(np.prod(shape, dtype=np.int64))
         arrays[name] = np.frombuffer(body, dtype, count, at).reshape(shape)
         at += count * dtype.itemsize
-    outcome = Outcome(arrays, head["tokens"], head["passes"], head["seconds"], head["told"])
-    return Record(head["job"], head["piece"], outcome)
+    result = TaskResult(arrays, head["tokens"], head["passes"], head["seconds"], head["told"])
+    return Record(head["job"], head["piece"], result)
 
 
 def read(file: Path) -> Iterator[Record | Damage]:
@@ -103,7 +103,7 @@ def _parts(file: Path, at: int) -> Iterator[tuple[int, Record | Damage]]:
                 return
             magic, length, _ = _HEAD.unpack(head)
             if magic != MAGIC or length > MOST:
-                yield size, Damage(file, at, "there is no piece where one begins", whole=True)
+                yield size, Damage(file, at, "there is no task where one begins", whole=True)
                 return
             body = stream.read(length)
             if len(body) < length:
@@ -113,12 +113,12 @@ def _parts(file: Path, at: int) -> Iterator[tuple[int, Record | Damage]]:
             try:
                 yield behind, unpack(head + body)
             except (ValueError, KeyError, TypeError, struct.error) as error:
-                yield behind, Damage(file, at, str(error), whole=False, piece=_named(body))
+                yield behind, Damage(file, at, str(error), whole=False, task=_named(body))
             at = behind
 
 
 def _named(body: bytes) -> str | None:
-    """Return the piece that a damaged body seems to be of."""
+    """Return the task that a damaged body seems to be of."""
     try:
         (details,) = struct.unpack_from("<Q", body)
         return str(json.loads(body[8 : 8 + details])["piece"])
@@ -147,12 +147,12 @@ class Reader:
 
 
 def names(file: Path) -> Iterator[str]:
-    """Yield the pieces that a file holds, as far as it can be read; arrays are neither read nor checked."""
+    """Yield the tasks that a file holds, as far as it can be read; arrays are neither read nor checked."""
     return Names(file).new()
 
 
 class Names:
-    """The pieces of a file that grows, by name alone."""
+    """The tasks of a file that grows, by name alone."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._at = file, 0
@@ -181,7 +181,7 @@ class Names:
 
 
 class Writer:
-    """Appends records to a file. names: the sound pieces that it holds.
+    """Appends records to a file. names: the sound tasks that it holds.
 
     What is added outlives a kill of the process at once, and a crash of the machine within SYNC_SECONDS of work.
     """
@@ -192,7 +192,7 @@ class Writer:
         self.damage: list[Damage] = []
         for part in read(file) if file.exists() else ():
             if isinstance(part, Record):
-                self.names.add(part.piece)
+                self.names.add(part.task)
             else:
                 self.damage.append(part)
                 if part.whole:
@@ -205,7 +205,7 @@ class Writer:
         """Append a record."""
         self._stream.write(pack(record))
         self._stream.flush()
-        self.names.add(record.piece)
+        self.names.add(record.task)
         if time.monotonic() - self._synced >= SYNC_SECONDS:
             self._sync()
 

@@ -1,6 +1,6 @@
-"""The engine that has pieces done by workers of a Ray cluster: `--engine ray` (docs/scale.md).
+"""The executor that has tasks done by workers of a Ray cluster: `--engine ray` (docs/scale.md).
 
-The driver, which is the run itself, cuts the plan's chunks and blocks of rows into orders, hands them to workers, checks what
+The driver, which is the run itself, cuts the plan's chunks and blocks of rows into orders, worker them to workers, checks what
 comes back, and keeps it as a run in one process does. An order whose worker or machine is lost is given to another one.
 What the parts of a calculation share lies in the cluster's store once, where all workers of a machine read it in place.
 """
@@ -19,8 +19,8 @@ from typing import Any, Self
 
 from nncift.config import RunSettings
 from nncift.core.parallel import pays
-from nncift.core.tasks import Here, Job, Keep, Outcome, Piece
-from nncift.distributed.model_worker import Hands
+from nncift.core.tasks import Keep, LocalExecutor, Task, TaskGroup, TaskResult
+from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.piece_records import unpack
 from nncift.distributed.ray_worker import Order, Worker, orders
 from nncift.distributed.start import ClusterSettings
@@ -39,15 +39,15 @@ PATIENCE = 300.0
 
 
 @dataclass
-class _Hand:
-    """A worker: its actor, and the orders that it has, by the reference of their outcome."""
+class _Actor:
+    """A worker: its actor, and the orders that it has, by the reference of their result."""
 
-    actor: Any
+    handle: Any
     orders: dict[Any, Order] = field(default_factory=dict)
 
 
-class OnRay:
-    """Workers of a Ray cluster, used as a context manager; they start with the first job and stay until the end.
+class RayExecutor:
+    """Workers of a Ray cluster, used as a context manager; they start with the first group and stay until the end.
 
     made_of: what a worker's process runs. lost: workers that were lost so far.
     """
@@ -59,8 +59,8 @@ class OnRay:
             raise ResourceError('--engine ray needs the extra `ray`: pip install "nncift[ray]"')
         self._settings, self._cluster = settings, cluster
         self._workspace = (run / "labels" / "teacher").resolve()
-        self._ready: list[_Hand] = []
-        self._starting: dict[Any, _Hand] = {}
+        self._ready: list[_Actor] = []
+        self._starting: dict[Any, _Actor] = {}
         self._started = False
         self.lost = 0
 
@@ -89,52 +89,52 @@ class OnRay:
         """Let the workers go, and the cluster where it was started here."""
         import ray
 
-        for hand in (*self._ready, *self._starting.values()):
-            ray.kill(hand.actor)
+        for actor in (*self._ready, *self._starting.values()):
+            ray.kill(actor.handle)
         if self._started:
             ray.shutdown()
 
-    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
+    def found(self, group: TaskGroup, wanted: Container[str] | None = None) -> Iterator[tuple[str, TaskResult]]:
         """Yield nothing: workers leave nothing behind."""
         return iter(())
 
-    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
-        """Have pieces done by the workers; outcomes are kept as they come.
+    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
+        """Have tasks done by the workers; results are kept as they come.
 
         Raises ResourceError where no worker can be had or one order keeps losing them, UsageError where a worker reads another
-        model than the run, and whatever a piece raises.
+        model than the run, and whatever a task raises.
         """
-        if not pieces:
+        if not tasks:
             return
-        if job.calculation is not None and not pays(job.calculation):
-            Here().each(hands, job, pieces, keep)
+        if group.calculation is not None and not pays(group.calculation):
+            LocalExecutor().map(worker, group, tasks, keep)
             return
-        # What precedes all rows, such as a warm-up, is done once: by the worker that has the first piece, for all.
-        alone = job.hand == "measure" and isinstance(hands.teacher, WarmsUp)
-        first, rest = (pieces[:1], pieces[1:]) if alone else ((), pieces)
+        # What precedes all rows, such as a warm-up, is done once: by the worker that has the first task, for all.
+        alone = group.method == "measure" and isinstance(worker.teacher, WarmsUp)
+        first, rest = (tasks[:1], tasks[1:]) if alone else ((), tasks)
         for part in (first, rest):
             if part:
-                with closing(self._work(job, part)) as records:
-                    for piece, outcome in records:
-                        keep(piece, outcome)
+                with closing(self._work(group, part)) as records:
+                    for task, result in records:
+                        keep(task, result)
 
     def processes(self) -> list[int]:
         """Return the process numbers of the workers that are there."""
         import ray
 
-        return [int(ray.get(hand.actor.process.remote())) for hand in self._ready]
+        return [int(ray.get(actor.handle.process.remote())) for actor in self._ready]
 
-    def _work(self, job: Job, pieces: Sequence[Piece]) -> Generator[tuple[Piece, Outcome], None, None]:
+    def _work(self, group: TaskGroup, tasks: Sequence[Task]) -> Generator[tuple[Task, TaskResult], None, None]:
         import ray
 
-        waiting = deque(orders(job, pieces, self._wanted()))
+        waiting = deque(orders(group, tasks, self._wanted()))
         lost: dict[str, int] = {}
-        shared = None if job.calculation is None else ray.put(job.calculation.shared)
-        self._hire(min(self._wanted(), len(waiting)))
+        shared = None if group.calculation is None else ray.put(group.calculation.shared)
+        self._start_workers(min(self._wanted(), len(waiting)))
         try:
-            while waiting or any(hand.orders for hand in self._ready):
+            while waiting or any(actor.orders for actor in self._ready):
                 self._give(waiting, shared)
-                busy = {reference: hand for hand in self._ready for reference in hand.orders}
+                busy = {reference: actor for actor in self._ready for reference in actor.orders}
                 done, _ = ray.wait([*busy, *self._starting], num_returns=1, timeout=None if busy else PATIENCE)
                 if not done:
                     raise ResourceError(self._nobody())
@@ -142,74 +142,74 @@ class OnRay:
                     if reference in self._starting:
                         self._welcome(reference)
                     elif reference in busy[reference].orders:
-                        yield from self._take(reference, busy[reference], job, waiting, lost)
+                        yield from self._take(reference, busy[reference], group, waiting, lost)
         finally:
-            for hand in self._ready:
-                for reference in hand.orders:
+            for actor in self._ready:
+                for reference in actor.orders:
                     ray.cancel(reference)
-                hand.orders.clear()
+                actor.orders.clear()
 
     def _give(self, waiting: deque[Order], shared: Any) -> None:
         """Give every worker its orders, in turn."""
         for ahead in range(1, AHEAD + 1):
-            for hand in self._ready:
-                if waiting and len(hand.orders) < ahead:
+            for actor in self._ready:
+                if waiting and len(actor.orders) < ahead:
                     order = waiting.popleft()
-                    hand.orders[hand.actor.do.remote(order, shared)] = order
+                    actor.orders[actor.handle.do.remote(order, shared)] = order
 
     def _take(
-        self, reference: Any, hand: _Hand, job: Job, waiting: deque[Order], lost: dict[str, int]
-    ) -> Iterator[tuple[Piece, Outcome]]:
-        """Yield the outcomes of an order, or put back what a lost worker had."""
+        self, reference: Any, actor: _Actor, group: TaskGroup, waiting: deque[Order], lost: dict[str, int]
+    ) -> Iterator[tuple[Task, TaskResult]]:
+        """Yield the results of an order, or put back what a lost worker had."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
         try:
             data = ray.get(reference)
         except (RayActorError, WorkerCrashedError) as error:
-            self._replace(hand, waiting, lost, error)
+            self._replace(actor, waiting, lost, error)
             return
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from error
         except ray.exceptions.ObjectLostError:
-            # It was done, and the machine that kept the outcome is gone.
-            waiting.appendleft(hand.orders.pop(reference))
+            # It was done, and the machine that kept the result is gone.
+            waiting.appendleft(actor.orders.pop(reference))
             return
-        order = hand.orders.pop(reference)
-        for piece, packed in zip(order.pieces, data, strict=True):
+        order = actor.orders.pop(reference)
+        for task, packed in zip(order.tasks, data, strict=True):
             try:
                 record = unpack(packed)
             except ValueError as error:
-                raise ResourceError(f"what a worker sent of {job.stage} is damaged: {error}") from error
-            if record.job != job.key:
+                raise ResourceError(f"what a worker sent of {group.stage} is damaged: {error}") from error
+            if record.group != group.key:
                 raise UsageError(
-                    f"a worker of the cluster reads another model, or has other versions, than this run ({job.stage}): are model "
-                    "files, device and precision the same on its machine (--dtype), and nncift, numpy and numba, and is the run "
-                    "directory on a file system that all share?"
+                    f"a worker of the cluster reads another model, or has other versions, than this run ({group.stage}): "
+                    "are model files, device and precision the same on its machine (--dtype), and nncift, numpy and "
+                    "numba, and is the run directory on a file system that all share?"
                 )
-            yield piece, record.outcome
+            yield task, record.result
 
-    def _replace(self, hand: _Hand, waiting: deque[Order], lost: dict[str, int], error: Exception) -> None:
-        """Put the orders of a lost worker back, and hire another one. Raises ResourceError where one order keeps losing them."""
+    def _replace(self, actor: _Actor, waiting: deque[Order], lost: dict[str, int], error: Exception) -> None:
+        """Put the orders of a lost worker back, and start another one. Raises ResourceError where one order keeps losing them."""
         self.lost += 1
-        self._ready.remove(hand)
-        for place, order in enumerate(hand.orders.values()):
+        self._ready.remove(actor)
+        for place, order in enumerate(actor.orders.values()):
             waiting.appendleft(order)
             # Only the one that it was at can be to blame.
             if not place:
-                name = order.pieces[0].name
+                name = order.tasks[0].name
                 lost[name] = lost.get(name, 0) + 1
                 if lost[name] >= TRIES:
                     raise ResourceError(
-                        f"{TRIES} workers were lost over the same {len(order.pieces)} pieces of {order.job.stage} (memory? see "
+                        f"{TRIES} workers were lost over the same {len(order.tasks)} tasks of {order.group.stage} (memory? see "
                         f"Ray's logs): {str(error).splitlines()[0]}"
                     ) from error
-        hand.orders.clear()
+        actor.orders.clear()
         log.warning("a worker of the cluster was lost; what it was at is done by another one")
-        self._hire(1)
+        self._start_workers(1)
 
-    def _hire(self, count: int) -> None:
+    def _start_workers(self, count: int) -> None:
         """Ask for workers, until there are `count` more or as many as wanted."""
         import ray
 
@@ -225,14 +225,14 @@ class OnRay:
         missing = self._wanted() - len(self._ready) - len(self._starting)
         for _ in range(min(count, missing)):
             actor = made.remote(self._settings, self._workspace, os.getcwd())
-            self._starting[actor.process.remote()] = _Hand(actor)
+            self._starting[actor.process.remote()] = _Actor(actor)
 
     def _welcome(self, reference: Any) -> None:
         """Take in a worker that is there now. Raises ResourceError where it cannot start."""
         import ray
         from ray.exceptions import RayError
 
-        hand = self._starting.pop(reference)
+        actor = self._starting.pop(reference)
         try:
             ray.get(reference)
         except RayError as error:
@@ -240,7 +240,7 @@ class OnRay:
             if not self._ready and not self._starting:
                 raise ResourceError(f"no worker of the cluster can start: {error}") from error
             return
-        self._ready.append(hand)
+        self._ready.append(actor)
 
     def _wanted(self) -> int:
         """Return how many workers there shall be."""

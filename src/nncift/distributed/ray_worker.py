@@ -1,4 +1,4 @@
-"""A worker of a cluster: one process that holds the models and does pieces as it is told to."""
+"""A worker of a cluster: one process that holds the models and does tasks as it is told to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import CALCULATE, Job, Piece, arithmetic, timed
+from nncift.core.tasks import CALCULATE, Task, TaskGroup, arithmetic, timed
 from nncift.data.examples import Examples
-from nncift.distributed.model_worker import Hands
+from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.piece_records import Record, pack
 from nncift.models.encoders import Encoder, create
 from nncift.models.probe import Probe
@@ -25,13 +25,13 @@ from nncift.teachers.abilities import language_model
 class Order:
     """Pieces that a worker does in one go, with the rows that its teacher must know for them."""
 
-    job: Job
-    pieces: tuple[Piece, ...]
+    group: TaskGroup
+    tasks: tuple[Task, ...]
     rows: Examples
 
 
 class Worker:
-    """Does pieces with a teacher, an encoder and a probe of its own, each loaded on first use.
+    """Does tasks with a teacher, an encoder and a probe of its own, each loaded on first use.
 
     workspace: the run's folder of the teacher. folder: where relative paths are meant from, where this machine has it.
     """
@@ -47,30 +47,30 @@ class Worker:
         return os.getpid()
 
     def do(self, order: Order, shared: Any = None) -> list[bytes]:
-        """Do pieces and return their records. Raises what the teacher, the encoder or the probe raise.
+        """Do tasks and return their records. Raises what the teacher, the encoder or the probe raise.
 
         shared: what the parts of a calculation share.
         """
-        job = order.job
-        if job.calculation is not None:
-            job = replace(job, calculation=replace(job.calculation, shared=shared))
+        group = order.group
+        if group.calculation is not None:
+            group = replace(group, calculation=replace(group.calculation, shared=shared))
         # A calculation loads no model.
-        hands = self._hands if job.calculation is None else None
+        worker = self._worker if group.calculation is None else None
         unknown = [row.id for row in order.rows if row.id not in self._known]
-        if hands is not None and unknown:
-            hands.know(order.rows.subset(unknown))
+        if worker is not None and unknown:
+            worker.know(order.rows.subset(unknown))
             self._known.update(unknown)
-        # What this process has loaded decides the outcome, whatever was ordered.
-        key = fingerprint(self.described(job.hand))
-        return [pack(Record(key, piece.name, timed(hands, job, piece))) for piece in order.pieces]
+        # What this process has loaded decides the result, whatever was ordered.
+        key = fingerprint(self.described(group.method))
+        return [pack(Record(key, task.name, timed(worker, group, task))) for task in order.tasks]
 
-    def described(self, hand: str) -> Mapping[str, Any]:
-        """Return what decides the outcomes of a hand."""
-        if hand == CALCULATE:
+    def described(self, method: str) -> Mapping[str, Any]:
+        """Return what decides the results of a method."""
+        if method == CALCULATE:
             return arithmetic()
-        if hand == "embed":
+        if method == "embed":
             return dict(self._encoder.describe())
-        return dict(self._probe.describe()) if hand == "ask" else dict(self._teacher.describe())
+        return dict(self._probe.describe()) if method == "ask" else dict(self._teacher.describe())
 
     @cached_property
     def _teacher(self) -> Teacher | RowTeacher:
@@ -89,32 +89,35 @@ class Worker:
         return Probe(language_model(self._teacher, "--features probe"), self._settings.template)
 
     @cached_property
-    def _hands(self) -> Hands:
-        return Hands(self._teacher, lambda: self._encoder, lambda: self._probe)
+    def _worker(self) -> ModelWorker:
+        return ModelWorker(self._teacher, lambda: self._encoder, lambda: self._probe)
 
 
-def orders(job: Job, pieces: Sequence[Piece], workers: int) -> list[Order]:
-    """Cut pieces into orders: many more than workers, so that none waits long for the last, and not too small to pay."""
-    total = sum(piece.size for piece in pieces)
+def orders(group: TaskGroup, tasks: Sequence[Task], workers: int) -> list[Order]:
+    """Cut tasks into orders: many more than workers, so that none waits long for the last, and not too small to pay."""
+    total = sum(task.size for task in tasks)
     most = max(1, min(MOST_STEPS, total // (ORDERS_PER_WORKER * workers)))
-    groups: list[list[Piece]] = []
+    groups: list[list[Task]] = []
     held = most
-    for piece in pieces:
+    for task in tasks:
         if held >= most:
             groups.append([])
             held = 0
-        groups[-1].append(piece)
-        held += piece.size
+        groups[-1].append(task)
+        held += task.size
     # All rows of the run, and what all parts of a calculation share, are not for every order.
     alone = replace(
-        job, rows=None, every=None, calculation=job.calculation and replace(job.calculation, shared=None, tasks=())
+        group,
+        rows=None,
+        every=None,
+        calculation=group.calculation and replace(group.calculation, shared=None, tasks=()),
     )
-    return [Order(alone, tuple(group), _rows(job, group)) for group in groups]
+    return [Order(alone, tuple(some), _rows(group, some)) for some in groups]
 
 
-def _rows(job: Job, pieces: Sequence[Piece]) -> Examples:
-    wanted = {item for piece in pieces for item in piece.ids}
-    return job.rows.subset(sorted(wanted)) if job.rows is not None and wanted else Examples(())
+def _rows(group: TaskGroup, tasks: Sequence[Task]) -> Examples:
+    wanted = {item for task in tasks for item in task.ids}
+    return group.rows.subset(sorted(wanted)) if group.rows is not None and wanted else Examples(())
 
 
 ORDERS_PER_WORKER = 24

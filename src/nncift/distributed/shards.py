@@ -1,6 +1,6 @@
-"""Shards: processes that do a part of a run's pieces each and leave the outcomes in the run directory (docs/scale.md).
+"""Shards: processes that do a part of a run's tasks each and leave the results in the run directory (docs/scale.md).
 
-`shards/2-of-3/` holds what shard 2 of 3 has done, one file per stage and per hash of what decides its outcomes: the model, its
+`shards/2-of-3/` holds what shard 2 of 3 has done, one file per stage and per hash of what decides its results: the model, its
 wording and precision; of a calculation, all that it reads. A shard reads the run and never writes into it: it works on a shadow
 of it, which goes at the end. A run without a shard takes what is in these files, does what is missing, and removes them.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nncift.core.parallel import pays
-from nncift.core.tasks import SCORE, Engine, Job, Keep, Outcome, Piece
+from nncift.core.tasks import SCORE, Executor, Keep, Task, TaskGroup, TaskResult
 from nncift.distributed.content import content_of
-from nncift.distributed.model_worker import Hands
+from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.piece_records import Damage, Record, read
 from nncift.errors import UsageError
 
@@ -49,7 +49,7 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def has(self, place: int) -> bool:
-        """Tell whether the piece at a place is this shard's."""
+        """Tell whether the task at a place is this shard's."""
         return place % self.count == self.number - 1
 
 
@@ -65,34 +65,35 @@ class Left:
         self._run = run
         self.notes: list[str] = []
 
-    def files(self, job: Job) -> list[Path]:
-        """Return the files about a job; says so, once, where there are files of the stage about another one."""
-        every = sorted(self._run.glob(f"{FOLDER}/*/{job.stage}-*{END}"))
-        own = [file for file in every if file.name == name_of(job.stage, job.key)]
+    def files(self, group: TaskGroup) -> list[Path]:
+        """Return the files about a group; says so, once, where there are files of the stage about another one."""
+        every = sorted(self._run.glob(f"{FOLDER}/*/{group.stage}-*{END}"))
+        own = [file for file in every if file.name == name_of(group.stage, group.key)]
         for file in sorted(set(every) - set(own)):
             self.note(
-                f"{self._told(file)} was made with another model or other settings than this run's ({job.stage}); it is not used"
+                f"{self._told(file)} was made with another model or other settings than this run's ({group.stage}); "
+                "it is not used"
             )
         return own
 
-    def read(self, job: Job) -> Iterator[tuple[Path, Record]]:
-        """Yield all sound records of a job; what is damaged is named."""
-        for file in self.files(job) if job.calculation is None else self.made_of(job):
+    def read(self, group: TaskGroup) -> Iterator[tuple[Path, Record]]:
+        """Yield all sound records of a group; what is damaged is named."""
+        for file in self.files(group) if group.calculation is None else self.made_of(group):
             for part in read(file):
                 if isinstance(part, Damage):
                     self.damaged(part)
-                elif part.job == job.key:
+                elif part.group == group.key:
                     yield file, part
                 else:
-                    self.note(f"{self._told(file)} holds pieces of another job; they are not used")
+                    self.note(f"{self._told(file)} holds tasks of another group; they are not used")
 
     def about(self, basis: str) -> list[Path]:
         """Return the files about all calculations with a student."""
         return sorted(self._run.glob(f"{FOLDER}/*/{SCORE}-{basis}-*{END}"))
 
-    def made_of(self, job: Job) -> list[Path]:
+    def made_of(self, group: TaskGroup) -> list[Path]:
         """Return the files about a calculation; those about other ones are no reason to say anything."""
-        return sorted(self._run.glob(f"{FOLDER}/*/{name_of(job.stage, job.key)}"))
+        return sorted(self._run.glob(f"{FOLDER}/*/{name_of(group.stage, group.key)}"))
 
     def damaged(self, part: Damage) -> None:
         """Name a damaged part."""
@@ -110,12 +111,12 @@ class Left:
 
 
 class Joining:
-    """The engine of a run that takes what shards left and has the rest done by another engine.
+    """The executor of a run that takes what shards left and has the rest done by another executor.
 
     seconds: that shards took for the parts of calculations that were taken.
     """
 
-    def __init__(self, run: Path, inner: Engine) -> None:
+    def __init__(self, run: Path, inner: Executor) -> None:
         self._run, self._left, self._inner = run, Left(run), inner
         self._strange: dict[Path, set[str]] = {}
         self._every: list[Callable[[], Iterable[str]]] = []
@@ -127,52 +128,52 @@ class Joining:
         """What could not be used."""
         return tuple(self._left.notes)
 
-    def found(self, job: Job, wanted: Container[str] | None = None) -> Iterator[tuple[str, Outcome]]:
+    def found(self, group: TaskGroup, wanted: Container[str] | None = None) -> Iterator[tuple[str, TaskResult]]:
         """Yield what shards left."""
         given: set[str] = set()
-        if job.every is not None:
-            self._every.append(job.every)
-        for file, record in self._left.read(job):
-            name = record.piece
+        if group.every is not None:
+            self._every.append(group.every)
+        for file, record in self._left.read(group):
+            name = record.task
             if name in given:
                 continue
             if wanted is not None and name not in wanted:
                 self._strange.setdefault(file, set()).add(name)
                 continue
             given.add(name)
-            yield name, record.outcome
-        yield from self._inner.found(job, wanted)
+            yield name, record.result
+        yield from self._inner.found(group, wanted)
 
-    def each(self, hands: Hands, job: Job, pieces: Sequence[Piece], keep: Keep) -> None:
+    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
         """Have the rest done; of a calculation, what shards left is kept first."""
-        if job.calculation is not None:
-            pieces = self._without_found(job, pieces, keep)
-        self._inner.each(hands, job, pieces, keep)
+        if group.calculation is not None:
+            tasks = self._without_found(group, tasks, keep)
+        self._inner.map(worker, group, tasks, keep)
 
-    def _without_found(self, job: Job, pieces: Sequence[Piece], keep: Keep) -> Sequence[Piece]:
+    def _without_found(self, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> Sequence[Task]:
         """Keep the parts of a calculation that shards did, and return the others."""
-        if job.calculation is None or not pays(job.calculation) or not self._left.about(job.basis):
-            return pieces
-        key = content_of(job.calculation)
+        if group.calculation is None or not pays(group.calculation) or not self._left.about(group.basis):
+            return tasks
+        key = content_of(group.calculation)
         if key is None:
-            return pieces
-        job = in_files(job, key)
-        self._calculated.add(job.key)
-        todo = {piece.name: piece for piece in pieces}
-        for _, record in self._left.read(job):
-            if (piece := todo.pop(record.piece, None)) is not None:
-                self.seconds += record.outcome.seconds
-                keep(piece, record.outcome)
+            return tasks
+        group = in_files(group, key)
+        self._calculated.add(group.key)
+        todo = {task.name: task for task in tasks}
+        for _, record in self._left.read(group):
+            if (task := todo.pop(record.task, None)) is not None:
+                self.seconds += record.result.seconds
+                keep(task, record.result)
         return list(todo.values())
 
     def tidy(self, finished: Iterable[tuple[str, str]]) -> None:
-        """Remove the files of jobs that are finished, given by stage and key, and name those with pieces that fitted nothing."""
+        """Remove the files of groups that are finished, given by stage and key, and name those with tasks that fitted nothing."""
         # What was kept before this session is no longer wanted, and is the run's all the same.
         own = {name for every in self._every[-1:] for name in every()} if self._strange else set()
         for file, found in sorted(self._strange.items()):
             if strange := found - own:
                 self._left.note(
-                    f"{len(strange)} pieces in {str(file)!r} are none of this run's: the shard had other rows or other --labels"
+                    f"{len(strange)} tasks in {str(file)!r} are none of this run's: the shard had other rows or other --labels"
                 )
         for stage, key in finished:
             for file in self._run.glob(f"{FOLDER}/*/{name_of(stage, key)}"):
@@ -209,10 +210,10 @@ class Joining:
 
 
 def name_of(stage: str, key: str) -> str:
-    """Return the name of a shard's file about a job."""
+    """Return the name of a shard's file about a group."""
     return f"{stage}-{key}{END}"
 
 
-def in_files(job: Job, content: str) -> Job:
-    """Return the job of a calculation as files name it: by its student, and by a hash of all that decides it."""
-    return replace(job, key=f"{job.basis}-{content}")
+def in_files(group: TaskGroup, content: str) -> TaskGroup:
+    """Return the group of a calculation as files name it: by its student, and by a hash of all that decides it."""
+    return replace(group, key=f"{group.basis}-{content}")

@@ -1,4 +1,4 @@
-"""Which engine a run has: this process, or the workers of a cluster."""
+"""Which executor a run has: this process, or the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import RunSettings
-from nncift.core.tasks import Engine, Here
+from nncift.core.tasks import Executor, LocalExecutor
 from nncift.errors import UsageError
 
 ENGINES = ("local", "ray")
@@ -35,12 +35,12 @@ class ClusterSettings:
             raise UsageError(f"--gpus-per-worker is 0 or more, not {self.gpus_per_worker}")
 
     @classmethod
-    def of(cls, engine: str, shard: str | None, **given: Any) -> ClusterSettings | None:
+    def of(cls, executor: str, shard: str | None, **given: Any) -> ClusterSettings | None:
         """Return the settings that flags stand for, None for a run in this process. Raises UsageError where they do not fit."""
-        if engine not in ENGINES:
-            raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {engine!r}")
+        if executor not in ENGINES:
+            raise UsageError(f"--engine is {' or '.join(ENGINES)}, not {executor!r}")
         named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-        if engine == "local":
+        if executor == "local":
             if named:
                 raise UsageError(f"{named[0]} was given, which goes with --engine ray")
             return None
@@ -49,10 +49,10 @@ class ClusterSettings:
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 
-def engine_of(cluster: ClusterSettings | None, settings: RunSettings, run: Path) -> AbstractContextManager[Engine]:
-    """Return an engine that works inside a `with` block. Raises ResourceError where Ray is missing."""
+def executor_of(cluster: ClusterSettings | None, settings: RunSettings, run: Path) -> AbstractContextManager[Executor]:
+    """Return an executor that works inside a `with` block. Raises ResourceError where Ray is missing."""
     if cluster is None:
-        return nullcontext(Here())
-    from nncift.distributed.ray_cluster import OnRay
+        return nullcontext(LocalExecutor())
+    from nncift.distributed.ray_cluster import RayExecutor
 
-    return OnRay(settings, run, cluster)
+    return RayExecutor(settings, run, cluster)

@@ -1,4 +1,4 @@
-"""A shard that waits for others: as long as one of those whose pieces it lacks is at work, or something comes of them.
+"""A shard that waits for others: as long as one of those whose tasks it lacks is at work, or something comes of them.
 
 While it waits it does not count as at work. So shards that wait for each other, for whatever reason, see nobody at work and
 nothing change, and stop; so does one that waits for a shard that was killed.
@@ -24,7 +24,7 @@ QUIET, EVERY = 10.0, 300.0
 
 
 class Waiting:
-    """Waits for pieces of others; a context manager, behind which the shard is at work again.
+    """Waits for tasks of others; a context manager, behind which the shard is at work again.
 
     what: for people. even_for_none: also give a shard that is not there the time to begin.
     """
@@ -51,7 +51,7 @@ class Waiting:
             self._rests = False
 
     def more(self, lacks: Mapping[int, int]) -> bool:
-        """Wait a moment for pieces; tell whether to look again. lacks: how many, by the number of the shard that does them."""
+        """Wait a moment for tasks; tell whether to look again. lacks: how many, by the number of the shard that does them."""
         now, first = time.monotonic(), not self._rests
         if not self._rests:
             self._presence.rest()
@@ -74,6 +74,6 @@ class Waiting:
     def _sentence(self, seconds: float) -> str:
         shards = ", ".join(f"{number}/{self._presence.shard.count}" for number in sorted(self._state))
         return (
-            f"shard {self._presence.shard} has waited {seconds:.0f} s for shard {shards}: {sum(self._state.values())} pieces of "
+            f"shard {self._presence.shard} has waited {seconds:.0f} s for shard {shards}: {sum(self._state.values())} tasks of "
             f"{self._what} are theirs"
         )

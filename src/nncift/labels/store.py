@@ -17,7 +17,7 @@ import numpy as np
 
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import LabelledPairs
-from nncift.core.tasks import Keep, Outcome, Piece, as_floats
+from nncift.core.tasks import Keep, Task, TaskResult, as_floats
 from nncift.data import Examples
 from nncift.errors import DataError
 from nncift.labels import BASE, LabelBudget, LabelPlan, describe, grow
@@ -66,20 +66,20 @@ class Spent:
 
 
 class LabelExecutor(Protocol):
-    """Has pieces of a plan labelled."""
+    """Has tasks of a plan labelled."""
 
     def name(self, kind: str, source: str | None, ids: Sequence[str]) -> str:
-        """Return a hash of what a piece is about: its rows and their content."""
+        """Return a hash of what a task is about: its rows and their content."""
         ...
 
     def know(self, ids: Sequence[str]) -> None:
         """Make the teacher of this process know rows."""
         ...
 
-    def each(
-        self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep, every: Callable[[], Iterable[str]]
+    def map(
+        self, method: str, what: str, tasks: Sequence[Task], keep: Keep, every: Callable[[], Iterable[str]]
     ) -> None:
-        """Have pieces done by a method of `Hands` and keep what becomes of each; every: gives the names of all, done or not."""
+        """Have tasks done by a method of `ModelWorker` and keep each result; every: gives the names of all, done or not."""
         ...
 
 
@@ -166,15 +166,15 @@ class PairLabelling:
         pending = {}
         for generation, chunk, positions in store.pending():
             name, ids = named(chunk)
-            pending[name] = generation, positions, Piece(name, chunk.index, chunk, len(chunk.targets), ids)
+            pending[name] = generation, positions, Task(name, chunk.index, chunk, len(chunk.targets), ids)
 
-        def keep(piece: Piece, outcome: Outcome) -> None:
-            generation, positions, _ = pending[piece.name]
-            labels = ChunkLabels(as_floats(outcome, "values"), outcome.tokens, bool(outcome.details["shortened"]))
-            store.write(generation, piece.task, positions, labels, outcome.seconds)
+        def keep(task: Task, result: TaskResult) -> None:
+            generation, positions, _ = pending[task.name]
+            labels = ChunkLabels(as_floats(result, "values"), result.tokens, bool(result.details["shortened"]))
+            store.write(generation, task.work, positions, labels, result.seconds)
 
         try:
-            work.each("label", "labelling pairs", [piece for *_, piece in pending.values()], keep, every)
+            work.map("label", "labelling pairs", [task for *_, task in pending.values()], keep, every)
         finally:
             store.flush()
         done = store.progress()
@@ -263,19 +263,19 @@ class RowLabelling:
         pending = {}
         for generation, index, ids in store.pending():
             name = work.name("rows", None, ids)
-            pending[name] = generation, index, Piece(name, sizes[generation] + index, ids, len(ids), ids)
+            pending[name] = generation, index, Task(name, sizes[generation] + index, ids, len(ids), ids)
 
         def every() -> Iterator[str]:
             return (work.name("rows", None, ids) for chunks in plan.chunks for ids in chunks)
 
-        def keep(piece: Piece, outcome: Outcome) -> None:
-            generation, index, _ = pending[piece.name]
-            sums = dict(zip(names, np.asarray(outcome.arrays["figures"], np.float64).tolist(), strict=True))
-            labels = RowLabels(as_floats(outcome, "values"), outcome.tokens, outcome.passes, sums)
-            store.write(generation, index, labels, outcome.seconds)
+        def keep(task: Task, result: TaskResult) -> None:
+            generation, index, _ = pending[task.name]
+            sums = dict(zip(names, np.asarray(result.arrays["figures"], np.float64).tolist(), strict=True))
+            labels = RowLabels(as_floats(result, "values"), result.tokens, result.passes, sums)
+            store.write(generation, index, labels, result.seconds)
 
         try:
-            work.each("measure", "measuring rows", [piece for *_, piece in pending.values()], keep, every)
+            work.map("measure", "measuring rows", [task for *_, task in pending.values()], keep, every)
         finally:
             store.flush()
         self._save(store.utilities(teacher))

@@ -20,7 +20,7 @@ from nncift.core.parallel import ParallelMap
 from nncift.core.tasks import calculate
 from nncift.data.pool_file import NAME
 from nncift.data.pool_table import Rows
-from nncift.distributed.start import ClusterSettings, engine_of
+from nncift.distributed.start import ClusterSettings, executor_of
 from nncift.errors import DataError, UsageError
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import read_utilities
@@ -69,7 +69,7 @@ def _reselected(
     if cluster is not None and cluster.gpus_per_worker is None:
         # No model is asked.
         cluster = replace(cluster, gpus_per_worker=0.0)
-    with RunDir(run, settings) as directory, engine_of(cluster, settings, run) as engine:
+    with RunDir(run, settings) as directory, executor_of(cluster, settings, run) as executor:
         checksums.verify(run, *LEFT)
         rows = Rows.load(run / NAME)
         labels = read_utilities(run / "labels")
@@ -95,7 +95,7 @@ def _reselected(
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
         settled = constraints.settle(rows, vectors.text)
         no_hands: Any = None
-        by = partial(calculate, engine, no_hands)
+        by = partial(calculate, executor, no_hands)
         problem = partial(_problem, directory, settings, rows, labels, vectors, settled.removed, by)
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         result: dict[str, Any]

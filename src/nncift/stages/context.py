@@ -1,4 +1,4 @@
-"""What every stage works with: the run directory, its settings, teacher and encoder, and an engine that has pieces done."""
+"""What every stage works with: the run directory, its settings, teacher and encoder, and an executor that has tasks done."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nncift.core.fingerprints import fingerprint
 from nncift.core.parallel import Arrays, Calculation
 from nncift.core.parallel import Keep as KeepArrays
 from nncift.core.progress import Progress, silent
-from nncift.core.tasks import Engine, Here, Job, Keep, Outcome, Piece, calculate
+from nncift.core.tasks import Executor, Keep, LocalExecutor, Task, TaskGroup, TaskResult, calculate
 from nncift.data import Examples
-from nncift.distributed.model_worker import Hands
+from nncift.distributed.model_worker import ModelWorker
 from nncift.labels.store import Labelling, open_labels
 from nncift.models.encoders import Encoder, create
 from nncift.models.probe import Probe
@@ -28,7 +28,7 @@ class RunContext:
     """What every stage works with.
 
     keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured.
-    engine: has the pieces of stages done.
+    executor: has the tasks of stages done.
     """
 
     directory: RunDir
@@ -39,7 +39,7 @@ class RunContext:
     keys: dict[str, str] = field(default_factory=dict)
     prepared: bool = False
     whole: bool = False
-    engine: Engine = field(default_factory=Here)
+    executor: Executor = field(default_factory=LocalExecutor)
 
     def key(self, stage: str, *parts: Any) -> str:
         """Set and return the fingerprint of a stage."""
@@ -51,24 +51,24 @@ class RunContext:
         return open_labels(self.directory.file("labels"), self.teacher)
 
     @property
-    def hands(self) -> Hands:
-        """What does pieces in this process."""
-        return Hands(self.teacher, lambda: encoder_of(self), lambda: probe_of(self))
+    def worker(self) -> ModelWorker:
+        """What does tasks in this process."""
+        return ModelWorker(self.teacher, lambda: encoder_of(self), lambda: probe_of(self))
 
-    def each(self, job: Job, pieces: Sequence[Piece], keep: Keep) -> float:
-        """Keep what other processes have finished of a job, and have the rest done; return the seconds of the others."""
+    def map(self, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> float:
+        """Keep what other processes have finished of a group, and have the rest done; return the seconds of the others."""
         others = 0.0
-        todo = {piece.name: piece for piece in pieces}
-        with self.progress(job.what, sum(piece.size for piece in pieces)) as advance:
+        todo = {task.name: task for task in tasks}
+        with self.progress(group.what, sum(task.size for task in tasks)) as advance:
 
-            def kept(piece: Piece, outcome: Outcome) -> None:
-                keep(piece, outcome)
-                advance(piece.size)
+            def kept(task: Task, result: TaskResult) -> None:
+                keep(task, result)
+                advance(task.size)
 
-            for name, outcome in self.engine.found(job, todo):
-                kept(todo.pop(name), outcome)
-                others += outcome.seconds
-            self.engine.each(self.hands, job, list(todo.values()), kept)
+            for name, result in self.executor.found(group, todo):
+                kept(todo.pop(name), result)
+                others += result.seconds
+            self.executor.map(self.worker, group, list(todo.values()), kept)
         return others
 
     def calculate(self, calculation: Calculation, keep: KeepArrays) -> None:
@@ -79,7 +79,7 @@ class RunContext:
                 keep(place, arrays)
                 advance(1)
 
-            calculate(self.engine, self.hands, calculation, kept, self.keys.get("fit", ""))
+            calculate(self.executor, self.worker, calculation, kept, self.keys.get("fit", ""))
 
 
 def encoder_of(context: RunContext) -> Encoder:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nncift.config import EncoderSettings, TeacherSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import Job
+from nncift.core.tasks import TaskGroup
 from nncift.data import Examples
 from nncift.data.examples import Example
 from nncift.distributed.blocks import ByEngine
@@ -40,7 +40,7 @@ def embed(context: RunContext, axes: Axes) -> Vectors:
 
 
 def embed_rows(context: RunContext, rows: Examples) -> None:
-    """Embed rows. Raises Unfinished where other shards must do the rest."""
+    """Embed rows. Raises Incomplete where other shards must do the rest."""
     vectors_file = context.directory.file("embeddings.npy")
     # An encoder given as an object may differ from the one that its name stands for.
     given = dict(context.encoder.describe()) if context.encoder else None
@@ -48,9 +48,9 @@ def embed_rows(context: RunContext, rows: Examples) -> None:
     with context.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
             encoder = encoder_of(context)
-            job = Job("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
-            by = ByEngine(context.engine, replace(context.hands, encoder=lambda: encoder), job)
-            with context.progress(job.what, len(rows)) as advance:
+            group = TaskGroup("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
+            by = ByEngine(context.executor, replace(context.worker, encoder=lambda: encoder), group)
+            with context.progress(group.what, len(rows)) as advance:
                 embedded = EmbeddingCache(encoder).embed(rows.texts, advance, by, into=vectors_file)
             # All of them, also where a cache or another worker had them: what a killed session computed lies there too.
             stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
@@ -65,7 +65,7 @@ def embed_rows(context: RunContext, rows: Examples) -> None:
 
 
 def probe_rows(context: RunContext, rows: Examples) -> None:
-    """Ask the teacher's model once about every row, where the student is to read that. Raises Unfinished as `embed_rows`."""
+    """Ask the teacher's model once about every row, where the student is to read that. Raises Incomplete as `embed_rows`."""
     if context.settings.features != "probe":
         return
     left = ("probe.npy", "probe.json")
@@ -85,20 +85,20 @@ def probe_rows(context: RunContext, rows: Examples) -> None:
 
 
 def probed(context: RunContext, rows: Examples, stage: Stage, into: Path | None = None) -> Embedded:
-    """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their outcome.
+    """Return what the probe finds of rows, its passes charged to a stage: all of them, also where a cache had their result.
 
     into: see `EmbeddingCache.embed`.
     """
     probe = probe_of(context)
-    job = Job("probe", "ask", fingerprint(probe.describe()), "probing rows")
+    group = TaskGroup("probe", "ask", fingerprint(probe.describe()), "probing rows")
     others = []
 
     def by_engine(of: Mapping[str, Example]) -> ByEngine:
-        hands = replace(context.hands, probe=lambda: probe)
-        others.append(ByEngine(context.engine, hands, job, lambda texts: [of[text] for text in texts]))
+        worker = replace(context.worker, probe=lambda: probe)
+        others.append(ByEngine(context.executor, worker, group, lambda texts: [of[text] for text in texts]))
         return others[0]
 
-    with context.progress(job.what, len(rows)) as advance:
+    with context.progress(group.what, len(rows)) as advance:
         found = features_of(probe, rows, advance, by_engine, into)
     stage.cost.seconds += sum(by.others.seconds for by in others)
     limit = language_model(context.teacher).context

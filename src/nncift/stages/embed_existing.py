@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nncift.config import EncoderSettings
-from nncift.core.tasks import Here
+from nncift.core.tasks import LocalExecutor
 from nncift.data import Examples
 from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
@@ -44,7 +44,7 @@ def embed_existing(context: RunContext, rows: Examples | None) -> Existing | Non
             passes = len(rows) if context.settings.encoder == "lm" else 0
             if features == "probe":
                 # Shards leave nothing about these rows; what they left about others is paid for already.
-                found = probed(replace(context, engine=Here()), rows, stage)
+                found = probed(replace(context, executor=LocalExecutor()), rows, stage)
                 passes += len(rows)
                 with atomic(context.directory.file(VECTORS)) as part, part.open("wb") as stream:
                     np.save(stream, np.concatenate([embedded.vectors, found.vectors], axis=1), allow_pickle=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import LabelledPairs
-from nncift.core.tasks import Job, Keep, Piece, Unfinished
+from nncift.core.tasks import Incomplete, Keep, Task, TaskGroup
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.labels import LabelBudget, LabelPlan, parse_labels
@@ -26,7 +26,7 @@ TEACHER = "labels/teacher.json"
 
 @dataclass
 class _LabelExecutor:
-    """Labels by the engine of a run. rows: on both axes. others: seconds of other processes whose labels were taken."""
+    """Labels by the executor of a run. rows: on both axes. others: seconds of other processes whose labels were taken."""
 
     context: RunContext
     rows: Examples
@@ -36,13 +36,13 @@ class _LabelExecutor:
         return fingerprint(kind, source, [[item, self.rows.by_id(item).content_hash] for item in ids])
 
     def know(self, ids: Sequence[str]) -> None:
-        self.context.hands.know(self.rows.subset(ids))
+        self.context.worker.know(self.rows.subset(ids))
 
-    def each(
-        self, hand: str, what: str, pieces: Sequence[Piece], keep: Keep, every: Callable[[], Iterable[str]]
+    def map(
+        self, method: str, what: str, tasks: Sequence[Task], keep: Keep, every: Callable[[], Iterable[str]]
     ) -> None:
-        job = Job("label", hand, fingerprint(dict(self.context.teacher.describe())), what, self.rows, every)
-        self.others += self.context.each(job, pieces, keep)
+        group = TaskGroup("label", method, fingerprint(dict(self.context.teacher.describe())), what, self.rows, every)
+        self.others += self.context.map(group, tasks, keep)
 
 
 def plan_labels(context: RunContext, axes: Axes) -> LabelPlan | RowPlan | None:
@@ -90,7 +90,7 @@ def label(
     """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split.
 
     An active plan grows round by round, from the labels that are there and the vectors; vectors: None in a shard that waits for
-    those of others. Raises Unfinished where other shards must do what is left.
+    those of others. Raises Incomplete where other shards must do what is left.
     """
     labelling, rows, settings = context.labels(), axes.rows, context.settings
     with context.directory.stage("label", context.keys["label"], (TEACHER,)) as stage:
@@ -106,7 +106,7 @@ def label(
             plan = None
             if settings.plan == "active" and isinstance(labelling, PairLabelling):
                 if vectors is None:
-                    raise Unfinished("embed", 0)
+                    raise Incomplete("embed", 0)
                 label_budget, known = label_budget_of(settings), labelling.utilities()
                 plan = next_round(
                     labelling.plan, known, vectors, label_budget, settings.seed, relative=labelling.relative
@@ -115,7 +115,7 @@ def label(
 
 
 def finished_jobs(context: RunContext) -> list[tuple[str, str]]:
-    """Return stage and key of the jobs whose outcomes the run has, by what its files say that they were made with."""
+    """Return stage and key of the groups whose results the run has, by what its files say that they were made with."""
     about = {
         "embed": context.directory.read_json("embeddings.json")["encoder"],
         "label": context.directory.read_json(TEACHER, sealed=True),
