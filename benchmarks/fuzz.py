@@ -181,7 +181,6 @@ def constraints(data: bytes) -> None:
     from nncift.config import resolve
     from nncift.data import Examples, read
     from nncift.data.pool_table import Rows
-    from nncift.labels import parse_labels
     from nncift.selection.constraints import Constraints
 
     given = data.decode("utf-8", "surrogateescape").split("\n", 4)
@@ -192,8 +191,6 @@ def constraints(data: bytes) -> None:
         with _allowed():
             found = resolve({name: text})
             Constraints.read(found).check(Rows.of(pool))
-            if name == "labels":
-                parse_labels(found.labels)
     Constraints.read(resolve({"include": str(ids), "budget": "3"})).check(Rows.of(pool))
 
 

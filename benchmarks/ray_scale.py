@@ -40,7 +40,7 @@ from nncift.distributed.piece_records import Record, pack
 from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Order, Worker
 from nncift.distributed.start import ClusterSettings
-from nncift.labels import LabelPlan
+from nncift.labels import LabelBudget, LabelPlan
 from nncift.stages import RunContext, check_request, label, plan_labels, usable_rows
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import registry
@@ -108,7 +108,8 @@ def measure(settings: RunSettings, pool: Examples, executor: Executor, workers: 
     with tempfile.TemporaryDirectory() as folder, RunDir(Path(folder) / "run", settings) as directory:
         work = RunContext(directory, settings, teacher, executor=executor)
         axes, _ = usable_rows(work, pool)
-        plan = plan_labels(work, axes)
+        budget = LabelBudget.of(settings)
+        plan = plan_labels(work, axes, budget)
         assert isinstance(plan, LabelPlan)
         group = TaskGroup("label", "label", fingerprint(dict(teacher.describe())), "", axes.rows)
         chunks = [chunk for chunk, _ in plan.generation_chunks(0) if chunk.source is not None][: 4 * workers]
@@ -124,7 +125,7 @@ def measure(settings: RunSettings, pool: Examples, executor: Executor, workers: 
             executor.map(work.worker, group, first, lambda task, result: None)
         processes = [os.getpid(), *(executor.processes() if isinstance(executor, RayExecutor) else [])]
         ready, before = time.perf_counter(), [cpu_seconds(process) for process in processes]
-        label(work, axes, plan, None)
+        label(work, axes, plan, budget, None)
         seconds = time.perf_counter() - ready
         spent = [cpu_seconds(process) - was for process, was in zip(processes, before, strict=True)]
         labels = (directory.path / "labels" / "values-000.npy").read_bytes()

@@ -9,6 +9,7 @@ import pytest
 
 import nncift
 from nncift import Run, config
+from nncift.core.amounts import CostCap, TimeCap
 from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
@@ -19,8 +20,7 @@ from nncift.models.encoders import HashEncoder
 from nncift.shard import run_shard
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.estimate import estimate
-from nncift.stages.label_rounds import round_settings
-from nncift.stages.spending import parse_cost, parse_time
+from nncift.stages.label_rounds import label_budgets
 from nncift.stages.timing import Rates
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
 
@@ -110,15 +110,24 @@ def allowed(
     settings = config.resolve({"plan": "rows" if by_row else "scatter", **given})
     axes = Axes(Sized(rows))  # type: ignore[arg-type]
     passes = Passes.of(settings, axes, teacher)
-    return allow(settings, round_settings(settings, axes, by_row=by_row), passes, rates, have), passes
+    return allow(settings, label_budgets(settings, axes), passes, rates, have), passes
+
+
+def written(allowance: Allowance) -> tuple[str, ...]:
+    return tuple(map(str, allowance.rounds))
+
+
+def count_of(allowance: Allowance) -> int:
+    assert allowance.rounds[0].count is not None
+    return allowance.rounds[0].count
 
 
 def test_a_cost_cuts_pairs_to_what_it_allows() -> None:
     # 1,000 rows: training is 9,000 forward passes, 20 % of it 1,800. Held out at most: 30 x 29 + 20 x 19 + 2 x 30 x 10 = 1,850,
     # so fewer are held out; 5 % of each axis asks for 2,500 pairs.
     found, passes = allowed(1000, cost="20%")
-    size = int(found.rounds[0])
-    assert found.rounds == (str(size),)
+    size = count_of(found)
+    assert written(found) == (str(size),)
     assert passes.cost(size).cost <= 1800 < passes.cost(size + 1).cost + 2
     assert size >= 900
     assert found.notes == (f"--cost 20% allows {size:,} of the 2,500 pairs asked for; a higher --cost lifts that.",)
@@ -126,14 +135,14 @@ def test_a_cost_cuts_pairs_to_what_it_allows() -> None:
 
 def test_what_a_cost_allows_is_not_cut() -> None:
     found, passes = allowed(1000, cost="100%")
-    assert (found.rounds, found.notes) == (("5%",), ())
+    assert (written(found), found.notes) == (("5%",), ())
     # 2,500 pairs to learn from, and 1,850 to measure.
     assert passes.cost(2500).cost == 2500 + 1850
 
 
 def test_the_default_at_15000_rows_is_a_tenth_of_training() -> None:
     found, passes = allowed(15_000)
-    size = int(found.rounds[0])
+    size = count_of(found)
     # 5 % of each axis are 562,500 pairs; a tenth of training is 13,500 passes, 1,850 of which measure.
     assert size == 13_500 - 1850
     assert passes.cost(size).share_of_training == pytest.approx(0.1)
@@ -146,24 +155,24 @@ def test_the_default_at_15000_rows_is_a_tenth_of_training() -> None:
 def test_the_default_of_a_small_pool_is_3000_passes() -> None:
     found, _ = allowed(200, labels=10_000)
     # Training on 200 rows costs 1,800. Held out: 20 x 19 + 14 x 13 + 2 x 20 x 10 = 962.
-    assert found.rounds == (str(3000 - 962),)
+    assert written(found) == (str(3000 - 962),)
     assert "3,000 forward passes allows 2,038 of the 10,000" in found.notes[0]
 
 
 def test_a_million_rows_need_no_more_labels_than_a_student_can_use() -> None:
     found, _ = allowed(1_000_000)
-    assert found.rounds == ("50000",)
+    assert written(found) == ("50000",)
     assert "what a student can use allows 50,000" in found.notes[0]
     # A cost that was given lifts both: a tenth of nine million.
-    assert int(allowed(1_000_000, cost="10%")[0].rounds[0]) == 900_000 - 1850
-    assert allowed(1_000_000, Gradients())[0].rounds == ("0.2%",)
+    assert count_of(allowed(1_000_000, cost="10%")[0]) == 900_000 - 1850
+    assert written(allowed(1_000_000, Gradients())[0]) == ("0.2%",)
 
 
 def test_gradient_passes_and_a_warm_up_count_in_full() -> None:
     # 2,000 rows: training is 18,000, 10 % of it 1,800; less 3 x 7 for the warm-up, 6 a row: 296 rows, 50 of them held out, where
     # at least as many train.
     found, passes = allowed(2000, Gradients(), cost="10%", labels="50%")
-    rows = round(float(found.rounds[0].rstrip("%")) / 100 * 2000)
+    rows = found.rounds[0].size(2000, 2000)
     assert rows == 296 - 50
     assert passes.cost(rows).cost == 3 * (2 * 296 + 7) == 1797
 
@@ -173,7 +182,7 @@ def test_a_probe_is_part_of_the_cost() -> None:
     probed, passes = allowed(2000, Gradients(), cost="20%", labels="50%", features="probe")
     assert passes.others == 2000
     # A probe of 2,000 rows costs as much as 333 measured rows.
-    rows = [round(float(found.rounds[0].rstrip("%")) / 100 * 2000) for found in (without, probed)]
+    rows = [found.rounds[0].size(2000, 2000) for found in (without, probed)]
     assert rows[0] - rows[1] in (333, 334)
 
 
@@ -185,7 +194,7 @@ def test_hidden_states_of_the_model_are_part_of_the_cost() -> None:
 def test_a_time_cuts_by_timed_passes() -> None:
     # 90 s, 20 of them for embeddings; 0.01 s a pair and 0.01 s for each of up to 1,000 sources.
     found, _ = allowed(1000, rates=lambda: Rates(20.0, 0.01, 0.01), labels=100_000, time="1m30s")
-    assert found.rounds == (str(7000 - 1000 - 1850),)
+    assert written(found) == (str(7000 - 1000 - 1850),)
     assert "--time 1m30s allows 4,150 of the 100,000 pairs" in found.notes[0]
 
 
@@ -201,19 +210,19 @@ def test_a_cap_that_allows_no_plan_is_infeasible(given: dict[str, Any]) -> None:
 def test_the_default_never_refuses() -> None:
     found, passes = allowed(40_000, Gradients(), features="probe")
     assert passes.others > 0.1 * passes.training
-    assert found.rounds == ("0.04%",)
+    assert written(found) == ("0.04%",)
     assert "which is more than the default cap" in found.notes[0]
 
 
 def test_rounds_end_where_the_cap_does() -> None:
     found, _ = allowed(1000, labels="auto", max_labels=9000, cost="50%")
-    assert found.rounds == ("1000", "2000", str(4500 - 1850))
+    assert written(found) == ("1000", "2000", str(4500 - 1850))
     assert "of the 9,000 pairs" in found.notes[0]
 
 
 def test_labels_that_exist_are_never_given_up() -> None:
     found, _ = allowed(1000, cost="20%", have=2000)
-    assert found.rounds == ("2000",)
+    assert written(found) == ("2000",)
     assert "the 2,000 that the run has are kept" in found.notes[0]
 
 
@@ -223,7 +232,7 @@ def test_where_a_student_saves_nothing_all_rows_are_measured_without_a_probe() -
     assert (saving.whole, saving.features) == (False, "probe")
     # At 70 %: 3 x (2 x 87 + 7) + 100 = 643.
     whole, passes = allowed(100, Gradients(), labels="70%", features="probe")
-    assert (whole.whole, whole.features, whole.rounds) == (True, "text", ("100%",))
+    assert (whole.whole, whole.features, written(whole)) == (True, "text", ("100%",))
     assert "would cost 643 forward passes, and measuring all rows 621" in whole.notes[0]
     assert passes.cost(70).saving == pytest.approx(1 - 643 / 621)
 
@@ -232,7 +241,7 @@ def test_pairs_that_save_nothing_are_told_of() -> None:
     settings = config.resolve({"plan": "scatter", "features": "probe", "labels": "100%"})
     axes = Axes(Sized(40))  # type: ignore[arg-type]
     # All pairs are 1,560. Planned are 33 x 32 and 98 that measure, 40 rows are probed, and 400 that were trained on already.
-    found = allow(settings, [settings], Passes.of(settings, axes, Pairs(), existing=400), unread)
+    found = allow(settings, label_budgets(settings, axes), Passes.of(settings, axes, Pairs(), existing=400), unread)
     assert not found.whole
     assert "the run costs 1,594 forward passes, and the full teacher 1,560" in found.notes[0]
     assert "--labels 100% labels all pairs" in found.notes[0]
@@ -240,26 +249,27 @@ def test_pairs_that_save_nothing_are_told_of() -> None:
 
 @pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("0.5", 0.5), ("250%", 2.5)])
 def test_costs_are_shares(text: str, share: float) -> None:
-    assert parse_cost(text) == pytest.approx(share)
+    assert CostCap.parse(text).share == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("30m", 1800), ("1h30m", 5400), ("90", 90), ("1.5 h", 5400), ("45s", 45)]
+    ("text", "seconds"),
+    [("30m", 1800), ("1h30m", 5400), ("90", 90), ("1.5 h", 5400), ("45s", 45), (90, 90), (0.5, 0.5)],
 )
-def test_times_are_read(text: str, seconds: float) -> None:
-    assert parse_time(text) == seconds
+def test_times_are_read(text: str | float, seconds: float) -> None:
+    assert TimeCap.parse(text).seconds == seconds
 
 
 @pytest.mark.parametrize("text", ["5000", "much", "%", ""])
 def test_a_cost_that_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a share of training"):
-        parse_cost(text)
+        CostCap.parse(text)
 
 
 @pytest.mark.parametrize("text", ["soon", "3d", "10m5", "-5m", ""])
 def test_a_time_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a time"):
-        parse_time(text)
+        TimeCap.parse(text)
 
 
 @pytest.mark.parametrize(("name", "value"), [("cost", "0%"), ("time", "0s")])
@@ -291,9 +301,10 @@ def test_a_run_keeps_to_its_cost_and_says_what_was_cut(write_pool: Write, tmp_pa
 
 def test_a_capped_run_only_grows(write_pool: Write, tmp_path: Path) -> None:
     pool, teacher = write_pool(60), Pairs()
-    first = select(pool, tmp_path / "run", teacher, labels="50%", cost="60%")
+    # A run object reads its directory, which the second run replaces.
+    before = select(pool, tmp_path / "run", teacher, labels="50%", cost="60%").summary["labels"]["train"]
     more = select(pool, tmp_path / "run", teacher, labels="50%", cost="100%")
-    assert more.summary["labels"]["train"] > first.summary["labels"]["train"]
+    assert more.summary["labels"]["train"] > before
     # What was labelled is not asked again.
     assert more.ledger["cost"] == teacher.asked
     less = select(pool, tmp_path / "run", teacher, labels="50%", cost="60%")

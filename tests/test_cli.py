@@ -301,7 +301,7 @@ class TestDataThatCannotBeUsed:
         (["--budget", "41"], "only 40 rows"),
         (["--labels", "0%"], "above 0 %"),
         (["--labels", "150%"], "at most 100 %"),
-        (["--labels", "3"], "at least 4 pairs"),
+        (["--labels", "3"], "at least 4 labels"),
     ],
 )
 def test_wishes_that_cannot_be_met_are_refused_before_a_model_is_loaded(

@@ -16,7 +16,7 @@ def settings_file(tmp_path: Path, text: str) -> Path:
 
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     found = resolve({"labels": "7%"}, settings_file(tmp_path, "labels: 9%\nbudget: 10\n"))
-    assert (found.labels, found.budget, found.seed) == ("7%", "10", 0)
+    assert (found.labels.share, found.budget.count, found.seed) == (0.07, 10, 0)
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -37,8 +37,8 @@ def test_a_name_like_no_other_is_answered_with_all() -> None:
         ("seed", "abc", "'seed' was given as 'abc'.*integer"),
         ("limit", 0, "'limit' was given as 0.*greater than or equal to 1"),
         ("plan", "chess", "'plan' was given as 'chess'.*'block', 'scatter', 'active' or 'rows'"),
-        ("labels", ["5%"], "'labels' was given as.*string"),
-        ("budget", True, "'budget' was given as True.*string"),
+        ("labels", ["5%"], r"\['5%'\] was given; expected a share such as 5%"),
+        ("budget", True, "--budget True was given; expected a share of the rows"),
         ("map", "prompt", "'map' was given as 'prompt'.*dict"),
     ],
 )
@@ -54,18 +54,16 @@ def test_a_wrong_kind_of_value_is_named_with_what_was_expected(name: str, value:
         (0.05, "5%"),
         (0.125, "12.5%"),
         (1.0, "100%"),
-        (1, "1"),
         (4000, "4000"),
         ("5%", "5%"),
-        (0.0, "0.0"),
-        (1.5, "1.5"),
         (np.float64(0.3), "30%"),
         (np.int64(7), "7"),
         (np.float32(0.5), "50%"),
     ],
 )
 def test_amounts_come_as_floats_integers_and_text(name: str, value: Any, text: str) -> None:
-    assert getattr(resolve({name: value}), name) == text
+    assert str(getattr(resolve({name: value}), name)) == text
+    assert resolve({name: value}).model_dump(mode="json")[name] == text
 
 
 def test_one_file_may_stand_alone(tmp_path: Path) -> None:
@@ -109,6 +107,6 @@ def test_a_preset_stands_for_what_is_not_given(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("teacher: length\n")
     assert resolve({"preset": "cheap"}, file).teacher == "length"
-    assert resolve({"preset": "cheap"}).labels == "100%"
+    assert resolve({"preset": "cheap"}).labels.share == 1
     with pytest.raises(UsageError, match="preset"):
         resolve({"preset": "best"})

@@ -14,10 +14,11 @@ from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.errors import QualityError, UsageError
+from nncift.labels import LabelBudget
 from nncift.labels.store import Axes
 from nncift.stages import fit as fitting
 from nncift.stages import label_rounds as growing
-from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
+from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.teachers import Chunk, ChunkLabels
 
 Write = Callable[..., Path]
@@ -26,8 +27,7 @@ Write = Callable[..., Path]
 def sizes(write_pool: Write, *, by_row: bool = False, have: int = 0, **given: Any) -> list[str]:
     axes = Axes(read(write_pool(40)), pointwise=by_row)
     settings = config.resolve({"plan": "rows" if by_row else "scatter", **given})
-    rounds = remaining(round_settings(settings, axes, by_row=by_row), axes, by_row=by_row, have=have)
-    return [each.labels for each in rounds]
+    return [str(each) for each in remaining(label_budgets(settings, axes), axes, have)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_rounds_double_from_the_start_to_the_end(write_pool: Write, given: dict[
     [
         ({"max_labels": 100}, "it goes with --labels auto, --min-spearman or --min-skill"),
         ({"labels": 300, "min_skill": 0.1, "max_labels": 100}, "--labels starts at 300 and --max-labels ends at 100"),
-        ({"labels": "auto", "max_labels": "many"}, "'many' was given"),
+        ({"labels": "auto", "max_labels": "many"}, "--max-labels 'many' was given"),
     ],
 )
 def test_ends_that_make_no_sense_are_refused(write_pool: Write, given: dict[str, Any], said: str) -> None:
@@ -68,14 +68,12 @@ class Scripted:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, reached: list[dict[str, Any]], **given: Any) -> None:
         settings = config.resolve({"labels": "auto", **given})
-        self.rounds = [settings.model_copy(update={"labels": str(100 * 2**k)}) for k in range(len(reached))]
+        self.rounds = [LabelBudget(None, 100 * 2**k) for k in range(len(reached))]
         self.fitted = 0
-        directory = SimpleNamespace(
-            settings=settings, read_json=lambda name, default: default, file=lambda name: folder / name
-        )
-        self.work: Any = SimpleNamespace(directory=directory, settings=self.rounds[0])
-        patch.setattr(growing, "plan_labels", lambda work, axes: None)
-        patch.setattr(growing, "label", lambda work, *_: {"train": range(int(work.settings.labels))})
+        directory = SimpleNamespace(read_json=lambda name, default: default, file=lambda name: folder / name)
+        self.work: Any = SimpleNamespace(directory=directory, settings=settings)
+        patch.setattr(growing, "plan_labels", lambda *_: None)
+        patch.setattr(growing, "label", lambda work, axes, plan, budget, vectors: {"train": range(budget.count)})
 
         def fit(*_: Any) -> tuple[Any, dict[str, Any]]:
             now = reached[self.fitted]

@@ -399,7 +399,7 @@ def test_rows_with_labels_cannot_be_lost(tmp_path: Path, write_pool: Write, loss
         ({"seed": 1}, UsageError, "seed = 0, and 1"),
         ({"plan": "block"}, UsageError, "plan = 'scatter', and 'block'"),
         ({"budget": 41}, InfeasibleError, "only 40 rows"),
-        ({"labels": 2}, InfeasibleError, "at least 4 pairs"),
+        ({"labels": 2}, InfeasibleError, "at least 4 labels"),
         ({"labels": 0.9, "weights": "b"}, UsageError, "model differ"),
     ],
 )

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nncift.core.amounts import LabelAmount
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.labels import BASE, Q2, Q3, TEST, TRAIN, VALIDATION, LabelBudget, LabelPlan, describe, grow, parse_labels
+from nncift.labels import BASE, Q2, Q3, TEST, TRAIN, VALIDATION, LabelBudget, LabelPlan, describe, grow
 from nncift.labels.growth_draws import CHUNK_TARGETS
 
 
@@ -255,19 +256,20 @@ def test_a_pool_below_twenty_rows_is_refused() -> None:
     [("5%", (0.05, None)), (" 100 % ", (1.0, None)), ("0.05", (0.05, None)), ("4000", (None, 4000)), ("4", (None, 4))],
 )
 def test_labels_are_shares_or_counts(text: str, parsed: tuple[float | None, int | None]) -> None:
-    assert parse_labels(text) == parsed
+    amount = LabelAmount.parse(text)
+    assert (amount.share, amount.count) == parsed
 
 
 @pytest.mark.parametrize("text", ["0%", "-5%", "101%", "0", "3", "-1", "0.0", "1.5", "nan%"])
 def test_labels_that_cannot_be_met(text: str) -> None:
     with pytest.raises(InfeasibleError, match="--labels"):
-        parse_labels(text)
+        LabelAmount.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "many", "%", "5 percent", "auto"])
+@pytest.mark.parametrize("text", ["", "many", "%", "5 percent", "Auto"])
 def test_labels_that_cannot_be_read_show_examples(text: str) -> None:
     with pytest.raises(UsageError, match=r"5%.*number of pairs"):
-        parse_labels(text)
+        LabelAmount.parse(text)
 
 
 def test_fewer_test_items_can_be_asked_for() -> None:

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, field_validator
 
+from nncift.core.amounts import Budget, CostCap, LabelAmount, LabelBound, TimeCap
 from nncift.core.texts import read_text
 from nncift.errors import DataError, UsageError
 
 Kind = TypeVar("Kind", bound=BaseModel)
+
+# Read when settings are made; a settings file and a manifest hold the text.
+_AsText = PlainSerializer(str, when_used="json")
+BudgetSetting = Annotated[Budget, PlainValidator(Budget.parse), _AsText]
+LabelSetting = Annotated[LabelAmount, PlainValidator(LabelAmount.parse), _AsText]
+LabelBoundSetting = Annotated[LabelBound, PlainValidator(LabelBound.parse), _AsText]
+CostSetting = Annotated[CostCap, PlainValidator(CostCap.parse), _AsText]
+TimeSetting = Annotated[TimeCap, PlainValidator(TimeCap.parse), _AsText]
 
 
 class _Settings(BaseModel):
@@ -66,27 +74,17 @@ class TeacherSettings(_Settings):
 class LabelSettings(_Settings):
     """How much is labelled, and where."""
 
-    labels: str = "5%"
+    labels: LabelSetting = LabelAmount.parse("5%")
     plan: Literal["block", "scatter", "active", "rows"] | None = None
     test_items: int = Field(default=30, ge=2)
     validation_items: int = Field(default=20, ge=2)
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _labels_as_text(cls, value: Any) -> Any:
-        return _amount_as_text(value)
 
 
 class SpendSettings(_Settings):
     """How much labels, probe and embedding may take."""
 
-    cost: str | None = None
-    time: str | None = None
-
-    @field_validator("cost", "time", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return _amount_as_text(value)
+    cost: CostSetting | None = None
+    time: TimeSetting | None = None
 
 
 class StudentSettings(_Settings):
@@ -103,30 +101,20 @@ class GateSettings(_Settings):
 
     min_spearman: float | None = Field(default=None, ge=-1, le=1)
     min_skill: float | None = Field(default=None, le=1)
-    max_labels: str | None = None
-
-    @field_validator("max_labels", mode="before")
-    @classmethod
-    def _most_as_text(cls, value: Any) -> Any:
-        return _amount_as_text(value)
+    max_labels: LabelBoundSetting | None = None
 
 
 class SelectSettings(_Settings):
     """What is selected."""
 
     objective: Literal["fl", "flmi", "fl2mi", "flcg", "rr", "max", "topk", "random"] | None = None
-    budget: str = "30%"
+    budget: BudgetSetting = Budget.parse("30%")
     quota: tuple[str, ...] = ()
     include: str | None = None
     exclude: str | None = None
     dedup: str | None = None
     neighbours: int | None = Field(default=None, ge=1)
     optimiser: Literal["lazy", "stochastic", "partition"] | None = None
-
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _budget_as_text(cls, value: Any) -> Any:
-        return _amount_as_text(value)
 
     @field_validator("quota", mode="before")
     @classmethod
@@ -170,16 +158,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """What each preset sets where nothing else is given. auto: what the evidence says (docs/results/fidelity.md); cheap: similarity
 of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969)."""
-
-
-def _amount_as_text(value: Any) -> Any:
-    """Write a share given as a float as a percentage and other numbers as they are; numpy's count as Python's."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    if isinstance(value, Integral):
-        return str(int(value))
-    number = float(value)
-    return f"{100 * number:.10g}%" if 0 < number <= 1 else repr(number)
 
 
 SELECTION = frozenset(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from nncift.stages.embed_existing import embed_existing
 from nncift.stages.finish import Run, finish, record_of
 from nncift.stages.fit import check_student
 from nncift.stages.inputs import held, read_existing, read_pool, read_target, workspace_of
-from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
+from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.stages.timing import rates_of
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
@@ -162,18 +163,16 @@ def _selected(
         axes, rejected = usable_rows(context, pool, wanted)
         constraints = Constraints.read(settings)
         constraints.check(Rows.of(axes.sources))
-        by_row = isinstance(teacher, RowTeacher)
-        rounds = round_settings(settings, axes, by_row=by_row)
         allowance = settle(
             context,
-            rounds,
+            label_budgets(settings, axes),
             axes,
             existing,
             lambda: rates_of(settings, axes, teacher, encoder_of(context), len(existing or ())),
         )
-        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=context.labels().training())
-        context.settings, context.whole = rounds[0], allowance.whole
-        plan = plan_labels(context, axes)
+        rounds = remaining(allowance.rounds, axes, context.labels().training())
+        context = replace(context, whole=allowance.whole, features=allowance.features)
+        plan = plan_labels(context, axes, rounds[0])
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
         keep(context, allowance)

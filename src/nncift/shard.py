@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nncift.distributed.shadow import Leaves, made_once, shadow_of
 from nncift.distributed.shard_executor import Part
 from nncift.distributed.shards import Shard
 from nncift.errors import QualityError, UsageError
+from nncift.labels import LabelBudget
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
 from nncift.models.encoders import Encoder
@@ -43,7 +45,7 @@ from nncift.stages import (
 from nncift.stages.allowance import keep, settle
 from nncift.stages.fit import FILES as FITTED
 from nncift.stages.fit import check_student, fit_key
-from nncift.stages.label_rounds import label_in_rounds, remaining, round_settings
+from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.stages.timing import Rates
 from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
@@ -80,12 +82,10 @@ def run_shard(
         axes, _ = usable_rows(context, pool, wanted)
         constraints = Constraints.read(settings)
         constraints.check(Rows.of(axes.sources))
-        by_row = isinstance(teacher, RowTeacher)
-        rounds = round_settings(settings, axes, by_row=by_row)
-        allowance = settle(context, rounds, axes, existing, _check_time)
-        rounds = remaining(allowance.of(settings), axes, by_row=by_row, have=context.labels().training())
+        allowance = settle(context, label_budgets(settings, axes), axes, existing, _check_time)
+        rounds = remaining(allowance.rounds, axes, context.labels().training())
         keep(context, allowance)
-        context.settings, context.whole = rounds[0], allowance.whole
+        context = replace(context, whole=allowance.whole, features=allowance.features)
         with closing(Part(run, presence)) as part:
             context.executor, part.patient = part, wait is True
             course = _Course(run, context, axes, constraints, rounds, part, wait)
@@ -112,7 +112,7 @@ class _Course:
         context: RunContext,
         axes: Axes,
         constraints: Constraints,
-        rounds: list[RunSettings],
+        rounds: Sequence[LabelBudget],
         part: Part,
         wait: bool | None,
     ) -> None:
@@ -141,13 +141,12 @@ class _Course:
         part.whole, part.waits = True, self._wait is not False
         vectors = self._vectors(shared=shared)
         # What a round was planned with is on disk; the next is planned from the labels of all.
-        self._work.settings = self._rounds[0]
-        plan = plan_labels(self._work, self._axes)
+        plan = plan_labels(self._work, self._axes, self._rounds[0])
         try:
             if len(self._rounds) > 1:
                 labels, student, _ = label_in_rounds(self._work, self._axes, vectors, plan, self._rounds)
             else:
-                labels = label(self._work, self._axes, plan, vectors)
+                labels = label(self._work, self._axes, plan, self._rounds[0], vectors)
             if not self.calculates:
                 return True, ""
             if len(self._rounds) == 1:
@@ -170,9 +169,8 @@ class _Course:
                 stage(context, axes.rows)
             except Incomplete as unfinished:
                 left, shared = left + unfinished.left, True
-        context.settings = self._rounds[0]
         try:
-            label(context, axes, plan_labels(context, axes), None)
+            label(context, axes, plan_labels(context, axes, self._rounds[0]), self._rounds[0], None)
         except Incomplete as unfinished:
             left += unfinished.left
         return left, shared

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
+from nncift.core.amounts import Budget
 from nncift.errors import InfeasibleError, UsageError
-from nncift.selection import parse_budget
-from nncift.selection.budget import parse_tokens
 
 
 @pytest.mark.parametrize(
@@ -33,19 +32,21 @@ from nncift.selection.budget import parse_tokens
     ],
 )
 def test_rows_of_a_budget(budget: str | float, n: int, rows: int) -> None:
-    assert parse_budget(budget, n) == rows
+    assert Budget.parse(budget).rows(n) == rows
 
 
-@pytest.mark.parametrize("budget", ["", "many", "30 percent", "%", ".", "1e3", "3 0", "5k", "nan", "9" * 50])
+@pytest.mark.parametrize(
+    "budget", ["", "many", "30 percent", "%", ".", "1e3", "3 0", "5k", "-2Mtok", "tok", "nan", "9" * 50]
+)
 def test_unreadable_budgets_show_examples(budget: str) -> None:
     with pytest.raises(UsageError, match=r"30%, 0\.3.*5000.*2Mtok"):
-        parse_budget(budget, 10)
+        Budget.parse(budget).rows(10)
 
 
 @pytest.mark.parametrize("budget", [float("nan"), float("inf"), True, None])
 def test_values_that_are_no_budget(budget: float) -> None:
     with pytest.raises(UsageError):
-        parse_budget(budget, 10)
+        Budget.parse(budget).rows(10)
 
 
 @pytest.mark.parametrize(
@@ -53,19 +54,19 @@ def test_values_that_are_no_budget(budget: float) -> None:
     [("2Mtok", 2_000_000), ("500k tokens", 500_000), ("100tok", 100), ("1.5Gtok", 1_500_000_000), ("7 token", 7)],
 )
 def test_tokens_of_a_budget(budget: str, tokens: int) -> None:
-    assert parse_tokens(budget) == tokens
+    assert Budget.parse(budget).tokens == tokens
     with pytest.raises(UsageError, match=r"counts tokens.*30%.*5000"):
-        parse_budget(budget, 10)
+        Budget.parse(budget).rows(10)
 
 
-@pytest.mark.parametrize("budget", ["30%", 5000, "5k", "-2Mtok", "tok", 0.3])
+@pytest.mark.parametrize("budget", ["30%", 5000, 0.3])
 def test_budgets_that_count_no_tokens(budget: str | float) -> None:
-    assert parse_tokens(budget) is None
+    assert Budget.parse(budget).tokens is None
 
 
 def test_less_than_a_token_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="less than one token"):
-        parse_tokens("0.5tok")
+        Budget.parse("0.5tok")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +91,13 @@ def test_less_than_a_token_is_refused() -> None:
 )
 def test_impossible_budgets_say_what_works(budget: str | float, n: int, says: str) -> None:
     with pytest.raises(InfeasibleError) as caught:
-        parse_budget(budget, n)
+        Budget.parse(budget).rows(n)
     assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 13, 600, 12_345])
 def test_the_smallest_share_that_a_message_names_works(n: int) -> None:
     with pytest.raises(InfeasibleError) as caught:
-        parse_budget("0%", n)
+        Budget.parse("0%").rows(n)
     share = str(caught.value).split("rows, or ")[1].split(" to")[0]
-    assert parse_budget(share, n) == 1
+    assert Budget.parse(share).rows(n) == 1

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from nncift.core.amounts import check_count
 from nncift.finetune.run_rows import Pool
 from nncift.finetune.teacher_arms import rds_ids, small_teacher_ids, teacher_ids
-from nncift.selection.budget import check_count
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 
 Chooser = Callable[[Pool, "Budget", int], Sequence[str]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from nncift import pipeline
 from nncift.config import SelectSettings
+from nncift.core.amounts import Budget
 from nncift.core.fingerprints import fingerprint
 from nncift.errors import UsageError
 from nncift.finetune.run_rows import Pool
@@ -47,7 +48,7 @@ def teacher_ids(pool: Pool, asked: str | None) -> tuple[str, ...]:
     Raises UsageError where rows that were trained on already are not at hand, and the errors of the teacher.
     """
     run, objective = pool.run, judged_objective(pool.run)
-    settings = run.settings if asked is None else run.settings.model_copy(update={"budget": asked})
+    settings = run.settings if asked is None else run.settings.model_copy(update={"budget": Budget.parse(asked)})
     settled = Constraints.read(settings).settle(pool.rows, run.vectors(pool.ids))
     problem = true_problem(run, objective, pool.truth, device=pool.device, progress=pool.progress)
     pool.costs.setdefault("teacher", {})["teacher_passes"] = run.summary["ledger"]["full_teacher_passes"]

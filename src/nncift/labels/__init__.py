@@ -12,7 +12,7 @@ quadrant is measured:
 """
 
 from nncift.labels.growth import SMALLEST_POOL, check_pool_size, extended, grow, set_apart
-from nncift.labels.label_budget import FIRST, LEAST, LabelBudget, parse_labels
+from nncift.labels.label_budget import FIRST, LabelBudget
 from nncift.labels.plan import (
     BASE,
     NO_SOURCE,
@@ -31,7 +31,6 @@ from nncift.labels.plan import (
 __all__ = [
     "BASE",
     "FIRST",
-    "LEAST",
     "NO_SOURCE",
     "Q2",
     "Q3",
@@ -48,6 +47,5 @@ __all__ = [
     "describe",
     "extended",
     "grow",
-    "parse_labels",
     "set_apart",
 ]

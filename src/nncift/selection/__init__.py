@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.amounts import check_count
 from nncift.core.pairs import UtilityMatrix
 from nncift.errors import UsageError
-from nncift.selection.budget import check_count, parse_budget
 from nncift.selection.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ __all__ = [
     "Rules",
     "Selector",
     "Subset",
-    "parse_budget",
     "pose",
     "select",
     "selector",

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import SelectSettings
+from nncift.core.amounts import Budget
 from nncift.core.texts import read_text
 from nncift.data.pool_table import Rows
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.selection import Rules, parse_budget
-from nncift.selection.budget import parse_tokens
+from nncift.selection import Rules
 from nncift.selection.dedup import Twin, find, parse
 from nncift.selection.quota import Quota, QuotaBound, one_column
-from nncift.selection.rules import NO_RULES
+from nncift.selection.rules import NO_RULES, QUOTAS_COUNT_ROWS
 from nncift.student.model import Floats
 
 
@@ -23,8 +23,7 @@ from nncift.student.model import Floats
 class Constraints:
     """Settings of a selection, read and checked as far as they can be without any row. removal: see `dedup.parse`."""
 
-    budget: str
-    tokens: int | None
+    budget: Budget
     quotas: tuple[QuotaBound, ...]
     include: frozenset[str]
     exclude: frozenset[str]
@@ -35,7 +34,6 @@ class Constraints:
         """Read settings and the files of ids that they name. Raises UsageError, InfeasibleError or DataError."""
         return cls(
             settings.budget,
-            parse_tokens(settings.budget),
             one_column(settings.quota),
             _ids(settings.include, "--include"),
             _ids(settings.exclude, "--exclude"),
@@ -50,12 +48,12 @@ class Constraints:
         """
         removed = find(self.removal, rows.ids, rows.content, None, self.include)
         rest = rows.without(removed)
-        k = self._size(rest) if self.tokens is None else len(rest.ids)
+        k = self._size(rest) if self.budget.tokens is None else len(rest.ids)
         rules = self._rules(rest, removed)
-        if self.tokens is not None and self.quotas:
-            raise UsageError("quotas count rows and cannot be joined with a budget of tokens; give a share or a count")
+        if self.budget.tokens is not None and self.quotas:
+            raise UsageError(QUOTAS_COUNT_ROWS)
         rules.check(rest.ids, k)
-        return k if self.tokens is None else None
+        return k if self.budget.tokens is None else None
 
     def settle(self, rows: Rows, vectors: Floats) -> ResolvedConstraints:
         """Return what the wishes come to for these rows; vectors: their embeddings, `(n, d)`.
@@ -64,16 +62,16 @@ class Constraints:
         """
         removed = find(self.removal, rows.ids, rows.content, vectors, self.include)
         rest = rows.without(removed) if removed else rows
-        if self.tokens is None:
+        if self.budget.tokens is None:
             k, rules = self._size(rest), self._rules(rest, removed)
         else:
-            k, rules = len(rest.ids), self._within_tokens(rest, removed, self.tokens)
+            k, rules = len(rest.ids), self._within_tokens(rest, removed, self.budget.tokens)
         rules.check(rest.ids, k)
         return ResolvedConstraints(k, rules, removed)
 
     def _size(self, rest: Rows) -> int:
         try:
-            return parse_budget(self.budget, len(rest.ids))
+            return self.budget.rows(len(rest.ids))
         except InfeasibleError as error:
             if self.removal is None:
                 raise

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nncift.core.amounts import check_count
 from nncift.core.pairs import Floats, UtilityMatrix
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
 from nncift.selection import NOTHING, Given, pose
-from nncift.selection.budget import check_count
 from nncift.selection.rules import NO_RULES, Rules
 
 

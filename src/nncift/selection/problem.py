@@ -16,7 +16,6 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.core.parallel import ParallelMap, serial_map
 from nncift.errors import UsageError
 from nncift.selection import COVERING, Given
-from nncift.selection.budget import parse_tokens
 from nncift.selection.graphs import graph_of, mean_scores, similar_graphs
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import FreeSimilarities
@@ -233,7 +232,7 @@ def check_graph(
         raise UsageError(f"--optimiser {settings.optimiser} is one of --objective fl, not of {objective}; leave it out")
     rules = {"--quota": settings.quota, "--include": settings.include, "--exclude": settings.exclude}
     named = [flag for flag, value in rules.items() if value]
-    if parse_tokens(settings.budget) is not None:
+    if settings.budget.tokens is not None:
         named.append("a budget of tokens")
     if named and settings.optimiser not in (None, "lazy"):
         raise UsageError(f"--optimiser {settings.optimiser} does not go with {', '.join(named)}; use lazy")

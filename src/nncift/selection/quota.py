@@ -17,7 +17,7 @@ _EXAMPLE = "COLUMN:min=5%,max=40% or COLUMN=VALUE:min=100"
 
 
 @dataclass(frozen=True)
-class Amount:
+class QuotaAmount:
     """A share of the selected rows, or a number of them."""
 
     value: Fraction
@@ -35,22 +35,22 @@ class QuotaBound:
 
     column: str
     value: str | None
-    least: Amount | None
-    most: Amount | None
+    least: QuotaAmount | None
+    most: QuotaAmount | None
 
     @classmethod
     def parse(cls, text: str) -> QuotaBound:
         """Read `COLUMN:min=5%,max=40%` or `COLUMN=VALUE:min=100`. Raises UsageError."""
         head, colon, tail = text.rpartition(":")
         column, equals, value = head.partition("=")
-        bounds: dict[str, Amount] = {}
+        bounds: dict[str, QuotaAmount] = {}
         for part in tail.split(","):
             name, _, amount = part.partition("=")
             found = _AMOUNT.fullmatch(amount.strip())
             if not colon or not column or name.strip() not in ("min", "max") or name.strip() in bounds or not found:
                 raise UsageError(f"--quota {text!r} was given; expected {_EXAMPLE}")
             share = bool(found[2])
-            bounds[name.strip()] = Amount(Fraction(found[1]) / (100 if share else 1), share, amount.strip())
+            bounds[name.strip()] = QuotaAmount(Fraction(found[1]) / (100 if share else 1), share, amount.strip())
         return cls(column, value if equals else None, bounds.get("min"), bounds.get("max"))
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.amounts import check_count
 from nncift.errors import InfeasibleError, UsageError
-from nncift.selection.budget import check_count
 from nncift.selection.quota import Quota
 
 _Longs = npt.NDArray[np.int64]
 _SHOWN = 5
+QUOTAS_COUNT_ROWS = "quotas count rows and cannot be joined with a budget of tokens; give a share or a count"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +143,7 @@ class Rules:
                 )
         if self.quota is not None:
             if self.capacity is not None:
-                raise UsageError(
-                    "quotas count rows and cannot be joined with a budget of tokens; give a share or a count"
-                )
+                raise UsageError(QUOTAS_COUNT_ROWS)
             self.quota.check(free, k, self.include)
 
     def ledger(self, ids: Sequence[str], k: int) -> Ledger:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.amounts import check_count
 from nncift.core.lazily import LazilyBy
 from nncift.core.parallel import Arrays, Calculation, ParallelMap, serial_map
 from nncift.core.seeds import derive, generator
@@ -21,7 +22,6 @@ from nncift.core.threads import in_threads
 from nncift.errors import DataError, UsageError
 from nncift.selection import Subset
 from nncift.selection import sparse_kernels as kernels
-from nncift.selection.budget import check_count
 from nncift.selection.coverage import bound_on_more
 from nncift.selection.objectives import Scale, positions
 from nncift.selection.rules import NO_RULES, Ledger, Order, Rules

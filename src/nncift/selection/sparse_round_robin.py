@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.amounts import check_count
 from nncift.core.lazily import LazilyBy
 from nncift.core.threads import in_threads
 from nncift.errors import DataError
 from nncift.selection import Subset
 from nncift.selection import round_robin_kernels as turn_kernels
 from nncift.selection import sparse_kernels as kernels
-from nncift.selection.budget import check_count
 from nncift.selection.objectives import positions
 from nncift.selection.round_robin import Groups
 from nncift.selection.rules import NO_RULES, Rules

@@ -15,7 +15,7 @@ from nncift.stages.check import (
 )
 from nncift.stages.context import RunContext, encoder_of, probe_of
 from nncift.stages.embed import embed, embed_rows, probe_rows, probed, token_counts
-from nncift.stages.label import TEACHER, finished_jobs, label, label_budget_of, plan_labels
+from nncift.stages.label import TEACHER, finished_jobs, label, plan_labels
 
 __all__ = [
     "NOTES",
@@ -29,7 +29,6 @@ __all__ = [
     "encoder_of",
     "finished_jobs",
     "label",
-    "label_budget_of",
     "named_target",
     "plan_labels",
     "prepare_all",

@@ -8,20 +8,20 @@ out follows from settings, sizes and, for a time, from passes that were timed on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from nncift.config import RunSettings, SpendSettings, TeacherSettings
+from nncift.core.amounts import LEAST
 from nncift.core.fingerprints import fingerprint
 from nncift.data import Examples
 from nncift.errors import DataError, InfeasibleError
-from nncift.labels import LEAST, LabelBudget
+from nncift.labels import LabelBudget
 from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
 from nncift.labels.store import Axes
-from nncift.stages import RunContext, label_budget_of, prepare_all
-from nncift.stages.label_rounds import as_setting, size_of
-from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
+from nncift.stages import RunContext, prepare_all
+from nncift.stages.check import DEFAULT_SHARE, LEAST_PASSES
 from nncift.stages.timing import Rates
 from nncift.storage.atomic import write_sealed
 from nncift.storage.ledger import ModelCost, training_cost
@@ -47,21 +47,23 @@ WHOLE_PAIRS = MOST_ROWS**2
 class Allowance:
     """What a run may label.
 
-    rounds: `--labels` of every round. features: what the student reads. whole: all rows are measured, since a student saves
+    rounds: how much every round labels. features: what the student reads. whole: all rows are measured, since a student saves
     nothing. notes: what was cut or added, and how to change it. key, asked: hashes of all that it follows from, and of what was
     asked for.
     """
 
-    rounds: tuple[str, ...]
+    rounds: tuple[LabelBudget, ...]
     features: str
     whole: bool = False
     notes: tuple[str, ...] = ()
     key: str = ""
     asked: str = ""
 
-    def of(self, settings: RunSettings) -> list[RunSettings]:
-        """Return the settings of every round."""
-        return [settings.model_copy(update={"labels": labels, "features": self.features}) for labels in self.rounds]
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Read what `asdict` wrote. Raises KeyError or TypeError for anything else."""
+        rounds = tuple(LabelBudget(**each) for each in record["rounds"])
+        return cls(**{**record, "rounds": rounds, "notes": tuple(record["notes"])})
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,17 @@ class Passes:
         """Forward passes that training on the pool costs."""
         return training_cost(len(self.axes.sources))
 
-    def asked(self, size: int) -> str:
-        """Return the value of `--labels` for so many labels."""
-        return as_setting(size, self.settings, self.axes, by_row=self.by_row)
+    def budget(self, size: int) -> LabelBudget:
+        """Return the budget of so many labels to learn from."""
+        return LabelBudget.of(self.settings).sized(size, len(self.axes.sources))
 
-    def size(self, labels: str) -> int:
-        """Return the labels to learn from that a value of `--labels` stands for."""
-        return size_of(labels, self.settings, self.axes, by_row=self.by_row)
+    def size(self, budget: LabelBudget) -> int:
+        """Return the labels to learn from that a budget stands for."""
+        return budget.size(len(self.axes.target_ids), len(self.axes.sources))
 
     def labels(self, size: int) -> int:
         """Return the passes of a fresh plan with so many labels to learn from, `once` left out."""
-        axes, asked = self.axes, self._asked(size)
+        axes, asked = self.axes, self.budget(size)
         if self.by_row:
             return self.each * measured_rows(
                 asked, None if axes.targets is None else len(axes.targets), len(axes.sources)
@@ -142,11 +144,8 @@ class Passes:
         axes = self.axes
         if self.by_row:
             return rates.fixed + rates.each * (self.labels(size) + self.once)
-        chunks = pair_chunks(self._asked(size), len(axes.target_ids), len(axes.sources), shared=axes.shared)
+        chunks = pair_chunks(self.budget(size), len(axes.target_ids), len(axes.sources), shared=axes.shared)
         return rates.fixed + rates.begun * chunks + rates.each * self.labels(size)
-
-    def _asked(self, size: int) -> LabelBudget:
-        return label_budget_of(self.settings.model_copy(update={"labels": self.asked(size)}))
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -
     """Return the caps that hold: those that were given, else the default."""
     found = []
     if settings.cost is not None:
-        most = parse_cost(settings.cost) * passes.training
+        most = settings.cost.share * passes.training
         found.append(
             Cap(lambda size: passes.cost(size).cost, most, f"--cost {settings.cost}", "a higher --cost lifts that")
         )
@@ -185,7 +184,7 @@ def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -
         found.append(
             Cap(
                 lambda size: passes.seconds(size, timed),
-                parse_time(settings.time),
+                settings.time.seconds,
                 f"--time {settings.time}",
                 "a longer --time lifts that",
             )
@@ -207,14 +206,14 @@ def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -
 
 
 def allow(
-    settings: RunSettings, rounds: Sequence[RunSettings], passes: Passes, rates: Callable[[], Rates], have: int = 0
+    settings: RunSettings, rounds: Sequence[LabelBudget], passes: Passes, rates: Callable[[], Rates], have: int = 0
 ) -> Allowance:
     """Return what a run may label.
 
-    rounds: as asked for, each with its `labels`. rates: times passes, where a time is given. have: labels to learn from that the
-    run has of an earlier session with the same wish. Raises InfeasibleError where a cap that was given allows no plan.
+    rounds: as asked for. rates: times passes, where a time is given. have: labels to learn from that the run has of an earlier
+    session that asked for the same. Raises InfeasibleError where a cap that was given allows no plan.
     """
-    asked = [passes.size(each.labels) for each in rounds]
+    asked = [passes.size(each) for each in rounds]
     found = _cut(asked[-1], passes, caps_of(settings, passes, rates), have)
     size, notes = found
     spent = passes.cost(min(size, asked[0]))
@@ -224,8 +223,8 @@ def allow(
         ):
             return _whole(settings, spent)
         notes = [*notes, _nothing_saved(spent, passes)]
-    kept = [each.labels for each, one in zip(rounds, asked, strict=True) if one < size]
-    last = next((each.labels for each, one in zip(rounds, asked, strict=True) if one == size), passes.asked(size))
+    kept = [each for each, one in zip(rounds, asked, strict=True) if one < size]
+    last = next((each for each, one in zip(rounds, asked, strict=True) if one == size), passes.budget(size))
     return Allowance((*kept, last), settings.features or "text", notes=tuple(notes))
 
 
@@ -285,12 +284,12 @@ def _whole(settings: RunSettings, spent: ModelCost) -> Allowance:
         f"A student saves nothing here: {costs}. So all rows are measured{probe}: the values are the teacher's own, and the "
         "student is only needed for new rows."
     )
-    return Allowance(("100%",), "text", whole=True, notes=(said,))
+    return Allowance((replace(LabelBudget.of(settings), share=1.0, count=None),), "text", whole=True, notes=(said,))
 
 
 def settle(
     context: RunContext,
-    rounds: Sequence[RunSettings],
+    rounds: Sequence[LabelBudget],
     axes: Axes,
     existing: Examples | None,
     rates: Callable[[], Rates],
@@ -300,7 +299,7 @@ def settle(
     Labels that exist are never given up: where the same is asked for as before, and less is allowed now, they stay.
     """
     settings = context.settings
-    asked = [settings.labels, settings.max_labels, settings.plan]
+    asked = [str(settings.labels), str(settings.max_labels), settings.plan]
     others = 0 if existing is None else len({row.content_hash for row in existing})
     key = fingerprint(
         asked,
@@ -328,7 +327,7 @@ def settle(
     have = context.labels().training()
     if before is not None and before.asked != fingerprint(asked):
         # Fewer labels than there are were asked for, and are refused where they are planned.
-        have = min(have, passes.size(rounds[-1].labels))
+        have = min(have, passes.size(rounds[-1]))
     found = replace(allow(settings, rounds, passes, rates, have), key=key, asked=fingerprint(asked))
     # A probe that is there is paid for already.
     return (
@@ -348,6 +347,6 @@ def _read(context: RunContext) -> Allowance | None:
         record: dict[str, Any] | None = context.directory.read_json(FILE, sealed=True)
         if record is None:
             return None
-        return Allowance(**{**record, "rounds": tuple(record["rounds"]), "notes": tuple(record["notes"])})
+        return Allowance.from_json(record)
     except (DataError, KeyError, TypeError):
         return None

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from nncift.config import RunSettings, TeacherSettings, load, resolve
+from nncift.core.amounts import CostCap
 from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.data.pool_table import Rows
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.labels import check_pool_size, parse_labels
+from nncift.labels import check_pool_size
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import Axes
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import check_graph, check_sets, default_objective
 from nncift.stages.context import RunContext, identity
-from nncift.stages.spending import DEFAULT_SHARE, LEAST_PASSES, parse_cost, parse_time
 from nncift.storage.atomic import write_json
 from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST, RunDir
@@ -32,6 +32,12 @@ from nncift.teachers.abilities import (
 )
 
 FEWEST_TARGETS = 3
+DEFAULT_SHARE = 0.1
+"""Share of training on the whole pool that a run may cost by default ..."""
+
+LEAST_PASSES = 3000
+"""... or so many forward passes, where that is more."""
+
 NOTES = "notes.json"
 """What the teacher has to tell about the rows."""
 
@@ -115,11 +121,7 @@ def check_request(
     set `rr` for LESS and RDS and `fl2mi` for others, else `fl`. Raises DataError for too few rows, UsageError and InfeasibleError
     for labels, budgets, rules, and plans or objectives that do not fit.
     """
-    _, count = (None, None) if settings.labels == "auto" else parse_labels(settings.labels)
-    if settings.cost is not None:
-        parse_cost(settings.cost)
-    if settings.time is not None:
-        parse_time(settings.time)
+    count = settings.labels.count
     check_pool_size(len(pool))
     Constraints.read(settings).check(Rows.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
@@ -165,17 +167,17 @@ def as_begun(settings: RunSettings, out: str | Path) -> RunSettings:
     return settings.model_copy(update={"features": resolve(load(manifest)).features})
 
 
-def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: str | None, rows: int) -> bool:
+def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: CostCap | None, rows: int) -> bool:
     """Tell whether a pass of the teacher's model over every row is cheap: beside the full teacher, and under the cap on cost.
 
     It is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at every
-    budget (docs/results/fidelity.md). Under the cap it may take a half, so that labels have the other. cost: as it was given.
+    budget (docs/results/fidelity.md). Under the cap it may take a half, so that labels have the other.
     """
     if teacher.kind != "pairwise" or not isinstance(teacher, HasLanguageModel):
         return False
     if isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD:
         return False
-    share = DEFAULT_SHARE if cost is None else parse_cost(cost)
+    share = DEFAULT_SHARE if cost is None else cost.share
     allowed = share * training_cost(rows)
     return 2 * rows <= (max(allowed, LEAST_PASSES) if cost is None else allowed)
 

@@ -27,8 +27,8 @@ from nncift.teachers.abilities import language_model
 class RunContext:
     """What every stage works with.
 
-    keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured.
-    executor: has the tasks of stages done.
+    keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured. features: what
+    the student reads, text or probe; the settings' own by default. executor: has the tasks of stages done.
     """
 
     directory: RunDir
@@ -39,12 +39,17 @@ class RunContext:
     keys: dict[str, str] = field(default_factory=dict)
     prepared: bool = False
     whole: bool = False
+    features: str = ""
     executor: Executor = field(default_factory=LocalExecutor)
 
     def key(self, stage: str, *parts: Any) -> str:
         """Set and return the fingerprint of a stage."""
         self.keys[stage] = fingerprint(stage, *parts)
         return self.keys[stage]
+
+    def __post_init__(self) -> None:
+        """Take the features of the settings where no others are given."""
+        self.features = self.features or self.settings.features or "text"
 
     def labels(self) -> Labelling:
         """Return the run's labels as they are on disk."""

@@ -66,7 +66,7 @@ def embed_rows(context: RunContext, rows: Examples) -> None:
 
 def probe_rows(context: RunContext, rows: Examples) -> None:
     """Ask the teacher's model once about every row, where the student is to read that. Raises Incomplete as `embed_rows`."""
-    if context.settings.features != "probe":
+    if context.features != "probe":
         return
     left = ("probe.npy", "probe.json")
     key = context.key("probe", context.keys["embed"], context.settings.part(TeacherSettings))

@@ -30,7 +30,7 @@ def embed_existing(context: RunContext, rows: Examples | None) -> Existing | Non
     # One row of a kind: what serves a target serves it once.
     rows = Examples(tuple({row.content_hash: row for row in sorted(rows, key=lambda row: row.content_hash)}.values()))
     given = dict(context.encoder.describe()) if context.encoder else None
-    contents, features = [row.content_hash for row in rows], context.settings.features
+    contents, features = [row.content_hash for row in rows], context.features
     key = context.key(
         "existing", contents, context.settings.part(EncoderSettings), given, features, context.keys.get("probe")
     )

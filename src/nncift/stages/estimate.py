@@ -16,16 +16,16 @@ from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
-from nncift.labels import BASE, TRAIN, LabelPlan, describe, grow
+from nncift.labels import BASE, TRAIN, LabelBudget, LabelPlan, describe, grow
 from nncift.labels.notes import too_little
 from nncift.labels.row_labels import RowFormat, RowPlan, describe_rows, grow_rows
 from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder, SentenceEncoder, create
 from nncift.models.probe import Probe
 from nncift.selection.constraints import Constraints
-from nncift.stages import check_labelled, check_request, label_budget_of, named_target, prepare_all
+from nncift.stages import check_labelled, check_request, named_target, prepare_all
 from nncift.stages.allowance import Allowance, Passes, allow
-from nncift.stages.label_rounds import round_settings
+from nncift.stages.label_rounds import label_budgets
 from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.storage.ledger import ModelCost
 from nncift.teachers import RowTeacher, Teacher
@@ -88,19 +88,19 @@ def estimate(
     budget = Constraints.read(settings).check(Rows.of(sources))
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
     others = () if existing is None else tuple({row.content_hash: row for row in existing}.values())
-    rounds = round_settings(settings, axes, by_row=isinstance(teacher, RowTeacher))
     allowance = allow(
         settings,
-        rounds,
+        label_budgets(settings, axes),
         Passes.of(settings, axes, teacher, len(others)),
         lambda: rates_of(settings, axes, teacher, encoder, len(others)),
     )
     # Where labels may grow, the price is that of the last round.
-    most = allowance.of(settings)[-1]
-    plan = _plan(most, axes, teacher)
+    most = allowance.rounds[-1]
+    plan = _plan(most, settings.seed, axes, teacher)
     label, full = cost(plan, teacher, axes.rows, settings.seed)
     read = Examples((*axes.rows, *others))
-    probe, embed = _probe(most, axes, teacher, read), _embedding(most, axes, encoder, len(read))
+    probe = _probe(settings, axes, teacher, read) if allowance.features == "probe" else Cost(0, 0.0, 0.0)
+    embed = _embedding(settings, axes, encoder, len(read))
     own = label + probe + (embed if settings.encoder == "lm" else Cost(0, 0.0, embed.seconds or 0.0))
     spent = ModelCost(label.passes, pass_weight(teacher), own.passes - label.passes, full.passes, len(sources))
     learn = label.part(_learning(plan, teacher))
@@ -109,7 +109,7 @@ def estimate(
         "rejected": len(pool.rejected) + len(refused),
         "selected": budget,
         "labels": describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan),
-        "labels_at_most": most.labels,
+        "labels_at_most": str(most),
         "learn": learn.to_json(),
         "measure": label.part(label.passes - learn.passes).to_json(),
         "label": label.to_json(),
@@ -158,23 +158,15 @@ def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) 
     return found[0], found[1]
 
 
-def _plan(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher) -> LabelPlan | RowPlan:
+def _plan(budget: LabelBudget, seed: int, axes: Axes, teacher: Teacher | RowTeacher) -> LabelPlan | RowPlan:
     """Return the plan of a fresh run."""
-    label_budget = label_budget_of(settings)
+    targets, sources = axes.target_ids, axes.sources.ids
     if isinstance(teacher, RowTeacher):
-        return grow_rows(None, axes.target_ids, axes.sources.ids, label_budget, settings.seed, shared=axes.shared)
-    if label_budget.kind == "active":
+        return grow_rows(None, targets, sources, budget, seed, shared=axes.shared)
+    if budget.kind == "active":
         # Later rounds label as many pairs as if all were scattered; which ones only their labels can tell.
-        label_budget = replace(label_budget, kind="scatter")
-    return grow(
-        None,
-        axes.target_ids,
-        axes.sources.ids,
-        label_budget,
-        settings.seed,
-        shared=axes.shared,
-        relative=teacher.relative,
-    )
+        budget = replace(budget, kind="scatter")
+    return grow(None, targets, sources, budget, seed, shared=axes.shared, relative=teacher.relative)
 
 
 def _learning(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher) -> int:
@@ -196,9 +188,7 @@ def _notes(allowance: Allowance, plan: LabelPlan | RowPlan, teacher: Teacher | R
 
 
 def _probe(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, rows: Examples) -> Cost:
-    """Return the cost of asking the model once about every row, none of them cached; nothing without a probe."""
-    if settings.features != "probe":
-        return Cost(0, 0.0, 0.0)
+    """Return the cost of asking the model once about every row, none of them cached."""
     probe = Probe(language_model(teacher, "--features probe"), settings.template)
     tokens = sum(probe.tokens(row) for row in rows)
     return Cost(len(rows), float(tokens), probe_seconds(settings, axes, teacher) * len(rows))

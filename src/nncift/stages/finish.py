@@ -62,7 +62,7 @@ def finish(
     small = [] if context.whole else too_little(counts, len(axes.sources), by_row=by_row)
     noise = _noise(fidelity, whole=context.whole)
     warnings = (*notes, *small, *labelling.warnings(), *noise, *fidelity["verdicts"])
-    if not context.whole and settings.features == "text" and isinstance(context.teacher, HasLanguageModel):
+    if not context.whole and context.features == "text" and isinstance(context.teacher, HasLanguageModel):
         hint = advice(fidelity["gate"], len(axes.rows))
         warnings += () if hint is None else (hint,)
     summary = {
@@ -72,7 +72,7 @@ def finish(
         "selected": len(subset),
         "teacher": settings.teacher,
         "student": settings.student,
-        "features": settings.features,
+        "features": context.features,
         "gate": fidelity["gate"],
         "growth": fidelity["growth"],
         "pair_interval": fidelity["pair_interval"],

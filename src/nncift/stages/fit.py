@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nncift.config import StudentSettings
+from nncift.core.amounts import Budget
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.errors import UsageError
@@ -19,7 +20,6 @@ from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
 from nncift.evaluation.gate import Gate
 from nncift.labels.vectors import Vectors
 from nncift.selection import COVERING
-from nncift.selection.budget import parse_budget, parse_tokens
 from nncift.stages import RunContext, probe_of
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
@@ -45,7 +45,8 @@ def fit_key(context: RunContext) -> str:
     given = [context.keys[name] for name in ("label", "embed", "probe") if name in context.keys]
     settings = context.settings
     # Another budget or objective keeps the student that was chosen for the first: choosing again repeats nothing.
-    return context.key("fit", *given, settings.part(StudentSettings), settings.seed)
+    student = {**settings.part(StudentSettings), "features": context.features}
+    return context.key("fit", *given, student, settings.seed)
 
 
 def fit_student(
@@ -65,9 +66,9 @@ def fit_student(
     return Student.load(folder), context.directory.read_json("fidelity.json")
 
 
-def share_of(budget: str, rows: int) -> float:
-    """Return the share of the rows that a budget selects. Raises UsageError or InfeasibleError for one that cannot be read."""
-    return TOKENS_SHARE if parse_tokens(budget) is not None else parse_budget(budget, rows) / rows
+def share_of(budget: Budget, rows: int) -> float:
+    """Return the share of the rows that a budget selects. Raises InfeasibleError for none or more than all."""
+    return TOKENS_SHARE if budget.tokens is not None else budget.rows(rows) / rows
 
 
 def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Student, dict[str, Any]]:
@@ -91,7 +92,7 @@ def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Stu
         targets=used.project_targets(vectors.targets),
         half_width=scores.half_width,
         about=about,
-        probe=probe_of(context).describe() if settings.features == "probe" else None,
+        probe=probe_of(context).describe() if context.features == "probe" else None,
     )
     record = {
         **fidelity.to_json(),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from nncift.config import EncoderSettings, LabelSettings, RunSettings, TeacherSettings
+from nncift.config import EncoderSettings, TeacherSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import LabelledPairs
 from nncift.core.tasks import Incomplete, Keep, Task, TaskGroup
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
-from nncift.labels import LabelBudget, LabelPlan, parse_labels
+from nncift.labels import LabelBudget, LabelPlan
 from nncift.labels.row_labels import RowPlan
 from nncift.labels.store import Axes, PairLabelling
 from nncift.labels.vectors import Vectors
@@ -45,19 +45,19 @@ class _LabelExecutor:
         self.others += self.context.map(group, tasks, keep)
 
 
-def plan_labels(context: RunContext, axes: Axes) -> LabelPlan | RowPlan | None:
-    """Return the plan that these settings ask for, grown from the run's, None where it is labelled; nothing is written.
+def plan_labels(context: RunContext, axes: Axes, budget: LabelBudget) -> LabelPlan | RowPlan | None:
+    """Return the plan of this budget, grown from the run's, None where it is labelled; nothing is written.
 
-    Raises UsageError where the wish is below what exists, or where the teacher at hand is not the one that labelled
+    Raises UsageError where the budget is below what exists, or where the teacher at hand is not the one that labelled
     before; DataError where too few rows are usable.
     """
     settings = context.settings
     # What an active plan asks next depends on what its student reads.
-    reads = [settings.part(EncoderSettings), settings.features] if settings.plan == "active" else []
+    reads = [settings.part(EncoderSettings), context.features] if budget.kind == "active" else []
     key = context.key(
         "label",
         identity(axes.rows),
-        settings.part(LabelSettings),
+        asdict(budget),
         settings.part(TeacherSettings),
         settings.seed,
         *reads,
@@ -70,7 +70,7 @@ def plan_labels(context: RunContext, axes: Axes) -> LabelPlan | RowPlan | None:
             return None
         # What is damaged is labelled again, and only that.
         context.directory.forget("label")
-    grown = labelling.grown(axes, label_budget_of(settings), settings.seed)
+    grown = labelling.grown(axes, budget, settings.seed)
     if isinstance(context.teacher, RowTeacher) and not context.prepared:
         # What it draws from the pool, such as the rows of a warm-up, is part of what it is.
         prepare_all(context.teacher, axes.sources, axes.targets)
@@ -78,21 +78,15 @@ def plan_labels(context: RunContext, axes: Axes) -> LabelPlan | RowPlan | None:
     return grown
 
 
-def label_budget_of(settings: RunSettings) -> LabelBudget:
-    """Return how much the settings ask to label. Raises UsageError or InfeasibleError."""
-    share, count = parse_labels(settings.labels)
-    return LabelBudget(share, count, settings.plan or "scatter", settings.test_items, settings.validation_items)
-
-
 def label(
-    context: RunContext, axes: Axes, plan: LabelPlan | RowPlan | None, vectors: Vectors | None
+    context: RunContext, axes: Axes, plan: LabelPlan | RowPlan | None, budget: LabelBudget, vectors: Vectors | None
 ) -> dict[str, LabelledPairs]:
     """Label what is still pending of the plan (of `plan_labels`), chunk by chunk, and return the utilities by split.
 
     An active plan grows round by round, from the labels that are there and the vectors; vectors: None in a shard that waits for
     those of others. Raises Incomplete where other shards must do what is left.
     """
-    labelling, rows, settings = context.labels(), axes.rows, context.settings
+    labelling, rows = context.labels(), axes.rows
     with context.directory.stage("label", context.keys["label"], (TEACHER,)) as stage:
         before = None
         while not stage.done and plan is not None:
@@ -104,13 +98,11 @@ def label(
             stage.cost.seconds = max(stage.cost.seconds, before) + label_executor.others
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
             plan = None
-            if settings.plan == "active" and isinstance(labelling, PairLabelling):
+            if budget.kind == "active" and isinstance(labelling, PairLabelling):
                 if vectors is None:
                     raise Incomplete("embed", 0)
-                label_budget, known = label_budget_of(settings), labelling.utilities()
-                plan = next_round(
-                    labelling.plan, known, vectors, label_budget, settings.seed, relative=labelling.relative
-                )
+                known, seed = labelling.utilities(), context.settings.seed
+                plan = next_round(labelling.plan, known, vectors, budget, seed, relative=labelling.relative)
     return labelling.utilities()
 
 
@@ -120,7 +112,7 @@ def finished_jobs(context: RunContext) -> list[tuple[str, str]]:
         "embed": context.directory.read_json("embeddings.json")["encoder"],
         "label": context.directory.read_json(TEACHER, sealed=True),
     }
-    if context.settings.features == "probe":
+    if context.features == "probe":
         about["probe"] = context.directory.read_json("probe.json")["probe"]
     return [(stage, fingerprint(described)) for stage, described in about.items()]
 

@@ -11,51 +11,52 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nncift.config import RunSettings
+from nncift.core.amounts import LabelAmount
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import QualityError, UsageError
-from nncift.labels import LabelPlan, parse_labels
+from nncift.labels import LabelBudget, LabelPlan
 from nncift.labels.row_labels import RowPlan
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
-from nncift.stages import RunContext, label, label_budget_of, plan_labels
+from nncift.stages import RunContext, label, plan_labels
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
 
 FILE = "growth.json"
-AUTO = "auto"
 FIRST_PAIRS, FIRST_SHARE = 1000, 0.025
-"""Where `auto` starts: training pairs, or the share of rows for a teacher that is paid by the row."""
+"""Where `auto` starts: training pairs, or the share of rows for a teacher that labels rows."""
 
-MOST_SHARE = 0.25
+MOST = LabelAmount.parse("25%")
 """Where `auto` ends without --max-labels: this share of each axis."""
 
 WORTH = 0.01
 """Gain in Spearman or R^2 on unseen items below which twice the labels are not worth their price."""
 
 
-def round_settings(settings: RunSettings, axes: Axes, *, by_row: bool) -> list[RunSettings]:
-    """Return the settings of every round, which differ in `labels`; a single one where nothing is to grow.
+def label_budgets(settings: RunSettings, axes: Axes) -> tuple[LabelBudget, ...]:
+    """Return how much every round labels; a single round where labels do not grow.
 
-    Raises UsageError or InfeasibleError for labels that cannot be read.
+    Raises UsageError for bounds that do not fit.
     """
-    auto, gated = settings.labels == AUTO, settings.min_spearman is not None or settings.min_skill is not None
+    auto, gated = settings.labels.auto, settings.min_spearman is not None or settings.min_skill is not None
     if settings.max_labels is not None and not (auto or gated):
         raise UsageError(
             "--max-labels says how far labels may grow; it goes with --labels auto, --min-spearman or --min-skill"
         )
+    budget = LabelBudget.of(settings)
     if not auto and (not gated or settings.max_labels is None):
-        return [settings]
-    sizes = _sizes(settings, axes, by_row=by_row)
-    return [settings.model_copy(update={"labels": as_setting(size, settings, axes, by_row=by_row)}) for size in sizes]
+        return (budget,)
+    return tuple(budget.sized(size, len(axes.sources)) for size in _sizes(settings, axes))
 
 
-def remaining(rounds: Sequence[RunSettings], axes: Axes, *, by_row: bool, have: int) -> list[RunSettings]:
+def remaining(rounds: Sequence[LabelBudget], axes: Axes, have: int) -> tuple[LabelBudget, ...]:
     """Return the rounds that are not below the training labels (pairs, or rows) of an earlier session; the last at least."""
-    return [each for each in rounds if size_of(each.labels, each, axes, by_row=by_row) >= have] or list(rounds[-1:])
+    targets, sources = len(axes.target_ids), len(axes.sources)
+    return tuple(each for each in rounds if each.size(targets, sources) >= have) or tuple(rounds[-1:])
 
 
 def label_in_rounds(
-    context: RunContext, axes: Axes, vectors: Vectors, plan: LabelPlan | RowPlan | None, rounds: Sequence[RunSettings]
+    context: RunContext, axes: Axes, vectors: Vectors, plan: LabelPlan | RowPlan | None, rounds: Sequence[LabelBudget]
 ) -> tuple[dict[str, LabelledPairs], Student, dict[str, Any]]:
     """Label and fit round by round until it is enough; return the last round's labels, student and fidelity.
 
@@ -63,49 +64,33 @@ def label_in_rounds(
     """
     from nncift.stages.fit import fit_student
 
+    settings = context.settings
     history: list[dict[str, Any]] = context.directory.read_json(FILE, [])
-    for number, settings in enumerate(rounds):
+    for number, budget in enumerate(rounds):
         if number:
-            context.settings = settings
-            plan = plan_labels(context, axes)
-        labels = label(context, axes, plan, vectors)
+            plan = plan_labels(context, axes, budget)
+        labels = label(context, axes, plan, budget, vectors)
         student, fidelity = fit_student(context, vectors, labels)
         reached = _reached(labels, fidelity)
         history = [*(step for step in history if step["labels"] < reached["labels"]), reached]
-        if len(rounds) > 1 or settings.labels == AUTO:
+        if len(rounds) > 1 or settings.labels.auto:
             write_json(context.directory.file(FILE), history)
-        if _enough(context.directory.settings, history):
+        if _enough(settings, history):
             break
-    _check_length(context.directory.settings, history[-1])
+    _check_length(settings, history[-1])
     return labels, student, {**fidelity, "growth": history if len(history) > 1 else []}
 
 
-def size_of(labels: str, settings: RunSettings, axes: Axes, *, by_row: bool) -> int:
-    """Return how many labels a value of `--labels` stands for: pairs, or rows of the sources."""
-    share, count = parse_labels(labels)
-    if by_row:
-        sources = len(axes.sources)
-        return max(2, round(share * sources)) if share is not None else min(int(count or 0), sources)
-    return label_budget_of(settings.model_copy(update={"labels": labels})).pairs(
-        len(axes.target_ids), len(axes.sources)
-    )
-
-
-def as_setting(size: int, settings: RunSettings, axes: Axes, *, by_row: bool) -> str:
-    """Return the value of `--labels` for so many labels: a share of the rows where a share was asked for, else a number."""
-    counted = not by_row or (settings.labels != AUTO and parse_labels(settings.labels)[1] is not None)
-    return str(size) if counted else f"{100 * size / len(axes.sources):.10g}%"
-
-
-def _sizes(settings: RunSettings, axes: Axes, *, by_row: bool) -> list[int]:
+def _sizes(settings: RunSettings, axes: Axes) -> list[int]:
     """Return how many labels each round has: pairs, or rows of the sources."""
-    targets, sources = len(axes.target_ids), len(axes.sources)
-    most = size_of(settings.max_labels or f"{100 * MOST_SHARE:g}%", settings, axes, by_row=by_row)
-    if settings.labels == AUTO:
-        every = sources if by_row else targets * sources
-        first = max(2, math.ceil(FIRST_SHARE * sources)) if by_row else min(FIRST_PAIRS, math.ceil(0.05 * every))
+    budget, targets, sources = LabelBudget.of(settings), len(axes.target_ids), len(axes.sources)
+    most = LabelBudget.of(settings, settings.max_labels or MOST).size(targets, sources)
+    if not settings.labels.auto:
+        first = budget.size(targets, sources)
+    elif budget.kind == "rows":
+        first = max(2, math.ceil(FIRST_SHARE * sources))
     else:
-        first = size_of(settings.labels, settings, axes, by_row=by_row)
+        first = min(FIRST_PAIRS, math.ceil(0.05 * targets * sources))
     if first > most:
         raise UsageError(f"--labels starts at {first} and --max-labels ends at {most}; give a higher end")
     found = [first]
@@ -124,7 +109,7 @@ def _enough(settings: RunSettings, history: Sequence[Mapping[str, Any]]) -> bool
     """Tell whether the gates are reached and, for `auto`, whether the last round brought too little."""
     if _missed(settings, history[-1]):
         return False
-    if settings.labels != AUTO:
+    if not settings.labels.auto:
         return True
     if len(history) < 2:
         return False
@@ -149,7 +134,7 @@ def _missed(settings: RunSettings, reached: Mapping[str, Any]) -> list[str]:
 def _check_length(settings: RunSettings, reached: Mapping[str, Any]) -> None:
     missed = _missed(settings, reached)
     if missed:
-        bounded = settings.max_labels or settings.labels == AUTO
+        bounded = settings.max_labels or settings.labels.auto
         more = "a higher --max-labels" if bounded else "--max-labels, so that labels are added"
         raise QualityError(
             f"{'; '.join(missed)}, with {reached['labels']} labels to learn from. Nothing was selected; the labels are kept. "

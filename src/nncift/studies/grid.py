@@ -18,7 +18,6 @@ from nncift import config
 from nncift.config import RunSettings
 from nncift.core.texts import read_text
 from nncift.errors import DataError, UsageError
-from nncift.labels import parse_labels
 
 PRESETS = Path(__file__).parent / "presets"
 Kind = Literal["sweep", "layers", "tune", "bad-data"]
@@ -193,10 +192,7 @@ def check(analysis: Analysis, settings: Mapping[str, Any]) -> RunSettings:
     if fixed := sorted({"pool", "seed", "budget", "model", "limit"} & set(given)):
         raise UsageError(f"analysis {analysis.name!r} sets {fixed[0]!r}, which its pool, seeds and budgets decide")
     try:
-        found = config.resolve(given)
-        if found.labels != "auto":
-            parse_labels(found.labels)
-        return found
+        return config.resolve(given)
     except UsageError as error:
         raise UsageError(f"analysis {analysis.name!r}: {error}") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import RunSettings, TeacherSettings
+from nncift.core.amounts import Budget
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
@@ -46,7 +47,7 @@ class Workshop:
             "pool": pool.files,
             "seed": seed,
             "device": self.device,
-            "budget": f"{100 * analysis.budgets[0]:.10g}%",
+            "budget": Budget.parse(analysis.budgets[0]),
         }
         if registry.takes(found.teacher, "model"):
             given["model"] = pool.model
