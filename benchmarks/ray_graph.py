@@ -51,7 +51,7 @@ def steps(vectors: Any, trained: Any, dense: int, how: ParallelMap) -> dict[str,
     ids = tuple(f"{i:07d}" for i in range(len(vectors)))
     sides = trained.project_targets(vectors[:dense]), trained.project_sources(vectors[:dense])
     return {
-        "neighbours": lambda found: nearest(vectors, NEAR, exact=False, calculate=how),
+        "neighbours": lambda found: nearest(vectors, NEAR, probes=12, calculate=how),
         "scores": lambda found: scored_graph(trained, ids, vectors, found["neighbours"], calculate=how),
         "selection in parts": lambda found: SparseCoverage(found["scores"]).choose(
             len(vectors) // 10, optimiser="partition", calculate=how

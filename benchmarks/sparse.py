@@ -74,10 +74,10 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
     ids = tuple(f"{i:07d}" for i in range(n))
     # Compiled code is loaded before anything is timed.
     few = clustered(500)
-    small = scored_graph(trained, ids[:500], few, nearest(few, NEAR, exact=False))
+    small = scored_graph(trained, ids[:500], few, nearest(few, NEAR, probes=12))
     SparseCoverage(small).choose(50)
     began = time.perf_counter()
-    known = nearest(vectors, NEAR, probes=probes, exact=False)
+    known = nearest(vectors, NEAR, probes=probes)
     found = time.perf_counter()
     graph = scored_graph(trained, ids, vectors, known)
     scored = time.perf_counter()
@@ -119,10 +119,10 @@ def in_turn(ids: tuple[str, ...], known: Neighbours, share: float = 0.1) -> dict
     from nncift.selection.sparse_round_robin import SparseTurns
 
     few = np.zeros((3, 1), np.int32), np.ones((3, 1), np.float32)
-    SparseTurns(Graph(ids[:3], ids[:3], *few)).take_turns(1)
+    SparseTurns(Graph(ids[:3], ids[:3], *few)).choose(1)
     began = time.perf_counter()
     problem = SparseTurns(Graph(ids, ids, known.codes, known.cosine))
-    solution = problem.take_turns(int(share * len(ids)))
+    solution = problem.choose(int(share * len(ids)))
     return {
         "turns_seconds": time.perf_counter() - began,
         "turns_share_of_bound": solution.share_of_optimum,
@@ -139,7 +139,7 @@ def value(n: int = 20_000) -> dict[str, Any]:
 
     vectors = clustered(n)
     ids = tuple(f"{i:07d}" for i in range(n))
-    known = nearest(vectors, 64, exact=False)
+    known = nearest(vectors, 64, probes=12)
     sources = np.concatenate([np.arange(n, dtype=np.int32)[:, None], known.codes], axis=1)
     utility = np.concatenate([np.ones((n, 1), np.float32), known.cosine], axis=1)
     sparse = SparseCoverage(Graph(ids, ids, sources, utility))

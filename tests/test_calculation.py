@@ -78,7 +78,7 @@ def test_small_pools_have_nothing_that_pays(student: Student, vectors: Floats, m
     for what in (score.all_pairs, score.best_per_target, score.mean_per_source):
         what(student, *sides, calculate=note)
     scored_graph(student, tuple(map(str, range(N))), vectors, nearest(vectors, 6, calculate=note), calculate=note)
-    nearest(vectors, 6, exact=False, calculate=note)
+    nearest(vectors, 6, probes=12, calculate=note)
     assert not may_pay(7000, 7000)
     assert may_pay(8000, 8000)
     assert may_pay(2000, 10**6)
@@ -112,7 +112,8 @@ def test_neighbours(
     exact: bool, asked: bool, vectors: Floats, elsewhere: ParallelMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbours, "CAP", 4 * 15 * 100)
-    search = partial(nearest, vectors, 7, queries=vectors[::-1].copy() if asked else None, exact=exact, cap=4 * N * 50)
+    queries, probes = vectors[::-1].copy() if asked else None, 0 if exact else 12
+    search = partial(nearest, vectors, 7, queries=queries, probes=probes, cap=4 * N * 50)
     alone, other = search(), search(calculate=elsewhere)
     assert same((alone.codes, alone.cosine, alone.recall), (other.codes, other.cosine, other.recall))
 

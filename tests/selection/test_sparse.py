@@ -134,13 +134,13 @@ def test_exact_neighbours_are_the_highest_cosines() -> None:
 
 def test_neighbours_by_cells_tell_what_they_miss() -> None:
     vectors = points(3000)
-    known = nearest(vectors, 10, exact=False, probes=12)
-    true = nearest(vectors, 10, exact=True)
+    known = nearest(vectors, 10, probes=12)
+    true = nearest(vectors, 10, probes=0)
     share = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(known.codes, true.codes, strict=True)])
     assert 0.9 <= known.recall <= 1
     # The sample holds 200 rows of 10: three standard errors of a share of 0.95 are 0.015.
     assert known.recall == pytest.approx(share, abs=0.02)
-    poor = nearest(vectors, 10, exact=False, probes=1)
+    poor = nearest(vectors, 10, probes=1)
     assert poor.recall < known.recall
     assert (known.codes != np.arange(3000)[:, None]).all()
 
@@ -152,7 +152,7 @@ def test_the_highest_products_of_two_projections_are_found(exact: bool) -> None:
     # Lengths differ, so that the highest product is not the highest cosine.
     sources = targets * random.uniform(0.5, 2.0, size=(2000, 1)).astype(np.float32)
     queries, vectors = lifted(targets, sources)
-    known = nearest(vectors, 10, queries=queries, exact=exact)
+    known = nearest(vectors, 10, queries=queries, probes=0 if exact else 12)
     product = targets @ sources.T
     np.fill_diagonal(product, -np.inf)
     true = np.argsort(-product, axis=1, kind="stable")[:, :10]
@@ -167,7 +167,7 @@ def test_the_highest_products_of_two_projections_are_found(exact: bool) -> None:
 def test_duplicates_by_the_thousand_and_few_rows() -> None:
     same = np.ones((2000, 1), np.float32)
     assert nearest(same, 3).codes[5].tolist() == [0, 1, 2]
-    assert (nearest(same, 3, exact=False).codes >= 0).all()
+    assert (nearest(same, 3, probes=12).codes >= 0).all()
     assert nearest(same[:2], 3).codes.tolist() == [[1, -1, -1], [0, -1, -1]]
     centre, of = cells(same, 4, 0)
     assert (len(centre), set(of.tolist())) == (4, {0})

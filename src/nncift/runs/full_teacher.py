@@ -27,7 +27,7 @@ from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import EMBEDDING, FreeSimilarities
 from nncift.selection.problem import KNOWS_EXISTING, DenseProblem, GraphProblem, build
 from nncift.selection.rules import NO_RULES
-from nncift.selection.solve import solve, solved
+from nncift.selection.solve import choose_on, solve
 from nncift.selection.utilities import Existing, Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
@@ -212,7 +212,7 @@ def skill_by_budget(
         k = max(1, round(budget * len(ids)))
         random, full = _random(problem, ids, k), float(problem.value(list(problem.choose(k, seed).ids)))
         if isinstance(predicted, GraphProblem):
-            chosen = solved(predicted, predicted.graph, ResolvedConstraints(k, NO_RULES, {}), seed)[0].ids
+            chosen = choose_on(predicted, predicted.graph, ResolvedConstraints(k, NO_RULES, {}), seed)[0].ids
         elif given is not None:
             chosen = given.choose(k, seed).ids
         line: dict[str, Any] = {

@@ -86,26 +86,13 @@ class Coverage:
     def _greedy(self, k: int, rules: Rules, *, per_cost: bool) -> Order:
         columns, best = self.similarity.levels.T, self.floor.copy()
         ledger = rules.ledger(self.similarity.source_ids, k)
-        weight = 1.0 / np.maximum(ledger.cost, 1) if per_cost else np.ones(len(columns))
+        weight = 1.0 / np.maximum(ledger.limits.cost, 1) if per_cost else np.ones(len(columns))
         order, chosen = np.empty(k, np.int64), 0
         # Rows that must be in come first, so that the others are chosen for what they add to them.
         for heap, lowest in ((ledger.forced, 0), (ledger.candidates.copy(), 1)):
             if len(heap) and chosen < k:
-                chosen += kernels.lazy_greedy(
-                    columns,
-                    heap,
-                    self._gains(best),
-                    weight,
-                    self.bonus,
-                    best,
-                    ledger.group,
-                    ledger.least,
-                    ledger.most,
-                    ledger.cost,
-                    ledger.room,
-                    lowest,
-                    order[chosen:],
-                )
+                queue = kernels.Queue(heap, self._gains(best), weight)
+                chosen += kernels.lazy_greedy(columns, queue, self.bonus, best, ledger.limits, lowest, order[chosen:])
         return ledger.filled(order[:chosen], k, self.scores)
 
     def scores(self) -> kernels.Doubles:
@@ -117,28 +104,27 @@ class Coverage:
         mean = np.divide(total, known, out=np.full(len(known), np.nan), where=known > 0)
         return np.asarray(scale.low + mean * scale.unit, np.float64)
 
+    def replayed(self, order: kernels.Longs) -> tuple[kernels.Service, kernels.Gained, kernels.Left]:
+        """Choose the sources of `order`: who serves each target then, what each of these added, what every source would add."""
+        columns = self.similarity.levels.T
+        n_sources, n_targets = columns.shape
+        service = kernels.Service(self.floor.copy(), np.full(n_targets, -1, np.int64))
+        gained = kernels.Gained(*(np.zeros(len(order), np.int64) for _ in range(4)))
+        kernels.replay(columns, order, service, gained)
+        left = kernels.Left(np.zeros(n_sources, np.int64), np.zeros(n_sources, np.int64), np.zeros(n_sources, np.int32))
+        kernels.in_threads(lambda a, b: kernels.what_is_left(columns, a, b, service.best, self.bonus, left), n_sources)
+        return service, gained, left
+
     def account(self, found: Order, rules: Rules = NO_RULES) -> Subset:
         """Return the subset of the chosen sources with gains, bound and reasons."""
         order = found.sources
-        columns, unit = self.similarity.levels.T, self.similarity.scale.unit
-        n_sources, k = len(columns), len(order)
-        best, holder = self.floor.copy(), np.full(columns.shape[1], -1, np.int64)
-        gains, raised, top, top_by = (np.zeros(k, np.int64) for _ in range(4))
-        kernels.replay(columns, order, best, holder, gains, raised, top, top_by)
-        gains += self.bonus[order]
-
-        left, favourite = np.zeros(n_sources, np.int64), np.zeros(n_sources, np.int64)
-        highest = np.zeros(n_sources, np.int32)
-        kernels.in_threads(
-            lambda a, b: kernels.what_is_left(columns, a, b, best, self.bonus, left, favourite, highest), n_sources
-        )
-        value, sources = int(gains.sum()), self.similarity.source_ids
-        out = np.setdiff1d(np.arange(n_sources), order)
+        unit, k, sources = self.similarity.scale.unit, len(order), self.similarity.source_ids
+        service, gained, rest = self.replayed(order)
+        gained.gains[:] += self.bonus[order]
+        gains, left, value = gained.gains, rest.gains, int(gained.gains.sum())
+        out = np.setdiff1d(np.arange(len(sources)), order)
         reasons, first = _Reasons(self, order, found.how, rules), k - found.by_score
-        said = {
-            sources[s]: reasons.chosen(rank, gains, raised, top, top_by)
-            for rank, s in enumerate(order[:first].tolist())
-        }
+        said = {sources[s]: reasons.chosen(rank, gained) for rank, s in enumerate(order[:first].tolist())}
         if found.by_score:
             score = self.scores()
             said |= {
@@ -146,7 +132,7 @@ class Coverage:
                 for rank, s in enumerate(order[first:].tolist(), first)
             }
         last = f"the last chosen row added {gains[-1] * unit:.4g}" if k else "no row was chosen"
-        said |= {sources[s]: reasons.left_out(s, left, favourite, highest, holder, last) for s in out.tolist()}
+        said |= {sources[s]: reasons.left_out(s, rest, service.holder, last) for s in out.tolist()}
         return Subset(
             objective=self.objective,
             ids=tuple(sources[s] for s in order),
@@ -192,9 +178,8 @@ class _Reasons:
     how: str
     rules: Rules
 
-    def chosen(
-        self, rank: int, gains: kernels.Longs, raised: kernels.Longs, top: kernels.Longs, top_by: kernels.Longs
-    ) -> str:
+    def chosen(self, rank: int, gained: kernels.Gained) -> str:
+        gains, raised, top, top_by = gained
         similarity, s = self.problem.similarity, int(self.order[rank])
         unit, bonus = similarity.scale.unit, self.problem.bonus[s]
         how = "Must be in" if similarity.source_ids[s] in self.rules.include else self.how
@@ -209,15 +194,8 @@ class _Reasons:
             text += f"adds nothing{' to coverage' if bonus else ''}, {self._without_gain(s)}"
         return text + (f"; counts {bonus * unit:.4g} for its best target." if bonus else ".")
 
-    def left_out(
-        self,
-        s: int,
-        left: kernels.Longs,
-        favourite: kernels.Longs,
-        highest: kernels.Levels,
-        holder: kernels.Longs,
-        last: str,
-    ) -> str:
+    def left_out(self, s: int, rest: kernels.Left, holder: kernels.Longs, last: str) -> str:
+        left, favourite, highest = rest
         similarity, order, floor = self.problem.similarity, self.order, self.problem.floor
         if similarity.source_ids[s] in self.rules.exclude:
             return f"Not chosen: must not be in; would add {left[s] * similarity.scale.unit:.4g}."

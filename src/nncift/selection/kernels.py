@@ -7,13 +7,14 @@ independent of order and threads, and a gain can be brought up to date by its ch
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.compiled import compiled
 from nncift.core.threads import in_threads
+from nncift.selection.rules import Limits
 
 __all__ = ["in_threads"]
 
@@ -21,6 +22,44 @@ Levels = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
+
+
+class Queue(NamedTuple):
+    """Candidates of lazy greedy as a heap, the highest weighted gain on top; gains, weight: `(n_sources,)`.
+
+    A gain never grows as the set does: an old one is an upper bound.
+    """
+
+    heap: Longs
+    gains: Longs
+    weight: Doubles
+
+
+class Service(NamedTuple):
+    """Who serves each target, `(n_targets,)`: the level, and the rank of the chosen source, -1 for none."""
+
+    best: Levels
+    holder: Longs
+
+
+class Gained(NamedTuple):
+    """What each chosen source did, `(k,)`: what it added, for how many targets it became the best, and most of all for which.
+
+    top: the first of equals, -1 for none; top_by: how much that target was raised.
+    """
+
+    gains: Longs
+    raised: Longs
+    top: Longs
+    top_by: Longs
+
+
+class Left(NamedTuple):
+    """What each source would still add, `(n_sources,)`, and the target that it serves best (the first of equals, -1 for none)."""
+
+    gains: Longs
+    target: Longs
+    level: Levels
 
 
 @compiled
@@ -47,14 +86,15 @@ def to_levels(
     stop: int,
     source_order: npt.NDArray[np.intp],
     target_order: npt.NDArray[np.intp],
-    low: float,
-    per_unit: float,
+    steps: tuple[float, float],
     out: Levels,
 ) -> None:
     """Write the levels of the sources `source_order[start:stop]`, targets in `target_order`; NaN becomes level 0.
 
-    An empty `target_order` leaves the targets as they are. `out` may share its memory with `columns` where no source moves.
+    steps: the value of level 0, and levels per unit. An empty `target_order` leaves the targets as they are. `out`
+    may share its memory with `columns` where no source moves.
     """
+    low, per_unit = steps
     buffer = np.empty(columns.shape[1], np.float32)
     for i in range(start, stop):
         column, row = columns[source_order[i]], out[i]
@@ -103,10 +143,9 @@ def gains_of(columns: Levels, start: int, stop: int, best: Levels, gains: Longs)
 
 
 @compiled
-def what_is_left(
-    columns: Levels, start: int, stop: int, best: Levels, bonus: Longs, gains: Longs, target: Longs, level: Levels
-) -> None:
-    """Write what each source would still add, and the target that it serves best (the first of equals, -1 for none)."""
+def what_is_left(columns: Levels, start: int, stop: int, best: Levels, bonus: Longs, left: Left) -> None:
+    """Write what each source would still add to targets that are served at `best`."""
+    gains, target, level = left
     for s in range(start, stop):
         column = columns[s]
         total, highest = bonus[s], np.int32(0)
@@ -132,8 +171,9 @@ def raise_to(columns: Levels, order: Longs, start: int, stop: int, best: Levels)
 
 
 @compiled
-def sift(heap: Longs, size: int, at: int, gains: Longs, weight: Doubles) -> None:
+def sift(queue: Queue, size: int, at: int) -> None:
     """Let the entry at a position sink: the highest weighted gain is on top, the lowest position first among equals."""
+    heap, gains, weight = queue
     moving = heap[at]
     key = gains[moving] * weight[moving]
     while True:
@@ -156,19 +196,17 @@ def sift(heap: Longs, size: int, at: int, gains: Longs, weight: Doubles) -> None
 
 
 @compiled
-def admits(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Longs) -> Any:
-    """Tell whether a source may still be chosen; one that may not never may again (rules.py says why).
-
-    group: `(n_sources,)`; least, most: by group, how many must and how many may still come; cost: `(n_sources,)`;
-    room: what is left of the cost, and how many rows may still come beyond those that must.
-    """
+def admits(s: Any, limits: Limits) -> Any:
+    """Tell whether a source may still be chosen; one that may not never may again (rules.py says why)."""
+    group, least, most, cost, room = limits
     g = group[s]
     return most[g] > 0 and cost[s] <= room[0] and (least[g] > 0 or room[1] > 0)
 
 
 @compiled
-def admit(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Longs) -> None:
+def admit(s: Any, limits: Limits) -> None:
     """Count a source that was chosen."""
+    group, least, most, cost, room = limits
     g = group[s]
     if least[g] > 0:
         least[g] -= 1
@@ -180,27 +218,15 @@ def admit(s: int, group: Longs, least: Longs, most: Longs, cost: Longs, room: Lo
 
 @compiled
 def lazy_greedy(
-    columns: Levels,
-    heap: Longs,
-    gains: Longs,
-    weight: Doubles,
-    bonus: Longs,
-    best: Levels,
-    group: Longs,
-    least: Longs,
-    most: Longs,
-    cost: Longs,
-    room: Longs,
-    lowest_gain: int,
-    order: Longs,
+    columns: Levels, queue: Queue, bonus: Longs, best: Levels, limits: Limits, lowest_gain: int, order: Longs
 ) -> int:
     """Write sources of greedy coverage into `order` until it is full or none is admitted; return how many (Minoux 1978).
 
-    heap: the candidates, used up like `gains`, `best`, `least`, `most` and `room`. gains: `(n_sources,)` what each
-    source adds to `best`, its bonus included. A gain never grows as the set does, so an old one is an upper bound, and
-    only the source on top of the heap has to be brought up to date. Where few targets have changed since, only these are
-    looked at: the last changes are kept in a ring. Nothing is taken that adds less than `lowest_gain`.
+    queue: the candidates with what each adds to `best`, its bonus included; used up like `best` and `limits`. Only the source on
+    top has to be brought up to date. Where few targets have changed since, only these are looked at: the last changes are kept
+    in a ring. Nothing is taken that adds less than `lowest_gain`.
     """
+    heap, gains, _ = queue
     n_sources, n_targets = columns.shape
     ring = max(n_targets // 32, 1)
     changed, before, after = np.empty(ring, np.int32), np.empty(ring, np.int32), np.empty(ring, np.int32)
@@ -208,12 +234,12 @@ def lazy_greedy(
     seen = np.zeros(n_sources, np.int64)
     size = len(heap)
     for at in range(size // 2 - 1, -1, -1):
-        sift(heap, size, at, gains, weight)
+        sift(queue, size, at)
     chosen = 0
     while size > 0 and chosen < len(order):
         s = heap[0]
         behind = changes - seen[s]
-        fits = admits(s, group, least, most, cost, room)
+        fits = admits(s, limits)
         if fits and behind > 0:
             column = columns[s]
             if behind > ring:
@@ -227,16 +253,16 @@ def lazy_greedy(
                     at = at + 1 if at + 1 < ring else 0
                 gains[s] -= lost
             seen[s] = changes
-            sift(heap, size, 0, gains, weight)
+            sift(queue, size, 0)
             continue
         if fits and gains[s] < lowest_gain:
             break
         size -= 1
         heap[0] = heap[size]
-        sift(heap, size, 0, gains, weight)
+        sift(queue, size, 0)
         if not fits:
             continue
-        admit(s, group, least, most, cost, room)
+        admit(s, limits)
         order[chosen] = s
         chosen += 1
         column = columns[s]
@@ -250,15 +276,9 @@ def lazy_greedy(
 
 
 @compiled
-def replay(
-    columns: Levels, order: Longs, best: Levels, holder: Longs, gains: Longs, raised: Longs, top: Longs, top_by: Longs
-) -> None:
-    """Choose the sources of `order` one by one and write down what each did.
-
-    best, holder: `(n_targets,)` the level at which each target is served, updated, and the rank that serves it.
-    gains, raised, top, top_by: `(k,)` what each source added, for how many targets it became the best, which target it
-    raised most (the first of equals, -1 for none) and by how much.
-    """
+def replay(columns: Levels, order: Longs, service: Service, gained: Gained) -> None:
+    """Choose the sources of `order` one by one, bring `service` up to date and write down what each did."""
+    (best, holder), (gains, raised, top, top_by) = service, gained
     for rank in range(len(order)):
         column = columns[order[rank]]
         total, count, most, where = np.int64(0), 0, np.int64(0), -1

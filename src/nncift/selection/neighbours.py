@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from nncift.errors import ResourceError
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 EXACT_ROWS = 50_000
+PROBES = 12
 CAP = 1 << 28
 _SAMPLE_PER_CELL = 40
 _ROUNDS = 4
@@ -47,33 +49,40 @@ class Neighbours:
     recall: float
 
 
+class _Near(NamedTuple):
+    """Codes and products of the nearest so far, `(n, k)` each."""
+
+    codes: Codes
+    cosine: Floats
+
+
 def nearest(
     vectors: Floats,
     k: int,
     *,
     queries: Floats | None = None,
     seed: int = 0,
-    exact: bool | None = None,
-    probes: int = 12,
+    probes: int | None = None,
     cap: int | None = None,
     calculate: ParallelMap = serial_map,
 ) -> Neighbours:
     """Return the `k` nearest other rows of every row by inner product; vectors: `(n, d)`, of unit norm where that is a cosine.
 
-    queries: `(n, d)` what a row is looked for with, where that is not its own vector. exact: compare all pairs; by default up to
-    50,000 rows. probes: cells that a row is compared with. cap: bytes for one block of products, by default what a cap on memory
-    leaves; it changes no result. Ties go to the row that comes first. Raises ResourceError for a cap below the smallest block.
+    queries: `(n, d)` what a row is looked for with, where that is not its own vector. probes: cells that a row is compared with,
+    0 for all pairs; by default all pairs up to EXACT_ROWS rows, else PROBES. cap: bytes for one block of products, by default
+    what a cap on memory leaves; it changes no result. Ties go to the row that comes first. Raises ResourceError for a cap below
+    the smallest block.
     """
     n = len(vectors)
     codes, cosine = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
-    if exact is None:
-        exact = n <= EXACT_ROWS
-    if exact and cap is not None and cap < 4 * n:
+    if probes is None:
+        probes = 0 if n <= EXACT_ROWS else PROBES
+    if not probes and cap is not None and cap < 4 * n:
         raise ResourceError(
             f"a memory cap of {cap} bytes was given, and one row of cosines takes {4 * n}; give at least that"
         )
     asked = vectors if queries is None else queries
-    if exact:
+    if not probes:
         blocks = ranges(n, rows_within(CAP if cap is None else cap, 4 * n))
         seconds, back = n * n * (vectors.shape[1] / MULTIPLY_ADDS + _LOOK_SECONDS), 8.0 * n * k
         search = Calculation("comparing all rows", _among_all, (asked, vectors, k, cap), blocks, seconds, back)
@@ -158,19 +167,19 @@ class _Cells:
     def rows(self, cell: int) -> tuple[Floats, Codes, Codes]:
         """Return the rows that begin in a cell: what they look with, their codes, and the cells that they look in."""
         at = slice(self.first[cell], self.first[cell + 1])
-        serial_map = self.mine[at]
-        rows = self.lined[at] if self.queries is None else self.queries[serial_map]
+        here = self.mine[at]
+        rows = self.lined[at] if self.queries is None else self.queries[here]
         # A query's products with the centres are its own: those of its cell stand for them only where they are one set.
         toward = self.centre @ (self.centre[cell] if self.queries is None else rows.mean(axis=0))
         close = np.argsort(-toward, kind="stable")[: self.probes].astype(np.int32)
-        return rows, serial_map, np.sort(close)
+        return rows, here, np.sort(close)
 
 
 def _among_all(shared: tuple[Floats, Floats, int, int | None], rows: slice) -> Arrays:
     asked, vectors, k, cap = shared
-    serial_map, everything = np.arange(rows.start, rows.stop, dtype=np.int32), np.arange(len(vectors), dtype=np.int32)
-    codes, cosine = _nobody(len(serial_map), k)
-    _compare(asked[rows], serial_map, vectors, everything, codes, cosine, cap)
+    here, everything = np.arange(rows.start, rows.stop, dtype=np.int32), np.arange(len(vectors), dtype=np.int32)
+    codes, cosine = _nobody(len(here), k)
+    _compare(asked[rows], here, vectors, everything, codes, cosine, cap)
     return {"codes": codes, "cosine": cosine}
 
 
@@ -182,9 +191,9 @@ def _among_cells(lot: _Cells, group: slice) -> Arrays:
         at = slice(lot.first[cell] - begin, lot.first[cell + 1] - begin)
         if at.start == at.stop:
             continue
-        rows, serial_map, close = lot.rows(cell)
+        rows, here, close = lot.rows(cell)
         places = np.concatenate([np.arange(lot.starts[other], lot.starts[other + 1]) for other in close])
-        _compare(rows, serial_map, lot.lined[places], lot.order[places], codes[at], cosine[at], lot.cap)
+        _compare(rows, here, lot.lined[places], lot.order[places], codes[at], cosine[at], lot.cap)
     return {"codes": codes, "cosine": cosine}
 
 
@@ -247,7 +256,8 @@ def _compare(
     step = rows_at_once(CAP, size) if cap is None else rows_within(cap, size)
     for at in ranges(len(rows), step):
         block, places = rows[at] @ others.T, np.arange(at.start, at.stop, dtype=np.int32)
-        in_threads(partial(_keep_nearest, block, row_codes[at], places, other_codes, codes, cosine), len(block))
+        near = _Near(codes, cosine)
+        in_threads(partial(_keep_nearest, block, row_codes[at], places, other_codes, near), len(block))
 
 
 def _recall(vectors: Floats, queries: Floats, codes: Codes, seed: int) -> float:
@@ -260,7 +270,7 @@ def _recall(vectors: Floats, queries: Floats, codes: Codes, seed: int) -> float:
     for at in range(0, len(vectors), step):
         block = queries[rows] @ vectors[at : at + step].T
         other = np.arange(at, at + block.shape[1], dtype=np.int32)
-        in_threads(partial(_keep_nearest, block, rows, places, other, true, cosine), len(block))
+        in_threads(partial(_keep_nearest, block, rows, places, other, _Near(true, cosine)), len(block))
     found = sum(len(np.intersect1d(a, b)) for a, b in zip(true, codes[rows], strict=True))
     return found / max(int((true >= 0).sum()), 1)
 
@@ -276,19 +286,13 @@ def _insert(value: float, code: int, codes: Codes, cosine: Floats) -> None:
 
 @njit(cache=True, nogil=True)
 def _keep_nearest(
-    block: Floats,
-    row_codes: Codes,
-    places: Codes,
-    other_codes: Codes,
-    codes: Codes,
-    cosine: Floats,
-    start: int,
-    stop: int,
+    block: Floats, row_codes: Codes, places: Codes, other_codes: Codes, nearest: _Near, start: int, stop: int
 ) -> None:
     """Keep the nearest of each row of a block of cosines; a row is no neighbour of itself.
 
-    row_codes, other_codes: of the block's rows and columns; places: where in `codes` and `cosine` each row's nearest are kept.
+    row_codes, other_codes: of the block's rows and columns; places: where each row's nearest are kept.
     """
+    codes, cosine = nearest
     k = codes.shape[1]
     for i in range(start, stop):
         row, own = block[i], row_codes[i]

@@ -139,7 +139,7 @@ def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool
     across = targets[:0] if np.array_equal(targets, np.arange(len(targets))) else targets
     down = stay if reuse else sources
     kernels.in_threads(
-        lambda a, b: kernels.to_levels(columns, a, b, down, across, scale.low, 1 / scale.unit, out), len(sources)
+        lambda a, b: kernels.to_levels(columns, a, b, down, across, (scale.low, 1 / scale.unit), out), len(sources)
     )
     if reuse and not np.array_equal(sources, stay):
         kernels.reorder(out, sources)

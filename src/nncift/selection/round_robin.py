@@ -7,7 +7,7 @@ is drawn by the seed. The value is the mean over targets of the best chosen util
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,27 +50,35 @@ class RoundRobin:
         return Turns(coverage, need, given.subtask_of)
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Who takes turns: group g's targets are `members[starts[g]:starts[g + 1]]`, in the order in which they take its turns."""
+def groups_of(target_ids: Sequence[str], subtask_of: Mapping[str, str] | None, seed: int) -> turn_kernels.Groups:
+    """Draw the order of targets, and of their subtasks where they have any."""
+    place = {item: t for t, item in enumerate(target_ids)}
+    order = shuffled(target_ids, seed, "select", "turns")
+    found: dict[str, list[int]] = {}
+    for item in order:
+        found.setdefault("" if subtask_of is None else subtask_of[item], []).append(place[item])
+    names = shuffled(found, seed, "select", "subtasks")
+    sizes = [len(found[name]) for name in names]
+    return turn_kernels.Groups(
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.array([t for name in names for t in found[name]], np.int64),
+    )
 
-    starts: kernels.Longs
-    members: kernels.Longs
 
-    @classmethod
-    def of(cls, target_ids: Sequence[str], subtask_of: Mapping[str, str] | None, seed: int) -> Groups:
-        """Draw the order of targets, and of their subtasks where they have any."""
-        place = {item: t for t, item in enumerate(target_ids)}
-        order = shuffled(target_ids, seed, "select", "turns")
-        found: dict[str, list[int]] = {}
-        for item in order:
-            found.setdefault("" if subtask_of is None else subtask_of[item], []).append(place[item])
-        names = shuffled(found, seed, "select", "subtasks")
-        sizes = [len(found[name]) for name in names]
-        return cls(
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            np.array([t for name in names for t in found[name]], np.int64),
-        )
+def begun(
+    k: int, ledger: Ledger, score: Callable[[], kernels.Doubles]
+) -> tuple[turn_kernels.Taken, kernels.Flags, int]:
+    """Return room for `k` sources, those that must be in at the front by score; what may not be taken; how many must be in."""
+    forced = ledger.forced
+    if len(forced):
+        forced = forced[np.argsort(-score()[forced], kind="stable")]
+    gone = np.ones(len(ledger.limits.cost), bool)
+    gone[ledger.candidates] = False
+    for s in forced.tolist():
+        ledger.admit(s)
+    taken = turn_kernels.Taken(np.empty(k, np.int64), np.full(k, -1, np.int64))
+    taken.order[: len(forced)] = forced
+    return taken, gone, len(forced)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +131,8 @@ class Turns:
         """Return the positions of the chosen sources, and the target that took each, -1 for those that must be in."""
         sim = self.coverage.similarity
         columns, n_targets = sim.levels.T, len(sim.target_ids)
-        forced = ledger.forced
-        if len(forced):
-            forced = forced[np.argsort(-self.coverage.scores()[forced], kind="stable")]
-        gone = np.ones(len(columns), bool)
-        gone[ledger.candidates] = False
-        for s in forced.tolist():
-            ledger.admit(s)
-        order, taker = np.empty(k, np.int64), np.full(k, -1, np.int64)
-        order[: len(forced)] = forced
-        groups = Groups.of(sim.target_ids, self.subtask_of, seed)
+        (order, taker), gone, forced = begun(k, ledger, self.coverage.scores)
+        groups = groups_of(sim.target_ids, self.subtask_of, seed)
         rounds = k / max(n_targets, 1)
         width = max(1, min(len(columns), max(_LISTED // max(n_targets, 1), 16)))
         lists, size = np.empty((n_targets, width), np.int32), np.zeros(n_targets, np.int64)
@@ -144,37 +144,16 @@ class Turns:
             )
             lists[:, : first.shape[1]] = first
             whole = size < first.shape[1]
-        taken = turn_kernels.take_turns(
-            columns,
-            self.need,
-            lists,
-            size,
-            whole,
-            groups.starts,
-            groups.members,
-            gone,
-            ledger.group,
-            ledger.least,
-            ledger.most,
-            ledger.cost,
-            ledger.room,
-            order[len(forced) :],
-            taker[len(forced) :],
-        )
-        return order[: len(forced) + taken], taker[: len(forced) + taken]
+        ahead, rest = turn_kernels.Lists(lists, size, whole), turn_kernels.Taken(order[forced:], taker[forced:])
+        count = forced + turn_kernels.take_turns(columns, self.need, ahead, groups, gone, ledger.limits, rest)
+        return order[:count], taker[:count]
 
     def _selection_table(self, found: Order, taker: kernels.Longs, rules: Rules) -> Subset:
         """Return the subset with gains in units of the value, a bound, and reasons that tell of turns."""
         sim, coverage, order = self.coverage.similarity, self.coverage, found.sources
-        columns, k, n_sources = sim.levels.T, len(found.sources), len(sim.source_ids)
-        best, holder = coverage.floor.copy(), np.full(columns.shape[1], -1, np.int64)
-        by, raised, top, top_by = (np.zeros(k, np.int64) for _ in range(4))
-        kernels.replay(columns, order, best, holder, by, raised, top, top_by)
-        left, favourite = np.zeros(n_sources, np.int64), np.zeros(n_sources, np.int64)
-        highest = np.zeros(n_sources, np.int32)
-        kernels.in_threads(
-            lambda a, b: kernels.what_is_left(columns, a, b, best, coverage.bonus, left, favourite, highest), n_sources
-        )
+        k, n_sources = len(found.sources), len(sim.source_ids)
+        (_, holder), gained, (left, favourite, highest) = coverage.replayed(order)
+        by = gained.gains
         out = np.setdiff1d(np.arange(n_sources), order)
         names, step = [sim.source_ids[s] for s in out.tolist()], sim.scale.unit / self._counted
         reachable = self._highest

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,21 +35,27 @@ class Order:
     how: str = "Chosen"
 
 
-@dataclass
-class Ledger:
-    """What may still be chosen, as arrays over sources and groups, in the form that compiled code reads.
+class Limits(NamedTuple):
+    """What may still be chosen, in the form that compiled code reads and counts down.
 
-    candidates, forced: positions of sources, ascending; group, cost: `(n_sources,)`; least, most: by group; room: the
-    cost that is left, and the rows that may still come beyond those that are owed to a group.
+    group, cost: `(n_sources,)`. least, most: by group, how many rows must and how many may still come. room: the cost that is
+    left, and the rows that may still come beyond those that are owed to a group.
     """
 
-    candidates: _Longs
-    forced: _Longs
     group: _Longs
     least: _Longs
     most: _Longs
     cost: _Longs
     room: _Longs
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What may still be chosen. candidates, forced: positions of sources, ascending."""
+
+    candidates: _Longs
+    forced: _Longs
+    limits: Limits
 
     @classmethod
     def plain(cls, n: int, k: int) -> Ledger:
@@ -56,11 +63,13 @@ class Ledger:
         return cls(
             np.arange(n, dtype=np.int64),
             np.empty(0, np.int64),
-            np.zeros(n, np.int64),
-            np.zeros(1, np.int64),
-            np.full(1, k, np.int64),
-            np.zeros(n, np.int64),
-            np.array([0, k], np.int64),
+            Limits(
+                np.zeros(n, np.int64),
+                np.zeros(1, np.int64),
+                np.full(1, k, np.int64),
+                np.zeros(n, np.int64),
+                np.array([0, k], np.int64),
+            ),
         )
 
     def filled(self, order: _Longs, k: int, score: Callable[[], npt.NDArray[np.float64]]) -> Order:
@@ -71,7 +80,7 @@ class Ledger:
         short = k - len(order)
         if short <= 0 or not len(self.candidates):
             return Order(order, 0)
-        taken = np.zeros(len(self.cost), bool)
+        taken = np.zeros(len(self.limits.cost), bool)
         taken[order] = True
         rest = self.candidates[~taken[self.candidates]]
         more: list[int] = []
@@ -88,18 +97,20 @@ class Ledger:
 
     def admits(self, s: int) -> bool:
         """Tell whether the source at a position may still be chosen."""
-        g = self.group[s]
-        return bool(self.most[g] > 0 and self.cost[s] <= self.room[0] and (self.least[g] > 0 or self.room[1] > 0))
+        group, least, most, cost, room = self.limits
+        g = group[s]
+        return bool(most[g] > 0 and cost[s] <= room[0] and (least[g] > 0 or room[1] > 0))
 
     def admit(self, s: int) -> None:
         """Count the source at a position as chosen."""
-        g = self.group[s]
-        if self.least[g] > 0:
-            self.least[g] -= 1
+        group, least, most, cost, room = self.limits
+        g = group[s]
+        if least[g] > 0:
+            least[g] -= 1
         else:
-            self.room[1] -= 1
-        self.most[g] -= 1
-        self.room[0] -= self.cost[s]
+            room[1] -= 1
+        most[g] -= 1
+        room[0] -= cost[s]
 
 
 @dataclass(frozen=True)
@@ -166,15 +177,8 @@ class Rules:
             cost, room = np.array([self.cost[item] for item in ids], np.int64), self.capacity
         forced = [i for i, item in enumerate(ids) if item in self.include]
         free = [i for i, item in enumerate(ids) if item not in self.include and item not in self.exclude]
-        return Ledger(
-            np.array(free, np.int64),
-            np.array(forced, np.int64),
-            group,
-            least,
-            most,
-            cost,
-            np.array([room, k - int(least.sum())], np.int64),
-        )
+        limits = Limits(group, least, most, cost, np.array([room, k - int(least.sum())], np.int64))
+        return Ledger(np.array(free, np.int64), np.array(forced, np.int64), limits)
 
     def take(self, order: Iterable[str], k: int) -> list[str]:
         """Return the first `k` of `order` that may be chosen, those that must be first; for orders without gains."""

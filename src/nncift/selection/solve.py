@@ -19,7 +19,7 @@ from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room
 from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
-from nncift.selection import Subset, pose
+from nncift.selection import Problem, Subset, pose
 from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 from nncift.selection.problem import DenseProblem, GraphProblem
@@ -157,11 +157,11 @@ def _on_graph(rows: Rows, settled: ResolvedConstraints, found: GraphProblem, see
     """Select on a graph, and value the controls on it too."""
     kept = rows.without(settled.removed) if settled.removed else rows
     score = dict(zip(rows.ids, found.score.tolist(), strict=True))
-    subset, value = solved(found, found.graph, settled, seed, score)
-    controls: dict[str, float | None] = dict(_plain_controls(value, kept, settled, len(subset), seed))
+    subset, problem = choose_on(found, found.graph, settled, seed, score)
+    controls: dict[str, float | None] = dict(_plain_controls(problem.value, kept, settled, len(subset), seed))
     for name, graph in found.alike.items():
-        alone = None if graph is None else solved(replace(found, optimiser="lazy"), graph, settled, seed)[0]
-        controls[name] = None if alone is None else value(list(alone.ids))
+        alone = None if graph is None else choose_on(replace(found, optimiser="lazy"), graph, settled, seed)[0]
+        controls[name] = None if alone is None else problem.value(list(alone.ids))
     record = {
         **_record(subset, controls, settled),
         "optimiser": found.optimiser,
@@ -171,27 +171,21 @@ def _on_graph(rows: Rows, settled: ResolvedConstraints, found: GraphProblem, see
     return Chosen(subset, found.score, record)
 
 
-def solved(
+def choose_on(
     found: GraphProblem,
     graph: Graph,
     settled: ResolvedConstraints,
     seed: int,
     score: Mapping[str, float] | None = None,
-) -> tuple[Subset, Callable[[list[str]], float]]:
-    """Return what an objective chooses on a graph, and what gives the value of a set on it."""
-    k, rules = settled.k, settled.rules
-    if found.objective == "max":
-        ranked = highest_on(graph, score)
-        return ranked.choose(k, seed, rules), ranked.value
-    if found.objective == "rr":
-        turns = SparseTurns(graph)
-        taken = turns.take_turns(k, rules=rules, seed=seed, subtask_of=found.subtask_of, score=score)
-        return turns.account(taken, rules), turns.value
-    problem = SparseCoverage(graph)
-    chosen = problem.choose(
-        k, rules=rules, optimiser=found.optimiser, seed=seed, calculate=found.calculate, score=score
-    )
-    return problem.account(chosen, rules), problem.value
+) -> tuple[Subset, Problem]:
+    """Return what an objective chooses on a graph, and the problem that gives the value of a set on it."""
+    problem: Problem
+    if found.objective == "fl":
+        problem = coverage = SparseCoverage(graph, score)
+        how, calculate = found.optimiser, found.calculate
+        return coverage.choose(settled.k, seed, settled.rules, optimiser=how, calculate=calculate), problem
+    problem = highest_on(graph, score) if found.objective == "max" else SparseTurns(graph, score, found.subtask_of)
+    return problem.choose(settled.k, seed, settled.rules), problem
 
 
 def by_score_note(budget: int, by_score: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from nncift.errors import DataError, UsageError
 from nncift.selection import Subset
 from nncift.selection import sparse_kernels as kernels
 from nncift.selection.coverage import bound_on_more
+from nncift.selection.kernels import Queue
 from nncift.selection.objectives import Scale, positions
-from nncift.selection.rules import NO_RULES, Ledger, Order, Rules
+from nncift.selection.rules import NO_RULES, Ledger, Limits, Order, Rules
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
@@ -36,6 +37,10 @@ _WHOLE = 2000
 """Selections up to this size are made whole in every part before they are merged."""
 _EDGE_SECONDS = 5e-7
 """Of one core, for an edge of the graph, while a part is solved."""
+EPSILON = 0.01
+"""What a stochastic greedy step may miss on average, as a share."""
+SPARE = 2.0
+"""How many times its share every part of a selection in parts takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,33 +56,15 @@ class Graph:
     utility: Floats
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """A choice on a graph, in rank order. gains: what each added; upper_bound: no set of this size has a higher value.
+class OnGraph:
+    """A problem on a graph. Sources are in the order of their ids, so that ties by position are ties by id."""
 
-    floor, by_score: see `Subset`. taker: `(k,)` the target in whose turn each row was taken, -1 for none; None without turns.
-    """
+    def __init__(self, graph: Graph, score: Scores | None = None) -> None:
+        """Turn utilities into levels by source. Raises DataError, naming ids, where a utility is infinite.
 
-    ids: tuple[str, ...]
-    gains: npt.NDArray[np.float64]
-    value: float
-    upper_bound: float
-    floor: float = 0.0
-    by_score: int = 0
-    taker: npt.NDArray[np.int64] | None = None
-
-    @property
-    def share_of_optimum(self) -> float:
-        """Return a lower bound on value / value of the best set of this size, both on the graph and counted from `floor`."""
-        most = self.upper_bound - self.floor
-        return (self.value - self.floor) / most if most > 0 else 1.0
-
-
-class SparseCoverage:
-    """`fl` on a graph. Sources are in the order of their ids, so that ties by position are ties by id."""
-
-    def __init__(self, graph: Graph) -> None:
-        """Turn utilities into levels by source. Raises DataError, naming ids, where a utility is infinite."""
+        score: by id, what sources are taken by where none adds anything any more; by default the mean on the graph.
+        """
+        self._score = score
         known = (graph.sources >= 0) & ~np.isnan(graph.utility)
         infinite = np.argwhere(np.isinf(graph.utility) & known)
         if len(infinite):
@@ -102,53 +89,82 @@ class SparseCoverage:
     def _keep(self, sources: Codes, levels: npt.NDArray[np.int32]) -> None:
         """Keep what a kind of selection needs of the edges by target, `(n_targets, k)` each; coverage needs nothing."""
 
+    def _outcome(self, found: Order, by: _Longs, rules: Rules) -> tuple[tuple[str, ...], float, dict[str, float]]:
+        """Return the chosen ids, an upper bound on the value of such a set, and what every other source would add, in levels."""
+        best, order = self._unserved(), found.sources
+        kernels.replay(order, self._edges, best, np.empty(len(order), np.int64))
+        left = self._gains(best)
+        out = np.setdiff1d(np.arange(len(left)), order)
+        names = [self.source_ids[s] for s in out.tolist()]
+        bound = int(by.sum()) + bound_on_more(left[out], names, len(order), rules)
+        return tuple(self.source_ids[s] for s in order), bound, dict(zip(names, left[out].tolist(), strict=True))
+
+    def value(self, ids: Sequence[str]) -> float:
+        """Return the value of a set on the graph. Raises UsageError for ids that are no sources."""
+        best, order = self._unserved(), positions(self.source_ids, ids).astype(np.int64)
+        kernels.replay(order, self._edges, best, np.empty(len(order), np.int64))
+        return int(best.sum(dtype=np.int64)) * self._scale.unit
+
+    def _unserved(self) -> npt.NDArray[np.int32]:
+        return np.zeros(self._n_targets, np.int32)
+
+    def _gains(self, best: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        gains = np.empty(len(self.source_ids), np.int64)
+        in_threads(lambda a, b: kernels.gains_of(a, b, self._edges, best, gains), len(gains))
+        return gains
+
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Return what decides among sources that add nothing, `(n_sources,)`: as given, or the mean over a source's targets."""
+        if self._score is not None:
+            return np.array([self._score[item] for item in self.source_ids], np.float64)
+        starts, _, levels = self._edges
+        total = np.concatenate([[0], np.cumsum(levels, dtype=np.int64)])
+        count = np.diff(starts)
+        mean = np.divide(np.diff(total[starts]), count, out=np.full(len(count), np.nan), where=count > 0)
+        return np.asarray(self._scale.low + mean * self._scale.unit, np.float64)
+
+
+class SparseCoverage(OnGraph):
+    """`fl` on a graph."""
+
     def choose(
         self,
         k: int,
-        *,
-        rules: Rules = NO_RULES,
-        optimiser: Optimiser = "lazy",
         seed: int = 0,
-        epsilon: float = 0.01,
+        rules: Rules = NO_RULES,
+        *,
+        optimiser: Optimiser = "lazy",
         parts: int = 8,
-        spare: float = 2.0,
         calculate: ParallelMap = serial_map,
-        score: Scores | None = None,
-    ) -> Solution:
+    ) -> Subset:
         """Return `k` sources, with a capacity as many as fit.
 
-        score: by id, what the rest is taken by where no source adds anything any more; by default the mean on the graph.
-
         lazy: as plain greedy would choose, ties by id; with a capacity by gain or by gain per token, whichever is worth more.
-        stochastic: every step looks at a random `(n / k) ln(1 / epsilon)` of the rest. partition: lazy greedy in each of so
-        many random parts takes `spare` times its share (a selection of up to 2,000 whole), and a second one chooses among
+        stochastic: every step looks at a random `(n / k) ln(1 / EPSILON)` of the rest. partition: lazy greedy in each of so
+        many random parts takes SPARE times its share (a selection of up to 2,000 whole), and a second one chooses among
         these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give, UsageError for
         rules beside another optimiser than lazy.
         """
-        n = len(self.source_ids)
-        check_count(k, n)
+        check_count(k, len(self.source_ids))
         if optimiser not in get_args(Optimiser):
             raise UsageError(f"unknown optimiser {optimiser!r}; expected lazy, stochastic or partition")
         if rules != NO_RULES and optimiser != "lazy":
             raise UsageError(f"rules (quotas, rows in or out, tokens) go with the optimiser lazy, not with {optimiser}")
         if optimiser == "lazy":
-            found, by = self._greedy(k, rules, score)
+            found, by = self._greedy(k, rules)
         elif optimiser == "stochastic":
-            found, by = self._stochastic(k, math.ceil(n / max(k, 1) * math.log(1 / epsilon)), seed, score)
+            found, by = self._stochastic(k, seed)
         else:
-            found, by = self._in_parts(k, seed, parts, spare, calculate, score)
-        return self._solution(found, by, rules)
+            found, by = self._in_parts(k, seed, parts, calculate)
+        return self._subset(found, by, rules)
 
-    def account(self, solution: Solution, rules: Rules = NO_RULES) -> Subset:
-        """Return the solution with what every other row would still add, and a reason for every row."""
-        order = positions(self.source_ids, solution.ids)
-        left = self._left(order) * self._scale.unit
-        k, gains = len(order), solution.gains.tolist()
-        first = k - solution.by_score
+    def _subset(self, found: Order, by: _Longs, rules: Rules) -> Subset:
+        """Return the chosen sources with what every other row would still add, and a reason for every row."""
+        unit, k, first = self._scale.unit, len(found.sources), len(found.sources) - found.by_score
+        ids, bound, out = self._outcome(found, by, rules)
+        gains = by.astype(np.float64) * unit
         last = f"the last chosen row added {gains[-1]:.4g}" if k else "no row was chosen"
-        rank = {item: rank for rank, item in enumerate(solution.ids)}
-        out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in rank}
-        where = "of coverage on the graph of neighbours"
+        rank, where = {item: rank for rank, item in enumerate(ids)}, "of coverage on the graph of neighbours"
 
         def reason(item: str) -> str:
             if item in rank:
@@ -157,134 +173,76 @@ class SparseCoverage:
                 how = "Must be in" if item in rules.include else "Chosen"
                 return f"{how} at rank {rank[item] + 1} of {k}: adds {gains[rank[item]]:.4g} {where}."
             if item in rules.exclude:
-                return f"Not chosen: must not be in; would add {out[item]:.4g} {where}."
-            return f"Not chosen: would still add {out[item]:.4g} {where}, {last}."
+                return f"Not chosen: must not be in; would add {out[item] * unit:.4g} {where}."
+            return f"Not chosen: would still add {out[item] * unit:.4g} {where}, {last}."
 
-        reasons = LazilyBy(reason, self.source_ids)
         return Subset(
             "fl",
-            solution.ids,
-            solution.gains,
-            solution.value,
-            solution.upper_bound,
-            out,
-            reasons,
-            by_score=solution.by_score,
+            ids,
+            gains,
+            int(by.sum()) * unit,
+            bound * unit,
+            {item: gain * unit for item, gain in out.items()},
+            LazilyBy(reason, self.source_ids),
+            by_score=found.by_score,
         )
 
-    def value(self, ids: Sequence[str]) -> float:
-        """Return the value of a set on the graph. Raises UsageError for ids that are no sources."""
-        best = self._unserved()
-        for s in positions(self.source_ids, ids):
-            kernels.choose(s, *self._edges, best)
-        return int(best.sum(dtype=np.int64)) * self._scale.unit
-
-    def _left(self, order: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """Return what every source would add to the chosen ones, 0 for these."""
-        best = self._unserved()
-        for s in order:
-            kernels.choose(s, *self._edges, best)
-        left = self._gains(best)
-        left[order] = 0
-        return left
-
-    def _unserved(self) -> npt.NDArray[np.int32]:
-        return np.zeros(self._n_targets, np.int32)
-
-    def _gains(self, best: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        gains = np.empty(len(self.source_ids), np.int64)
-        in_threads(lambda a, b: kernels.gains_of(a, b, *self._edges, best, gains), len(gains))
-        return gains
-
-    def scores(self, score: Scores | None) -> npt.NDArray[np.float64]:
-        """Return what decides among sources that add nothing, `(n_sources,)`: as given, or the mean over a source's targets."""
-        if score is not None:
-            return np.array([score[item] for item in self.source_ids], np.float64)
-        starts, _, levels = self._edges
-        total = np.concatenate([[0], np.cumsum(levels, dtype=np.int64)])
-        count = np.diff(starts)
-        mean = np.divide(np.diff(total[starts]), count, out=np.full(len(count), np.nan), where=count > 0)
-        return np.asarray(self._scale.low + mean * self._scale.unit, np.float64)
-
-    def _greedy(self, k: int, rules: Rules, score: Scores | None) -> tuple[Order, _Longs]:
+    def _greedy(self, k: int, rules: Rules) -> tuple[Order, _Longs]:
         """Choose by gain, with a capacity also by gain per token, and return the better one (Leskovec et al. 2007)."""
-        found = self._lazy(None, k, rules, score)
+        found = self._lazy(None, k, rules)
         if rules.capacity is None:
             return found
-        other = self._lazy(None, k, rules, score, per_cost=True)
+        other = self._lazy(None, k, rules, per_cost=True)
         return other if other[1].sum() > found[1].sum() else found
 
-    def _lazy(
-        self, candidates: _Longs | None, k: int, rules: Rules, score: Scores | None, *, per_cost: bool = False
-    ) -> tuple[Order, _Longs]:
+    def _lazy(self, candidates: _Longs | None, k: int, rules: Rules, *, per_cost: bool = False) -> tuple[Order, _Longs]:
         """Return the choice and its gains; candidates: None = every row that the rules allow, those that must be in first."""
         best, ledger = self._unserved(), rules.ledger(self.source_ids, k)
         order, by = np.empty(k, np.int64), np.zeros(k, np.int64)
-        chosen = self._on(best, ledger, ledger.forced, 0, order, by, per_cost=per_cost)
+        weight = 1.0 / np.maximum(ledger.limits.cost, 1) if per_cost else np.ones(len(self.source_ids))
+        chosen = self._on(ledger.forced, weight, best, ledger.limits, 0, order, by)
+        rest = ledger.candidates.copy()
         if candidates is not None:
-            chosen += self._on(best, ledger, candidates.copy(), 1, order[chosen:], by[chosen:])
-        if chosen < k:
-            rest = (
-                np.setdiff1d(ledger.candidates, order[:chosen]) if candidates is not None else ledger.candidates.copy()
-            )
-            chosen += self._on(best, ledger, rest, 1, order[chosen:], by[chosen:], per_cost=per_cost)
-        found = ledger.filled(order[:chosen], k, lambda: self.scores(score))
+            chosen += self._on(candidates.copy(), weight, best, ledger.limits, 1, order[chosen:], by[chosen:])
+            rest = np.setdiff1d(ledger.candidates, order[:chosen])
+        chosen += self._on(rest, weight, best, ledger.limits, 1, order[chosen:], by[chosen:])
+        found = ledger.filled(order[:chosen], k, self.scores)
         return found, by[: len(found.sources)]
 
     def _on(
         self,
-        best: npt.NDArray[np.int32],
-        ledger: Ledger,
         heap: _Longs,
+        weight: npt.NDArray[np.float64],
+        best: npt.NDArray[np.int32],
+        limits: Limits,
         lowest: int,
         order: _Longs,
         by: _Longs,
-        *,
-        per_cost: bool = False,
     ) -> int:
         """Go on by lazy greedy from what serves targets at `best`, over the rows of a heap; return how many were taken."""
         if not len(heap) or not len(order):
             return 0
-        weight = 1.0 / np.maximum(ledger.cost, 1) if per_cost else np.ones(len(self.source_ids))
-        return int(
-            kernels.lazy(
-                heap,
-                self._gains(best),
-                weight,
-                *self._edges,
-                best,
-                ledger.group,
-                ledger.least,
-                ledger.most,
-                ledger.cost,
-                ledger.room,
-                lowest,
-                order,
-                by,
-            )
-        )
+        return int(kernels.lazy(Queue(heap, self._gains(best), weight), self._edges, best, limits, lowest, order, by))
 
-    def _stochastic(self, k: int, sample: int, seed: int, score: Scores | None) -> tuple[Order, _Longs]:
+    def _stochastic(self, k: int, seed: int) -> tuple[Order, _Longs]:
         """Choose from samples, and from where a sample adds nothing by lazy greedy: few rows may be left that add something."""
         n, best = len(self.source_ids), self._unserved()
         order, by = np.empty(k, np.int64), np.zeros(k, np.int64)
-        drawn = derive(seed, "select", "stochastic") % 2**32
-        chosen = int(kernels.stochastic(np.arange(n), sample, drawn, *self._edges, best, order, by))
+        sample, drawn = math.ceil(n / max(k, 1) * math.log(1 / EPSILON)), derive(seed, "select", "stochastic") % 2**32
+        chosen = int(kernels.stochastic(np.arange(n), sample, drawn, self._edges, best, order, by))
         ledger = Ledger.plain(n, k)
         for s in order[:chosen].tolist():
             ledger.admit(s)
         rest = np.setdiff1d(ledger.candidates, order[:chosen])
-        chosen += self._on(best, ledger, rest, 1, order[chosen:], by[chosen:])
-        found = ledger.filled(order[:chosen], k, lambda: self.scores(score))
+        chosen += self._on(rest, np.ones(n), best, ledger.limits, 1, order[chosen:], by[chosen:])
+        found = ledger.filled(order[:chosen], k, self.scores)
         return found, by[: len(found.sources)]
 
-    def _in_parts(
-        self, k: int, seed: int, parts: int, spare: float, calculate: ParallelMap, score: Scores | None
-    ) -> tuple[Order, _Longs]:
+    def _in_parts(self, k: int, seed: int, parts: int, calculate: ParallelMap) -> tuple[Order, _Longs]:
         shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
         pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
         # A part that takes few sees the largest clusters only: small selections are made whole in every part.
-        share = max(math.ceil(spare * k / max(len(pieces), 1)), min(k, _WHOLE))
+        share = max(math.ceil(SPARE * k / max(len(pieces), 1)), min(k, _WHOLE))
         first = [np.empty(0, np.int64)] * len(pieces)
 
         def keep(place: int, found: Arrays) -> None:
@@ -292,38 +250,16 @@ class SparseCoverage:
 
         tasks = [(piece, min(len(piece), share)) for piece in pieces]
         shared = (self._edges, self._gains(self._unserved()), self._n_targets)
-        seconds, back = _EDGE_SECONDS * len(self._edges[1]), 8.0 * share * len(pieces)
+        seconds, back = _EDGE_SECONDS * len(self._edges.targets), 8.0 * share * len(pieces)
         calculate(Calculation("selecting in parts", _part, shared, tasks, seconds, back, feeds=False, last=True), keep)
         union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
-        return self._lazy(union, k, NO_RULES, score)
-
-    def _solution(self, found: Order, by: _Longs, rules: Rules) -> Solution:
-        order = found.sources
-        unit, left = self._scale.unit, self._left(order)
-        out = np.setdiff1d(np.arange(len(left)), order)
-        value = int(by.sum())
-        bound = value + bound_on_more(left[out], [self.source_ids[s] for s in out.tolist()], len(order), rules)
-        ids = tuple(self.source_ids[s] for s in order)
-        return Solution(ids, by.astype(np.float64) * unit, value * unit, bound * unit, by_score=found.by_score)
+        return self._lazy(union, k, NO_RULES)
 
 
 def _part(shared: tuple[kernels.Edges, _Longs, int], task: tuple[_Longs, int]) -> Arrays:
     """Return the first sources of plain greedy among some, all targets counted. shared: edges, every source's gain, targets."""
     (edges, gains, n_targets), (candidates, k) = shared, task
     ledger, order, by = Ledger.plain(len(gains), k), np.empty(k, np.int64), np.empty(k, np.int64)
-    chosen = kernels.lazy(
-        candidates.copy(),
-        gains.copy(),
-        np.ones(len(gains)),
-        *edges,
-        np.zeros(n_targets, np.int32),
-        ledger.group,
-        ledger.least,
-        ledger.most,
-        ledger.cost,
-        ledger.room,
-        1,
-        order,
-        by,
-    )
+    queue, best = Queue(candidates.copy(), gains.copy(), np.ones(len(gains))), np.zeros(n_targets, np.int32)
+    chosen = kernels.lazy(queue, kernels.Edges(*edges), best, ledger.limits, 1, order, by)
     return {"order": order[:chosen]}

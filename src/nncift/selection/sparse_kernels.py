@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.compiled import compiled
-from nncift.selection.kernels import Doubles, Longs, admit, admits, sift
+from nncift.selection.kernels import Doubles, Longs, Queue, admit, admits, sift
+from nncift.selection.rules import Limits
 
 Levels = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.int32]
-Edges = tuple[Longs, Codes, Levels]
-"""Starts `(n_sources + 1,)`, targets and levels, by source."""
+
+
+class Edges(NamedTuple):
+    """Edges by source: those of source s are the entries `starts[s]` to `starts[s + 1]` of targets and levels."""
+
+    starts: Longs
+    targets: Codes
+    levels: Levels
 
 
 @compiled
@@ -34,12 +41,13 @@ def transpose(sources: Codes, levels: Levels, n_sources: int) -> Edges:
             if s >= 0:
                 targets[place[s]], found[place[s]] = t, levels[t, e]
                 place[s] += 1
-    return starts, targets, found
+    return Edges(starts, targets, found)
 
 
 @compiled
-def gain_of(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) -> Any:
+def gain_of(s: Any, edges: Edges, best: Levels) -> Any:
     """Return what a source adds to targets that are served at `best`."""
+    starts, targets, levels = edges
     total = np.int64(0)
     for e in range(starts[s], starts[s + 1]):
         total += max(levels[e] - best[targets[e]], 0)
@@ -47,83 +55,59 @@ def gain_of(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels)
 
 
 @compiled
-def gains_of(start: int, stop: int, starts: Longs, targets: Codes, levels: Levels, best: Levels, gains: Longs) -> None:
+def gains_of(start: int, stop: int, edges: Edges, best: Levels, gains: Longs) -> None:
     """Write what each source adds to targets that are served at `best`."""
     for s in range(start, stop):
-        gains[s] = gain_of(s, starts, targets, levels, best)
+        gains[s] = gain_of(s, edges, best)
 
 
 @compiled
-def choose(s: Any, starts: Longs, targets: Codes, levels: Levels, best: Levels) -> None:
+def choose(s: Any, edges: Edges, best: Levels) -> None:
     """Raise `best` to what a source gives."""
+    starts, targets, levels = edges
     for e in range(starts[s], starts[s + 1]):
         t = targets[e]
         best[t] = max(best[t], levels[e])
 
 
 @compiled
-def lazy(
-    heap: Longs,
-    gains: Longs,
-    weight: Doubles,
-    starts: Longs,
-    targets: Codes,
-    levels: Levels,
-    best: Levels,
-    group: Longs,
-    least: Longs,
-    most: Longs,
-    cost: Longs,
-    room: Longs,
-    lowest_gain: int,
-    order: Longs,
-    by: Longs,
-) -> int:
+def lazy(queue: Queue, edges: Edges, best: Levels, limits: Limits, lowest_gain: int, order: Longs, by: Longs) -> int:
     """Write the sources of lazy greedy into `order` and their gains into `by`; return how many (Minoux 1978).
 
-    heap: the candidates, used up like `gains` (what each adds to `best`), `best` and the rules' counts (see `kernels.admits`).
-    The highest gain times weight comes next; nothing is taken that adds less than `lowest_gain`.
+    queue: the candidates with what each adds to `best`; used up like `best` and `limits`. The highest gain times weight
+    comes next; nothing is taken that adds less than `lowest_gain`.
     """
+    heap, gains, _ = queue
     size, chosen = len(heap), 0
     for at in range(size // 2 - 1, -1, -1):
-        sift(heap, size, at, gains, weight)
+        sift(queue, size, at)
     fresh = np.full(len(gains), -1, np.int64)
     while size > 0 and chosen < len(order):
         s = heap[0]
-        fits = admits(s, group, least, most, cost, room)
+        fits = admits(s, limits)
         if fits and fresh[s] != chosen:
-            gain = gain_of(s, starts, targets, levels, best)
+            gain = gain_of(s, edges, best)
             fresh[s] = chosen
             if gain < gains[s]:
                 gains[s] = gain
-                sift(heap, size, 0, gains, weight)
+                sift(queue, size, 0)
                 continue
         if fits and gains[s] < lowest_gain:
             break
         size -= 1
         heap[0] = heap[size]
-        sift(heap, size, 0, gains, weight)
+        sift(queue, size, 0)
         if not fits:
             continue
-        admit(s, group, least, most, cost, room)
+        admit(s, limits)
         order[chosen], by[chosen] = s, gains[s]
         chosen += 1
-        choose(s, starts, targets, levels, best)
+        choose(s, edges, best)
     return chosen
 
 
 @compiled
-def stochastic(
-    rest: Longs,
-    sample: int,
-    seed: int,
-    starts: Longs,
-    targets: Codes,
-    levels: Levels,
-    best: Levels,
-    order: Longs,
-    by: Longs,
-) -> int:
+def stochastic(rest: Longs, sample: int, seed: int, edges: Edges, best: Levels, order: Longs, by: Longs) -> int:
     """Write sources into `order`, each the best of `sample` drawn from those that are left (Mirzasoleiman et al. 2015).
 
     Return how many: it ends where none of a sample adds anything. `rest` and `best` are used up.
@@ -138,7 +122,7 @@ def stochastic(
             at = np.random.randint(0, end)
             s = rest[at]
             rest[at], rest[end - 1] = rest[end - 1], s
-            gain = gain_of(s, starts, targets, levels, best)
+            gain = gain_of(s, edges, best)
             if gain > top_by or (gain == top_by and s < top):
                 top, top_at, top_by = s, end - 1, gain
         if top_by <= 0:
@@ -146,7 +130,7 @@ def stochastic(
         rest[top_at], rest[size - 1] = rest[size - 1], rest[top_at]
         size -= 1
         order[step], by[step] = top, top_by
-        choose(top, starts, targets, levels, best)
+        choose(top, edges, best)
     return len(order)
 
 
@@ -170,11 +154,11 @@ def sort_edges(start: int, stop: int, sources: Codes, levels: Levels, lists: Cod
 
 
 @compiled
-def replay(order: Longs, starts: Longs, targets: Codes, levels: Levels, best: Levels, by: Longs) -> None:
+def replay(order: Longs, edges: Edges, best: Levels, by: Longs) -> None:
     """Choose the sources of `order` one by one, and write what each adds to `best` into `by`."""
     for rank in range(len(order)):
-        by[rank] = gain_of(order[rank], starts, targets, levels, best)
-        choose(order[rank], starts, targets, levels, best)
+        by[rank] = gain_of(order[rank], edges, best)
+        choose(order[rank], edges, best)
 
 
 @compiled

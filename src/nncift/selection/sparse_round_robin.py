@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +14,19 @@ from nncift.errors import DataError
 from nncift.selection import Subset
 from nncift.selection import round_robin_kernels as turn_kernels
 from nncift.selection import sparse_kernels as kernels
-from nncift.selection.objectives import positions
-from nncift.selection.round_robin import Groups
-from nncift.selection.rules import NO_RULES, Rules
-from nncift.selection.sparse import Codes, Graph, Scores, Solution, SparseCoverage
+from nncift.selection.round_robin import begun, groups_of
+from nncift.selection.rules import NO_RULES, Order, Rules
+from nncift.selection.sparse import Codes, Graph, OnGraph, Scores
 from nncift.selection.topk import Ranked
 
 
-class SparseTurns(SparseCoverage):
+class SparseTurns(OnGraph):
     """`rr` on a graph; the value is the mean over targets with a neighbour of the best chosen utility, the lowest for none."""
+
+    def __init__(self, graph: Graph, score: Scores | None = None, subtask_of: Mapping[str, str] | None = None) -> None:
+        """Turn utilities into levels by source; see `OnGraph`. subtask_of: each target's subtask, where targets have any."""
+        super().__init__(graph, score)
+        self._subtask_of = subtask_of
 
     def _keep(self, sources: Codes, levels: npt.NDArray[np.int32]) -> None:
         """Keep each target's sources, best first."""
@@ -32,98 +35,61 @@ class SparseTurns(SparseCoverage):
         in_threads(lambda a, b: kernels.sort_edges(a, b, sources, levels, self._lists, self._size), len(sources))
         self._counted = max(int(np.count_nonzero(self._size)), 1)
 
-    def take_turns(
-        self,
-        k: int,
-        *,
-        rules: Rules = NO_RULES,
-        seed: int = 0,
-        subtask_of: Mapping[str, str] | None = None,
-        score: Scores | None = None,
-    ) -> Solution:
+    def choose(self, k: int, seed: int = 0, rules: Rules = NO_RULES) -> Subset:
         """Return `k` sources in the order in which targets took them, with a capacity as many as fit; see `RoundRobin`.
 
-        Rows that must be in come first, and where no target has a neighbour left, the rest is taken by score: as given, or the
-        mean on the graph. Raises InfeasibleError for a `k` that the graph cannot give.
+        Rows that must be in come first, and where no target has a neighbour left, the rest is taken by score. Raises
+        InfeasibleError for a `k` that the graph cannot give.
         """
-        n = len(self.source_ids)
-        check_count(k, n)
+        n_targets = len(self.target_ids)
+        check_count(k, len(self.source_ids))
         ledger = rules.ledger(self.source_ids, k)
-        forced = ledger.forced
-        if len(forced):
-            forced = forced[np.argsort(-self.scores(score)[forced], kind="stable")]
-        gone = np.ones(n, bool)
-        gone[ledger.candidates] = False
-        for s in forced.tolist():
-            ledger.admit(s)
-        order, taker = np.empty(k, np.int64), np.full(k, -1, np.int64)
-        order[: len(forced)] = forced
-        groups, n_targets = Groups.of(self.target_ids, subtask_of, seed), len(self.target_ids)
-        nothing = np.empty((0, n_targets), np.int32)
-        taken = turn_kernels.take_turns(
-            nothing,
+        (order, taker), gone, forced = begun(k, ledger, self.scores)
+        lists = turn_kernels.Lists(self._lists.copy(), self._size.copy(), np.ones(n_targets, bool))
+        count = forced + turn_kernels.take_turns(
+            np.empty((0, n_targets), np.int32),
             np.zeros(n_targets, np.int32),
-            self._lists.copy(),
-            self._size.copy(),
-            np.ones(n_targets, bool),
-            groups.starts,
-            groups.members,
+            lists,
+            groups_of(self.target_ids, self._subtask_of, seed),
             gone,
-            ledger.group,
-            ledger.least,
-            ledger.most,
-            ledger.cost,
-            ledger.room,
-            order[len(forced) :],
-            taker[len(forced) :],
+            ledger.limits,
+            turn_kernels.Taken(order[forced:], taker[forced:]),
         )
-        found = ledger.filled(order[: len(forced) + taken], k, lambda: self.scores(score))
-        by = np.zeros(len(found.sources), np.int64)
-        kernels.replay(found.sources, *self._edges, self._unserved(), by)
-        whole = self._solution(found, by, rules)
-        reachable = self._reachable(rules)
-        base, counted = self._scale.low, self._counted
-        return replace(
-            whole,
-            gains=whole.gains / counted,
-            value=base + whole.value / counted,
-            floor=base,
-            upper_bound=base + min(whole.upper_bound, reachable) / counted,
-            taker=taker[: len(found.sources)],
-        )
+        return self._account(ledger.filled(order[:count], k, self.scores), taker, rules)
 
-    def account(self, solution: Solution, rules: Rules = NO_RULES) -> Subset:
-        """Return the solution with what every other row would still add, and a reason for every row."""
-        k, counted, taker = len(solution.ids), self._counted, solution.taker
-        left = self._left(positions(self.source_ids, solution.ids)) * (self._scale.unit / counted)
-        rank = {item: rank for rank, item in enumerate(solution.ids)}
-        out = {item: float(gain) for item, gain in zip(self.source_ids, left, strict=True) if item not in rank}
-        first = k - solution.by_score
+    def _account(self, found: Order, taker: npt.NDArray[np.int64], rules: Rules) -> Subset:
+        """Return the chosen sources with what every other row would still add, and a reason for every row."""
+        by, step, base = np.zeros(len(found.sources), np.int64), self._scale.unit / self._counted, self._scale.low
+        kernels.replay(found.sources, self._edges, self._unserved(), by)
+        ids, bound, out = self._outcome(found, by, rules)
+        gains, k, first = by.astype(np.float64) * self._scale.unit / self._counted, len(ids), len(ids) - found.by_score
+        rank = {item: rank for rank, item in enumerate(ids)}
 
         def reason(item: str) -> str:
             if item not in rank:
                 if item in rules.exclude:
                     return "Not chosen: must not be in."
-                return f"Not chosen: no target came to it in its turns; would add {out[item]:.4g} to the mean over targets."
+                adds = f"would add {out[item] * step:.4g} to the mean over targets."
+                return f"Not chosen: no target came to it in its turns; {adds}"
             at = rank[item]
             if at >= first:
                 return f"Taken by score at rank {at + 1} of {k}: no target had a neighbour left after the {first} before it."
-            adds = f"adds {solution.gains[at]:.4g} to the mean over targets."
-            if taker is None or taker[at] < 0:
+            adds = f"adds {gains[at]:.4g} to the mean over targets."
+            if taker[at] < 0:
                 return f"Must be in at rank {at + 1} of {k}: {adds}"
             name = self.target_ids[int(taker[at])]
             return f"Taken at rank {at + 1} of {k} in the turn of {name}, as its best neighbour not yet taken; {adds}"
 
         return Subset(
             "rr",
-            solution.ids,
-            solution.gains,
-            solution.value,
-            solution.upper_bound,
-            out,
+            ids,
+            gains,
+            base + int(by.sum()) * self._scale.unit / self._counted,
+            base + min(bound * self._scale.unit, self._reachable(rules)) / self._counted,
+            {item: gain * step for item, gain in out.items()},
             LazilyBy(reason, self.source_ids),
-            solution.floor,
-            solution.by_score,
+            base,
+            found.by_score,
         )
 
     def value(self, ids: Sequence[str]) -> float:
@@ -136,7 +102,7 @@ class SparseTurns(SparseCoverage):
         allowed = np.arange(n)
         if rules.exclude:
             allowed = np.flatnonzero([item not in rules.exclude for item in self.source_ids])
-        kernels.replay(allowed, *self._edges, best, np.empty(len(allowed), np.int64))
+        kernels.replay(allowed, self._edges, best, np.empty(len(allowed), np.int64))
         return int(best.sum(dtype=np.int64)) * self._scale.unit
 
 

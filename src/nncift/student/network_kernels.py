@@ -34,48 +34,43 @@ PANEL = 32
 _MATH = {"reassoc", "contract", "nsz", "nnan"}
 
 
-@intrinsic
-def _tile(
-    typing_context: Any,
-    strip: Any,
-    source: Any,
-    weights: Any,
-    offset: Any,
-    out: Any,
-    source_step: Any,
-    out_step: Any,
-    hidden: Any,
-) -> Any:
-    """Write `ROWS` sources by `STRIP` targets: addresses of strip, first source, weights, offsets and output, then sizes.
+def _at(builder: Any, address: Any, index: Any, kind: Any) -> Any:
+    here = builder.add(address, builder.mul(index, ir.Constant(index.type, 4)))
+    return builder.inttoptr(here, kind.as_pointer())
 
-    Arguments, all integers: strip, source, weights, offset, out, floats from one source to the next, floats from one output
-    row to the next, hidden.
+
+def _read(builder: Any, address: Any, index: Any, kind: Any) -> Any:
+    found = builder.load(_at(builder, address, index, kind))
+    found.align = 4
+    return found
+
+
+def _spread(builder: Any, value: Any, vector: Any) -> Any:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _fused(builder: Any, one: Any, other: Any, total: Any) -> Any:
+    # One step where the hardware has it, two where it has not.
+    return builder.fadd(builder.fmul(one, other, flags=("contract",)), total, flags=("contract",))
+
+
+@intrinsic
+def _tile(typing_context: Any, numbers: Any) -> Any:
+    """Write `ROWS` sources by `STRIP` targets.
+
+    numbers: eight integers, the addresses of strip, first source, weights, offsets and output, floats from one source to the
+    next, floats from one output row to the next, and hidden.
     """
-    signature = types.void(*([types.intp] * 8))
+    signature = types.void(types.UniTuple(types.intp, 8))  # type: ignore[no-untyped-call]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        strip, source, weights, offset, out, source_step, out_step, hidden = arguments
+        strip, source, weights, offset, out, source_step, out_step, hidden = (
+            builder.extract_value(arguments[0], place) for place in range(8)
+        )
         number, integer = ir.FloatType(), hidden.type
         vector = ir.VectorType(number, LANES)
-
-        def at(address: Any, index: Any, kind: Any) -> Any:
-            here = builder.add(address, builder.mul(index, ir.Constant(integer, 4)))
-            return builder.inttoptr(here, kind.as_pointer())
-
-        def read(address: Any, index: Any, kind: Any) -> Any:
-            found = builder.load(at(address, index, kind))
-            found.align = 4
-            return found
-
-        def spread(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
-
-        def fused(one: Any, other: Any, total: Any) -> Any:
-            # One step where the hardware has it, two where it has not.
-            return builder.fadd(builder.fmul(one, other, flags=("contract",)), total, flags=("contract",))
-
         rows = [builder.add(source, builder.mul(source_step, ir.Constant(integer, 4 * r))) for r in range(ROWS)]
         before = builder.block
         loop, after = builder.append_basic_block("steps"), builder.append_basic_block("sums")
@@ -85,15 +80,15 @@ def _tile(
         sums = [[builder.phi(vector) for _ in range(STRIP // LANES)] for _ in range(ROWS)]
         place = builder.mul(step, ir.Constant(integer, STRIP))
         targets = [
-            read(strip, builder.add(place, ir.Constant(integer, half * LANES)), vector)
+            _read(builder, strip, builder.add(place, ir.Constant(integer, half * LANES)), vector)
             for half in range(STRIP // LANES)
         ]
-        weight = spread(read(weights, step, number))
+        weight = _spread(builder, _read(builder, weights, step, number), vector)
         added = []
         for row, sums_of_row in zip(rows, sums, strict=True):
-            other = spread(read(row, step, number))
+            other = _spread(builder, _read(builder, row, step, number), vector)
             highest = [builder.select(builder.fcmp_ordered(">", x, other), x, other) for x in targets]
-            added.append([fused(weight, h, s) for h, s in zip(highest, sums_of_row, strict=True)])
+            added.append([_fused(builder, weight, h, s) for h, s in zip(highest, sums_of_row, strict=True)])
         following = builder.add(step, ir.Constant(integer, 1))
         builder.cbranch(builder.icmp_signed("<", following, hidden), loop, after)
         step.add_incoming(ir.Constant(integer, 0), before)
@@ -104,10 +99,10 @@ def _tile(
                 phi.add_incoming(value, loop)
         builder.position_at_end(after)
         for r, of_row in enumerate(added):
-            constant = spread(read(offset, ir.Constant(integer, r), number))
+            constant = _spread(builder, _read(builder, offset, ir.Constant(integer, r), number), vector)
             for half, total in enumerate(of_row):
                 index = builder.add(builder.mul(out_step, ir.Constant(integer, r)), ir.Constant(integer, half * LANES))
-                builder.store(builder.fadd(total, constant), at(out, index, vector)).align = 4
+                builder.store(builder.fadd(total, constant), _at(builder, out, index, vector)).align = 4
         return context.get_dummy_value()
 
     return signature, generate
@@ -128,7 +123,7 @@ def _panels(strips: Floats, negated: Floats, v: Floats, offset: Floats, out: Flo
             for j in range(panel * PANEL, min((panel + 1) * PANEL, m), ROWS):
                 whole = i + STRIP <= n and j + ROWS <= m
                 into = out[j, i:].ctypes.data if whole else edge.ctypes.data
-                _tile(  # type: ignore[call-arg]  # numba passes the typing context
+                numbers = (
                     strips[strip].ctypes.data,
                     negated[j].ctypes.data,
                     v.ctypes.data,
@@ -138,6 +133,7 @@ def _panels(strips: Floats, negated: Floats, v: Floats, offset: Floats, out: Flo
                     n if whole else STRIP,
                     hidden,
                 )
+                _tile(numbers)  # type: ignore[call-arg]  # numba passes the typing context
                 if not whole:
                     for r in range(min(ROWS, m - j)):
                         for t in range(min(STRIP, n - i)):
@@ -146,8 +142,16 @@ def _panels(strips: Floats, negated: Floats, v: Floats, offset: Floats, out: Flo
 
 @njit(cache=True, nogil=True, fastmath=_MATH)
 def _pairs(
-    a: Floats, negated: Floats, i: Codes, j: Codes, v: Floats, offset: Floats, out: Floats, start: int, stop: int
+    sides: tuple[Floats, Floats],
+    codes: tuple[Codes, Codes],
+    v: Floats,
+    offset: Floats,
+    out: Floats,
+    start: int,
+    stop: int,
 ) -> None:
+    """Write the values of some pairs. sides: projections of targets, and of sources negated; codes: of both into these."""
+    (a, negated), (i, j) = sides, codes
     for pair in range(start, stop):
         # Row views, not double indices: numba vectorises the loop over k only then.
         x, y = a[i[pair]], negated[j[pair]]
@@ -180,5 +184,5 @@ def relu_pairs(targets: Floats, sources: Floats, target: Codes, source: Codes, w
     pad = ((0, 0), (0, -len(weights) % LANES))
     a, negated = np.pad(np.asarray(targets, np.float32), pad), np.pad(-np.asarray(sources, np.float32), pad)
     v, out = np.pad(np.asarray(weights, np.float32), pad[1]), np.empty(len(target), np.float32)
-    in_threads(lambda p, q: _pairs(a, negated, target, source, v, offset, out, p, q), len(out), least=10_000)
+    in_threads(lambda p, q: _pairs((a, negated), (target, source), v, offset, out, p, q), len(out), least=10_000)
     return out
