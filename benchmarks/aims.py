@@ -49,7 +49,7 @@ def measure(
                 out=Path(folder) / name,
                 **sets,
             )
-            usable = FinishedRun(run.path).rows.sources
+            usable = FinishedRun(run.path).rows.ids
             own = set(mine.ids)
             found[f"share_with_it_as_{name}"] = sum(row.id in own for row in run.subset) / len(run.subset)
             found["share_in_pool"] = sum(item in own for item in usable) / len(usable)

@@ -96,7 +96,7 @@ def _file(name: str, data: bytes) -> Path:
 def _read(path: Path) -> None:
     """Read rows, and do with them what a run does without a model."""
     from nncift.data import read, write_rejected, write_rows
-    from nncift.data.pool_table import Rows
+    from nncift.data.pool import PoolTable
 
     found = read(path)
     json.dumps([[row.id, row.source, row.raw] for row in found])
@@ -104,7 +104,7 @@ def _read(path: Path) -> None:
     write_rejected(folder() / "rejected.jsonl", found.rejected)
     if (folder() / "rows.jsonl").read_bytes().count(b"\n") != len(found):
         raise AssertionError("a row's text has a line break")
-    Rows.of(found)
+    PoolTable.of(found)
     for row in found:
         for character in (*row.id, *row.source):
             if character in "\n\r\0" or "\ud800" <= character <= "\udfff":
@@ -180,7 +180,7 @@ def constraints(data: bytes) -> None:
     """Read what is wished of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
     from nncift.config import resolve
     from nncift.data import Examples, read
-    from nncift.data.pool_table import Rows
+    from nncift.data.pool import PoolTable
     from nncift.selection.constraints import Constraints
 
     given = data.decode("utf-8", "surrogateescape").split("\n", 4)
@@ -190,8 +190,8 @@ def constraints(data: bytes) -> None:
     for name, text in zip(names, given, strict=False):
         with _allowed():
             found = resolve({name: text})
-            Constraints.read(found).check(Rows.of(pool))
-    Constraints.read(resolve({"include": str(ids), "budget": "3"})).check(Rows.of(pool))
+            Constraints.read(found).check(PoolTable.of(pool))
+    Constraints.read(resolve({"include": str(ids), "budget": "3"})).check(PoolTable.of(pool))
 
 
 FEW = b"\n".join(

@@ -19,7 +19,7 @@ import numpy as np
 from nncift.config import RunSettings
 from nncift.core.tasks import TaskResult
 from nncift.data import read
-from nncift.data.pool_file import write_rows_file
+from nncift.data.pool import PoolTable
 from nncift.distributed.piece_records import Record, Writer
 from nncift.distributed.piece_records import read as read_records
 from nncift.labels import LabelBudget, grow
@@ -64,7 +64,7 @@ def measured(rows: int) -> dict[str, float]:
         write_json(folder / "pool.json", {row.id: row.content_hash for row in pool})
         found["bytes_of_a_row_in_pool_json"] = (folder / "pool.json").stat().st_size / rows
         with RunDir(folder / "run", RunSettings()) as directory:
-            write_rows_file(directory, pool, None, {})
+            PoolTable.of(pool).write(directory)
         found["bytes_of_a_row_in_rows_parquet"] = (folder / "run" / "rows.parquet").stat().st_size / rows
         store = LabelStore.open(folder / "labels")
         store.adopt(

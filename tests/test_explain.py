@@ -54,12 +54,12 @@ def done(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
 
 def test_the_block_is_what_the_selection_saw(done: Path) -> None:
     run = FinishedRun(done)
-    values, known = run.block(run.target_ids, run.rows.sources)
+    values, known = run.block(run.target_ids, run.rows.ids)
     assert values.shape == (40, 40)
     assert np.isnan(np.diag(values)).all()
     assert known.sum() == sum(len(pairs) for pairs in run.labels.values())
     # `score` was written from the matrix of the selection.
-    scores = [run.choices[name].score for name in run.rows.sources]
+    scores = [run.choices[name].score for name in run.rows.ids]
     np.testing.assert_allclose(np.nanmean(values, axis=0), np.array(scores, float), rtol=0, atol=1e-6)
 
 
@@ -84,7 +84,7 @@ def test_the_interval_holds_nine_of_ten_held_out_pairs(done: Path) -> None:
 
 def test_targets_served_best_come_from_the_column_of_the_matrix(done: Path) -> None:
     run = FinishedRun(done)
-    name = run.rows.sources[7]
+    name = run.rows.ids[7]
     column = run.block(run.target_ids, [name])[0][:, 0]
     found = served_best(run, name, best=3)
     best = sorted(column[np.isfinite(column)].tolist(), reverse=True)[:3]

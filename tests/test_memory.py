@@ -113,7 +113,7 @@ def test_what_runs_out_is_named_with_its_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "record"),
     [
         (
             RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 5000000 bytes. Error"),
@@ -260,7 +260,7 @@ def test_reading_parquet_starts_no_thread_and_loads_nothing_that_ends_the_proces
     code = (
         "import os, sys; from pathlib import Path; from nncift.core.memory import cap; cap(10**12)\n"
         "from nncift.storage.parquet import FileColumn, read_columns; from nncift.data.file_rows import file_records\n"
-        "path = Path(sys.argv[1]); import nncift.data.pool_table; threads = len(os.listdir('/proc/self/task'))\n"
+        "path = Path(sys.argv[1]); import nncift.data.pool; threads = len(os.listdir('/proc/self/task'))\n"
         "assert len(read_columns(path)) == len(list(FileColumn(path, 'v'))) == len(list(file_records(path))) == 50\n"
         "print(len(os.listdir('/proc/self/task')) - threads, 'pyarrow.compute' in sys.modules)"
     )

@@ -17,7 +17,7 @@ import yaml
 import nncift
 from nncift import Run
 from nncift.data import Examples
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.evaluation.fidelity import measure
 from nncift.runs.compare import compare
@@ -213,7 +213,7 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
 
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
     record = reselect(done, {"budget": "60tok"}, tmp_path / "again")
-    rows = Rows.load(done / "rows.parquet")
+    rows = PoolTable.open(done)
     tokens = dict(zip(rows.ids, rows.tokens or (), strict=True))
     assert record["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
     with pytest.raises(InfeasibleError, match="the pool has only"):

@@ -133,7 +133,7 @@ def test_new_rows_cost_one_pass_each_and_get_what_the_run_would_predict(
     again = nncift.Student.load(probed / "run" / "student").score(nncift.read(probed / "pool.jsonl"))
     targets, sources = finished._axes
     block = finished.student.predict_block(targets.projected, sources.projected)
-    means = dict(zip(finished.rows.sources, block.mean(axis=0), strict=True))
+    means = dict(zip(finished.rows.ids, block.mean(axis=0), strict=True))
     assert again.score == pytest.approx([means[item] for item in again.ids], abs=1e-4)
 
 

@@ -19,8 +19,7 @@ from nncift.config import RunSettings
 from nncift.core.progress import Progress, silent
 from nncift.core.tasks import SCORE, Executor, LocalExecutor
 from nncift.data import Examples
-from nncift.data.pool_file import write_rows_file
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.data.python_rows import are_paths
 from nncift.distributed.shards import Joining
 from nncift.distributed.start import ClusterSettings, executor_of
@@ -162,7 +161,7 @@ def _selected(
         context = RunContext(directory, settings, teacher, encoder, progress, executor=joining)
         axes, rejected = usable_rows(context, pool, wanted)
         constraints = Constraints.read(settings)
-        constraints.check(Rows.of(axes.sources))
+        constraints.check(PoolTable.of(axes.sources))
         allowance = settle(
             context,
             label_budgets(settings, axes),
@@ -179,11 +178,11 @@ def _selected(
         directory.write_manifest(record_of(context, pool))
         vectors, before = embed(context, axes), embed_existing(context, existing)
         tokens = token_counts(context, axes.sources)
-        rows = Rows.of(axes.sources, tokens)
+        rows = PoolTable.of(axes.sources, axes.targets, tokens)
         settled = constraints.settle(rows, vectors.text)
         labels, student, fidelity = label_in_rounds(context, axes, vectors, plan, rounds)
         joining.tidy(finished_jobs(context))
-        write_rows_file(directory, axes.sources, axes.targets, tokens or {})
+        rows.write(directory)
         subtask_of = subtasks.keep(directory, axes.targets, subtask_column(teacher))
         utilities = Utilities(student, vectors, labels, rows.content, before, subtask_of, context.calculate)
         problem = partial(build, utilities, settings, settled.removed)

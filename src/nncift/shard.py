@@ -14,7 +14,7 @@ from nncift.core.parallel import may_pay
 from nncift.core.progress import Progress, silent
 from nncift.core.tasks import SCORE, Enough, Incomplete
 from nncift.data import Examples
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.distributed.shadow import Leaves, made_once, shadow_of
 from nncift.distributed.shard_executor import Part
 from nncift.distributed.shards import Shard
@@ -81,7 +81,7 @@ def run_shard(
         context = RunContext(directory, settings, teacher, encoder, progress)
         axes, _ = usable_rows(context, pool, wanted)
         constraints = Constraints.read(settings)
-        constraints.check(Rows.of(axes.sources))
+        constraints.check(PoolTable.of(axes.sources))
         allowance = settle(context, label_budgets(settings, axes), axes, existing, _check_time)
         rounds = remaining(allowance.rounds, axes, context.labels().training())
         keep(context, allowance)
@@ -196,7 +196,7 @@ class _Course:
         context, axes = self._work, self._axes
         settings, directory = context.settings, context.directory
         self._part.forget_others(context.keys["fit"])
-        rows = Rows.of(axes.sources, token_counts(context, axes.sources))
+        rows = PoolTable.of(axes.sources, tokens=token_counts(context, axes.sources))
         settled = self._constraints.settle(rows, vectors.text)
         if directory.is_done("select", key_of(context.keys, settings, rows, settled), CHOSEN):
             return

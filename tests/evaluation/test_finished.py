@@ -38,7 +38,7 @@ def run(tmp_path: Path, write_pool: Write) -> Path:
 
 def examples(run: Path) -> Examples:
     rows = FinishedRun(run).rows
-    return Examples(tuple(rows.example(item) for item in rows.sources))
+    return Examples(tuple(rows.example(item) for item in rows.ids))
 
 
 def test_the_curve_ends_with_the_students_own_measures_and_costs_no_pass(run: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any])
     trained = [arm for arm in ARMS if arm != "none"]
     assert {steps["arms"][arm]["steps"] for arm in trained} == {3}
     wanted = 3 * 2 * np.mean([len(row) for row in lengths(run, given, FinishedRun(run).chosen)])
-    longest = max(len(row) for row in lengths(run, given, FinishedRun(run).rows.sources))
+    longest = max(len(row) for row in lengths(run, given, FinishedRun(run).rows.ids))
     for arm in trained:
         assert wanted - longest < tokens["arms"][arm]["tokens"] <= wanted + 1
         assert steps["arms"][arm]["rows"] == (40 if arm == "full" else 6)
@@ -79,7 +79,7 @@ def lengths(run: Path, given: dict[str, Any], ids: tuple[str, ...]) -> list[Any]
     from nncift.finetune.tune_settings import resolve
 
     finished = FinishedRun(run)
-    trainer = Trainer(finished, resolve(given), finished.rows.pool, finished.rows.pool)
+    trainer = Trainer(finished, resolve(given), finished.rows.examples, finished.rows.examples)
     return [trainer.training_sets.rows[item] for item in ids]
 
 

@@ -78,8 +78,7 @@ def test_the_last_point_of_the_curve_is_the_coverage_of_the_selection(run: Finis
     first = run.block(run.target_ids, run.chosen[:1])[0][:, 0]
     assert found["curves"]["selected"][0] == pytest.approx(float(np.nanmean(first)), abs=1e-6)
     random = [
-        np.nanmax(run.block(run.target_ids, random_ids(run.rows.sources, 18, draw))[0], axis=1).mean()
-        for draw in range(5)
+        np.nanmax(run.block(run.target_ids, random_ids(run.rows.ids, 18, draw))[0], axis=1).mean() for draw in range(5)
     ]
     assert found["curves"]["random"][-1] == pytest.approx(float(np.mean(random)), abs=1e-6)
     assert set(found["curves"]) == {"selected", "random", "stratified", "embedding", "longest"}
@@ -199,10 +198,10 @@ class Large(FinishedRun):
 
     def __init__(self, small: FinishedRun, rows: int) -> None:
         super().__init__(small.path)
-        from nncift.data.pool_file import RowsFile
+        from nncift.data.pool import PoolTable
 
         rng = np.random.default_rng(0)
-        few = small.rows.sources
+        few = small.rows.ids
         ids = (*few, *(f"more-{k:06d}" for k in range(len(few), rows)))
         chosen = set(rng.choice(rows, rows // 5, replace=False).tolist())
         rank = {k: place for place, k in enumerate(sorted(chosen), 1)}
@@ -219,7 +218,7 @@ class Large(FinishedRun):
             "raw": [raw[k % 100] for k in range(rows)],
         }
         layout = Layout.from_settings("auto", None)
-        self.__dict__["rows"] = RowsFile(ids, None, columns, {name: k for k, name in enumerate(ids)}, layout)
+        self.__dict__["rows"] = PoolTable(ids, columns, layout)
         self.__dict__["_selection_table"] = {
             "id": list(ids),
             "source": columns["source"],
@@ -230,7 +229,7 @@ class Large(FinishedRun):
             "score": rng.normal(size=rows).tolist(),
             "reason": ["Because. " * 60] * rows,
         }
-        dim = small.vectors(small.rows.sources[:1]).shape[1]
+        dim = small.vectors(small.rows.ids[:1]).shape[1]
         vectors = rng.normal(size=(rows, dim)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         place = {name: k for k, name in enumerate(ids)}

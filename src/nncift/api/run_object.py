@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def subset(self) -> Examples:
         """The selected rows in rank order."""
-        return self._finished.rows.pool.subset(self.selected_ids)
+        return self._finished.rows.examples.subset(self.selected_ids)
 
     @property
     def selected_ids(self) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ class Run:
             import pandas as pd
         except ImportError as error:
             raise ResourceError("to_pandas needs pandas: pip install pandas") from error
-        choices, pool = self._finished.choices, self._finished.rows.pool
+        choices, pool = self._finished.choices, self._finished.rows.examples
         ids = [*self.selected_ids, *self._finished.dropped]
         columns: dict[str, list[Any]] = {name: [getattr(choices[item], name) for item in ids] for name in SELECTION}
         texts = {row.id: (row.prompt, row.response) for row in pool}

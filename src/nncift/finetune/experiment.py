@@ -84,7 +84,7 @@ class TuneExperiment:
         if "teacher" in settings.arms:
             check_existing(run, judged_objective(run))
         tests = held_out(run, settings)
-        self._trainer = Trainer(run, settings, run.rows.pool, tests.rows)
+        self._trainer = Trainer(run, settings, run.rows.examples, tests.rows)
         self._trainer.notes.extend(tests.notes)
         folder.mkdir(parents=True, exist_ok=True)
         self._cells = Cells(folder, tests.rows.ids)

@@ -30,8 +30,7 @@ def held_out(run: FinishedRun, settings: TuneSettings) -> HeldOut:
     notes = [*read_rows.notes]
     if read_rows.rejected:
         notes.append(f"{len(read_rows.rejected)} test rows cannot be used; the first: {read_rows.rejected[0].reason}.")
-    wanted = run.rows.targets or ()
-    seen = set(run.rows.column("content", (*run.rows.sources, *wanted)))
+    seen = {*run.rows.content, *(run.rows.targets.content if run.rows.targets else ())}
     fresh = [row for row in read_rows if row.content_hash not in seen]
     known = len(read_rows) - len(fresh)
     if known and not settings.drop_seen:
@@ -46,7 +45,7 @@ def held_out(run: FinishedRun, settings: TuneSettings) -> HeldOut:
         )
     if not fresh:
         raise DataError("no test row is left: the run has seen all of them")
-    asked = len(fresh) - len(_without_prompts(fresh, run.rows.pool))
+    asked = len(fresh) - len(_without_prompts(fresh, run.rows.examples))
     if asked:
         notes.append(f"{asked} of {len(fresh)} test rows ask what a row of the pool asks, with another response.")
     return HeldOut(Examples(tuple(fresh)), tuple(notes))

@@ -11,8 +11,7 @@ from typing import Any
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
-from nncift.data.pool_file import NAME
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import truth_of
@@ -39,17 +38,17 @@ class Pool:
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the rows that can be chosen."""
-        return self.run.rows.sources
+        return self.run.rows.ids
 
-    @cached_property
-    def rows(self) -> Rows:
+    @property
+    def rows(self) -> PoolTable:
         """The rows as a selection needs them."""
-        return Rows.load(self.run.path / NAME)
+        return self.run.rows
 
     @cached_property
     def examples(self) -> Examples:
         """The rows as they were read."""
-        return self.run.rows.pool
+        return self.run.rows.examples
 
     @cached_property
     def content(self) -> dict[str, str]:

@@ -76,7 +76,7 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
         settings, pool.device, seed=settings.seed, encoder=settings.encoder, workspace=inputs.workspace_of(folder)
     )
     made = pipeline.execute(
-        settings, pool.examples, folder, teacher=teacher, target=pool.run.rows.wanted, progress=pool.progress
+        settings, pool.examples, folder, teacher=teacher, target=pool.run.rows.target_examples, progress=pool.progress
     )
     record = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "seconds")}
     pool.costs.setdefault("small-teacher", {}).update(record)
@@ -89,7 +89,7 @@ def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
     The test rows are never looked at. Takes one pass of the model per row, and memory for a matrix of all pairs.
     """
     teacher = Rds(pool.lm(), template=pool.template)
-    wanted = pool.run.rows.wanted
+    wanted = pool.run.rows.target_examples
     folder = pool.folder / "rds" / fingerprint(dict(teacher.describe()), pool.ids)
     matrix = true_matrix(teacher, pool.examples, folder, pool.progress, targets=wanted)
     pool.costs.setdefault("rds", {})["teacher_passes"] = len(pool.ids) + len(wanted or ())
@@ -106,6 +106,6 @@ def _state(run: FinishedRun) -> list[Any]:
         marks,
         run.settings.part(SelectSettings),
         run.settings.seed,
-        run.rows.sources,
-        list(run.rows.columns["raw"]),
+        run.rows.ids,
+        list(run.rows.raw),
     ]

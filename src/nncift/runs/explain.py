@@ -229,9 +229,9 @@ def _turns(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[str
     if not record["serves"]:
         return ["No target has a known utility for it, so that none takes it."]
     best = record["serves"][0]
-    values = run.block([best["target"]], run.rows.sources)[0][0]
+    values = run.block([best["target"]], run.rows.ids)[0][0]
     ahead = int(np.nansum(values > best["utility"]))
-    taken = sum(values[at] > best["utility"] for at, item in enumerate(run.rows.sources) if run.choices[item].selected)
+    taken = sum(values[at] > best["utility"] for at, item in enumerate(run.rows.ids) if run.choices[item].selected)
     return [
         f"Targets take their best rows in turn, whatever these add. The target that it serves best, {best['target']}, has "
         f"{ahead:,} rows that serve it better, of which {taken:,} are chosen. A larger budget gives every target more turns; "

@@ -21,7 +21,7 @@ from nncift.core.lazily import LazilyBy
 from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
 from nncift.data.layout import Layout
-from nncift.data.pool_file import RowsFile
+from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
 from nncift.labels.row_labels import SCORE
 from nncift.labels.store import read_utilities
@@ -111,8 +111,8 @@ class FinishedRun:
 
     def _places(self, ids: list[str]) -> dict[str, int]:
         """Return where each id stands; with the ids of the rows themselves where they are the same, not with copies."""
-        same = "rows" in self.__dict__ and tuple(ids) == self.rows.sources
-        return {item: at for at, item in enumerate(self.rows.sources if same else ids)}
+        same = "rows" in self.__dict__ and tuple(ids) == self.rows.ids
+        return {item: at for at, item in enumerate(self.rows.ids if same else ids)}
 
     @cached_property
     def chosen(self) -> tuple[str, ...]:
@@ -127,9 +127,9 @@ class FinishedRun:
         return [item for item in self.choices if item not in taken]
 
     @cached_property
-    def rows(self) -> RowsFile:
+    def rows(self) -> PoolTable:
         """The rows themselves."""
-        return RowsFile.open(self.path, Layout.from_settings(self.settings.format, self.settings.map))
+        return PoolTable.open(self.path, Layout.from_settings(self.settings.format, self.settings.map))
 
     @cached_property
     def labels(self) -> dict[str, LabelledPairs]:
@@ -144,7 +144,7 @@ class FinishedRun:
     @property
     def target_ids(self) -> tuple[str, ...]:
         """Ids of the target axis."""
-        return SCORE if self.pointwise else self.rows.targets or self.rows.sources
+        return SCORE if self.pointwise else self.rows.target_ids or self.rows.ids
 
     @cached_property
     def student(self) -> Student:
@@ -163,8 +163,8 @@ class FinishedRun:
     @cached_property
     def similarities(self) -> FreeSimilarities:
         """The similarities of this run's targets and sources that cost no label."""
-        sources, blank = self._files.of(self.rows.sources), np.zeros((1, 0), np.float32)
-        shared, existing = not self.pointwise and self.rows.targets is None, self.path / "existing.npy"
+        sources, blank = self._files.of(self.rows.ids), np.zeros((1, 0), np.float32)
+        shared, existing = not self.pointwise and self.rows.target_ids is None, self.path / "existing.npy"
         targets = blank if self.pointwise else sources if shared else self._files.of(self.target_ids)
         second = np.asarray(load_array(existing, "r")) if existing.exists() else None
         return FreeSimilarities(self._files.views, targets, sources, shared, second, self.subtask_of)
@@ -191,17 +191,17 @@ class FinishedRun:
         targets = self.target_ids
         if objective == "flmi":
             # It looks at the pool's rows as targets, and at what the target set's rows do for them.
-            targets = self.rows.sources
+            targets = self.rows.ids
             similar = FreeSimilarities(similar.views, similar.sources, similar.sources, True, similar.targets)
-        return similar.ids(name, objective, targets, self.rows.sources, k, seed=self.settings.seed)
+        return similar.ids(name, objective, targets, self.rows.ids, k, seed=self.settings.seed)
 
     @cached_property
     def _axes(self) -> tuple[_Axis, _Axis]:
         """Targets and sources, with what the student needs of each."""
         student, blank = self.student, np.zeros((1, 0), np.float32)
         targets = student.project_targets(blank if self.pointwise else self._files.of(self.target_ids))
-        sources = student.project_sources(self._files.of(self.rows.sources))
-        return _Axis.of(self.target_ids, targets), _Axis.of(self.rows.sources, sources)
+        sources = student.project_sources(self._files.of(self.rows.ids))
+        return _Axis.of(self.target_ids, targets), _Axis.of(self.rows.ids, sources)
 
     @cached_property
     def _known(self) -> _Known:

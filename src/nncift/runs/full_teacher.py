@@ -12,8 +12,6 @@ import numpy as np
 from nncift.core.pairs import LabelledPairs, UtilityMatrix
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
-from nncift.data.pool_file import NAME
-from nncift.data.pool_table import Rows
 from nncift.errors import UsageError
 from nncift.evaluation.metrics import skill
 from nncift.labels.row_labels import SCORE
@@ -45,7 +43,14 @@ def truth_of(
 
     folder: where they are kept, so that runs with one teacher and pool can share them; by default in the run.
     """
-    return _true(run, teacher_of(run, device), run.rows.pool, folder or run.path / "truth", progress, run.rows.wanted)
+    return _true(
+        run,
+        teacher_of(run, device),
+        run.rows.examples,
+        folder or run.path / "truth",
+        progress,
+        run.rows.target_examples,
+    )
 
 
 def teacher_of(run: FinishedRun, device: str) -> Teacher | RowTeacher:
@@ -72,7 +77,7 @@ def true_problem(
     true: `truth_of` the run. `flmi`, and rows that were trained on already, need more pairs, which are labelled here and kept in
     the run. Raises UsageError where the rows that were trained on already are not at hand.
     """
-    utilities, sources = utilities_of(run, objective), run.rows.sources
+    utilities, sources = utilities_of(run, objective), run.rows.ids
     matrix, similar = _over(true, sources), utilities.similarities()
     if not run.pointwise:
         similar = replace(similar, targets=VectorFiles(run.path).on(matrix.target_ids, sources).targets)
@@ -100,14 +105,14 @@ def _of_the_pool(
     run: FinishedRun, matrix: UtilityMatrix, similar: FreeSimilarities, device: str, progress: Progress
 ) -> DenseProblem:
     """Return the pool against itself, and what the target set's rows do for it (`flmi`)."""
-    teacher, pool, wanted = teacher_of(run, device), run.rows.pool, run.rows.wanted
+    teacher, pool, wanted = teacher_of(run, device), run.rows.examples, run.rows.target_examples
     if wanted is None:
         raise UsageError("flmi is about a target set, and this run has none")
-    values = _over(_true(run, teacher, pool, run.path / "truth" / "pool", progress), run.rows.sources)
+    values = _over(_true(run, teacher, pool, run.path / "truth" / "pool", progress), run.rows.ids)
     served = _true(run, teacher, wanted, run.path / "truth" / "target", progress, pool)
     alike = FreeSimilarities(similar.views, similar.sources, similar.sources, shared=True, second=similar.targets)
-    if values.target_ids != run.rows.sources:
-        order = {item: at for at, item in enumerate(run.rows.sources)}
+    if values.target_ids != run.rows.ids:
+        order = {item: at for at, item in enumerate(run.rows.ids)}
         rows = similar.sources[[order[item] for item in values.target_ids]]
         alike = replace(alike, targets=rows)
     return DenseProblem(values, Reference.of(served), alike, matrix.mean_per_source())
@@ -120,7 +125,7 @@ def _existing_serves(run: FinishedRun, matrix: UtilityMatrix, device: str, progr
         raise UsageError("this run has no rows that were trained on already")
     once = {row.content_hash: row for row in sorted(rows, key=lambda row: row.content_hash)}
     named = Examples(tuple(replace(row, id=f"existing:{row.id}") for row in once.values()))
-    targets = run.rows.pool if run.rows.wanted is None else run.rows.wanted
+    targets = run.rows.examples if run.rows.target_examples is None else run.rows.target_examples
     served = _true(run, teacher_of(run, device), named, run.path / "truth" / "existing", progress, targets)
     place = {item: at for at, item in enumerate(served.target_ids)}
     found = Reference.of(served)
@@ -137,7 +142,7 @@ def _true(
 ) -> UtilityMatrix:
     if isinstance(teacher, RowTeacher):
         # The pool comes first, as in the run: LESS draws its warm-up from it.
-        teacher.prepare(run.rows.pool)
+        teacher.prepare(run.rows.examples)
     return true_matrix(teacher, sources, folder, progress, targets=targets)
 
 
@@ -149,7 +154,7 @@ def existing_of(run: FinishedRun, objective: str) -> Existing | None:
 def utilities_of(run: FinishedRun, objective: str) -> Utilities:
     """Return what is known and predicted of a run's pairs, as an objective sees them."""
     axes = next(iter(run.labels.values()))
-    vectors, contents = VectorFiles(run.path).on(axes.target_ids, axes.source_ids), Rows.load(run.path / NAME).content
+    vectors, contents = VectorFiles(run.path).on(axes.target_ids, axes.source_ids), run.rows.content
     return Utilities(run.student, vectors, run.labels, contents, existing_of(run, objective), run.subtask_of)
 
 
@@ -168,7 +173,7 @@ def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress 
     check_existing(run, objective)
     true = truth_of(run, device=device, progress=progress)
     dense = true_problem(run, objective, true, device=device, progress=progress)
-    rows = Rows.load(run.path / NAME)
+    rows = run.rows
     settled = Constraints.read(run.settings).settle(rows, run.vectors(rows.ids))
     rest = dense.without(settled.removed)
     own = float(pose(rest.matrix, objective, rest.given).value(run.chosen))

@@ -18,8 +18,7 @@ from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import ParallelMap
 from nncift.core.tasks import calculate
-from nncift.data.pool_file import NAME
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.distributed.start import ClusterSettings, executor_of
 from nncift.errors import DataError, UsageError
 from nncift.labels.row_labels import SCORE
@@ -71,7 +70,7 @@ def _reselected(
         cluster = replace(cluster, gpus_per_worker=0.0)
     with RunDir(run, settings) as directory, executor_of(cluster, settings, run) as executor:
         checksums.verify(run, *LEFT)
-        rows = Rows.load(run / NAME)
+        rows = PoolTable.open(run)
         labels = read_utilities(run / "labels")
         axes = next(iter(labels.values()))
         _check_same_rows(rows, axes.source_ids)
@@ -144,7 +143,7 @@ def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
 def _problem(
     directory: RunDir,
     settings: RunSettings,
-    rows: Rows,
+    rows: PoolTable,
     labels: dict[str, LabelledPairs],
     vectors: Vectors,
     removed: Collection[str],
@@ -157,7 +156,7 @@ def _problem(
     return build(utilities, settings, removed)
 
 
-def _check_same_rows(rows: Rows, source_ids: tuple[str, ...]) -> None:
+def _check_same_rows(rows: PoolTable, source_ids: tuple[str, ...]) -> None:
     if rows.ids != source_ids:
         raise DataError("the rows and the labels of this run do not belong together; run the same `nncift run` again")
 

@@ -10,7 +10,7 @@ from typing import Any
 from nncift.config import SelectSettings
 from nncift.core.amounts import Budget
 from nncift.core.texts import read_text
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.selection import Rules
 from nncift.selection.dedup import Twin, find, parse
@@ -40,7 +40,7 @@ class Constraints:
             parse(settings.dedup),
         )
 
-    def check(self, rows: Rows) -> int | None:
+    def check(self, rows: PoolTable) -> int | None:
         """Return the rows that would be selected, None for a budget of tokens; refuse what is seen to be impossible already.
 
         Duplicates by embedding and tokens are not known yet: what fails on them is refused when they are.
@@ -55,7 +55,7 @@ class Constraints:
         rules.check(rest.ids, k)
         return k if self.budget.tokens is None else None
 
-    def settle(self, rows: Rows, vectors: Floats) -> ResolvedConstraints:
+    def settle(self, rows: PoolTable, vectors: Floats) -> ResolvedConstraints:
         """Return what the wishes come to for these rows; vectors: their embeddings, `(n, d)`.
 
         Raises InfeasibleError or UsageError, naming the conflict.
@@ -69,7 +69,7 @@ class Constraints:
         rules.check(rest.ids, k)
         return ResolvedConstraints(k, rules, removed)
 
-    def _size(self, rest: Rows) -> int:
+    def _size(self, rest: PoolTable) -> int:
         try:
             return self.budget.rows(len(rest.ids))
         except InfeasibleError as error:
@@ -77,13 +77,13 @@ class Constraints:
                 raise
             raise InfeasibleError(f"{error} (rows that --dedup removes are not counted)") from error
 
-    def _rules(self, rest: Rows, removed: Mapping[str, Twin]) -> Rules:
-        quota = Quota(self.quotas[0].column, self.quotas, rest.column(self.quotas[0].column)) if self.quotas else None
+    def _rules(self, rest: PoolTable, removed: Mapping[str, Twin]) -> Rules:
+        quota = Quota(self.quotas[0].column, self.quotas, rest.texts(self.quotas[0].column)) if self.quotas else None
         if not (self.include or self.exclude or quota):
             return NO_RULES
         return Rules(self.include, self.exclude - removed.keys(), quota)
 
-    def _within_tokens(self, rest: Rows, removed: Mapping[str, Twin], tokens: int) -> Rules:
+    def _within_tokens(self, rest: PoolTable, removed: Mapping[str, Twin], tokens: int) -> Rules:
         if rest.tokens is None:
             raise DataError("the tokens of this run's rows were never counted; run the same `nncift run` again")
         if (total := sum(rest.tokens)) < tokens:

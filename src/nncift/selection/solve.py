@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room
-from nncift.data.pool_table import Rows
+from nncift.core.parallel import ranges
+from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
 from nncift.selection import Problem, Subset, pose
 from nncift.selection.constraints import ResolvedConstraints
@@ -36,6 +38,9 @@ CONTROL_ROWS = 8000
 AT_ONCE = 1 << 14
 """Rows of the account that are put together at once."""
 
+WRITTEN_AT_ONCE = 1 << 16
+"""Rows whose texts are in memory while they are written in rank order."""
+
 FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 
 
@@ -52,7 +57,7 @@ def choose(
     directory: RunDir,
     keys: MutableMapping[str, str],
     settings: RunSettings,
-    rows: Rows,
+    rows: PoolTable,
     settled: ResolvedConstraints,
     problem: Callable[[], DenseProblem | GraphProblem],
     *,
@@ -83,11 +88,11 @@ def choose(
     return record
 
 
-def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: ResolvedConstraints) -> str:
+def key_of(keys: Mapping[str, str], settings: RunSettings, rows: PoolTable, settled: ResolvedConstraints) -> str:
     """Return the fingerprint of a selection. keys: of the stages so far."""
-    # Rows go into the files as they are, with what no model sees of them.
-    order = sorted(range(len(rows.ids)), key=rows.ids.__getitem__)
-    identity = ([rows.ids[place], rows.sources[place], rows.raw[place]] for place in order)
+    # Rows go into the files as they are, with what no model sees of them; hashed in the order in which the texts lie.
+    texts = (hashlib.sha256(raw.encode("utf-8")).hexdigest()[:32] for raw in rows.raw)
+    identity = sorted(zip(rows.ids, rows.sources, texts, strict=True))
     return fingerprint(
         "select",
         keys["fit"],
@@ -103,7 +108,7 @@ def key_of(keys: Mapping[str, str], settings: RunSettings, rows: Rows, settled: 
 
 
 def solve(
-    rows: Rows,
+    rows: PoolTable,
     settled: ResolvedConstraints,
     whole: DenseProblem | GraphProblem,
     *,
@@ -153,7 +158,7 @@ def _record(subset: Subset, controls: Mapping[str, float | None], settled: Resol
     }
 
 
-def _on_graph(rows: Rows, settled: ResolvedConstraints, found: GraphProblem, seed: int) -> Chosen:
+def _on_graph(rows: PoolTable, settled: ResolvedConstraints, found: GraphProblem, seed: int) -> Chosen:
     """Select on a graph, and value the controls on it too."""
     kept = rows.without(settled.removed) if settled.removed else rows
     score = dict(zip(rows.ids, found.score.tolist(), strict=True))
@@ -194,7 +199,7 @@ def by_score_note(budget: int, by_score: int) -> str:
     return f"{budget - by_score:,} rows give all that the objective can have from this pool; {more} taken by score."
 
 
-def write_selection_table(path: Path, rows: Rows, settled: ResolvedConstraints, chosen: Chosen) -> None:
+def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstraints, chosen: Chosen) -> None:
     """Write one line per row of the pool: chosen ones with rank and gain, the others with what they would still add."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -232,15 +237,16 @@ def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:
         yield pa.array(some, kind)
 
 
-def write_subset(path: Path, rows: Rows, chosen: Chosen) -> None:
+def write_subset(path: Path, rows: PoolTable, chosen: Chosen) -> None:
     """Write the chosen rows as they were, in rank order, one a line."""
     with atomic(path) as part, part.open("wb") as handle:
-        for place in rows.places(chosen.subset.ids):
-            handle.write(rows.raw[place].encode("utf-8") + b"\n")
+        places = rows.places(chosen.subset.ids)
+        for at in ranges(len(places), WRITTEN_AT_ONCE):
+            handle.writelines(raw.encode("utf-8") + b"\n" for raw in rows.at("raw", places[at]))
 
 
 def _plain_controls(
-    value_of: Callable[[list[str]], float], rows: Rows, settled: ResolvedConstraints, size: int, seed: int
+    value_of: Callable[[list[str]], float], rows: PoolTable, settled: ResolvedConstraints, size: int, seed: int
 ) -> dict[str, float]:
     """Return the values of random, stratified and longest rows under the same rules; random is a mean over draws."""
     ids = rows.ids
@@ -259,7 +265,7 @@ def _plain_controls(
     }
 
 
-def _tokens(rows: Rows, subset: Subset) -> dict[str, int]:
+def _tokens(rows: PoolTable, subset: Subset) -> dict[str, int]:
     """Return the tokens of the chosen rows, where they were counted."""
     if rows.tokens is None:
         return {}

@@ -10,7 +10,7 @@ from nncift.config import RunSettings, TeacherSettings, load, resolve
 from nncift.core.amounts import CostCap
 from nncift.data import Examples
 from nncift.data.examples import Rejection
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.labels import check_pool_size
 from nncift.labels.row_labels import SCORE
@@ -123,7 +123,7 @@ def check_request(
     """
     count = settings.labels.count
     check_pool_size(len(pool))
-    Constraints.read(settings).check(Rows.of(pool))
+    Constraints.read(settings).check(PoolTable.of(pool))
     by_row, pointwise = isinstance(teacher, RowTeacher), teacher.kind == "pointwise"
     most = max(len(pool), 0 if target is None else len(target))
     if by_row and count is not None and count > most:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nncift.config import RunSettings
 from nncift.data import Examples
-from nncift.data.pool_table import Rows
+from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
 from nncift.labels import BASE, TRAIN, LabelBudget, LabelPlan, describe, grow
 from nncift.labels.notes import too_little
@@ -85,7 +85,7 @@ def estimate(
         targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
     check_labelled(teacher.name, (pool, sources), (target, targets), found)
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
-    budget = Constraints.read(settings).check(Rows.of(sources))
+    budget = Constraints.read(settings).check(PoolTable.of(sources))
     encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
     others = () if existing is None else tuple({row.content_hash: row for row in existing}.values())
     allowance = allow(

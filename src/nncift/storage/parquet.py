@@ -70,15 +70,17 @@ class Column(Sequence[Any]):
 class FileColumn(Sequence[Any]):
     """A column that stays in its file, of which one group of rows at a time is in memory.
 
-    Values one after the other, and `at`, are quick; single ones in any order read their group again.
+    rows: which of the file's rows, all by default. Values one after the other, and `at`, are quick; single ones in any order read
+    their group again.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, rows: range | None = None) -> None:
         import pyarrow.parquet as pq
 
         self._path, self._name = path, name
         about = pq.read_metadata(path)
         self._starts = [0, *accumulate(about.row_group(group).num_rows for group in range(about.num_row_groups))]
+        self._rows = range(self._starts[-1]) if rows is None else rows
         self._group, self._held = -1, Column(())
         self._kept: dict[int, Any] = {}
 
@@ -89,27 +91,25 @@ class FileColumn(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.at(range(*index.indices(len(self))))
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self._kept[place] if place in self._kept else self._read(place)
+        row = self._rows[index]
+        return self._kept[row] if row in self._kept else self._read(row)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def at(self, places: Sequence[int]) -> list[Any]:
         """Return the values at some places, each group of rows read once."""
-        found: dict[int, Any] = {place: self._read(place) for place in sorted(set(places))}
+        found: dict[int, Any] = {place: self[place] for place in sorted(set(places))}
         return [found[place] for place in places]
 
     def keep(self, places: Sequence[int]) -> None:
         """Hold the values at some places from now on, which will be asked for one by one."""
-        self._kept.update(zip(places, self.at(places), strict=True))
+        self._kept.update(zip((self._rows[place] for place in places), self.at(places), strict=True))
 
-    def _read(self, place: int) -> Any:
-        group = bisect_right(self._starts, place) - 1
+    def _read(self, row: int) -> Any:
+        group = bisect_right(self._starts, row) - 1
         if group != self._group:
             with parquet_file(self._path) as table:
                 self._held = Column(table.read_row_group(group, columns=[self._name], use_threads=False)[self._name])
             self._group = group
-        return self._held[place - self._starts[group]]
+        return self._held[row - self._starts[group]]

@@ -65,7 +65,7 @@ def _measured(shop: Workshop, analysis: Analysis, seed: int) -> dict[str, Any]:
         runs[
             f"{chosen.name}, student ({ledger['teacher_passes'] / ledger['full_teacher_passes']:.1%} of its passes)"
         ] = run
-    examples = _common([run.rows.pool for run in runs.values()])
+    examples = _common([run.rows.examples for run in runs.values()])
     lm = None if pool.model is None else CausalLM.load(pool.model, device=shop.device)
     record = []
     for what, bad in bads.items():
@@ -77,7 +77,7 @@ def _measured(shop: Workshop, analysis: Analysis, seed: int) -> dict[str, Any]:
             lm=lm,
             seed=seed,
         )
-        unread = len(set().union(*(run.rows.sources for run in runs.values()))) - len(examples)
+        unread = len(set().union(*(run.rows.ids for run in runs.values()))) - len(examples)
         record.append({"bad": what, "seed": seed, "unread": unread, "found": judged.as_dict()})
     return {"found": record}
 

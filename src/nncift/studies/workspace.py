@@ -88,7 +88,7 @@ class Workshop:
         drawn = settings.seed if registry.takes(settings.teacher, "seed") else None
         encoder = settings.encoder if registry.takes(settings.teacher, "encoder") else None
         asked = {**settings.part(TeacherSettings), "model": self._model(settings.model)}
-        rows = sorted([row.id, row.content_hash] for row in run.rows.pool)
+        rows = sorted([row.id, row.content_hash] for row in run.rows.examples)
         key = fingerprint("truth", asked, encoder, rows, drawn)
         return self.folder / "truth" / key
 

@@ -31,7 +31,7 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     page = found.path / HTML
     # The rows first: what is read after them shares their ids.
-    sources = found.rows.sources
+    sources = found.rows.ids
     if tuple(found.choices) != tuple(sources) and (odd := set(sources) ^ set(found.choices)):
         raise DataError(
             f"rows.parquet and selection.parquet of {str(found.path)!r} are not about the same rows ({min(odd)!r} is in one of "

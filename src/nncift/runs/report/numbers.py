@@ -51,9 +51,9 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> dict[st
     }
     if not run.pointwise and run.chosen:
         # A sample of its own: half of the rows that are shown one by one are chosen ones.
-        among = shuffled(run.rows.sources, run.settings.seed, "report", "regions")[:REGION_ROWS]
+        among = shuffled(run.rows.ids, run.settings.seed, "report", "regions")[:REGION_ROWS]
         # Rows of the pool are targets too where there is no target set.
-        looked_at = targets if run.rows.targets else tuple(dict.fromkeys((*targets, *among)))
+        looked_at = targets if run.rows.target_ids else tuple(dict.fromkeys((*targets, *among)))
         result["uncovered"] = {"among": len(among), **coverage.uncovered(run, cover(run, looked_at), sample, among)}
     result["truth"] = dict(truth) if truth else None
     result["headline"] = _headline(run, result)

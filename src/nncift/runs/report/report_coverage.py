@@ -55,7 +55,7 @@ def curves(run: FinishedRun, targets: Sequence[str]) -> dict[str, Any]:
 def _controls(
     run: FinishedRun, targets: Sequence[str], places: npt.NDArray[np.int_]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    ids, k, seed = run.rows.sources, len(run.chosen), run.settings.seed
+    ids, k, seed = run.rows.ids, len(run.chosen), run.settings.seed
     orders = {
         "random": [random_ids(ids, k, seed + draw) for draw in range(DRAWS)],
         "stratified": [stratified_ids(ids, run.rows.column("source", ids), k, seed)],

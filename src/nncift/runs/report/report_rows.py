@@ -67,7 +67,7 @@ def near_copies(run: FinishedRun, sample: Sample) -> dict[str, Any]:
 
 def plane(run: FinishedRun, sample: Sample) -> dict[str, Any]:
     """Return the first two principal components of the embeddings, fitted on a sample, and the share of variance they show."""
-    fitted = shuffled(run.rows.sources, run.settings.seed, "report", "plane")[:PCA_ROWS]
+    fitted = shuffled(run.rows.ids, run.settings.seed, "report", "plane")[:PCA_ROWS]
     vectors = run.vectors(fitted).astype(np.float64)
     mean = vectors.mean(axis=0)
     spread = np.cov((vectors - mean).T)

@@ -28,7 +28,7 @@ def tables(run: FinishedRun) -> list[dict[str, Any]]:
     Each group has its share of the pool, of the selection and of one random draw of the same size, and `beyond_chance`: the
     selected share lies outside what 95 % of random draws give. `distance` is the total variation distance from the pool.
     """
-    ids = run.rows.sources
+    ids = run.rows.ids
     groups = {"source": run.rows.column("source", ids), **_labels(run), "length": _lengths(run), "turns": _turns(run)}
     chosen, random = set(run.chosen), set(random_ids(ids, len(run.chosen), run.settings.seed))
     found = []
@@ -76,7 +76,7 @@ def _table(
 
 def _labels(run: FinishedRun) -> dict[str, list[str | None]]:
     """Return the label columns of the rows; what a label is is told from a sample of a large pool."""
-    ids = run.rows.sources
+    ids = run.rows.ids
     columns = LabelColumns()
     for raw in run.rows.column("raw", shuffled(ids, run.settings.seed, "report", "labels")[:MOST_READ]):
         columns.add(kept_row(raw))
@@ -94,7 +94,7 @@ def _labels(run: FinishedRun) -> dict[str, list[str | None]]:
 
 def _lengths(run: FinishedRun) -> list[str | None]:
     """Return the length of prompt and response together, in four groups of about the same size."""
-    ids = run.rows.sources
+    ids = run.rows.ids
     sizes = np.array(run.rows.column("prompt_chars", ids)) + np.array(run.rows.column("response_chars", ids))
     edges = np.unique(np.quantile(sizes, [0.25, 0.5, 0.75], method="lower"))
     starts = [0, *(int(edge) + 1 for edge in edges)]
@@ -106,4 +106,4 @@ def _lengths(run: FinishedRun) -> list[str | None]:
 
 
 def _turns(run: FinishedRun) -> list[str | None]:
-    return [f"{turns} turns" if turns < 8 else "8+ turns" for turns in run.rows.column("turns", run.rows.sources)]
+    return [f"{turns} turns" if turns < 8 else "8+ turns" for turns in run.rows.column("turns", run.rows.ids)]
