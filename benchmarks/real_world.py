@@ -34,7 +34,9 @@ from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import create
 from nncift.models.probe import Probe
 from nncift.models.views import TEXT, Views
-from nncift.storage.atomic import atomic, cache_folder, digest, load_array, locked, read_json, write_json, write_text
+from nncift.storage.atomic import atomic, cache_folder, digest, read_json, write_json, write_text
+from nncift.storage.locks import locked
+from nncift.storage.vector_store import load_array
 from nncift.teachers import Chunk
 from nncift.teachers.delift import Delift
 from nncift.teachers.less import Less

@@ -19,15 +19,15 @@ from nncift.data.examples import Examples
 from nncift.models.views import TEXT, Views
 from nncift.stages import inputs
 from nncift.storage import atomic as files
-from nncift.storage.atomic import load_array, rows_of
 from nncift.storage.parquet import Column, FileColumn, read_columns
+from nncift.storage.vector_store import load_array, rows_of
 from nncift.student.model import Student, predict_all
 from nncift.student.networks import TrainingData
 from nncift.student.ridge import describe, solve
 from nncift.student.score import all_pairs
 
 PARTS = {
-    "nncift.storage.atomic._MAPPED": 1 << 14,
+    "nncift.storage.vector_store._MAPPED": 1 << 14,
     "nncift.selection.solve.AT_ONCE": 50,
     "nncift.storage.parquet.AT_ONCE": 7,
     "nncift.runs.report.shift.AT_ONCE": 30,

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,25 @@ def test_a_refused_process_does_not_take_the_lock_away(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(ResourceError), opened(path):
                 pass
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_directory_that_is_moved_while_a_run_works_there_is_noticed(tmp_path: Path, replaced: bool) -> None:
+    path, moved = tmp_path / "run", tmp_path / "moved"
+    with opened(path) as directory:
+        directory.write_manifest({})
+        path.rename(moved)
+        if replaced:
+            # Another run began at the same place meanwhile.
+            shutil.copytree(moved, path)
+        with pytest.raises(ResourceError, match="was moved, replaced or deleted while a process worked on it"):
+            directory.file("out.txt")
+        assert path.exists() == replaced
+        with pytest.raises(ResourceError, match="was moved"), directory.stage("fit", "a"):
+            pass
+    with opened(moved) as directory:
+        assert not directory.is_done("fit", "a")
+        assert directory.file("out.txt").parent == moved
 
 
 @pytest.mark.parametrize(
@@ -109,7 +130,7 @@ def test_a_directory_without_permission_is_refused(tmp_path: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied")
 
     # Permissions do not bind the superuser, as whom tests may run.
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ResourceError, match="cannot be written: Permission denied"), opened(tmp_path / "run"):
         pass
 

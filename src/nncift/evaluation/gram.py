@@ -16,7 +16,7 @@ from scipy import sparse
 
 from nncift.core.pairs import LabelledPairs, Pairs
 from nncift.errors import UsageError
-from nncift.storage.atomic import rows_of
+from nncift.storage.vector_store import rows_of
 
 Array = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.floating]

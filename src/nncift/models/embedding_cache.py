@@ -6,7 +6,6 @@ written atomically, and may be deleted at any time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -27,7 +26,8 @@ from nncift.core.lazily import Lazily
 from nncift.core.memory import named
 from nncift.errors import DataError
 from nncift.models.encoders import Encoder, Floats
-from nncift.storage.atomic import atomic, cache_folder, load_array, read_arrays, write_arrays
+from nncift.storage.atomic import atomic, cache_folder, read_arrays, write_arrays
+from nncift.storage.locks import PathLock, locked
 from nncift.storage.vector_store import (
     Counts,
     Distinct,
@@ -37,6 +37,7 @@ from nncift.storage.vector_store import (
     Table,
     bytes_of,
     hex_of,
+    load_array,
     packed,
     raw_of,
 )
@@ -138,8 +139,7 @@ class EmbeddingCache:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        with TemporaryDirectory(dir=self._folder, prefix=ASIDE) as folder, (Path(folder) / LOCK).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with TemporaryDirectory(dir=self._folder, prefix=ASIDE) as folder, locked(Path(folder) / LOCK):
             yield Path(folder) / "vectors.npy"
 
     def _sweep(self) -> None:
@@ -149,8 +149,10 @@ class EmbeddingCache:
             with suppress(OSError):
                 if time.time() - folder.stat().st_mtime < YOUNG:
                     continue
-                with (folder / LOCK).open("a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = PathLock(folder / LOCK)
+                if lock.take():
+                    # Where a file that is open cannot be removed, the lock must be gone first.
+                    lock.release()
                     shutil.rmtree(folder)
 
     def embed(

@@ -19,8 +19,9 @@ from typing import Any
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room, pass_on
 from nncift.errors import ResourceError
-from nncift.storage.atomic import cache_folder, digest, locked, read_json, reporting_full_disk, write_sealed
+from nncift.storage.atomic import cache_folder, digest, read_json, reporting_full_disk, write_sealed
 from nncift.storage.checksums import reason
+from nncift.storage.locks import locked
 
 log = logging.getLogger(__name__)
 

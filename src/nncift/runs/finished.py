@@ -29,9 +29,10 @@ from nncift.labels.vectors import VectorFiles
 from nncift.models.views import TEXT
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
-from nncift.storage.atomic import load_array, read_json
+from nncift.storage.atomic import read_json
 from nncift.storage.parquet import Column, read_columns
 from nncift.storage.run_directory import MANIFEST, SUMMARY
+from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
 from nncift.teachers.subtasks import FILE as SUBTASKS
 
@@ -166,7 +167,7 @@ class FinishedRun:
         sources, blank = self._files.of(self.rows.ids), np.zeros((1, 0), np.float32)
         shared, existing = not self.pointwise and self.rows.target_ids is None, self.path / "existing.npy"
         targets = blank if self.pointwise else sources if shared else self._files.of(self.target_ids)
-        second = np.asarray(load_array(existing, "r")) if existing.exists() else None
+        second = VectorFile(self.path, "existing", ids="contents").vectors if existing.exists() else None
         return FreeSimilarities(self._files.views, targets, sources, shared, second, self.subtask_of)
 
     @cached_property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,8 @@ from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.selection.utilities import Existing
 from nncift.stages import RunContext, encoder_of, probed
-from nncift.storage import checksums
-from nncift.storage.atomic import atomic, load_array, read_json, write_json
+from nncift.storage.atomic import atomic, write_json
+from nncift.storage.vector_store import VectorFile
 
 VECTORS, ABOUT = "existing.npy", "existing.json"
 
@@ -54,12 +53,5 @@ def embed_existing(context: RunContext, rows: Examples | None) -> Existing | Non
 
 def load_existing(run: Path) -> Existing:
     """Read the existing set of a run. Raises DataError where it is damaged."""
-    checksums.verify(run, VECTORS, ABOUT)
-    try:
-        record: dict[str, Any] = read_json(run / ABOUT)
-        vectors = np.asarray(load_array(run / VECTORS, "r"))
-        if len(vectors) != len(record["contents"]):
-            raise ValueError(f"{len(vectors)} vectors for {len(record['contents'])} rows")
-        return Existing(vectors, tuple(record["contents"]))
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise DataError(f"{str(run / VECTORS)!r} is damaged ({error}); delete it and run again") from error
+    found = VectorFile(run, "existing", ids="contents")
+    return Existing(found.vectors, found.ids)

@@ -6,17 +6,14 @@ JSON that a run reads back carries a checksum of its content; arrays carry one o
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +24,6 @@ from nncift.errors import ResourceError
 CHECKSUM, KIND = "checksum", "sha256:"
 _AT_ONCE = 1 << 14
 """Elements that are hashed at once."""
-
-_MAPPED = 1 << 26
-"""Bytes of a mapped file that are looked at before they are let go."""
 
 MISMATCH = "its content does not match its checksum"
 
@@ -67,14 +61,6 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
             f"{str(path)!r} cannot be written: No space left on device; make room and give the same command again, which goes "
             "on where it was"
         ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, made where there is none; other processes wait for it, and a kill gives it back."""
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -165,47 +151,6 @@ def _array_checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         found.update(f"{name} {array.dtype} {array.shape}\n".encode())
         found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
-
-
-def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:
-    """Read or map a `.npy` file without ever unpickling. Raises OSError or ValueError where it is missing or damaged."""
-    try:
-        found: npt.NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (EOFError, SyntaxError, TokenError, TypeError, OverflowError, RecursionError) as error:
-        # A damaged header is read as Python's own text, and fails as such.
-        raise ValueError(f"its header cannot be read: {error}") from error
-    return found
-
-
-def release(array: npt.NDArray[Any]) -> None:
-    """Let go the pages of a mapped file: they count as this process's memory, and can be read again at any time."""
-    mapped = _map_of(array)
-    if mapped is not None:
-        mapped.madvise(mmap.MADV_DONTNEED)
-
-
-def _map_of(array: npt.NDArray[Any]) -> mmap.mmap | None:
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
-
-
-def rows_of(array: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return rows of an array `(n, d)` in any order; of a mapped file, a part at a time is this process's memory."""
-    step = max(1, _MAPPED // max(1, array.strides[0]))
-    if _map_of(array) is None or len(array) <= step:
-        return np.asarray(array[rows])
-    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    # In the order of the file: the system reads around every row, and would in the end hold all of it.
-    for start in range(0, len(array), step):
-        first, last = np.searchsorted(ordered, [start, start + step])
-        if first < last:
-            found[order[first:last]] = array[ordered[first:last]]
-            release(array)
-    return found
 
 
 def cache_folder() -> Path:

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.errors import DataError
-from nncift.storage.atomic import load_array, read_json, reporting_full_disk, write_sealed
+from nncift.storage.atomic import read_json, reporting_full_disk, write_sealed
+from nncift.storage.vector_store import load_array
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0

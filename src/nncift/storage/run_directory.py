@@ -7,7 +7,6 @@ file that repeats the run; `summary.json` is there when the whole run is finishe
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import yaml
 
@@ -29,15 +28,17 @@ from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json, write_sealed, write_text
 from nncift.storage.ledger import StageCost, Stopwatch
+from nncift.storage.locks import PathLock
 
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
+LOCK = ".lock"
 MARK_OF_MANIFEST, FINISH = "manifest", "finish"
 LEFT = (SUMMARY, "ledger.json", "rejected.jsonl", "growth.json", "subtasks.json")
 """What a finished run leaves beside the files of its stages."""
 
 BEFORE_MANIFEST = frozenset(
-    {".lock", "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "shards"}
+    {LOCK, "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "shards"}
 )
 """What a run can leave that was refused or killed before its settings were settled."""
 
@@ -58,7 +59,7 @@ class RunDir:
     def __init__(self, path: str | Path, settings: RunSettings) -> None:
         self.path = Path(path)
         self.settings = settings
-        self._lock: IO[str] | None = None
+        self._lock: PathLock | None = None
         self._costs: dict[str, StageCost] = {}
 
     def __enter__(self) -> Self:
@@ -70,21 +71,20 @@ class RunDir:
         try:
             self._check_own()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a", encoding="ascii")
+            lock = PathLock(self.path / LOCK)
+            taken = lock.take()
         except OSError as error:
             raise ResourceError(f"--out {str(self.path)!r} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+        if not taken:
             raise ResourceError(
                 f"another process works on {str(self.path)!r}; wait until it ends, or use another --out"
-            ) from error
+            )
+        self._lock = lock
         try:
             self._check_settings()
             self._costs = self._read_costs()
         except BaseException:
-            self._lock.close()
+            lock.release()
             raise
         return self
 
@@ -93,13 +93,21 @@ class RunDir:
     ) -> None:
         """Give the lock back."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of this run, its folder made."""
+        """Return the path of a file of this run that is about to be written, its folder made.
+
+        Raises ResourceError where the directory is no longer where it was when the run began.
+        """
+        self._check_in_place()
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def _check_in_place(self) -> None:
+        if self._lock is not None:
+            self._lock.check_in_place()
 
     def read_json(self, name: str, default: Any = None, *, sealed: bool = False) -> Any:
         """Read a JSON file of this run; `default` where there is none. sealed: `write_sealed` wrote it.
@@ -153,6 +161,7 @@ class RunDir:
         self.forget(name)
         with self.measured(name) as cost:
             yield Stage(False, cost)
+        self._check_in_place()
         checksums.write_mark(self.path, name, fingerprint, files)
 
     @contextmanager

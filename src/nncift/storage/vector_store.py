@@ -1,17 +1,25 @@
-"""Vectors of texts put together in the order of the texts, in memory or block by block in a `.npy` file."""
+"""Vectors on disk: gathered in the order of texts, written block by block, and mapped and read by ids.
+
+A file `NAME.npy` holds vectors `(n, dim)`; `NAME.json` beside it says which id each row has.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from tokenize import TokenError
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from nncift.errors import ResourceError
+from nncift.core.parallel import ranges
+from nncift.errors import DataError, ResourceError
+from nncift.storage import checksums
+from nncift.storage.atomic import read_json
 
 Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
@@ -20,6 +28,11 @@ Places = npt.NDArray[np.intp]
 KEY_BYTES = 16
 _KEY = np.dtype(f"S{KEY_BYTES}")
 _AT_ONCE = 512
+_LOOKED_AT = 1 << 24
+"""Bytes of vectors that are looked at together."""
+
+_MAPPED = 1 << 26
+"""Bytes of a mapped file that are looked at before they are let go."""
 
 
 class Table(Protocol):
@@ -215,3 +228,107 @@ def hex_of(keys: npt.NDArray[np.bytes_]) -> tuple[str, ...]:
 def bytes_of(keys: Iterable[str]) -> npt.NDArray[np.bytes_]:
     """Return hashes given as hex digits, `(n,)`. Raises ValueError for other texts."""
     return np.frombuffer(bytes.fromhex("".join(keys)), _KEY)
+
+
+class VectorFile:
+    """The vectors of a run's rows by id, mapped from `NAME.npy`.
+
+    ids: the name under which `NAME.json` has the ids. Raises DataError where a file is missing or damaged.
+    """
+
+    def __init__(self, run: Path, name: str, ids: str = "ids") -> None:
+        self.path = run / f"{name}.npy"
+        checksums.verify(run, f"{name}.json", self.path.name)
+        try:
+            self._record = read_json(run / f"{name}.json")
+            self.vectors: Floats = np.asarray(load_array(self.path, "r"))
+            self._place = {item: row for row, item in enumerate(self._record[ids])}
+            if self.vectors.ndim != 2 or len(self.vectors) != len(self._place):
+                raise ValueError(f"vectors of shape {self.vectors.shape} for {len(self._place)} rows")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(error) from error
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids, in the order of the file."""
+        return tuple(self._place)
+
+    def about(self, name: str) -> Any:
+        """Return what `NAME.json` says besides the ids. Raises DataError where it does not say it."""
+        try:
+            return self._record[name]
+        except KeyError as error:
+            raise self._damaged(error) from error
+
+    def of(self, ids: Sequence[str]) -> Floats:
+        """Return vectors `(len(ids), dim)`: a view, mapped and read-only, where they lie in the file in this order.
+
+        Raises DataError for an id that has none, and for a vector that is not finite.
+        """
+        try:
+            rows = np.fromiter((self._place[item] for item in ids), np.intp, len(ids))
+        except KeyError as error:
+            raise DataError(
+                f"the vectors in {str(self.path)!r} lack one of {error}; delete {self.path.name} and run again"
+            ) from error
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
+            found = self.vectors[rows[0] : rows[-1] + 1]
+        else:
+            found = np.asarray(rows_of(self.vectors, rows))
+        self._check_finite(found, ids)
+        return found
+
+    def _check_finite(self, found: Floats, ids: Sequence[str]) -> None:
+        for at in ranges(len(found), max(1, _LOOKED_AT // max(1, found[:1].nbytes))):
+            fine = np.isfinite(found[at]).all(axis=1)
+            if not fine.all():
+                first = ids[at.start + int(fine.argmin())]
+                raise DataError(
+                    f"the vector of {first!r} in {str(self.path)!r} is not finite: it is damaged, or "
+                    "the model that made it computes such; delete the run directory and run again, with another --dtype or "
+                    "--encoder where it recurs"
+                )
+
+    def _damaged(self, error: Exception) -> DataError:
+        return DataError(f"{str(self.path)!r} is damaged ({error}); delete it and run again")
+
+
+def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArray[Any]:
+    """Read or map a `.npy` file without ever unpickling. Raises OSError or ValueError where it is missing or damaged."""
+    try:
+        found: npt.NDArray[Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (EOFError, SyntaxError, TokenError, TypeError, OverflowError, RecursionError) as error:
+        # A damaged header is read as Python's own text, and fails as such.
+        raise ValueError(f"its header cannot be read: {error}") from error
+    return found
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Let go the pages of a mapped file: they count as this process's memory, and can be read again at any time."""
+    mapped = _map_of(array)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _map_of(array: npt.NDArray[Any]) -> mmap.mmap | None:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def rows_of(array: npt.NDArray[Any], rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows of an array `(n, d)` in any order; of a mapped file, a part at a time is this process's memory."""
+    step = max(1, _MAPPED // max(1, array.strides[0]))
+    if _map_of(array) is None or len(array) <= step:
+        return np.asarray(array[rows])
+    found = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    # In the order of the file: the system reads around every row, and would in the end hold all of it.
+    for start in range(0, len(array), step):
+        first, last = np.searchsorted(ordered, [start, start + step])
+        if first < last:
+            found[order[first:last]] = array[ordered[first:last]]
+            release(array)
+    return found

@@ -18,7 +18,7 @@ from scipy import linalg
 
 from nncift.core.pairs import LabelledPairs
 from nncift.models.views import STATS, TEXT, Views, centre_of, unit
-from nncift.storage.atomic import rows_of
+from nncift.storage.vector_store import rows_of
 from nncift.student.networks import FittedStudent, Floats, TrainingData
 from nncift.student.view_cosines import powers_of
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
 from nncift.labels.vectors import Vectors
-from nncift.storage.atomic import rows_of
+from nncift.storage.vector_store import rows_of
 from nncift.student.free_similarity import free_students, tail_of
 from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData

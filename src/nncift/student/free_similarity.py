@@ -15,7 +15,7 @@ import numpy.typing as npt
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import ranges
 from nncift.models.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
-from nncift.storage.atomic import rows_of
+from nncift.storage.vector_store import rows_of
 from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData
 
 Doubles = npt.NDArray[np.float64]

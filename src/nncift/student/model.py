@@ -23,7 +23,8 @@ from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, create
 from nncift.models.views import TEXT, Views
-from nncift.storage.atomic import atomic, digest, read_json, release, write_sealed
+from nncift.storage.atomic import atomic, digest, read_json, write_sealed
+from nncift.storage.vector_store import release
 from nncift.student.hub import student_folder
 from nncift.student.networks import Predictor, network
 from nncift.student.networks.bilinear import Towers

@@ -21,7 +21,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import ranges
 from nncift.errors import DataError
 from nncift.models.views import AT_ONCE, STATS, Views, centre_of, unit
-from nncift.storage.atomic import release, rows_of
+from nncift.storage.vector_store import release, rows_of
 from nncift.student.block_ridge import Labels, solve_block
 from nncift.student.free_similarity import ViewCosines, free_lines
 from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData
