@@ -133,12 +133,11 @@ def parquet(data: bytes) -> None:
 
 def trainers(data: bytes) -> None:
     """Make of rows what trainers load."""
-    from nncift.data import preference_pairs as pairs
+    from nncift.data import forms as pairs
     from nncift.data import read
     from nncift.data import trainers as forms
     from nncift.data.conversation import converse
     from nncift.data.layout import Layout
-    from nncift.data.openai_rows import openai
     from nncift.data.turns import UnusableError
 
     for row in read(_file("pool.jsonl", data)):
@@ -155,9 +154,9 @@ def trainers(data: bytes) -> None:
                     forms.axolotl(talk, marks=marks, parts=False)
             for last in (False, True):
                 with contextlib.suppress(UnusableError):
-                    openai(talk, last=last)
+                    pairs.openai(talk, last=last)
             if talk.rejected is not None:
-                for pair in (lambda one: pairs.trl(one, parts=False), pairs.axolotl, pairs.llamafactory):
+                for pair in (lambda one: pairs.trl_pair(one, parts=False), pairs.axolotl_pair, pairs.llamafactory_pair):
                     with contextlib.suppress(UnusableError):
                         pair(talk)
 

@@ -21,7 +21,9 @@ with locked(Path(sys.argv[1])):
 
 def test_a_lock_is_held_by_one_and_comes_back_from_a_process_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         assert not PathLock(path).take()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift.data import read
-from nncift.data.arrow_values import batch_values
+from nncift.data.tables import batch_values
 from nncift.errors import DataError
 
 TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]

@@ -171,7 +171,7 @@ def test_a_link_in_a_run_is_not_written_through(tmp_path: Path) -> None:
 def test_a_pickled_array_is_never_opened(tmp_path: Path) -> None:
     import numpy as np
 
-    from nncift.storage.atomic import load_array
+    from nncift.storage.vector_store import load_array
 
     stream = io.BytesIO()
     np.save(stream, np.array([{"a": 1}], object), allow_pickle=True)

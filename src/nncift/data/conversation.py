@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nncift.data.layout import Layout
-from nncift.data.masks import NO_MASK, mask_of
 from nncift.data.records import Row, kind_of
 from nncift.data.row_turns import row_turns
-from nncift.data.turns import UnusableError, content_in, is_number, role_in, turn_of
+from nncift.data.turns import NO_MASK, UnusableError, content_in, is_number, mask_of, role_in, turn_of
 
 MEDIA = ("images", "videos", "audios")
 _KEPT = ("name", "tool_call_id", "reasoning_content")
@@ -47,7 +46,7 @@ class Call:
 class Speech:
     """One turn. content: text, a list of parts, or None where the turn only calls tools. extra: name, tool_call_id, ...
 
-    learned, weight, detail: what its marks say of training (`masks.Mask`); no mark is learned from.
+    learned, weight, detail: what its marks say of training (`turns.Mask`); no mark is learned from.
     """
 
     role: str

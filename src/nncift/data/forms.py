@@ -1,15 +1,16 @@
-"""Which form of a trainer suits all rows of one file, and what the trainer must be told for it (docs/export.md)."""
+"""Which form of a trainer suits all rows of one file, what the trainer must be told for it, and rows of pairs and for OpenAI."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nncift.data import openai_rows, trainers
-from nncift.data import preference_pairs as pairs
-from nncift.data.conversation import Conversation
+from nncift.data import trainers
+from nncift.data.conversation import Conversation, Speech
 from nncift.data.records import Row
+from nncift.data.trainers import check_whole, openai_turn, sharegpt_turn, sharegpt_turns
 from nncift.data.turns import UnusableError
 
 
@@ -32,17 +33,17 @@ def form_of(conversations: Sequence[Conversation], to: str, *, last: bool, parts
 
 def _of_pairs(conversations: Sequence[Conversation], to: str, *, parts: bool) -> Form:
     if to == "trl":
-        return Form(lambda talk: pairs.trl(talk, parts=parts), ("The rows are pairs: train with DPOTrainer.",))
+        return Form(lambda talk: trl_pair(talk, parts=parts), ("The rows are pairs: train with DPOTrainer.",))
     if to == "axolotl":
         fields = {"field_messages": "messages", "field_chosen": "chosen", "field_rejected": "rejected"}
         note = "The rows are pairs. In the axolotl config: `rl: dpo`, `type: chat_template.default`."
-        return Form(pairs.axolotl, (note,), fields)
+        return Form(axolotl_pair, (note,), fields)
     if to == "llamafactory":
         return Form(
-            pairs.llamafactory, ("The rows are pairs: set `stage: dpo`; `ranking` is set in dataset_info.json.",)
+            llamafactory_pair, ("The rows are pairs: set `stage: dpo`; `ranking` is set in dataset_info.json.",)
         )
     note = "The rows are pairs: choose the method `dpo` when the job is made."
-    return Form(lambda talk: openai_rows.openai(talk, last=False), (note, *_few(len(conversations))))
+    return Form(lambda talk: openai(talk, last=False), (note, *_few(len(conversations))))
 
 
 def _trl(conversations: Sequence[Conversation], last: bool, parts: bool) -> Form:
@@ -115,11 +116,11 @@ def _openai(conversations: Sequence[Conversation], last: bool, parts: bool) -> F
     notes = list(_few(len(conversations)))
     if any(turn.extra.get("reasoning_content") for talk in conversations for turn in talk.turns):
         notes.append("`reasoning_content` is left away: OpenAI takes none.")
-    return Form(lambda talk: openai_rows.openai(talk, last=last), tuple(notes))
+    return Form(lambda talk: openai(talk, last=last), tuple(notes))
 
 
 def _few(rows: int) -> tuple[str, ...]:
-    return (f"OpenAI asks for at least {openai_rows.FEWEST} rows.",) if rows < openai_rows.FEWEST else ()
+    return (f"OpenAI asks for at least {FEWEST} rows.",) if rows < FEWEST else ()
 
 
 def _earlier_masked(talk: Conversation) -> bool:
@@ -128,3 +129,153 @@ def _earlier_masked(talk: Conversation) -> bool:
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def split_pair(conversation: Conversation) -> tuple[tuple[Speech, ...], tuple[Speech, ...], tuple[Speech, ...]]:
+    """Return the prompt that both sides begin with, and what each of them answers.
+
+    Raises UnusableError where there is no such prompt, or where the sides do not differ.
+    """
+    chosen, rejected = conversation.turns, conversation.rejected or ()
+    last = max((place for place, turn in enumerate(rejected) if turn.role == "assistant"), default=-1)
+    rejected = rejected[: last + 1]
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    if same == len(chosen) == len(rejected):
+        raise UnusableError("pair: both sides say the same")
+    if same == len(chosen) or same == len(rejected):
+        raise UnusableError("pair: one side is the beginning of the other")
+    if not any(turn.role in ("user", "tool") for turn in chosen[:same]):
+        raise UnusableError("pair: the sides do not begin with the same prompt")
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def trl_pair(conversation: Conversation, *, parts: bool) -> Row:
+    """TRL's DPOTrainer: `prompt`, `chosen` and `rejected` as lists of turns, `tools` as JSON text."""
+    prompt, chosen, rejected = (
+        [openai_turn(turn, arguments=lambda call: call.value, parts=parts) for turn in side]
+        for side in split_pair(conversation)
+    )
+    row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if conversation.tools is not None:
+        row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
+    return {**row, **conversation.media}
+
+
+def axolotl_pair(conversation: Conversation) -> Row:
+    """Axolotl (`rl: dpo`, `type: chat_template.default`): `messages`, and `chosen` and `rejected` as one turn each.
+
+    Raises UnusableError for what its loader would drop: calls, tools and further turns.
+    """
+    prompt, chosen, rejected = split_pair(conversation)
+    _check_single("axolotl", chosen, rejected)
+    if conversation.tools is not None or any(turn.calls for turn in (*prompt, *chosen, *rejected)):
+        raise UnusableError("pair: it calls tools, which axolotl's loader of pairs drops")
+    return {
+        "messages": [_text_turn(turn) for turn in prompt],
+        "chosen": _text_turn(chosen[0]),
+        "rejected": _text_turn(rejected[0]),
+    }
+
+
+def llamafactory_pair(conversation: Conversation) -> Row:
+    """LLaMA-Factory (`stage: dpo`): `conversations` up to the answer, and `chosen` and `rejected` as one turn each."""
+    prompt, chosen, rejected = split_pair(conversation)
+    _check_single("LLaMA-Factory", chosen, rejected)
+    row = sharegpt_turns(prompt, conversation)
+    spoken = [turn for turn in row["conversations"] if turn["from"] != "system"]
+    if len(spoken) % 2 == 0:
+        raise UnusableError("turns do not alternate: LLaMA-Factory skips pairs whose prompt does not end with the user")
+    row |= {"chosen": sharegpt_turn(chosen[0]), "rejected": sharegpt_turn(rejected[0])}
+    if conversation.tools is not None:
+        row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
+    return row
+
+
+def openai_pair(conversation: Conversation, write: Callable[[tuple[Speech, ...]], list[Row]]) -> Row:
+    """OpenAI's preference tuning: `input` with `messages`, and one turn in `preferred_output` and `non_preferred_output`."""
+    prompt, chosen, rejected = split_pair(conversation)
+    _check_single("OpenAI", chosen, rejected)
+    given: Row = {"messages": write(prompt)}
+    if conversation.tools is not None:
+        given["tools"] = conversation.tools
+    return {"input": given, "preferred_output": write(chosen), "non_preferred_output": write(rejected)}
+
+
+def _check_single(trainer: str, *sides: tuple[Speech, ...]) -> None:
+    if any(len(side) != 1 or side[0].role != "assistant" for side in sides):
+        raise UnusableError(f"pair: a side has several turns after the common prompt, and {trainer} takes one")
+
+
+def _text_turn(turn: Speech) -> Row:
+    if not isinstance(turn.content, str):
+        raise UnusableError("pair: a turn has parts, and axolotl's loader of pairs takes texts")
+    return {"role": turn.role, "content": turn.content}
+
+
+_TAKEN = ("role", "content", "tool_calls", "tool_call_id", "name", "weight")
+FEWEST = 10
+"""Rows that OpenAI asks for at least."""
+
+
+def openai(conversation: Conversation, *, last: bool) -> Row:
+    """Return a row, or a pair where the conversation has a rejected side. last: only the last turn is learned from.
+
+    Raises UnusableError for media in columns, for weights and masked parts, and for parts that OpenAI does not take.
+    """
+    if conversation.media:
+        raise UnusableError("media: OpenAI takes images as parts of turns, not in columns")
+    if conversation.rejected is not None:
+        return openai_pair(conversation, _written)
+    check_whole(conversation, "OpenAI", last=last)
+    turns = _written(conversation.turns)
+    several = sum(turn.role == "assistant" for turn in conversation.turns) > 1
+    for place, (turn, row) in enumerate(zip(conversation.turns, turns, strict=True)):
+        if turn.role == "assistant" and several:
+            row["weight"] = int(place == len(turns) - 1 if last else turn.learned)
+    row = {"messages": turns}
+    return row if conversation.tools is None else {**row, "tools": conversation.tools}
+
+
+def _written(turns: tuple[Speech, ...]) -> list[Row]:
+    """Return turns with ids for their calls: a call without one gets a number, and results answer calls in their order."""
+    written: list[Row] = []
+    pending: list[str] = []
+    calls = 0
+    for turn in turns:
+        row = (
+            openai_turn(turn, arguments=lambda call: call.text, parts=False)
+            if not _has_images(turn)
+            else _with_images(turn)
+        )
+        if turn.calls:
+            pending = []
+            for call in row["tool_calls"]:
+                calls += 1
+                call.setdefault("id", f"call_{calls}")
+                pending.append(call["id"])
+        if turn.role == "tool" and "tool_call_id" not in row:
+            if not pending:
+                raise UnusableError("tool call: a result answers no call, which OpenAI refuses")
+            row["tool_call_id"] = pending.pop(0)
+        written.append({key: row[key] for key in _TAKEN if key in row})
+    return written
+
+
+def _has_images(turn: Speech) -> bool:
+    return isinstance(turn.content, list) and any(
+        isinstance(p, dict) and p.get("type", "text") != "text" for p in turn.content
+    )
+
+
+def _with_images(turn: Speech) -> Row:
+    parts: list[Any] = [
+        {"type": "text", "text": part} if isinstance(part, str) else part for part in turn.content or ()
+    ]
+    kinds = {part.get("type", "text") for part in parts}
+    if not kinds <= {"text", "image_url"} or turn.role != "user":
+        raise UnusableError(
+            f"media: OpenAI takes image_url in user turns, and a {turn.role} turn has {', '.join(sorted(kinds))}"
+        )
+    return {"role": turn.role, "content": parts}

@@ -9,8 +9,18 @@ from typing import Any
 
 from nncift.data.layout import Layout
 from nncift.data.records import Row, kind_of
-from nncift.data.turn_shapes import as_turns_text, side_turns, turns_in
-from nncift.data.turns import UnusableError, content_in, is_number, role_in, role_of, roles_said, text_of
+from nncift.data.turns import (
+    UnusableError,
+    as_turns_text,
+    content_in,
+    is_number,
+    role_in,
+    role_of,
+    roles_said,
+    side_turns,
+    text_of,
+    turns_in,
+)
 
 # Trainers also keep tool definitions as JSON text.
 _NO_TOOLS: tuple[object, ...] = (None, "", "[]", [])

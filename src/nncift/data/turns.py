@@ -1,4 +1,15 @@
-"""One turn of a conversation, in the spellings that chat data uses."""
+r"""Turns of a conversation, in the spellings and shapes that chat data uses, and the marks of those that are not learned from.
+
+| shape | example |
+|---|---|
+| turns | `[{"role": "user", "content": "Q"}, ...]`, also `from` with `value`, `speaker` or `role` with `text` |
+| one turn | `{"role": "user", "content": "Q"}` |
+| object of lists | `{"role": ["user", "assistant"], "content": ["Q", "A"]}` |
+| texts (LIMA, UltraChat) | `["Q", "A", ...]`: user and assistant by turns |
+| JSON text of any of these | `"[{\\"role\\": ...}]"`, also around `messages` or `conversations` |
+
+`weight: 0` is OpenAI's mark, `train` and `training` are axolotl's, `loss: false` others'; `train_detail` marks parts of a turn.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +18,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from nncift.data.masks import NO_MASK, mask_of
-from nncift.data.records import kind_of, shown
+from nncift.data.records import TURN_ROLES, kind_of, shown
 
 _SPELLINGS = {
     "system": ("system", "developer"),
@@ -160,3 +170,145 @@ def _calls(item: dict[str, Any], where: str) -> str:
     if not isinstance(calls, (list, tuple)) or not all(isinstance(call, dict) for call in calls):
         raise UnusableError(f"wrong type: the tool calls of {where} are {kind_of(calls)}, expected a list of objects")
     return json.dumps(calls, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+_WRAPPERS = ("messages", "conversations")
+
+
+def turns_in(value: object, column: str) -> list[Any]:
+    """Return the turns of a column of any shape; single turns need not be well formed. Raises UnusableError."""
+    if isinstance(value, str):
+        value = _decoded(value, column)
+    if isinstance(value, dict):
+        return _of_object(value, column)
+    if not isinstance(value, (list, tuple)):
+        raise UnusableError(f"wrong type: {column!r} is {kind_of(value)}, expected a list of turns")
+    if value and all(isinstance(item, str) for item in value):
+        return _of_texts(value)
+    return list(value)
+
+
+def side_turns(value: object, column: str) -> list[Any] | None:
+    """Return the turns of one side of a row (`prompt`, `completion`, `chosen`, ...), None where it is a plain text or no side."""
+    if isinstance(value, dict):
+        return turns_in(value, column) if TURN_ROLES & value.keys() or any(key in value for key in _WRAPPERS) else None
+    return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def as_turns_text(value: object) -> list[Any] | None:
+    """Return the turns of a text that is JSON of turns with their roles, None for every other text."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(found, dict):
+        found = next((found[key] for key in _WRAPPERS if key in found), None)
+    good = (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(item, dict) and TURN_ROLES & item.keys() for item in found)
+    )
+    return found if good else None
+
+
+def _decoded(text: str, column: str) -> object:
+    start = text.lstrip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if start.startswith(("[{'", "{'", "[['", "['")):
+            raise UnusableError(
+                f"printed Python: {column!r} is text with single quotes, not JSON; write the column with json.dumps"
+            ) from error
+        raise UnusableError(f"wrong type: {column!r} is text, expected a list of turns") from error
+
+
+def _of_object(value: dict[str, Any], column: str) -> list[Any]:
+    for key in _WRAPPERS:
+        if isinstance(value.get(key), (list, tuple)):
+            return turns_in(value[key], column)
+    role = role_in(value)
+    if not isinstance(role, (list, tuple)):
+        if role is None:
+            raise UnusableError(
+                f"wrong type: {column!r} is an object of {', '.join(shown(key, 24) for key in list(value)[:4])}, "
+                "expected a list of turns"
+            )
+        return [value]
+    columns = {key: items for key, items in value.items() if isinstance(items, (list, tuple))}
+    if len({len(items) for items in columns.values()}) > 1:
+        raise UnusableError(f"wrong type: the lists in {column!r} differ in length, expected one entry a turn in each")
+    return [{key: items[k] for key, items in columns.items()} for k in range(len(role))]
+
+
+def _of_texts(texts: list[str] | tuple[str, ...]) -> list[Any]:
+    """Return texts as turns: each the JSON text of a turn, or what user and assistant say by turns."""
+    if all(text.lstrip().startswith("{") for text in texts):
+        turns = [as_turns_text(f"[{text}]") for text in texts]
+        if all(turns):
+            return [turn for one in turns for turn in one or ()]
+    return [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(texts)]
+
+
+_MARKS = ("weight", "train", "training", "loss")
+_DETAILS = ("train_detail", "training_detail")
+
+
+class Mask(NamedTuple):
+    """What marks say of a turn. learned: None where no mark says anything. weight: where it is neither 0 nor 1.
+
+    detail: parts of the turn that are or are not learned from, None where none is masked.
+    """
+
+    learned: bool | None = None
+    weight: float | None = None
+    detail: list[Any] | None = None
+
+
+_ALL = frozenset((*_MARKS, *_DETAILS))
+_WORDS: Mapping[str, float] = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
+
+NO_MASK = Mask()
+_MASKED, _LEARNED = Mask(False), Mask(True)
+
+
+def mask_of(turn: Mapping[str, Any]) -> Mask:
+    """Return what the marks of a turn say: one that masks it counts before others.
+
+    Raises ValueError for marks that cannot be read.
+    """
+    if not _ALL & turn.keys():
+        return NO_MASK
+    found = NO_MASK
+    for name in _MARKS:
+        value = _number(turn.get(name), name)
+        if value is None:
+            continue
+        if value <= 0:
+            return _MASKED
+        found = _LEARNED if value == 1 else Mask(True, value)
+    parts = next((turn[name] for name in _DETAILS if turn.get(name)), None)
+    return found if parts is None else _by_parts(parts, found)
+
+
+def _number(value: Any, name: str) -> float | None:
+    """Return a mark as a number; None where it is none: a loss that was measured says nothing about training."""
+    if isinstance(value, str):
+        value = _WORDS.get(value.strip().lower(), value)
+    if isinstance(value, bool) or value in (0, 1) or (name == "weight" and isinstance(value, (int, float))):
+        return float(value)
+    if name == "weight" and value is not None:
+        raise ValueError(f"'weight' is {kind_of(value)}, expected a number")
+    return None
+
+
+def _by_parts(parts: Any, found: Mask) -> Mask:
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "train" in part for part in parts):
+        raise ValueError("'train_detail' is expected to be a list of begin_offset, end_offset and train")
+    if not any(part["train"] for part in parts):
+        return _MASKED
+    if all(part["train"] for part in parts):
+        return found
+    return Mask(True, found.weight, parts)

@@ -13,8 +13,7 @@ import numpy as np
 
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
-from nncift.data.formats import Dialogue, parse, prompt_text
-from nncift.data.label_columns import LabelColumns
+from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
 from nncift.data.layout import Layout
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
 from nncift.data.reading import TRIED, check_files, records_of, source_names

@@ -11,7 +11,7 @@ import numpy as np
 
 from nncift.core.parallel import ranges
 from nncift.core.seeds import shuffled
-from nncift.data.label_columns import LabelColumns, label
+from nncift.data.formats import LabelColumns, label
 from nncift.data.records import kept_row
 from nncift.runs.finished import FinishedRun
 from nncift.selection.controls import random_ids
