@@ -18,7 +18,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.data.examples import Examples
 from nncift.models.views import TEXT, Views
 from nncift.stages import inputs
-from nncift.storage import atomic as files
+from nncift.storage import vector_store as files
 from nncift.storage.parquet import Column, FileColumn, read_columns
 from nncift.storage.vector_store import load_array, rows_of
 from nncift.student.model import Student, predict_all

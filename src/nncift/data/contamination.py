@@ -190,7 +190,6 @@ class _TestRows:
         self._count = np.sum([part.count for part in self._passages], axis=0)
         self.ignored = len(known) - len(self._prompts) + sum(part.ignored for part in self._passages)
         self._familiar = Familiar(SHINGLE, self._batch)
-        self._shingles = [shingles_of(text.words) for text in texts]
         self._vectors = None if embed is None else embed([row.text for row in tests])
 
     def hits(self, batch: Batch) -> list[Hit]:
@@ -234,7 +233,8 @@ class _TestRows:
         found: list[tuple[int, float, int]] = []
         for row in rows:
             mine = shingles_of(batch.texts[row].words)
-            alike = ((jaccard(mine, self._shingles[test]), test) for test in self._index.query(_signature(mine)))
+            met = self._index.query(_signature(mine))
+            alike = ((jaccard(mine, shingles_of(self._batch.texts[test].words)), test) for test in met)
             found += [(row, score, test) for score, test in alike if score >= self._limits.near_copy]
         return _best(found)
 
@@ -257,8 +257,8 @@ class _TestRows:
         from datasketch import MinHashLSH
 
         made = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
-        for place, shingles in enumerate(self._shingles):
-            if shingles:
+        for place, text in enumerate(self._batch.texts):
+            if shingles := shingles_of(text.words):
                 made.insert(place, _signature(shingles))
         return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class Text:
     def of(cls, row: Example) -> Text:
         """Return the words of a row."""
         prompt = words_of("\n".join(turn.content for turn in row.messages if turn.role != "system"))
-        return cls([*prompt, *words_of(row.response)], len(prompt))
+        # A word is held once, however often it comes.
+        return cls(list(map(sys.intern, (*prompt, *words_of(row.response)))), len(prompt))
 
 
 class Batch:
