@@ -4,17 +4,8 @@ from sklearn.linear_model import Ridge
 
 from nncift.core.pairs import LabelledPairs, Pairs
 from nncift.errors import DataError, UsageError
-from nncift.evaluation import gram
-from nncift.evaluation.baselines import (
-    DEFAULT_STRENGTH,
-    STRENGTHS,
-    Additive,
-    Cosine,
-    Product,
-    fit_baselines,
-    predict_quadrants,
-)
-from nncift.evaluation.gram import Space, additive_moments, product_moments
+from nncift.evaluation import baselines
+from nncift.evaluation.baselines import DEFAULT_STRENGTH, STRENGTHS, Additive, Linear, Product, fit_baselines
 
 TARGETS, SOURCES, WIDTH = 40, 60, 6
 NONE = LabelledPairs((), (), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
@@ -34,7 +25,6 @@ class World:
         a, b, c = rng.normal(size=(3, WIDTH))
         signal = {
             "additive": (self.t @ a)[:, None] + (self.s @ b)[None],
-            "cosine": 0.3 + 2 * self.t @ self.s.T,
             "product": (self.t * c * 3) @ self.s.T,
         }[kind]
         self.matrix = (signal + noise * rng.normal(size=signal.shape)).astype(np.float32)
@@ -59,29 +49,28 @@ class World:
         return np.asarray(self.t[pairs.target].astype(np.float64) * self.s[pairs.source])
 
 
-@pytest.mark.parametrize(("kind", "winner"), [("additive", "additive"), ("cosine", "cosine"), ("product", "ridge")])
+@pytest.mark.parametrize(("kind", "winner"), [("additive", "additive"), ("product", "ridge")])
 def test_a_planted_signal_is_found_by_its_baseline(kind: str, winner: str) -> None:
     world = World(kind)
     fitted = fit_baselines(world.train, world.validation, world.t, world.s)
     spread = float(np.var(world.test.value))
     error = {name: float(np.mean((p.predict(world.test) - world.test.value) ** 2)) for name, p in fitted.items()}
     assert error[winner] < 0.03 * spread
-    # A product with equal weights is a cosine, so ridge may find the cosine signal too, but no better than a line.
-    others = [name for name in error if name != winner and not (kind == "cosine" and name == "ridge")]
+    others = [name for name in error if name != winner]
     assert all(error[name] > 0.2 * spread for name in others)
     assert error[winner] <= min(error.values()) * 1.001
 
 
-@pytest.mark.parametrize("memory", [gram.MEMORY, 1024])
+@pytest.mark.parametrize("memory", [baselines.MEMORY, 1024])
 @pytest.mark.parametrize("train", [500, 8])
 def test_ridge_agrees_with_scikit_learn(monkeypatch: pytest.MonkeyPatch, memory: int, train: int) -> None:
     # 8 pairs are fewer than the 12 additive features; 1024 bytes make chunks of a few rows.
-    monkeypatch.setattr(gram, "MEMORY", memory)
+    monkeypatch.setattr(baselines, "MEMORY", memory)
     world = World("additive", train=train)
     fitted = fit_baselines(world.train, world.validation, world.t, world.s)
     for name, features in (("additive", world.concatenated), ("ridge", world.multiplied)):
         baseline = fitted[name]
-        assert isinstance(baseline, Additive | Product)
+        assert isinstance(baseline, Linear)
         x = features(world.train)
         alpha = baseline.strength * np.trace(np.cov(x.T, bias=True)) / x.shape[1] * len(x)
         oracle = Ridge(alpha=alpha).fit(x, world.train.value.astype(np.float64))
@@ -93,10 +82,9 @@ def test_ridge_agrees_with_scikit_learn(monkeypatch: pytest.MonkeyPatch, memory:
 
 def test_sums_over_items_are_sums_over_pairs() -> None:
     world = World("additive", train=200)
-    space = Space.of(world.train, world.t, world.s)
     for found, x in (
-        (additive_moments(space, world.train), world.concatenated(world.train)),
-        (product_moments(space, world.train), world.multiplied(world.train)),
+        (Additive(world.t, world.s).moments(world.train), world.concatenated(world.train)),
+        (Product(world.t, world.s).moments(world.train), world.multiplied(world.train)),
     ):
         assert found.mean == pytest.approx(x.mean(axis=0))
         assert found.covariance == pytest.approx(np.cov(x.T, bias=True))
@@ -109,27 +97,12 @@ def test_validation_chooses_the_strength_and_nothing_chooses_the_default() -> No
     noise = World("additive", noise=30.0)
     noisy = fit_baselines(noise.train, noise.validation, noise.t, noise.s)
     alone = fit_baselines(noise.train, NONE, noise.t, noise.s)["additive"]
-    assert isinstance(clean["additive"], Additive)
-    assert isinstance(noisy["additive"], Additive)
+    assert isinstance(clean["additive"], Linear)
+    assert isinstance(noisy["additive"], Linear)
     assert clean["additive"].strength < noisy["additive"].strength
     assert {clean["additive"].strength, noisy["additive"].strength} <= set(STRENGTHS)
-    assert isinstance(alone, Additive)
+    assert isinstance(alone, Linear)
     assert alone.strength == DEFAULT_STRENGTH
-
-
-def test_cosine_is_a_line_through_the_training_labels() -> None:
-    world = World("product")
-    cosine = fit_baselines(world.train, NONE, world.t * 7, world.s)["cosine"]
-    assert isinstance(cosine, Cosine)
-    similarity = np.sum(world.t[world.train.target].astype(np.float64) * world.s[world.train.source], axis=1)
-    assert (cosine.slope, cosine.intercept) == pytest.approx(np.polyfit(similarity, world.train.value, 1), rel=1e-4)
-
-
-def test_hidden_states_get_their_own_cosine() -> None:
-    world, other = World("cosine"), World("cosine", seed=1)
-    fitted = fit_baselines(world.train, NONE, other.t, other.s, hidden=(3 * world.t, 5 * world.s))
-    assert fitted["hidden"].predict(world.test) == pytest.approx(world.test.value, abs=0.1)
-    assert "hidden" not in fit_baselines(world.train, NONE, world.t, world.s)
 
 
 def test_missing_labels_are_left_out() -> None:
@@ -145,18 +118,6 @@ def test_missing_labels_are_left_out() -> None:
     for name, baseline in fit_baselines(holed, NONE, world.t, world.s).items():
         expected = fit_baselines(kept, NONE, world.t, world.s)[name].predict(world.test)
         assert (baseline.predict(world.test) == expected).all()
-
-
-def test_pairs_on_other_axes_are_looked_up_by_id() -> None:
-    world = World("additive")
-    fitted = fit_baselines(world.train, NONE, world.t, world.s)
-    moved = Pairs(("t31", "t30"), ("s50",), np.array([0, 1], np.int32), np.array([0, 0], np.int32))
-    straight = world.pairs(np.array([31, 30]), np.array([50, 50]))
-    predictions = predict_quadrants(fitted, {"moved": moved, "straight": straight})
-    for of in predictions.values():
-        assert (of["moved"] == of["straight"]).all()
-    with pytest.raises(UsageError, match="'stranger'"):
-        fitted["cosine"].predict(Pairs(("stranger",), ("s1",), moved.target[:1] * 0, moved.source[:1]))
 
 
 def test_equal_embeddings_fall_back_to_the_mean() -> None:

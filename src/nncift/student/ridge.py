@@ -355,6 +355,24 @@ class _Features:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues `(n,)` and axes `(n, n)` of a symmetric system, found once for all penalties."""
+
+    values: Doubles
+    axes: Doubles
+
+    @classmethod
+    def of(cls, system: Doubles) -> Spectrum:
+        """Decompose a system."""
+        return cls(*linalg.eigh(system, check_finite=False, driver="evd"))
+
+    def solve(self, right: Doubles, penalty: float) -> Doubles:
+        """Return the solution of (system + penalty * identity) x = right."""
+        # Sums in float32 leave some eigenvalues a little below 0, where Cholesky ends.
+        return np.asarray(self.axes @ ((self.axes.T @ right) / (np.maximum(self.values, 0.0) + penalty)))
+
+
+@dataclass(frozen=True)
 class _Ridge:
     """The regression's system, small side: features times features, or pairs times pairs where those are fewer."""
 
@@ -407,11 +425,9 @@ class _Ridge:
         return best[2], float(-self.mean @ best[2]), best[1], errors[::-1] if every is not None else []
 
     def _weights(self, penalty: float) -> Doubles:
-        # Solved by eigenvalues, found once for all penalties: sums in float32 leave some a little below 0, where Cholesky ends.
-        values, axes = self._axes
-        found = axes @ ((axes.T @ self.right) / (np.maximum(values, 0.0) + penalty * self.pairs / 1e4))
+        found = self._spectrum.solve(self.right, penalty * self.pairs / 1e4)
         return np.asarray(found if self.features is None else self.features.T @ found)
 
     @cached_property
-    def _axes(self) -> tuple[Doubles, Doubles]:
-        return linalg.eigh(self.system, check_finite=False, driver="evd")
+    def _spectrum(self) -> Spectrum:
+        return Spectrum.of(self.system)
