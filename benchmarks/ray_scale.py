@@ -112,7 +112,7 @@ def measure(settings: RunSettings, pool: Examples, executor: Executor, workers: 
         plan = plan_labels(work, axes, budget)
         assert isinstance(plan, LabelPlan)
         group = TaskGroup("label", "label", fingerprint(dict(teacher.describe())), "", axes.rows)
-        chunks = [chunk for chunk, _ in plan.generation_chunks(0) if chunk.source is not None][: 4 * workers]
+        chunks = [chunk.task for chunk in plan.chunks_of(0) if chunk.source is not None][: 4 * workers]
         first = [
             Task(str(chunk.index), place, chunk, len(chunk.targets), (*chunk.targets, str(chunk.source)))
             for place, chunk in enumerate(chunks)

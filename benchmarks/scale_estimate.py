@@ -22,12 +22,11 @@ from nncift.data import read
 from nncift.data.pool import PoolTable
 from nncift.distributed.piece_records import Record, Writer
 from nncift.distributed.piece_records import read as read_records
-from nncift.labels import LabelBudget, grow
-from nncift.labels.pair_labels import LabelStore
-from nncift.labels.row_labels import RowFormat, RowLabelStore, grow_rows
+from nncift.labels import LabelBudget, LabelFormat, PairLabelStore, RowLabelStore, grow, grow_rows
+from nncift.labels.pair_labels import PAIR_FORMAT
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import RunDir
-from nncift.teachers import ChunkLabels, RowLabels
+from nncift.teachers import RowLabels
 
 WORDS = (
     "the of a sort list name add sum red blue green cat dog bird sky sea tree house long short first last word".split()
@@ -66,15 +65,15 @@ def measured(rows: int) -> dict[str, float]:
         with RunDir(folder / "run", RunSettings()) as directory:
             PoolTable.of(pool).write(directory)
         found["bytes_of_a_row_in_rows_parquet"] = (folder / "run" / "rows.parquet").stat().st_size / rows
-        store = LabelStore.open(folder / "labels")
-        store.adopt(
-            grow(None, pool.ids, pool.ids, LabelBudget(None, 2000, "scatter", 30, 20), 0, shared=True, relative=True)
-        )
+        store = PairLabelStore(folder / "labels")
+        label_budget = LabelBudget(None, 2000, "scatter", 30, 20)
+        store.adopt(grow(None, pool.ids, pool.ids, label_budget, 0, shared=True, relative=True), PAIR_FORMAT)
         found["bytes_of_a_row_in_a_plan"] = (folder / "labels" / "plan-000.json").stat().st_size / rows
         pending = list(store.pending())
         began = time.perf_counter()
-        for generation, chunk, positions in pending:
-            store.write(generation, chunk, positions, ChunkLabels(np.zeros(len(positions), np.float32), 0), 0.0)
+        for chunk in pending:
+            values = np.zeros((len(chunk.positions), 1), np.float32)
+            store.write(chunk, RowLabels(values, 0, len(values), {"shortened": 0.0}), 0.0)
         store.flush()
         found["chunks_kept_a_second"] = len(pending) / (time.perf_counter() - began)
         found["measured_rows_kept_a_second"] = _rows_kept(folder / "rows", pool.ids)
@@ -96,15 +95,14 @@ def measured(rows: int) -> dict[str, float]:
 
 def _rows_kept(folder: Path, ids: tuple[str, ...]) -> float:
     """Return how many rows of a teacher that is paid by the row are kept a second, 8 numbers each, in chunks of 16."""
-    store = RowLabelStore.open(folder)
-    store.adopt(grow_rows(None, ids, ids, LabelBudget(0.9, None, "rows", 30, 20), 0, shared=True))
-    store.set_format(RowFormat(8))
+    store = RowLabelStore(folder)
+    store.adopt(grow_rows(None, ids, ids, LabelBudget(0.9, None, "rows", 30, 20), 0, shared=True), LabelFormat(8))
     pending = list(store.pending())
     began = time.perf_counter()
-    for generation, index, chunk in pending:
-        store.write(generation, index, RowLabels(np.zeros((len(chunk), 8), np.float32), 0, 0), 0.0)
+    for chunk in pending:
+        store.write(chunk, RowLabels(np.zeros((len(chunk.ids), 8), np.float32), 0, 0), 0.0)
     store.flush()
-    return sum(len(chunk) for *_, chunk in pending) / (time.perf_counter() - began)
+    return sum(len(chunk.ids) for chunk in pending) / (time.perf_counter() - began)
 
 
 def passes(n: int) -> dict[str, int]:

@@ -229,7 +229,7 @@ def test_an_extended_run_measures_only_new_rows(tmp_path: Path, write_pool: Writ
     run = select(write_pool(rows), tmp_path / "run", second, labels=labels)
     assert second.asked
     assert not set(first.asked) & set(second.asked)
-    plan = RowLabelStore.open(run.path / "labels").plan
+    plan = RowLabelStore(run.path / "labels").plan
     assert plan is not None
     assert plan.measured == {*first.asked, *second.asked}
     assert run.ledger["teacher_passes"] == 2 * len(plan.measured) + 7

@@ -21,8 +21,7 @@ from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, InfeasibleError, NnciftError, UsageError
 from nncift.evaluation.fidelity import measure
-from nncift.labels import BASE
-from nncift.labels.pair_labels import LabelStore
+from nncift.labels import BASE, PairLabelStore
 from nncift.models.encoders import HashEncoder
 from nncift.stages import inputs
 from nncift.student import paper_recipe as fit
@@ -85,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def labels_of(folder: Path) -> dict[tuple[str, str | None], float]:
     """Return every stored raw value by the ids of its pair."""
-    store = LabelStore.open(folder / "labels")
+    store = PairLabelStore(folder / "labels")
     assert store.plan is not None
     entries = store.plan.entries
     raw = np.concatenate([np.load(path) for path in sorted((folder / "labels").glob("values-???.npy"))])[:, 0]
@@ -547,7 +546,7 @@ def test_every_planned_target_is_asked_once_alone(tmp_path: Path, write_pool: Wr
     teacher = RuleTeacher()
     run = select(write_pool(40), tmp_path / "run", teacher)
     assert len(teacher.asked) == len(set(teacher.asked)) == run.ledger["teacher_passes"]
-    plan = LabelStore.open(run.path / "labels").plan
+    plan = PairLabelStore(run.path / "labels").plan
     assert plan is not None
     alone = [target for target, source in teacher.asked if source is None]
     assert len(alone) == (plan.entries.split == BASE).sum() == run.summary["labels"]["base"]

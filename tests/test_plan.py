@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nncift.core.amounts import LabelAmount
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.labels import BASE, Q2, Q3, TEST, TRAIN, VALIDATION, LabelBudget, LabelPlan, describe, grow
-from nncift.labels.growth_draws import CHUNK_TARGETS
+from nncift.labels.sampling import CHUNK_TARGETS
 
 
 def ids(n: int, start: int = 0) -> list[str]:
@@ -119,7 +119,7 @@ def test_the_order_of_rows_means_nothing(kind: str) -> None:
     shuffled = [rows[index] for index in np.random.default_rng(5).permutation(300)]
     one, two = (extended(None, order, LabelBudget(0.9, None, kind)) for order in (rows, shuffled))
     assert named(one) == named(two)
-    assert [chunk for chunk, _ in one.generation_chunks(0)] == [chunk for chunk, _ in two.generation_chunks(0)]
+    assert [chunk.task for chunk in one.chunks_of(0)] == [chunk.task for chunk in two.chunks_of(0)]
 
 
 def test_every_target_is_labelled_once_without_an_example() -> None:
@@ -130,15 +130,16 @@ def test_every_target_is_labelled_once_without_an_example() -> None:
 
 def test_chunks_have_one_source_at_most_256_targets_and_those_without_a_source_come_first() -> None:
     plan = planned(700, 1.0, kind="block")
-    chunks = [chunk for chunk, _ in plan.generation_chunks(0)]
+    chunks = [chunk.task for chunk in plan.chunks_of(0)]
     assert [chunk.index for chunk in chunks] == list(range(plan.chunks))
     assert max(len(chunk.targets) for chunk in chunks) == CHUNK_TARGETS
     without = [chunk.index for chunk in chunks if chunk.source is None]
     assert without == list(range(len(without)))
     entries = plan.entries
-    for chunk, positions in plan.generation_chunks(0):
-        assert tuple(plan.target_ids[code] for code in entries.target[positions]) == chunk.targets
-        assert {plan.source_ids[code] if code >= 0 else None for code in entries.source[positions]} == {chunk.source}
+    for chunk in plan.chunks_of(0):
+        assert tuple(plan.target_ids[code] for code in entries.target[chunk.positions]) == chunk.task.targets
+        sources = {plan.source_ids[code] if code >= 0 else None for code in entries.source[chunk.positions]}
+        assert sources == {chunk.source} == {chunk.task.source}
 
 
 def test_full_passes_count_every_pair_but_the_diagonal_and_the_targets_alone() -> None:

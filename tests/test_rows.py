@@ -11,8 +11,8 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import DataError, UsageError
-from nncift.labels import LabelBudget
-from nncift.labels.row_labels import CHUNK_ROWS, SCORE, RowFormat, RowLabelStore, RowPlan, grow_rows
+from nncift.labels import SCORE, LabelBudget, LabelFormat, RowLabelStore, RowPlan, grow_rows
+from nncift.labels.row_labels import CHUNK_ROWS
 from nncift.labels.sizes import FEW_TARGETS
 from nncift.teachers import RowLabels
 
@@ -76,11 +76,10 @@ def plan_of(
 
 
 def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:
-    store = RowLabelStore.open(folder)
-    store.adopt(plan)
-    store.set_format(RowFormat.of(teacher))
-    for generation, index, ids in list(store.pending()):
-        store.write(generation, index, teacher.measure(ids), 0.5)
+    store = RowLabelStore(folder, teacher)
+    store.adopt(plan, LabelFormat.of(teacher))
+    for chunk in list(store.pending()):
+        store.write(chunk, teacher.measure(chunk.ids), 0.5)
     store.flush()
     return store
 
@@ -108,7 +107,7 @@ def test_roles_are_disjoint_and_u_of_the_rows_are_measured(targets: tuple[str, .
         assert len(plan.measured) == 20 + 12 + 8
         assert plan.train_targets == plan.train_sources
     assert plan.full_rows == 200 + (len(targets) if targets and targets != SCORE else 0)
-    sizes = [len(chunk) for chunk in plan.chunks[0]]
+    sizes = [len(chunk) for chunk in plan.generations[0]]
     assert max(sizes) <= CHUNK_ROWS
     assert sum(sizes) == len(plan.measured)
 
@@ -133,7 +132,7 @@ def test_all_pairs_among_measured_rows_have_one_split_and_the_teachers_value(
 ) -> None:
     ids, teacher = names(60), Dot()
     plan = plan_of(ids, 0.3, targets=targets)
-    found = filled(tmp_path, plan, teacher).utilities(teacher)
+    found = filled(tmp_path, plan, teacher).derived()
     assert set(found) == SPLITS
     seen: dict[tuple[str, str], str] = {}
     role = {
@@ -171,7 +170,7 @@ def test_a_pointwise_teacher_has_one_target_and_no_quadrants_in_between(tmp_path
     plan = plan_of(ids, 1.0, targets=SCORE)
     assert plan.measured == set(ids)
     assert plan.roles.test_targets == plan.roles.validation_targets == ()
-    found = filled(tmp_path, plan, teacher).utilities(teacher)
+    found = filled(tmp_path, plan, teacher).derived()
     assert set(found) == {"train", "validation", "test"}
     for split, members in zip(("train", "validation", "test"), groups(plan, "source"), strict=True):
         pairs = found[split]
@@ -190,15 +189,15 @@ def test_growth_measures_only_what_is_new_and_keeps_chunks_and_values(
     make = Rated if targets == SCORE else Dot
     first, second = make(), make()
     before = plan_of(names(60), 0.2, targets=targets)
-    old = filled(tmp_path, before, first).utilities(first)
-    previous = RowLabelStore.open(tmp_path).plan
+    old = filled(tmp_path, before, first).derived()
+    previous = RowLabelStore(tmp_path).plan
     assert previous == before
     plan = plan_of(names(rows), labels, previous=previous, targets=targets)
-    assert plan.chunks[: len(before.chunks)] == before.chunks
+    assert plan.generations[: len(before.generations)] == before.generations
     for axis in ("target", "source"):
         for was, now in zip(groups(before, axis), groups(plan, axis), strict=True):
             assert was <= now
-    new = filled(tmp_path, plan, second).utilities(second)
+    new = filled(tmp_path, plan, second).derived()
     assert not set(first.asked) & set(second.asked)
     assert set(first.asked) | set(second.asked) == plan.measured
     assert len(second.asked) == len(plan.measured) - len(before.measured)
@@ -221,11 +220,11 @@ def test_a_pool_that_grows_without_new_measurements_moves_the_axes(tmp_path: Pat
     plan = grow_rows(None, names(40), names(40), few, 0, shared=True)
     filled(tmp_path, plan, teacher)
     grown = grow_rows(plan, names(43), names(43), few, 0, shared=True)
-    assert grown.chunks == plan.chunks
+    assert grown.generations == plan.generations
     store = filled(tmp_path, grown, idle := Dot())
     assert idle.asked == []
-    assert store.utilities(idle)["train"].source_ids == names(43)
-    assert RowLabelStore.open(tmp_path).plan == grown
+    assert store.derived()["train"].source_ids == names(43)
+    assert RowLabelStore(tmp_path).plan == grown
 
 
 def test_fewer_labels_are_refused() -> None:
@@ -236,18 +235,17 @@ def test_fewer_labels_are_refused() -> None:
 
 def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path: Path) -> None:
     plan, first, second = plan_of(names(60), 0.5), Dot(), Dot()
-    store = RowLabelStore.open(tmp_path)
-    store.adopt(plan)
-    store.set_format(RowFormat(2))
-    generation, index, ids = next(store.pending())
-    store.write(generation, index, first.measure(ids), 0.5)
+    store = RowLabelStore(tmp_path, first)
+    store.adopt(plan, LabelFormat(2))
+    chunk = next(store.pending())
+    store.write(chunk, first.measure(chunk.ids), 0.5)
     store.flush()
-    again = RowLabelStore.open(tmp_path)
-    assert (again.progress().rows, again.progress().passes, again.progress().tokens) == (16, 16, 80)
+    again = RowLabelStore(tmp_path)
+    assert (again.progress().labels, again.progress().passes, again.progress().tokens) == (16, 16, 80)
     filled(tmp_path, plan, second)
     assert not set(first.asked) & set(second.asked)
-    whole = filled(tmp_path / "straight", plan, Dot()).utilities(second)
-    for split, pairs in RowLabelStore.open(tmp_path).utilities(second).items():
+    whole = filled(tmp_path / "straight", plan, Dot()).derived()
+    for split, pairs in RowLabelStore(tmp_path, Dot()).derived().items():
         np.testing.assert_array_equal(pairs.value, whole[split].value)
 
 
@@ -255,16 +253,15 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
 def test_what_waits_for_the_disk_is_there_after_a_second_or_many_bytes_and_lost_before(
     limit: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift.storage.row_store.FLUSH_SECONDS", 3600.0)
-    store, teacher = RowLabelStore.open(tmp_path), Dot()
-    store.adopt(plan_of(names(60), 0.5))
-    store.set_format(RowFormat(teacher.width))
+    monkeypatch.setattr("nncift.labels.store.FLUSH_SECONDS", 3600.0)
+    store, teacher = RowLabelStore(tmp_path), Dot()
+    store.adopt(plan_of(names(60), 0.5), LabelFormat(teacher.width))
     first, second, *rest = store.pending()
-    store.write(first[0], first[1], teacher.measure(first[2]), 0.5)
-    assert len(list(RowLabelStore.open(tmp_path).pending())) == 2 + len(rest)
-    monkeypatch.setattr(f"nncift.storage.row_store.{limit}", value)
-    store.write(second[0], second[1], teacher.measure(second[2]), 0.5)
-    assert list(RowLabelStore.open(tmp_path).pending()) == rest
+    store.write(first, teacher.measure(first.ids), 0.5)
+    assert len(list(RowLabelStore(tmp_path).pending())) == 2 + len(rest)
+    monkeypatch.setattr(f"nncift.labels.store.{limit}", value)
+    store.write(second, teacher.measure(second.ids), 0.5)
+    assert [chunk.ids for chunk in RowLabelStore(tmp_path).pending()] == [chunk.ids for chunk in rest]
 
 
 def test_rows_without_a_value_are_counted_and_give_no_value(tmp_path: Path) -> None:
@@ -272,29 +269,30 @@ def test_rows_without_a_value_are_counted_and_give_no_value(tmp_path: Path) -> N
     teacher = Dot(without=plan.train_sources[:2])
     store = filled(tmp_path, plan, teacher)
     assert store.progress().missing == 2
-    train = store.utilities(teacher)["train"]
+    train = store.derived()["train"]
     assert np.isnan(train.value).sum() == 30 * 29 - 28 * 27
 
 
 def test_another_width_is_refused(tmp_path: Path) -> None:
-    store = filled(tmp_path, plan_of(names(40), 0.2), Dot())
-    store.set_format(RowFormat(2))
-    with pytest.raises(DataError, match="have 2 values each, and the teacher gives 3"):
-        store.set_format(RowFormat(3))
+    plan = plan_of(names(40), 0.2)
+    store = filled(tmp_path, plan, Dot())
+    store.adopt(plan, LabelFormat(2))
+    with pytest.raises(DataError, match=r"kept as LabelFormat\(width=2.*asks for LabelFormat\(width=3"):
+        store.adopt(plan, LabelFormat(3))
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("rows-000.json", "{"),
-        ("rows-000.json", "[]"),
-        ("rows-000.json", "{}"),
-        ("rows-001.json", '{"chunks": 3}'),
-        ("width.json", "wide"),
-        ("width.json", "[2]"),
-        ("rowvalues-000.npy", "x"),
-        ("rowvalues-000.json", "x"),
-        ("rowcosts-000.sums.npy", ""),
+        ("plan-000.json", "{"),
+        ("plan-000.json", "[]"),
+        ("plan-000.json", "{}"),
+        ("plan-001.json", '{"kind": "row", "format": 3}'),
+        ("plan-001.json", '{"kind": "row", "format": {"width": 2}}'),
+        ("plan-001.parquet", "PAR1"),
+        ("values-000.npy", "x"),
+        ("values-000.json", "x"),
+        ("costs-000.sums.npy", ""),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
@@ -303,17 +301,18 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
     filled(tmp_path, plan_of(names(40), 0.5, previous=plan), Dot())
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
-        RowLabelStore.open(tmp_path).utilities(Dot())
+        RowLabelStore(tmp_path, Dot()).derived()
 
 
 def test_nothing_is_known_without_a_plan_or_a_measurement(tmp_path: Path) -> None:
-    store = RowLabelStore.open(tmp_path)
+    store = RowLabelStore(tmp_path)
     assert store.plan is None
     with pytest.raises(DataError, match="no label plan"):
         list(store.pending())
-    store.adopt(plan_of(names(40), 0.2))
-    with pytest.raises(DataError, match="never measured"):
-        list(store.pending())
+    store.adopt(plan_of(names(40), 0.2), LabelFormat(2))
+    assert not store.whole()
+    with pytest.raises(UsageError, match="without a teacher can be read"):
+        store.derived()
 
 
 def test_a_pairwise_teacher_without_utility_is_an_error(tmp_path: Path) -> None:
@@ -321,17 +320,17 @@ def test_a_pairwise_teacher_without_utility_is_an_error(tmp_path: Path) -> None:
         name, kind, width, options = "bare", "pairwise", 2, {"teacher": "bare"}
         prepare, measure, describe = Dot.prepare, Dot.measure, Dot.describe
 
-    store = filled(tmp_path, plan_of(names(40), 0.2), Dot())
+    filled(tmp_path, plan_of(names(40), 0.2), Dot())
     with pytest.raises(UsageError, match="bare says it is pairwise but has no utility"):
-        store.utilities(Bare())  # type: ignore[arg-type]
+        RowLabelStore(tmp_path, Bare()).derived()  # type: ignore[arg-type]
 
 
 def test_blocks_of_sources_change_no_utility(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, plan = Dot(), plan_of(names(40), 1.0)
     store = filled(tmp_path, plan, teacher)
-    whole = store.utilities(teacher)
+    whole = store.derived()
     monkeypatch.setattr("nncift.teachers.utility_blocks.BLOCK", 3 * 40)
-    for name, pairs in store.utilities(teacher).items():
+    for name, pairs in store.derived().items():
         expected = {
             (t, s): v for t, s, v in zip(whole[name].target, whole[name].source, whole[name].value, strict=True)
         }
@@ -340,11 +339,11 @@ def test_blocks_of_sources_change_no_utility(tmp_path: Path, monkeypatch: pytest
 
 
 def test_blocks_of_few_rows_give_the_same_utilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, teacher = filled(tmp_path, plan_of(names(60), 0.5), Dot()), Dot()
-    whole = store.utilities(teacher)
+    store = filled(tmp_path, plan_of(names(60), 0.5), Dot())
+    whole = store.derived()
     # Of two float32 values each: 7 rows.
     monkeypatch.setattr("nncift.teachers.utility_blocks.BYTES_AT_ONCE", 7 * 2 * 4)
-    for split, pairs in store.utilities(teacher).items():
+    for split, pairs in store.derived().items():
         expected = by_pair(whole[split])
         assert len(pairs) == len(expected)
         assert by_pair(pairs) == pytest.approx(expected, abs=1e-6)
@@ -370,13 +369,13 @@ class Half(Dot):
 
 def test_a_compact_teacher_is_kept_in_half_precision_with_the_figures_of_its_chunks(tmp_path: Path) -> None:
     plan, teacher = plan_of(names(60), 0.5), Half()
-    assert RowFormat.of(teacher) == RowFormat(2, "float16", ("even",))
-    assert RowFormat.of(teacher).row_bytes == 4
+    assert LabelFormat.of(teacher) == LabelFormat(2, "float16", ("even",))
+    assert LabelFormat.of(teacher).row_bytes == 4
     store = filled(tmp_path, plan, teacher)
     even = sum(int(item[-1]) % 2 == 0 for item in plan.measured)
-    assert RowLabelStore.open(tmp_path).progress().figures == {"even": even}
-    exact = filled(tmp_path / "exact", plan, Dot()).utilities(Dot())["train"].value
-    half = store.utilities(teacher)["train"].value
+    assert RowLabelStore(tmp_path).progress().figures == {"even": even}
+    exact = filled(tmp_path / "exact", plan, Dot()).derived()["train"].value
+    half = store.derived()["train"].value
     assert 0 < np.abs(half - exact).max() < 4 * 2**-11 * np.abs(exact).max()
     with pytest.raises(DataError, match="were kept as"):
-        store.set_format(RowFormat(2))
+        store.adopt(plan, LabelFormat(2))

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift.labels import LabelBudget, describe, grow
-from nncift.labels.row_labels import SCORE, grow_rows
+from nncift.labels import SCORE, LabelBudget, describe, grow, grow_rows
 from nncift.labels.sizes import (
     HeldOut,
     held_out_of_pairs,

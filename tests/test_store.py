@@ -92,14 +92,6 @@ def test_rows_that_changed_places_do_not_match(tmp_path: Path) -> None:
     assert not RowStore.open(tmp_path / "a", 2, 1).filled.any()
 
 
-def test_flags_of_an_earlier_release_vouch_for_their_rows(tmp_path: Path) -> None:
-    RowStore.open(tmp_path / "a", 3, 1).write(1, 7)
-    (tmp_path / "a.sums.npy").unlink()
-    np.save(tmp_path / "a.filled.npy", np.array([False, True, False]))
-    assert RowStore.open(tmp_path / "a", 3, 1).filled.tolist() == [False, True, False]
-    assert RowStore.open(tmp_path / "a", 3, 1).filled.tolist() == [False, True, False]
-
-
 def test_space_is_taken_when_a_store_is_made(tmp_path: Path) -> None:
     RowStore.open(tmp_path / "a", 50_000, 4)
     stat = (tmp_path / "a.npy").stat()

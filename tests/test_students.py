@@ -21,8 +21,7 @@ import nncift
 from nncift import Run
 from nncift.errors import UsageError
 from nncift.evaluation.fidelity import measure
-from nncift.labels import TRAIN
-from nncift.labels.pair_labels import LabelStore
+from nncift.labels import TRAIN, PairLabelStore
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.explain import explain
 from nncift.runs.finished import FinishedRun
@@ -249,7 +248,7 @@ def test_the_gate_leaves_what_it_chose(tmp_path: Path, llama_folder: Path, monke
 
 def train_labels(run: Path) -> dict[tuple[str, str], int]:
     """Return the training pairs of a run with the generation that planned each."""
-    plan = LabelStore.open(run / "labels").plan
+    plan = PairLabelStore(run / "labels").plan
     assert plan is not None
     found = {}
     for number, entries in enumerate(plan.generations):
@@ -345,9 +344,9 @@ def test_an_active_run_that_is_stopped_ends_as_if_it_had_not_been(
         asked.append((chunk.source, chunk.targets))
         return found
 
-    plan = LabelStore.open(straight.path / "labels").plan
+    plan = PairLabelStore(straight.path / "labels").plan
     assert plan is not None
-    first = len(plan.generation_chunks(0))
+    first = len(plan.chunks_of(0))
     stops = {first // 2, first, first + 3, plan.chunks - 1}
     monkeypatch.setattr(nncift.teachers.Delift, "label", stopping)
     for _ in range(4):

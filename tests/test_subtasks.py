@@ -12,6 +12,7 @@ import pytest
 from nncift.core.pairs import UtilityMatrix
 from nncift.data import read
 from nncift.errors import DataError, UsageError
+from nncift.labels import RowLabelStore
 from nncift.pipeline import run
 from nncift.runs.select_again import reselect
 from nncift.selection.topk import BEST, best_subtask
@@ -69,8 +70,9 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     own = plain.measure(ours.ids).values
     groups = [str(row.row["skill"]) for row in ours]
     _, table_by_hand = plain._features.subtask_utility(own, features, [1.0], groups, aggregate)
-    measured = json.loads((tmp_path / "run" / "labels" / "rows-000.json").read_text("utf-8"))
-    known = {item for chunk in measured["chunks"] for item in chunk}
+    plan = RowLabelStore(tmp_path / "run" / "labels").plan
+    assert plan is not None
+    known = plan.measured
     expected = dict(zip(sources.ids, table_by_hand.max(axis=0).tolist(), strict=True))
     assert sum(item in known for item in sources.ids) >= 20
     # A row's score is its mean over all targets, three of the subtask "7" and six of "b".

@@ -60,7 +60,7 @@ def commands(folder: Path, pool: Path, test: Path, model: Path) -> list[list[str
 
 def agree(there: Path, here: Path) -> None:
     """Compare the numbers of two runs by what arithmetic promises."""
-    kept = ("embeddings", "probe", "values", "rowvalues")
+    kept = ("embeddings", "probe", "values")
     arrays = {path.relative_to(here) for path in here.rglob("*.npy") if path.name.split(".")[0].split("-")[0] in kept}
     arrays = {name for name in arrays if not name.name.endswith(".sums.npy")}
     assert {name.parts[0] for name in arrays} >= {"labels"}

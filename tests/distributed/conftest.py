@@ -26,7 +26,7 @@ def content(run: Path) -> dict[str, Any]:
     found["selection"] = pq.read_table(run / "selection.parquet").to_pylist()
     for file in sorted((run / "labels").rglob("*")):
         # The cost of chunks holds their seconds.
-        if file.suffix in (".npy", ".parquet", ".safetensors") and not file.name.startswith(("chunks-", "rowcosts-")):
+        if file.suffix in (".npy", ".parquet", ".safetensors") and not file.name.startswith("costs-"):
             found[str(file.relative_to(run))] = file.read_bytes()
     ledger = json.loads((run / "ledger.json").read_text())
     found["passes"] = ledger["teacher_passes"], ledger["full_teacher_passes"]

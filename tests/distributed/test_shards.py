@@ -17,7 +17,7 @@ from nncift import config
 from nncift.distributed.shadow import shadow_of
 from nncift.distributed.shards import Joining, Shard
 from nncift.errors import ResourceError, UsageError
-from nncift.labels.pair_labels import LabelStore
+from nncift.labels import PairLabelStore
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import Chunk, ChunkLabels
 from nncift.teachers.delift import Delift
@@ -91,9 +91,9 @@ def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
     """kept: labels of shards that were on disk; None = all, and the stage's mark."""
     for shard in ("1/2", "2/2"):
         start("joined", shard)
-    keep, came = LabelStore.write, []
+    keep, came = PairLabelStore.write, []
 
-    def stopping(store: LabelStore, *given: Any) -> None:
+    def stopping(store: PairLabelStore, *given: Any) -> None:
         keep(store, *given)
         came.append(given)
         if len(came) == kept:
@@ -103,7 +103,7 @@ def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(LabelStore, "write", stopping)
+        patch.setattr(PairLabelStore, "write", stopping)
         patch.setattr(Joining, "tidy", stopped)
         with pytest.raises(KeyboardInterrupt):
             start("joined")

@@ -57,14 +57,7 @@ def test_a_worker_labels_as_the_run_itself_does(
     pool, teacher = inputs.read_pool(settings), registry.create(settings)
     plan = grow(None, pool.ids, pool.ids, LabelBudget(None, 20, "scatter", 3, 3), 0, shared=True, relative=True)
     todo = [
-        Task(
-            str(chunk.index),
-            chunk.index,
-            chunk,
-            len(chunk.targets),
-            tuple(item for item in (*chunk.targets, chunk.source) if item),
-        )
-        for chunk, _ in plan.generation_chunks(0)
+        Task(str(chunk.place), chunk.place, chunk.task, len(chunk.positions), chunk.ids) for chunk in plan.chunks_of(0)
     ]
     group = TaskGroup("label", "label", fingerprint(dict(teacher.describe())), "", pool)
     serial_map: dict[str, TaskResult] = {}

@@ -11,7 +11,7 @@ import pytest
 import nncift
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
-from nncift.labels.row_labels import SCORE
+from nncift.labels import SCORE
 from nncift.runs.evaluate import evaluate
 from nncift.runs.finished import FinishedRun
 from nncift.runs.true_matrix import true_matrix

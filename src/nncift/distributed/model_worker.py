@@ -61,13 +61,12 @@ class ModelWorker:
         return TaskResult({"keys": _raw(keys), "vectors": vectors, "counts": counts}, tokens, len(counts))
 
     def label(self, chunk: Chunk) -> TaskResult:
-        """Label the pairs of a chunk."""
+        """Label the pairs of a chunk: values `(n_targets, 1)`, and whether the example in front was shortened."""
         teacher: Any = self.teacher
         found = teacher.label(chunk)
         passes = int(np.isfinite(found.values).sum())
-        return TaskResult(
-            {"values": found.values}, int(found.tokens), passes, details={"shortened": bool(found.shortened)}
-        )
+        arrays = {"values": found.values[:, None], "figures": np.array([found.shortened], np.float64)}
+        return TaskResult(arrays, int(found.tokens), passes)
 
     def measure(self, ids: Sequence[str]) -> TaskResult:
         """Measure rows. Values travel in the type that they are kept in."""

@@ -11,13 +11,19 @@ quadrant is measured:
 - `base`: targets without an example, for relative teachers.
 """
 
-from nncift.labels.growth import SMALLEST_POOL, check_pool_size, extended, grow, set_apart
+from pathlib import Path
+from typing import Any
+
+from nncift.core.pairs import LabelledPairs
+from nncift.errors import DataError
 from nncift.labels.label_budget import FIRST, LabelBudget
+from nncift.labels.pair_labels import PairLabelStore, combine
 from nncift.labels.plan import (
     BASE,
     NO_SOURCE,
     Q2,
     Q3,
+    SCORE,
     SPLITS,
     TEST,
     TRAIN,
@@ -25,8 +31,15 @@ from nncift.labels.plan import (
     Entries,
     LabelPlan,
     Roles,
+    RowPlan,
     describe,
+    describe_rows,
 )
+from nncift.labels.row_labels import RowLabelStore, grow_rows
+from nncift.labels.sampling import SMALLEST_POOL, check_pool_size, extended, grow, set_apart
+from nncift.labels.store import Axes, LabelFormat, LabelStore
+from nncift.storage.atomic import read_json
+from nncift.teachers import RowTeacher, Teacher
 
 __all__ = [
     "BASE",
@@ -34,18 +47,47 @@ __all__ = [
     "NO_SOURCE",
     "Q2",
     "Q3",
+    "SCORE",
     "SMALLEST_POOL",
     "SPLITS",
     "TEST",
     "TRAIN",
     "VALIDATION",
+    "Axes",
     "Entries",
     "LabelBudget",
+    "LabelFormat",
     "LabelPlan",
+    "LabelStore",
+    "PairLabelStore",
     "Roles",
+    "RowLabelStore",
+    "RowPlan",
     "check_pool_size",
+    "combine",
     "describe",
+    "describe_rows",
     "extended",
     "grow",
+    "grow_rows",
+    "open_labels",
+    "read_utilities",
     "set_apart",
 ]
+
+
+def open_labels(folder: Path, teacher: Teacher | RowTeacher) -> LabelStore[Any]:
+    """Return the labels in a folder, for the kind of teacher at hand."""
+    return RowLabelStore(folder, teacher) if isinstance(teacher, RowTeacher) else PairLabelStore(folder, teacher)
+
+
+def read_utilities(folder: Path) -> dict[str, LabelledPairs]:
+    """Return the utilities of a finished run by split, without its teacher. Raises DataError where there are none."""
+    head = folder / "plan-000.json"
+    if not head.exists():
+        raise DataError(f"there are no labels in {str(folder)!r}; run the same command again")
+    try:
+        of_rows = read_json(head)["kind"] == RowLabelStore.kind
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"the label plan {str(head)!r} is damaged ({error}); use another --out") from error
+    return (RowLabelStore(folder) if of_rows else PairLabelStore(folder)).utilities()

@@ -8,7 +8,7 @@ pairs or 4 training rows hold out more: two items of each role are the least.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from nncift.labels.label_budget import LabelBudget
@@ -21,6 +21,9 @@ SEEN_BESIDE_TEST = 10
 
 LEAST = 2
 """Least test and validation items of an axis that has as many."""
+
+FEW_ROWS, FEW_LABELS = 300, 100
+"""Rows of a pool, and labels to learn from, below which a run says what it cannot know."""
 
 FEW_TARGETS = 50
 """A set of targets up to this size is measured whole by teachers that label rows."""
@@ -117,3 +120,27 @@ def _measured(budget: LabelBudget, items: int, *, few: bool) -> int:
     training = side(budget, items, few=few)
     held = held_out_of_rows(budget, items, training).items
     return min(training, items - held) + held
+
+
+def too_little(counts: Mapping[str, int], rows: int, *, by_row: bool) -> list[str]:
+    """Return what a plan cannot tell and what to do, nothing where it is large enough.
+
+    counts: labels by split. rows: of the pool. by_row: the teacher labels rows.
+    """
+    training = counts["train"]
+    measuring = sum(counts.get(split, 0) for split in ("validation", "q2", "q3", "test"))
+    other = (
+        "" if by_row else ", take a teacher that labels rows, of which a few give many pairs (--teacher rds or less),"
+    )
+    instead = f"Raise --labels{other} or select on embeddings alone (--teacher delift-se)."
+    if training < FEW_LABELS:
+        return [
+            f"The student learns from {training} labels and is measured by {measuring}: from fewer than {FEW_LABELS} it "
+            f"cannot be told whether it agrees with the teacher, or selects better than what is free. {instead}"
+        ]
+    if rows < FEW_ROWS:
+        return [
+            f"The pool has {rows} rows, and {measuring} labels measure the student: in pools of fewer than {FEW_ROWS} rows its "
+            f"agreement with the teacher is known roughly, see the intervals. {instead}"
+        ]
+    return []

@@ -1,33 +1,41 @@
-"""Labels of a run, one face for teachers that are paid by the pair and those that are paid by the row.
+"""Labels of a run on disk, of pairs or of rows: a plan that grows by generations, and the teacher's values chunk by chunk.
 
-What stages need of either: which rows were planned before, a grown plan, the labels computed, the utilities by split, and
-the cost of the full teacher.
+`labels/` holds for every generation `plan-000.parquet` (what is labelled, in which chunks), `plan-000.json` (axes, roles, what is
+kept of a label, the table's checksum), and two `RowStore`s: `values-000`, and `costs-000` with the cost of every chunk, which is
+written last: a chunk that was interrupted or is damaged is computed again, whole and alike.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from nncift.core.fingerprints import fingerprint
+from nncift.core.arrays import Floats, Places
 from nncift.core.pairs import LabelledPairs
 from nncift.core.tasks import Keep, Task, TaskResult, as_floats
 from nncift.data import Examples
-from nncift.errors import DataError
-from nncift.labels import BASE, LabelBudget, LabelPlan, describe, grow
-from nncift.labels.pair_labels import LabelStore
-from nncift.labels.row_labels import SCORE, RowFormat, RowLabelStore, RowPlan, describe_rows, grow_rows
-from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
-from nncift.teachers import Chunk, ChunkLabels, RowLabels, RowTeacher, Teacher
-from nncift.teachers.abilities import Monitored, figures_of, warm_up_cost
+from nncift.errors import DataError, UsageError
+from nncift.labels.label_budget import LabelBudget
+from nncift.labels.plan import SCORE, LabelPlan, PlannedChunk, RowPlan
+from nncift.storage.atomic import MISMATCH, atomic, digest, read_json, write_sealed
+from nncift.storage.parquet import read_columns
+from nncift.storage.row_store import RowStore
+from nncift.teachers import RowLabels, RowTeacher
+from nncift.teachers.abilities import WarmUpCost, figures_of, stored_as
 
-log = logging.getLogger(__name__)
+COSTS = ("tokens", "passes", "seconds")
+FLUSH_SECONDS = 1.0
+"""How long finished chunks may wait to be put on disk: what a kill costs beside the chunk that it interrupts."""
+FLUSH_BYTES = 1 << 26
+"""Values that may wait at most, where they come faster than from a teacher."""
+PlanT = TypeVar("PlanT", bound=LabelPlan | RowPlan)
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,6 @@ class Axes:
         return self.sources if self.targets is None else Examples((*self.sources, *self.targets))
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What labelling has cost so far: tokens and passes of the teacher's model, and seconds of earlier sessions' chunks."""
-
-    tokens: int
-    passes: int
-    seconds_before: float
-
-
 class LabelExecutor(Protocol):
     """Has tasks of a plan labelled."""
 
@@ -83,298 +82,288 @@ class LabelExecutor(Protocol):
         ...
 
 
-class Labelling(Protocol):
-    """The labels of a run on disk."""
+@dataclass(frozen=True)
+class Spent:
+    """What labelling has cost so far: tokens and passes of the teacher's model, and seconds of earlier sessions' chunks."""
+
+    tokens: int
+    passes: int
+    seconds_before: float
+
+
+@dataclass(frozen=True)
+class LabelFormat:
+    """What is kept of a label: `width` values of a type, and of a chunk the sums of some figures beside its cost."""
+
+    width: int
+    dtype: str = "float32"
+    figures: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, teacher: RowTeacher) -> LabelFormat:
+        """Return what a teacher of rows asks for."""
+        return cls(teacher.width, stored_as(teacher), figures_of(teacher))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a label's values on disk."""
+        return self.width * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Totals over finished chunks: tokens and passes of the teacher's model, seconds, labels, and labels without a value.
+
+    figures: sums of what is counted beside the values.
+    """
+
+    tokens: int
+    passes: int
+    seconds: float
+    labels: int
+    missing: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class LabelStore(ABC, Generic[PlanT]):
+    """The labels of a run. What differs between pairs and rows: how a plan grows, and how utilities follow from values.
+
+    plan: None before there is one. Raises DataError where a file cannot be read, UsageError for another kind of teacher.
+    """
+
+    plan_type: ClassVar[type[Any]]
+    kind: ClassVar[str]
+    """What is labelled: pair or row."""
+    method: ClassVar[str]
+    what: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._opened: dict[int, tuple[RowStore, RowStore]] = {}
+        self._waiting: dict[int, list[tuple[PlannedChunk, npt.NDArray[Any], Sequence[float]]]] = {}
+        self._bytes, self._flushed = 0, time.monotonic()
+        self.plan, self.format = self._read()
+
+    @abstractmethod
+    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> PlanT:
+        """Return the plan that the budget asks for; nothing is written."""
+
+    @abstractmethod
+    def utilities(self) -> dict[str, LabelledPairs]:
+        """Return the utilities by split, on the plan's axes; NaN where the teacher has no value.
+
+        Raises DataError where labels are pending or damaged.
+        """
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """Return the number of labels by split."""
+
+    @abstractmethod
+    def training(self) -> int:
+        """Return what is planned to train on: pairs, or rows of the sources; 0 before there is a plan."""
+
+    @abstractmethod
+    def full_passes(self) -> int:
+        """Return the passes of the full teacher, what precedes all labels included."""
+
+    @abstractmethod
+    def warnings(self) -> list[str]:
+        """Return sentences about labels that could not be had, and about what they mean."""
+
+    @abstractmethod
+    def _wanted_format(self, plan: PlanT, executor: LabelExecutor) -> LabelFormat:
+        """Return what is to be kept of a label, which may take knowing the rows."""
+
+    def _finished(self, progress: Progress) -> WarmUpCost:
+        """Derive and keep what follows from all values; return what preceded all labels."""
+        return WarmUpCost()
 
     def planned(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the target and source ids that a plan exists for."""
-        ...
-
-    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> LabelPlan | RowPlan:
-        """Return the plan that the wish asks for; nothing is written."""
-        ...
-
-    def compute(self, plan: LabelPlan | RowPlan, work: LabelExecutor) -> Spent:
-        """Have what is pending labelled, and keep it."""
-        ...
+        return ((), ()) if self.plan is None else (self.plan.target_ids, self.plan.source_ids)
 
     def whole(self) -> bool:
         """Tell whether every planned label can be read: none is missing, none is damaged."""
-        ...
+        stores = (store for generation in range(len(self._plan.generations)) for store in self.stored(generation))
+        return all(bool(store.filled.all()) for store in stores)
 
-    def utilities(self) -> dict[str, LabelledPairs]:
-        """Return the utilities by split, on the plan's axes."""
-        ...
+    def compute(self, plan: PlanT, executor: LabelExecutor) -> Spent:
+        """Have what is pending labelled, and keep it."""
+        if not isinstance(plan, self.plan_type):
+            raise DataError("this run was planned for a teacher of another kind; use another --out")
+        self.adopt(plan, self._wanted_format(plan, executor))
+        before = self.progress().seconds
+        pending = {self._name(chunk, executor): chunk for chunk in self.pending()}
+        tasks = [
+            Task(name, chunk.place, chunk.task, len(chunk.positions), chunk.ids) for name, chunk in pending.items()
+        ]
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of labels by split."""
-        ...
-
-    def training(self) -> int:
-        """Return what is planned to train on: pairs, or rows of the sources; 0 before there is a plan."""
-        ...
-
-    def full_passes(self) -> int:
-        """Return the passes of the full teacher."""
-        ...
-
-    def warnings(self) -> list[str]:
-        """Return sentences about labels that could not be had."""
-        ...
-
-
-class PairLabelling:
-    """Labels of a teacher that is paid by the pair."""
-
-    def __init__(self, folder: Path, teacher: Teacher) -> None:
-        self._teacher = teacher
-        self._store = LabelStore.open(folder)
-
-    def planned(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the ids of the plan's axes."""
-        plan = self._store.plan
-        return ((), ()) if plan is None else (plan.target_ids, plan.source_ids)
-
-    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> LabelPlan:
-        """Return the grown plan."""
-        return grow(
-            self._store.plan,
-            axes.target_ids,
-            axes.sources.ids,
-            budget,
-            seed,
-            shared=axes.shared,
-            relative=self._teacher.relative,
-        )
-
-    def compute(self, plan: LabelPlan | RowPlan, work: LabelExecutor) -> Spent:
-        """Label chunk by chunk."""
-        if not isinstance(plan, LabelPlan):
-            raise DataError("this run was planned for a teacher that is paid by the row; use another --out")
-        store = self._store
-        store.adopt(plan)
-        before = store.progress().seconds
-
-        def named(chunk: Chunk) -> tuple[str, tuple[str, ...]]:
-            ids = tuple(item for item in (*chunk.targets, chunk.source) if item is not None)
-            return work.name("pair", chunk.source, ids), ids
+        def keep(task: Task, result: TaskResult) -> None:
+            figures = np.asarray(result.arrays["figures"], np.float64).tolist()
+            sums = dict(zip(self._format.figures, figures, strict=True))
+            labels = RowLabels(as_floats(result, "values"), result.tokens, result.passes, sums)
+            self.write(pending[task.name], labels, result.seconds)
 
         def every() -> Iterator[str]:
             for generation in range(len(plan.generations)):
-                yield from (named(chunk)[0] for chunk, _ in plan.generation_chunks(generation))
-
-        pending = {}
-        for generation, chunk, positions in store.pending():
-            name, ids = named(chunk)
-            pending[name] = generation, positions, Task(name, chunk.index, chunk, len(chunk.targets), ids)
-
-        def keep(task: Task, result: TaskResult) -> None:
-            generation, positions, _ = pending[task.name]
-            labels = ChunkLabels(as_floats(result, "values"), result.tokens, bool(result.details["shortened"]))
-            store.write(generation, task.work, positions, labels, result.seconds)
+                yield from (self._name(chunk, executor) for chunk in plan.chunks_of(generation))
 
         try:
-            work.map("label", "labelling pairs", [task for *_, task in pending.values()], keep, every)
+            executor.map(self.method, self.what, tasks, keep, every)
         finally:
-            store.flush()
-        done = store.progress()
-        return Spent(done.tokens, done.passes, before)
-
-    def whole(self) -> bool:
-        """Tell whether no chunk is pending."""
-        return next(self._store.pending(), None) is None
-
-    def utilities(self) -> dict[str, LabelledPairs]:
-        """Return the utilities by split."""
-        return self._store.utilities(relative=self._teacher.relative)
-
-    def training(self) -> int:
-        """Return the training pairs that are planned."""
-        return 0 if self._store.plan is None else describe(self._store.plan)["train"]
-
-    def counts(self) -> dict[str, int]:
-        """Return the planned labels by split."""
-        return describe(self.plan)
-
-    def full_passes(self) -> int:
-        """Return the passes of labelling every pair that fits, as far as the labelled pairs tell."""
-        done = self._store.progress()
-        pairs = self.plan.full_passes(relative=False)
-        without = len(self.plan.target_ids) if self._teacher.relative else 0
-        return without + round(pairs * (1 - done.missing / max(done.pairs, 1)))
-
-    def warnings(self) -> list[str]:
-        """Return what did not fit."""
-        done = self._store.progress()
-        found = []
-        if done.missing:
-            found.append(
-                f"{done.missing} of {done.pairs} labelled pairs ({100 * done.missing / done.pairs:.1f} %) do not fit the "
-                "model's context and stay without a value."
-            )
-        if done.shortened:
-            found.append(
-                f"{done.shortened} of {done.blocks} examples in front ({100 * done.shortened / done.blocks:.1f} %) were "
-                "shortened at their prompt's start to half of the model's context."
-            )
-        return found
-
-    @property
-    def relative(self) -> bool:
-        """Whether targets without an example are labelled, too."""
-        return self._teacher.relative
-
-    @property
-    def plan(self) -> LabelPlan:
-        """The plan. Raises DataError where it is gone."""
-        if self._store.plan is None:
-            raise DataError("the labels of this run are gone; use another --out")
-        return self._store.plan
-
-
-class RowLabelling:
-    """Labels of a teacher that is paid by the row. Utilities are kept on disk, so that reading them needs no teacher."""
-
-    def __init__(self, folder: Path, teacher: RowTeacher) -> None:
-        self._folder = folder
-        self._teacher = teacher
-        self._store = RowLabelStore.open(folder)
-
-    def planned(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the ids of the plan's axes."""
-        plan = self._store.plan
-        return ((), ()) if plan is None else (plan.target_ids, plan.source_ids)
-
-    def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> RowPlan:
-        """Return the grown plan."""
-        return grow_rows(self._store.plan, axes.target_ids, axes.sources.ids, budget, seed, shared=axes.shared)
-
-    def compute(self, plan: LabelPlan | RowPlan, work: LabelExecutor) -> Spent:
-        """Measure chunk by chunk, then derive the utilities of all pairs among measured rows."""
-        if not isinstance(plan, RowPlan):
-            raise DataError("this run was planned for a teacher that is paid by the pair; use another --out")
-        store, teacher = self._store, self._teacher
-        store.adopt(plan)
-        work.know(sorted(plan.measured))
-        store.set_format(RowFormat.of(teacher))
-        before = store.progress().seconds
-        names = figures_of(teacher)
-        sizes = [0, *accumulate(len(chunks) for chunks in plan.chunks)]
-        pending = {}
-        for generation, index, ids in store.pending():
-            name = work.name("rows", None, ids)
-            pending[name] = generation, index, Task(name, sizes[generation] + index, ids, len(ids), ids)
-
-        def every() -> Iterator[str]:
-            return (work.name("rows", None, ids) for chunks in plan.chunks for ids in chunks)
-
-        def keep(task: Task, result: TaskResult) -> None:
-            generation, index, _ = pending[task.name]
-            sums = dict(zip(names, np.asarray(result.arrays["figures"], np.float64).tolist(), strict=True))
-            labels = RowLabels(as_floats(result, "values"), result.tokens, result.passes, sums)
-            store.write(generation, index, labels, result.seconds)
-
-        try:
-            work.map("measure", "measuring rows", [task for *_, task in pending.values()], keep, every)
-        finally:
-            store.flush()
-        self._save(store.utilities(teacher))
-        done = store.progress()
-        # What precedes all rows, such as a warm-up, is paid once. On disk, since a finished run is told of without its teacher.
-        once = warm_up_cost(teacher)
-        means = {name: total / max(done.rows, 1) for name, total in done.figures.items()}
-        sentences = teacher.warnings(means) if isinstance(teacher, Monitored) else ()
-        write_sealed(self._once, {**vars(once), "warnings": sentences, "figures": means})
+            self.flush()
+        done = self.progress()
+        once = self._finished(done)
         return Spent(done.tokens + once.tokens, done.passes + once.passes, before)
 
-    def whole(self) -> bool:
-        """Tell whether no chunk is pending, and what follows from them can be read."""
-        if next(self._store.pending(), None) is not None:
-            return False
-        try:
-            self.utilities()
-            self.full_passes()
-        except DataError as error:
-            log.warning("%s", error)
-            return False
-        return True
+    def adopt(self, plan: PlanT, kept: LabelFormat) -> None:
+        """Write the generations that a plan has beyond those on disk; the JSON head, last, makes one count.
 
-    def utilities(self) -> dict[str, LabelledPairs]:
-        """Return the utilities by split. Raises DataError where their file is missing, damaged or of another plan."""
-        return load_utilities(self._folder, self._plan)
+        Raises DataError where labels of earlier generations are kept in another format.
+        """
+        known = 0 if self.plan is None else len(self.plan.generations)
+        if known and self.format is not None and self.format != kept:
+            raise DataError(
+                f"the labels of this run were kept as {self.format}, and the teacher asks for {kept}; use another --out"
+            )
+        self.plan, self.format, before = plan, kept, self.plan
+        for generation in range(known, len(plan.generations)):
+            self._write_generation(plan, generation)
+        grew = before is not None and plan.to_json() != before.to_json()
+        if grew and known == len(plan.generations):
+            # More rows, and no label among them.
+            self._write_head(plan, known - 1)
 
-    def training(self) -> int:
-        """Return the rows that are planned to train on."""
-        return 0 if self._store.plan is None else len(self._store.plan.train_sources)
+    def pending(self) -> Iterator[PlannedChunk]:
+        """Yield the chunks without whole labels."""
+        plan = self._plan
+        for generation in range(len(plan.generations)):
+            values, costs = self.stored(generation)
+            for chunk in plan.chunks_of(generation):
+                if not (costs.filled[chunk.index] and values.filled[chunk.positions].all()):
+                    yield chunk
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of measured rows, and of the pairs among them by split."""
-        rows = {name: count for name, count in describe_rows(self._plan).items() if name.endswith("rows")}
-        return {**rows, **{name: len(pairs) for name, pairs in self.utilities().items()}}
+    def write(self, chunk: PlannedChunk, labels: RowLabels, seconds: float) -> None:
+        """Keep a chunk's values `(n, width)` and cost.
 
-    def full_passes(self) -> int:
-        """Return the passes of measuring every row, what precedes all rows included."""
-        done = self._store.progress()
-        try:
-            once = int(read_json(self._once)["passes"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{str(self._once)!r} is missing or damaged ({error}); use another --out") from error
-        return round(self._plan.full_rows * done.passes / max(done.rows, 1)) + once
+        They are on disk after `flush`, which comes by itself after FLUSH_SECONDS or FLUSH_BYTES: a disk takes as long for one
+        chunk as for many.
+        """
+        cost = [labels.tokens, labels.passes, seconds, *(labels.figures[name] for name in self._format.figures)]
+        self._waiting.setdefault(chunk.generation, []).append((chunk, labels.values, cost))
+        self._bytes += labels.values.nbytes
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS or self._bytes >= FLUSH_BYTES:
+            self.flush()
 
-    def warnings(self) -> list[str]:
-        """Return how many rows have no value, and what the teacher said of its values when they were measured."""
-        done = self._store.progress()
-        missing = [f"{done.missing} of {done.rows} measured rows have no value."] if done.missing else []
-        return [*missing, *read_json(self._once).get("warnings", ())]
+    def flush(self) -> None:
+        """Put what waits on disk; costs, which make chunks count, come last."""
+        for generation, waiting in self._waiting.items():
+            values, costs = self._stores(generation)
+            chunks, found, spent = zip(*waiting, strict=True)
+            values.write(np.concatenate([chunk.positions for chunk in chunks]), np.concatenate(found))
+            costs.write(np.array([chunk.index for chunk in chunks], np.intp), np.array(spent, np.float64))
+        self._waiting.clear()
+        self._bytes, self._flushed = 0, time.monotonic()
+
+    def stored(self, generation: int) -> tuple[RowStore, RowStore]:
+        """Return the values and costs of a generation, nothing left waiting."""
+        self.flush()
+        return self._stores(generation)
+
+    def progress(self) -> Progress:
+        """Sum up the finished chunks."""
+        cost = np.zeros(len(COSTS) + len(self._format.figures))
+        labels = missing = 0
+        for generation in range(len(self._plan.generations)):
+            values, costs = self.stored(generation)
+            cost += np.asarray(costs.values)[costs.filled].sum(axis=0)
+            labels += int(values.filled.sum())
+            missing += int(np.isnan(np.asarray(values.values)[values.filled]).any(axis=1).sum())
+        sums = dict(zip(self._format.figures, cost[len(COSTS) :].tolist(), strict=True))
+        return Progress(int(cost[0]), int(cost[1]), float(cost[2]), labels, missing, sums)
+
+    def values(self, places: Places) -> Floats:
+        """Return the values at places, counted over all generations, `(n, width)`."""
+        found = np.empty((len(places), self._format.width), np.float32)
+        start = 0
+        for generation in range(len(self._plan.generations)):
+            held = self.stored(generation)[0].values
+            here = (places >= start) & (places < start + len(held))
+            found[here] = held[places[here] - start]
+            start += len(held)
+        return found
+
+    def _check_whole(self) -> None:
+        if not LabelStore.whole(self):
+            raise DataError(f"labels in {str(self._folder)!r} are not complete; run the same command again")
 
     @property
-    def _once(self) -> Path:
-        return self._folder / "once.json"
+    def _plan(self) -> PlanT:
+        if self.plan is None:
+            raise DataError(f"there is no label plan in {str(self._folder)!r}; use another --out")
+        return self.plan
 
     @property
-    def _plan(self) -> RowPlan:
-        if self._store.plan is None:
-            raise DataError("the labels of this run are gone; use another --out")
-        return self._store.plan
+    def _format(self) -> LabelFormat:
+        assert self.format is not None, "a plan is read and written together with its format"
+        return self.format
 
-    def _save(self, utilities: dict[str, LabelledPairs]) -> None:
-        arrays: dict[str, Any] = {
-            f"{name}.{part}": getattr(pairs, part)
-            for name, pairs in utilities.items()
-            for part in ("target", "source", "value")
-        }
-        write_arrays(_utility_file(self._folder, self._plan), arrays)
+    def _name(self, chunk: PlannedChunk, executor: LabelExecutor) -> str:
+        return executor.name(self.kind, chunk.source, chunk.ids)
 
+    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
+        if generation not in self._opened:
+            (labels, chunks), kept = self._plan.sizes(generation), self._format
+            width = len(COSTS) + len(kept.figures)
+            self._opened[generation] = (
+                RowStore.open(self._path("values", generation), labels, kept.width, dtype=kept.dtype),
+                RowStore.open(self._path("costs", generation), chunks, width, dtype="float64"),
+            )
+        return self._opened[generation]
 
-def load_utilities(folder: Path, plan: RowPlan) -> dict[str, LabelledPairs]:
-    """Return the utilities that a row teacher left. Raises DataError where their file is missing, damaged or of another plan."""
-    file = _utility_file(folder, plan)
-    try:
-        arrays = read_arrays(file)
-        names = sorted({name.split(".")[0] for name in arrays})
-        parts = {name: [arrays[f"{name}.{part}"] for part in ("target", "source", "value")] for name in names}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error}; run the same command again") from error
-    return {name: LabelledPairs(plan.target_ids, plan.source_ids, *found) for name, found in parts.items()}
+    def _read(self) -> tuple[PlanT | None, LabelFormat | None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        heads = sorted(self._folder.glob("plan-???.json"))
+        if not heads:
+            return None, None
+        reading = heads[-1]
+        try:
+            head = read_json(reading)
+            kind = head["kind"]
+            kept = LabelFormat(**{**head["format"], "figures": tuple(head["format"]["figures"])})
+            tables = []
+            for reading in heads:
+                whole = read_json(reading)["table"]
+                reading = reading.with_suffix(".parquet")
+                if digest(reading) != whole:
+                    raise ValueError(MISMATCH)
+                table = read_columns(reading)
+                tables.append({name: table[name].to_numpy() for name in table.column_names})
+            plan: PlanT | None = self.plan_type.of(head, tables) if kind == self.kind else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"the label plan {str(reading)!r} is damaged ({error}); use another --out") from error
+        if plan is None:
+            raise UsageError(
+                f"the labels in {str(self._folder)!r} were made by another teacher, one that labels {kind}s, and this one labels "
+                f"{self.kind}s; use another --out"
+            )
+        return plan, kept
 
+    def _write_generation(self, plan: PlanT, generation: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-def _utility_file(folder: Path, plan: RowPlan) -> Path:
-    return folder / f"utility-{fingerprint(sorted(plan.measured))}.safetensors"
+        with atomic(self._path("plan", generation, ".parquet")) as part:
+            pq.write_table(
+                pa.table({name: pa.array(column) for name, column in plan.columns(generation).items()}), part
+            )
+        self._write_head(plan, generation)
 
+    def _write_head(self, plan: PlanT, generation: int) -> None:
+        table = digest(self._path("plan", generation, ".parquet"))
+        head = {"kind": self.kind, "format": asdict(self._format), **plan.to_json(), "table": table}
+        write_sealed(self._path("plan", generation, ".json"), head)
 
-def open_labels(folder: Path, teacher: Teacher | RowTeacher) -> Labelling:
-    """Return the labels in a folder, for the kind of teacher at hand."""
-    if isinstance(teacher, RowTeacher):
-        return RowLabelling(folder, teacher)
-    return PairLabelling(folder, teacher)
-
-
-def read_utilities(folder: Path) -> dict[str, LabelledPairs]:
-    """Return the utilities of a finished run by split, without its teacher. Raises DataError where there are none."""
-    if (store := LabelStore.open(folder)).plan is not None:
-        # Labels without an example in front are planned for relative teachers alone.
-        relative = bool((store.plan.entries.split == BASE).any())
-        return store.utilities(relative=relative)
-    if (rows := RowLabelStore.open(folder)).plan is not None:
-        return load_utilities(folder, rows.plan)
-    raise DataError(f"there are no labels in {str(folder)!r}; run the same command again")
+    def _path(self, what: str, generation: int, end: str = "") -> Path:
+        return self._folder / f"{what}-{generation:03d}{end}"

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from nncift.labels.row_labels import SCORE
+from nncift.core.arrays import Floats
+from nncift.labels.plan import SCORE
 from nncift.models.views import TEXT, Views
 from nncift.storage.vector_store import VectorFile
-
-Floats = npt.NDArray[np.float32]
 
 EMBEDDINGS, PROBE = "embeddings", "probe"
 

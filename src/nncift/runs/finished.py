@@ -23,8 +23,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.data.layout import Layout
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
-from nncift.labels.row_labels import SCORE
-from nncift.labels.store import read_utilities
+from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles
 from nncift.models.views import TEXT
 from nncift.selection.probe_controls import FreeSimilarities

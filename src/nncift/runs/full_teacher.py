@@ -14,7 +14,7 @@ from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.errors import UsageError
 from nncift.evaluation.metrics import skill
-from nncift.labels.row_labels import SCORE
+from nncift.labels import SCORE
 from nncift.labels.vectors import VectorFiles
 from nncift.runs.finished import FinishedRun
 from nncift.runs.true_matrix import true_matrix

@@ -21,8 +21,7 @@ from nncift.core.tasks import calculate
 from nncift.data.pool import PoolTable
 from nncift.distributed.start import ClusterSettings, executor_of
 from nncift.errors import DataError, UsageError
-from nncift.labels.row_labels import SCORE
-from nncift.labels.store import read_utilities
+from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import KNOWS_EXISTING, DenseProblem, GraphProblem, build, check_graph, check_sets

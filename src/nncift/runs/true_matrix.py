@@ -11,7 +11,7 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.errors import UsageError
-from nncift.labels.row_labels import SCORE, RowFormat
+from nncift.labels import SCORE, LabelFormat
 from nncift.storage.row_store import RowStore
 from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
 from nncift.teachers.utility_blocks import utility_blocks
@@ -78,7 +78,7 @@ def _from_rows(
     """Measure every row; all pairs follow."""
     every = tuple(dict.fromkeys([*along, *across]))
     header = {"of": fingerprint(_contents(pool, every), dict(teacher.describe()))}
-    kept = RowFormat.of(teacher)
+    kept = LabelFormat.of(teacher)
     store = RowStore.open(folder / "rows", len(every), kept.width, dtype=kept.dtype, header=header)
     with progress("measuring every row", len(every)) as advance:
         for start in range(0, len(every), ROWS):

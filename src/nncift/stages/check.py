@@ -12,8 +12,7 @@ from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.labels import check_pool_size
-from nncift.labels.row_labels import SCORE
+from nncift.labels import SCORE, check_pool_size
 from nncift.labels.store import Axes
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import check_graph, check_sets, default_objective

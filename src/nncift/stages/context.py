@@ -15,7 +15,8 @@ from nncift.core.progress import Progress, silent
 from nncift.core.tasks import Executor, Keep, LocalExecutor, Task, TaskGroup, TaskResult, calculate
 from nncift.data import Examples
 from nncift.distributed.model_worker import ModelWorker
-from nncift.labels.store import Labelling, open_labels
+from nncift.labels import open_labels
+from nncift.labels.store import LabelStore
 from nncift.models.encoders import Encoder, create
 from nncift.models.probe import Probe
 from nncift.storage.run_directory import RunDir
@@ -51,7 +52,7 @@ class RunContext:
         """Take the features of the settings where no others are given."""
         self.features = self.features or self.settings.features or "text"
 
-    def labels(self) -> Labelling:
+    def labels(self) -> LabelStore[Any]:
         """Return the run's labels as they are on disk."""
         return open_labels(self.directory.file("labels"), self.teacher)
 

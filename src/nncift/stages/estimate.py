@@ -16,9 +16,19 @@ from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
-from nncift.labels import BASE, TRAIN, LabelBudget, LabelPlan, describe, grow
-from nncift.labels.notes import too_little
-from nncift.labels.row_labels import RowFormat, RowPlan, describe_rows, grow_rows
+from nncift.labels import (
+    BASE,
+    TRAIN,
+    LabelBudget,
+    LabelFormat,
+    LabelPlan,
+    RowPlan,
+    describe,
+    describe_rows,
+    grow,
+    grow_rows,
+)
+from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder, SentenceEncoder, create
 from nncift.models.probe import Probe
@@ -141,7 +151,7 @@ def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Example
 
 
 def _cost_by_pair(plan: LabelPlan, teacher: Teacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
-    targets = [len(chunk.targets) for chunk, _ in plan.generation_chunks(0)]
+    targets = [len(chunk.positions) for chunk in plan.chunks_of(0)]
     rate, full = pair_rate(rows, teacher, seed), plan.full_passes(relative=teacher.relative)
     planned = Cost(sum(targets), *rate.of(len(targets), sum(targets)))
     return planned, Cost(full, *rate.of(len(plan.source_ids), plan.full_passes(relative=False)))
@@ -207,7 +217,7 @@ def _bytes(plan: LabelPlan | RowPlan, axes: Axes, teacher: Teacher | RowTeacher,
     if isinstance(plan, LabelPlan):
         labels = len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33
     else:
-        labels = len(plan.measured) * (RowFormat.of(teacher).row_bytes if isinstance(teacher, RowTeacher) else 4)
+        labels = len(plan.measured) * (LabelFormat.of(teacher).row_bytes if isinstance(teacher, RowTeacher) else 4)
     return {
         "labels": labels,
         "vectors": len(axes.rows) * dim * 4,

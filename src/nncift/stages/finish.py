@@ -15,8 +15,8 @@ from nncift.data.examples import Rejection
 from nncift.errors import DataError, ResourceError
 from nncift.evaluation.gate import advice
 from nncift.evaluation.meaning import HeldOutSignal
-from nncift.labels.notes import too_little
-from nncift.labels.store import Axes, Labelling
+from nncift.labels.sizes import too_little
+from nncift.labels.store import Axes, LabelStore
 from nncift.stages import TEACHER, RunContext
 from nncift.stages.embed_existing import ABOUT as EXISTING
 from nncift.storage.atomic import atomic, write_json
@@ -109,7 +109,7 @@ def record_of(context: RunContext, pool: Examples) -> dict[str, Any]:
     return {**known, **({"encoder": encoder} if encoder else {}), **({"teacher": teacher} if teacher else {})}
 
 
-def _ledger(context: RunContext, labels: Labelling, rows: int) -> dict[str, Any]:
+def _ledger(context: RunContext, labels: LabelStore[Any], rows: int) -> dict[str, Any]:
     """Return the cost by stage, and what the teacher's model costs against labelling everything and against training on all rows.
 
     rows: of the pool.

@@ -11,9 +11,8 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.tasks import Incomplete, Keep, Task, TaskGroup
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
-from nncift.labels import LabelBudget, LabelPlan
-from nncift.labels.row_labels import RowPlan
-from nncift.labels.store import Axes, PairLabelling
+from nncift.labels import LabelBudget, LabelPlan, PairLabelStore, RowPlan
+from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
 from nncift.stages.active import next_round
 from nncift.stages.check import prepare_all
@@ -70,7 +69,7 @@ def plan_labels(context: RunContext, axes: Axes, budget: LabelBudget) -> LabelPl
             return None
         # What is damaged is labelled again, and only that.
         context.directory.forget("label")
-    grown = labelling.grown(axes, budget, settings.seed)
+    grown: LabelPlan | RowPlan = labelling.grown(axes, budget, settings.seed)
     if isinstance(context.teacher, RowTeacher) and not context.prepared:
         # What it draws from the pool, such as the rows of a warm-up, is part of what it is.
         prepare_all(context.teacher, axes.sources, axes.targets)
@@ -98,7 +97,7 @@ def label(
             stage.cost.seconds = max(stage.cost.seconds, before) + label_executor.others
             stage.cost.model_tokens, stage.cost.model_passes = spent.tokens, spent.passes
             plan = None
-            if budget.kind == "active" and isinstance(labelling, PairLabelling):
+            if budget.kind == "active" and isinstance(labelling, PairLabelStore) and labelling.plan is not None:
                 if vectors is None:
                     raise Incomplete("embed", 0)
                 known, seed = labelling.utilities(), context.settings.seed

@@ -14,8 +14,7 @@ from nncift.config import RunSettings
 from nncift.core.amounts import LabelAmount
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import QualityError, UsageError
-from nncift.labels import LabelBudget, LabelPlan
-from nncift.labels.row_labels import RowPlan
+from nncift.labels import LabelBudget, LabelPlan, RowPlan
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
 from nncift.stages import RunContext, label, plan_labels

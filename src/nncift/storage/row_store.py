@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,7 @@ from nncift.storage.atomic import read_json, reporting_full_disk, write_sealed
 from nncift.storage.vector_store import load_array
 
 log = logging.getLogger(__name__)
-FLUSH_SECONDS = 1.0
-"""How much finished work may wait to be put on disk: what a kill costs beside the chunk that it interrupts."""
-FLUSH_BYTES = 1 << 26
-"""Values that may wait at most, where they come faster than from a teacher."""
 SUMS = ".sums.npy"
-FLAGS = ".filled.npy"
-"""What stood in the checksums' place before there were any."""
-
-
-_Finished = tuple[npt.NDArray[np.intp], npt.NDArray[Any], int, Sequence[float]]
-"""Rows, values, index and cost of a chunk."""
 
 
 class RowStore:
@@ -53,7 +42,7 @@ class RowStore:
     def open(
         cls, prefix: Path, rows: int, width: int, *, dtype: str = "float32", header: Mapping[str, Any] | None = None
     ) -> RowStore:
-        """Open or create a store; damaged rows are told in the log and count as not filled.
+        """Open or create a store; damaged rows are named in the log and count as not filled.
 
         Raises DataError where the one on disk has another shape, type or header, ResourceError where the disk is too full for it.
         """
@@ -71,7 +60,6 @@ class RowStore:
         if found != wanted:
             raise DataError(f"{str(head)!r} describes {found}, but {wanted} was expected; it belongs to another run")
         array = _map(values, (rows, width), dtype)
-        _sum_up_flags(array, sums, prefix.with_name(prefix.name + FLAGS))
         store = cls(array, _map(sums, (rows,), "uint32"))
         if store.damaged:
             log.warning(
@@ -92,50 +80,6 @@ class RowStore:
         self.filled[at] = True
 
 
-class Chunks:
-    """The labels of generations of chunks: two stores each, values by row and costs by chunk, which are written last.
-
-    What is kept waits for the next flush, which comes by itself after FLUSH_SECONDS or FLUSH_BYTES: a disk takes as long for one
-    chunk as for many. opened: opens the stores of a generation.
-    """
-
-    def __init__(self, opened: Callable[[int], tuple[RowStore, RowStore]]) -> None:
-        self._open = opened
-        self._opened: dict[int, tuple[RowStore, RowStore]] = {}
-        self._waiting: dict[int, list[_Finished]] = {}
-        self._bytes = 0
-        self._flushed = time.monotonic()
-
-    def of(self, generation: int) -> tuple[RowStore, RowStore]:
-        """Return the values and costs of a generation, nothing left waiting."""
-        self.flush()
-        return self._stores(generation)
-
-    def keep(
-        self, generation: int, rows: npt.NDArray[np.intp], values: npt.NDArray[Any], index: int, cost: Sequence[float]
-    ) -> None:
-        """Keep a chunk: `(n, width)` values of its rows, and its cost at its place among the chunks of the generation."""
-        self._waiting.setdefault(generation, []).append((rows, values, index, cost))
-        self._bytes += values.nbytes
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS or self._bytes >= FLUSH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Put what waits on disk; costs, which make chunks count, come last."""
-        for generation, chunks in self._waiting.items():
-            values, costs = self._stores(generation)
-            rows, found, indices, spent = zip(*chunks, strict=True)
-            values.write(np.concatenate(rows), np.concatenate(found))
-            costs.write(np.array(indices, np.intp), np.array(spent, np.float64))
-        self._waiting.clear()
-        self._bytes, self._flushed = 0, time.monotonic()
-
-    def _stores(self, generation: int) -> tuple[RowStore, RowStore]:
-        if generation not in self._opened:
-            self._opened[generation] = self._open(generation)
-        return self._opened[generation]
-
-
 def _checksums(values: npt.NDArray[Any], rows: Iterable[np.intp]) -> npt.NDArray[np.uint32]:
     """Return the CRC-32 of rows with their places, never 0, which says that nothing was written."""
     found = [zlib.crc32(np.ascontiguousarray(values[row]).data, int(row) & 0xFFFFFFFF) or 1 for row in rows]
@@ -148,19 +92,6 @@ def _create(path: Path, shape: tuple[int, ...], dtype: str) -> None:
     if hasattr(os, "posix_fallocate"):
         with reporting_full_disk(path), path.open("r+b") as stream:
             os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-
-
-def _sum_up_flags(values: npt.NDArray[Any], sums: Path, flags: Path) -> None:
-    """Give a store of an earlier release, which has flags, the checksums of what its flags vouch for."""
-    if sums.exists() or not flags.exists():
-        return
-    filled = np.flatnonzero(_map(flags, (len(values),), "bool"))
-    part = sums.with_name(sums.name + ".part.npy")
-    _create(part, (len(values),), "uint32")
-    array = _map(part, (len(values),), "uint32")
-    array[filled] = _checksums(values, filled)
-    _flush(array)
-    part.replace(sums)
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.labels.row_labels import SCORE
+from nncift.labels import SCORE
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.samples import Sample, cut
 
