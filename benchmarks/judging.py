@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs, UtilityMatrix
-from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
+from nncift.evaluation.cross_fit import hold_out
+from nncift.evaluation.held_out_labels import HeldOut, Recipe
 from nncift.evaluation.intervals import interval_of_pairs
 from nncift.evaluation.metrics import r2, skill, spearman
 from nncift.evaluation.selection_skill import NINETY

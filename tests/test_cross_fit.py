@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from nncift.core.pairs import LabelledPairs
-from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, HeldOut, Recipe, hold_out
+from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, hold_out
+from nncift.evaluation.held_out_labels import HeldOut, Recipe
+from nncift.evaluation.repeated_runs import REPETITIONS
 from nncift.labels.vectors import Vectors
 from nncift.models.views import Views
 from nncift.student.candidates import STUDENT
@@ -49,16 +51,38 @@ def test_labels_that_are_noise_are_known_where_they_were_seen_and_nowhere_else()
     assert np.corrcoef(pairs.value, residual[STUDENT])[0, 1] < 0.2
 
 
-def test_every_measured_pair_is_judged_by_students_that_did_not_see_it() -> None:
+def test_the_run_is_repeated_with_rows_that_its_student_has_not_seen() -> None:
     x = units(60)
     values = np.random.default_rng(1).normal(size=(60, 60))
+    blocks = crossed(values, x, 40).blocks
+    assert len(blocks) == REPETITIONS
+    for block in blocks:
+        # 12 of 40 labelled rows are taken to be unlabelled; 40 of the pool's 60 rows are labelled, and so are two of three here.
+        assert block.truth.shape == (36, 36)
+        assert np.array_equal(block.sources[np.arange(36)], block.targets)
+        assert np.array_equal(block.same, np.arange(36))
+        known = block.known.diagonal()
+        assert (known.sum(), block.known.sum()) == (24, 24 * 24)
+        # Noise cannot be predicted of rows that were not learned from.
+        held = np.ix_(~known, ~known)
+        off = np.isfinite(block.truth[held])
+        assert off.sum() == 12 * 11
+        assert abs(np.corrcoef(block.truth[held][off], block.predictions[STUDENT][held][off])[0, 1]) < 0.35
+    assert len({tuple(block.sources[~block.known.diagonal()]) for block in blocks}) == REPETITIONS
+
+
+def test_rows_that_were_taken_to_be_unlabelled_decide_nothing_about_their_predictions() -> None:
+    x = units(50)
+    values = x @ np.random.default_rng(2).normal(size=(8, 8)) @ x.T
     block = crossed(values, x, 40).blocks[0]
-    guess = block.predictions[STUDENT].unseen
-    off = np.isfinite(block.truth)
-    assert block.truth.shape == (40, 40)
-    assert off.sum() == 40 * 39
-    assert abs(np.corrcoef(block.truth[off], guess[off])[0, 1]) < 0.2
-    assert (block.known_targets, block.known_sources) == (40 / 60, 40 / 60)
+    held = block.sources[~block.known.diagonal()]
+    other = values.copy()
+    other[held] = np.random.default_rng(3).normal(size=(len(held), 50))
+    other[:, held] = np.random.default_rng(4).normal(size=(50, len(held)))
+    again = crossed(other, x, 40).blocks[0]
+    assert np.array_equal(again.sources, block.sources)
+    assert again.predictions[STUDENT] == pytest.approx(block.predictions[STUDENT], abs=1e-6)
+    assert again.truth != pytest.approx(block.truth, nan_ok=True)
 
 
 def test_what_can_be_learned_is_predicted_of_rows_that_were_not_seen() -> None:
@@ -90,6 +114,13 @@ def test_a_network_that_is_trained_by_descent_has_fewer_folds() -> None:
     found = crossed(0.2 + 0.3 * (x @ x.T), x, 30, "paper")
     assert found.folds == 5
     assert np.isfinite(found.predictions[STUDENT]["q4"]).all()
+    assert all(np.isfinite(block.predictions[STUDENT]).all() for block in found.blocks)
+
+
+def test_where_everything_is_labelled_nothing_is_left_to_predict() -> None:
+    x = units(40)
+    found = crossed(np.random.default_rng(1).normal(size=(40, 40)), x, 40)
+    assert all(block.known.all() for block in found.blocks)
 
 
 @pytest.mark.parametrize("targets", [3, 24])
@@ -99,8 +130,11 @@ def test_a_target_set_that_is_measured_whole_is_known_on_its_axis(targets: int) 
     columns = np.arange(0, 60, 2)
     labels = measured(values, np.arange(targets), columns, shared=False)
     found = hold_out(labels, Vectors(wanted, x, TEXT), Recipe("product", "default", 0), coverage=True)
-    assert found.blocks[0].known_targets == 1.0
-    assert found.blocks[0].known_sources == 0.5
+    # All targets are known, and half of the sources.
+    block = found.blocks[0]
+    assert block.truth.shape == (targets, 18)
+    assert np.array_equal(block.known, np.repeat(block.known[:1], targets, axis=0))
+    assert block.known[0].sum() == 9
     assert r2(found, "q4") > 0.5
     # Three targets are too few to hold any out.
     assert ("q2" in found.quadrants) == (targets == 24)
@@ -117,7 +151,8 @@ def test_scores_of_a_pointwise_teacher_are_held_out_by_row() -> None:
     found = hold_out(labels, Vectors(none, x, TEXT), Recipe("product", "default", 0), coverage=False)
     assert set(found.quadrants) == {"q1", "q4"}
     assert r2(found, "q4") > 0.9
-    assert found.blocks[0].truth.shape == (1, 40)
+    # 12 of 40 labelled rows are taken to be unlabelled, beside 24: two of three, as in the pool.
+    assert found.blocks[0].truth.shape == (1, 36)
 
 
 def test_many_rows_are_thinned_by_rows_so_that_students_of_folds_still_see_a_block() -> None:

@@ -12,7 +12,8 @@ from scipy.stats import spearmanr
 from nncift.core.pairs import UtilityMatrix
 from nncift.distributed.shards import Shard
 from nncift.errors import DataError, UsageError
-from nncift.evaluation.cross_fit import Recipe, hold_out
+from nncift.evaluation.cross_fit import hold_out
+from nncift.evaluation.held_out_labels import Recipe
 from nncift.labels import LabelBudget
 from nncift.labels.vectors import Vectors
 from nncift.models.causal_lm import CausalLM

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nncift.evaluation.selection_skill import Block, SelectionSkill, selection_skill
+from nncift.evaluation.selection_skill import Block, Extent, SelectionSkill, selection_skill
 from nncift.evaluation.verdicts import NAMES
 from nncift.student.candidates import STUDENT, is_student
 
@@ -93,8 +93,8 @@ def choose(
         best = _best(allowed)
         gained, error = skills[best].against(skills[STUDENT])
         used = best if best != STUDENT and gained > CLEARLY * error else STUDENT
-    items = sum(block.truth.shape[1] for block in blocks)
-    return Gate(used, skills, enforced, objective, share, items, sum(block.pairs for block in blocks))
+    extent = Extent.of(blocks)
+    return Gate(used, skills, enforced, objective, share, extent.sources, extent.pairs)
 
 
 def advice(gate: Mapping[str, Any], rows: int) -> str | None:

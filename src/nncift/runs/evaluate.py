@@ -17,7 +17,8 @@ import numpy.typing as npt
 from nncift.core.pairs import LabelledPairs
 from nncift.core.progress import Progress, silent
 from nncift.core.seeds import generator
-from nncift.evaluation.cross_fit import Recipe, hold_out, labels_rows
+from nncift.evaluation.cross_fit import hold_out, labels_rows
+from nncift.evaluation.held_out_labels import Recipe
 from nncift.evaluation.metrics import r2, spearman
 from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import VectorFiles, Vectors

@@ -16,8 +16,9 @@ from nncift.core.amounts import Budget
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.errors import UsageError
-from nncift.evaluation.cross_fit import HeldOut, Recipe, hold_out
+from nncift.evaluation.cross_fit import hold_out
 from nncift.evaluation.gate import Gate
+from nncift.evaluation.held_out_labels import HeldOut, Recipe
 from nncift.labels.vectors import Vectors
 from nncift.selection import COVERING
 from nncift.stages import RunContext, probe_of
