@@ -87,7 +87,7 @@ def _check_learned(made: type[Network], learned: FittedStudent, again: FittedStu
         np.array_equal(array, again.weights[name]) for name, array in learned.weights.items()
     )
     same = same and (learned.mean, learned.scale) == (again.mean, again.scale)
-    _require_network(same, "learns something else from the same lesson and seed", made)
+    _require_network(same, "learns something else from the same training data and seed", made)
     _require_network(bool(learned.scale > 0), f"has labels of scale {learned.scale}; expected one above 0", made)
     _require_network(_is_json(dict(learned.course)), "has a course that JSON cannot hold", made)
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from nncift.core.arrays import Floats
 from nncift.data.examples import Example, Examples
 from nncift.errors import UsageError
 from nncift.generation.few_shot import examples_in_front
 from nncift.generation.prompts import Prompts
 from nncift.models.causal_lm import CausalLM
-from nncift.models.encoders import Floats, HashEncoder
+from nncift.models.encoders import HashEncoder
 from nncift.models.prompt_format import PromptFormat
 
 Make = Callable[..., Example]

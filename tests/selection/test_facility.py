@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nncift.core.pairs import Floats, UtilityMatrix
+from nncift.core.arrays import Floats
+from nncift.core.pairs import UtilityMatrix
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.selection import select
 from nncift.selection.objectives import Scale, facility_location_value, similarity

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nncift.core.pairs import Floats, UtilityMatrix
+from nncift.core.arrays import Floats
+from nncift.core.pairs import UtilityMatrix
 from nncift.errors import DataError, UsageError
 from nncift.selection import Given, pose, select
 from nncift.selection.facility import ConditionalGain, MutualInformation, TargetMutualInformation

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nncift.core.pairs import Floats, UtilityMatrix
+from nncift.core.arrays import Floats
+from nncift.core.pairs import UtilityMatrix
 from nncift.core.seeds import shuffled
 from nncift.errors import InfeasibleError, UsageError
 from nncift.selection import Given, Rules, pose, select

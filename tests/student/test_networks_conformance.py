@@ -132,7 +132,7 @@ def test_a_sound_plug_in_passes(training_data: Make) -> None:
     ("made", "said"),
     [
         (NoRecipe, r"has recipes \(\), not a tuple of names"),
-        (Moody, "learns something else from the same lesson and seed"),
+        (Moody, "learns something else from the same training data and seed"),
         (Burst, "learns slope that is not an array of finite float32"),
         (Wide, r"projects targets to \(36, 1\), not \(36, 2\)"),
         (Turned, r"predicts a block of \(36, 4\), not"),

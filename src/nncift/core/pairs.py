@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Codes = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
+from nncift.core.arrays import Codes, Floats
+
 BLOCK = 1 << 18
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from nncift.core.pairs import Floats, LabelledPairs, Pairs
+from nncift.core.arrays import Floats
+from nncift.core.pairs import LabelledPairs, Pairs
 from nncift.core.parallel import ranges
 from nncift.errors import DataError, UsageError
 from nncift.storage.vector_store import rows_of

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.core.arrays import Floats
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule
@@ -22,7 +23,7 @@ from nncift.generation.few_shot import InFront, examples_in_front
 from nncift.generation.prompts import Prompts, reason
 from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import EmbeddingCache
-from nncift.models.encoders import Encoder, Floats, create
+from nncift.models.encoders import Encoder, create
 from nncift.models.loading import ModelSource
 from nncift.models.prompt_format import PromptFormat, Remarks
 from nncift.runs.finished import FinishedRun

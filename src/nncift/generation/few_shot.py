@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nncift.core.arrays import Floats
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
 from nncift.generation.prompts import reason
 from nncift.models.causal_lm import CausalLM
-from nncift.models.encoders import Floats
 from nncift.models.prompt_format import PromptFormat
 
 BLOCK = 256

@@ -77,7 +77,7 @@ __all__ = [
 
 
 def open_labels(folder: Path, teacher: Teacher | RowTeacher) -> LabelStore[Any]:
-    """Return the labels in a folder, for the kind of teacher at hand."""
+    """Return the labels in a folder, for this kind of teacher."""
     return RowLabelStore(folder, teacher) if isinstance(teacher, RowTeacher) else PairLabelStore(folder, teacher)
 
 

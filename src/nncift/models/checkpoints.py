@@ -60,7 +60,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path, key: str) -> Checkpoint | None:
-        """Read a folder; None where there is none, it belongs to another training, or it is damaged, which is told in the log."""
+        """Read a folder; None where there is none, it belongs to another training, or it is damaged, which the log says."""
         from safetensors.torch import load_file
 
         try:

@@ -21,11 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.fingerprints import fingerprint
 from nncift.core.lazily import Lazily
 from nncift.core.memory import named
 from nncift.errors import DataError
-from nncift.models.encoders import Encoder, Floats
+from nncift.models.encoders import Encoder
 from nncift.storage.atomic import atomic, cache_folder, read_arrays, write_arrays
 from nncift.storage.locks import PathLock, locked
 from nncift.storage.vector_store import (
@@ -186,7 +187,7 @@ class EmbeddingCache:
     def _gathered(
         self, texts: Sequence[str], table: Table, advance: Callable[[int], None], by: BlockEncoder
     ) -> Embedded:
-        """Fill a table, and tell what it took; the vectors themselves stay there."""
+        """Fill a table, and return what it took; the vectors themselves stay there."""
         limit = self._encoder.describe()["max_tokens"]
         wanted = Distinct(texts)
         known = Gathering(wanted, table)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.errors import NnciftError, ResourceError
-from nncift.models.batching import free_cache
+from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
@@ -24,7 +25,6 @@ from nncift.models.model_parts import last_hidden_states
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Floats = npt.NDArray[np.float32]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 NAMES = {"minilm": MINILM, "bge-large": "BAAI/bge-large-en-v1.5"}
@@ -172,13 +172,7 @@ class LanguageModelEncoder:
         counts = np.array([len(tokens) for tokens in ids], np.int32)
         ids = [tokens[: self.lm.context] for tokens in ids]
         vectors = np.empty((len(ids), self.describe()["dim"]), np.float32)
-        batch: list[int] = []
-        for index in sorted(range(len(ids)), key=lambda position: (len(ids[position]), position)):
-            if batch and (len(batch) + 1) * len(ids[index]) > self._batch_tokens:
-                vectors[batch] = self._pooled([ids[position] for position in batch])
-                batch = []
-            batch.append(index)
-        if batch:
+        for batch in batches(list(map(len, ids)), self._batch_tokens):
             vectors[batch] = self._pooled([ids[position] for position in batch])
         return vectors, counts
 

@@ -215,7 +215,7 @@ def plain_name(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what peft's use of older transformers names would tell users who cannot change it."""
+    """Suppress what peft's use of older transformers names would warn users of, who cannot change it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

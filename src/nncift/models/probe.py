@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.seeds import generator
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
@@ -31,7 +32,6 @@ from nncift.models.views import HIDDEN, OUTPUT, STATS, Views
 if TYPE_CHECKING:
     import torch
 
-Floats = npt.NDArray[np.float32]
 
 STATISTICS = (
     "loss",

@@ -125,7 +125,7 @@ class Reader:
         return tokens
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is to be told about the rows that were tokenised."""
+        """Return sentences about the rows that were tokenised."""
         return self._remarks.notes()
 
     def mean_losses(self, rows: Sequence[Row]) -> Doubles:

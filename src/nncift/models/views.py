@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.parallel import ranges
 from nncift.errors import UsageError
-
-Floats = npt.NDArray[np.float32]
 
 TEXT, HIDDEN, OUTPUT, STATS = "text", "hidden", "output", "stats"
 SIMILAR = (TEXT, HIDDEN, OUTPUT)

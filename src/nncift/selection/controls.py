@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nncift.core.amounts import check_count
-from nncift.core.pairs import Floats, UtilityMatrix
+from nncift.core.arrays import Floats
+from nncift.core.pairs import UtilityMatrix
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
 from nncift.selection import NOTHING, Given, pose

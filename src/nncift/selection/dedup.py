@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nncift.core.pairs import Floats
+from nncift.core.arrays import Floats
 from nncift.errors import UsageError
 
 _NEAR = re.compile(r"near(?::([0-9]*\.?[0-9]+))?")

@@ -16,12 +16,12 @@ from typing import IO, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.parallel import ranges
 from nncift.errors import DataError, ResourceError
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json
 
-Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 Places = npt.NDArray[np.intp]
 

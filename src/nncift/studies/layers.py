@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from nncift.core.pairs import Floats, LabelledPairs
+from nncift.core.arrays import Floats
+from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.evaluation.metrics import r2, spearman
 from nncift.labels.vectors import VectorFiles

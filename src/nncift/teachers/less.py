@@ -188,12 +188,12 @@ class Less(ModelTeacher):
             return ()
         return (
             f"LESS's {self.n_checkpoints} checkpoints are nearly alike: features of neighbouring ones have a cosine of "
-            f"{means[ALIKE]:.3f} in the mean over measured rows, so that all but one of {self.n_checkpoints} passes per row told "
+            f"{means[ALIKE]:.3f} in the mean over measured rows, so that all but one of {self.n_checkpoints} passes per row add "
             "next to nothing. Take fewer (--option checkpoints=1), or checkpoints of a longer training.",
         )
 
     def notes(self) -> tuple[str, ...]:
-        """Return what is to be told about the rows that were prepared, and what the warm-up's size decided."""
+        """Return sentences about the rows that were prepared, and what the warm-up's size decided."""
         return (*super().notes(), *self._fewer_checkpoints())
 
     def _fewer_checkpoints(self) -> tuple[str, ...]:
