@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -92,6 +92,18 @@ def draw(rows: Mapping[str, Row], recipe: Recipe, seed: int, record: Path | None
     return [Row(prompt, response) for prompt, response in found["tokens"]]
 
 
+@dataclass(frozen=True)
+class _Loop:
+    """A warm-up. fits: of training alone, which takes more memory than any other pass."""
+
+    trainable: Trainable
+    rows: Sequence[Row]
+    recipe: Recipe
+    seed: int
+    batch_tokens: int
+    fits: BatchLimit = field(default_factory=BatchLimit)
+
+
 def train(
     trainable: Trainable,
     rows: Sequence[Row],
@@ -112,13 +124,12 @@ def train(
     if not rows:
         raise UsageError("LESS has no rows to warm up on: prepare a pool first")
     found: list[Checkpoint] = []
-    # Of training alone, which takes more memory than any other pass.
-    fits = BatchLimit()
+    loop = _Loop(trainable, rows, recipe, seed, batch_tokens)
     for epoch in range(recipe.epochs):
         path = None if folder is None else folder / f"checkpoint-{epoch + 1}"
         done = Checkpoint.load(path, key) if path is not None else None
         if done is None:
-            done = _epoch(trainable, found[-1] if found else start, rows, recipe, epoch, seed, batch_tokens, fits)
+            done = _epoch(loop, found[-1] if found else start, epoch)
             if path is not None:
                 done.save(path, key)
         found.append(done)
@@ -135,18 +146,10 @@ def thinned(every: Sequence[Checkpoint], epochs: Sequence[int]) -> list[Checkpoi
     ]
 
 
-def _epoch(
-    trainable: Trainable,
-    before: Checkpoint,
-    rows: Sequence[Row],
-    recipe: Recipe,
-    epoch: int,
-    seed: int,
-    batch_tokens: int,
-    fits: BatchLimit,
-) -> Checkpoint:
+def _epoch(loop: _Loop, before: Checkpoint, epoch: int) -> Checkpoint:
     import torch
 
+    trainable, rows, recipe, seed = loop.trainable, loop.rows, loop.recipe, loop.seed
     model, parameters = trainable.model, trainable.parameters
     order = [int(place) for place in shuffled(map(str, range(len(rows))), seed, "warm-up", str(epoch))]
     updates = [order[at : at + recipe.batch_rows] for at in range(0, len(order), recipe.batch_rows)]
@@ -170,8 +173,10 @@ def _epoch(
             for now, update in zip(rates, updates, strict=True):
                 optimizer.param_groups[0]["lr"] = now
                 own = [rows[place] for place in update]
-                for batch in batches(list(map(len, own)), batch_tokens):
-                    fits.run([own[place] for place in batch], len, partial(_add_gradients, trainable, 1 / len(own)))
+                for batch in batches(list(map(len, own)), loop.batch_tokens):
+                    loop.fits.run(
+                        [own[place] for place in batch], len, partial(_add_gradients, trainable, 1 / len(own))
+                    )
                 torch.nn.utils.clip_grad_norm_(list(parameters.values()), CLIP)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
