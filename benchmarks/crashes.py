@@ -89,20 +89,10 @@ def settings_of(folder: Path, **given: Any) -> Any:
 def run(folder: Path, executor: Any = None, **given: Any) -> None:
     """Run the pipeline as the command line does."""
     from nncift import pipeline
-    from nncift.stages import inputs
+    from nncift.stages.request import Request
 
-    settings = settings_of(folder, **given)
-    pipeline.execute(
-        settings, inputs.read_pool(settings), folder / "run", teacher=_teacher(folder, settings), executor=executor
-    )
-
-
-def _teacher(folder: Path, settings: Any) -> Any:
-    from nncift.stages import inputs
-    from nncift.teachers import registry
-
-    workspace = inputs.workspace_of(folder / "run")
-    return registry.create(settings, "cpu", seed=settings.seed, encoder=settings.encoder, workspace=workspace)
+    request = Request.resolve(settings_of(folder, **given), out=folder / "run")
+    pipeline.execute(request, folder / "run", executor=executor)
 
 
 def shards(folder: Path, **given: Any) -> None:
@@ -110,7 +100,7 @@ def shards(folder: Path, **given: Any) -> None:
     from nncift.distributed.shards import Shard
     from nncift.models import encoders as encode
     from nncift.shard import run_shard
-    from nncift.stages import inputs
+    from nncift.stages.request import Request
 
     if given.get("features") != "probe":
         # So few rows would be one block. Embeddings by hash are the same in any, what a model says is not, to the bit.
@@ -119,13 +109,7 @@ def shards(folder: Path, **given: Any) -> None:
     settings, finished = settings_of(folder, **given), False
     while not finished:
         record = [
-            run_shard(
-                settings,
-                inputs.read_pool(settings),
-                folder / "run",
-                Shard(number, 2),
-                teacher=_teacher(folder, settings),
-            )
+            run_shard(Request.resolve(settings, out=folder / "run"), folder / "run", Shard(number, 2))
             for number in (1, 2)
         ]
         # What the first has left may be what the second did then.

@@ -218,8 +218,6 @@ record:
 def finished() -> Path:
     """Return a small finished run, made without a model."""
     from nncift import pipeline
-    from nncift.stages import inputs
-    from nncift.teachers.registry import create
 
     given = {
         "teacher": "length",
@@ -230,10 +228,11 @@ def finished() -> Path:
         "validation_items": 5,
     }
     from nncift.config import resolve
+    from nncift.stages.request import Request
 
     made = resolve({**given, "pool": [str(_file("few.jsonl", FEW))]})
     run = folder() / "finished"
-    pipeline.execute(made, inputs.read_pool(made), run, teacher=create(made, seed=0))
+    pipeline.execute(Request.resolve(made), run)
     return run
 
 

@@ -41,7 +41,8 @@ from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Order, Worker
 from nncift.distributed.start import ClusterSettings
 from nncift.labels import LabelBudget, LabelPlan
-from nncift.stages import RunContext, check_request, label, plan_labels, usable_rows
+from nncift.stages import RunContext, label, plan_labels, usable_rows
+from nncift.stages.request import Request
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import registry
 
@@ -160,7 +161,7 @@ def main() -> None:
         {"teacher": "delift", "model": given.model, "labels": given.labels, "encoder": "hash", "device": "cpu"}
     )
     pool = read(given.data, limit=given.rows)
-    settings = check_request(settings, pool, registry.create(settings, "cpu"))
+    settings = Request.resolve(settings, pool=pool).settings
     found: dict[int, list[Measured]] = {}
     for _ in range(given.rounds):
         for workers in (0, 1, given.workers):

@@ -255,6 +255,7 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
     from nncift import config, pipeline
     from nncift.stages import inputs
     from nncift.stages.estimate import estimate
+    from nncift.stages.request import Request
 
     torch.set_num_threads(1)
     small, pool = load(model, data, rows=96)
@@ -277,10 +278,11 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
         def fresh(settings: Any = settings, workspace: Path | None = None) -> Teacher | RowTeacher:
             return registry.create(settings, "cpu", encoder="hash", workspace=workspace)
 
-        planned = estimate(settings, pool, fresh())
+        planned = estimate(Request.resolve(settings, pool=pool, teacher=fresh()))
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            run = pipeline.execute(settings, pool, out, teacher=fresh(workspace=inputs.workspace_of(out)))
+            teacher = fresh(workspace=inputs.workspace_of(out))
+            run = pipeline.execute(Request.resolve(settings, pool=pool, teacher=teacher, out=out), out)
         stage = run.ledger["stages"]["label"]
         found[name] = {
             "planned": planned["label"],

@@ -13,9 +13,14 @@ from nncift.labels import LabelBudget, grow
 from nncift.labels.row_labels import grow_rows
 from nncift.models.encoders import HashEncoder
 from nncift.stages.estimate import cost, estimate
+from nncift.stages.request import Request
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
 from nncift.teachers.less import Less
 from nncift.teachers.registry import create
+
+
+def estimated(settings: RunSettings, pool: Examples, teacher: Any, target: Examples | None = None) -> dict[str, Any]:
+    return estimate(Request.resolve(settings, pool=pool, teacher=teacher, target=target, encoder=HashEncoder()))
 
 
 class Priced:
@@ -39,9 +44,7 @@ class Priced:
 def test_an_active_plan_is_priced_with_all_its_rounds(write_pool: Callable[..., Path]) -> None:
     pool = read(write_pool(50))
     record = {
-        plan: estimate(RunSettings(labels="20%", plan=plan, budget="10"), pool, Priced(), encoder=HashEncoder())[
-            "labels"
-        ]
+        plan: estimated(RunSettings(labels="20%", plan=plan, budget="10"), pool, Priced())["labels"]
         for plan in ("scatter", "active")
     }
     assert record["active"] == record["scatter"]
@@ -50,7 +53,7 @@ def test_an_active_plan_is_priced_with_all_its_rounds(write_pool: Callable[..., 
 
 def test_tokens_are_extrapolated_from_the_start_of_a_chunk_and_its_targets(write_pool: Callable[..., Path]) -> None:
     pool = read(write_pool(50))
-    record = estimate(RunSettings(labels="20%", budget="10"), pool, Priced(), encoder=HashEncoder())
+    record = estimated(RunSettings(labels="20%", budget="10"), pool, Priced())
     plan = grow(None, pool.ids, pool.ids, LabelBudget(0.2, None), 0, shared=True, relative=True)
     passes = len(plan.entries)
     assert record["label"]["passes"] == passes
@@ -77,7 +80,7 @@ def test_rows_that_the_teacher_refuses_end_as_the_run_does(
     target = pool[:5] if given == "target" else None
     said = []
     for attempt in (
-        lambda: estimate(RunSettings(**settings), pool, Refusing(), target=target, encoder=HashEncoder()),
+        lambda: estimated(RunSettings(**settings), pool, Refusing(), target=target),
         lambda: run(pool, out=tmp_path / "run", teacher=Refusing(), encoder=HashEncoder(), target=target, **settings),
     ):
         with pytest.raises(DataError, match=r"none of the .* rows .*can be labelled .* no column 'score'") as caught:
@@ -92,7 +95,7 @@ def test_a_wish_that_cannot_be_met_costs_nothing(write_pool: Callable[..., Path]
             raise AssertionError("the teacher was used")
 
     with pytest.raises(InfeasibleError):
-        estimate(RunSettings(budget="51"), read(write_pool(50)), Untouched(), encoder=HashEncoder())
+        estimated(RunSettings(budget="51"), read(write_pool(50)), Untouched())
 
 
 class Measured:
@@ -118,7 +121,7 @@ def test_rows_are_counted_as_planned(write_pool: Callable[..., Path], targets: i
     pool = read(write_pool(50))
     target = read(write_pool(targets, "target.jsonl")) if targets else None
     settings = RunSettings(labels="20%", budget="10", objective="topk")
-    record = estimate(settings, pool, Measured(), target=target, encoder=HashEncoder())
+    record = estimated(settings, pool, Measured(), target=target)
     # To learn from, to test and to validate; the target set is measured whole.
     rows = 10 + 5 + 4 + targets
     assert record["labels"]["rows"] == rows
@@ -143,7 +146,7 @@ def test_a_warm_up_is_counted_and_not_run(
         budget="10",
         option={"lora": False, "projection": 32, "epochs": 2, "warmup_share": 0.1},
     )
-    record = estimate(settings, read(write_pool(50)), create(settings, "cpu"), encoder=HashEncoder())
+    record = estimated(settings, read(write_pool(50)), create(settings, "cpu"))
     # One update an epoch: both epochs train, and gradients are taken behind the last.
     assert record["label"]["passes"] == 19 + 2 * 5
     assert record["full_teacher"]["passes"] == 50 + 2 * 5

@@ -23,10 +23,9 @@ from nncift.evaluation.fidelity import measure
 from nncift.labels.row_labels import RowLabelStore
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
-from nncift.stages import inputs
+from nncift.stages.request import Request
 from nncift.student import paper_recipe as fit
 from nncift.teachers import RowLabels
-from nncift.teachers.registry import create
 
 Write = Callable[..., Path]
 Floats = npt.NDArray[np.float32]
@@ -322,7 +321,7 @@ def test_wishes_that_do_not_fit_the_teacher_are_refused(
 
 
 def test_more_rows_to_label_than_there_are_is_refused(tmp_path: Path, write_pool: Write) -> None:
-    with pytest.raises(InfeasibleError, match=r"--labels 41 was given; .*length is paid by the row.*there are 40"):
+    with pytest.raises(InfeasibleError, match=r"--labels 41 was given; .*length labels rows.*there are 40"):
         select(write_pool(40), tmp_path / "run", "length", labels=41)
     assert not (tmp_path / "run").exists()
     assert select(write_pool(40), tmp_path / "run", "length", labels=40).ledger["saving"] == 0
@@ -352,8 +351,7 @@ def test_the_manifest_repeats_a_run_with_options_and_a_target(
     )
     settings = config.resolve({}, run.path / "manifest.yaml")
     assert (settings.plan, settings.objective, settings.option) == ("rows", "topk", TINY)
-    pool = inputs.read_pool(settings)
-    again = pipeline.execute(settings, pool, tmp_path / "again", teacher=create(settings, seed=settings.seed))
+    again = pipeline.execute(Request.resolve(settings), tmp_path / "again")
     same(again, run)
 
 
@@ -366,8 +364,7 @@ def test_a_run_of_an_object_can_be_repeated_from_its_manifest(
     run = select(write_pool(40), tmp_path / "run", made)
     assert name == "ifd" or made.workspace is None
     settings = config.resolve({}, run.path / "manifest.yaml")
-    teacher = create(settings, seed=settings.seed)
-    same(pipeline.execute(settings, inputs.read_pool(settings), tmp_path / "again", teacher=teacher), run)
+    same(pipeline.execute(Request.resolve(settings), tmp_path / "again"), run)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors"])

@@ -23,7 +23,7 @@ from nncift.errors import DataError, InfeasibleError, NnciftError, UsageError
 from nncift.evaluation.fidelity import measure
 from nncift.labels import BASE, PairLabelStore
 from nncift.models.encoders import HashEncoder
-from nncift.stages import inputs
+from nncift.stages.request import Request
 from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels, Teacher
 from nncift.teachers.registry import create
@@ -217,7 +217,7 @@ def test_new_rows_are_scored_without_a_language_model(
 def test_the_manifest_repeats_the_run(real: Run, tmp_path: Path) -> None:
     settings = config.resolve({}, real.path / "manifest.yaml")
     teacher = create(settings)
-    again = pipeline.execute(settings, inputs.read_pool(settings), tmp_path / "again", teacher=teacher)
+    again = pipeline.execute(Request.resolve(settings, teacher=teacher), tmp_path / "again")
     assert (again.path / "subset.jsonl").read_bytes() == (real.path / "subset.jsonl").read_bytes()
 
 

@@ -8,16 +8,15 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nncift import config
-from nncift.config import RunSettings
 from nncift.core.progress import Progress, silent
-from nncift.core.tasks import SCORE, Executor, LocalExecutor
+from nncift.core.tasks import SCORE, Executor
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.data.python_rows import are_paths
@@ -27,19 +26,15 @@ from nncift.evaluation.meaning import LabelSpread
 from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
-from nncift.selection.constraints import Constraints
 from nncift.selection.problem import build
 from nncift.selection.solve import by_score_note, choose
 from nncift.selection.utilities import Utilities
 from nncift.stages import (
     NOTES,
     RunContext,
-    as_begun,
-    check_request,
     embed,
     encoder_of,
     finished_jobs,
-    named_target,
     plan_labels,
     token_counts,
     usable_rows,
@@ -47,9 +42,9 @@ from nncift.stages import (
 from nncift.stages.allowance import keep, settle
 from nncift.stages.embed_existing import embed_existing
 from nncift.stages.finish import Run, finish, record_of
-from nncift.stages.fit import check_student
-from nncift.stages.inputs import held, read_existing, read_pool, read_target, workspace_of
+from nncift.stages.inputs import held, workspace_of
 from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
+from nncift.stages.request import Request
 from nncift.stages.timing import rates_of
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
@@ -91,43 +86,43 @@ def run(
         rows if rows is None or are_paths(rows) else held(resolved, rows, limit)
         for rows, limit in ((pool, resolved.limit), (target, None), (existing, None))
     )
-    if teacher is None or isinstance(teacher, str):
-        teacher = registry.create(
-            resolved, resolved.device, seed=resolved.seed, encoder=resolved.encoder, workspace=workspace_of(out)
-        )
-    with executor_of(cluster, resolved, Path(out)) as executor:
-        return execute(
+    return execute(
+        Request.resolve(
             resolved,
-            pool if isinstance(pool, Examples) else partial(read_pool, resolved),
-            out,
-            teacher=teacher,
-            target=target if isinstance(target, Examples) else read_target(resolved),
-            existing=existing if isinstance(existing, Examples) else read_existing(resolved),
-            encoder=None if encoder is None or isinstance(encoder, str) else encoder,
-            progress=progress,
-            executor=executor,
-        )
+            teacher=None if isinstance(teacher, str) else teacher,
+            pool=pool if isinstance(pool, Examples) else None,
+            target=target if isinstance(target, Examples) else None,
+            existing=existing if isinstance(existing, Examples) else None,
+            encoder=None if isinstance(encoder, str) else encoder,
+            out=out,
+        ),
+        out,
+        progress=progress,
+        cluster=cluster,
+    )
 
 
 def execute(
-    settings: RunSettings,
-    pool: Examples | Callable[[], Examples],
+    request: Request,
     out: str | Path,
     *,
-    teacher: Teacher | RowTeacher,
-    target: Examples | None = None,
-    existing: Examples | None = None,
-    encoder: Encoder | None = None,
     progress: Progress = silent,
+    cluster: ClusterSettings | None = None,
     executor: Executor | None = None,
 ) -> Run:
     """Run every stage that is not finished yet, and return the run.
 
-    pool: the rows, or what reads them: then nobody holds them any more when the report is written, which reads them from the run.
-    executor: has the tasks of stages done, in this process by default; what shards left is taken first.
+    cluster: whose workers do the tasks of stages, or executor: what does them; by default this process. What shards left is
+    taken first.
     """
-    done = _selected(settings, pool, out, teacher, target, existing, encoder, progress, executor or LocalExecutor())
-    # What held the rows refers to itself here and there.
+    by: AbstractContextManager[Executor] = (
+        nullcontext(executor) if executor is not None else executor_of(cluster, request.settings, Path(out))
+    )
+    with by as used:
+        done = _selected(request, out, progress, used)
+    # The report reads the rows from the run: in memory they go before, unless the caller keeps the request. What held them refers
+    # to itself here and there.
+    del request
     gc.collect()
     with progress("writing the report", 1):
         write_card(done.path)
@@ -135,33 +130,14 @@ def execute(
     return done
 
 
-def _selected(
-    settings: RunSettings,
-    pool: Examples | Callable[[], Examples],
-    out: str | Path,
-    teacher: Teacher | RowTeacher,
-    target: Examples | None,
-    existing: Examples | None,
-    encoder: Encoder | None,
-    progress: Progress,
-    executor: Executor,
-) -> Run:
+def _selected(request: Request, out: str | Path, progress: Progress, executor: Executor) -> Run:
     """Do all but the report."""
-    check_student(settings)
-    if not isinstance(pool, Examples):
-        pool = pool()
-    if target is None:
-        target = read_target(settings)
-    if existing is None:
-        existing = read_existing(settings)
-    settings = check_request(as_begun(settings, out), pool, teacher, target, existing)
-    wanted = None if target is None else named_target(target)
+    settings, teacher, existing = request.settings, request.teacher, request.existing
     with workspace_in(teacher, workspace_of(out)), RunDir(out, settings) as directory:
         joining = Joining(directory.path, executor)
-        context = RunContext(directory, settings, teacher, encoder, progress, executor=joining)
-        axes, rejected = usable_rows(context, pool, wanted)
-        constraints = Constraints.read(settings)
-        constraints.check(PoolTable.of(axes.sources))
+        context = RunContext(directory, settings, teacher, request.encoder, progress, executor=joining)
+        axes, rejected = usable_rows(context, request.pool, request.target)
+        request.constraints.check(PoolTable.of(axes.sources))
         allowance = settle(
             context,
             label_budgets(settings, axes),
@@ -175,11 +151,11 @@ def _selected(
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
         keep(context, allowance)
-        directory.write_manifest(record_of(context, pool))
+        directory.write_manifest(record_of(context, request.pool))
         vectors, before = embed(context, axes), embed_existing(context, existing)
         tokens = token_counts(context, axes.sources)
         rows = PoolTable.of(axes.sources, axes.targets, tokens)
-        settled = constraints.settle(rows, vectors.text)
+        settled = request.constraints.settle(rows, vectors.text)
         labels, student, fidelity = label_in_rounds(context, axes, vectors, plan, rounds)
         joining.tidy(finished_jobs(context))
         rows.write(directory)
@@ -193,11 +169,11 @@ def _selected(
         about_rows: list[str] = directory.read_json(NOTES, [])
         spread = LabelSpread.of(labels)
         about_labels = () if spread is None else spread.warnings()
-        notes = (*pool.notes, *about_rows, *allowance.notes, *joining.notes)
+        notes = (*request.pool.notes, *about_rows, *allowance.notes, *joining.notes)
         notes += (*_truncation(vectors.truncated, len(axes.rows)), *about_labels)
         if by_score := selection.get("by_score"):
             notes = (*notes, by_score_note(selection["budget"], by_score))
-        directory.write_manifest(record_of(context, pool), keep_summary=True)
+        directory.write_manifest(record_of(context, request.pool), keep_summary=True)
         return finish(context, axes, subset, selection, rejected, fidelity, notes)
 
 

@@ -13,7 +13,6 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import may_pay
 from nncift.core.progress import Progress, silent
 from nncift.core.tasks import SCORE, Enough, Incomplete
-from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.distributed.shadow import Leaves, made_once, shadow_of
 from nncift.distributed.shard_executor import Part
@@ -22,7 +21,6 @@ from nncift.errors import QualityError, UsageError
 from nncift.labels import LabelBudget
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
-from nncift.models.encoders import Encoder
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import GraphProblem, build
 from nncift.selection.solve import FILES as CHOSEN
@@ -31,12 +29,9 @@ from nncift.selection.sparse import SparseCoverage
 from nncift.selection.utilities import Utilities
 from nncift.stages import (
     RunContext,
-    as_begun,
-    check_request,
     embed,
     embed_rows,
     label,
-    named_target,
     plan_labels,
     probe_rows,
     token_counts,
@@ -44,25 +39,21 @@ from nncift.stages import (
 )
 from nncift.stages.allowance import keep, settle
 from nncift.stages.fit import FILES as FITTED
-from nncift.stages.fit import check_student, fit_key
+from nncift.stages.fit import fit_key
 from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
+from nncift.stages.request import Request
 from nncift.stages.timing import Rates
 from nncift.storage.run_directory import RunDir
 from nncift.student.model import Student
-from nncift.teachers import RowTeacher, Teacher, subtasks
+from nncift.teachers import subtasks
 from nncift.teachers.abilities import subtask_column
 
 
 def run_shard(
-    settings: RunSettings,
-    pool: Examples,
+    request: Request,
     out: str | Path,
     shard: Shard,
     *,
-    teacher: Teacher | RowTeacher,
-    target: Examples | None = None,
-    existing: Examples | None = None,
-    encoder: Encoder | None = None,
     progress: Progress = silent,
     wait: bool | None = None,
 ) -> dict[str, Any]:
@@ -73,22 +64,18 @@ def run_shard(
     of every calculation that is worth sharing, also in rounds. wait: for other shards that are at work; None = in rounds, and in
     calculations, and not for the first labels. Raises the errors of a run.
     """
-    check_student(settings)
-    settings = check_request(as_begun(settings, out), pool, teacher, target, existing)
-    wanted = None if target is None else named_target(target)
-    run = Path(out)
+    settings, run = request.settings, Path(out)
     with shadow_of(run, shard) as (scratch, presence), RunDir(scratch, settings) as directory:
-        context = RunContext(directory, settings, teacher, encoder, progress)
-        axes, _ = usable_rows(context, pool, wanted)
-        constraints = Constraints.read(settings)
-        constraints.check(PoolTable.of(axes.sources))
-        allowance = settle(context, label_budgets(settings, axes), axes, existing, _check_time)
+        context = RunContext(directory, settings, request.teacher, request.encoder, progress)
+        axes, _ = usable_rows(context, request.pool, request.target)
+        request.constraints.check(PoolTable.of(axes.sources))
+        allowance = settle(context, label_budgets(settings, axes), axes, request.existing, _check_time)
         rounds = remaining(allowance.rounds, axes, context.labels().training())
         keep(context, allowance)
         context = replace(context, whole=allowance.whole, features=allowance.features)
         with closing(Part(run, presence)) as part:
             context.executor, part.patient = part, wait is True
-            course = _Course(run, context, axes, constraints, rounds, part, wait)
+            course = _Course(run, context, axes, request.constraints, rounds, part, wait)
             try:
                 finished, then = course.go()
             except Incomplete:

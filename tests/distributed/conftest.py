@@ -15,6 +15,7 @@ from nncift.distributed.shards import Shard
 from nncift.shard import run_shard
 from nncift.stages import inputs
 from nncift.stages.finish import Run
+from nncift.stages.request import Request
 from nncift.teachers import registry
 
 Start = Callable[..., Any]
@@ -63,13 +64,12 @@ def start(
         monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / f"cache-{out}-{shard}".replace("/", "-")))
         path = tmp_path / out
         teacher = registry.create(settings, encoder=settings.encoder, workspace=inputs.workspace_of(path))
-        rows = inputs.read_pool(settings)
+        request = Request.resolve(settings, teacher=teacher, out=path)
         if shard is not None:
-            target = inputs.read_target(settings)
-            return run_shard(settings, rows, path, Shard.parse(shard), teacher=teacher, target=target, wait=wait)
+            return run_shard(request, path, Shard.parse(shard), wait=wait)
         if executor is None:
-            return pipeline.execute(settings, rows, path, teacher=teacher)
-        with executor(settings, out) as hired:
-            return pipeline.execute(settings, rows, path, teacher=teacher, executor=hired)
+            return pipeline.execute(request, path)
+        with executor(settings, out) as made:
+            return pipeline.execute(request, path, executor=made)
 
     return begin

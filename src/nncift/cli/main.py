@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,26 +146,17 @@ def run_command(
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
     from nncift.distributed.shards import Shard
-    from nncift.distributed.start import ClusterSettings, executor_of
-    from nncift.stages import inputs
-    from nncift.teachers import registry
+    from nncift.distributed.start import ClusterSettings
+    from nncift.stages.request import Request
 
     part = None if shard is None else Shard.parse(shard)
     if part is None and wait is not None:
         raise UsageError(f"--{'wait' if wait else 'no-wait'} was given, which goes with --shard")
     cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
-    teacher = registry.create(
-        settings,
-        settings.device,
-        seed=settings.seed,
-        encoder=settings.encoder,
-        workspace=None if dry_run else inputs.workspace_of(out),
-    )
-    target, existing = inputs.read_target(settings), inputs.read_existing(settings)
     if dry_run:
         from nncift.stages.estimate import estimate
 
-        result = estimate(settings, inputs.read_pool(settings), teacher, target=target, existing=existing)
+        result = estimate(Request.resolve(settings))
         if show:
             from nncift.cli.display import show_estimate
 
@@ -175,33 +165,14 @@ def run_command(
     if part is not None:
         from nncift.shard import run_shard
 
-        result = run_shard(
-            settings,
-            inputs.read_pool(settings),
-            Path(str(out)),
-            part,
-            teacher=teacher,
-            target=target,
-            existing=existing,
-            progress=progress(show),
-            wait=wait,
-        )
+        request = Request.resolve(settings, out=out)
+        result = run_shard(request, Path(str(out)), part, progress=progress(show), wait=wait)
         if show:
             from nncift.cli.display_shard import show_shard
 
             show_shard(result)
         return result
-    with executor_of(cluster, settings, Path(str(out))) as hired:
-        run = pipeline.execute(
-            settings,
-            partial(inputs.read_pool, settings),
-            Path(str(out)),
-            teacher=teacher,
-            target=target,
-            existing=existing,
-            progress=progress(show),
-            executor=hired,
-        )
+    run = pipeline.execute(Request.resolve(settings, out=out), Path(str(out)), progress=progress(show), cluster=cluster)
     if show:
         from nncift.cli.display import show_run
 

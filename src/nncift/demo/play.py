@@ -30,6 +30,7 @@ from nncift.selection.controls import embedding_ids, random_ids
 from nncift.selection.objectives import facility_location_value
 from nncift.selection.probe_controls import EMBEDDING
 from nncift.stages.inputs import read_pool
+from nncift.stages.request import Request
 from nncift.storage.atomic import write_json
 from nncift.teachers.delift import Delift
 
@@ -67,7 +68,8 @@ def play(
     )
     pool = read_pool(settings)
     teacher = Delift(str(model_path()), device="cpu")
-    run = execute(settings, pool, folder / "run", teacher=teacher, progress=progress)
+    request = Request.resolve(settings, pool=pool, teacher=teacher, out=folder / "run")
+    run = execute(request, folder / "run", progress=progress)
     began = time.perf_counter()
     true = true_matrix(teacher, pool, folder / "truth", progress)
     seconds = time.perf_counter() - began

@@ -22,8 +22,7 @@ from nncift.runs.true_matrix import true_matrix
 from nncift.selection import select
 from nncift.selection.constraints import Constraints
 from nncift.selection.solve import solve
-from nncift.stages import inputs
-from nncift.teachers import registry
+from nncift.stages.request import Request
 from nncift.teachers.rds import Rds
 
 
@@ -72,12 +71,8 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
         )
     settings = settings.model_copy(update={"model": small, "device": pool.device})
     folder = pool.folder / "small-teacher"
-    teacher = registry.create(
-        settings, pool.device, seed=settings.seed, encoder=settings.encoder, workspace=inputs.workspace_of(folder)
-    )
-    made = pipeline.execute(
-        settings, pool.examples, folder, teacher=teacher, target=pool.run.rows.target_examples, progress=pool.progress
-    )
+    request = Request.resolve(settings, pool=pool.examples, target=pool.run.rows.target_examples, out=folder)
+    made = pipeline.execute(request, folder, progress=pool.progress)
     record = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "seconds")}
     pool.costs.setdefault("small-teacher", {}).update(record)
     return selected_ids(FinishedRun(made.path), str(k), pool.folder / "selections")

@@ -4,15 +4,7 @@ A stage's fingerprint is a hash of what it depends on, so that an extended run r
 are added chunk by chunk, vectors come from the cache, and the student is trained again.
 """
 
-from nncift.stages.check import (
-    NOTES,
-    as_begun,
-    check_labelled,
-    check_request,
-    named_target,
-    prepare_all,
-    usable_rows,
-)
+from nncift.stages.check import NOTES, check_labelled, prepare_all, usable_rows
 from nncift.stages.context import RunContext, encoder_of, probe_of
 from nncift.stages.embed import embed, embed_rows, probe_rows, probed, token_counts
 from nncift.stages.label import TEACHER, finished_jobs, label, plan_labels
@@ -21,15 +13,12 @@ __all__ = [
     "NOTES",
     "TEACHER",
     "RunContext",
-    "as_begun",
     "check_labelled",
-    "check_request",
     "embed",
     "embed_rows",
     "encoder_of",
     "finished_jobs",
     "label",
-    "named_target",
     "plan_labels",
     "prepare_all",
     "probe_of",

@@ -21,7 +21,7 @@ from nncift.labels import LabelBudget
 from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
 from nncift.labels.store import Axes
 from nncift.stages import RunContext, prepare_all
-from nncift.stages.check import DEFAULT_SHARE, LEAST_PASSES
+from nncift.stages.request import DEFAULT_SHARE, LEAST_PASSES
 from nncift.stages.timing import Rates
 from nncift.storage.atomic import write_sealed
 from nncift.storage.ledger import ModelCost, training_cost

@@ -32,10 +32,10 @@ from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder, SentenceEncoder, create
 from nncift.models.probe import Probe
-from nncift.selection.constraints import Constraints
-from nncift.stages import check_labelled, check_request, named_target, prepare_all
+from nncift.stages import check_labelled, prepare_all
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.label_rounds import label_budgets
+from nncift.stages.request import Request
 from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.storage.ledger import ModelCost
 from nncift.teachers import RowTeacher, Teacher
@@ -72,21 +72,12 @@ class Cost:
         }
 
 
-def estimate(
-    settings: RunSettings,
-    pool: Examples,
-    teacher: Teacher | RowTeacher,
-    *,
-    target: Examples | None = None,
-    existing: Examples | None = None,
-    encoder: Encoder | None = None,
-) -> dict[str, Any]:
-    """Return passes, cost, tokens, seconds and bytes of a run on this pool, beside those of the full teacher and of training.
+def estimate(request: Request) -> dict[str, Any]:
+    """Return passes, cost, tokens, seconds and bytes of a run, beside those of the full teacher and of training.
 
     Makes a few passes to time them, and writes nothing.
     """
-    settings = check_request(settings, pool, teacher, target, existing)
-    target = None if target is None else named_target(target)
+    settings, teacher, pool, target = request.settings, request.teacher, request.pool, request.target
     found = prepare_all(teacher, pool, target)
     refused = {(rejection.source, rejection.line) for rejection in found}
     sources = Examples(tuple(row for row in pool if (row.source, row.line) not in refused), pool.rejected)
@@ -95,9 +86,11 @@ def estimate(
         targets = Examples(tuple(row for row in target if (row.source, row.line) not in refused))
     check_labelled(teacher.name, (pool, sources), (target, targets), found)
     axes = Axes(sources, targets, pointwise=teacher.kind == "pointwise")
-    budget = Constraints.read(settings).check(PoolTable.of(sources))
-    encoder = encoder or create(settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher))
-    others = () if existing is None else tuple({row.content_hash: row for row in existing}.values())
+    budget = request.constraints.check(PoolTable.of(sources))
+    encoder = request.encoder or create(
+        settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher)
+    )
+    others = tuple({row.content_hash: row for row in request.existing or ()}.values())
     allowance = allow(
         settings,
         label_budgets(settings, axes),
@@ -142,9 +135,7 @@ def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Example
     Raises UsageError where the plan is for the other kind of teacher.
     """
     if isinstance(teacher, RowTeacher) != isinstance(plan, RowPlan):
-        raise UsageError(
-            f"the plan does not fit the teacher {teacher.name}: one is paid by the row, the other by the pair"
-        )
+        raise UsageError(f"the plan does not fit the teacher {teacher.name}: one labels rows, the other pairs")
     if isinstance(plan, RowPlan) and isinstance(teacher, RowTeacher):
         return _cost_by_row(plan, teacher, rows, seed)
     return _cost_by_pair(plan, teacher, rows, seed)  # type: ignore[arg-type]

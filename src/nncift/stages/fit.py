@@ -15,7 +15,6 @@ from nncift.config import StudentSettings
 from nncift.core.amounts import Budget
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
-from nncift.errors import UsageError
 from nncift.evaluation.cross_fit import hold_out
 from nncift.evaluation.gate import Gate
 from nncift.evaluation.held_out_labels import HeldOut, Recipe
@@ -24,21 +23,10 @@ from nncift.selection import COVERING
 from nncift.stages import RunContext, probe_of
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
-from nncift.student.networks import network
 
 FILES = ("student/student.json", "student/student.safetensors", "fidelity.json")
 TOKENS_SHARE = 0.3
 """Share of the rows that a selection is judged at where the budget counts tokens."""
-
-
-def check_student(settings: StudentSettings) -> None:
-    """Raise UsageError for an unknown network, and for a recipe that it does not have."""
-    recipes = network(settings.student).recipes
-    if settings.recipe not in recipes:
-        raise UsageError(
-            f"--recipe {settings.recipe} is not one of the student {settings.student}, which has {', '.join(recipes)}; the "
-            "published recipe belongs to --student paper"
-        )
 
 
 def fit_key(context: RunContext) -> str:

@@ -56,17 +56,13 @@ class Workshop:
     def run(self, settings: RunSettings) -> FinishedRun:
         """Return the run with these settings, made where it is not finished; analyses with the same settings share it."""
         from nncift.pipeline import execute
-        from nncift.stages.inputs import read_pool, workspace_of
-        from nncift.teachers import registry
+        from nncift.stages.request import Request
 
         record = settings.model_dump(mode="json", exclude={"device", "pool", "model"})
         content = [digest(Path(path)) for path in settings.pool]
         folder = self.folder / "runs" / fingerprint("run", record, content, self._model(settings.model))
         if not (folder / SUMMARY).exists():
-            teacher = registry.create(
-                settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(folder)
-            )
-            execute(settings, read_pool(settings), folder, teacher=teacher, progress=self.progress)
+            execute(Request.resolve(settings, out=folder), folder, progress=self.progress)
         return FinishedRun(folder)
 
     def _model(self, name: str | None) -> str | None:

@@ -1,0 +1,172 @@
+"""What a run is asked to do: read, checked and completed once, before a model is asked or anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from nncift.config import RunSettings, StudentSettings, load, resolve
+from nncift.core.amounts import CostCap
+from nncift.data import Examples
+from nncift.data.pool import PoolTable
+from nncift.errors import InfeasibleError, UsageError
+from nncift.labels import check_pool_size
+from nncift.models.encoders import Encoder
+from nncift.selection.constraints import Constraints
+from nncift.selection.problem import check_graph, check_sets, default_objective
+from nncift.stages.check import check_target_count
+from nncift.stages.inputs import read_existing, read_pool, read_target, workspace_of
+from nncift.storage.ledger import training_cost
+from nncift.storage.run_directory import MANIFEST
+from nncift.student.networks import network
+from nncift.teachers import RowTeacher, Teacher, registry, subtasks
+from nncift.teachers.abilities import FORWARD, HasLanguageModel, check_language_model, pass_weight, subtask_column
+
+DEFAULT_SHARE = 0.1
+"""Share of training on the whole pool that a run may cost by default ..."""
+
+LEAST_PASSES = 3000
+"""... or so many forward passes, where that is more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked to do.
+
+    settings: as given, with what follows from the teacher and the sets at hand: features, plan and objective. target: the target
+    set, whose ids and sources begin with `target:`. encoder: in the place of the one that the settings name.
+    """
+
+    settings: RunSettings
+    teacher: Teacher | RowTeacher
+    pool: Examples
+    constraints: Constraints
+    target: Examples | None = None
+    existing: Examples | None = None
+    encoder: Encoder | None = None
+
+    @classmethod
+    def resolve(
+        cls,
+        settings: RunSettings,
+        *,
+        teacher: Teacher | RowTeacher | None = None,
+        pool: Examples | None = None,
+        target: Examples | None = None,
+        existing: Examples | None = None,
+        encoder: Encoder | None = None,
+        out: str | Path | None = None,
+    ) -> Self:
+        """Read what is not at hand from the files that settings name, and check that all of it can be met together.
+
+        A probe is the default where it is cheap beside the teacher, `rows` for teachers that label rows, else `scatter`; `topk`
+        for pointwise teachers, `flcg` with an existing set, with a target set `rr` for LESS and RDS and `fl2mi` for others, else
+        `fl`. out: the run's directory, where a run that was begun keeps the features of its student.
+
+        Raises DataError for rows or files that cannot be used, UsageError and InfeasibleError for labels, budgets, rules, plans
+        and objectives that do not fit.
+        """
+        _check_student(settings)
+        settings = _as_begun(settings, out)
+        teacher = teacher or registry.create(
+            settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(out)
+        )
+        target = read_target(settings) if target is None else target
+        existing = read_existing(settings) if existing is None else existing
+        pool = read_pool(settings) if pool is None else pool
+        check_pool_size(len(pool))
+        constraints = Constraints.read(settings)
+        constraints.check(PoolTable.of(pool))
+        most = max(len(pool), 0 if target is None else len(target))
+        chosen = {
+            "plan": _plan(settings, teacher, most),
+            "features": _features(settings, teacher, most),
+            "objective": _objective(settings, teacher, target, existing=existing is not None),
+        }
+        named = None if target is None else named_target(target)
+        return cls(settings.model_copy(update=chosen), teacher, pool, constraints, named, existing, encoder)
+
+
+def named_target(target: Examples) -> Examples:
+    """Return the target set with `target:` before ids and sources, so that they never meet the pool's."""
+    renamed = tuple(replace(row, id=f"target:{row.id}", source=f"target:{row.source}") for row in target)
+    rejected = tuple(replace(rejection, source=f"target:{rejection.source}") for rejection in target.rejected)
+    return Examples(renamed, rejected, target.notes)
+
+
+def _check_student(settings: StudentSettings) -> None:
+    """Raise UsageError for an unknown network, and for a recipe that it does not have."""
+    recipes = network(settings.student).recipes
+    if settings.recipe not in recipes:
+        raise UsageError(
+            f"--recipe {settings.recipe} is not one of the student {settings.student}, which has {', '.join(recipes)}; the "
+            "published recipe belongs to --student paper"
+        )
+
+
+def _as_begun(settings: RunSettings, out: str | Path | None) -> RunSettings:
+    """Return settings with what a run in this directory was begun with where the choice is not given: its student's features.
+
+    A pool that grows past what a probe may cost keeps the student that it has. Raises DataError for a damaged manifest.
+    """
+    manifest = None if out is None else Path(out) / MANIFEST
+    if settings.features is not None or manifest is None or not manifest.exists():
+        return settings
+    return settings.model_copy(update={"features": resolve(load(manifest)).features})
+
+
+def _plan(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> str:
+    """Return where labels lie. most: rows of the longer axis."""
+    by_row, count = isinstance(teacher, RowTeacher), settings.labels.count
+    if by_row and count is not None and count > most:
+        raise InfeasibleError(
+            f"--labels {count} was given; the teacher {teacher.name} labels rows, so that is a number of rows, and there are "
+            f"{most}. Give at most that, or a share such as 5%"
+        )
+    plan = settings.plan or ("rows" if by_row else "scatter")
+    if by_row != (plan == "rows"):
+        fitting = "rows, since it labels rows" if by_row else "scatter, active or block, since it labels pairs"
+        raise UsageError(f"--plan {plan} does not fit the teacher {teacher.name}; use {fitting}")
+    return plan
+
+
+def _features(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> str:
+    """Return what the student reads. most: rows of the longer axis."""
+    if settings.features == "probe":
+        check_language_model(teacher, "--features probe")
+    return settings.features or ("probe" if is_worth_a_probe(teacher, settings.cost, most) else "text")
+
+
+def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: CostCap | None, rows: int) -> bool:
+    """Tell whether a pass of the teacher's model over every row is cheap: beside the full teacher, and under the cap on cost.
+
+    It is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at every
+    budget (docs/results/fidelity.md). Under the cap it may take a half, so that labels have the other.
+    """
+    if teacher.kind != "pairwise" or not isinstance(teacher, HasLanguageModel):
+        return False
+    if isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD:
+        return False
+    share = DEFAULT_SHARE if cost is None else cost.share
+    allowed = share * training_cost(rows)
+    return 2 * rows <= (max(allowed, LEAST_PASSES) if cost is None else allowed)
+
+
+def _objective(settings: RunSettings, teacher: Teacher | RowTeacher, target: Examples | None, *, existing: bool) -> str:
+    """Return what a selection is to serve."""
+    pointwise = teacher.kind == "pointwise"
+    if target is not None and pointwise:
+        raise UsageError(
+            f"--target was given, and the teacher {teacher.name} rates rows without a target; leave it out"
+        )
+    # One of no row is refused with what was rejected, where the teacher has seen it.
+    if target:
+        check_target_count(len(target))
+    sets: dict[str, Any] = {"pointwise": pointwise, "target": target is not None, "existing": existing}
+    objective = settings.objective or default_objective(**sets, teacher=teacher.name)
+    check_sets(objective, **sets)
+    column = subtask_column(teacher)
+    check_graph(settings, objective, pointwise=pointwise, existing=existing, subtasks=column is not None)
+    subtasks.check_fits(column, target, objective)
+    return objective
