@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from nncift.data import Examples, rows_from
-from nncift.errors import ResourceError
+from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.encoders import create
 from nncift.models.loading import fingerprint
@@ -158,3 +158,33 @@ def test_an_adapter_of_another_shape_is_refused(llama_folder: Path, tmp_path: Pa
     (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
     with pytest.raises(ResourceError, match="does not fit its base"):
         CausalLM.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["Less", "Delift", "Rds", "Loss", "Ifd"])
+def test_a_loaded_model_and_its_tokenizer_make_a_teacher(kind: str, llama_folder: Path) -> None:
+    import nncift
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama_folder)
+    teacher = getattr(nncift.teachers, kind)(model, tokenizer)
+    assert teacher.lm.model is model
+    rows = rows_from([{"id": "a", "prompt": "list the words", "response": "sort the list"}])
+    assert not teacher.prepare(rows)
+    with pytest.raises(UsageError, match="needs its tokenizer"):
+        getattr(nncift.teachers, kind)(model)
+    with pytest.raises(UsageError, match="has its own"):
+        getattr(nncift.teachers, kind)(str(llama_folder), tokenizer)
+
+
+def test_the_identity_of_a_loaded_model_is_that_of_its_weights(llama_folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama_folder)
+    first, again = CausalLM.of(model, tokenizer).fingerprint, CausalLM.of(model, tokenizer).fingerprint
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    assert first == again != CausalLM.of(model, tokenizer).fingerprint
+
+
+def test_a_loaded_half_precision_model_has_an_identity(llama_folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16)
+    assert len(CausalLM.of(model, transformers.AutoTokenizer.from_pretrained(llama_folder)).fingerprint) == 16

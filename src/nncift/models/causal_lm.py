@@ -27,6 +27,7 @@ from nncift.models.loading import ModelSource as ModelSource
 from nncift.models.loading import (
     context_limit,
     fingerprint,
+    fingerprint_of_loaded,
     first_line,
     load_model,
     locate,
@@ -165,6 +166,20 @@ class CausalLM:
                 f"the model {source.name!r} in {source.load_in} cannot run on {placed}: {first_line(error)}; try 8bit, another "
                 "device, or no --load-in"
             ) from error
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, context: int | None = None) -> CausalLM:
+        """Take a model and a tokenizer that are loaded already; the model is left as it is, in evaluation mode.
+
+        Its identity is a hash of its weights and of the tokenizer, so that labels of other weights are never mixed with its own.
+        context: as in `load`. Raises UsageError for a context beyond the model's, ResourceError for a model that is not causal.
+        """
+        limit = context_limit(model, tokenizer)
+        if context is not None and context > limit:
+            raise UsageError(f"a context of {context} tokens was asked for; this model has {limit}")
+        model.eval()
+        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        return cls(model, tokenizer, name, fingerprint_of_loaded(model, tokenizer), context or limit)
 
     @property
     def head_is_last(self) -> bool:

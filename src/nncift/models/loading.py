@@ -219,6 +219,19 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_of_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash weights, configuration and tokenizer of what is in memory; 16 hex digits."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(repr((tokenizer.special_tokens_map, tokenizer.chat_template)).encode())
+    return digest.hexdigest()[:16]
+
+
 def resolve_device(device: str) -> str:
     """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
     check_torch()

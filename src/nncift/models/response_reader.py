@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,17 @@ from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.loading import ModelSource
 from nncift.models.prompt_format import PromptFormat, Remarks, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    AnyModel = str | ModelSource | CausalLM | PreTrainedModel
+    AnyTokenizer = PreTrainedTokenizerBase | None
+else:
+    # transformers takes seconds to import.
+    AnyModel = AnyTokenizer = Any
 
 BATCH_TOKENS = 2048
 AnyFloats = npt.NDArray[np.floating[Any]]
@@ -34,6 +44,20 @@ class ModelSettings(TypedDict, total=False):
     dtype: str
     batch_tokens: int
     trust_remote_code: bool
+
+
+def loaded(model: AnyModel, tokenizer: AnyTokenizer, context: int | None = None) -> str | CausalLM:
+    """Return what a `Reader` takes: a name, or a loaded model. context: as in `CausalLM.of`.
+
+    Raises UsageError for a loaded model without its tokenizer, and for a tokenizer beside a name.
+    """
+    if isinstance(model, str | ModelSource | CausalLM):
+        if tokenizer is not None:
+            raise UsageError("a tokenizer goes with a model that is loaded; a name or a `CausalLM` has its own")
+        return model  # type: ignore[return-value]
+    if tokenizer is None:
+        raise UsageError("a model that is loaded needs its tokenizer: Less(model, tokenizer)")
+    return CausalLM.of(model, tokenizer, context=context)
 
 
 class Reader:

@@ -17,9 +17,9 @@ from nncift.core.arrays import Floats
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, UsageError
 from nncift.models.batching import batches
-from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.causal_lm import Row
 from nncift.models.prompt_format import Block
-from nncift.models.response_reader import NO_TOKENS, ModelSettings
+from nncift.models.response_reader import NO_TOKENS, AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Chunk, ChunkLabels, Kind
 from nncift.teachers.model_teacher import ModelTeacher
 
@@ -38,11 +38,16 @@ class Delift(ModelTeacher):
     relative = True
 
     def __init__(
-        self, model: str | CausalLM, *, variant: Variant = "probability", **settings: Unpack[ModelSettings]
+        self,
+        model: AnyModel,
+        tokenizer: AnyTokenizer = None,
+        *,
+        variant: Variant = "probability",
+        **settings: Unpack[ModelSettings],
     ) -> None:
         if variant not in ("probability", "logprob"):
             raise UsageError(f"DELIFT's variant is probability or logprob, not {variant!r}")
-        super().__init__(model, {"variant": variant}, **settings)
+        super().__init__(model, {"variant": variant}, tokenizer, **settings)
         self.variant = variant
         self._examples: dict[str, Example] = {}
         self._behind: dict[str, Row] = {}

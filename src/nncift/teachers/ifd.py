@@ -16,8 +16,8 @@ import numpy as np
 
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
-from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.response_reader import ModelSettings
+from nncift.models.causal_lm import Row
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.model_teacher import ModelTeacher
 from nncift.teachers.neutral import neutral_start
@@ -40,14 +40,15 @@ class Ifd(ModelTeacher):
 
     def __init__(
         self,
-        model: str | CausalLM,
+        model: AnyModel,
+        tokenizer: AnyTokenizer = None,
         *,
         above_one: Literal["last", "keep"] = "last",
         **settings: Unpack[ModelSettings],
     ) -> None:
         if above_one not in ("last", "keep"):
             raise UsageError(f"IFD's above_one is last or keep, not {above_one!r}")
-        super().__init__(model, {"above_one": above_one}, **settings)
+        super().__init__(model, {"above_one": above_one}, tokenizer, **settings)
         self.above_one = above_one
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:

@@ -21,11 +21,11 @@ from nncift.core.fingerprints import fingerprint
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.models.batching import batches
-from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Adam, Checkpoint, Direction, bring, content
 from nncift.models.lora import LoraShape, Trainable
 from nncift.models.per_sample_gradients import AT_ONCE_ELSEWHERE, PerSample
-from nncift.models.response_reader import BATCH_TOKENS, ModelSettings
+from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.less_features import Aggregate, GradientFeatures
@@ -134,12 +134,20 @@ class Less(ModelTeacher):
     pass_weight = GRADIENT
 
     def __init__(
-        self, model: str | CausalLM, *, seed: int = 0, workspace: Path | None = None, **settings: Unpack[LessSettings]
+        self,
+        model: AnyModel,
+        tokenizer: AnyTokenizer = None,
+        *,
+        seed: int = 0,
+        workspace: Path | None = None,
+        **settings: Unpack[LessSettings],
     ) -> None:
         shared: Any = {name: value for name, value in settings.items() if name in ModelSettings.__annotations__}
         given: Any = {name: value for name, value in settings.items() if name not in shared}
         own = LessOptions(**given)
-        super().__init__(model, {"batch_tokens": shared.get("batch_tokens", BATCH_TOKENS), **own.to_json()}, **shared)
+        super().__init__(
+            model, {"batch_tokens": shared.get("batch_tokens", BATCH_TOKENS), **own.to_json()}, tokenizer, **shared
+        )
         self.recipe = Recipe(own.warmup_share, own.epochs, own.learning_rate)
         self.lora, self.folders = own.shape, own.folders
         self.wanted = own.checkpoints if isinstance(own.checkpoints, int) else None

@@ -7,8 +7,7 @@ from typing import Unpack
 
 import numpy as np
 
-from nncift.models.causal_lm import CausalLM
-from nncift.models.response_reader import ModelSettings
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.model_teacher import ModelTeacher
 
@@ -24,8 +23,8 @@ class Loss(ModelTeacher):
     kind: Kind = "pointwise"
     width = 1
 
-    def __init__(self, model: str | CausalLM, **settings: Unpack[ModelSettings]) -> None:
-        super().__init__(model, **settings)
+    def __init__(self, model: AnyModel, tokenizer: AnyTokenizer = None, **settings: Unpack[ModelSettings]) -> None:
+        super().__init__(model, tokenizer=tokenizer, **settings)
 
     def measure(self, ids: Sequence[str]) -> RowLabels:
         """Return the losses of rows."""

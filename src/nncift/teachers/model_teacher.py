@@ -8,25 +8,30 @@ from typing import Any, Unpack
 from nncift.data.examples import Examples, Rejection
 from nncift.models.causal_lm import CausalLM
 from nncift.models.prompt_format import PromptFormat
-from nncift.models.response_reader import ModelSettings, Reader
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings, Reader, loaded
 from nncift.teachers import Kind
 
 
 class ModelTeacher:
     """A teacher on a Hugging Face causal language model.
 
-    model: a local folder or hub name, or a loaded `CausalLM`. own: the teacher's own settings, for the manifest and for
-    `describe`. Settings: see `ModelSettings`. A subclass sets `name` and `kind`, computes values in `label` or
-    `measure`, and declares what passes cost where it is not one forward pass for each (`abilities`).
+    model: a local folder or hub name, a loaded `CausalLM`, or a loaded model of transformers with its tokenizer. own: the
+    teacher's own settings, for the manifest and for `describe`. Settings: see `ModelSettings`. A subclass sets `name` and
+    `kind`, computes values in `label` or `measure`, and declares what passes cost where it is not one forward pass for each
+    (`abilities`).
     """
 
     name: str
     kind: Kind
 
     def __init__(
-        self, model: str | CausalLM, own: Mapping[str, Any] | None = None, **settings: Unpack[ModelSettings]
+        self,
+        model: AnyModel,
+        own: Mapping[str, Any] | None = None,
+        tokenizer: AnyTokenizer = None,
+        **settings: Unpack[ModelSettings],
     ) -> None:
-        self.reader = Reader(model, **settings)
+        self.reader = Reader(loaded(model, tokenizer, settings.get("context")), **settings)
         self.own = dict(own or {})
         self.options: Mapping[str, Any] = {"teacher": self.name, **self.own, **self.reader.options}
 

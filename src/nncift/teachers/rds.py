@@ -14,8 +14,8 @@ import numpy as np
 from nncift.core.arrays import Floats
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.models.batching import batches
-from nncift.models.causal_lm import CausalLM, Row
-from nncift.models.response_reader import ModelSettings
+from nncift.models.causal_lm import Row
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.model_teacher import ModelTeacher
 
@@ -30,8 +30,8 @@ class Rds(ModelTeacher):
     name = "rds"
     kind: Kind = "pairwise"
 
-    def __init__(self, model: str | CausalLM, **settings: Unpack[ModelSettings]) -> None:
-        super().__init__(model, **settings)
+    def __init__(self, model: AnyModel, tokenizer: AnyTokenizer = None, **settings: Unpack[ModelSettings]) -> None:
+        super().__init__(model, tokenizer=tokenizer, **settings)
         self.width = 0
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:

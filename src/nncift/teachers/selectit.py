@@ -17,7 +17,7 @@ from nncift.core.arrays import Doubles
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM
-from nncift.models.response_reader import ModelSettings, Reader
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings, Reader, loaded
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.grading import Grades, Rater, token_scores
 from nncift.teachers.model_teacher import ModelTeacher
@@ -47,7 +47,8 @@ class SelectIt(ModelTeacher):
 
     def __init__(
         self,
-        model: str | CausalLM | None = None,
+        model: AnyModel | None = None,
+        tokenizer: AnyTokenizer = None,
         *,
         models: Sequence[str | CausalLM] = (),
         grades: int | None = None,
@@ -74,8 +75,8 @@ class SelectIt(ModelTeacher):
             "alpha": alpha,
             "rating_prompts": None if rating_prompts is None else str(rating_prompts),
         }
-        super().__init__(given[0], own, **settings)
-        readers = [self.reader, *(Reader(one, **settings) for one in given[1:])]
+        super().__init__(given[0], own, tokenizer, **settings)
+        readers = [self.reader, *(Reader(loaded(one, None, settings.get("context")), **settings) for one in given[1:])]
         self.raters = [Rater(reader, self.rating.texts, words) for reader in readers]
         if model is None:
             names = [reader.options["model"] for reader in readers]
