@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nncift.runs.report.tables import as_csv
 from nncift.studies.grid import PRESETS
 from nncift.studies.run_study import page_of, write_page
-from nncift.studies.study_tables import as_csv
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results" / "study"
 

@@ -214,7 +214,7 @@ def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, wri
 
 def test_doctor_tells_versions_and_extras(call: Call) -> None:
     record = json.loads(call("doctor", "--json").out)
-    assert set(record["extras"]) == {"hub", "judge", "offline", "quantised", "ray", "smollm2", "study", "train"}
+    assert set(record["extras"]) == {"hub", "judge", "offline", "quantised", "ray", "smollm2", "train"}
     assert record["packages"]["torch"]
     assert call("doctor").out.startswith("Python 3.")
 

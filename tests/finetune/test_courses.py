@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from nncift.errors import UsageError
-from nncift.finetune.batch_schedule import Measure, course
+from nncift.finetune.batch_schedule import Measure, schedule
 
 SHORT = {f"short-{index}": 4 for index in range(5)}
 LONG = {f"long-{index}": 10 + index for index in range(30)}
@@ -22,7 +22,7 @@ def test_a_measure_by_hand() -> None:
 
 
 def test_equal_steps_are_equal_for_few_and_many_rows() -> None:
-    few, many = (course(rows, Measure(steps=6), 4, 0) for rows in (SHORT, LONG))
+    few, many = (schedule(rows, Measure(steps=6), 4, 0) for rows in (SHORT, LONG))
     assert few.steps == many.steps == 6
     assert {len(update) for update in (*few.updates, *many.updates)} == {4}
     assert (few.epochs, many.epochs) == (24 / 5, 24 / 30)
@@ -32,14 +32,14 @@ def test_equal_steps_are_equal_for_few_and_many_rows() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_tokens_fall_short_by_less_than_a_row(tokens: int, seed: int) -> None:
     for rows in (SHORT, LONG):
-        found = course(rows, Measure(tokens=tokens), 4, seed)
+        found = schedule(rows, Measure(tokens=tokens), 4, seed)
         assert found.tokens == sum(rows[item] for update in found.updates for item in update)
         assert tokens - max(rows.values()) < found.tokens <= tokens
         assert {len(update) for update in found.updates[:-1]} == {4}
 
 
 def test_every_epoch_reads_every_row_once_in_a_new_order() -> None:
-    found = course(SHORT, Measure(steps=10), 2, 0)
+    found = schedule(SHORT, Measure(steps=10), 2, 0)
     read = [item for update in found.updates for item in update]
     epochs = [tuple(read[start : start + 5]) for start in range(0, 20, 5)]
     assert all(set(epoch) == set(SHORT) for epoch in epochs)
@@ -49,12 +49,12 @@ def test_every_epoch_reads_every_row_once_in_a_new_order() -> None:
 
 def test_the_order_depends_on_the_seed_and_the_ids_alone() -> None:
     backwards = dict(reversed(LONG.items()))
-    assert course(LONG, Measure(steps=9), 4, 3) == course(backwards, Measure(steps=9), 4, 3)
-    assert course(LONG, Measure(steps=9), 4, 3) != course(LONG, Measure(steps=9), 4, 4)
+    assert schedule(LONG, Measure(steps=9), 4, 3) == schedule(backwards, Measure(steps=9), 4, 3)
+    assert schedule(LONG, Measure(steps=9), 4, 3) != schedule(LONG, Measure(steps=9), 4, 4)
 
 
 def test_no_row_and_no_room_are_refused() -> None:
     with pytest.raises(UsageError, match="no row"):
-        course({}, Measure(steps=1), 4, 0)
+        schedule({}, Measure(steps=1), 4, 0)
     with pytest.raises(UsageError, match="not one row fits into 3 tokens"):
-        course(SHORT, Measure(tokens=3), 4, 0)
+        schedule(SHORT, Measure(tokens=3), 4, 0)

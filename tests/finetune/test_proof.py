@@ -89,13 +89,12 @@ def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
     assert shares["selected"] == shares["full"] == 1
     assert shares["none"] == 0
     finished = FinishedRun(run)
-    from nncift.finetune.arms import Budget, choose
-    from nncift.finetune.run_rows import Pool
+    from nncift.finetune.arms import Pool, SubsetSize, choose
     from nncift.models.causal_lm import CausalLM
     from nncift.runs.full_teacher import truth_of
 
     pool = Pool(finished, run / "tune", lambda: CausalLM.load(given["model"], device="cpu"), device="cpu")
-    budget = Budget(None, finished.chosen)
+    budget = SubsetSize(None, finished.chosen)
     true = truth_of(finished)
     teacher = choose(pool, "teacher", budget, 0)
     best = facility_location_value(true, teacher)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from nncift.errors import UsageError
-from nncift.finetune.comparison import Group, joined, tell, verdict, within
+from nncift.finetune.comparison import Group, joined, summarise, verdict, within
 from nncift.finetune.results_store import Outcome
-from nncift.finetune.test_set import Marks, Values
-from nncift.finetune.tune_chart import html
-from nncift.finetune.tune_page import page
+from nncift.finetune.test_set import Scores, Values
+from nncift.finetune.tune_report import html, page
 from nncift.generation.paired_comparison import compare
 
 UNITS = {"loss": ("nats per token", False), "exact": ("%", True)}
@@ -20,8 +19,8 @@ FACTS = {"rows": 4, "steps": 2, "epochs": 1.0, "tokens": 80, "training_loss": [2
 
 
 def outcome(loss: Values, exact: Values) -> Outcome:
-    marks = Marks({"loss": loss, "exact": exact}, np.full(len(loss), 3), failures={"exact": "too long"})
-    return Outcome(marks, FACTS, {"training": 1.0, "judging": 0.5})
+    scores = Scores({"loss": loss, "exact": exact}, np.full(len(loss), 3), failures={"exact": "too long"})
+    return Outcome(scores, FACTS, {"training": 1.0, "judging": 0.5})
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def group() -> Group:
 
 
 def test_arms_and_comparisons_by_hand(group: Group) -> None:
-    record = tell(group, UNITS, 0)
+    record = summarise(group, UNITS, 0).to_json()
     selected, none = record["arms"]["selected"]["metrics"], record["arms"]["none"]["metrics"]
     base = group.table("none", "loss")[0] - 1
     assert selected["loss"]["mean"] == pytest.approx(base.mean() - 1 + 0.01)
@@ -63,20 +62,20 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
     assert by["loss", "selected", "random"]["wins"] == 40
     exact = by["exact", "none", "selected"]
     assert (exact["difference"], exact["items"], exact["left_out"]) == (0, 39, 1)
-    assert (exact["verdict"], exact["within"]) == ("not told apart", None)
-    assert by["exact", "selected", "random"]["verdict"] == "not told apart"
+    assert (exact["verdict"], exact["within"]) == ("no significant difference", None)
+    assert by["exact", "selected", "random"]["verdict"] == "no significant difference"
     assert by["exact", "selected", "random"]["within"] is False
 
 
 def test_nothing_is_called_equal_and_nothing_is_said_without_an_interval() -> None:
     base = np.tile(np.arange(1.0, 21), (2, 1))
-    assert verdict(compare(base, base)) == "not told apart"
+    assert verdict(compare(base, base)) == "no significant difference"
     assert within(compare(base, base)) is None
     apart = base + np.where(np.arange(20) % 2, 0.01, -0.01)
-    assert verdict(compare(base, apart)) == "not told apart"
+    assert verdict(compare(base, apart)) == "no significant difference"
     assert within(compare(base, apart)) is True
     few = compare(base[:, :4], base[:, :4] + 1)
-    assert verdict(few) == "not told apart"
+    assert verdict(few) == "no significant difference"
     assert within(few) is None
 
 
@@ -92,7 +91,7 @@ def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
         "costs": {"teacher": {"teacher_passes": 1600}},
         "machine": {"device": "cpu", "platform": "here"},
         "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in UNITS.items()},
-        "results": [tell(group, UNITS, 0)],
+        "results": [summarise(group, UNITS, 0).to_json()],
     }
     text = page(record)
     drawn = html(record)
@@ -119,8 +118,8 @@ def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
         "none": 1,
     }
     assert (
-        tell(both, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"][:3]
-        == (tell(one, UNITS, 0)["arms"]["selected"]["metrics"]["loss"]["by_seed"])
+        summarise(both, UNITS, 0).to_json()["arms"]["selected"]["metrics"]["loss"]["by_seed"][:3]
+        == (summarise(one, UNITS, 0).to_json()["arms"]["selected"]["metrics"]["loss"]["by_seed"])
     )
     with pytest.raises(UsageError, match="cannot be joined"):
         joined([one, Group("steps", "10%", 4, drawn)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nncift.data import read
-from nncift.finetune.batch_schedule import Measure, course
+from nncift.finetune.batch_schedule import Measure, schedule
 from nncift.finetune.training import FineTuner, Recipe, TrainingSets, summed_loss
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import ModelSource
@@ -58,7 +58,7 @@ def test_a_model_in_four_bits_learns_through_lora(llama_folder: Path, tmp_path: 
     lm = CausalLM.load(ModelSource(str(tmp_path), load_in="4bit"), device="cpu", dtype="float32")
     training_sets = TrainingSets.of(read(write_pool(4)), PromptFormat(lm.tokenizer), lm.context)
     tuner = FineTuner(lm, Recipe("qlora", learning_rate=1e-2, batch=4, epochs=1))
-    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=30), 4, 0)
-    with tuner.taught(training_sets.rows, plan, 0) as losses:
+    plan = schedule(training_sets.lengths(list(training_sets.rows)), Measure(steps=30), 4, 0)
+    with tuner.trained(training_sets.rows, plan, 0) as losses:
         assert losses[-1] < losses[0] - 0.5
     assert {value.dtype for value in tuner._trainable.parameters.values()} == {torch.float32}

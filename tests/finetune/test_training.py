@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from nncift.data import Example, Examples, Message, read
 from nncift.errors import ResourceError
 from nncift.finetune import training
-from nncift.finetune.batch_schedule import Measure, course
+from nncift.finetune.batch_schedule import Measure, schedule
 from nncift.finetune.training import FineTuner, Method, Recipe, TrainingSets, defaults, method_of, summed_loss
 from nncift.generation.generate import generate
 from nncift.models.causal_lm import CausalLM, Row
@@ -96,10 +96,10 @@ def test_padding_carries_no_loss_and_no_gradient(llama: CausalLM) -> None:
 
 
 def test_a_step_of_several_passes_is_the_step_of_one(llama: CausalLM, training_sets: TrainingSets) -> None:
-    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=3), 4, 0)
+    plan = schedule(training_sets.lengths(list(training_sets.rows)), Measure(steps=3), 4, 0)
     found = []
     for tokens in (4096, 1):
-        with FineTuner(llama, recipe(batch_tokens=tokens)).taught(training_sets.rows, plan, 0) as losses:
+        with FineTuner(llama, recipe(batch_tokens=tokens)).trained(training_sets.rows, plan, 0) as losses:
             found.append(losses)
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
@@ -124,12 +124,12 @@ class Limited:
 def test_where_memory_runs_out_a_step_is_the_same_in_smaller_passes(
     backward: bool, llama: CausalLM, training_sets: TrainingSets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=4), 4, 0)
-    with FineTuner(llama, recipe()).taught(training_sets.rows, plan, 0) as losses:
+    plan = schedule(training_sets.lengths(list(training_sets.rows)), Measure(steps=4), 4, 0)
+    with FineTuner(llama, recipe()).trained(training_sets.rows, plan, 0) as losses:
         whole, weights = losses, state(llama)
     limited = Limited(2 * max(map(len, training_sets.rows.values())), backward=backward)
     monkeypatch.setattr(training, "summed_loss", limited)
-    with FineTuner(llama, recipe()).taught(training_sets.rows, plan, 0) as losses:
+    with FineTuner(llama, recipe()).trained(training_sets.rows, plan, 0) as losses:
         halved, other = losses, state(llama)
     # What was too much is remembered: one step begins again, no other.
     assert sum(size > limited.most for size in limited.tried) == 1
@@ -148,10 +148,10 @@ def test_a_row_that_never_fits_is_named(
 
     before = state(llama)
     monkeypatch.setattr(training, "summed_loss", full)
-    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=2), 4, 0)
+    plan = schedule(training_sets.lengths(list(training_sets.rows)), Measure(steps=2), 4, 0)
     with (
         pytest.raises(ResourceError, match="does not fit into the memory"),
-        FineTuner(llama, recipe()).taught(training_sets.rows, plan, 0),
+        FineTuner(llama, recipe()).trained(training_sets.rows, plan, 0),
     ):
         pass
     assert same(before, state(llama))
@@ -162,12 +162,12 @@ def test_a_model_learns_a_fact_and_forgets_it_afterwards(llama: CausalLM, method
     fact = Example("fact", "sort the red dog", "blue sea tree", (Message("user", "sort the red dog"),), "here", 1, "{}")
     wording, tests = PromptFormat(llama.tokenizer), Examples((fact,))
     training_sets = TrainingSets.of(tests, wording, llama.context)
-    plan = course(training_sets.lengths(["fact"]), Measure(steps=60), 1, 0)
+    plan = schedule(training_sets.lengths(["fact"]), Measure(steps=60), 1, 0)
     tuner = FineTuner(llama, recipe(method, learning_rate=1e-2, batch=1, rank=4, alpha=16, dropout=0.0))
     before = state(llama)
     untaught = generate(llama, tests, wording, max_new_tokens=8)[0].text
     assert untaught != fact.response
-    with tuner.taught(training_sets.rows, plan, 0) as losses:
+    with tuner.trained(training_sets.rows, plan, 0) as losses:
         assert losses[-1] < 0.05 < losses[0]
         assert generate(llama, tests, wording, max_new_tokens=8)[0].text == fact.response
     assert generate(llama, tests, wording, max_new_tokens=8)[0].text == untaught
@@ -176,12 +176,12 @@ def test_a_model_learns_a_fact_and_forgets_it_afterwards(llama: CausalLM, method
 
 @pytest.mark.parametrize("method", ["whole", "lora"])
 def test_training_depends_on_the_seed_alone(llama: CausalLM, training_sets: TrainingSets, method: Method) -> None:
-    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=4), 4, 0)
+    plan = schedule(training_sets.lengths(list(training_sets.rows)), Measure(steps=4), 4, 0)
     tuner = FineTuner(llama, recipe(method, dropout=0.1, rank=4))
     found = []
     for seed in (0, 1, 0):
         torch.manual_seed(seed + 17)
-        with tuner.taught(training_sets.rows, plan, seed) as losses:
+        with tuner.trained(training_sets.rows, plan, seed) as losses:
             found.append((losses, state(llama)))
     assert found[0][0] == found[2][0]
     assert same(found[0][1], found[2][1])
@@ -198,11 +198,11 @@ def test_lora_goes_on_every_linear_layer_but_the_head(llama: CausalLM) -> None:
 
 
 def test_a_rate_that_is_too_high_is_named(llama: CausalLM, training_sets: TrainingSets) -> None:
-    plan = course(training_sets.lengths(list(training_sets.rows)), Measure(steps=30), 4, 0)
+    plan = schedule(training_sets.lengths(list(training_sets.rows)), Measure(steps=30), 4, 0)
     before = state(llama)
     with (
         pytest.raises(ResourceError, match="lower --learning-rate"),
-        FineTuner(llama, recipe(learning_rate=1e25)).taught(training_sets.rows, plan, 0),
+        FineTuner(llama, recipe(learning_rate=1e25)).trained(training_sets.rows, plan, 0),
     ):
         pass
     assert same(before, state(llama))

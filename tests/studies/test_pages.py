@@ -1,14 +1,16 @@
 """Pages from records alone, and a whole small study of tuning and of bad rows."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from nncift.finetune.comparison import ArmComparison, GroupSummary
 from nncift.studies import run_study as run
 from nncift.studies.grid import Analysis
-from nncift.studies.study_pages import _against_selected, bad_data_page
+from nncift.studies.study_report import against_selected, bad_data_page
 
 FOUND = {
     "auc": {"delift": 0.9, "delift, student (5.0% of its passes)": 0.7, "random": 0.5},
@@ -38,19 +40,20 @@ def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:
 
 
 def test_differences_to_the_selection_are_turned_where_the_pair_is_compared_the_other_way() -> None:
-    def one(arm: str, against: str, difference: float, interval: list[float] | None) -> dict[str, Any]:
-        return {"metric": "loss", "arm": arm, "against": against, "difference": difference, "interval": interval}
+    def one(arm: str, against: str, difference: float, interval: list[float] | None) -> ArmComparison:
+        known: dict[str, Any] = {field.name: None for field in fields(ArmComparison)}
+        known |= {"metric": "loss", "arm": arm, "against": against, "difference": difference, "interval": interval}
+        return ArmComparison(**known)
 
-    record = {
-        "comparisons": [
-            one("selected", "random", -0.5, [-0.7, -0.2]),
-            one("full", "selected", 0.1, None),
-            one("full", "random", 9.0, None),
-        ]
-    }
-    dots = list(_against_selected(record, "loss"))
-    assert [(dot.name, dot.value, dot.interval) for dot in dots] == [("random", 0.5, (0.2, 0.7)), ("full", 0.1, None)]
-    assert not list(_against_selected(record, "exact"))
+    found = [
+        one("selected", "random", -0.5, [-0.7, -0.2]),
+        one("full", "selected", 0.1, None),
+        one("full", "random", 9.0, None),
+    ]
+    group = GroupSummary("steps", "10%", 4, {}, found)
+    dots = against_selected(group, "loss")
+    assert [(dot.name, dot.value, dot.interval) for dot in dots] == [("random", 0.5, [0.2, 0.7]), ("full", 0.1, None)]
+    assert not against_selected(group, "exact")
 
 
 @pytest.mark.slow

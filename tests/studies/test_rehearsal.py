@@ -13,8 +13,7 @@ from nncift.cli.main import cli
 from nncift.errors import DataError, UsageError
 from nncift.models import encoders as encode
 from nncift.studies import run_study as run
-from nncift.studies.grid import load
-from nncift.studies.smoke import SETTINGS, rehearsed
+from nncift.studies.grid import REHEARSAL, load, rehearsed
 
 GIVEN = {name: [f"{name}.jsonl"] for name in ("mixinstruct", "alpaca", "mmlu", "questions")} | {
     "model": ["m"],
@@ -32,10 +31,10 @@ def test_a_rehearsal_is_the_same_study_with_less_of_everything() -> None:
     assert (pool.limit, pool.hold_out, pool.model) == (96, 16, "m")
     for before, after in zip(whole.grid.analyses, small.grid.analyses, strict=True):
         assert [one.name for one in after.combinations()] == [one.name for one in before.combinations()]
-        assert after.run.items() >= SETTINGS.items()
+        assert after.run.items() >= REHEARSAL.items()
         assert min(after.budgets) >= 0.1
         for chosen in after.combinations():
-            assert chosen.settings.get("labels", SETTINGS["labels"]) == SETTINGS["labels"]
+            assert chosen.settings.get("labels", REHEARSAL["labels"]) == REHEARSAL["labels"]
     arms = {one.name: one.options for one in small.grid.analyses}
     assert arms["tune-alpaca"]["method"] == "qlora"
     assert arms["hidden-layers"]["widest"] == 50

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,11 @@ import yaml
 from nncift.core.pairs import LabelledPairs
 from nncift.data import read
 from nncift.errors import DataError, UsageError
-from nncift.studies import figures
+from nncift.runs.report.tables import Spread, as_csv, markdown
 from nncift.studies import run_study as run
-from nncift.studies import workspace as cells
-from nncift.studies.figures import Dot, Line
+from nncift.studies.analyses import CONFIGURATIONS, learned
 from nncift.studies.grid import Pool, load
-from nncift.studies.layers import CONFIGURATIONS, learned
-from nncift.studies.pools import prepare
-from nncift.studies.study_tables import Spread, as_csv, markdown
+from nncift.studies.workspace import Workspace, prepare
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -112,7 +108,7 @@ def test_what_is_finished_is_not_computed_again(
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(cells.Workshop, "run", fail)
+    monkeypatch.setattr(Workspace, "run", fail)
     run.study(written(tmp_path), out, only=["labels"])
     assert (out / "labels.json").read_bytes() == before
     # A cell that is gone is made again, and only that.
@@ -216,39 +212,10 @@ def test_spreads_and_tables() -> None:
     assert Spread.of([1.0, None, 3.0]) == Spread(2.0, 2**0.5, 2)
     assert Spread.of([None]) is None
     assert Spread(0.5, None, 1).text() == "0.50"
-    text = markdown(["name", "value"], [["a|b", Spread(1.0, 0.25, 3)], ["c", None]])
+    text = markdown([["name", "value"], ["a|b", Spread(1.0, 0.25, 3)], ["c", None]])
     assert text.splitlines()[2:] == ["| a\\|b | 1.00 ± 0.25 |", "| c | - |"]
     lines = as_csv([{"a": {"b": 1}, "c": [{"budget": 0.1, "x": 2}]}, {"d": [1, 2]}]).splitlines()
     assert lines == ["a.b,c.0.1.x,d", "1,2,", ",,1 2"]
-
-
-def test_a_figure_is_the_same_for_the_same_numbers() -> None:
-    drawn = {
-        "left": [
-            Line("one", [1, 10], [Spread(0.1, 0.05, 3), None]),
-            Line("plain", [1, 10], [Spread(0, None, 1)] * 2, True),
-        ]
-    }
-    first = figures.lines(drawn, "x", "y")
-    assert first == figures.lines(drawn, "x", "y")
-    assert "<dc:date>" not in first
-    assert ">plain<" in first
-    assert ">a row<" in figures.dots({"": [Dot("a row", 0.5, (0.4, 0.7))]}, "value", reference=0.0)
-
-
-@pytest.mark.parametrize("names", [[f"{n} hidden" for n in range(1, 6)], ["labels 20000, probe, active, towers"] * 2])
-def test_a_legend_stays_inside_its_figure(names: list[str]) -> None:
-    found = [
-        Line(f"{name} {at}", [1.0, 10.0], [Spread(0.1, 0.0, 2), Spread(0.2, 0.0, 2)]) for at, name in enumerate(names)
-    ]
-    drawn = figures.lines({"": found}, "x", "y")
-    width = float(re.findall(r'viewBox="0 0 ([\d.]+)', drawn)[0])
-    legend = drawn[drawn.index('id="legend_1"') :]
-    places = [float(x) for x in re.findall(r'<text [^>]*?x="([-\d.]+)"', legend)]
-    assert len(places) == len(names)
-    # A line sample stands before a name, and a letter takes about five points.
-    assert min(places) >= 20
-    assert max(places) + 4.5 * len(names[0]) < width
 
 
 @pytest.mark.parametrize("name", ["laptop", "paper"])

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nncift.cli.display import console, show_warnings
-from nncift.finetune.tune_page import READING, arm_rows, comparison_rows, summary, title
+from nncift.finetune.tune_report import READING, arm_rows, comparison_rows, groups_of, summary, title
 
 
 def show_tune(tune: Mapping[str, Any], out_folder: Path) -> None:
@@ -18,10 +18,10 @@ def show_tune(tune: Mapping[str, Any], out_folder: Path) -> None:
     out = console()
     for line in summary(tune):
         out.print(line)
-    for result in tune["results"]:
-        out.print(_table(title(result), arm_rows(result, tune["metrics"]), left=1))
-        if result["comparisons"]:
-            out.print(_table("Beside each other", comparison_rows(result, tune["metrics"]), left=3))
+    for group in groups_of(tune):
+        out.print(_table(title(group), arm_rows(group, tune["metrics"]), left=1))
+        if group.comparisons:
+            out.print(_table("Beside each other", comparison_rows(group), left=3))
     for line in READING:
         out.print(line)
     show_warnings(out, tune["notes"])

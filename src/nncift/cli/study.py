@@ -49,8 +49,7 @@ def study_command(
 ) -> dict[str, Any]:
     """Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again."""
     from nncift.studies import run_study as run
-    from nncift.studies.grid import load
-    from nncift.studies.smoke import rehearsed
+    from nncift.studies.grid import load, rehearsed
 
     if (grid is None) == (preset is None):
         raise UsageError("give a study file or --preset laptop, one of the two")

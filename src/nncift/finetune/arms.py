@@ -1,24 +1,95 @@
 """The subsets that are set against each other: each arm gives ids of the run's pool, never having looked at the test rows.
 
 `selected` is the run's own selection. Rules of the run (quotas, rows in and out, duplicates) bind `selected`, `teacher` and
-`small-teacher`, which choose as the run chooses; the others know no rules.
+`small-teacher`, which choose as the run chooses; the others know no rules. The full teacher, a teacher of a smaller model and
+RDS cost passes of a model; what they compute is kept, and resumed.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from nncift.core.amounts import check_count
-from nncift.finetune.run_rows import Pool
-from nncift.finetune.teacher_arms import rds_ids, small_teacher_ids, teacher_ids
+from nncift import pipeline
+from nncift.config import SelectSettings
+from nncift.core.amounts import Budget, check_count
+from nncift.core.fingerprints import fingerprint
+from nncift.core.pairs import UtilityMatrix
+from nncift.core.progress import Progress, silent
+from nncift.data import Examples
+from nncift.data.pool import PoolTable
+from nncift.errors import UsageError
+from nncift.models.causal_lm import CausalLM
+from nncift.models.loading import fingerprint as fingerprint_of
+from nncift.models.loading import locate
+from nncift.runs.finished import FinishedRun
+from nncift.runs.full_teacher import judged_objective, true_problem, truth_of
+from nncift.runs.select_again import reselect
+from nncift.runs.true_matrix import true_matrix
+from nncift.selection import select
+from nncift.selection.constraints import Constraints
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
+from nncift.selection.solve import solve
+from nncift.stages.request import Request
+from nncift.teachers.rds import Rds
 
-Chooser = Callable[[Pool, "Budget", int], Sequence[str]]
+
+@dataclass
+class Pool:
+    """A run's rows as arms see them.
+
+    lm: gives the untouched model that is trained. truth_folder: where the full teacher's values are kept, None = in the run.
+    costs: by arm, what choosing cost.
+    """
+
+    run: FinishedRun
+    folder: Path
+    lm: Callable[[], CausalLM]
+    small_model: str | None = None
+    template: str | None = None
+    device: str = "auto"
+    truth_folder: Path | None = None
+    progress: Progress = silent
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the rows that can be chosen."""
+        return self.run.rows.ids
+
+    @property
+    def rows(self) -> PoolTable:
+        """The rows as a selection needs them."""
+        return self.run.rows
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The rows as they were read."""
+        return self.run.rows.examples
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """Hash of what models see of each row, by id."""
+        return dict(zip(self.rows.ids, self.rows.content, strict=True))
+
+    def spent(self, arm: str, seconds: float) -> None:
+        """Add to the time that choosing an arm's rows took."""
+        record = self.costs.setdefault(arm, {})
+        record["choosing_seconds"] = round(record.get("choosing_seconds", 0.0) + seconds, 3)
+
+    @cached_property
+    def truth(self) -> UtilityMatrix:
+        """All pairs' utilities by the run's teacher; computed once and kept, by default in the run."""
+        return truth_of(self.run, self.truth_folder, device=self.device, progress=self.progress)
 
 
 @dataclass(frozen=True)
-class Budget:
+class SubsetSize:
     """A size of subset. asked: as it was given, None = the run's own; rows: of the run's selection at it, in rank order."""
 
     asked: str | None
@@ -35,6 +106,9 @@ class Budget:
         return self.asked or f"{self.k} rows"
 
 
+Chooser = Callable[[Pool, SubsetSize, int], Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Arm:
     """A way to choose. drawn: anew for every seed. sized: gives as many rows as the run's selection has."""
@@ -45,22 +119,89 @@ class Arm:
     sized: bool = True
 
 
-def _selected(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    passes = pool.run.summary["ledger"]["teacher_passes"]
-    pool.costs.setdefault("selected", {})["teacher_passes"] = passes
+def selected_ids(run: FinishedRun, asked: str | None, folder: Path) -> tuple[str, ...]:
+    """Return the run's selection at a budget, in rank order: its own where none is given, else it is selected again.
+
+    folder: for what is selected again; what stands there of the same run is taken as it is.
+    """
+    if asked is None:
+        return run.chosen
+    place = folder / fingerprint(_state(run), asked)
+    if not (place / "selection.json").exists():
+        # Files of a selection that was killed; its account comes last.
+        shutil.rmtree(place, ignore_errors=True)
+        reselect(run.path, {"budget": asked}, place)
+    return tuple(json.loads((place / "selection.json").read_text(encoding="utf-8"))["ids"])
+
+
+def teacher_ids(pool: Pool, asked: str | None) -> tuple[str, ...]:
+    """Return what the run's objective and rules select on the true matrix, which is kept in the run (`truth/`).
+
+    Raises UsageError where rows that were trained on already are not at hand, and the errors of the teacher.
+    """
+    run, objective = pool.run, judged_objective(pool.run)
+    settings = run.settings if asked is None else run.settings.model_copy(update={"budget": Budget.parse(asked)})
+    settled = Constraints.read(settings).settle(pool.rows, run.vectors(pool.ids))
+    problem = true_problem(run, objective, pool.truth, device=pool.device, progress=pool.progress)
+    pool.costs.setdefault("teacher", {})["teacher_passes"] = run.summary["ledger"]["full_teacher_passes"]
+    chosen = solve(pool.rows, settled, problem, objective=objective, seed=settings.seed, embedding_control=False)
+    return chosen.subset.ids
+
+
+def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
+    """Return what a run with the same settings and a smaller model selects; it is made under `small-teacher`, and kept.
+
+    Raises UsageError where the run's teacher uses no model, or the smaller one is the one that is trained.
+    """
+    settings, small = pool.run.settings, str(pool.small_model)
+    if settings.model is None:
+        raise UsageError(
+            f"the arm small-teacher needs a teacher with a model, and this run's {settings.teacher} has none"
+        )
+    if fingerprint_of(locate(small)) == pool.lm().fingerprint:
+        raise UsageError(
+            f"--small-model {small!r} is the model that is trained; the arm small-teacher needs a smaller one"
+        )
+    settings = settings.model_copy(update={"model": small, "device": pool.device})
+    folder = pool.folder / "small-teacher"
+    request = Request.resolve(settings, pool=pool.examples, target=pool.run.rows.target_examples, out=folder)
+    made = pipeline.execute(request, folder, progress=pool.progress)
+    record = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "seconds")}
+    pool.costs.setdefault("small-teacher", {}).update(record)
+    return selected_ids(FinishedRun(made.path), str(k), pool.folder / "selections")
+
+
+def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
+    """Return what RDS+ selects: rows of the target set, or of the pool, take in turn the nearest in the trained model's states.
+
+    The test rows are never looked at. Takes one pass of the model per row, and memory for a matrix of all pairs.
+    """
+    teacher = Rds(pool.lm(), template=pool.template)
+    wanted = pool.run.rows.target_examples
+    folder = pool.folder / "rds" / fingerprint(dict(teacher.describe()), pool.ids)
+    matrix = true_matrix(teacher, pool.examples, folder, pool.progress, targets=wanted)
+    pool.costs.setdefault("rds", {})["teacher_passes"] = len(pool.ids) + len(wanted or ())
+    return select(matrix, k, "rr", pool.run.settings.seed).ids
+
+
+def _state(run: FinishedRun) -> list[Any]:
+    """Return what the run's selections depend on: what is finished there, and how it would select."""
+    marks = {}
+    for stage in ("fit", "existing"):
+        path = run.path / "stages" / f"{stage}.json"
+        marks[stage] = json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
+    return [
+        marks,
+        run.settings.part(SelectSettings),
+        run.settings.seed,
+        run.rows.ids,
+        list(run.rows.raw),
+    ]
+
+
+def _selected(pool: Pool, budget: SubsetSize, seed: int) -> Sequence[str]:
+    pool.costs.setdefault("selected", {})["teacher_passes"] = pool.run.summary["ledger"]["teacher_passes"]
     return budget.rows
-
-
-def _random(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return random_ids(pool.ids, budget.k, seed)
-
-
-def _stratified(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return stratified_ids(pool.ids, pool.rows.sources, budget.k, seed)
-
-
-def _longest(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return longest_ids(pool.ids, pool.rows.length, budget.k)
 
 
 def _similar(name: str) -> Chooser:
@@ -68,47 +209,44 @@ def _similar(name: str) -> Chooser:
     return lambda pool, budget, seed: pool.run.similar_ids(name, budget.k)
 
 
-def _teacher(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return teacher_ids(pool, budget.asked)
-
-
-def _small_teacher(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return small_teacher_ids(pool, budget.k)
-
-
-def _rds(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return rds_ids(pool, budget.k)
-
-
-def _full(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return pool.ids
-
-
-def _none(pool: Pool, budget: Budget, seed: int) -> Sequence[str]:
-    return ()
-
-
 ARMS: Mapping[str, Arm] = {
     "selected": Arm(_selected, "the run's selection"),
-    "teacher": Arm(_teacher, "the same objective on the full teacher's labels of all pairs"),
-    "small-teacher": Arm(_small_teacher, "a run of its own with labels of a smaller model"),
-    "random": Arm(_random, "drawn uniformly, anew for every seed", drawn=True),
-    "stratified": Arm(_stratified, "drawn in proportion by source, anew for every seed", drawn=True),
-    "longest": Arm(_longest, "the longest responses"),
+    "teacher": Arm(
+        lambda pool, budget, seed: teacher_ids(pool, budget.asked),
+        "the same objective on the full teacher's labels of all pairs",
+    ),
+    "small-teacher": Arm(
+        lambda pool, budget, seed: small_teacher_ids(pool, budget.k),
+        "a run of its own with labels of a smaller model",
+    ),
+    "random": Arm(
+        lambda pool, budget, seed: random_ids(pool.ids, budget.k, seed),
+        "drawn uniformly, anew for every seed",
+        drawn=True,
+    ),
+    "stratified": Arm(
+        lambda pool, budget, seed: stratified_ids(pool.ids, pool.rows.sources, budget.k, seed),
+        "drawn in proportion by source, anew for every seed",
+        drawn=True,
+    ),
+    "longest": Arm(
+        lambda pool, budget, seed: longest_ids(pool.ids, pool.rows.length, budget.k), "the longest responses"
+    ),
     "embedding": Arm(_similar("embedding"), "the same objective on cosines of embeddings alone"),
     "hidden": Arm(_similar("hidden"), "the same objective on cosines of a probe's hidden states alone"),
     "output": Arm(_similar("output"), "the same objective on cosines of a probe's output gradients alone"),
     "sum": Arm(_similar("sum"), "the same objective on the sum of all free similarities of a probe"),
     "rds": Arm(
-        _rds, "RDS+: the target set's rows, or the pool's, take in turn what is nearest in the model's hidden states"
+        lambda pool, budget, seed: rds_ids(pool, budget.k),
+        "RDS+: the target set's rows, or the pool's, take in turn what is nearest in the model's hidden states",
     ),
-    "full": Arm(_full, "every row of the pool", sized=False),
-    "none": Arm(_none, "no row: the model as it is", sized=False),
+    "full": Arm(lambda pool, budget, seed: pool.ids, "every row of the pool", sized=False),
+    "none": Arm(lambda pool, budget, seed: (), "no row: the model as it is", sized=False),
 }
 """Name -> arm, in the order of reports."""
 
 
-def choose(pool: Pool, name: str, budget: Budget, seed: int) -> tuple[str, ...]:
+def choose(pool: Pool, name: str, budget: SubsetSize, seed: int) -> tuple[str, ...]:
     """Return the rows of an arm. Raises InfeasibleError where the pool has fewer, and what the arm's own labels raise."""
     arm = ARMS[name]
     if arm.sized:

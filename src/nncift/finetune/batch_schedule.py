@@ -40,7 +40,7 @@ class BatchSchedule:
         return self.rows_read / self.rows
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is reported of a course."""
+        """Return what is reported of a schedule."""
         return {"rows": self.rows, "steps": self.steps, "epochs": round(self.epochs, 4), "tokens": self.tokens}
 
 
@@ -63,10 +63,10 @@ class Measure:
         return cls(tokens=round(taken * batch * sum(lengths) / len(lengths)))
 
 
-def course(lengths: Mapping[str, int], measure: Measure, batch: int, seed: int) -> BatchSchedule:
-    """Return the course over rows for a measure; lengths: tokens of each row by id, as the model reads them.
+def schedule(lengths: Mapping[str, int], measure: Measure, batch: int, seed: int) -> BatchSchedule:
+    """Return which rows every step reads, for a measure; lengths: tokens of each row by id, as the model reads them.
 
-    With a measure of tokens the row that would go beyond it ends the course, so the tokens read are at most the measure and
+    With a measure of tokens the row that would go beyond it ends the schedule, so the tokens read are at most the measure and
     fall short of it by less than that row. Raises UsageError where there is no row, or not a single one fits.
     """
     if not lengths:

@@ -1,16 +1,18 @@
 """What a tune says: every arm's values, and every arm beside the run's selection, the full teacher and chance.
 
-An arm is called better or worse where the interval of its difference lies on one side of 0, and is otherwise not told apart;
-nothing is called equal. `within` says whether the whole interval of the difference is smaller than a share of the other's mean.
+An arm is called better or worse where the interval of its difference lies on one side of 0; else there is no significant
+difference, and nothing is called equal. `within` says whether the whole interval of the difference is smaller than a share of
+the other's mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from nncift.errors import UsageError
 from nncift.finetune.arms import ARMS
@@ -20,10 +22,12 @@ from nncift.generation.paired_comparison import Comparison, compare
 
 AGAINST = ("selected", "teacher", "random")
 MARGIN = 0.02
-"""How far apart, as a share of the other arm's mean, the issue of "no compromise in performance" is decided."""
+"""The share of the other arm's mean within which "no compromise in performance" is decided."""
 
 UNTRAINED = "none"
-VERDICTS = {"better": "better", "worse": "worse"}
+UNDECIDED = "no significant difference"
+OPTIONAL = frozenset("steps epochs tokens shown shortened left_out training_loss first_failure perplexity".split())
+"""Facts of an arm or a metric that are stored only where there are any."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,91 @@ class Group:
 
     def table(self, arm: str, metric: str) -> Values:
         """Return an arm's values of a metric, `(n_seeds, n_items)`."""
-        return np.stack([outcome.marks.values[metric] for outcome in self.outcomes[arm]])
+        return np.stack([outcome.scores.values[metric] for outcome in self.outcomes[arm]])
+
+    def mean(self, arm: str, fact: str) -> float | None:
+        """Return the mean of a fact over seeds; None where it is not known."""
+        return _mean([outcome.facts.get(fact) for outcome in self.outcomes[arm]])
+
+
+@dataclass(frozen=True)
+class MetricSummary:
+    """An arm's values of a metric: means, and how many items failed. by_seed: None where every item of a seed failed.
+
+    between_seeds: see `between_seeds`. perplexity: of the metric loss.
+    """
+
+    mean: float | None
+    by_seed: list[float | None]
+    deviation: float | None
+    between_seeds: float | None
+    failed: int
+    first_failure: str | None = None
+    perplexity: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """Means over an arm's seeds: rows, what was trained (None: nothing), what was shown (None: nothing), seconds, values."""
+
+    rows: float | None
+    steps: float | None = None
+    epochs: float | None = None
+    tokens: float | None = None
+    shown: float | None = None
+    shortened: float | None = None
+    left_out: float | None = None
+    seconds: dict[str, float | None]
+    training_loss: list[float | None] | None = None
+    metrics: dict[str, MetricSummary]
+
+
+@dataclass(frozen=True)
+class ArmComparison:
+    """An arm less another in one metric (`generation.paired_comparison`). within: see `within`."""
+
+    metric: str
+    arm: str
+    against: str
+    difference: float | None
+    interval: list[float] | None
+    level: float
+    relative: float | None
+    relative_interval: list[float] | None
+    mean_absolute: float | None
+    relative_mean_absolute: float | None
+    wins: int
+    ties: int
+    losses: int
+    items: int
+    left_out: int
+    seeds: int
+    verdict: str
+    within: bool | None
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """What a group says: arms by name, and comparisons by metric."""
+
+    how: str
+    budget: str
+    rows: int
+    arms: dict[str, ArmSummary]
+    comparisons: list[ArmComparison]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as it is stored, without those facts of arms and metrics that there are not."""
+        arms = {
+            name: {**_there(asdict(arm)), "metrics": {name: _there(asdict(of)) for name, of in arm.metrics.items()}}
+            for name, arm in self.arms.items()
+        }
+        return {**asdict(self), "arms": arms}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> GroupSummary:
+        """Return a summary that was stored."""
+        return TypeAdapter(GroupSummary).validate_python(record)
 
 
 def joined(parts: Sequence[Group]) -> Group:
@@ -62,60 +150,47 @@ def joined(parts: Sequence[Group]) -> Group:
     return Group(first.how, first.budget, first.k, found)
 
 
-def tell(group: Group, units: Mapping[str, tuple[str, bool]], seed: int) -> dict[str, Any]:
-    """Return what a group of cells says, as JSON: arms by name, and comparisons by metric."""
+def summarise(group: Group, units: Mapping[str, tuple[str, bool]], seed: int) -> GroupSummary:
+    """Return what a group of cells says."""
     arms = {arm: _arm(group, arm, units) for arm in ARMS if arm in group.outcomes}
     comparisons = [
-        {"metric": metric, "arm": arm, "against": other, **_side_by_side(group, arm, other, metric, higher, seed)}
+        _compared(group, metric, arm, other, higher, seed)
         for metric, (_, higher) in units.items()
         for arm in arms
         for other in AGAINST
-        if other in arms and _is_asked(arm, other)
+        # Every pair once, the selection and then the teacher first.
+        if other in arms and (arm not in AGAINST or AGAINST.index(arm) < AGAINST.index(other))
     ]
-    return {"how": group.how, "budget": group.budget, "rows": group.k, "arms": arms, "comparisons": comparisons}
+    return GroupSummary(group.how, group.budget, group.k, arms, comparisons)
 
 
-def _is_asked(arm: str, other: str) -> bool:
-    """Return whether an arm is set beside another: every pair once, the selection and then the teacher first."""
-    return arm not in AGAINST or AGAINST.index(arm) < AGAINST.index(other)
-
-
-def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> dict[str, Any]:
+def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> ArmSummary:
     outcomes = group.outcomes[arm]
-    facts = [outcome.facts for outcome in outcomes]
-    record: dict[str, Any] = {
-        name: _mean([one[name] for one in facts]) for name in ("rows", "steps", "epochs", "tokens") if name in facts[0]
-    }
-    for name in ("shown", "shortened", "left_out"):
-        if name in facts[0]:
-            record[name] = _mean([one[name] for one in facts])
-    record["seconds"] = {
-        name: _mean([outcome.cost.get(name, 0.0) for outcome in outcomes]) for name in ("training", "judging")
-    }
-    if "training_loss" in facts[0]:
-        record["training_loss"] = [_mean([one["training_loss"][end] for one in facts]) for end in (0, 1)]
-    record["metrics"] = {metric: _metric(group, arm, metric) for metric in units}
-    return record
+    facts = ("rows", "steps", "epochs", "tokens", "shown", "shortened", "left_out")
+    losses = [outcome.facts["training_loss"] for outcome in outcomes if "training_loss" in outcome.facts]
+    return ArmSummary(
+        **{fact: group.mean(arm, fact) for fact in facts},
+        seconds={name: _mean([one.cost.get(name, 0.0) for one in outcomes]) for name in ("training", "judging")},
+        training_loss=[_mean([ends[end] for ends in losses]) for end in (0, 1)] if losses else None,
+        metrics={metric: _metric(group, arm, metric) for metric in units},
+    )
 
 
-def _metric(group: Group, arm: str, metric: str) -> dict[str, Any]:
+def _metric(group: Group, arm: str, metric: str) -> MetricSummary:
     """Return mean, every seed's mean, their standard deviation, and failures; missing values count nowhere but there."""
     table = group.table(arm, metric)
     by_seed = [_mean(row[np.isfinite(row)].tolist()) for row in table]
     known = [value for value in by_seed if value is not None]
-    record: dict[str, Any] = {
-        "mean": _mean(known),
-        "by_seed": by_seed,
-        "deviation": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "between_seeds": between_seeds(known),
-        "failed": int((~np.isfinite(table)).sum()),
-    }
-    reasons = [one.marks.failures[metric] for one in group.outcomes[arm] if metric in one.marks.failures]
-    if reasons:
-        record["first_failure"] = reasons[0]
-    if metric == LOSS:
-        record["perplexity"] = _mean([_perplexity(one) for one in group.outcomes[arm]])
-    return record
+    scores = [outcome.scores for outcome in group.outcomes[arm]]
+    return MetricSummary(
+        mean=_mean(known),
+        by_seed=by_seed,
+        deviation=float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        between_seeds=between_seeds(known),
+        failed=int((~np.isfinite(table)).sum()),
+        first_failure=next((one.failures[metric] for one in scores if metric in one.failures), None),
+        perplexity=_mean([_perplexity(outcome) for outcome in group.outcomes[arm]]) if metric == LOSS else None,
+    )
 
 
 def between_seeds(by_seed: Sequence[float | None]) -> float | None:
@@ -132,41 +207,49 @@ def between_seeds(by_seed: Sequence[float | None]) -> float | None:
 
 def _perplexity(outcome: Outcome) -> float | None:
     """Return exp of the mean loss over all response tokens of the rows that were read."""
-    loss, tokens = outcome.marks.values[LOSS], outcome.marks.tokens
+    loss, tokens = outcome.scores.values[LOSS], outcome.scores.tokens
     read = np.isfinite(loss) & (tokens > 0)
     return float(np.exp(np.average(loss[read], weights=tokens[read]))) if read.any() else None
 
 
-def _side_by_side(group: Group, arm: str, other: str, metric: str, higher: bool, seed: int) -> dict[str, Any]:
+def _compared(group: Group, metric: str, arm: str, other: str, higher: bool, seed: int) -> ArmComparison:
     found = compare(group.table(arm, metric), group.table(other, metric), higher_is_better=higher, seed=seed)
-    return {
-        "difference": _number(found.difference),
-        "interval": _pair(found.interval),
-        "level": found.level,
-        "relative": _number(found.relative),
-        "relative_interval": _pair(found.relative_interval),
-        "mean_absolute": _number(found.absolute),
-        "relative_mean_absolute": _number(found.relative_absolute),
-        "wins": found.wins,
-        "ties": found.ties,
-        "losses": found.losses,
-        "items": found.items,
-        "left_out": found.left_out,
-        "seeds": found.seeds,
-        "verdict": verdict(found),
-        "within": within(found),
-    }
+    return ArmComparison(
+        metric=metric,
+        arm=arm,
+        against=other,
+        difference=_number(found.difference),
+        interval=_pair(found.interval),
+        level=found.level,
+        relative=_number(found.relative),
+        relative_interval=_pair(found.relative_interval),
+        mean_absolute=_number(found.absolute),
+        relative_mean_absolute=_number(found.relative_absolute),
+        wins=found.wins,
+        ties=found.ties,
+        losses=found.losses,
+        items=found.items,
+        left_out=found.left_out,
+        seeds=found.seeds,
+        verdict=verdict(found),
+        within=within(found),
+    )
 
 
 def verdict(found: Comparison) -> str:
-    """Return better, worse or not told apart, by the interval alone."""
-    return VERDICTS.get(found.verdict(), "not told apart")
+    """Return better, worse or no significant difference, by the interval alone."""
+    said = found.verdict()
+    return said if said in ("better", "worse") else UNDECIDED
 
 
 def within(found: Comparison, margin: float = MARGIN) -> bool | None:
     """Return whether the whole interval of the relative difference lies within a margin; None where there is no interval."""
     bounds = _pair(found.relative_interval)
     return None if bounds is None else max(map(abs, bounds)) <= margin
+
+
+def _there(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value is not None or name not in OPTIONAL}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

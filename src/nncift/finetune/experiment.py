@@ -14,13 +14,11 @@ import numpy as np
 from nncift.core.fingerprints import fingerprint
 from nncift.core.progress import Progress, silent
 from nncift.errors import UsageError
-from nncift.finetune.arms import ARMS, Budget, choose
-from nncift.finetune.batch_schedule import Measure, course
-from nncift.finetune.comparison import UNTRAINED, Group, tell
-from nncift.finetune.held_out import held_out
+from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
+from nncift.finetune.batch_schedule import Measure, schedule
+from nncift.finetune.comparison import UNTRAINED, Group, summarise
 from nncift.finetune.results_store import Cell, Cells, Outcome
-from nncift.finetune.run_rows import Pool
-from nncift.finetune.teacher_arms import selected_ids
+from nncift.finetune.test_set import held_out
 from nncift.finetune.trainer import Trainer
 from nncift.finetune.tune_settings import TuneSettings, resolve
 from nncift.models.causal_lm import CausalLM
@@ -47,20 +45,19 @@ def tune(
     there are taken as they are. truth: where the full teacher's values are kept, by default in the run. Raises the errors of
     `nncift.errors`.
     """
-    from nncift.finetune.tune_chart import html
-    from nncift.finetune.tune_page import page
+    from nncift.finetune.tune_report import html, page
 
     run = FinishedRun(path)
-    proof = TuneExperiment(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
-    record = proof.record()
-    write_json(proof.folder / "tune.json", record)
-    write_text(proof.folder / "tune.md", page(record))
-    write_text(proof.folder / "tune.html", html(record))
+    experiment = TuneExperiment(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
+    record = experiment.record()
+    write_json(experiment.folder / "tune.json", record)
+    write_text(experiment.folder / "tune.md", page(record))
+    write_text(experiment.folder / "tune.html", html(record))
     return record
 
 
 @dataclass(frozen=True)
-class RunContext:
+class CellWork:
     """One cell that is wanted, the rows that it serves, and how much it trains (None: it does not)."""
 
     cell: Cell
@@ -103,9 +100,9 @@ class TuneExperiment:
         self._trainer.check_tests()
 
     @cached_property
-    def _chosen(self) -> dict[Budget, Chosen]:
+    def _chosen(self) -> dict[SubsetSize, Chosen]:
         sizes = self.settings.budget or (None,)
-        budgets = [Budget(asked, selected_ids(self.run, asked, self.folder / "selections")) for asked in sizes]
+        budgets = [SubsetSize(asked, selected_ids(self.run, asked, self.folder / "selections")) for asked in sizes]
         return {budget: self._choose(budget) for budget in budgets}
 
     @cached_property
@@ -153,7 +150,7 @@ class TuneExperiment:
                 for budget, arms in self._chosen.items()
             },
             "costs": self._pool.costs,
-            "results": [tell(group, self.units, self.settings.seed) for group in groups],
+            "results": [summarise(group, self.units, self.settings.seed).to_json() for group in groups],
             "seconds": round(sum(spent.values()), 3),
             "machine": _machine(trainer.lm),
             "notes": [*trainer.notes, *self._about_rows()],
@@ -163,7 +160,7 @@ class TuneExperiment:
     def _seeds(self) -> range:
         return range(self.settings.seed, self.settings.seed + self.settings.seeds)
 
-    def _choose(self, budget: Budget) -> Chosen:
+    def _choose(self, budget: SubsetSize) -> Chosen:
         """Return the rows of every arm by seed; arms that are not drawn choose once."""
         found = {}
         for name, arm in ARMS.items():
@@ -176,20 +173,20 @@ class TuneExperiment:
                 self._pool.spent(name, time.perf_counter() - began)
         return found
 
-    def _of(self, budget: Budget, chosen: Chosen, seed: int) -> Iterator[RunContext]:
+    def _of(self, budget: SubsetSize, chosen: Chosen, seed: int) -> Iterator[CellWork]:
         """Yield the cells of a budget under a seed."""
         for how in self.settings.hows:
             measure = None if how == "context" else self._measure(how, budget)
             for arm, ids in chosen.items():
-                yield RunContext(_cell(how, budget, arm, seed), ids[seed], None if arm == UNTRAINED else measure)
+                yield CellWork(_cell(how, budget, arm, seed), ids[seed], None if arm == UNTRAINED else measure)
 
-    def _measure(self, how: str, budget: Budget) -> Measure:
+    def _measure(self, how: str, budget: SubsetSize) -> Measure:
         lengths, recipe = self._trainer.training_sets.lengths(budget.rows), self._trainer.recipe
         if not lengths:
             raise UsageError(f"the model cannot read a single one of the {budget.k} selected rows in training")
         return Measure.of(how, list(lengths.values()), recipe.batch, recipe.epochs, recipe.steps)
 
-    def _outcomes(self, wanted: Mapping[Cell, RunContext]) -> dict[Cell, Outcome]:
+    def _outcomes(self, wanted: Mapping[Cell, CellWork]) -> dict[Cell, Outcome]:
         found = {}
         with self._progress("tuning and judging", len(wanted)) as advance:
             for cell, work in wanted.items():
@@ -197,14 +194,14 @@ class TuneExperiment:
                 advance(1)
         return found
 
-    def _trained(self, work: RunContext, measure: Measure) -> Outcome:
+    def _trained(self, work: CellWork, measure: Measure) -> Outcome:
         trainer, content, seed = self._trainer, self._pool.content, int(work.cell.seed or 0)
-        planned = course(trainer.training_sets.lengths(work.ids), measure, trainer.recipe.batch, seed)
+        planned = schedule(trainer.training_sets.lengths(work.ids), measure, trainer.recipe.batch, seed)
         read = [[[item, content[item]] for item in update] for update in planned.updates]
         key = fingerprint("training", trainer.identity(), trainer.context, trainer.recipe.describe(), read, seed)
         return self._kept(work.cell, key, lambda: trainer.trained(planned, seed))
 
-    def _shown(self, work: RunContext) -> Outcome:
+    def _shown(self, work: CellWork) -> Outcome:
         content = self._pool.content
         rows = sorted([item, content[item]] for item in work.ids)
         key = fingerprint("showing", self._trainer.identity(), self.settings.in_context if rows else None, rows)
@@ -218,7 +215,7 @@ class TuneExperiment:
             self._cells.store(cell, key, found)
         return found
 
-    def _by_arm(self, how: str, budget: Budget, outcomes: Mapping[Cell, Outcome]) -> dict[str, list[Outcome]]:
+    def _by_arm(self, how: str, budget: SubsetSize, outcomes: Mapping[Cell, Outcome]) -> dict[str, list[Outcome]]:
         return {
             arm: [outcomes[cell] for cell in dict.fromkeys(_cell(how, budget, arm, seed) for seed in self._seeds)]
             for arm in self.settings.arms
@@ -247,7 +244,7 @@ class TuneExperiment:
         return notes
 
 
-def _cell(how: str, budget: Budget, arm: str, seed: int) -> Cell:
+def _cell(how: str, budget: SubsetSize, arm: str, seed: int) -> Cell:
     """Return where an outcome is kept: the untouched model has one, and what is shown without a draw needs no seed."""
     if arm == UNTRAINED:
         return Cell("untouched", None, arm, None)
@@ -255,7 +252,7 @@ def _cell(how: str, budget: Budget, arm: str, seed: int) -> Cell:
     return Cell(how, budget.k, arm, None if once else seed)
 
 
-def _overlaps(budget: Budget, chosen: Chosen, unusable: Collection[str]) -> dict[str, Any]:
+def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> dict[str, Any]:
     """Return every arm's rows, those that cannot be trained on, and the share of the run's selection among them.
 
     Of an arm that is drawn for every seed, the most of the second and the mean of the third.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.finetune.test_set import Marks, Values
+from nncift.finetune.test_set import Scores, Values
 from nncift.storage.atomic import write_json
 
 
@@ -36,7 +36,7 @@ class Cell:
 class Outcome:
     """What came of a cell. facts: rows, steps, epochs, tokens and training loss. cost: seconds of training and of judging."""
 
-    marks: Marks
+    scores: Scores
     facts: Mapping[str, Any]
     cost: Mapping[str, float]
 
@@ -56,15 +56,15 @@ class Cells:
             if record["key"] != key or tuple(record["ids"]) != self._ids:
                 return None
             values = {name: np.array(found, np.float64) for name, found in record["values"].items()}
-            marks = Marks(values, np.array(record["tokens"], np.int64), record["answers"], record["failures"])
+            scores = Scores(values, np.array(record["tokens"], np.int64), record["answers"], record["failures"])
             cost = json.loads(self._place(cell, "costs").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Outcome(marks, record["facts"], cost)
+        return Outcome(scores, record["facts"], cost)
 
     def store(self, cell: Cell, key: str, outcome: Outcome) -> None:
         """Write a cell; its own file comes last, and is what counts."""
-        marks = outcome.marks
+        scores = outcome.scores
         write_json(self._place(cell, "costs"), dict(outcome.cost))
         record = {
             "key": key,
@@ -74,10 +74,10 @@ class Cells:
             "seed": cell.seed,
             "facts": dict(outcome.facts),
             "ids": list(self._ids),
-            "values": {name: _numbers(values) for name, values in marks.values.items()},
-            "tokens": marks.tokens.tolist(),
-            "answers": list(marks.answers),
-            "failures": dict(marks.failures),
+            "values": {name: _numbers(values) for name, values in scores.values.items()},
+            "tokens": scores.tokens.tolist(),
+            "answers": list(scores.answers),
+            "failures": dict(scores.failures),
         }
         write_json(self._place(cell), record)
 

@@ -1,4 +1,4 @@
-"""What a model makes of the test rows: a value per row and metric, and what it answered."""
+"""The rows that judge, kept apart from all that the run has seen, and what a model makes of them: a value per row and metric."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.config import nearest
-from nncift.data import Examples
-from nncift.errors import UsageError
+from nncift.data import Examples, read
+from nncift.errors import DataError, UsageError
+from nncift.finetune.tune_settings import TuneSettings
 from nncift.generation.answer_metrics import METRICS, Metric, metric
 from nncift.generation.choices import Question, choose
 from nncift.generation.generate import Answer, generate
@@ -21,6 +22,7 @@ from nncift.generation.prompts import InFrontOf
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import Encoder
 from nncift.models.prompt_format import PromptFormat
+from nncift.runs.finished import FinishedRun
 
 LOSS, CHOICE = "loss", "choice"
 
@@ -28,8 +30,8 @@ Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What one model got. values: by metric, a number per item, NaN where it failed. tokens: response tokens of each test row.
+class Scores:
+    """What one model reached. values: by metric, a number per item, NaN where it failed. tokens: of each test row's response.
 
     answers: what it wrote to the test rows, None where nothing, and none at all where no metric reads answers. failures: by
     metric, the reason of the first that failed.
@@ -93,7 +95,7 @@ class EvaluationSet:
         asked = [[one.id, one.question, one.options, one.answer] for one in self.questions]
         return [rows, asked, self.wording.describe(), sorted(self.units), self.max_new_tokens, self._judge]
 
-    def sit(self, lm: CausalLM, before: InFrontOf | None = None) -> Marks:
+    def evaluate(self, lm: CausalLM, before: InFrontOf | None = None) -> Scores:
         """Judge a model as it is now. before: by id of an item, examples in front."""
         values: dict[str, Values] = {}
         failures: dict[str, str] = {}
@@ -115,7 +117,7 @@ class EvaluationSet:
                 why = [answer.failure for answer in answers if answer.failure]
                 own = list(getattr(one, "failures", {}).values())
                 failures[name] = next(iter([*why, *own]), "the metric gave no number")
-        return Marks(values, losses.tokens, [one.text for one in written], failures)
+        return Scores(values, losses.tokens, [one.text for one in written], failures)
 
 
 def judge_of(options: Mapping[str, Any]) -> Judge:
@@ -136,3 +138,43 @@ def judge_of(options: Mapping[str, Any]) -> Judge:
     except TypeError as error:
         raise UsageError(f"a judge cannot be made of {sorted(options)}: {error}") from error
     return made
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test rows, and sentences about what was found in them."""
+
+    rows: Examples
+    notes: tuple[str, ...]
+
+
+def held_out(run: FinishedRun, settings: TuneSettings) -> HeldOut:
+    """Read the test files and keep out what the run has seen.
+
+    Raises DataError for rows that the pool or the target set has too, unless they are to be dropped, and where none is left.
+    """
+    read_rows = read(
+        *settings.test, format=settings.format, map=settings.map, limit=settings.limit_test, seed=settings.seed
+    )
+    notes = [*read_rows.notes]
+    if read_rows.rejected:
+        notes.append(f"{len(read_rows.rejected)} test rows cannot be used; the first: {read_rows.rejected[0].reason}.")
+    seen = {*run.rows.content, *(run.rows.targets.content if run.rows.targets else ())}
+    fresh = [row for row in read_rows if row.content_hash not in seen]
+    known = len(read_rows) - len(fresh)
+    if known and not settings.drop_seen:
+        first = next(row for row in read_rows if row.content_hash in seen)
+        raise DataError(
+            f"{known} of {len(read_rows)} test rows are in the run's pool or target set too, the first {first.id!r}: what was "
+            "trained on judges nothing. Give rows that the run has not seen, or leave these out with --drop-seen"
+        )
+    if known:
+        notes.append(
+            f"{known} of {len(read_rows)} test rows are in the run's pool or target set too, and were left out."
+        )
+    if not fresh:
+        raise DataError("no test row is left: the run has seen all of them")
+    prompts = {row.messages for row in run.rows.examples}
+    if asked := sum(row.messages in prompts for row in fresh):
+        notes.append(f"{asked} of {len(fresh)} test rows ask what a row of the pool asks, with another response.")
+    return HeldOut(Examples(tuple(fresh)), tuple(notes))

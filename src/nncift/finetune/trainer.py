@@ -1,4 +1,4 @@
-"""The bench that every arm stands on: one model, one recipe, one wording, one exam. It trains or shows rows, and judges."""
+"""Trains on rows, or shows them, and judges: one model, one recipe, one prompt format and one test set for every arm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nncift.models.prompt_format import PromptFormat, Remarks
 from nncift.runs.finished import FinishedRun
 
 ENDS = 10
-"""Steps at the start and at the end of training over which its loss is told."""
+"""Steps at the start and at the end of training over which its loss is reported."""
 
 
 class Trainer:
@@ -144,10 +144,10 @@ class Trainer:
 
     @cached_property
     def test_notes(self) -> tuple[str, ...]:
-        """What is to be told about the test rows that can be worded."""
+        """Notes on the test rows that can be worded."""
         remarks = Remarks()
         for test in self._tests:
-            # What cannot be worded has no value in the exam, and its reason is told there.
+            # What cannot be worded has no value in the test, and its reason is kept there.
             with suppress(DataError):
                 remarks.add(test, self.wording.tokens(test))
         return remarks.notes("test rows")
@@ -163,15 +163,15 @@ class Trainer:
             self._run.encoder,
         ]
 
-    def trained(self, course: BatchSchedule, seed: int) -> Outcome:
-        """Train on a course, judge, and leave the model as it was."""
+    def trained(self, schedule: BatchSchedule, seed: int) -> Outcome:
+        """Train by a schedule, judge, and leave the model as it was."""
         began = time.perf_counter()
-        with self.tuner.taught(self.training_sets.rows, course, seed) as losses:
+        with self.tuner.trained(self.training_sets.rows, schedule, seed) as losses:
             middle = time.perf_counter()
-            marks = self.evaluation_set.sit(self.lm)
+            scores = self.evaluation_set.evaluate(self.lm)
         ends = [float(np.mean(losses[:ENDS])), float(np.mean(losses[-ENDS:]))]
         cost = {"training": round(middle - began, 3), "judging": round(time.perf_counter() - middle, 3)}
-        return Outcome(marks, {**course.to_json(), "training_loss": ends}, cost)
+        return Outcome(scores, {**schedule.to_json(), "training_loss": ends}, cost)
 
     def shown(self, ids: Sequence[str]) -> Outcome:
         """Judge the untouched model, with the nearest of some rows in front of each item where there are any."""
@@ -188,8 +188,8 @@ class Trainer:
             )
             facts |= {"shown": before.shown, "shortened": before.shortened, "left_out": before.left_out}
             self._note_joined(before)
-        marks = self.evaluation_set.sit(self.lm, before)
-        return Outcome(marks, facts, {"judging": round(time.perf_counter() - began, 3)})
+        scores = self.evaluation_set.evaluate(self.lm, before)
+        return Outcome(scores, facts, {"judging": round(time.perf_counter() - began, 3)})
 
     def _note_joined(self, before: InFront) -> None:
         """Note, once, that examples in front are no part of one conversation with what follows them."""

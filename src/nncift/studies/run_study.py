@@ -11,20 +11,15 @@ from typing import Any
 from nncift.core.progress import Progress, silent
 from nncift.errors import DataError, NnciftError, UsageError
 from nncift.models.environment import examine
+from nncift.runs.report.tables import as_csv
 from nncift.storage.atomic import write_json, write_text
-from nncift.studies.bad_data import bad_data
-from nncift.studies.finetune_analysis import tune_arms
-from nncift.studies.grid import PRESETS, Analysis, Study, load
-from nncift.studies.layers import CONFIGURATIONS, layers
-from nncift.studies.pools import prepare
-from nncift.studies.smoke import rehearsed
-from nncift.studies.study_pages import Page, bad_data_page, layers_page, sweep_page, tune_page
-from nncift.studies.study_tables import as_csv
-from nncift.studies.sweep import sweep
-from nncift.studies.workspace import Workshop
+from nncift.studies.analyses import CONFIGURATIONS, Record, bad_data, layers, sweep, tune_arms
+from nncift.studies.grid import PRESETS, Analysis, Study, load, rehearsed
+from nncift.studies.study_report import Page, bad_data_page, layers_page, sweep_page, tune_page
+from nncift.studies.workspace import Workspace, prepare
 
-Records = list[dict[str, Any]]
-KINDS: Mapping[str, tuple[Callable[[Workshop, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
+Records = list[Record]
+KINDS: Mapping[str, tuple[Callable[[Workspace, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
     "sweep": (sweep, sweep_page),
     "layers": (layers, layers_page),
     "tune": (tune_arms, tune_page),
@@ -72,7 +67,7 @@ def study(
     """Run a study, or some of its analyses, and write `study.json` and for each analysis `NAME.json`, `.csv`, `.md` and figures.
 
     What is finished in `out` is not computed again. given: see `grid.load`. rehearse: all of it over so many rows alone (see
-    `rehearsal`). An analysis that fails does not keep the others from being run; then the first one's error is raised, naming
+    `grid.rehearsed`). Where an analysis fails the others are run, and then the first one's error is raised, naming
     all. Raises the errors of `nncift.errors`.
     """
     found = load(path, given or {})
@@ -89,15 +84,15 @@ def study(
         name: prepare(name, found.grid.pools[name], out / "pools" / name)
         for name in dict.fromkeys(analysis.pool for analysis in wanted)
     }
-    shop = Workshop(out, pools, device, progress)
-    # What earlier sessions found stays told.
+    workspace = Workspace(out, pools, device, progress)
+    # What was found before stays in the summary.
     record = _recorded_before(out, names)
     failed: dict[str, NnciftError] = {}
     for analysis in wanted:
         began = time.perf_counter()
         compute, describe = KINDS[analysis.kind]
         try:
-            records = compute(shop, analysis, found.seeds(analysis))
+            records = compute(workspace, analysis, found.seeds(analysis))
         except NnciftError as error:
             # What one analysis lacks is no reason to lose the night for the others.
             failed[analysis.name] = error

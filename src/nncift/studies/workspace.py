@@ -1,8 +1,9 @@
-"""What a study computes, piece by piece: every piece is a file, so that a study that was stopped goes on where it was."""
+"""What a study works with: its pools, made or read once, and its pieces. Every piece is a file, so that a study can go on."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +14,68 @@ from nncift.core.amounts import Budget
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
+from nncift.core.seeds import shuffled
+from nncift.data import Examples, read
+from nncift.demo import make_world, model_path
+from nncift.errors import UsageError
 from nncift.models.loading import fingerprint as fingerprint_of
 from nncift.models.loading import locate
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import truth_of
-from nncift.storage.atomic import digest, write_json
+from nncift.storage.atomic import digest, write_json, write_text
 from nncift.storage.run_directory import SUMMARY
-from nncift.studies.grid import Analysis, check
-from nncift.studies.pools import Ready
+from nncift.studies.grid import Analysis, Pool, check
+
+DEMO = "demo"
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Ready:
+    """A pool on disk. files: of the pool; test: held-out rows; truth: what is known of every row, for a generated world."""
+
+    name: str
+    files: tuple[str, ...]
+    test: str | None
+    truth: Path | None
+    model: str | None
+    small_model: str | None
+
+
+def prepare(name: str, pool: Pool, folder: Path) -> Ready:
+    """Write a pool's rows and its test rows into a folder; the same bytes every time.
+
+    Raises the errors of reading, and UsageError where more rows are held out than there are.
+    """
+    model = str(model_path()) if pool.model == DEMO else pool.model
+    if pool.world is not None:
+        world = make_world(pool.world.rows, pool.world.seed, test_rows=pool.world.test_rows)
+        files = world.write(folder)
+        return Ready(name, (str(files.pool),), str(files.test), files.truth, model, pool.small_model)
+    rows = read(*pool.files, limit=pool.limit, seed=0)
+    if pool.hold_out >= len(rows):
+        raise UsageError(f"pool {name!r} holds out {pool.hold_out} rows, and there are {len(rows)}")
+    held = set(shuffled(rows.ids, 0, "study", "hold out")[: pool.hold_out])
+    test = _write(folder / "test.jsonl", Examples(tuple(row for row in rows if row.id in held))) if held else pool.test
+    kept = Examples(tuple(row for row in rows if row.id not in held))
+    return Ready(name, write_pool(folder / "pool", kept), test, None, model, pool.small_model)
+
+
+def write_pool(folder: Path, rows: Examples) -> tuple[str, ...]:
+    """Write rows as they were read, a file per source, so that a run still knows where a row comes from."""
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        by_source[Path(row.source).stem].append(row.id)
+    return tuple(_write(folder / f"{stem}.jsonl", rows.subset(ids)) for stem, ids in sorted(by_source.items()))
+
+
+def _write(path: Path, rows: Examples) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{row.raw}\n" for row in rows))
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Workspace:
     """Where a study works: its folder, its pools, the device of its models.
 
     What it keeps is known by the content of rows and models, never by where they lie: other rows under an old name are computed

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nncift import __version__
 from nncift.core.fingerprints import fingerprint
 from nncift.errors import DataError
 from nncift.runs.finished import FinishedRun
+from nncift.runs.report.charts import Chart, style
 from nncift.storage import checksums
 from nncift.storage.atomic import write_json, write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from nncift.runs.report.numbers import Report
+    from nncift.runs.report.report_rows import Row
 
 HTML, JSON, MARK = "report.html", "report.json", "report"
 MOST_BYTES = 1_950_000
@@ -41,40 +48,48 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page
     checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
-    result = {"made_from": key, "nncift": __version__, "run": _name(found.path), **numbers(found, truth)}
-    write_text(page, render(result))
-    write_json(found.path / JSON, result)
+    report = numbers(found, truth)
+    write_text(page, render(report, _name(found.path)))
+    about = {"made_from": key, "nncift": __version__, "run": _name(found.path)}
+    write_json(found.path / JSON, {**about, **report.to_json()})
     checksums.write_mark(found.path, MARK, key, (HTML, JSON))
     return page
 
 
-def render(result: Mapping[str, Any]) -> str:
-    """Return the page for a report's numbers, below 2 MB: where rows are too many or too long some are left out, and told."""
-    rows = list(result["rows"])
-    html = _page({**result, "rows": rows})
+def render(report: Report, name: str) -> str:
+    """Return the page of a report, below 2 MB: where rows are too many or too long some are left out, and the page says so."""
+    rows = report.rows
+    html = _page(report, name, rows)
     while len(html.encode("utf-8", "replace")) > MOST_BYTES and rows:
-        del rows[len(rows) * 3 // 4 :]
-        plane = {**result["map"], "x": result["map"]["x"][: len(rows)], "y": result["map"]["y"][: len(rows)]}
-        html = _page({**result, "rows": rows, "map": plane})
+        rows = rows[: len(rows) * 3 // 4]
+        html = _page(report, name, rows)
     return html
 
 
-def _page(result: Mapping[str, Any]) -> str:
+def page_of(title: str, parts: Iterable[Chart | Markup]) -> str:
+    """Return a page in the report's style, without scripts. parts: charts, and text that is escaped."""
+    return str(_template("plain.html").render(title=title, parts=parts, style=_style()))
+
+
+def _page(report: Report, name: str, rows: Sequence[Row]) -> str:
     from nncift.core.texts import seconds
-    from nncift.runs.report import charts
+    from nncift.runs.report import report_charts
     from nncift.runs.report.report_coverage import CONTROLS
 
-    data = [
-        {**row, "x": x, "y": y}
-        for row, x, y in zip(result["rows"], result["map"]["x"], result["map"]["y"], strict=True)
-    ]
-    drawn = {"charts": charts, "controls": CONTROLS, "seconds": seconds, "data": _in_script(data)}
-    style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    return str(_template().render(result=result, style=style, script=script, **drawn))
+    places = zip(rows, report.map.x, report.map.y, strict=False)
+    data = _in_script([{**row.to_json(), "x": x, "y": y} for row, x, y in places])
+    drawn = {"charts": report_charts, "controls": CONTROLS, "seconds": seconds, "data": data, "rows": rows}
+    script = (_HERE / "page.js").read_text("utf-8")
+    about = {"nncift": __version__, "run": name}
+    return str(_template("page.html").render(result=report, about=about, style=_style(), script=script, **drawn))
+
+
+def _style() -> str:
+    return style() + (_HERE / "page.css").read_text("utf-8")
 
 
 @cache
-def _template() -> Any:
+def _template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -85,7 +100,7 @@ def _template() -> Any:
     # Adding 0 turns a rounded -0 into 0.
     environment.filters["fixed"] = lambda value: "–" if value is None else f"{round(value, 3) + 0:.3f}"
     environment.filters["whole"] = lambda value: "–" if value is None else f"{value:,}"
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _in_script(value: Any) -> Any:

@@ -1,64 +1,235 @@
-"""Charts as inline SVG, drawn in a box of 480 by 300 that scales with the page; colours come from the page's style.
+"""Charts as SVG, for pages and as files of their own; all colours come from `charts.css`, light and dark.
 
-Only numbers and names escaped here go into the SVG.
+Only numbers and names escaped here go into the SVG, and the same numbers give the same text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 480, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 40
+ROW = 22
+LETTER = 6.2
+"""Width of a letter at the size of chart text."""
+COLOURS = 8
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart. error: half of the height of the band around each point. plain: a baseline, grey and dashed."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] = ()
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A row of a chart of intervals. kind: better, worse, plain, or none of them. about: what pointing at it says."""
+
+    name: str
+    value: float
+    interval: Sequence[float] | None = None
+    kind: str = "open"
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values, and the places in the drawing where it starts and ends."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Return the place of a value."""
+        low, high, here = (math.log10(one) if self.log else one for one in (self.low, self.high, value))
+        return round(self.start + (self.end - self.start) * (here - low) / (high - low), 1)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Return round numbers in the range: powers of ten on a logarithmic axis of more than two decades."""
+        if not self.log:
+            return ticks(self.low, self.high)
+        decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        steps = (1,) if self.high / self.low > 100 else (1, 2, 5)
+        return [
+            step * 10.0**power for power in decades for step in steps if self.low <= step * 10.0**power <= self.high
+        ]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A finished drawing. title: what is read aloud; extra: further attributes."""
+
+    title: str
+    body: Sequence[str]
+    width: int = WIDTH
+    height: int = HEIGHT
+    extra: str = ""
+
+    def __html__(self) -> Markup:
+        """Return the chart as an element of a page."""
+        head = (
+            f'<svg viewBox="0 0 {self.width} {self.height}" class="chart" role="img" aria-label="{escape(self.title)}"'
+        )
+        return Markup(f"{head}{self.extra}>{''.join(self.body)}</svg>")  # noqa: S704 - names are escaped here
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A plot area: data ranges, and what stands on the axes."""
+    """A plot area with its axes."""
 
-    x: tuple[float, float]
-    y: tuple[float, float]
+    x: Axis
+    y: Axis
     x_label: str
     y_label: str
     height: int = HEIGHT
 
-    def px(self, value: float) -> float:
-        """Return the horizontal place of a value."""
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - self.x[0]) / (self.x[1] - self.x[0]), 1)
+    @classmethod
+    def of(cls, x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str], height: int = HEIGHT) -> Frame:
+        """Return a frame for two ranges on plain axes."""
+        return cls(Axis(*x, LEFT, WIDTH - RIGHT), Axis(*y, height - BOTTOM, TOP), *labels, height)
 
-    def py(self, value: float) -> float:
-        """Return the vertical place of a value."""
-        inner = self.height - TOP - BOTTOM
-        return round(TOP + inner * (1 - (value - self.y[0]) / (self.y[1] - self.y[0])), 1)
+    def draw(self, title: str, body: Iterable[str], *, extra: str = "") -> Chart:
+        """Return the whole chart: grid, axes, and what was drawn in it."""
+        base, right = self.height - BOTTOM, WIDTH - RIGHT
+        parts = []
+        for tick in self.y.ticks:
+            at = self.y.at(tick)
+            parts += [_line("grid", LEFT, right, at, at), _text("tick", LEFT - 6, at + 4, short(tick), "end")]
+        parts += [_text("tick", self.x.at(tick), base + 16, short(tick)) for tick in self.x.ticks]
+        parts.append(_line("axis", LEFT, right, base, base))
+        parts.append(_text("label", (LEFT + right) / 2, self.height - 6, self.x_label))
+        turned = f'transform="translate(13 {(TOP + base) / 2}) rotate(-90)"'
+        parts.append(f'<text class="label" {turned} text-anchor="middle">{escape(self.y_label)}</text>')
+        return Chart(title, [*parts, *body], height=self.height, extra=extra)
 
-    def draw(self, title: str, body: Sequence[str], *, extra: str = "") -> Markup:
-        """Return the whole chart: grid, axes, and what was drawn in it. title: what is read aloud."""
-        parts = [
-            f'<svg viewBox="0 0 {WIDTH} {self.height}" class="chart" role="img" aria-label="{escape(title)}"{extra}>'
-        ]
-        for tick in ticks(*self.y):
-            at = self.py(tick)
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{short(tick)}</text>')
-        base = self.height - BOTTOM
-        for tick in ticks(*self.x):
-            parts.append(
-                f'<text class="tick" x="{self.px(tick)}" y="{base + 16}" text-anchor="middle">{short(tick)}</text>'
-            )
-        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(
-            f'<text class="label" x="{middle}" y="{self.height - 6}" text-anchor="middle">{escape(self.x_label)}</text>'
-        )
-        parts.append(
-            f'<text class="label" transform="translate(13 {(TOP + base) / 2}) rotate(-90)" text-anchor="middle">'
-            f"{escape(self.y_label)}</text>"
-        )
-        return Markup("".join([*parts, *body, "</svg>"]))  # noqa: S704 - names are escaped above
+    def path(self, kind: str, x: Iterable[float], y: Iterable[float], about: str = "") -> str:
+        """Return a line through points."""
+        points = " ".join(f"{self.x.at(a)},{self.y.at(b)}" for a, b in zip(x, y, strict=True))
+        return f'<polyline class="{kind}" points="{points}">{_about(about)}</polyline>'
+
+    def dot(self, kind: str, x: float, y: float, radius: float, about: str = "") -> str:
+        """Return a point."""
+        return circle(kind, self.x.at(x), self.y.at(y), radius, about)
+
+    def straight(self, kind: str, x: tuple[float, float], y: tuple[float, float]) -> str:
+        """Return a straight line from the first values to the second."""
+        return _line(kind, *map(self.x.at, x), *map(self.y.at, y))
+
+
+def lines(
+    title: str, drawn: Sequence[Line], labels: tuple[str, str], *, log_x: bool = False, log_y: bool = False
+) -> Chart:
+    """Return a chart of lines with their bands, coloured in their order. An axis is logarithmic where its values are positive."""
+    xs = [x for line in drawn for x in line.x]
+    spread = [y + side * error for line in drawn for y, error in _around(line) for side in (-1, 1)]
+    x = _axis(xs, LEFT, WIDTH - RIGHT, log_x)
+    frame = Frame(x, _axis(spread, HEIGHT - BOTTOM, TOP, log_y), *labels)
+    body, colour = [], 0
+    for line in drawn:
+        colour += not line.plain
+        kind = "plain" if line.plain else f"s{(colour - 1) % COLOURS}"
+        if line.error:
+            upper = [y + error for y, error in _around(line)]
+            lower = [y - error for y, error in _around(line)]
+            band = frame.path(f"band {kind}", [*line.x, *reversed(line.x)], [*upper, *reversed(lower)])
+            body.append(band.replace("polyline", "polygon"))
+        body.append(frame.path(f"curve series {kind}", line.x, line.y, line.name))
+        if not line.plain:
+            body += [frame.dot(f"point {kind}", a, b, 2.4) for a, b in zip(line.x, line.y, strict=True)]
+    return frame.draw(title, body)
+
+
+def intervals(title: str, dots: Sequence[Dot], label: str, reference: float | None = None) -> Chart:
+    """Return a chart with one row per name, a dot and its interval. reference: a value to read them against."""
+    marked = [] if reference is None else [reference]
+    low, high = span([value for dot in dots for value in (dot.interval or (dot.value,))] + marked)
+    left = min(WIDTH // 2, 20 + LETTER * max(len(dot.name) for dot in dots))
+    x, base = Axis(low, high, left, WIDTH - RIGHT), ROW * len(dots) + 8
+    body = []
+    for tick in x.ticks:
+        at = x.at(tick)
+        body += [_line("grid", at, at, 4, base), _text("tick", at, base + 16, short(tick))]
+    body += [_line("zero", x.at(value), x.at(value), 4, base) for value in marked]
+    for place, dot in enumerate(dots):
+        y = ROW * place + ROW // 2 + 4
+        body.append(_text("mark", left - 10, y + 4, dot.name, "end"))
+        if dot.interval:
+            body.append(_line(f"span {dot.kind}", x.at(dot.interval[0]), x.at(dot.interval[1]), y, y))
+        body.append(circle(dot.kind, x.at(dot.value), y, 4.5, dot.about or f"{dot.name}: {dot.value:.4g}"))
+    if label:
+        body.append(_text("label", WIDTH / 2, base + 36, label))
+    return Chart(title, body, height=base + (44 if label else 24))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Charts side by side as one SVG file. headings: of the charts. names: of the lines, in the order of their colours."""
+
+    charts: Mapping[str, Chart]
+    columns: int = 3
+    label: str = ""
+    names: Sequence[str] = ()
+    plain: Sequence[str] = field(default=())
+
+    def svg(self) -> str:
+        """Return the file's text, with its own style."""
+        across = min(self.columns, len(self.charts))
+        cell = max(chart.height for chart in self.charts.values()) + 24
+        body, width = [], across * WIDTH
+        for place, (heading, chart) in enumerate(self.charts.items()):
+            x, y = WIDTH * (place % across), cell * (place // across)
+            body.append(_text("heading", x + WIDTH / 2, y + 16, heading))
+            inside = f'x="{x}" y="{y + 24}" width="{WIDTH}" height="{chart.height}" role="img"'
+            body.append(f'<svg {inside} aria-label="{escape(chart.title)}">{"".join(chart.body)}</svg>')
+        height = cell * -(-len(self.charts) // across)
+        if self.label:
+            body.append(_text("label", width / 2, height + 12, self.label))
+            height += 20
+        legend, height = self._legend(width, height)
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" class="sheet">'
+        paper = f'<rect class="paper" width="{width}" height="{height}"/>'
+        return "\n".join([head, f"<style>{style()}</style>", paper, *body, *legend, "</svg>\n"])
+
+    def _legend(self, width: int, height: int) -> tuple[list[str], int]:
+        """Return what each line is called, as many side by side as fit, and the height of the sheet with it."""
+        kinds = {name: f"s{place % COLOURS}" for place, name in enumerate(self.names)}
+        kinds |= dict.fromkeys(self.plain, "plain")
+        if len(kinds) < 2:
+            return [], height
+        each = 44 + LETTER * max(map(len, kinds))
+        fitting = max(1, int(width // each))
+        body = []
+        for place, (name, kind) in enumerate(kinds.items()):
+            x, y = round(12 + each * (place % fitting), 1), height + 14 + 18 * (place // fitting)
+            body.append(_line(f"curve series {kind}", x, x + 20, y, y))
+            body.append(_text("legend", x + 26, y + 4, name, "start"))
+        return body, height + 10 + 18 * -(-len(kinds) // fitting)
+
+
+@cache
+def style() -> str:
+    """Return the style of all charts."""
+    return (Path(__file__).parent / "charts.css").read_text("utf-8")
+
+
+def circle(kind: str, x: float, y: float, radius: float, about: str = "", extra: str = "") -> str:
+    """Return a circle at a place of the drawing."""
+    return f'<circle class="{kind}"{extra} cx="{x}" cy="{y}" r="{radius}">{_about(about)}</circle>'
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -79,120 +250,32 @@ def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1 else f"{value:,.4g}"
 
 
-def span(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
+def span(values: Sequence[float]) -> tuple[float, float]:
     """Return a range that holds all finite values with a little room, and is never empty."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
-    if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
     room = (high - low) * 0.04 or abs(high) * 0.05 or 1.0
-    return (low if zero and low == 0 else low - room), high + room
+    return low - room, high + room
 
 
-def coverage(summary: Mapping[str, Any], y_label: str) -> Markup:
-    """Draw the curves of `coverage.curves` and its knee."""
-    rows = summary["rows"]
-    if len(rows) < 2:
-        return Markup("")
-    frame = Frame(
-        (0, rows[-1]),
-        span([v for values in summary["curves"].values() for v in values]),
-        "rows chosen, in rank order",
-        y_label,
-    )
-    body = []
-    for name, values in reversed(list(summary["curves"].items())):
-        path = " ".join(f"{frame.px(x)},{frame.py(y)}" for x, y in zip(rows, values, strict=True))
-        body.append(
-            f'<polyline class="curve c-{escape(name)}" points="{path}"><title>{escape(name)}</title></polyline>'
-        )
-    if summary["knee"]:
-        x, y = frame.px(summary["knee"]["rows"]), frame.py(summary["knee"]["value"])
-        anchor = "start" if x < WIDTH * 0.7 else "end"
-        body.append(f'<line class="knee" x1="{x}" x2="{x}" y1="{y}" y2="{HEIGHT - BOTTOM}"/>')
-        body.append(f'<circle class="knee-dot" cx="{x}" cy="{y}" r="4"/>')
-        body.append(
-            f'<text class="mark" x="{x + (7 if anchor == "start" else -7)}" y="{HEIGHT - BOTTOM - 8}" text-anchor="{anchor}">'
-            f"knee at {summary['knee']['rows']:,} rows</text>"
-        )
-    return frame.draw("Coverage as rows are chosen", body)
+def _axis(values: Sequence[float], start: float, end: float, log: bool) -> Axis:
+    if log and all(value > 0 for value in values):
+        low, high = span([math.log10(value) for value in values])
+        return Axis(10**low, 10**high, start, end, log=True)
+    return Axis(*span(values), start, end)
 
 
-def calibration(summary: Mapping[str, Any]) -> Markup:
-    """Draw held-out pairs, predicted against labelled, with the line of perfect agreement, the fitted line and bin means."""
-    x, y = span([p[0] for p in summary["points"]]), span([p[1] for p in summary["points"]])
-    frame = Frame(x, y, "predicted by the student", "labelled by the teacher")
-    body = [f'<circle class="pair" cx="{frame.px(a)}" cy="{frame.py(b)}" r="2.2"/>' for a, b in summary["points"]]
-    low, high = max(x[0], y[0]), min(x[1], y[1])
-    if low < high:
-        body.append(_line(frame, "ideal", low, low, high, high))
-    if summary["slope"] is not None:
-        body += _clipped(frame, summary["slope"], summary["intercept"])
-    body += [
-        f'<circle class="bin" cx="{frame.px(one["predicted"])}" cy="{frame.py(one["teacher"])}" r="4.5">'
-        f"<title>{one['pairs']} pairs: predicted {one['predicted']:.4g}, teacher {one['teacher']:.4g}</title></circle>"
-        for one in summary["bins"]
-    ]
-    return frame.draw("Teacher against student on held-out pairs", body)
+def _around(line: Line) -> list[tuple[float, float]]:
+    return list(zip(line.y, line.error or [0.0] * len(line.y), strict=True))
 
 
-def histogram(summary: Mapping[str, Any]) -> Markup:
-    """Draw the shares of chosen and dropped rows by score."""
-    edges = summary["edges"]
-    if len(edges) < 2:
-        return Markup("")
-    shares = {kind: [n / max(1, sum(summary[kind])) for n in summary[kind]] for kind in ("dropped", "chosen")}
-    top = max(max(values) for values in shares.values())
-    frame = Frame(
-        (edges[0], edges[-1]),
-        (0, 100 * top * 1.06),
-        "score: mean utility over the targets",
-        "% of the rows of each kind",
-    )
-    body = []
-    for kind, values in shares.items():
-        for k, value in enumerate(values):
-            if value:
-                left, right, up = frame.px(edges[k]), frame.px(edges[k + 1]), frame.py(100 * value)
-                body.append(
-                    f'<rect class="bar {kind}" x="{left}" y="{up}" width="{round(max(0.5, right - left - 1), 1)}" '
-                    f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{kind}: {summary[kind][k]:,} rows from {edges[k]:.4g} to '
-                    f"{edges[k + 1]:.4g}</title></rect>"
-                )
-    return frame.draw("Scores of chosen and dropped rows", body)
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
 
 
-def plane(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw the map; every point carries the number of its row, which the page's script shows."""
-    frame = Frame(span(summary["x"]), span(summary["y"]), "first principal component", "second", height=360)
-    points = list(enumerate(zip(summary["x"], summary["y"], rows, strict=True)))
-    body = []
-    # Chosen rows last, so that they lie on top.
-    for wanted, kind, size in ((False, "dropped", 2.6), (True, "chosen", 3.4)):
-        body += [
-            f'<circle class="{kind}" data-row="{at}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="{size}"/>'
-            for at, (x, y, row) in points
-            if row["selected"] == wanted
-        ]
-    return frame.draw("Map of the pool; arrow keys go from row to row", body, extra=' id="map" tabindex="0"')
+def _text(kind: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _line(frame: Frame, kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{frame.px(x1)}" y1="{frame.py(y1)}" x2="{frame.px(x2)}" y2="{frame.py(y2)}"/>'
-
-
-def _clipped(frame: Frame, slope: float, intercept: float) -> list[str]:
-    """Return the part of a line that lies in the frame."""
-    xs = list(frame.x)
-    if slope:
-        xs += [(frame.y[0] - intercept) / slope, (frame.y[1] - intercept) / slope]
-    room = 1e-9 * (frame.y[1] - frame.y[0])
-    inside = sorted(
-        x
-        for x in xs
-        if frame.x[0] <= x <= frame.x[1] and frame.y[0] - room <= slope * x + intercept <= frame.y[1] + room
-    )
-    if len(inside) < 2:
-        return []
-    a, b = inside[0], inside[-1]
-    return [_line(frame, "fitted", a, slope * a + intercept, b, slope * b + intercept)]
+def _about(text: str) -> str:
+    return f"<title>{escape(text)}</title>" if text else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -31,25 +31,77 @@ CONTROLS = {
 }
 
 
-def curves(run: FinishedRun, targets: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Knee:
+    """Where a curve of coverage lies furthest above the straight line between its ends."""
+
+    rows: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Curves by selection over the same numbers of chosen rows. left_out: controls whose similarities do not fit in memory."""
+
+    rows: list[int]
+    pool: int
+    targets: int
+    of_targets: int
+    curves: Mapping[str, list[float]]
+    left_out: list[str]
+    knee: Knee | None
+
+
+@dataclass(frozen=True)
+class ServedTarget:
+    """A target, the utility of the best chosen row for it, and which that is."""
+
+    target: str
+    utility: float | None
+    by: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows that are alike: how many, how many of them are chosen, mean coverage, typical words."""
+
+    rows: int
+    share: float
+    selected: int
+    selected_share: float
+    coverage: float | None
+    words: list[str]
+    example: str
+
+
+@dataclass(frozen=True)
+class Uncovered:
+    """The targets that the selection serves worst, and regions of the pool, found among so many rows, least chosen first."""
+
+    among: int = 0
+    worst: Sequence[ServedTarget] = ()
+    regions: Sequence[Region] = ()
+
+
+def curves(run: FinishedRun, targets: Sequence[str]) -> Coverage:
     """Return the mean utility of the best chosen row per target, as rows are chosen in rank order; random is a mean of draws.
 
-    For a pointwise teacher, the mean score of the rows chosen so far. The knee is where the curve of this run lies furthest
-    above the straight line between its ends.
+    For a pointwise teacher, the mean score of the rows chosen so far.
     """
     k = len(run.chosen)
     places = np.unique(np.round(np.geomspace(1, k, POINTS)).astype(int)) if k else np.zeros(0, int)
     made = {"selected": _curve(run, targets, run.chosen, places), **_controls(run, targets, places)}
     knee = _knee(places, made["selected"])
-    return {
-        "rows": places.tolist(),
-        "pool": len(run.choices),
-        "targets": len(targets),
-        "of_targets": len(run.target_ids),
-        "curves": {name: values.tolist() for name, values in made.items()},
-        "left_out": [] if len(run.choices) <= DENSE_ROWS or run.pointwise else list(run.similarities.names),
-        "knee": None if knee is None else {"rows": int(places[knee]), "value": float(made["selected"][knee])},
-    }
+    return Coverage(
+        rows=places.tolist(),
+        pool=len(run.choices),
+        targets=len(targets),
+        of_targets=len(run.target_ids),
+        curves={name: values.tolist() for name, values in made.items()},
+        left_out=[] if len(run.choices) <= DENSE_ROWS or run.pointwise else list(run.similarities.names),
+        knee=None if knee is None else Knee(int(places[knee]), float(made["selected"][knee])),
+    )
 
 
 def _controls(
@@ -98,26 +150,23 @@ def _knee(places: npt.NDArray[np.int_], values: npt.NDArray[np.float64]) -> int 
     return int(np.argmax(y - x))
 
 
-def uncovered(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> dict[str, Any]:
-    """Return the targets that the selection serves worst, and how well it serves regions of the pool.
-
-    ids: rows to find regions among, all or an unbiased sample.
-    """
+def uncovered(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> Uncovered:
+    """Return what the selection serves worst. ids: rows to find regions among, all or an unbiased sample."""
     order = np.argsort(np.nan_to_num(served.best, nan=-np.inf), kind="stable")[:8]
     worst = [
-        {
-            "target": served.targets[at],
-            "utility": None if np.isnan(served.best[at]) else float(served.best[at]),
-            "by": served.holder[at] if served.holder else None,
-            "text": sample.text(served.targets[at]),
-        }
+        ServedTarget(
+            served.targets[at],
+            None if np.isnan(served.best[at]) else float(served.best[at]),
+            served.holder[at] if served.holder else None,
+            sample.text(served.targets[at]),
+        )
         for at in order
     ]
-    return {"worst": worst, "regions": _regions(run, served, sample, ids)}
+    return Uncovered(len(ids), worst, _regions(run, served, sample, ids))
 
 
-def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return regions by k-means on embeddings, least chosen first: rows, chosen rows, mean coverage, typical words."""
+def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> list[Region]:
+    """Return regions by k-means on embeddings, least chosen first."""
     count = min(REGIONS, len(ids) // 10)
     if count < 2:
         return []
@@ -133,18 +182,11 @@ def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]
         here = Counter(word for name in mine for word in set(words(sample.text(name))))
         typical = sorted(here, key=lambda word: (-here[word] * here[word] / everywhere[word], word))[:6]
         covered = [best[name] for name in mine if np.isfinite(best.get(name, np.nan))]
-        found.append(
-            {
-                "rows": len(mine),
-                "share": len(mine) / len(ids),
-                "selected": sum(run.choices[name].selected for name in mine),
-                "selected_share": sum(run.choices[name].selected for name in mine) / len(mine),
-                "coverage": float(np.mean(covered)) if covered else None,
-                "words": typical,
-                "example": sample.text(mine[0]),
-            }
-        )
-    return sorted(found, key=lambda one: (one["selected_share"], one["coverage"] or 0.0))
+        selected = sum(run.choices[name].selected for name in mine)
+        coverage = float(np.mean(covered)) if covered else None
+        share, example = len(mine) / len(ids), sample.text(mine[0])
+        found.append(Region(len(mine), share, selected, selected / len(mine), coverage, typical, example))
+    return sorted(found, key=lambda one: (one.selected_share, one.coverage or 0.0))
 
 
 def _k_means(vectors: Floats, count: int, rng: np.random.Generator, rounds: int = 15) -> npt.NDArray[np.int64]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,60 +21,71 @@ AT_ONCE = 1 << 14
 """Rows whose labels are read at once."""
 
 
-def tables(run: FinishedRun) -> list[dict[str, Any]]:
-    """Return a table for the source, every label column, the length and the turns; those with one group are left out.
+@dataclass(frozen=True)
+class Group:
+    """Rows of one kind: how many there are, and their shares of the pool, of the selection and of one random draw as large.
 
-    Each group has its share of the pool, of the selection and of one random draw of the same size, and `beyond_chance`: the
-    selected share lies outside what 95 % of random draws give. `distance` is the total variation distance from the pool.
+    beyond_chance: the selected share lies outside what 95 % of random draws give.
     """
+
+    group: str
+    rows: int
+    full: float
+    selected: float
+    random: float
+    beyond_chance: bool
+
+
+@dataclass(frozen=True)
+class ShiftTable:
+    """Shares by group. distance: total variation distance of the selection and of the random draw from the pool."""
+
+    name: str
+    groups: list[Group]
+    more_groups: int
+    distance: dict[str, float]
+    rows: int
+
+
+def tables(run: FinishedRun) -> list[ShiftTable]:
+    """Return a table for the source, every label column, the length and the turns; those with one group are left out."""
     ids = run.rows.ids
     groups = {"source": run.rows.column("source", ids), **_labels(run), "length": _lengths(run), "turns": _turns(run)}
     chosen, random = set(run.chosen), set(random_ids(ids, len(run.chosen), run.settings.seed))
-    found = []
-    for name, values in groups.items():
-        of = dict(zip(ids, values, strict=True))
-        if len({value for value in values if value is not None}) > 1:
-            found.append({"name": name, **_table(ids, of, chosen, random, ordered=name in ("length", "turns"))})
-    return found
+    return [
+        _table(name, dict(zip(ids, values, strict=True)), chosen, random)
+        for name, values in groups.items()
+        if len({value for value in values if value is not None}) > 1
+    ]
 
 
-def _table(
-    ids: Sequence[str], of: dict[str, str | None], chosen: set[str], random: set[str], *, ordered: bool
-) -> dict[str, Any]:
-    known = [item for item in ids if of[item] is not None]
-    full = Counter(str(of[item]) for item in known)
-    picked = Counter(str(of[item]) for item in known if item in chosen)
-    drawn = Counter(str(of[item]) for item in known if item in random)
-    k, r = max(1, sum(picked.values())), max(1, sum(drawn.values()))
-    names = (
-        list(dict.fromkeys(str(of[item]) for item in known)) if ordered else [name for name, _ in full.most_common()]
-    )
-    if ordered:
-        names.sort(key=lambda name: float(name.split()[0].rstrip("+").replace(",", "")))
+def _table(name: str, of: dict[str, str | None], chosen: set[str], random: set[str]) -> ShiftTable:
+    known = {item: str(group) for item, group in of.items() if group is not None}
+    full = Counter(known.values())
+    counts = {
+        "selected": Counter(group for item, group in known.items() if item in chosen),
+        "random": Counter(group for item, group in known.items() if item in random),
+    }
+    k, r = (max(1, sum(drawn.values())) for drawn in counts.values())
+    names = [group for group, _ in full.most_common()]
+    if name in ("length", "turns"):
+        names.sort(key=lambda group: float(group.split()[0].rstrip("+").replace(",", "")))
     lines = []
-    for name in names[:MOST_GROUPS]:
-        share, mine = full[name] / len(known), picked[name] / k
+    for group in names[:MOST_GROUPS]:
+        share, mine = full[group] / len(known), counts["selected"][group] / k
         # Drawing without replacement: the spread shrinks as the draw becomes the pool.
         spread = math.sqrt(share * (1 - share) / k * max(0.0, (len(known) - k) / max(1, len(known) - 1)))
-        lines.append(
-            {
-                "group": name,
-                "rows": full[name],
-                "full": share,
-                "selected": mine,
-                "random": drawn[name] / r,
-                "beyond_chance": abs(mine - share) > 1.96 * spread + 0.5 / k,
-            }
-        )
+        beyond = abs(mine - share) > 1.96 * spread + 0.5 / k
+        lines.append(Group(group, full[group], share, mine, counts["random"][group] / r, beyond))
     distance = {
-        what: 0.5 * sum(abs(counts[name] / size - full[name] / len(known)) for name in full)
-        for what, counts, size in (("selected", picked, k), ("random", drawn, r))
+        what: 0.5 * sum(abs(drawn[group] / size - full[group] / len(known)) for group in full)
+        for (what, drawn), size in zip(counts.items(), (k, r), strict=True)
     }
-    return {"groups": lines, "more_groups": max(0, len(names) - MOST_GROUPS), "distance": distance, "rows": len(known)}
+    return ShiftTable(name, lines, max(0, len(names) - MOST_GROUPS), distance, len(known))
 
 
 def _labels(run: FinishedRun) -> dict[str, list[str | None]]:
-    """Return the label columns of the rows; what a label is is told from a sample of a large pool."""
+    """Return the label columns of the rows; what counts as a label is judged on a sample of a large pool."""
     ids = run.rows.ids
     columns = LabelColumns()
     for raw in run.rows.column("raw", shuffled(ids, run.settings.seed, "report", "labels")[:MOST_READ]):

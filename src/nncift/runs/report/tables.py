@@ -1,4 +1,4 @@
-"""Tables of a study: means and standard deviations over seeds, as CSV and as Markdown."""
+"""Tables: numbers over seeds, and rows as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ class Spread:
 
 
 Cell = Spread | str | float | int | None
+Table = Sequence[Sequence[Cell]]
+"""Rows of a table, its head first."""
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[Cell]], digits: int = 2) -> str:
-    """Return a table; numbers are set to the right."""
-    lines = [f"| {' | '.join(head)} |", "|" + "|".join(["---", *["---:"] * (len(head) - 1)]) + "|"]
-    lines += [f"| {' | '.join(_text(cell, digits) for cell in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
+def markdown(table: Table, digits: int = 2, left: int = 1) -> str:
+    """Return a table; all but the first columns are set to the right."""
+    head, *rows = [f"| {' | '.join(_text(cell, digits) for cell in row)} |" for row in table]
+    sides = ["---" if place < left else "---:" for place in range(len(table[0]))]
+    return "\n".join([head, f"|{'|'.join(sides)}|", *rows]) + "\n"
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,181 @@
+"""What a tune found, for people: `tune.md`, `tune.html` with charts, and the tables of the terminal, from what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from nncift.finetune.comparison import AGAINST, MARGIN, GroupSummary, MetricSummary, between_seeds
+from nncift.runs.report import page_of
+from nncift.runs.report.charts import Chart, Dot, intervals
+from nncift.runs.report.tables import markdown
+
+TITLE = "Does the selected subset train as well?"
+HOWS = {
+    "steps": "Equal steps: every arm takes the same number of optimiser steps",
+    "tokens": "Equal tokens: every arm reads the same number of tokens in training",
+    "context": "In context: the model is not trained, and reads the nearest rows of the arm in front of each test row",
+}
+READING = (
+    "An interval is that of the difference of two means, at 95 %, over other test rows and other training runs; with one seed, "
+    "over other test rows only.",
+    "Better and worse: the whole interval lies on one side of 0. No significant difference: it does not, which is no proof of "
+    "equality.",
+    f"Within {100 * MARGIN:.0f} %: the whole interval of the difference is smaller than that share of the other arm's mean.",
+    "Mean absolute: the mean over seeds of the size of each seed's difference, as a share of the other arm's mean. Other's "
+    "seeds: the same between two seeds of the other arm itself, what chance alone does; no arm can be expected to come nearer.",
+    "Wins, ties, losses: test rows whose mean over the seeds is better, the same, worse.",
+)
+COMPARED = (
+    "metric",
+    "arm",
+    "against",
+    "difference",
+    "95 % interval",
+    "relative",
+    "mean absolute",
+    "other's seeds",
+    "win/tie/loss",
+    "verdict",
+)
+
+
+def groups_of(record: Mapping[str, Any]) -> list[GroupSummary]:
+    """Return the groups of arms of a stored tune."""
+    return [GroupSummary.from_json(result) for result in record["results"]]
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Return a stored tune as Markdown."""
+    parts = [f"# {TITLE}", _bullets(summary(record))]
+    for group in groups_of(record):
+        parts += [f"## {title(group)}", *tables(group, record["metrics"])]
+    parts += ["## How to read this", _bullets(READING)]
+    if record["notes"]:
+        parts += ["## Notes", _bullets(record["notes"])]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def html(record: Mapping[str, Any]) -> str:
+    """Return a stored tune as a page of charts: every arm's difference from one of them with its interval."""
+    parts: list[Chart | Markup] = [Markup("<h1>{}</h1>").format(TITLE), _list(summary(record))]
+    for group in groups_of(record):
+        parts.append(Markup("<h2>{}</h2>").format(title(group)))
+        for metric, about in record["metrics"].items():
+            parts += [Markup("<figure>{}</figure>").format(chart) for chart in _differences(group, metric, about)]
+    parts += [Markup("<h2>How to read this</h2>"), _list([*READING, *record["notes"]])]
+    return page_of("nncift tune", parts)
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """Return what was done, one sentence a line."""
+    recipe, model = record["recipe"], record["model"]
+    trained = f"{model['trained_parameters']:,} of {model['parameters']:,} parameters"
+    length = f"{recipe['steps']} steps" if recipe["steps"] else f"{recipe['epochs']:g} epochs of the run's selection"
+    lines = [
+        f"Run {record['run']}; {record['test_rows']} test rows; {record['seeds']} seeds.",
+        f"Model {model['name']}: {trained} are trained ({recipe['method']}), learning rate {recipe['learning_rate']:g}, "
+        f"{recipe['batch']} rows a step, {length} set the measure for all arms.",
+    ]
+    for arm, cost in record["costs"].items():
+        if "teacher_passes" in cost:
+            lines.append(f"The rows of {arm} cost {cost['teacher_passes']:,} passes of a model.")
+    machine = record["machine"]
+    lines.append(f"{record['seconds']:.0f} s of training and judging on {machine['device']}, {machine['platform']}.")
+    return lines
+
+
+def title(group: GroupSummary) -> str:
+    """Return the heading of a group of arms."""
+    return f"{HOWS[group.how]} ({group.budget}, {group.rows} rows)"
+
+
+def tables(group: GroupSummary, metrics: Mapping[str, Any]) -> list[str]:
+    """Return the tables of a group as Markdown: its arms, and their comparisons where there are any."""
+    arms, compared = arm_rows(group, metrics), comparison_rows(group)
+    return [markdown(arms), *([markdown(compared, left=3)] if group.comparisons else [])]
+
+
+def arm_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return a table of the arms, its head first: values with their deviation over seeds, and how much was trained."""
+    trained = group.how != "context"
+    head = ["arm", *(f"{name} ({record['unit']})" for name, record in metrics.items())]
+    rows = [[*head, *(("rows", "epochs", "steps", "tokens", "seconds") if trained else ("rows",))]]
+    for name, arm in group.arms.items():
+        row = [name, *(_value(arm.metrics[metric]) for metric in metrics), _number(arm.rows, ",.0f")]
+        if trained:
+            row += [_number(arm.epochs, ".2f"), _number(arm.steps, ",.0f"), _number(arm.tokens, ",.0f")]
+            row.append(_number(arm.seconds["training"] or 0, ".1f"))
+        rows.append(row)
+    return rows
+
+
+def comparison_rows(group: GroupSummary) -> list[list[str]]:
+    """Return a table of the comparisons, its head first."""
+    rows = [list(COMPARED)]
+    for one in group.comparisons:
+        other = group.arms[one.against].metrics[one.metric]
+        gap, bounds = between_seeds(other.by_seed), one.interval
+        rows.append(
+            [
+                one.metric,
+                one.arm,
+                one.against,
+                _number(one.difference, "+.4g"),
+                "-" if bounds is None else f"{bounds[0]:+.3g} to {bounds[1]:+.3g}",
+                _percent(one.relative, "+.1f"),
+                _percent(one.relative_mean_absolute, ".1f"),
+                _percent(None if gap is None or not other.mean else gap / abs(other.mean), ".1f"),
+                f"{one.wins}/{one.ties}/{one.losses}",
+                one.verdict + (f", within {100 * MARGIN:.0f} %" if one.within else ""),
+            ]
+        )
+    return rows
+
+
+def _differences(group: GroupSummary, metric: str, about: Mapping[str, Any]) -> list[Chart]:
+    """Draw all arms less one: `random` where it is there, else the teacher or the selection; nothing where nothing is known."""
+    against = next((name for name in reversed(AGAINST) if name in group.arms), None)
+    dots = [
+        Dot(
+            one.arm,
+            one.difference,
+            one.interval,
+            one.verdict if one.verdict in ("better", "worse") else "open",
+            f"{one.arm}: {one.difference:+.4g}, {one.verdict}",
+        )
+        for one in group.comparisons
+        if one.metric == metric and one.against == against and one.difference is not None
+    ]
+    label = f"{metric}: difference from {against} ({about['unit']}, {direction(about)} is better)"
+    return [intervals(label, dots, label, reference=0.0)] if dots else []
+
+
+def direction(about: Mapping[str, Any]) -> str:
+    """Return which way of a metric is better."""
+    return "higher" if about["higher_is_better"] else "lower"
+
+
+def _value(found: MetricSummary) -> str:
+    if found.mean is None:
+        return "-"
+    text = f"{found.mean:.4g}" if found.deviation is None else f"{found.mean:.4g} ± {found.deviation:.2g}"
+    return text + (f" ({found.failed} failed)" if found.failed else "")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _percent(share: float | None, form: str) -> str:
+    return "-" if share is None else f"{format(100 * share, form)} %"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _list(lines: Sequence[str]) -> Markup:
+    return Markup("<ul>{}</ul>").format(Markup("").join(Markup("<li>{}</li>").format(line) for line in lines))

@@ -1,0 +1,102 @@
+"""The charts of the report: coverage, calibration, scores, and the map of the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nncift.runs.report.calibration import HeldOut
+from nncift.runs.report.charts import BOTTOM, HEIGHT, WIDTH, Chart, Frame, circle, span
+from nncift.runs.report.report_coverage import Coverage
+from nncift.runs.report.report_rows import PoolMap, Row, Scores
+
+
+def coverage(found: Coverage, y_label: str) -> Chart | str:
+    """Draw the curves of coverage and their knee; nothing below two rows."""
+    if len(found.rows) < 2:
+        return ""
+    ends = span([v for values in found.curves.values() for v in values])
+    frame = Frame.of((0, found.rows[-1]), ends, ("rows chosen, in rank order", y_label))
+    body = [
+        frame.path(f"curve c-{name}", found.rows, values, name) for name, values in reversed(list(found.curves.items()))
+    ]
+    if found.knee:
+        x, y, base = frame.x.at(found.knee.rows), frame.y.at(found.knee.value), HEIGHT - BOTTOM
+        anchor, aside = ("start", 7) if x < WIDTH * 0.7 else ("end", -7)
+        body += [
+            f'<line class="knee" x1="{x}" x2="{x}" y1="{y}" y2="{base}"/>',
+            circle("knee-dot", x, y, 4),
+            f'<text class="mark" x="{x + aside}" y="{base - 8}" text-anchor="{anchor}">knee at {found.knee.rows:,} rows</text>',
+        ]
+    return frame.draw("Coverage as rows are chosen", body)
+
+
+def calibration(found: HeldOut) -> Chart:
+    """Draw held-out pairs, predicted against labelled, with the line of perfect agreement, the fitted line and bin means."""
+    x, y = span([a for a, _ in found.points]), span([b for _, b in found.points])
+    frame = Frame.of(x, y, ("predicted by the student", "labelled by the teacher"))
+    body = [frame.dot("pair", a, b, 2.2) for a, b in found.points]
+    both = max(x[0], y[0]), min(x[1], y[1])
+    if both[0] < both[1]:
+        body.append(frame.straight("ideal", both, both))
+    if found.slope is not None and found.intercept is not None:
+        body += _clipped(frame, x, y, found.slope, found.intercept)
+    body += [
+        frame.dot(
+            "bin",
+            one.predicted,
+            one.teacher,
+            4.5,
+            f"{one.pairs} pairs: predicted {one.predicted:.4g}, teacher {one.teacher:.4g}",
+        )
+        for one in found.bins
+    ]
+    return frame.draw("Teacher against student on held-out pairs", body)
+
+
+def histogram(found: Scores) -> Chart | str:
+    """Draw the shares of chosen and dropped rows by score; nothing where no row has one."""
+    edges = found.edges
+    if len(edges) < 2:
+        return ""
+    counts = {"dropped": found.dropped, "chosen": found.chosen}
+    shares = {kind: [100 * n / max(1, sum(of)) for n in of] for kind, of in counts.items()}
+    top = max(max(values) for values in shares.values())
+    labels = "score: mean utility over the targets", "% of the rows of each kind"
+    frame = Frame.of((edges[0], edges[-1]), (0, top * 1.06), labels)
+    body = []
+    for kind, values in shares.items():
+        for k, value in enumerate(values):
+            if value:
+                left, up = frame.x.at(edges[k]), frame.y.at(value)
+                width = round(max(0.5, frame.x.at(edges[k + 1]) - left - 1), 1)
+                about = f"{kind}: {counts[kind][k]:,} rows from {edges[k]:.4g} to {edges[k + 1]:.4g}"
+                body.append(
+                    f'<rect class="bar {kind}" x="{left}" y="{up}" width="{width}" '
+                    f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{about}</title></rect>'
+                )
+    return frame.draw("Scores of chosen and dropped rows", body)
+
+
+def plane(found: PoolMap, rows: Sequence[Row]) -> Chart:
+    """Draw the map; every point carries the number of its row, which the page's script shows."""
+    frame = Frame.of(span(found.x), span(found.y), ("first principal component", "second"), height=360)
+    points = list(enumerate(zip(found.x, found.y, rows, strict=False)))
+    # Chosen rows last, so that they lie on top.
+    body = [
+        circle(kind, frame.x.at(x), frame.y.at(y), size, extra=f' data-row="{at}"')
+        for wanted, kind, size in ((False, "dropped", 2.6), (True, "chosen", 3.4))
+        for at, (x, y, row) in points
+        if row.selected == wanted
+    ]
+    return frame.draw("Map of the pool; arrow keys go from row to row", body, extra=' id="map" tabindex="0"')
+
+
+def _clipped(frame: Frame, x: tuple[float, float], y: tuple[float, float], slope: float, intercept: float) -> list[str]:
+    """Return the part of a line that lies in the frame."""
+    ends = [*x, *((bound - intercept) / slope for bound in y if slope)]
+    room = 1e-9 * (y[1] - y[0])
+    inside = sorted(at for at in ends if x[0] <= at <= x[1] and y[0] - room <= slope * at + intercept <= y[1] + room)
+    if len(inside) < 2:
+        return []
+    a, b = inside[0], inside[-1]
+    return [frame.straight("fitted", (a, b), (slope * a + intercept, slope * b + intercept))]
