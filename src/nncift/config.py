@@ -39,12 +39,14 @@ class DataSettings(_Settings):
     pool: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     existing: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    decontaminate: bool = False
     format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
     map: dict[str, str] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
 
-    @field_validator("pool", "target", "existing", mode="before")
+    @field_validator("pool", "target", "existing", "against", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -167,6 +169,8 @@ SELECTION = frozenset(
 
 GROWING = SELECTION | {
     "pool",
+    "against",
+    "decontaminate",
     "limit",
     "labels",
     "strict",

@@ -5,30 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from nncift.cli.shell import assignment, command, memory_option, offline_option
-from nncift.errors import DataError
+from nncift.errors import DataError, QualityError
+
+SHOWN_HITS, SHOWN_TEXT = 3, 60
+"""Hits of a kind that are shown, and characters of their texts."""
 
 
 @click.command(name="inspect")
 @click.argument("files", nargs=-1, required=True, type=str)
 @click.option("--format", "format_", default="auto", help="As in run.")
 @click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
+@click.option("--against", multiple=True, help="File of test rows that must not be in FILES; may be repeated.")
+@click.option("--encoder", help="Compares meanings with those of --against too, such as minilm; embeds every row.")
 @click.option("--tokenizer", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
 @offline_option
 @memory_option
 @command
 def inspect_command(
-    show: bool, files: tuple[str, ...], format_: str, map_: tuple[str, ...], tokenizer: str | None
+    show: bool, files: tuple[str, ...], format_: str, map_: tuple[str, ...], **given: Any
 ) -> dict[str, Any]:
     """Tell formats, counts, problems with their lines, token statistics and duplicates of FILES.
 
-    Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one.
+    Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one; 5 where rows of
+    --against are in FILES.
     """
     from nncift.stages.inspection import inspect
 
     columns = dict(assignment("--map", item) for item in map_)
-    summary = inspect(*files, format=format_, map=columns, tokenizer=tokenizer)
+    summary = inspect(*files, format=format_, map=columns, **given)
     if show:
         _show(summary)
     unread = [file for file in summary["files"] if not file["usable"]]
@@ -36,6 +43,10 @@ def inspect_command(
         error = DataError(f"no row of {unread[0]['file']!r} can be used. {unread[0]['advice']}")
         error.about = summary
         raise error
+    if summary.get("contamination", {}).get("hits"):
+        overlap = QualityError(summary["contamination"]["summary"])
+        overlap.about = summary
+        raise overlap
     return summary
 
 
@@ -97,3 +108,39 @@ def _show(summary: dict[str, Any]) -> None:
         out.print(f"{copies['same_prompt_other_response']:,} different rows share their prompt with another")
     if not copies["rows"] and not copies["same_prompt_other_response"]:
         out.print("No row repeats another")
+    if "contamination" in summary:
+        _show_contamination(summary["contamination"])
+
+
+def _show_contamination(found: dict[str, Any]) -> None:
+    """Show how many rows test rows are in, and the first of every kind beside its test row."""
+    from rich.table import Table
+
+    from nncift.cli.display import console
+
+    out = console()
+    out.print(f"Of {found['rows']:,} rows, {found['contaminated']:,} have any of {found['tests']:,} test rows in them")
+    for note in found["notes"]:
+        out.print(f"  {note}")
+    if not found["hits"]:
+        return
+    table = Table()
+    for name in ("kind", "hits", "score", "row", "text", "test row", "its text"):
+        table.add_column(name, justify="right" if name in ("hits", "score") else "left")
+    for kind, count in found["by_kind"].items():
+        shown = [hit for hit in found["hits"] if hit["kind"] == kind][:SHOWN_HITS]
+        for place, hit in enumerate(shown):
+            sides = [
+                cell
+                for side in (hit["row"], hit["test"])
+                for cell in (escape(f"{side['source']} line {side['line']}"), escape(_line(side["text"])))
+            ]
+            table.add_row(
+                *((kind.replace("_", " "), f"{count:,}") if not place else ("", "")), f"{hit['score']:.2f}", *sides
+            )
+    out.print(table)
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_TEXT else f"{line[:SHOWN_TEXT]} ..."

@@ -20,7 +20,12 @@ def read_pool(settings: RunSettings) -> Examples:
         raise UsageError("no pool was given; name at least one file of instruction examples")
     layout = Layout.from_settings(settings.format, settings.map)
     check_files(
-        layout, (name for paths in (settings.pool, settings.target, settings.existing) for name in source_names(paths))
+        layout,
+        (
+            name
+            for paths in (settings.pool, settings.target, settings.existing, settings.against)
+            for name in source_names(paths)
+        ),
     )
     return _read(settings, settings.pool, settings.limit)
 
@@ -33,6 +38,11 @@ def read_target(settings: RunSettings) -> Examples | None:
 def read_existing(settings: RunSettings) -> Examples | None:
     """Read the rows that were trained on already, None where there are none."""
     return _read(settings, settings.existing, None) if settings.existing else None
+
+
+def read_against(settings: RunSettings) -> Examples | None:
+    """Read the test rows that must not be in the pool, None where there are none."""
+    return _read(settings, settings.against, None) if settings.against else None
 
 
 def workspace_of(out: str | Path | None) -> Path | None:

@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from nncift.data.contamination import contamination
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
 from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
-from nncift.data.layout import Layout
+from nncift.data.layout import Layout, map_for
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
-from nncift.data.reading import TRIED, check_files, records_of, source_names
+from nncift.data.reading import TRIED, check_files, read, records_of, source_names
 from nncift.data.records import Row
 from nncift.data.turns import UnusableError
 from nncift.errors import ResourceError, UsageError
+from nncift.models.encoders import create
 from nncift.models.packaged import converted, gguf_of
+from nncift.stages.decontaminate import embedder, summary_of
 
 Count = Callable[[Sequence[str]], list[int]]
 SHOWN_LINES = 5
@@ -52,9 +55,12 @@ def inspect(
     format: str = "auto",  # noqa: A002
     map: Mapping[str, str] | None = None,  # noqa: A002
     tokenizer: str | None = None,
+    against: Sequence[str | Path] = (),
+    encoder: str | None = None,
 ) -> dict[str, Any]:
-    """Read every row of some files and tell what is there; nothing is written and no model is loaded.
+    """Read every row of some files and tell what is there; nothing is written and no language model is loaded.
 
+    against: files of test rows; which rows have them in them is told (`data.contamination`), also by meaning with an encoder.
     tokenizer: a folder or hub name whose tokenizer counts; without one, that of the encoder `minilm` where it is installed,
     else words and marks. Raises UsageError for wrong settings, DataError for a file that cannot be read at all.
     """
@@ -68,7 +74,7 @@ def inspect(
     copies: list[dict[str, Any]] = []
     files = []
     names = source_names(paths)
-    check_files(layout, names)
+    check_files(layout, [*names, *source_names(against)])
     for path, source in zip(paths, names, strict=True):
         found, own = _File(), layout.of(source)
         texts: list[tuple[str, str]] = []
@@ -114,7 +120,30 @@ def inspect(
             "first": copies[:SHOWN_LINES],
             "same_prompt_other_response": sum(times for times in prompts.values() if times > 1),
         },
+        **_contamination(files, against, format, map or {}, encoder),
     }
+
+
+def _contamination(
+    files: Sequence[Mapping[str, Any]],
+    against: Sequence[str | Path],
+    format: str,  # noqa: A002
+    columns: Mapping[str, str],
+    encoder: str | None,
+) -> dict[str, Any]:
+    """Return which rows test rows are in, where there are test rows, and every file has rows that can be used."""
+    if not against:
+        if encoder is not None:
+            raise UsageError("--encoder was given without --against; it compares rows with test rows")
+        return {}
+    if not all(file["usable"] for file in files):
+        return {}
+    pool, tests = (
+        read(*paths, format=format, map=map_for(columns, source_names(paths)))
+        for paths in ([file["file"] for file in files], against)
+    )
+    found = contamination(pool, tests, embed=None if encoder is None else embedder(create(encoder)))
+    return {"contamination": {**found.to_json(), "summary": summary_of(found) if found.hits else None}}
 
 
 def _record(path: str | Path, source: str, found: _File, *, several: bool) -> dict[str, Any]:
