@@ -31,3 +31,16 @@ def test_print_config_prints_flags_over_the_file(call: Call, tmp_path: Path) -> 
     assert (read["labels"], read["budget"], read["pool"]) == ("7%", "10", ["pool.jsonl"])
     assert json.loads(call("run", "--print-config", "--json").out)["labels"] == "5%"
     assert call("run", "--labels", "x", "--lables", "y", "--print-config").code == 2
+
+
+def test_inspect_is_a_gate_against_test_rows(call: Call, write_pool: Callable[..., Path], tmp_path: Path) -> None:
+    pool, tests = write_pool(30), tmp_path / "tests.jsonl"
+    tests.write_text(pool.read_text().split("\n")[7] + "\n")
+    found = call("inspect", pool, "--against", tests)
+    assert found.code == 5
+    assert "exact" in found.out
+    assert "test rows are in" in found.err
+    found = call("inspect", pool, "--against", tests, "--json")
+    assert (found.code, json.loads(found.out)["contamination"]["tests"]) == (5, 1)
+    tests.write_text('{"instruction": "Entirely different words", "output": "indeed"}\n')
+    assert call("inspect", pool, "--against", tests).code == 0
