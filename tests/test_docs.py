@@ -99,7 +99,12 @@ def without_a_sentence_encoder(patch: pytest.MonkeyPatch) -> None:
     def made(name: str, **given: Any) -> Any:
         return create("hash" if name == "minilm" else name, **given)
 
-    for module in ("nncift.models.encoders", "nncift.stages.context", "nncift.student.model"):
+    for module in (
+        "nncift.models.encoders",
+        "nncift.stages.context",
+        "nncift.stages.decontaminate",
+        "nncift.student.model",
+    ):
         patch.setattr(f"{module}.create", made)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nncift.data import Example, Examples, Message
 from nncift.data import contamination as module
 from nncift.data.contamination import Contamination, Thresholds, contamination, jaccard, left_out, shingles_of
-from nncift.data.passages import Batch, Passages, words_of
+from nncift.data.passages import Batch, Passages, Texts, words_of
 from nncift.errors import UsageError
 
 NUMBER = count()
@@ -84,6 +84,21 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_none() -> None:
         assert kinds(pool, test) == ({} if score is None else {"overlap": pytest.approx(score)})
 
 
+def test_signs_that_calculate_are_no_words_of_a_passage() -> None:
+    sum_of = "2*6=<<2*6=12>>12"
+    assert kinds(row("How many strings?", f"He breaks {sum_of} strings."), row("Age?", f"Joe is {sum_of} years.")) == {}
+    formula = " ".join(f"{k}+{k}" for k in range(7))
+    assert kinds(row("Go on:", f"so {formula} {FABLE}"), row("What is it?", f"see {formula}")) == {
+        "overlap": pytest.approx(1 / 3)
+    }
+
+
+def test_a_share_of_passages_may_be_asked_for() -> None:
+    pool, words = row("Go on from here:", " ".join(FABLE.split()[:14]) + " and that was all there was to it"), FABLE
+    assert kinds(pool, row("Tell a fable.", words), thresholds=Thresholds(overlap=0.15)) != {}
+    assert kinds(pool, row("Tell a fable.", words), thresholds=Thresholds(overlap=0.2)) == {}
+
+
 def test_rows_and_prompts_of_eight_to_twelve_words_are_a_passage_as_a_whole() -> None:
     question = "why is the sky blue on a clear day"
     pool = row(
@@ -137,7 +152,7 @@ def test_the_json_names_both_rows() -> None:
 def test_without_test_rows_and_with_thresholds_that_mean_nothing_it_is_refused() -> None:
     with pytest.raises(UsageError, match="no test rows"):
         found([row("a")], [])
-    for wrong in ({"words": 7}, {"near_copy": 0.0}, {"similar": 1.5}):
+    for wrong in ({"words": 7}, {"near_copy": 0.0}, {"similar": 1.5}, {"overlap": -0.1}):
         with pytest.raises(UsageError, match="was given as"):
             Thresholds(**wrong)
 
@@ -147,9 +162,9 @@ WORDS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=12)
 
 @given(st.lists(WORDS, min_size=1, max_size=6), st.lists(WORDS, min_size=1, max_size=6))
 def test_passages_are_found_where_a_plain_search_finds_them(first: list[list[str]], second: list[list[str]]) -> None:
-    tests, pool = (Batch([row(" ".join(words)) for words in texts]) for texts in (first, second))
+    tests, pool = (Batch([row(" ".join(words)) for words in texts]).spoken for texts in (first, second))
 
-    def passages(batch: Batch, place: int) -> set[tuple[str, ...]]:
+    def passages(batch: Texts, place: int) -> set[tuple[str, ...]]:
         words = batch.texts[place].words
         return {tuple(words[at : at + 3]) for at in range(len(words) - 2)}
 

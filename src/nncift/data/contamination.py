@@ -7,8 +7,9 @@
 | `overlap` | share 13 words in a row | share of the test row's passages that the row holds |
 | `similar` | have embeddings that lie close together | cosine |
 
-Words are what is left of a text without case, punctuation and system turns (`passages.words_of`). A test row or prompt of 8 to
-12 words is one passage; a shorter one is found by `exact` and `near_copy` alone. Passages and prompts that more than ten test
+Words are what is left of a text without case, punctuation and system turns (`passages.words_of`); signs that calculate tell texts
+apart, and are no words of a passage. A test row or prompt of 8 to 12 words is one passage; a shorter one is found by `exact` and
+`near_copy` alone. Passages and prompts that more than ten test
 rows share, such as a template's, are ignored. Near copies are looked for by MinHash, and their similarity is computed exactly.
 
 The test rows are held in memory; of the pool, some thousand rows at a time, and those that are found.
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.data.examples import Example
-from nncift.data.passages import Batch, Familiar, Passages, Text
+from nncift.data.passages import Batch, Familiar, Passages, Words
 from nncift.errors import UsageError
 
 Floats = npt.NDArray[np.float32]
@@ -62,19 +63,20 @@ PERMUTATIONS, BANDS = 128, 32
 class Thresholds:
     """From where on rows are hits. words: in a row, of a passage. near_copy: Jaccard similarity. similar: cosine.
 
-    Raises UsageError for values that mean nothing.
+    overlap: share of the test row's passages, by default one passage will do. Raises UsageError for values that mean nothing.
     """
 
     words: int = 13
+    overlap: float = 0.0
     near_copy: float = 0.7
     similar: float = 0.95
 
     def __post_init__(self) -> None:
         if self.words < SHORTEST_PASSAGE:
             raise UsageError(f"a passage was given as {self.words} words; expected at least {SHORTEST_PASSAGE}")
-        for name in ("near_copy", "similar"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name} was given as {getattr(self, name)}; expected more than 0, and at most 1")
+        for name in ("overlap", "near_copy", "similar"):
+            if not (0 if name == "overlap" else 1e-9) <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} was given as {getattr(self, name)}; expected a number above 0, and at most 1")
 
 
 @dataclass(frozen=True)
@@ -178,18 +180,18 @@ class _TestRows:
     def __init__(self, tests: Sequence[Example], thresholds: Thresholds, embed: Embed | None) -> None:
         self._limits, self._embed = thresholds, embed
         self._batch = Batch(tests)
-        texts = self._batch.texts
+        texts, spoken = self._batch.words.texts, self._batch.spoken
         self._whole = {words: places[0] for words, places in _places(text.words for text in texts).items()}
         prompts = _places(text.words[: text.asked] for text in texts)
         known = {words: places for words, places in prompts.items() if len(words) >= SHORTEST_PROMPT}
         self._prompts = {words: places[0] for words, places in known.items() if len(places) <= MOST_SHARED}
         self._passages = [
-            Passages(length, self._batch, rows, MOST_SHARED)
-            for length, rows in _passages_of(texts, thresholds.words).items()
+            Passages(length, spoken, rows, MOST_SHARED)
+            for length, rows in _passages_of(spoken.texts, thresholds.words).items()
         ]
         self._count = np.sum([part.count for part in self._passages], axis=0)
         self.ignored = len(known) - len(self._prompts) + sum(part.ignored for part in self._passages)
-        self._familiar = Familiar(SHINGLE, self._batch)
+        self._familiar = Familiar(SHINGLE, self._batch.words)
         self._vectors = None if embed is None else embed([row.text for row in tests])
 
     def hits(self, batch: Batch) -> list[Hit]:
@@ -211,7 +213,7 @@ class _TestRows:
         """Return rows with the words of a test row, and which of them have those of its prompt alone."""
         best: Best = {}
         prompts = set()
-        for row, text in enumerate(batch.texts):
+        for row, text in enumerate(batch.words.texts):
             whole, prompt = self._whole.get(tuple(text.words)), self._prompts.get(tuple(text.words[: text.asked]))
             if whole is not None:
                 best[row] = 1.0, whole
@@ -223,18 +225,19 @@ class _TestRows:
     def _overlaps(self, batch: Batch) -> Best:
         shared: Mapping[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
         for passages in self._passages:
-            for row, test, number in passages.shared(batch):
+            for row, test, number in passages.shared(batch.spoken):
                 shared[row, test].add((passages.length, number))
-        return _best((row, len(found) / int(self._count[test]), test) for (row, test), found in shared.items())
+        shares = ((row, len(found) / int(self._count[test]), test) for (row, test), found in shared.items())
+        return _best(hit for hit in shares if hit[1] >= self._limits.overlap)
 
     def _near_copies(self, batch: Batch) -> Best:
         # Of a near copy at least this share of its parts are a test row's: others need no signature.
-        rows = self._familiar.rows(batch, self._limits.near_copy)
+        rows = self._familiar.rows(batch.words, self._limits.near_copy)
         found: list[tuple[int, float, int]] = []
         for row in rows:
-            mine = shingles_of(batch.texts[row].words)
+            mine = shingles_of(batch.words.texts[row].words)
             met = self._index.query(_signature(mine))
-            alike = ((jaccard(mine, shingles_of(self._batch.texts[test].words)), test) for test in met)
+            alike = ((jaccard(mine, shingles_of(self._batch.words.texts[test].words)), test) for test in met)
             found += [(row, score, test) for score, test in alike if score >= self._limits.near_copy]
         return _best(found)
 
@@ -257,7 +260,7 @@ class _TestRows:
         from datasketch import MinHashLSH
 
         made = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, PERMUTATIONS // BANDS))
-        for place, text in enumerate(self._batch.texts):
+        for place, text in enumerate(self._batch.words.texts):
             if shingles := shingles_of(text.words):
                 made.insert(place, _signature(shingles))
         return made
@@ -288,7 +291,7 @@ def _places(texts: Iterable[list[str]]) -> dict[tuple[str, ...], list[int]]:
     return found
 
 
-def _passages_of(texts: Sequence[Text], length: int) -> dict[int, list[int] | None]:
+def _passages_of(texts: Sequence[Words], length: int) -> dict[int, list[int] | None]:
     """Return the rows whose first words are a passage, by their number; of the usual length, all passages of all rows."""
     found: dict[int, list[int] | None] = {length: None}
     short: Mapping[int, list[int]] = defaultdict(list)

@@ -24,6 +24,7 @@ _ALONE = (
 )
 _SIGNS = r"\s!-/:-@\[-`{-~\u00a1\u00a7\u00ab\u00b6\u00b7\u00bb\u00bf\u0964\u0965\u2000-\u206f\u3000-\u303f"
 _WORD = re.compile(rf"[{_ALONE}]|[^{_SIGNS}{_ALONE}]+|[+/=<>^%]|-(?=\s?\d)|(?<=[\w)\]])\*(?=[\w(\[])|(?<= )\*(?= )")
+_CALCULATE = frozenset("+/=<>^%-*")
 _BASE, _MODULUS = 0x9E3779B97F4A7C15, 1 << 64
 _TABLE_BITS = 24
 
@@ -38,35 +39,48 @@ def words_of(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Text:
+class Words:
     """The words of a row but those of system turns, of its prompt first. asked: how many words its prompt has."""
 
     words: list[str]
     asked: int
 
     @classmethod
-    def of(cls, row: Example) -> Text:
+    def of(cls, row: Example) -> Words:
         """Return the words of a row."""
         prompt = words_of("\n".join(turn.content for turn in row.messages if turn.role != "system"))
         # A word is held once, however often it comes.
         return cls(list(map(sys.intern, (*prompt, *words_of(row.response)))), len(prompt))
 
+    @property
+    def spoken(self) -> Words:
+        """The words without signs that calculate."""
+        if _CALCULATE.isdisjoint(self.words):
+            return self
+        prompt, response = (
+            [word for word in part if word not in _CALCULATE]
+            for part in (self.words[: self.asked], self.words[self.asked :])
+        )
+        return Words(prompt + response, len(prompt))
 
-class Batch:
-    """Rows whose words are looked at together."""
 
-    def __init__(self, rows: Iterable[Example]) -> None:
-        self.rows = tuple(rows)
-        self.texts = [Text.of(row) for row in self.rows]
-        lengths = np.array([len(text.words) for text in self.texts], np.intp)
-        self.starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.intp)
+class Texts:
+    """Words of rows that are looked at together."""
+
+    def __init__(self, texts: Sequence[Words]) -> None:
+        self.texts = texts
+        lengths = np.array([len(text.words) for text in texts], np.intp)
+        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.intp)
         self._row_of = np.repeat(np.arange(len(lengths)), lengths)
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
     @cached_property
     def _numbers(self) -> Hashes:
         words = chain.from_iterable(text.words for text in self.texts)
         # Python's own hashes differ from process to process; what is found does not, since words are compared in the end.
-        return np.fromiter(map(hash, words), np.int64, int(self.starts[-1])).view(np.uint64)
+        return np.fromiter(map(hash, words), np.int64, int(self._starts[-1])).view(np.uint64)
 
     def grams(self, length: int) -> tuple[Hashes, Places, Places]:
         """Return all parts of so many words: their hashes, the row of each, and the word of that row that it begins with."""
@@ -74,7 +88,16 @@ class Batch:
         rows = self._row_of[: len(hashes)]
         whole = rows == self._row_of[length - 1 :]
         at = np.flatnonzero(whole)
-        return hashes[at], rows[at], at - self.starts[rows[at]]
+        return hashes[at], rows[at], at - self._starts[rows[at]]
+
+
+class Batch:
+    """Rows, their words, and their words without signs that calculate: formulas have many of them in a row."""
+
+    def __init__(self, rows: Iterable[Example]) -> None:
+        self.rows = tuple(rows)
+        words = [Words.of(row) for row in self.rows]
+        self.words, self.spoken = Texts(words), Texts([text.spoken for text in words])
 
 
 def _rolled(numbers: Hashes, length: int) -> Hashes:
@@ -116,12 +139,12 @@ class Passages:
     most: rows that may share a passage; ignored: how many passages more rows share. count: `(rows,)`, passages of each row.
     """
 
-    def __init__(self, length: int, batch: Batch, rows: Sequence[int] | None, most: int) -> None:
+    def __init__(self, length: int, texts: Texts, rows: Sequence[int] | None, most: int) -> None:
         """Take all parts of this length (rows None), or the first of some rows."""
-        self.length, self._texts = length, batch.texts
-        hashes, at_row, at_word = batch.grams(length)
+        self.length, self._texts = length, texts.texts
+        hashes, at_row, at_word = texts.grams(length)
         if rows is not None:
-            wanted = np.zeros(len(batch.rows), bool)
+            wanted = np.zeros(len(texts), bool)
             wanted[np.asarray(rows, np.intp)] = True
             first = wanted[at_row] & (at_word == 0)
             hashes, at_row, at_word = hashes[first], at_row[first], at_word[first]
@@ -137,14 +160,14 @@ class Passages:
         hashes, self._row, self._word = hashes[few], at_row[few], at_word[few]
         self._lookup = Lookup(hashes)
         self._first = np.append(np.searchsorted(hashes, self._lookup.keys), len(hashes))
-        self.count = np.bincount(self._row, minlength=len(batch.rows))
+        self.count = np.bincount(self._row, minlength=len(texts))
 
-    def shared(self, batch: Batch) -> Iterator[tuple[int, int, int]]:
-        """Yield which row of a batch has a passage, which of these rows has it too, and the passage's number."""
-        hashes, rows, words = batch.grams(self.length)
+    def shared(self, texts: Texts) -> Iterator[tuple[int, int, int]]:
+        """Yield which of some texts has a passage, which of these rows has it too, and the passage's number."""
+        hashes, rows, words = texts.grams(self.length)
         at, keys = self._lookup.find(hashes)
         for row, word, key in zip(rows[at].tolist(), words[at].tolist(), keys.tolist(), strict=True):
-            part = batch.texts[row].words[word : word + self.length]
+            part = texts.texts[row].words[word : word + self.length]
             for entry in range(self._first[key], self._first[key + 1]):
                 mine, begin = int(self._row[entry]), int(self._word[entry])
                 if self._texts[mine].words[begin : begin + self.length] == part:
@@ -154,16 +177,16 @@ class Passages:
 class Familiar:
     """Tells rows most of whose different parts stand in some rows: no others can be near copies of them."""
 
-    def __init__(self, length: int, batch: Batch) -> None:
-        self._length, self._lookup = length, Lookup(batch.grams(length)[0])
+    def __init__(self, length: int, texts: Texts) -> None:
+        self._length, self._lookup = length, Lookup(texts.grams(length)[0])
 
-    def rows(self, batch: Batch, share: float) -> list[int]:
-        """Return the rows of a batch at least this share of whose different parts are known."""
-        hashes, rows, _ = batch.grams(self._length)
+    def rows(self, texts: Texts, share: float) -> list[int]:
+        """Return those of some texts at least this share of whose different parts are known."""
+        hashes, rows, _ = texts.grams(self._length)
         known = np.zeros(len(hashes), bool)
         known[self._lookup.find(hashes)[0]] = True
         # Equal parts of one row count once.
         _, first = np.unique(hashes ^ (rows.astype(np.uint64) * np.uint64(_BASE)), return_index=True)
-        all_parts = np.bincount(rows[first], minlength=len(batch.rows))
-        known_parts = np.bincount(rows[first], weights=known[first], minlength=len(batch.rows))
+        all_parts = np.bincount(rows[first], minlength=len(texts))
+        known_parts = np.bincount(rows[first], weights=known[first], minlength=len(texts))
         return [int(row) for row in np.flatnonzero((all_parts > 0) & (known_parts >= share * all_parts - 1e-9))]
