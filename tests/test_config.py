@@ -27,7 +27,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path, in_file: b
 
 
 def test_a_name_like_no_other_is_answered_with_all() -> None:
-    with pytest.raises(UsageError, match="there are budget, context"):
+    with pytest.raises(UsageError, match="there are against, budget"):
         resolve({"zzzzzz": 1})
 
 

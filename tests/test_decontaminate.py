@@ -1,6 +1,7 @@
 """Test rows in a pool: refused with their names, or left out and counted."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from nncift.config import resolve
 from nncift.data import Examples, rows_from
 from nncift.errors import DataError, QualityError, UsageError
 from nncift.models.encoders import HashEncoder
+from nncift.pipeline import run
 from nncift.stages.decontaminate import screened
 from nncift.stages.inspection import inspect
 
@@ -83,3 +85,18 @@ def test_inspect_tells_of_test_rows_with_columns_of_their_own(tmp_path: Path) ->
     assert "contamination" not in inspect(pool)
     with pytest.raises(UsageError, match="--encoder was given without --against"):
         inspect(pool, encoder="hash")
+
+
+def test_a_run_leaves_such_rows_out_and_counts_them(write_pool: Callable[..., Path], tmp_path: Path) -> None:
+    pool, tests = write_pool(60), tmp_path / "tests.jsonl"
+    tests.write_text("\n".join(pool.read_text().split("\n")[7:9]) + "\n")
+    settings: dict[str, Any] = {"teacher": "length", "encoder": "hash", "labels": "100%", "against": str(tests)}
+    with pytest.raises(QualityError, match=r"test rows are in \d+ of 60 rows"):
+        run(pool, out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+    made = run(pool, out=tmp_path / "run", decontaminate=True, **settings)
+    left = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert {8, 9} <= {line["line"] for line in left}
+    assert made.summary["contaminated"] == made.summary["rejected"] == len(left) == 60 - made.summary["pool"]
+    assert any("are left out, since test rows are in them" in warning for warning in made.warnings)
+    assert "are left out, since test rows are in them" in (tmp_path / "run" / "report.html").read_text()

@@ -71,6 +71,8 @@ def template(
         ("test.jsonl", 299, 304),
     ):
         (folder / name).write_text("".join(json.dumps(make_row(index)) + "\n" for index in range(first, last)))
+    # Words of their own: test rows that are in no other file.
+    (folder / "mmlu.jsonl").write_text('{"instruction": "Which planet is the largest?", "output": "Jupiter"}\n')
     for model in ("MODEL", "org/model", "Qwen/Qwen2.5-1.5B"):
         (folder / model).parent.mkdir(exist_ok=True)
         (folder / model).symlink_to(llama_folder)

@@ -77,7 +77,7 @@ def run(
         given.update(registry.as_settings(teacher.options))
     if encoder is not None:
         given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
-    for name, rows in (("pool", pool), ("target", target), ("existing", existing)):
+    for name, rows in (("pool", pool), ("target", target), ("existing", existing), ("against", given.get("against"))):
         if rows is not None and are_paths(rows):
             paths = [rows] if isinstance(rows, str | Path) else list(rows)
             given[name] = tuple(str(path) for path in paths)

@@ -40,6 +40,8 @@ class RunOptions(SelectOptions, total=False):
     """Settings of a run, as the flags of `nncift run` (docs/cli.md has each setting's meaning)."""
 
     preset: Literal["auto", "cheap", "paper"]
+    against: Files
+    decontaminate: bool
     model: str
     labels: Amount
     max_labels: Amount

@@ -47,6 +47,10 @@ def cli() -> None:
 @click.option("--target", multiple=True, help="File of examples that show the behaviour wanted; may be repeated.")
 @click.option("--existing", multiple=True, help="File of examples that were trained on already; may be repeated.")
 @click.option(
+    "--against", multiple=True, help="File of test rows that must not be in POOL: exit code 5; may be repeated."
+)
+@click.option("--decontaminate", is_flag=True, default=None, help="Leave out rows that test rows of --against are in.")
+@click.option(
     "--teacher",
     help="delift, delift-se, less, selectit, ifd, loss, rds, length, random, column:NAME.  [default: less]",
 )

@@ -39,6 +39,9 @@ Best = dict[int, tuple[float, int]]
 KINDS = ("exact", "near_copy", "overlap", "similar")
 """The strongest first."""
 
+CONTAMINATED = "in the test rows"
+"""The kind of the rejections of rows that are left out."""
+
 SHINGLE = 3
 """Words in a row of the parts that near copies are compared by."""
 
@@ -100,7 +103,7 @@ class Hit:
     def reason(self) -> str:
         """Return why the row is left out, in one line."""
         part = " by its prompt" if self.part == "prompt" else ""
-        return f"in the test rows: {self.kind} ({self.score:.2f}){part}, {self.test.id} of {self.test.source}"
+        return f"{CONTAMINATED}: {self.kind} ({self.score:.2f}){part}, {self.test.id} of {self.test.source}"
 
 
 @dataclass(frozen=True)

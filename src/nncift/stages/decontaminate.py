@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.config import RunSettings
-from nncift.core.progress import Progress, silent
 from nncift.data import Examples
-from nncift.data.contamination import Contamination, Embed, contamination, left_out
+from nncift.data.contamination import CONTAMINATED, Contamination, Embed, contamination, left_out
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, QualityError, UsageError
 from nncift.models.embedding_cache import EmbeddingCache
@@ -31,13 +30,18 @@ def embedder(encoder: Encoder) -> Embed:
 
 
 def screened(
-    settings: RunSettings, pool: Examples, tests: Examples | None, encoder: Encoder | None, progress: Progress = silent
+    settings: RunSettings,
+    pool: Examples,
+    tests: Examples | None,
+    encoder: Encoder | None = None,
+    *,
+    meaning: bool = True,
 ) -> Examples:
     """Return a pool without the rows that test rows are in, which are among its rejected rows then.
 
-    tests: what `--against` names, None without it. encoder: compares meanings, None = that of the settings, but for `lm`, which
-    is a model that is not loaded yet. Raises QualityError, with what was found, where there are such rows and settings do not say
-    `decontaminate`; DataError where no row is left, UsageError for `decontaminate` without test rows.
+    tests: what `--against` names, None without it. meaning: embeddings are compared too, by an encoder, None = that of the
+    settings, but for `lm`, which is a model that is not loaded yet. Raises QualityError, with what was found, where there are
+    such rows and settings do not say `decontaminate`; DataError where no row is left, UsageError for `decontaminate` alone.
     """
     if tests is None:
         if settings.decontaminate:
@@ -45,8 +49,7 @@ def screened(
         return pool
     if encoder is None and settings.encoder != "lm":
         encoder = create(settings.encoder, device=settings.device)
-    with progress("looking for test rows in the pool", len(pool)) as advance:
-        found = contamination(pool, tests, embed=None if encoder is None else embedder(encoder), advance=advance)
+    found = contamination(pool, tests, embed=embedder(encoder) if encoder is not None and meaning else None)
     if found.hits and not settings.decontaminate:
         error = QualityError(
             f"{summary_of(found)}. Leave these rows out with --decontaminate, or look at all of them with nncift inspect "
@@ -68,7 +71,7 @@ def summary_of(found: Contamination) -> str:
     """Return how many rows test rows are in, and the first of them, in one sentence."""
     hits = list(found.strongest.values())
     first = "; ".join(
-        f"{hit.row.id} of {hit.row.source} (line {hit.row.line}), {hit.reason().removeprefix('in the test rows: ')}"
+        f"{hit.row.id} of {hit.row.source} (line {hit.row.line}), {hit.reason().removeprefix(f'{CONTAMINATED}: ')}"
         for hit in hits[:NAMED]
     )
     more = "; ..." if len(hits) > NAMED else ""

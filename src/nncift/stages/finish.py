@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nncift.data import Examples, write_rejected
+from nncift.data.contamination import CONTAMINATED
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, ResourceError
 from nncift.evaluation.gate import advice
@@ -69,6 +70,7 @@ def finish(
         "run": str(directory.path),
         "pool": len(axes.sources),
         "rejected": len(rejected),
+        "contaminated": sum(row.kind == CONTAMINATED for row in rejected),
         "selected": len(subset),
         "teacher": settings.teacher,
         "student": settings.student,

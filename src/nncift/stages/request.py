@@ -16,7 +16,8 @@ from nncift.models.encoders import Encoder
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import check_graph, check_sets, default_objective
 from nncift.stages.check import check_target_count
-from nncift.stages.inputs import read_existing, read_pool, read_target, workspace_of
+from nncift.stages.decontaminate import screened
+from nncift.stages.inputs import read_against, read_existing, read_pool, read_target, workspace_of
 from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST
 from nncift.student.networks import network
@@ -64,8 +65,8 @@ class Request:
         for pointwise teachers, `flcg` with an existing set, with a target set `rr` for LESS and RDS and `fl2mi` for others, else
         `fl`. out: the run's directory, where a run that was begun keeps the features of its student.
 
-        Raises DataError for rows or files that cannot be used, UsageError and InfeasibleError for labels, budgets, rules, plans
-        and objectives that do not fit.
+        Raises DataError for rows or files that cannot be used, QualityError where rows of `--against` are in the pool, UsageError
+        and InfeasibleError for labels, budgets, rules, plans and objectives that do not fit.
         """
         _check_student(settings)
         settings = _as_begun(settings, out)
@@ -75,6 +76,8 @@ class Request:
         target = read_target(settings) if target is None else target
         existing = read_existing(settings) if existing is None else existing
         pool = read_pool(settings) if pool is None else pool
+        # A run that is only estimated embeds nothing.
+        pool = screened(settings, pool, read_against(settings), encoder, meaning=out is not None)
         check_pool_size(len(pool))
         constraints = Constraints.read(settings)
         constraints.check(PoolTable.of(pool))
