@@ -155,6 +155,15 @@ def test_columns_in_arrow_and_in_files_are_sequences(tmp_path: Path) -> None:
             column[23]
 
 
+def test_a_part_of_a_column_in_a_file_is_a_sequence_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"v": list(range(23))}), path, row_group_size=5)
+    for rows in (range(7), range(5, 10), range(8, 23), range(4, 4)):
+        column = FileColumn(path, "v", rows)
+        assert ([*column], len(column), column[1:3]) == ([*rows], len(rows), [*rows][1:3])
+        assert [*zip(column, FileColumn(path, "v", rows), strict=True)] == [(row, row) for row in rows]
+
+
 def test_a_column_in_a_file_holds_what_it_is_told_to_keep(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"v": list(range(20))}), path, row_group_size=5)

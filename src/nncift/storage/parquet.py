@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -96,6 +96,15 @@ class FileColumn(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        for first, last in pairwise(self._starts):
+            rows = range(max(first, self._rows.start), min(last, self._rows.stop))
+            if rows:
+                self._read(rows.start)
+                held = self._held
+                for at in ranges(len(rows), AT_ONCE):
+                    yield from held[rows.start - first + at.start : rows.start - first + at.stop]
 
     def at(self, places: Sequence[int]) -> list[Any]:
         """Return the values at some places, each group of rows read once."""
