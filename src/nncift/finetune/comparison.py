@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 from nncift.errors import UsageError
 from nncift.finetune.arms import ARMS
 from nncift.finetune.results_store import Outcome
-from nncift.finetune.test_set import LOSS, Values
+from nncift.finetune.test_set import LOSS, Scores, Values
+from nncift.generation.likelihood import Losses, perplexity
 from nncift.generation.paired_comparison import Comparison, compare
 
 AGAINST = ("selected", "teacher", "random")
@@ -189,8 +190,12 @@ def _metric(group: Group, arm: str, metric: str) -> MetricSummary:
         between_seeds=between_seeds(known),
         failed=int((~np.isfinite(table)).sum()),
         first_failure=next((one.failures[metric] for one in scores if metric in one.failures), None),
-        perplexity=_mean([_perplexity(outcome) for outcome in group.outcomes[arm]]) if metric == LOSS else None,
+        perplexity=_perplexity(scores) if metric == LOSS else None,
     )
+
+
+def _perplexity(scores: Sequence[Scores]) -> float | None:
+    return _mean([_number(perplexity(Losses((), one.values[LOSS], one.tokens))) for one in scores])
 
 
 def between_seeds(by_seed: Sequence[float | None]) -> float | None:
@@ -203,13 +208,6 @@ def between_seeds(by_seed: Sequence[float | None]) -> float | None:
         return None
     first, second = np.triu_indices(len(known), 1)
     return float(np.abs(known[first] - known[second]).mean())
-
-
-def _perplexity(outcome: Outcome) -> float | None:
-    """Return exp of the mean loss over all response tokens of the rows that were read."""
-    loss, tokens = outcome.scores.values[LOSS], outcome.scores.tokens
-    read = np.isfinite(loss) & (tokens > 0)
-    return float(np.exp(np.average(loss[read], weights=tokens[read]))) if read.any() else None
 
 
 def _compared(group: Group, metric: str, arm: str, other: str, higher: bool, seed: int) -> ArmComparison:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nncift.core.progress import Progress, silent
 from nncift.data.examples import Example, Message, Rejection
 from nncift.data.file_rows import file_records
 from nncift.data.opening import stem_of
@@ -94,7 +93,6 @@ def choose(
     normalise: bool = False,
     before: InFrontOf | None = None,
     batch_tokens: int = 2048,
-    progress: Progress = silent,
 ) -> list[Answer]:
     """Return the option that the model finds likeliest for every question, as its letter, the first among equals.
 
@@ -119,8 +117,7 @@ def choose(
             rows |= options
     total = np.mean if normalise else np.sum
     found = {
-        key: float(total(logs.astype(np.float64)))
-        for key, logs in log_probabilities(lm, rows, "weighing options", progress, batch_tokens).items()
+        key: float(total(logs.astype(np.float64))) for key, logs in log_probabilities(lm, rows, batch_tokens).items()
     }
     answers = []
     for question in questions:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from nncift.core.progress import Progress, silent
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
 from nncift.generation.prompts import InFrontOf, Prompts, reason
@@ -44,7 +43,6 @@ def generate(
     max_new_tokens: int = 150,
     before: InFrontOf | None = None,
     batch_tokens: int = 8192,
-    progress: Progress = silent,
 ) -> list[Answer]:
     """Return the greedy answer to every example's prompt, in the examples' order; the responses are not shown.
 
@@ -69,12 +67,10 @@ def generate(
     ids = list(rows)
     writer = _Writer(lm, wording)
     found: dict[str, Ids] = {}
-    with progress("writing answers", len(ids)) as advance:
-        for batch in writer.batches([len(rows[item]) for item in ids], max_new_tokens, batch_tokens):
-            here = [ids[index] for index in batch]
-            limit = min(max_new_tokens, lm.context - max(len(rows[item]) for item in here))
-            found.update(zip(here, writer.write([rows[item] for item in here], limit), strict=True))
-            advance(len(here))
+    for batch in writer.batches([len(rows[item]) for item in ids], max_new_tokens, batch_tokens):
+        here = [ids[index] for index in batch]
+        limit = min(max_new_tokens, lm.context - max(len(rows[item]) for item in here))
+        found.update(zip(here, writer.write([rows[item] for item in here], limit), strict=True))
     return [_answer(example, found.get(example.id), failures, writer) for example in examples]
 
 

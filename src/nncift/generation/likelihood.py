@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.progress import Progress, silent
 from nncift.data.examples import Examples
 from nncift.errors import DataError
 from nncift.generation.prompts import InFrontOf, Prompts, log_probabilities, reason
@@ -39,13 +38,12 @@ def response_losses(
     examples: Examples,
     wording: PromptFormat,
     before: InFrontOf | None = None,
-    progress: Progress = silent,
     *,
     batch_tokens: int = 2048,
 ) -> Losses:
     """Return the loss of every example's response, teacher-forced, given its prompt and what stands in front of it.
 
-    before: by id, examples in front (`in_context.examples_in_front`). batch_tokens: tokens of one forward pass, padding
+    before: by id, examples in front (`few_shot.examples_in_front`). batch_tokens: tokens of one forward pass, padding
     included. An item that cannot be worded or does not fit into the context has no loss, and its reason is kept.
     """
     prompts = Prompts(lm, wording, before)
@@ -56,7 +54,7 @@ def response_losses(
             rows[example.id] = prompts.row(example)
         except DataError as error:
             failures[example.id] = reason(error)
-    logs = log_probabilities(lm, rows, "reading responses", progress, batch_tokens)
+    logs = log_probabilities(lm, rows, batch_tokens)
     found = {item: -float(np.mean(values, dtype=np.float64)) for item, values in logs.items()}
     failures |= dict.fromkeys((item for item, value in found.items() if not math.isfinite(value)), NO_NUMBER)
     read = [item not in failures for item in examples.ids]

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.progress import Progress
 from nncift.data.examples import Example
 from nncift.errors import DataError
 from nncift.models.batching import batches
@@ -37,7 +36,7 @@ class Prompts:
     def row(self, example: Example, room: int = 0) -> Row:
         """Return an item whole, its examples in front, with at least `room` tokens of the context left behind its prompt.
 
-        Raises DataError where the item cannot be worded, or is too long: nothing is cut here (see `in_context`).
+        Raises DataError where the item cannot be worded, or is too long: nothing is cut here (see `few_shot`).
         """
         shown = self._before.get(example.id, ())
         tokens = self.wording.tokens(example, behind=bool(shown))
@@ -57,17 +56,13 @@ class Prompts:
         return self._blocks[key]
 
 
-def log_probabilities(
-    lm: CausalLM, rows: Mapping[Key, Row], what: str, progress: Progress, batch_tokens: int
-) -> dict[Key, npt.NDArray[np.float32]]:
+def log_probabilities(lm: CausalLM, rows: Mapping[Key, Row], batch_tokens: int) -> dict[Key, npt.NDArray[np.float32]]:
     """Return the log-probabilities of every row's response tokens, `(n_response,)` each, many rows to a pass."""
     keys, start = list(rows), lm.prefix(())
     found: dict[Key, npt.NDArray[np.float32]] = {}
-    with progress(what, len(keys)) as advance:
-        for batch in batches([len(rows[key]) for key in keys], batch_tokens):
-            here = [keys[index] for index in batch]
-            found.update(zip(here, lm.log_probabilities(start, [rows[key] for key in here]), strict=True))
-            advance(len(here))
+    for batch in batches([len(rows[key]) for key in keys], batch_tokens):
+        here = [keys[index] for index in batch]
+        found.update(zip(here, lm.log_probabilities(start, [rows[key] for key in here]), strict=True))
     return found
 
 

@@ -151,7 +151,7 @@ class Study:
 def load(path: Path, given: Mapping[str, list[str]]) -> Study:
     """Read a study file; `$name` in pools and options stands for what was given under that name, `$name...` in a list for all.
 
-    Analyses whose pool or options name something that was not given are left out, and are told. Raises DataError for a
+    Analyses whose pool or options name something that was not given are left out, and are named. Raises DataError for a
     file that cannot be read, UsageError for names and values that do not fit, also in settings of runs.
     """
     try:

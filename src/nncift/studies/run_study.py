@@ -145,7 +145,7 @@ def _recorded_before(out: Path, names: Collection[str]) -> dict[str, Any]:
 
 
 def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds: float) -> dict[str, Any]:
-    """Write what an analysis found, and return what is told of it. seconds: of this session; what was stored costs none."""
+    """Write what an analysis found, and return its part of the summary. seconds: of this call; what was stored costs none."""
     files = [f"{analysis.name}.{kind}" for kind in ("json", "csv", "md")] + list(page.figures)
     write_json(out / files[0], {"analysis": analysis.model_dump(mode="json"), "records": records})
     write_text(out / files[1], as_csv(records))

@@ -202,7 +202,10 @@ def _by_skill(gate: list[GateSkill]) -> tuple[str, str]:
     if used.who != "student":
         return f"{verdict} It is free: the student did worse, and its labels bought little.", "doubt"
     if used.skill <= 2 * used.error:
-        return f"{verdict} That cannot be told from chance: read the warnings before you train on this.", "doubt"
+        return (
+            f"{verdict} That is no significant difference from chance: read the warnings before you train on this.",
+            "doubt",
+        )
     return verdict, "fair"
 
 

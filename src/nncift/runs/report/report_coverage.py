@@ -18,7 +18,7 @@ from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 POINTS = 60
 DRAWS = 5
 DENSE_ROWS = 8000
-"""Above this, a selection by similarities would hold more than 0.5 GB; these are left out, which is told."""
+"""Above this, a selection by similarities would hold more than 0.5 GB; these are left out, and the page says so."""
 REGIONS = 12
 CONTROLS = {
     "random": "random",
