@@ -113,7 +113,7 @@ def main() -> None:
         folder = case.cache / f"{case.data.stem}-{case.rows}-{case.share}-{case.seed}"
         record |= measure(pool, {"exchanged": planted.bad & set(pool.ids)}, model, folder, case)
     if case.json:
-        print(json.dumps({what: found.as_dict() for what, found in record.items()}))
+        print(json.dumps({what: found.to_json() for what, found in record.items()}))
         return
     for what, found in record.items():
         show(what, found)

@@ -59,7 +59,7 @@ def explain(folder: Path, out: Path | None = None) -> None:
     from nncift.runs.finished import FinishedRun
 
     found = FinishedRun(folder / "run")
-    record = [explain(found, item, why_not=True) for item in (sorted(found.choices)[3], found.chosen[0])]
+    record = [explain(found, item, why_not=True).to_json() for item in (sorted(found.choices)[3], found.chosen[0])]
     ((out or folder) / "explained.json").write_text(json.dumps(record))
 
 
@@ -67,7 +67,7 @@ def compare(folder: Path) -> None:
     """Compare the run's selection with itself, and leave what was said."""
     from nncift.runs.compare import compare
 
-    (folder / "compared.json").write_text(json.dumps(compare(folder / "run", folder / "run")))
+    (folder / "compared.json").write_text(json.dumps(compare(folder / "run", folder / "run").to_json()))
 
 
 def select(folder: Path) -> None:

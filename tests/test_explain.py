@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nncift import explain
 from nncift.cli import main as cli
 from nncift.errors import DataError, UsageError
-from nncift.runs.explain import cover, explain, nearest_selected, sampled_targets, served_best
+from nncift.runs.explain import cover, nearest_selected, sampled_targets, served_best
 from nncift.runs.finished import FinishedRun
 
 WORDS = "sort list name add red blue green cat dog bird sky sea tree house".split()
@@ -88,9 +89,9 @@ def test_targets_served_best_come_from_the_column_of_the_matrix(done: Path) -> N
     column = run.block(run.target_ids, [name])[0][:, 0]
     found = served_best(run, name, best=3)
     best = sorted(column[np.isfinite(column)].tolist(), reverse=True)[:3]
-    assert [one["utility"] for one in found] == pytest.approx(best, abs=1e-7)
-    assert all(one["target"] != name for one in found)
-    assert all((one["low"] is None) == one["known"] for one in found)
+    assert [one.utility for one in found] == pytest.approx(best, abs=1e-7)
+    assert all(one.target != name for one in found)
+    assert all((one.low is None) == one.known for one in found)
 
 
 def test_cover_is_the_best_and_second_best_of_the_chosen(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_a_chosen_row_tells_rank_gain_and_what_its_loss_would_cost(done: Path) -
 def test_a_dropped_row_tells_who_serves_its_targets_and_what_is_missing(done: Path) -> None:
     run = FinishedRun(done)
     dropped = max((c for c in run.choices.values() if not c.selected), key=lambda c: (c.would_add or 0, c.id))
-    record = explain(run, dropped.id, why_not=True)
+    record = explain(done, dropped.id, why_not=True)
     assert not record["selected"]
     last = run.choices[run.chosen[-1]]
     assert f"the last chosen row, {last.id}, added {last.gain:.4g}" in record["change"][0]
@@ -139,7 +140,7 @@ def test_the_nearest_selected_row_is_another_one(done: Path) -> None:
     found = nearest_selected(run, name)
     assert found is not None
     cosines = {other: float(run.vectors([other])[0] @ run.vectors([name])[0]) for other in run.chosen if other != name}
-    assert found["cosine"] == pytest.approx(max(cosines.values()), abs=1e-6)
+    assert found.cosine == pytest.approx(max(cosines.values()), abs=1e-6)
 
 
 def test_many_targets_are_sampled_alike_each_time(done: Path) -> None:
@@ -159,8 +160,8 @@ def test_scores_of_rows_are_explained_without_targets(tmp_path: Path, llama_fold
     folder = make(tmp_path, llama_folder, "--teacher", "ifd", "--budget", "5")
     run = FinishedRun(folder)
     chosen, dropped = (
-        explain(run, run.chosen[-1]),
-        explain(run, next(c.id for c in run.choices.values() if not c.selected)),
+        explain(folder, run.chosen[-1]),
+        explain(folder, next(c.id for c in run.choices.values() if not c.selected)),
     )
     assert chosen["serves"] == dropped["serves"] == []
     assert chosen["score_place"] == 5

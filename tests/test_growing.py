@@ -14,6 +14,9 @@ from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
 from nncift.errors import QualityError, UsageError
+from nncift.evaluation.fidelity import FidelityReport, Measures
+from nncift.evaluation.gate import GateRecord, SkillRecord
+from nncift.evaluation.intervals import PairInterval
 from nncift.labels import LabelBudget
 from nncift.labels.store import Axes
 from nncift.stages import fit as fitting
@@ -75,20 +78,19 @@ class Scripted:
         patch.setattr(growing, "plan_labels", lambda *_: None)
         patch.setattr(growing, "label", lambda work, axes, plan, budget, vectors: {"train": range(budget.count)})
 
-        def fit(*_: Any) -> tuple[Any, dict[str, Any]]:
+        def fit(*_: Any) -> tuple[None, FidelityReport]:
             now = reached[self.fitted]
             self.fitted += 1
-            q4 = {"spearman": now["spearman"], "r2": now.get("r2", 0.0)}
-            return None, {
-                "fidelity": {"q4": q4},
-                "gate": {"used": "student", "skill": {"student": {"skill": now["skill"]}}},
-            }
+            q4 = Measures(None, None, now.get("r2", 0.0), None, now["spearman"], None, None, None, 9, 3, 3, 0)
+            skill = {} if now["skill"] is None else {"student": SkillRecord(now["skill"], 0.1, (0.0, 1.0))}
+            gate, interval = GateRecord("student", "fl", 0.1, 3, 9, skill), PairInterval(None, 0.9, None, 3)
+            return None, FidelityReport({"q4": q4}, {}, {}, (), 0, 0.0, 1, "", interval, gate, 0, {})
 
         patch.setattr(fitting, "fit_student", fit)
 
     def label_in_rounds(self) -> list[dict[str, Any]]:
-        record: Any = label_in_rounds(self.work, None, None, None, self.rounds)[2]  # type: ignore[arg-type]
-        return list(record["growth"])
+        report = label_in_rounds(self.work, None, None, None, self.rounds)[2]  # type: ignore[arg-type]
+        return [step.to_json() for step in report.growth]
 
 
 def reaching(*spearman: float | None, skill: float = 0.0) -> list[dict[str, Any]]:

@@ -15,12 +15,11 @@ import pytest
 import yaml
 
 import nncift
-from nncift import Run
+from nncift import Run, compare
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.evaluation.fidelity import measure
-from nncift.runs.compare import compare
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import utilities_of
 from nncift.runs.select_again import reselect

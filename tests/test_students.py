@@ -18,12 +18,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import nncift
-from nncift import Run
+from nncift import Run, explain
 from nncift.errors import UsageError
 from nncift.evaluation.fidelity import measure
 from nncift.labels import TRAIN, PairLabelStore
 from nncift.models.causal_lm import CausalLM
-from nncift.runs.explain import explain
 from nncift.runs.finished import FinishedRun
 from nncift.runs.select_again import reselect
 from nncift.stages.finish import score_file
@@ -126,7 +125,7 @@ def test_new_rows_cost_one_pass_each_and_get_what_the_run_would_predict(
     assert sum(passes) == NEW
     table = pq.read_table(tmp_path / "scores.parquet").to_pylist()
     assert [line["id"] for line in table] == list(new.ids)
-    assert record["rows"] == NEW
+    assert record.rows == NEW
     # The pool's own rows, as new ones: what the student says of their pairs, averaged.
     finished = FinishedRun(probed / "run")
     again = nncift.Student.load(probed / "run" / "student").score(nncift.read(probed / "pool.jsonl"))

@@ -27,7 +27,7 @@ from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
 from nncift.selection.problem import build
-from nncift.selection.solve import by_score_note, choose
+from nncift.selection.solve import choose
 from nncift.selection.utilities import Utilities
 from nncift.stages import (
     NOTES,
@@ -165,16 +165,16 @@ def _selected(request: Request, out: str | Path, progress: Progress, executor: E
         selection = choose(context.directory, context.keys, settings, rows, settled, problem)
         directory.charge(SCORE, joining.seconds)
         joining.tidy_calculated(context.keys["fit"])
-        subset = axes.sources.subset(selection.pop("ids"))
+        subset = axes.sources.subset(selection.ids)
         about_rows: list[str] = directory.read_json(NOTES, [])
         spread = LabelSpread.of(labels)
         about_labels = () if spread is None else spread.warnings()
         notes = (*request.pool.notes, *about_rows, *allowance.notes, *joining.notes)
         notes += (*_truncation(vectors.truncated, len(axes.rows)), *about_labels)
-        if by_score := selection.get("by_score"):
-            notes = (*notes, by_score_note(selection["budget"], by_score))
+        if selection.record.note:
+            notes = (*notes, selection.record.note)
         directory.write_manifest(record_of(context, request.pool), keep_summary=True)
-        return finish(context, axes, subset, selection, rejected, fidelity, notes)
+        return finish(context, axes, subset, selection.record, rejected, fidelity, notes)
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

@@ -127,7 +127,7 @@ def test_bad_data_sets_every_score_to_one_sign(pool: nncift.Examples, llama_fold
     found = bad_data(pool, pool.ids[:6], lm=lm, seed=3, resamples=20)
     assert list(found.auc) == ["random", "length", "loss", "ifd", "ifd ratio"]
     assert found.auc["length"] == auc(by_length, pool.ids[:6])
-    json.dumps(found.as_dict())
+    json.dumps(found.to_json())
 
 
 def test_bad_data_reads_matrices_and_runs(pool: nncift.Examples, tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def test_json_has_the_keys_of_the_contract_and_no_nan() -> None:
             "pairs",
             "targets",
             "sources",
-        } <= set(found["fidelity"][name])
+        } <= set(found["student"][name])
     assert set(found["baselines"]) == set(NAMES) - {"student"}
     assert set(found["baselines"]["cosine"]) == {"q1", "q2", "q3", "q4"}
-    q4 = found["fidelity"]["q4"]
+    q4 = found["student"]["q4"]
     assert (q4["pairs"], q4["targets"], q4["sources"]) == (225, 15, 15)
     assert q4["spearman_interval"][0] < q4["spearman"] < q4["spearman_interval"][1]
     assert found["baselines"]["mean"]["q4"]["spearman"] == 0.0
@@ -111,8 +111,8 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_other_intervals()
     guesses = {"student": {"q4": noisy(pairs, 1.0)}}
     first, again, other = (measure({"q4": pairs}, guesses, 0.0, seed, 100).to_json() for seed in (1, 1, 2))
     assert first == again
-    assert first["fidelity"]["q4"]["r2"] == other["fidelity"]["q4"]["r2"]
-    assert first["fidelity"]["q4"]["r2_interval"] != other["fidelity"]["q4"]["r2_interval"]
+    assert first["student"]["q4"]["r2"] == other["student"]["q4"]["r2"]
+    assert first["student"]["q4"]["r2_interval"] != other["student"]["q4"]["r2_interval"]
 
 
 def test_an_interval_does_not_depend_on_which_predictors_stand_beside() -> None:

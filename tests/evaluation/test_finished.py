@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import nncift
+from nncift import evaluate
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.labels import SCORE
-from nncift.runs.evaluate import evaluate
 from nncift.runs.finished import FinishedRun
 from nncift.runs.true_matrix import true_matrix
 from nncift.selection.objectives import facility_location_value

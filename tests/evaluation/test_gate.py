@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from nncift.evaluation.gate import Gate, advice, choose
+from nncift.evaluation.gate import Gate, GateRecord, SkillRecord, advice, choose
 from nncift.evaluation.selection_skill import LEAST_ITEMS, Block, SelectionSkill, _some, selection_skill
 
 Matrix = np.ndarray
@@ -133,7 +133,7 @@ def free_and_student(student: float, free: float, *, enforced: bool = True) -> t
     truth = truth_of(40, 2)
     guesses = {"student": truth + student * noise(truth, 5), "cosine": truth + free * noise(truth, 6)}
     found = gate([block(truth, guesses)], enforced=enforced)
-    return found.used, found.warnings(), {name: of["skill"] for name, of in found.to_json()["skill"].items()}
+    return found.used, found.warnings(), {name: of["skill"] for name, of in found.record().to_json()["skill"].items()}
 
 
 def test_a_better_free_similarity_is_used_and_said_so() -> None:
@@ -180,8 +180,9 @@ def test_too_few_items_or_pairs_measure_nothing_and_say_so(n: int) -> None:
 
 
 def test_a_probe_is_advised_where_something_free_selects_no_worse() -> None:
-    def record(**skill: float) -> dict[str, object]:
-        return {"used": "student", "skill": {name: {"skill": value, "error": 0.1} for name, value in skill.items()}}
+    def record(**skill: float) -> GateRecord:
+        skills = {name: SkillRecord(value, 0.1, (value - 0.2, value + 0.2)) for name, value in skill.items()}
+        return GateRecord("student", "fl", 0.2, 20, 400, skills)
 
     said = advice(record(student=0.4, cosine=0.4, ridge=0.1), 1200)
     assert said is not None
@@ -189,4 +190,4 @@ def test_a_probe_is_advised_where_something_free_selects_no_worse() -> None:
     assert "(1,200 passes)" in said
     assert advice(record(student=0.4, cosine=0.3), 1200) is None
     assert advice(record(student=0.4), 1200) is None
-    assert advice({"used": "student", "skill": {}}, 1200) is None
+    assert advice(record(), 1200) is None

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 
 import nncift
+from nncift import evaluate
 from nncift.core.pairs import UtilityMatrix
 from nncift.data import Examples, read
 from nncift.errors import UsageError
-from nncift.runs.evaluate import evaluate
 from nncift.runs.finished import FinishedRun
 from nncift.runs.select_again import reselect
 from nncift.selection import Given, pose

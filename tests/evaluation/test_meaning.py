@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from nncift.core.pairs import LabelledPairs
+from nncift.evaluation.fidelity import Measures
 from nncift.evaluation.meaning import HeldOutSignal, LabelSpread
 
 
@@ -46,8 +45,9 @@ def test_without_a_label_nothing_is_said() -> None:
     assert LabelSpread.of({}) is None
 
 
-def measures(r2: float | None, low: float = 0.0, high: float = 0.0) -> dict[str, Any]:
-    return {"r2": r2, "r2_interval": None if r2 is None else (low, high), "pairs": 435}
+def measures(r2: float | None, low: float = 0.0, high: float = 0.0) -> Measures:
+    interval = None if r2 is None else (low, high)
+    return Measures(None, None, r2, interval, None, None, None, None, 435, 30, 30, 435)
 
 
 def test_noise_is_named_with_the_best_predictor_and_its_interval() -> None:

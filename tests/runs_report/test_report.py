@@ -253,7 +253,7 @@ def test_choosing_again_makes_the_report_again(done: Path, tmp_path: Path) -> No
 
 def test_removed_duplicates_are_told_and_explained(tmp_path: Path) -> None:
     import nncift
-    from nncift.runs.explain import explain
+    from nncift import explain
 
     rows = [{"id": f"r{k}", "instruction": f"say {k % 37}", "output": "word " * (1 + k % 37)} for k in range(40)]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -165,7 +165,7 @@ def score(rows: Any, *, run: str | Path, out: str | Path, device: str = "auto") 
     from nncift.data import rows_from
     from nncift.stages.finish import score_file
 
-    return score_file(rows_from(rows), Path(run), Path(out), device=device)
+    return score_file(rows_from(rows), Path(run), Path(out), device=device).to_json()
 
 
 def evaluate(
@@ -174,21 +174,22 @@ def evaluate(
     """Measure a run's student; full_teacher: label every pair (resumable), and judge selection and intervals by the truth."""
     from nncift.runs.evaluate import evaluate
 
-    return evaluate(Path(path), full_teacher=full_teacher, device=device, progress=progress or for_people())
+    result = evaluate(Path(path), full_teacher=full_teacher, device=device, progress=progress or for_people())
+    return result.to_json()
 
 
 def explain(path: str | Path, example_id: str, *, why_not: bool = False) -> Mapping[str, Any]:
     """Tell why a row was chosen or dropped, and what would have to change."""
     from nncift.runs.explain import explain
 
-    return explain(path, example_id, why_not=why_not)
+    return explain(path, example_id, why_not=why_not).to_json()
 
 
 def compare(a: str | Path, b: str | Path, *, clusters: int = 10) -> Mapping[str, Any]:
     """Compare two selections: overlap, coverage, shifts between clusters of the embeddings."""
     from nncift.runs.compare import compare
 
-    return compare(Path(a), Path(b), clusters=clusters)
+    return compare(Path(a), Path(b), clusters=clusters).to_json()
 
 
 def export(

@@ -147,7 +147,7 @@ class Run:
         """Tell why a row was chosen or dropped, and what would have to change."""
         from nncift.runs.explain import explain
 
-        return explain(self._finished, example_id, why_not=why_not)
+        return explain(self._finished, example_id, why_not=why_not).to_json()
 
     def select(self, *, out: str | Path | None = None, **settings: Any) -> Mapping[str, Any]:
         """Select again, with another budget, objective or other constraints; no model is loaded.

@@ -21,7 +21,7 @@ def compare_command(show: bool, a: Path, b: Path, clusters: int) -> dict[str, An
     """Compare the selections of A and B, run directories or outputs of select: overlap, coverage, shifts."""
     from nncift.runs.compare import compare
 
-    summary = compare(a, b, clusters=clusters)
+    summary = compare(a, b, clusters=clusters).to_json()
     if show:
         from nncift.cli.display_select import show_comparison
 

@@ -21,7 +21,7 @@ def evaluate_command(show: bool, run: Path, full_teacher: bool, device: str) -> 
     """Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth."""
     from nncift.runs.evaluate import evaluate
 
-    summary = evaluate(run, full_teacher=full_teacher, device=device, progress=progress(show))
+    summary = evaluate(run, full_teacher=full_teacher, device=device, progress=progress(show)).to_json()
     if show:
         from nncift.cli.display_evaluate import show_evaluation
 

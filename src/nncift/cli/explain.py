@@ -19,7 +19,7 @@ def explain_command(show: bool, run: Path, example_id: str, why_not: bool) -> di
     """Tell why a row of RUN was chosen or dropped, and what would have to change."""
     from nncift.runs.explain import explain
 
-    summary = explain(run, example_id, why_not=why_not)
+    summary = explain(run, example_id, why_not=why_not).to_json()
     if show:
         _show(summary)
     return summary

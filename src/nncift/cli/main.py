@@ -210,7 +210,7 @@ def score_command(
     from nncift.stages.finish import score_file
 
     pool = read(*new, format=format_, map=dict(assignment("--map", item) for item in map_), limit=limit)
-    result = score_file(pool, run_, out, device=device)
+    result = score_file(pool, run_, out, device=device).to_json()
     if show:
         from nncift.cli.display import show_scores
 

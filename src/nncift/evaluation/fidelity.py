@@ -6,16 +6,19 @@ q1: target and source seen in training; q2: target unseen; q3: source unseen; q4
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
+from nncift.core.records import OPTIONAL, Record
 from nncift.core.seeds import generator
 from nncift.errors import UsageError
 from nncift.evaluation.bootstrap import MIN_ITEMS, has_enough_items, item_weights, percentile_interval
+from nncift.evaluation.gate import GateRecord
+from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.metrics import (
     MIN_PAIRS,
     Array,
@@ -46,7 +49,7 @@ an interval is, so little is lost, and that little makes it wider, never narrowe
 
 
 @dataclass(frozen=True)
-class Measures:
+class Measures(Record):
     """What one predictor reaches in one quadrant; None where a number is undefined. Intervals are 95 % over items."""
 
     mse: float | None
@@ -64,7 +67,7 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class Fidelity(Record):
     """The student's measures per quadrant, those of each baseline, and on q4 what lies between them.
 
     absent: quadrants that do not exist (a pointwise teacher has neither q2 nor q3), of which nothing is said.
@@ -89,21 +92,43 @@ class Fidelity:
             sentences += [sentence for sentence in found if sentence is not None]
         return sentences
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the keys `fidelity` and `baselines` of summary.json, with `differences` and `verdicts` beside them."""
-        return {
-            "fidelity": {name: _plain(measures) for name, measures in self.student.items()},
-            "baselines": {
-                name: {quadrant: _plain(measures) for quadrant, measures in of.items()}
-                for name, of in self.baselines.items()
-            },
-            "differences": {
-                name: {key: _plain(difference) for key, difference in of.items()}
-                for name, of in self.differences.items()
-            },
-            "verdicts": self.verdicts(),
-            "resamples": self.resamples,
-        }
+
+@dataclass(frozen=True)
+class FidelityReport(Record):
+    """What `fidelity.json` holds: figures by quadrant, baselines, what lies between them, and what the gate found.
+
+    folds: 1 = items that the plan set apart. interval: says what the interval of a new row's score rests on. course: of the
+    student's training. growth: of labels in rounds, which has a file of its own.
+    """
+
+    fidelity: Mapping[str, Measures]
+    baselines: Mapping[str, Mapping[str, Measures]]
+    differences: Mapping[str, Mapping[str, Difference]]
+    verdicts: tuple[str, ...]
+    resamples: int
+    train_mean: float
+    folds: int
+    interval: str
+    pair_interval: PairInterval
+    gate: GateRecord
+    parameters: int
+    course: Mapping[str, Any]
+    growth: tuple[LabelRound, ...] = field(default=(), metadata=OPTIONAL)
+
+    @property
+    def unseen(self) -> Measures:
+        """What the student reaches on pairs of unseen items."""
+        return self.fidelity["q4"]
+
+
+@dataclass(frozen=True)
+class LabelRound(Record):
+    """What a round of labels reached: labels to learn from, and figures on unseen items; None where undefined."""
+
+    labels: int
+    spearman: float | None
+    r2: float | None
+    skill: float | None
 
 
 def measure(
@@ -236,11 +261,6 @@ def _differences(measures: Mapping[str, Measures], resampled: _Resampled) -> dic
         for name, of in measures.items()
         if name != STUDENT
     }
-
-
-def _plain(numbers: Measures | Difference) -> dict[str, Any]:
-    """Return a dict with intervals as lists, so that it equals what is read back from a JSON file."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(numbers).items()}
 
 
 def _is_small(measures: Measures) -> bool:

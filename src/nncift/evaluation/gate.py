@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from nncift.core.records import Record
 from nncift.evaluation.selection_skill import Block, Extent, SelectionSkill, selection_skill
 from nncift.evaluation.verdicts import NAMES
 from nncift.student.candidates import STUDENT, is_student
 
 CLEARLY = 1.5
 """Standard errors by which another candidate must select better: on fewer, the choice is wrong about as often as right."""
+
+
+@dataclass(frozen=True)
+class SkillRecord(Record):
+    """Selection skill with its standard error and 90 % interval."""
+
+    skill: float
+    error: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class GateRecord(Record):
+    """What a gate leaves: what was used, and the skill of every candidate; see `Gate`."""
+
+    used: str
+    objective: str
+    share: float
+    items: int
+    pairs: int
+    skill: Mapping[str, SkillRecord]
+
+    @property
+    def headline(self) -> SkillRecord | None:
+        """The skill of what selects; None where it could not be measured."""
+        return self.skill.get(self.used)
 
 
 @dataclass(frozen=True)
@@ -35,19 +61,10 @@ class Gate:
         """The skill of what selects; None where it could not be measured."""
         return self.skills.get(self.used)
 
-    def to_json(self) -> dict[str, Any]:
+    def record(self) -> GateRecord:
         """Return what was used, and skill with its standard error and 90 % interval by candidate."""
-        return {
-            "used": self.used,
-            "objective": self.objective,
-            "share": self.share,
-            "items": self.items,
-            "pairs": self.pairs,
-            "skill": {
-                name: {"skill": of.skill, "error": of.error, "interval": list(of.interval)}
-                for name, of in self.skills.items()
-            },
-        }
+        skill = {name: SkillRecord(of.skill, of.error, of.interval) for name, of in self.skills.items()}
+        return GateRecord(self.used, self.objective, self.share, self.items, self.pairs, skill)
 
     def warnings(self) -> list[str]:
         """Return what has to be said in plain words."""
@@ -97,12 +114,12 @@ def choose(
     return Gate(used, skills, enforced, objective, share, extent.sources, extent.pairs)
 
 
-def advice(gate: Mapping[str, Any], rows: int) -> str | None:
+def advice(gate: GateRecord, rows: int) -> str | None:
     """Return what a run whose student read text alone could try where something free selects no worse; None where nothing does.
 
-    gate: `Gate.to_json`. rows: on both axes, each of which the probe asks about once.
+    rows: on both axes, each of which the probe asks about once.
     """
-    skill = {name: of["skill"] for name, of in gate["skill"].items()}
+    skill = {name: of.skill for name, of in gate.skill.items()}
     own = skill.pop(STUDENT, None)
     free = {name: value for name, value in skill.items() if not is_student(name)}
     if own is None or max(free.values(), default=own - 1) < own:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
+from nncift.core.records import Record
 from nncift.errors import UsageError
 
 Array = npt.NDArray[np.float64]
@@ -75,7 +75,7 @@ def _of_all_targets(error: Array, within: Array, count: npt.NDArray[np.intp]) ->
 
 
 @dataclass(frozen=True)
-class PairInterval:
+class PairInterval(Record):
     """Half the width of the interval around the prediction of a pair of unseen items, and how often it held.
 
     coverage: share of the test pairs inside the interval that the validation pairs alone give; None where either is missing.
@@ -85,10 +85,6 @@ class PairInterval:
     level: float
     coverage: float | None
     items: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers."""
-        return asdict(self)
 
 
 def interval_of_pairs(*blocks: tuple[LabelledPairs, npt.ArrayLike], level: float = 0.9) -> PairInterval:

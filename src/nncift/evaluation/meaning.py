@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nncift.core.pairs import LabelledPairs
+from nncift.evaluation.fidelity import Measures
 from nncift.evaluation.verdicts import NAMES
 
 ONE_VALUE = 0.95
@@ -79,19 +80,20 @@ class HeldOutSignal:
     clear: bool
 
     @classmethod
-    def of(cls, student: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]]) -> HeldOutSignal | None:
-        """Look at measures on unseen items (q4) as `Fidelity.to_json` has them; None where no predictor has an interval."""
+    def of(cls, student: Measures, baselines: Mapping[str, Measures]) -> HeldOutSignal | None:
+        """Look at measures on unseen items (q4); None where no predictor has an interval."""
         # The training mean predicts nothing: its R^2 is 0, and rounding puts it on either side.
         predictors = {"student": student, **{name: of for name, of in baselines.items() if name != "mean"}}
         measured = {
-            name: of for name, of in predictors.items() if of["r2"] is not None and of["r2_interval"] is not None
+            name: (of.r2, of.r2_interval)
+            for name, of in predictors.items()
+            if of.r2 is not None and of.r2_interval is not None
         }
         if not measured:
             return None
-        best = max(measured, key=lambda name: float(measured[name]["r2"]))
-        low, high = measured[best]["r2_interval"]
-        clear = any(of["r2_interval"][0] > 0 for of in measured.values())
-        return cls(best, float(measured[best]["r2"]), (float(low), float(high)), int(measured[best]["pairs"]), clear)
+        best = max(measured, key=lambda name: measured[name][0])
+        clear = any(interval[0] > 0 for _, interval in measured.values())
+        return cls(best, *measured[best], predictors[best].pairs, clear)
 
     def warnings(self, *, whole: bool = False) -> tuple[str, ...]:
         """Return a sentence where nothing that was tried predicts the labels of unseen items. whole: every row was measured."""

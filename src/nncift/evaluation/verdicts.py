@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nncift.core.records import Record
+
 NAMES = {
     "cosine": "cosine similarity of the embeddings",
     "additive": "the additive baseline",
@@ -17,7 +19,7 @@ METRICS = {"spearman": "Spearman correlation", "r2": "R^2"}
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Record):
     """Student minus baseline in one metric, with its paired 95 % interval over items; None where undefined."""
 
     student: float | None

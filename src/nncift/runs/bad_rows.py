@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import UtilityMatrix
+from nncift.core.records import Record
 from nncift.core.seeds import generator
 from nncift.data.examples import Examples
 from nncift.errors import DataError, UsageError
@@ -37,7 +37,7 @@ ROWS = 64
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Record):
     """How much larger one score's area is than another's, on the same rows; interval: None with too few rows."""
 
     score: str
@@ -47,7 +47,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Record):
     """Areas of several scores on the same rows, for each score's name.
 
     auc: chance that a bad row scores below a good one, ties counted half; 0.5 = chance, below it: the wrong way round.
@@ -63,10 +63,6 @@ class Found:
     left_out: int
     without: Mapping[str, int]
     level: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it."""
-        return asdict(self)
 
 
 def auc(scores: Scores, bad: Collection[str]) -> float:
@@ -139,7 +135,6 @@ def bad_data(
     lm: CausalLM | None = None,
     seed: int = 0,
     resamples: int = 1000,
-    level: float = 0.95,
 ) -> Found:
     """Return how well teachers, their students and what is free find known-bad rows of a pool.
 
@@ -167,7 +162,7 @@ def bad_data(
     if missing:
         raise UsageError(f"{len(missing)} ids of bad rows are not in the pool, the first: {min(missing)!r}")
     against = [name for name in ("random", "loss", "length") if name in scores]
-    return find_bad(scores, bad, against=against, seed=seed, resamples=resamples, level=level)
+    return find_bad(scores, bad, against=against, seed=seed, resamples=resamples)
 
 
 def matrix_scores(matrix: UtilityMatrix) -> dict[str, float]:

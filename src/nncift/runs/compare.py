@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.memory import pass_on
+from nncift.core.records import Record
 from nncift.core.seeds import derive, shuffled
 from nncift.errors import DataError, UsageError
 from nncift.labels.vectors import VectorFiles
@@ -57,7 +57,46 @@ class Selection:
             ) from error
 
 
-def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Overlap(Record):
+    """Rows selected by each way and by both. both_by_chance: what two draws of these sizes would share."""
+
+    a: int
+    b: int
+    both: int
+    jaccard: float
+    both_by_chance: float
+
+
+@dataclass(frozen=True)
+class Shift(Record):
+    """The share of a group in the pool and in both selections."""
+
+    group: str
+    pool: float
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """How two selections differ on the `pool` rows that both pools have.
+
+    only_in_pool: rows of one pool alone, by way. coverage, median_length: by way, beside `random` and `pool`; None of no row.
+    shifts: by source, length and cluster.
+    """
+
+    a: str
+    b: str
+    pool: int
+    only_in_pool: Mapping[str, int]
+    overlap: Overlap
+    coverage: Mapping[str, float | None]
+    median_length: Mapping[str, float | None]
+    shifts: Mapping[str, tuple[Shift, ...]]
+
+
+def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> Comparison:
     """Compare two selections on the rows that both pools have.
 
     Coverage is the mean over these rows of the highest cosine with a selected row, by the embeddings of A's run, beside that of
@@ -75,36 +114,29 @@ def compare(a: Path, b: Path, *, clusters: int = 10, seed: int = 0) -> dict[str,
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75]))
     label, centre = _clusters(vectors, min(clusters, len(ids)), derive(seed, "clusters") % 2**32)
     named = [f"{c} (like {_middle(ids, vectors, label, centre, c)})" for c in range(len(centre))]
-    return {
-        "a": str(a),
-        "b": str(b),
-        "pool": len(ids),
-        "only_in_pool": {"a": len(one.source) - len(ids), "b": len(other.source) - len(ids)},
-        "overlap": _overlap(in_a, in_b),
-        "coverage": {
-            name: _coverage(vectors, mask)
-            for name, mask in (("a", in_a), ("b", in_b), ("random", np.array([item in drawn for item in ids])))
-        },
-        "median_length": {
+    random = np.array([item in drawn for item in ids])
+    return Comparison(
+        a=str(a),
+        b=str(b),
+        pool=len(ids),
+        only_in_pool={"a": len(one.source) - len(ids), "b": len(other.source) - len(ids)},
+        overlap=_overlap(in_a, in_b),
+        coverage={name: _coverage(vectors, mask) for name, mask in (("a", in_a), ("b", in_b), ("random", random))},
+        median_length={
             name: _median(lengths[mask]) for name, mask in (("a", in_a), ("b", in_b), ("pool", lengths >= 0))
         },
-        "shifts": {
+        shifts={
             "source": _shares([one.source[item] for item in ids], in_a, in_b),
             "length": _shares([_bin(edges, length) for length in lengths], in_a, in_b),
             "cluster": _shares([named[c] for c in label], in_a, in_b),
         },
-    }
+    )
 
 
-def _overlap(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> dict[str, float]:
+def _overlap(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> Overlap:
     both, either = int((a & b).sum()), int((a | b).sum())
-    return {
-        "a": int(a.sum()),
-        "b": int(b.sum()),
-        "both": both,
-        "jaccard": both / either if either else 1.0,
-        "both_by_chance": float(a.sum()) * float(b.sum()) / len(a),
-    }
+    by_chance = float(a.sum()) * float(b.sum()) / len(a)
+    return Overlap(int(a.sum()), int(b.sum()), both, both / either if either else 1.0, by_chance)
 
 
 def _coverage(vectors: Floats, chosen: npt.NDArray[np.bool_]) -> float | None:
@@ -116,7 +148,7 @@ def _coverage(vectors: Floats, chosen: npt.NDArray[np.bool_]) -> float | None:
     return float(np.concatenate(best).mean(dtype=np.float64))
 
 
-def _shares(group: Sequence[str], a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+def _shares(group: Sequence[str], a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> tuple[Shift, ...]:
     """Return the share of each group in the pool and in both selections, the greatest shift first."""
     names, code = np.unique(np.array(group, dtype=object).astype(str), return_inverse=True)
     everything = np.ones(len(group), bool)
@@ -125,7 +157,7 @@ def _shares(group: Sequence[str], a: npt.NDArray[np.bool_], b: npt.NDArray[np.bo
         for name, mask in (("pool", everything), ("a", a), ("b", b))
     }
     order = sorted(range(len(names)), key=lambda g: (-abs(share["b"][g] - share["a"][g]), names[g]))
-    return [{"group": str(names[g]), **{name: float(values[g]) for name, values in share.items()}} for g in order]
+    return tuple(Shift(str(names[g]), **{name: float(values[g]) for name, values in share.items()}) for g in order)
 
 
 def _clusters(vectors: Floats, k: int, seed: int) -> tuple[npt.NDArray[np.int64], Floats]:

@@ -8,6 +8,7 @@ the skill of the run's selection and the coverage of its intervals.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,19 @@ import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.progress import Progress, silent
+from nncift.core.records import Record
 from nncift.core.seeds import generator
 from nncift.evaluation.cross_fit import hold_out, labels_rows
+from nncift.evaluation.fidelity import FidelityReport, Measures
+from nncift.evaluation.gate import GateRecord
 from nncift.evaluation.held_out_labels import Recipe
-from nncift.evaluation.metrics import r2, spearman
+from nncift.evaluation.intervals import PairInterval
+from nncift.evaluation.metrics import number, r2, spearman
+from nncift.evaluation.verdicts import Difference
 from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.runs.finished import FinishedRun
-from nncift.runs.full_teacher import against_truth
+from nncift.runs.full_teacher import FullTeacherResult, against_truth
 from nncift.selection import COVERING
 from nncift.storage.atomic import write_json
 
@@ -36,9 +42,46 @@ LEAST_ROWS = 20
 """Fewer measured rows than this are none either."""
 
 
+@dataclass(frozen=True)
+class PredictorPoint(Record):
+    """R^2 and Spearman on pairs of unseen items, and skill on held-out labels with its standard error; None where undefined."""
+
+    r2: float | None
+    spearman: float | None
+    skill: float | None
+    skill_error: float | None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What the student and what is free reach with so many labels."""
+
+    labels: int
+    predictors: Mapping[str, PredictorPoint]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the labels, and each predictor's figures by its name."""
+        return {"labels": self.labels, **{name: of.to_json() for name, of in self.predictors.items()}}
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """What `evaluation.json` holds: the run's own fidelity, the learning curve, and the judgement by the full teacher."""
+
+    run: str
+    fidelity: Mapping[str, Measures]
+    baselines: Mapping[str, Mapping[str, Measures]]
+    differences: Mapping[str, Mapping[str, Difference]]
+    gate: GateRecord
+    pair_interval: PairInterval
+    verdicts: tuple[str, ...]
+    curve: tuple[CurvePoint, ...]
+    full_teacher: FullTeacherResult | None
+
+
 def evaluate(
     path: Path, *, full_teacher: bool = False, progress: Progress = silent, device: str = "auto"
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a finished run, write `evaluation.json` beside its files, and return what is in it.
 
     full_teacher: label every pair, which costs `full_teacher_passes`; resumable. device: of the teacher's model.
@@ -46,31 +89,32 @@ def evaluate(
     """
     run = FinishedRun(path)
     vectors = VectorFiles(path).on(*_axes(run.labels))
-    record: dict[str, Any] = {
-        "run": str(path),
-        **{
-            key: run.fidelity.get(key)
-            for key in ("fidelity", "baselines", "differences", "gate", "pair_interval", "verdicts")
-        },
-        "curve": learning_curve(run, vectors, progress),
-        "full_teacher": None,
-    }
-    if full_teacher:
-        record["full_teacher"] = against_truth(run, device=device, progress=progress)
-    write_json(path / FILE, record)
-    return record
+    report = FidelityReport.of_json(run.fidelity, str(path / "fidelity.json"))
+    found = Evaluation(
+        run=str(path),
+        fidelity=report.fidelity,
+        baselines=report.baselines,
+        differences=report.differences,
+        gate=report.gate,
+        pair_interval=report.pair_interval,
+        verdicts=report.verdicts,
+        curve=learning_curve(run, vectors, progress),
+        full_teacher=against_truth(run, device=device, progress=progress) if full_teacher else None,
+    )
+    write_json(path / FILE, found.to_json())
+    return found
 
 
-def learning_curve(run: FinishedRun, vectors: Vectors, progress: Progress = silent) -> list[dict[str, Any]]:
+def learning_curve(run: FinishedRun, vectors: Vectors, progress: Progress = silent) -> tuple[CurvePoint, ...]:
     """Return measures on unseen items for students trained on growing parts of the run's labels, drawn by the run's seed."""
     settings, labels = run.settings, run.labels
     parts = list(_row_parts(labels, settings.seed) if labels_rows(labels) else _pair_parts(labels, settings.seed))
     found = []
     with progress("training on parts of the labels", len(parts)) as advance:
         for part in parts:
-            found.append({"labels": len(part["train"].present()), **_measured(run, part, vectors)})
+            found.append(CurvePoint(len(part["train"].present()), _measured(run, part, vectors)))
             advance(1)
-    return found
+    return tuple(found)
 
 
 def _pair_parts(labels: Mapping[str, LabelledPairs], seed: int) -> Iterator[dict[str, LabelledPairs]]:
@@ -99,7 +143,7 @@ def _row_parts(labels: Mapping[str, LabelledPairs], seed: int) -> Iterator[dict[
         yield {name: part(pairs) for name, pairs in labels.items()}
 
 
-def _measured(run: FinishedRun, labels: dict[str, LabelledPairs], vectors: Vectors) -> dict[str, Any]:
+def _measured(run: FinishedRun, labels: dict[str, LabelledPairs], vectors: Vectors) -> dict[str, PredictorPoint]:
     """Return R^2 and Spearman on q4, and skill on held-out labels, of the student and what is free."""
     from nncift.stages.fit import judged, share_of
 
@@ -110,24 +154,19 @@ def _measured(run: FinishedRun, labels: dict[str, LabelledPairs], vectors: Vecto
     test = held.quadrants["q4"]
     truth, once = test.value.astype(np.float64), np.ones(len(test))
     mean = float(held.quadrants["q1"].value.mean(dtype=np.float64))
-    found: dict[str, Any] = {}
+    found: dict[str, PredictorPoint] = {}
     for name in (name for name in held.shipped if name in held.predictions):
         guess = held.predictions[name]["q4"].astype(np.float64)
         known = gate.skills.get(name)
-        found[name] = {
-            "r2": _number(r2(truth, guess, mean, once)),
-            "spearman": _number(spearman(truth, guess, once)),
-            "skill": None if known is None else known.skill,
-            "skill_error": None if known is None else known.error,
-        }
+        found[name] = PredictorPoint(
+            number(r2(truth, guess, mean, once)),
+            number(spearman(truth, guess, once)),
+            None if known is None else known.skill,
+            None if known is None else known.error,
+        )
     return found
 
 
 def _axes(labels: Mapping[str, LabelledPairs]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     first = next(iter(labels.values()))
     return first.target_ids, first.source_ids
-
-
-def _number(value: Any) -> float | None:
-    found = float(value)
-    return found if np.isfinite(found) else None

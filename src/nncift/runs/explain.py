@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.records import OPTIONAL, Record
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
 from nncift.runs.finished import Choice, FinishedRun, Floats
@@ -20,7 +20,69 @@ SAMPLED_TARGETS = 2000
 BLOCK = 1 << 22
 
 
-def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Served(Record):
+    """A target that a row serves. known: by the teacher; else predicted, with an interval where there is one."""
+
+    target: str
+    utility: float
+    known: bool
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Nearest(Record):
+    """The selected row whose embedding is most similar."""
+
+    id: str
+    rank: int | None
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Rival(Record):
+    """The selected row that serves a target best, beside a row's own utility for it. known: by the teacher."""
+
+    target: str
+    own: float
+    rival: str
+    rank: int | None
+    utility: float
+    known: bool
+
+
+@dataclass(frozen=True)
+class Explanation(Record):
+    """What became of a row, and why.
+
+    of: selected rows. score_place: by mean utility alone, from 1. serves: the targets that it serves best. interval: the level
+    of their intervals. change: what would have to be different. rivals: where asked for, who serves these targets now.
+    """
+
+    id: str
+    source: str
+    line: int | None
+    prompt: str
+    response: str
+    selected: bool
+    rank: int | None
+    of: int
+    gain: float | None
+    would_add: float | None
+    score: float | None
+    score_place: int | None
+    pool: int
+    reason: str
+    objective: str
+    serves: tuple[Served, ...]
+    interval: float | None
+    nearest_selected: Nearest | None
+    change: tuple[str, ...] = ()
+    rivals: tuple[Rival, ...] | None = field(default=None, metadata=OPTIONAL)
+
+
+def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = False) -> Explanation:
     """Explain what became of one row of a finished run.
 
     Tells rank and gain (or what the row would still add), the targets it serves best and by how much (known from the teacher, or
@@ -37,42 +99,40 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
     choice = found.choices[example_id]
     example = found.rows.example(example_id)
     serves = served_best(found, example_id)
-    record: dict[str, Any] = {
-        "id": example_id,
-        "source": choice.source,
-        "line": example.line,
-        "prompt": example.prompt,
-        "response": example.response,
-        "selected": choice.selected,
-        "rank": choice.rank,
-        "of": len(found.chosen),
-        "gain": choice.gain,
-        "would_add": choice.would_add,
-        "score": choice.score,
-        "score_place": _score_place(found, choice),
-        "pool": len(found.choices),
-        "reason": choice.reason,
-        "objective": str(found.settings.objective),
-        "serves": serves,
-        "interval": None if found.pair_half_width is None else 0.9,
-        "nearest_selected": nearest_selected(found, example_id),
-    }
-    record["change"] = _change(found, choice, record)
-    if why_not:
-        record["rivals"] = _rivals(found, example_id, [one["target"] for one in serves])
-    return record
+    record = Explanation(
+        id=example_id,
+        source=choice.source,
+        line=example.line,
+        prompt=example.prompt,
+        response=example.response,
+        selected=choice.selected,
+        rank=choice.rank,
+        of=len(found.chosen),
+        gain=choice.gain,
+        would_add=choice.would_add,
+        score=choice.score,
+        score_place=_score_place(found, choice),
+        pool=len(found.choices),
+        reason=choice.reason,
+        objective=str(found.settings.objective),
+        serves=serves,
+        interval=None if found.pair_half_width is None else 0.9,
+        nearest_selected=nearest_selected(found, example_id),
+    )
+    rivals = _rivals(found, example_id, [one.target for one in serves]) if why_not else None
+    return replace(record, change=tuple(_change(found, choice, record)), rivals=rivals)
 
 
-def served_best(run: FinishedRun, example_id: str, best: int = BEST) -> list[dict[str, Any]]:
+def served_best(run: FinishedRun, example_id: str, best: int = BEST) -> tuple[Served, ...]:
     """Return the targets with the highest utilities of a row; empty for a pointwise teacher, which has none."""
     return served_by(run, [example_id], best)[0]
 
 
-def served_by(run: FinishedRun, ids: Sequence[str], best: int = BEST) -> list[list[dict[str, Any]]]:
+def served_by(run: FinishedRun, ids: Sequence[str], best: int = BEST) -> list[tuple[Served, ...]]:
     """Return for each of some rows the targets with its highest utilities, ties by id."""
     if run.pointwise:
-        return [[] for _ in ids]
-    found = []
+        return [() for _ in ids]
+    found: list[tuple[Served, ...]] = []
     step = max(1, BLOCK // len(run.target_ids))
     for start in range(0, len(ids), step):
         values, known = run.block(run.target_ids, ids[start : start + step])
@@ -81,31 +141,31 @@ def served_by(run: FinishedRun, ids: Sequence[str], best: int = BEST) -> list[li
     return found
 
 
-def _highest(run: FinishedRun, column: Floats, known: npt.NDArray[np.bool_], best: int) -> list[dict[str, Any]]:
+def _highest(run: FinishedRun, column: Floats, known: npt.NDArray[np.bool_], best: int) -> tuple[Served, ...]:
     top = np.arange(len(column)) if len(column) <= best else np.argpartition(-column, best - 1)[:best]
     width = run.pair_half_width
     order = sorted(top.tolist(), key=lambda at: (-column[at], run.target_ids[at]))
-    return [
-        {
-            "target": run.target_ids[at],
-            "utility": float(column[at]),
-            "known": bool(known[at]),
-            "low": None if known[at] or width is None else float(column[at] - width),
-            "high": None if known[at] or width is None else float(column[at] + width),
-        }
+    return tuple(
+        Served(
+            run.target_ids[at],
+            float(column[at]),
+            bool(known[at]),
+            None if known[at] or width is None else float(column[at] - width),
+            None if known[at] or width is None else float(column[at] + width),
+        )
         for at in order
         if np.isfinite(column[at])
-    ]
+    )
 
 
-def nearest_selected(run: FinishedRun, example_id: str) -> dict[str, Any] | None:
+def nearest_selected(run: FinishedRun, example_id: str) -> Nearest | None:
     """Return the selected row, other than this one, whose embedding is most similar; None where there is none."""
     others = [name for name in run.chosen if name != example_id]
     if not others:
         return None
     cosine = run.vectors(others) @ run.vectors([example_id])[0]
     at = int(np.argmax(cosine))
-    return {"id": others[at], "rank": run.choices[others[at]].rank, "cosine": float(cosine[at])}
+    return Nearest(others[at], run.choices[others[at]].rank, float(cosine[at]))
 
 
 @dataclass(frozen=True)
@@ -150,11 +210,11 @@ def _score_place(run: FinishedRun, choice: Choice) -> int | None:
     return 1 + sum(other.score is not None and other.score > choice.score for other in run.choices.values())
 
 
-def _rivals(run: FinishedRun, example_id: str, targets: list[str]) -> list[dict[str, Any]]:
+def _rivals(run: FinishedRun, example_id: str, targets: list[str]) -> tuple[Rival, ...]:
     """Return for each target who of the selected rows, this one left out, serves it best."""
     others = [name for name in run.chosen if name != example_id]
     if not targets or not others:
-        return []
+        return ()
     mine, _ = run.block(targets, [example_id])
     theirs, known = run.block(targets, others)
     theirs = np.nan_to_num(theirs, nan=-np.inf)
@@ -162,20 +222,12 @@ def _rivals(run: FinishedRun, example_id: str, targets: list[str]) -> list[dict[
     for row, target in enumerate(targets):
         at = int(theirs[row].argmax())
         if np.isfinite(theirs[row, at]):
-            found.append(
-                {
-                    "target": target,
-                    "own": float(mine[row, 0]),
-                    "rival": others[at],
-                    "rank": run.choices[others[at]].rank,
-                    "utility": float(theirs[row, at]),
-                    "known": bool(known[row, at]),
-                }
-            )
-    return found
+            rank, utility = run.choices[others[at]].rank, float(theirs[row, at])
+            found.append(Rival(target, float(mine[row, 0]), others[at], rank, utility, bool(known[row, at])))
+    return tuple(found)
 
 
-def _change(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[str]:
+def _change(run: FinishedRun, choice: Choice, record: Explanation) -> list[str]:
     """Say what would have to be different for this row to be dropped or chosen."""
     last = run.choices[run.chosen[-1]] if run.chosen else None
     if choice.selected:
@@ -186,7 +238,7 @@ def _change(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[st
         if not choice.reason.startswith("Removed"):
             return ["No utility is known for it, so that no budget short of the whole pool would choose it."]
         return ["It was taken out before the selection, and did not compete; `nncift select` with other rules lets it."]
-    if record["objective"] == "rr":
+    if record.objective == "rr":
         return _turns(run, choice, record)
     ahead = 1 + sum(
         (other.would_add or 0) > (choice.would_add or 0) for other in run.choices.values() if not other.selected
@@ -200,7 +252,7 @@ def _change(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[st
             if missing > 0
             else f"It would add {choice.would_add:.4g}, as much as the last chosen row, {last.id}: a rule or a tie decided."
         )
-    if run.pointwise or record["objective"] in ("topk", "max"):
+    if run.pointwise or record.objective in ("topk", "max"):
         # Such gains stay what they are.
         return [
             *found,
@@ -216,24 +268,24 @@ def _change(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[st
         found.append(
             "The chosen rows serve every target at least as well, so a larger budget alone would not change that."
         )
-    near = record["nearest_selected"]
-    if near is not None and near["cosine"] > 0.9:
+    near = record.nearest_selected
+    if near is not None and near.cosine > 0.9:
         found.append(
-            f"The chosen row {near['id']} is almost the same text (cosine {near['cosine']:.3f}); without it this one might be."
+            f"The chosen row {near.id} is almost the same text (cosine {near.cosine:.3f}); without it this one might be."
         )
     return found
 
 
-def _turns(run: FinishedRun, choice: Choice, record: dict[str, Any]) -> list[str]:
+def _turns(run: FinishedRun, choice: Choice, record: Explanation) -> list[str]:
     """Say where a row stands that no target came to: targets take rows in turn, whatever these add."""
-    if not record["serves"]:
+    if not record.serves:
         return ["No target has a known utility for it, so that none takes it."]
-    best = record["serves"][0]
-    values = run.block([best["target"]], run.rows.ids)[0][0]
-    ahead = int(np.nansum(values > best["utility"]))
-    taken = sum(values[at] > best["utility"] for at, item in enumerate(run.rows.ids) if run.choices[item].selected)
+    best = record.serves[0]
+    values = run.block([best.target], run.rows.ids)[0][0]
+    ahead = int(np.nansum(values > best.utility))
+    taken = sum(values[at] > best.utility for at, item in enumerate(run.rows.ids) if run.choices[item].selected)
     return [
-        f"Targets take their best rows in turn, whatever these add. The target that it serves best, {best['target']}, has "
+        f"Targets take their best rows in turn, whatever these add. The target that it serves best, {best.target}, has "
         f"{ahead:,} rows that serve it better, of which {taken:,} are chosen. A larger budget gives every target more turns; "
         "leaving rows out with --exclude makes its turn come sooner."
     ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from nncift.core.pairs import LabelledPairs, UtilityMatrix
 from nncift.core.progress import Progress, silent
+from nncift.core.records import Record
 from nncift.data import Examples
 from nncift.errors import UsageError
 from nncift.evaluation.metrics import skill
@@ -163,7 +164,45 @@ def predicted_problem(run: FinishedRun, objective: str) -> DenseProblem | GraphP
     return build(utilities_of(run, objective), run.settings.model_copy(update={"objective": objective}))
 
 
-def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress = silent) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BudgetSkill:
+    """Skill under the truth at a budget. free: of what every similarity that costs no label selects, by its name."""
+
+    budget: float
+    rows: int
+    skill: float | None
+    free: Mapping[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures, one `..._skill` for each similarity."""
+        names = {"embeddings" if name == EMBEDDING else name: value for name, value in self.free.items()}
+        free = {f"{name}_skill": value for name, value in names.items()}
+        return {"budget": self.budget, "rows": self.rows, "skill": self.skill, **free}
+
+
+@dataclass(frozen=True)
+class IntervalCoverage(Record):
+    """The share of unlabelled pairs that lie within the run's interval around their prediction; None without an interval."""
+
+    level: float | None
+    covered: float | None
+    pairs: int
+
+
+@dataclass(frozen=True)
+class FullTeacherResult(Record):
+    """Selections judged by the full teacher. value, skill: by way to select; passes: of the full teacher."""
+
+    objective: str
+    passes: int
+    selected: int
+    value: Mapping[str, float]
+    skill: Mapping[str, float | None]
+    skill_by_budget: tuple[BudgetSkill, ...]
+    coverage: IntervalCoverage
+
+
+def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress = silent) -> FullTeacherResult:
     """Return skills under the true matrix, and how many of the unlabelled pairs lie within their interval.
 
     Everything is chosen under the run's own rules, by its own objective. Raises the errors of the teacher, and UsageError where
@@ -180,29 +219,22 @@ def against_truth(run: FinishedRun, *, device: str = "auto", progress: Progress 
     by_budget = skill_by_budget(run, dense, objective, BUDGETS)
     # The matrix is gone after this.
     record = solve(rows, settled, dense, objective=objective, seed=run.settings.seed).record
-    controls = {name: value for name, value in record["controls"].items() if value is not None}
+    controls = {name: value for name, value in record.controls.items() if value is not None}
     if run.pointwise:
         controls = {name: value for name, value in controls.items() if name not in dense.similar.names}
     values = {
         "this run": own,
         **{"embeddings" if name == EMBEDDING else name: value for name, value in controls.items()},
-        "full teacher": record["value"],
+        "full teacher": record.value,
     }
     passes = len(rows.ids) if true.target_ids == SCORE else len(true.target_ids) * len(true.source_ids)
-    return {
-        "objective": objective,
-        "passes": passes,
-        "selected": len(run.chosen),
-        "value": values,
-        "skill": {name: skill(value, values["random"], values["full teacher"]) for name, value in values.items()},
-        "skill_by_budget": by_budget,
-        "coverage": _coverage(run, true),
-    }
+    skills = {name: skill(value, values["random"], values["full teacher"]) for name, value in values.items()}
+    return FullTeacherResult(objective, passes, len(run.chosen), values, skills, by_budget, _coverage(run, true))
 
 
 def skill_by_budget(
     run: FinishedRun, dense: DenseProblem, objective: str, shares: Sequence[float]
-) -> list[dict[str, Any]]:
+) -> tuple[BudgetSkill, ...]:
     """Return the skill under the truth of what the run's utilities and free similarities select, without the run's rules.
 
     dense: `true_problem` of the run. Skill by budget: of the student, of `embeddings`, and of every similarity of a probe.
@@ -220,30 +252,21 @@ def skill_by_budget(
             chosen = choose_on(predicted, predicted.graph, ResolvedConstraints(k, NO_RULES, {}), seed)[0].ids
         elif given is not None:
             chosen = given.choose(k, seed).ids
-        line: dict[str, Any] = {
-            "budget": budget,
-            "rows": k,
-            "skill": skill(float(problem.value(list(chosen))), random, full),
+        alone = {
+            name: problem.value(dense.similar_ids(name, objective, k, seed))
+            for name in (() if run.pointwise else dense.similar.names)
         }
-        if not run.pointwise:
-            free = {}
-            for name in dense.similar.names:
-                alone = dense.similar_ids(name, objective, k, seed)
-                free[name] = skill(float(problem.value(alone)), random, full)
-            line |= {
-                "embeddings_skill": free.pop(EMBEDDING),
-                **{f"{name}_skill": value for name, value in free.items()},
-            }
-        found.append(line)
-    return found
+        free = {name: skill(float(value), random, full) for name, value in alone.items()}
+        found.append(BudgetSkill(budget, k, skill(float(problem.value(list(chosen))), random, full), free))
+    return tuple(found)
 
 
-def _coverage(run: FinishedRun, true: UtilityMatrix) -> dict[str, Any]:
+def _coverage(run: FinishedRun, true: UtilityMatrix) -> IntervalCoverage:
     """Return the share of unlabelled pairs that lie within the run's interval around their prediction."""
     record = run.fidelity.get("pair_interval") or {}
     width = record.get("half_width")
     if width is None:
-        return {"level": record.get("level"), "covered": None, "pairs": 0}
+        return IntervalCoverage(record.get("level"), None, 0)
     known = {
         (pairs.target_ids[t], pairs.source_ids[s])
         for pairs in run.labels.values()
@@ -254,7 +277,7 @@ def _coverage(run: FinishedRun, true: UtilityMatrix) -> dict[str, Any]:
     t, s = t[fresh].astype(np.int32), s[fresh].astype(np.int32)
     pairs = LabelledPairs(true.target_ids, true.source_ids, t, s, true.values[t, s])
     inside = np.abs(pairs.value - run.predicted(pairs)) <= width
-    return {"level": record["level"], "covered": float(inside.mean()) if len(inside) else None, "pairs": len(inside)}
+    return IntervalCoverage(record["level"], float(inside.mean()) if len(inside) else None, len(inside))
 
 
 def _random(problem: Problem, ids: tuple[str, ...], k: int) -> float:

@@ -103,8 +103,8 @@ def _reselected(
             }
             directory.forget(FINISH)
             _rewrite_manifest(directory)
-            result = choose(directory, keys, settings, rows, settled, problem, embedding_control=control)
-            result.pop("ids")
+            found = choose(directory, keys, settings, rows, settled, problem, embedding_control=control)
+            result = found.record.to_json()
             _rewrite_summary(directory, result)
         else:
             chosen = solve(
@@ -115,7 +115,7 @@ def _reselected(
                 seed=settings.seed,
                 embedding_control=control,
             )
-            result = chosen.record
+            result = chosen.record.to_json()
             with _appearing(out) as part:
                 write_selection_table(part / "selection.parquet", rows, settled, chosen)
                 write_subset(part / "subset.jsonl", rows, chosen)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room
 from nncift.core.parallel import ranges
+from nncift.core.records import OPTIONAL, Record
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
 from nncift.selection import Problem, Subset, pose
@@ -45,12 +46,54 @@ FILES = ("subset.jsonl", "selection.parquet", "selection.json")
 
 
 @dataclass(frozen=True)
+class NeighbourRecord(Record):
+    """The graph that a selection was made on: neighbours of every target, and the share of the true nearest that were found."""
+
+    each: int
+    recall: float
+
+
+@dataclass(frozen=True)
+class SelectionRecord(Record):
+    """What is reported of a selection.
+
+    budget: chosen rows. by_score: of these, rows that add nothing to the objective. controls: values of other ways to choose as
+    many rows, None for one that was left out. optimiser, neighbours: on a graph. tokens: of the chosen rows, where counted.
+    """
+
+    objective: str
+    budget: int
+    value: float
+    upper_bound: float
+    share_of_optimum: float
+    by_score: int
+    controls: Mapping[str, float | None]
+    removed_duplicates: int
+    optimiser: str | None = field(default=None, metadata=OPTIONAL)
+    neighbours: NeighbourRecord | None = field(default=None, metadata=OPTIONAL)
+    tokens: int | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def note(self) -> str | None:
+        """What is said where the objective is exhausted before the budget is."""
+        return by_score_note(self.budget, self.by_score) if self.by_score else None
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A finished selection: ids in rank order, and what is reported of it."""
+
+    ids: tuple[str, ...]
+    record: SelectionRecord
+
+
+@dataclass(frozen=True)
 class Chosen:
-    """A selection, and what it is told with. score: mean utility of every row of the pool, NaN where none is known."""
+    """A selection, and what is reported of it. score: mean utility of every row of the pool, NaN where none is known."""
 
     subset: Subset
     score: npt.NDArray[np.float64]
-    record: dict[str, Any]
+    record: SelectionRecord
 
 
 def choose(
@@ -62,8 +105,8 @@ def choose(
     problem: Callable[[], DenseProblem | GraphProblem],
     *,
     embedding_control: bool = True,
-) -> dict[str, Any]:
-    """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what is told, with the ids.
+) -> Selected:
+    """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what was selected.
 
     keys: fingerprints of the stages so far; that of this stage is added. problem: not called where this selection is finished.
     """
@@ -83,9 +126,10 @@ def choose(
             )
             write_selection_table(directory.file("selection.parquet"), rows, settled, chosen)
             write_subset(directory.file("subset.jsonl"), rows, chosen)
-            write_json(directory.file("selection.json"), {**chosen.record, "ids": list(chosen.subset.ids)})
-    record: dict[str, Any] = directory.read_json("selection.json")
-    return record
+            write_json(directory.file("selection.json"), {**chosen.record.to_json(), "ids": list(chosen.subset.ids)})
+    kept: dict[str, Any] = directory.read_json("selection.json")
+    ids = tuple(kept.pop("ids"))
+    return Selected(ids, SelectionRecord.of_json(kept, str(directory.path / "selection.json")))
 
 
 def key_of(keys: Mapping[str, str], settings: RunSettings, rows: PoolTable, settled: ResolvedConstraints) -> str:
@@ -141,21 +185,24 @@ def solve(
         **_plain_controls(problem.value, kept, settled, len(subset), seed),
         **{name: by_similarity(name) if bearable else None for name in rest.similar.names},
     }
-    return Chosen(subset, score, {**_record(subset, controls, settled), **_tokens(rows, subset)})
+    return Chosen(subset, score, _record(rows, subset, controls, settled))
 
 
-def _record(subset: Subset, controls: Mapping[str, float | None], settled: ResolvedConstraints) -> dict[str, Any]:
-    """Return what is told of every selection."""
-    return {
-        "objective": subset.objective,
-        "budget": len(subset),
-        "value": subset.value,
-        "upper_bound": subset.upper_bound,
-        "share_of_optimum": subset.share_of_optimum,
-        "by_score": subset.by_score,
-        "controls": dict(controls),
-        "removed_duplicates": len(settled.removed),
-    }
+def _record(
+    rows: PoolTable, subset: Subset, controls: Mapping[str, float | None], settled: ResolvedConstraints
+) -> SelectionRecord:
+    """Return what is reported of every selection."""
+    return SelectionRecord(
+        objective=subset.objective,
+        budget=len(subset),
+        value=subset.value,
+        upper_bound=subset.upper_bound,
+        share_of_optimum=subset.share_of_optimum,
+        by_score=subset.by_score,
+        controls=dict(controls),
+        removed_duplicates=len(settled.removed),
+        tokens=None if rows.tokens is None else sum(rows.tokens[place] for place in rows.places(subset.ids)),
+    )
 
 
 def _on_graph(rows: PoolTable, settled: ResolvedConstraints, found: GraphProblem, seed: int) -> Chosen:
@@ -167,12 +214,11 @@ def _on_graph(rows: PoolTable, settled: ResolvedConstraints, found: GraphProblem
     for name, graph in found.alike.items():
         alone = None if graph is None else choose_on(replace(found, optimiser="lazy"), graph, settled, seed)[0]
         controls[name] = None if alone is None else problem.value(list(alone.ids))
-    record = {
-        **_record(subset, controls, settled),
-        "optimiser": found.optimiser,
-        "neighbours": {"each": found.each, "recall": found.recall},
-        **_tokens(rows, subset),
-    }
+    record = replace(
+        _record(rows, subset, controls, settled),
+        optimiser=found.optimiser,
+        neighbours=NeighbourRecord(found.each, found.recall),
+    )
     return Chosen(subset, found.score, record)
 
 
@@ -263,10 +309,3 @@ def _plain_controls(
         "stratified": value(by_source),
         "longest": value(longest_ids(ids, rows.length, len(ids))),
     }
-
-
-def _tokens(rows: PoolTable, subset: Subset) -> dict[str, int]:
-    """Return the tokens of the chosen rows, where they were counted."""
-    if rows.tokens is None:
-        return {}
-    return {"tokens": sum(rows.tokens[place] for place in rows.places(subset.ids))}

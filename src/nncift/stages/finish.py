@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nncift.core.records import Record
 from nncift.data import Examples, write_rejected
 from nncift.data.contamination import CONTAMINATED
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, ResourceError
-from nncift.evaluation.gate import advice
+from nncift.evaluation.fidelity import FidelityReport, LabelRound, Measures
+from nncift.evaluation.gate import GateRecord, advice
+from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.meaning import HeldOutSignal
 from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes, LabelStore
+from nncift.selection.solve import SelectionRecord
 from nncift.stages import TEACHER, RunContext
 from nncift.stages.embed_existing import ABOUT as EXISTING
 from nncift.storage.atomic import atomic, write_json
-from nncift.storage.ledger import ModelCost
+from nncift.storage.ledger import Ledger, ModelCost
 from nncift.storage.run_directory import SUMMARY
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher
@@ -29,28 +33,69 @@ from nncift.teachers.abilities import HasLanguageModel, pass_weight
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class RunSummary(Record):
+    """What `--json` prints and `summary.json` holds.
 
-    subset: the selected examples in rank order. fidelity: quadrants, baselines and verdicts. ledger: cost by stage and
-    saving. summary: what `--json` prints.
+    contaminated: of the rejected rows, those that test rows are in. labels: by split. growth: what each round of labels reached.
     """
+
+    run: str
+    pool: int
+    rejected: int
+    contaminated: int
+    selected: int
+    teacher: str
+    student: str
+    features: str
+    gate: GateRecord
+    growth: tuple[LabelRound, ...]
+    pair_interval: PairInterval
+    plan: str
+    labels: Mapping[str, int]
+    fidelity: Mapping[str, Measures]
+    baselines: Mapping[str, Mapping[str, Measures]]
+    selection: SelectionRecord
+    ledger: Ledger
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run. subset: the selected examples in rank order."""
 
     path: Path
     subset: Examples
-    fidelity: Mapping[str, Any]
-    ledger: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    warnings: tuple[str, ...]
+    result: RunSummary
+    report: FidelityReport
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What `--json` prints."""
+        return self.result.to_json()
+
+    @property
+    def fidelity(self) -> Mapping[str, Any]:
+        """Quadrants, baselines and verdicts."""
+        return self.report.to_json()
+
+    @property
+    def ledger(self) -> Mapping[str, Any]:
+        """Cost by stage and saving."""
+        return self.result.ledger.to_json()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user has to know, in plain sentences."""
+        return self.result.warnings
 
 
 def finish(
     context: RunContext,
     axes: Axes,
     subset: Examples,
-    selection: dict[str, Any],
+    selection: SelectionRecord,
     rejected: tuple[Rejection, ...],
-    fidelity: Mapping[str, Any],
+    fidelity: FidelityReport,
     notes: tuple[str, ...],
 ) -> Run:
     """Write summary, fidelity, ledger and rejected rows, and return the run."""
@@ -58,45 +103,45 @@ def finish(
     write_rejected(directory.file("rejected.jsonl"), rejected)
     labelling = context.labels()
     ledger = _ledger(context, labelling, len(axes.sources))
-    counts = labelling.counts()
-    by_row = isinstance(context.teacher, RowTeacher)
-    small = [] if context.whole else too_little(counts, len(axes.sources), by_row=by_row)
-    noise = _noise(fidelity, whole=context.whole)
-    warnings = (*notes, *small, *labelling.warnings(), *noise, *fidelity["verdicts"])
-    if not context.whole and context.features == "text" and isinstance(context.teacher, HasLanguageModel):
-        hint = advice(fidelity["gate"], len(axes.rows))
-        warnings += () if hint is None else (hint,)
-    summary = {
-        "run": str(directory.path),
-        "pool": len(axes.sources),
-        "rejected": len(rejected),
-        "contaminated": sum(row.kind == CONTAMINATED for row in rejected),
-        "selected": len(subset),
-        "teacher": settings.teacher,
-        "student": settings.student,
-        "features": context.features,
-        "gate": fidelity["gate"],
-        "growth": fidelity["growth"],
-        "pair_interval": fidelity["pair_interval"],
-        "plan": settings.plan,
-        "labels": counts,
-        "fidelity": fidelity["fidelity"],
-        "baselines": fidelity["baselines"],
-        "selection": selection,
-        "ledger": ledger,
-        "warnings": list(warnings),
-    }
-    write_json(directory.file("ledger.json"), ledger)
-    write_json(directory.file(SUMMARY), summary)
+    summary = RunSummary(
+        run=str(directory.path),
+        pool=len(axes.sources),
+        rejected=len(rejected),
+        contaminated=sum(row.kind == CONTAMINATED for row in rejected),
+        selected=len(subset),
+        teacher=settings.teacher,
+        student=settings.student,
+        features=context.features,
+        gate=fidelity.gate,
+        growth=fidelity.growth,
+        pair_interval=fidelity.pair_interval,
+        plan=str(settings.plan),
+        labels=labelling.counts(),
+        fidelity=fidelity.fidelity,
+        baselines=fidelity.baselines,
+        selection=selection,
+        ledger=ledger,
+        warnings=_warnings(context, axes, labelling, fidelity, notes),
+    )
+    write_json(directory.file("ledger.json"), ledger.to_json())
+    write_json(directory.file(SUMMARY), summary.to_json())
     directory.close()
-    return Run(directory.path, subset, fidelity, ledger, summary, warnings)
+    return Run(directory.path, subset, summary, fidelity)
 
 
-def _noise(fidelity: Mapping[str, Any], *, whole: bool) -> tuple[str, ...]:
-    """Return a sentence where nothing predicts the labels of unseen items."""
-    baselines = {name: of["q4"] for name, of in fidelity["baselines"].items()}
-    signal = HeldOutSignal.of(fidelity["fidelity"]["q4"], baselines)
-    return () if signal is None else signal.warnings(whole=whole)
+def _warnings(
+    context: RunContext, axes: Axes, labelling: LabelStore[Any], fidelity: FidelityReport, notes: tuple[str, ...]
+) -> tuple[str, ...]:
+    by_row, whole = isinstance(context.teacher, RowTeacher), context.whole
+    small = () if whole else too_little(labelling.counts(), len(axes.sources), by_row=by_row)
+    # Where nothing predicts the labels of unseen items.
+    signal = HeldOutSignal.of(fidelity.unseen, {name: of["q4"] for name, of in fidelity.baselines.items()})
+    noise = () if signal is None else signal.warnings(whole=whole)
+    found = (*notes, *small, *labelling.warnings(), *noise, *fidelity.verdicts)
+    if whole or context.features != "text" or not isinstance(context.teacher, HasLanguageModel):
+        return found
+    hint = advice(fidelity.gate, len(axes.rows))
+    return found if hint is None else (*found, hint)
 
 
 def record_of(context: RunContext, pool: Examples) -> dict[str, Any]:
@@ -111,29 +156,38 @@ def record_of(context: RunContext, pool: Examples) -> dict[str, Any]:
     return {**known, **({"encoder": encoder} if encoder else {}), **({"teacher": teacher} if teacher else {})}
 
 
-def _ledger(context: RunContext, labels: LabelStore[Any], rows: int) -> dict[str, Any]:
+def _ledger(context: RunContext, labels: LabelStore[Any], rows: int) -> Ledger:
     """Return the cost by stage, and what the teacher's model costs against labelling everything and against training on all rows.
 
     rows: of the pool.
     """
-    # As they are stored, so that running again computes the same figures.
-    stages = {name: cost.to_json() for name, cost in context.directory.costs().items()}
+    stages = {name: replace(cost) for name, cost in context.directory.costs().items()}
     labelling = stages["label"]
     # Hidden states of the teacher's own model are passes of it too.
-    others = stages["embed"]["model_passes"] if context.settings.encoder == "lm" else 0
-    others += stages.get("probe", {}).get("model_passes", 0)
+    others = stages["embed"].model_passes if context.settings.encoder == "lm" else 0
+    others += stages["probe"].model_passes if "probe" in stages else 0
     others += context.directory.read_json(EXISTING, {}).get("teacher_passes", 0)
     full = labels.full_passes()
-    spent = ModelCost(labelling["model_passes"], pass_weight(context.teacher), others, full, rows)
-    return {
-        "stages": stages,
-        **spent.to_json(),
-        "full_teacher_seconds": round(labelling["seconds"] * full / max(labelling["model_passes"], 1), 1),
-        "seconds": round(sum(cost["seconds"] for cost in stages.values()), 3),
-    }
+    spent = ModelCost(labelling.model_passes, pass_weight(context.teacher), others, full, rows)
+    # As they are stored, so that running again computes the same figures.
+    seconds = round(labelling.seconds, 3) * full / max(labelling.model_passes, 1)
+    return Ledger(stages, spent, round(seconds, 1))
 
 
-def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScoreSummary(Record):
+    """What is reported of rows that were scored; see `score_file`."""
+
+    out: str
+    rows: int
+    rejected: int
+    score_quartiles: tuple[float, ...]
+    interval_half_width: float | None
+    interval: str | None
+    warnings: tuple[str, ...]
+
+
+def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto") -> ScoreSummary:
     """Score rows with the student of a finished run, write `id, score, interval_low, interval_high`, and sum it up.
 
     Raises DataError where the run has no student, ResourceError where the file cannot be written.
@@ -157,13 +211,8 @@ def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto"
             pq.write_table(table, part)
     except OSError as error:
         raise ResourceError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
-    quartiles = np.quantile(scores.score, [0, 0.25, 0.5, 0.75, 1]).tolist()
-    return {
-        "out": str(out),
-        "rows": len(scores.ids),
-        "rejected": len(examples.rejected),
-        "score_quartiles": quartiles,
-        "interval_half_width": student.half_width,
-        "interval": student.about.get("interval"),
-        "warnings": list(examples.notes),
-    }
+    quartiles = tuple(np.quantile(scores.score, [0, 0.25, 0.5, 0.75, 1]).tolist())
+    note = student.about.get("interval")
+    return ScoreSummary(
+        str(out), len(scores.ids), len(examples.rejected), quartiles, student.half_width, note, tuple(examples.notes)
+    )

@@ -7,7 +7,6 @@ gate: where another candidate selects clearly better on those labels, selection 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from nncift.core.amounts import Budget
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.evaluation.cross_fit import hold_out
+from nncift.evaluation.fidelity import FidelityReport, measure
 from nncift.evaluation.gate import Gate
 from nncift.evaluation.held_out_labels import HeldOut, Recipe
 from nncift.labels.vectors import Vectors
@@ -40,7 +40,7 @@ def fit_key(context: RunContext) -> str:
 
 def fit_student(
     context: RunContext, vectors: Vectors, labels: dict[str, LabelledPairs]
-) -> tuple[Student, dict[str, Any]]:
+) -> tuple[Student, FidelityReport]:
     """Train the student, measure its fidelity beside the baselines, choose by the gate, and save."""
     settings, key = context.settings, fit_key(context)
     folder = context.directory.file("student")
@@ -51,8 +51,9 @@ def fit_student(
                 found = hold_out(labels, vectors, recipe, coverage=settings.objective in COVERING, advance=advance)
             student, fidelity = _shipped(context, found, vectors)
             student.save(folder)
-            write_json(context.directory.file("fidelity.json"), {**fidelity, "course": dict(found.course)})
-    return Student.load(folder), context.directory.read_json("fidelity.json")
+            write_json(context.directory.file("fidelity.json"), fidelity.to_json())
+    file = context.directory.file("fidelity.json")
+    return Student.load(folder), FidelityReport.of_json(context.directory.read_json("fidelity.json"), str(file))
 
 
 def share_of(budget: Budget, rows: int) -> float:
@@ -60,9 +61,8 @@ def share_of(budget: Budget, rows: int) -> float:
     return TOKENS_SHARE if budget.tokens is not None else budget.rows(rows) / rows
 
 
-def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Student, dict[str, Any]]:
-    """Return the student that the gate lets through, with all it needs to score alone, and its fidelity as JSON."""
-    from nncift.evaluation.fidelity import measure
+def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Student, FidelityReport]:
+    """Return the student that the gate lets through, with all it needs to score alone, and its fidelity."""
     from nncift.evaluation.intervals import interval_of_mean_utility, interval_of_pairs
 
     settings = context.settings
@@ -83,17 +83,20 @@ def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Stu
         about=about,
         probe=probe_of(context).describe() if context.features == "probe" else None,
     )
-    record = {
-        **fidelity.to_json(),
-        "train_mean": train_mean,
-        "folds": found.folds,
-        "interval": scores.note(),
-        "pair_interval": pairs.to_json(),
-        "gate": gate.to_json(),
-        "parameters": used.parameters,
-    }
-    record["verdicts"] = [*gate.warnings(), *record["verdicts"]]
-    return student, record
+    return student, FidelityReport(
+        fidelity=fidelity.student,
+        baselines=fidelity.baselines,
+        differences=fidelity.differences,
+        verdicts=(*gate.warnings(), *fidelity.verdicts()),
+        resamples=fidelity.resamples,
+        train_mean=train_mean,
+        folds=found.folds,
+        interval=scores.note(),
+        pair_interval=pairs,
+        gate=gate.record(),
+        parameters=used.parameters,
+        course=found.course,
+    )
 
 
 def judged(found: HeldOut, objective: str, share: float, seed: int, *, enforced: bool = True) -> Gate:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from nncift.config import RunSettings
 from nncift.core.amounts import LabelAmount
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import QualityError, UsageError
+from nncift.evaluation.fidelity import FidelityReport, LabelRound
 from nncift.labels import LabelBudget, LabelPlan, RowPlan
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
@@ -56,7 +57,7 @@ def remaining(rounds: Sequence[LabelBudget], axes: Axes, have: int) -> tuple[Lab
 
 def label_in_rounds(
     context: RunContext, axes: Axes, vectors: Vectors, plan: LabelPlan | RowPlan | None, rounds: Sequence[LabelBudget]
-) -> tuple[dict[str, LabelledPairs], Student, dict[str, Any]]:
+) -> tuple[dict[str, LabelledPairs], Student, FidelityReport]:
     """Label and fit round by round until it is enough; return the last round's labels, student and fidelity.
 
     plan: of the first round. Raises QualityError where a gate is not reached with the last round.
@@ -64,20 +65,21 @@ def label_in_rounds(
     from nncift.stages.fit import fit_student
 
     settings = context.settings
-    history: list[dict[str, Any]] = context.directory.read_json(FILE, [])
+    file = context.directory.file(FILE)
+    history = [LabelRound.of_json(step, str(file)) for step in context.directory.read_json(FILE, [])]
     for number, budget in enumerate(rounds):
         if number:
             plan = plan_labels(context, axes, budget)
         labels = label(context, axes, plan, budget, vectors)
         student, fidelity = fit_student(context, vectors, labels)
         reached = _reached(labels, fidelity)
-        history = [*(step for step in history if step["labels"] < reached["labels"]), reached]
+        history = [*(step for step in history if step.labels < reached.labels), reached]
         if len(rounds) > 1 or settings.labels.auto:
-            write_json(context.directory.file(FILE), history)
+            write_json(file, [step.to_json() for step in history])
         if _enough(settings, history):
             break
     _check_length(settings, history[-1])
-    return labels, student, {**fidelity, "growth": history if len(history) > 1 else []}
+    return labels, student, replace(fidelity, growth=tuple(history) if len(history) > 1 else ())
 
 
 def _sizes(settings: RunSettings, axes: Axes) -> list[int]:
@@ -98,13 +100,13 @@ def _sizes(settings: RunSettings, axes: Axes) -> list[int]:
     return found
 
 
-def _reached(labels: Mapping[str, LabelledPairs], fidelity: Mapping[str, Any]) -> dict[str, Any]:
-    unseen = fidelity["fidelity"]["q4"]
-    skill = fidelity["gate"]["skill"].get(fidelity["gate"]["used"], {}).get("skill")
-    return {"labels": len(labels["train"]), "spearman": unseen["spearman"], "r2": unseen["r2"], "skill": skill}
+def _reached(labels: Mapping[str, LabelledPairs], fidelity: FidelityReport) -> LabelRound:
+    headline, unseen = fidelity.gate.headline, fidelity.unseen
+    skill = None if headline is None else headline.skill
+    return LabelRound(len(labels["train"]), unseen.spearman, unseen.r2, skill)
 
 
-def _enough(settings: RunSettings, history: Sequence[Mapping[str, Any]]) -> bool:
+def _enough(settings: RunSettings, history: Sequence[LabelRound]) -> bool:
     """Tell whether the gates are reached and, for `auto`, whether the last round brought too little."""
     if _missed(settings, history[-1]):
         return False
@@ -113,29 +115,29 @@ def _enough(settings: RunSettings, history: Sequence[Mapping[str, Any]]) -> bool
     if len(history) < 2:
         return False
     before, now = history[-2:]
-    gains = [now[key] - before[key] for key in ("spearman", "r2") if now[key] is not None and before[key] is not None]
+    pairs = ((before.spearman, now.spearman), (before.r2, now.r2))
+    gains = [new - old for old, new in pairs if old is not None and new is not None]
     return bool(gains) and max(gains) < WORTH
 
 
-def _missed(settings: RunSettings, reached: Mapping[str, Any]) -> list[str]:
+def _missed(settings: RunSettings, reached: LabelRound) -> list[str]:
     found = []
-    for name, key, what in (
-        ("min_spearman", "spearman", "Spearman correlation on unseen items"),
-        ("min_skill", "skill", "selection skill on held-out items"),
+    for flag, wanted, have, what in (
+        ("--min-spearman", settings.min_spearman, reached.spearman, "Spearman correlation on unseen items"),
+        ("--min-skill", settings.min_skill, reached.skill, "selection skill on held-out items"),
     ):
-        wanted = getattr(settings, name)
-        if wanted is not None and (reached[key] is None or reached[key] < wanted):
-            value = "none that can be measured" if reached[key] is None else f"{reached[key]:.3f}"
-            found.append(f"--{name.replace('_', '-')} {wanted:g} was asked for and the {what} is {value}")
+        if wanted is not None and (have is None or have < wanted):
+            value = "none that can be measured" if have is None else f"{have:.3f}"
+            found.append(f"{flag} {wanted:g} was asked for and the {what} is {value}")
     return found
 
 
-def _check_length(settings: RunSettings, reached: Mapping[str, Any]) -> None:
+def _check_length(settings: RunSettings, reached: LabelRound) -> None:
     missed = _missed(settings, reached)
     if missed:
         bounded = settings.max_labels or settings.labels.auto
         more = "a higher --max-labels" if bounded else "--max-labels, so that labels are added"
         raise QualityError(
-            f"{'; '.join(missed)}, with {reached['labels']} labels to learn from. Nothing was selected; the labels are kept. "
+            f"{'; '.join(missed)}, with {reached.labels} labels to learn from. Nothing was selected; the labels are kept. "
             f"Give {more}, another --plan or --features, or a lower gate"
         )

@@ -6,6 +6,7 @@ import contextlib
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,28 @@ class ModelCost:
             "training_cost": training_cost(self.rows),
             "saving": self.saving,
             "share_of_training": self.share_of_training,
+        }
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a run cost: by stage, and its passes against labelling everything and against training on all rows.
+
+    full_teacher_seconds: about what the full teacher would take at the pace of the labels.
+    """
+
+    stages: Mapping[str, StageCost]
+    passes: ModelCost
+    full_teacher_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `ledger.json` holds."""
+        stages = {name: cost.to_json() for name, cost in self.stages.items()}
+        return {
+            "stages": stages,
+            **self.passes.to_json(),
+            "full_teacher_seconds": self.full_teacher_seconds,
+            "seconds": round(sum(cost["seconds"] for cost in stages.values()), 3),
         }
 
 

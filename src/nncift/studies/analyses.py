@@ -85,7 +85,8 @@ def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str,
         problem = true_problem(
             run, objective, workspace.truth(run), device=workspace.device, progress=workspace.progress
         )
-        record["skill"] = skill_by_budget(run, problem, objective, analysis.budgets)
+        steps = skill_by_budget(run, problem, objective, analysis.budgets)
+        record["skill"] = [step.to_json() for step in steps]
     return record
 
 
@@ -290,7 +291,7 @@ def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> Reco
             seed=seed,
         )
         unread = len(set().union(*(run.rows.ids for run in runs.values()))) - len(examples)
-        record.append({"bad": what, "seed": seed, "unread": unread, "found": judged.as_dict()})
+        record.append({"bad": what, "seed": seed, "unread": unread, "found": judged.to_json()})
     return {"found": record}
 
 

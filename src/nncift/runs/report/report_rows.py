@@ -152,9 +152,7 @@ def listed(run: FinishedRun, sample: Sample, most: int = MOST_ROWS) -> list[Row]
                 score=choice.score,
                 gain=choice.gain if choice.selected else choice.would_add,
                 reason=cut(choice.reason, REASON_BYTES),
-                serves=[[one["target"], one["utility"], one["known"]] for one in serves[at]]
-                if at < len(serves)
-                else None,
+                serves=[[one.target, one.utility, one.known] for one in serves[at]] if at < len(serves) else None,
             )
         )
     return found

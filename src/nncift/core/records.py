@@ -1,0 +1,56 @@
+"""Results that cross modules: frozen dataclasses that are written as JSON, and read back with their types checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from nncift.errors import DataError
+
+OPTIONAL: Mapping[str, Any] = {"omitted": True}
+"""Metadata of a field that is left out of the JSON where it has its default."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Base of results; fields hold what JSON can, other records, tuples and mappings of these."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields in their order: tuples as lists, numbers of numpy as Python's, paths as text."""
+        parts = ((part, getattr(self, part.name)) for part in fields(self))
+        return {
+            part.name: json_of(value)
+            for part, value in parts
+            if not ("omitted" in part.metadata and value == part.default)
+        }
+
+    @classmethod
+    def of_json(cls, value: Any, where: str) -> Self:
+        """Read a record. where: says in errors what it was read from. Raises DataError for anything that does not fit."""
+        try:
+            found: Self = TypeAdapter(cls).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"{where} is damaged: {place or 'it'}: {first['msg']}; run the same `nncift run` again"
+            ) from error
+        return found
+
+
+def json_of(value: Any) -> Any:
+    """Return a value as JSON can hold it."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {str(name): json_of(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [json_of(part) for part in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value
