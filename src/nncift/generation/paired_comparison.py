@@ -2,7 +2,7 @@
 
 Items and seeds are both samples: another test file and another training run would give other numbers. Items and seeds are
 drawn again with replacement, whole, and a cell counts as often as its seed times as often as its item (see
-`evaluate.bootstrap`). With three seeds such draws say too little about what a fourth would do: they have too small a spread
+`evaluation.bootstrap`). With three seeds such draws say too little about what a fourth would do: they have too small a spread
 (two thirds of the true one) and no tails. So their deviations are stretched to the standard error of a table with two
 crossed random effects and to Student's t with Satterthwaite's degrees of freedom (S. R. Searle et al., Variance Components,
 1992, chapter 4; F. E. Satterthwaite, Biometrics Bulletin 2, 1946).
