@@ -12,7 +12,8 @@ from nncift.errors import DataError, UsageError
 from nncift.models.encoders import HashEncoder
 from nncift.storage.atomic import digest, read_json
 from nncift.student import model
-from nncift.student.model import Student, hybrid_matrix
+from nncift.student.model import Student, with_known
+from nncift.student.score import all_pairs
 
 DIM, HIDDEN, N = 16, 5, 9
 
@@ -157,13 +158,13 @@ def test_the_hybrid_matrix_keeps_labels_and_predicts_the_rest() -> None:
     ids = ("p", "q", "r", "s")
     t, s = np.array([0, 2, 3], np.int32), np.array([1, 0, 2], np.int32)
     known = LabelledPairs(ids, ids, t, s, np.array([7, np.nan, -3], np.float32))
-    found = hybrid_matrix(student, a, b, known, shared=True)
+    found = with_known(all_pairs(student, a, b), known, shared=True)
     expected = student.predict_block(a, b).copy()
     expected[0, 1], expected[2, 0], expected[3, 2] = 7, np.nan, -3
     np.fill_diagonal(expected, np.nan)
     assert np.array_equal(found.values, expected, equal_nan=True)
     assert (found.target_ids, found.source_ids) == (ids, ids)
-    assert np.isfinite(np.diag(hybrid_matrix(student, a, b, known, shared=False).values)).all()
+    assert np.isfinite(np.diag(with_known(all_pairs(student, a, b), known, shared=False).values)).all()
     assert found.values.flags.f_contiguous
 
 

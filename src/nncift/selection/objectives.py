@@ -170,14 +170,6 @@ def facility_location_value(matrix: UtilityMatrix, ids: Sequence[str]) -> float:
     return int(scale.levels(best).sum()) * scale.unit
 
 
-def mean_utility_value(matrix: UtilityMatrix, ids: Sequence[str]) -> float:
-    """Return the sum of the mean utilities of `ids` (method.md 4, `topk`); a row without any utility counts nothing.
-
-    Raises UsageError for ids that the matrix does not have.
-    """
-    return math.fsum(x for x in matrix.mean_per_source()[positions(matrix.source_ids, ids)] if not math.isnan(x))
-
-
 def check_infinite(matrix: UtilityMatrix) -> None:
     """Raise DataError with the ids where a utility is infinite."""
     _extent(matrix)

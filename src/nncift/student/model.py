@@ -297,26 +297,11 @@ def predict_all(student: Student, targets: Floats, sources: Floats, calculate: P
     return values.T
 
 
-def hybrid_matrix(
-    student: Student,
-    targets: Floats,
-    sources: Floats,
-    known: LabelledPairs,
-    *,
-    shared: bool,
-    calculate: ParallelMap = serial_map,
-) -> UtilityMatrix:
+def with_known(values: Floats, known: LabelledPairs, *, shared: bool) -> UtilityMatrix:
     """Return the matrix used for selection: known labels exact, the rest predicted, the diagonal masked.
 
-    targets, sources: projections on the axes of `known` (LabelledPairs).
-    """
-    return with_known(all_pairs(student, targets, sources, calculate), known, shared=shared)
-
-
-def with_known(values: Floats, known: LabelledPairs, *, shared: bool) -> UtilityMatrix:
-    """Return predictions of all pairs, `(n_targets, n_sources)`, as `hybrid_matrix` does; they are overwritten.
-
-    A label that the teacher could not give stays missing (NaN).
+    values: predictions of all pairs, `(n_targets, n_sources)`; they are overwritten. A label that the teacher could not give
+    stays missing (NaN).
     """
     values[known.target, known.source] = known.value
     if shared:
