@@ -45,8 +45,8 @@ class Scenario:
     """Something that is killed. ready: what must be finished before (uncounted). act: what is killed and goes on."""
 
     name: str
-    act: Callable[[Path], None]
-    ready: Callable[[Path], None] = field(default=lambda folder: None)
+    act: Callable[[Path], object]
+    ready: Callable[[Path], object] = field(default=lambda folder: None)
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,32 @@ def settings_of(folder: Path, **given: Any) -> Any:
     return resolve({**own, "pool": [str(folder / "pool.jsonl")], "test_items": 8, "validation_items": 6})
 
 
-def run(folder: Path, executor: Any = None, **given: Any) -> None:
-    """Run the pipeline as the command line does."""
+def run(folder: Path, executor: Any = None, **given: Any) -> bool:
+    """Run the pipeline as the command line does, or a shard of it; tell whether that has left nothing for others."""
     from nncift import pipeline
+    from nncift.core.parallel import Incomplete
     from nncift.stages.request import Request
 
     request = Request.resolve(settings_of(folder, **given), out=folder / "run")
-    pipeline.execute(request, folder / "run", executor=executor)
+    try:
+        pipeline.execute(request, folder / "run", executor=executor)
+    except Incomplete as shard:
+        return bool(shard.report["finished"])
+    return True
 
 
 def shards(folder: Path, **given: Any) -> None:
     """Do both shards of the run, round by round, until nothing is left for them."""
-    from nncift.distributed.shards import Shard
-    from nncift.models import encoders as encode
-    from nncift.shard import run_shard
-    from nncift.stages.request import Request
+    from nncift.distributed.shards import Shard, ShardExecutor
+    from nncift.models import embedding_cache
 
     if given.get("features") != "probe":
         # So few rows would be one block. Embeddings by hash are the same in any, what a model says is not, to the bit.
-        blocks: Any = encode
+        blocks: Any = embedding_cache
         blocks.BLOCK = 12
-    settings, finished = settings_of(folder, **given), False
-    while not finished:
-        record = [
-            run_shard(Request.resolve(settings, out=folder / "run"), folder / "run", Shard(number, 2))
-            for number in (1, 2)
-        ]
-        # What the first has left may be what the second did then.
-        finished = record[1]["finished"]
+    # What the first has left may be what the second did then.
+    while not [run(folder, ShardExecutor(Shard(number, 2)), **given) for number in (1, 2)][1]:
+        pass
 
 
 def shards_joined(folder: Path, **given: Any) -> None:
@@ -140,12 +138,11 @@ def by_ray(folder: Path, **given: Any) -> None:
     """Run with two workers of a local cluster, whose clocks stand still too."""
     from nncift.distributed import ray_cluster as cluster
     from nncift.distributed.ray_worker import Worker
-    from nncift.distributed.start import ClusterSettings
 
     class Still(Worker):
         """A worker without a clock."""
 
-        def do(self, *order: Any) -> list[bytes]:
+        def do(self, *order: Any) -> Any:
             """Do tasks."""
             time.perf_counter = lambda: 0.0
             return super().do(*order)
@@ -156,8 +153,7 @@ def by_ray(folder: Path, **given: Any) -> None:
         made_of = Still
 
     _share_everything()
-    with Cluster(settings_of(folder, **given), folder / "run", ClusterSettings(workers=2)) as executor:
-        run(folder, executor, **given)
+    run(folder, Cluster(workers=2), **given)
 
 
 def select_again(folder: Path) -> None:
@@ -227,7 +223,7 @@ class Harness:
         self._shared = mmap.mmap(-1, 4096)
         _warm()
 
-    def child(self, act: Callable[[Path], None], *, kill_at: int | None = None, after: float | None = None) -> int:
+    def child(self, act: Callable[[Path], object], *, kill_at: int | None = None, after: float | None = None) -> int:
         """Run in a child, killed before its n-th change on disk or after seconds; return its exit code, negative = killed."""
         child = self.start(act, kill_at)
         if after is not None:
@@ -235,7 +231,7 @@ class Harness:
             os.kill(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    def start(self, act: Callable[[Path], None], kill_at: int | None = None) -> int:
+    def start(self, act: Callable[[Path], object], kill_at: int | None = None) -> int:
         """Start a child and return its process id."""
         self._tell("0", BEGIN)
         child = os.fork()
@@ -277,7 +273,7 @@ class Harness:
         """Remove the work folder."""
         shutil.rmtree(self.work, ignore_errors=True)
 
-    def must(self, act: Callable[[Path], None]) -> None:
+    def must(self, act: Callable[[Path], object]) -> None:
         """Run in a child that has to succeed."""
         if (code := self.child(act)) != 0:
             raise RuntimeError(f"exit code {code}: {self.said[-2000:]}")
@@ -315,7 +311,7 @@ class Harness:
         text = f"{changes} {stage}".encode()[:4000] + b"\0"
         self._shared[: len(text)] = text
 
-    def _live(self, act: Callable[[Path], None], kill_at: int | None) -> None:
+    def _live(self, act: Callable[[Path], object], kill_at: int | None) -> None:
         code = 1
         try:
             errors = os.open(self.base / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -17,19 +17,19 @@ import hashlib
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray_scale import cpu_seconds, hired
+from ray_scale import cpu_seconds, made
 from sparse import NEAR, clustered, student
 
 from nncift import config
 from nncift.core import parallel as calculation
-from nncift.core.parallel import Calculation, Keep, ParallelMap
-from nncift.core.tasks import Executor, calculate
+from nncift.core.parallel import Calculation, Executor, Keep, ParallelMap, map_by
 from nncift.distributed.ray_cluster import RayExecutor
 from nncift.selection import graphs
 from nncift.selection.graphs import scored_graph
@@ -62,8 +62,7 @@ def steps(vectors: Any, trained: Any, dense: int, how: ParallelMap) -> dict[str,
 
 def measure(executor: Executor, vectors: Any, trained: Any, dense: int) -> dict[str, Any]:
     """Do every step, and return seconds, CPU seconds of every process, and a hash of all results."""
-    worker: Any = None
-    how: ParallelMap = partial(calculate, executor, worker)
+    how = map_by(executor)
 
     def began() -> list[float]:
         return [time.perf_counter(), *map(cpu_seconds, processes)]
@@ -115,7 +114,8 @@ def main() -> None:
     runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in WORKERS}
     for _ in range(given.rounds):
         for workers in WORKERS:
-            with hired(workers, settings, waiting=False) as executor:
+            executor = made(workers, waiting=False)
+            with tempfile.TemporaryDirectory() as folder, executor.open(Path(folder) / "run", settings):
                 runs[workers].append(measure(executor, vectors, trained, given.dense))
     record: dict[str, Any] = {
         "rows": given.rows,

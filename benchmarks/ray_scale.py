@@ -22,8 +22,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,15 @@ import numpy as np
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import Executor, Keep, LocalExecutor, Task, TaskGroup, TaskResult
+from nncift.core.parallel import Executor, KeepResult, Task, TaskGroup, TaskResult
 from nncift.data import Examples, read
+from nncift.distributed.local import LocalExecutor
 from nncift.distributed.model_worker import ModelWorker
-from nncift.distributed.piece_records import Record, pack
 from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Order, Worker
-from nncift.distributed.start import ClusterSettings
 from nncift.labels import LabelBudget, LabelPlan
 from nncift.stages import RunContext, label, plan_labels, usable_rows
 from nncift.stages.request import Request
-from nncift.storage.run_directory import RunDir
 from nncift.teachers import registry
 
 
@@ -71,15 +68,16 @@ class Measured:
 def waited(task: Task) -> TaskResult:
     """Wait for as long as a task shall take, and give zeros."""
     time.sleep(float(os.environ["NNCIFT_WAIT"]) * task.size)
-    return TaskResult({"values": np.zeros(task.size, np.float32)}, 0, task.size, details={"shortened": False})
+    arrays: dict[str, np.ndarray] = {"values": np.zeros((task.size, 1), np.float32), "figures": np.zeros(1)}
+    return TaskResult(arrays, 0, task.size)
 
 
 class Waiter(Worker):
     """A worker that computes nothing."""
 
-    def do(self, order: Order, shared: Any = None) -> list[bytes]:
+    def do(self, order: Order, shared: Any = None) -> tuple[str, list[TaskResult]]:
         """Wait."""
-        return [pack(Record(order.group.key, task.name, waited(task))) for task in order.tasks]
+        return order.group.key, [waited(task) for task in order.tasks]
 
 
 class Waiters(RayExecutor):
@@ -91,7 +89,7 @@ class Waiters(RayExecutor):
 class WaitingHere(LocalExecutor):
     """A run in this process that computes nothing."""
 
-    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
+    def map(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
         """Wait."""
         for task in tasks:
             keep(task, waited(task))
@@ -106,7 +104,7 @@ def cpu_seconds(process: int) -> float:
 def measure(settings: RunSettings, pool: Examples, executor: Executor, workers: int) -> Measured:
     """Label and measure."""
     teacher = registry.create(settings, "cpu")
-    with tempfile.TemporaryDirectory() as folder, RunDir(Path(folder) / "run", settings) as directory:
+    with tempfile.TemporaryDirectory() as folder, executor.open(Path(folder) / "run", settings) as directory:
         work = RunContext(directory, settings, teacher, executor=executor)
         axes, _ = usable_rows(work, pool)
         budget = LabelBudget.of(settings)
@@ -133,15 +131,11 @@ def measure(settings: RunSettings, pool: Examples, executor: Executor, workers: 
         return Measured(ready - began, seconds, spent[0], tuple(spent[1:]), labels)
 
 
-@contextmanager
-def hired(workers: int, settings: RunSettings, *, waiting: bool) -> Iterator[Executor]:
-    """Give an executor: this process for 0 workers, else a local cluster of its own."""
+def made(workers: int, *, waiting: bool) -> Executor:
+    """Return an executor: this process for 0 workers, else a local cluster of its own."""
     if not workers:
-        yield WaitingHere() if waiting else LocalExecutor()
-        return
-    made = Waiters if waiting else RayExecutor
-    with made(settings, Path(tempfile.gettempdir()), ClusterSettings(workers=workers)) as executor:
-        yield executor
+        return WaitingHere() if waiting else LocalExecutor()
+    return Waiters(workers=workers) if waiting else RayExecutor(workers=workers)
 
 
 def main() -> None:
@@ -165,8 +159,8 @@ def main() -> None:
     found: dict[int, list[Measured]] = {}
     for _ in range(given.rounds):
         for workers in (0, 1, given.workers):
-            with hired(workers, settings, waiting=given.waiting is not None) as executor:
-                found.setdefault(workers, []).append(measure(settings, pool, executor, max(1, workers)))
+            executor = made(workers, waiting=given.waiting is not None)
+            found.setdefault(workers, []).append(measure(settings, pool, executor, max(1, workers)))
     none, one, more = found[0], found[1], found[given.workers]
     ratios = {
         "overhead_of_one_worker_clock": [b.seconds / a.seconds - 1 for a, b in zip(none, one, strict=True)],

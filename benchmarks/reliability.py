@@ -96,8 +96,8 @@ def files(harness: Harness, *, quick: bool) -> Iterator[Fault]:
     yield from Faults(harness, "less", killed_at=150, only="labels/teacher").of_resuming(("bit", "half"))
     yield from Faults(harness, "evaluate", killed_at=60, only="truth").of_resuming()
     # Of shards: before they are joined, and where a shard itself goes on.
-    yield from Faults(harness, "joining shards", killed_at=1, only=".pieces").of_resuming(bits=4)
-    yield from Faults(harness, "shards", killed_at=240, only=".pieces").of_resuming()
+    yield from Faults(harness, "joining shards", killed_at=1, only="run/pieces").of_resuming(bits=4)
+    yield from Faults(harness, "shards", killed_at=240, only="run/pieces").of_resuming()
 
 
 def disk(harness: Harness) -> Iterator[Fault]:
@@ -275,8 +275,8 @@ def _artefact(where: str) -> str:
     path = Path(where)
     if path.parts and path.parts[0] == "cache":
         return "cache of embeddings"
-    if path.suffix == ".pieces":
-        return f"shards/{path.name.partition('-')[0]}-N.pieces"
+    if "pieces" in path.parts:
+        return f"pieces/{path.parent.name.partition('-')[0]}-N/N{path.suffix}"
     name = "".join("N" if mark.isdigit() else mark for mark in path.name)
     if name.startswith("utility-"):
         name = "utility-N.safetensors"

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from nncift.config import RunSettings
-from nncift.core.tasks import TaskResult
+from nncift.core.parallel import TaskGroup, TaskResult
 from nncift.data import read
 from nncift.data.pool import PoolTable
-from nncift.distributed.piece_records import Record, Writer
-from nncift.distributed.piece_records import read as read_records
+from nncift.distributed.piece_cache import PieceCache
 from nncift.labels import LabelBudget, LabelFormat, PairLabelStore, RowLabelStore, grow, grow_rows
 from nncift.labels.pair_labels import PAIR_FORMAT
 from nncift.storage.atomic import write_json
@@ -78,15 +77,16 @@ def measured(rows: int) -> dict[str, float]:
         found["chunks_kept_a_second"] = len(pending) / (time.perf_counter() - began)
         found["measured_rows_kept_a_second"] = _rows_kept(folder / "rows", pool.ids)
         block = TaskResult({"vectors": np.ones((512, DIM), np.float32)})
-        writer, began = Writer(folder / "embed.pieces"), time.perf_counter()
-        for number in range(100):
-            writer.add(Record("job", str(number), block))
-        writer.close()
+        group, pieces = TaskGroup("embed", "embed", "key", ""), PieceCache(folder)
+        began = time.perf_counter()
+        with pieces.writing(group) as keep:
+            for number in range(100):
+                keep(str(number), block)
         found["gb_of_records_written_a_second"] = (
             100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
         )
         began = time.perf_counter()
-        assert sum(1 for _ in read_records(folder / "embed.pieces")) == 100
+        assert sum(1 for _ in pieces.read(group)) == 100
         found["gb_of_records_read_a_second"] = (
             100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
         )

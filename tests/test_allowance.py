@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 import nncift
-from nncift import Run, config
+from nncift import Run, config, pipeline
 from nncift.core.amounts import CostCap, TimeCap
 from nncift.core.seeds import derive
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
-from nncift.distributed.shards import Shard
+from nncift.distributed.start import executor_of
 from nncift.errors import InfeasibleError, UsageError
 from nncift.labels.store import Axes
 from nncift.models.encoders import HashEncoder
-from nncift.shard import run_shard
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.estimate import estimate
 from nncift.stages.label_rounds import label_budgets
@@ -374,4 +373,4 @@ def test_shards_do_not_time_passes(write_pool: Write, tmp_path: Path) -> None:
     settings = config.resolve({"labels": "50%", "time": "5s", "budget": 8, "encoder": "hash"})
     request = Request.resolve(settings, pool=read(write_pool(60)), teacher=Pairs())
     with pytest.raises(UsageError, match=r"--time was given with --shard.*Give --cost or --labels"):
-        run_shard(request, tmp_path / "run", Shard.parse("1/2"))
+        pipeline.execute(request, tmp_path / "run", executor=executor_of(shard="1/2"))

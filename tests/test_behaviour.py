@@ -248,7 +248,7 @@ def test_select_chooses_again_from_a_finished_run(nncift: Nncift) -> None:
 def test_two_shards_and_their_join_are_the_plain_run(nncift: Nncift) -> None:
     plain, folder = nncift.folder / "pair-teacher", nncift.folder / "joined"
     nncift.run("pair-teacher")
-    shards = [nncift.select("pair-teacher", "joined", "--shard", shard, "--no-wait") for shard in ("1/2", "2/2")]
+    shards = [nncift.select("pair-teacher", "joined", "--shard", shard) for shard in ("1/2", "2/2")]
     done = nncift.select("pair-teacher", "joined")
     parts = [{"code": part.code, "keys of --json": keys(json.loads(part.out))} for part in shards]
     check("runs", "shards", {"shards": parts, "join": left(done, folder)})

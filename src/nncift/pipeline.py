@@ -8,25 +8,27 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 from __future__ import annotations
 
 import gc
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nncift import config
+from nncift.config import RunSettings
+from nncift.core.parallel import Executor, Incomplete, may_pay
 from nncift.core.progress import Progress, silent
-from nncift.core.tasks import SCORE, Executor
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.data.python_rows import are_paths
-from nncift.distributed.shards import Joining
-from nncift.distributed.start import ClusterSettings, executor_of
+from nncift.distributed.local import LocalExecutor
+from nncift.errors import UsageError
 from nncift.evaluation.meaning import LabelSpread
+from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
-from nncift.selection.problem import build
+from nncift.selection.problem import DenseProblem, GraphProblem, build
 from nncift.selection.solve import choose
 from nncift.selection.utilities import Utilities
 from nncift.stages import (
@@ -34,7 +36,8 @@ from nncift.stages import (
     RunContext,
     embed,
     encoder_of,
-    finished_jobs,
+    finished_groups,
+    label,
     plan_labels,
     token_counts,
     usable_rows,
@@ -45,8 +48,7 @@ from nncift.stages.finish import Run, finish, record_of
 from nncift.stages.inputs import held, workspace_of
 from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.stages.request import Request
-from nncift.stages.timing import rates_of
-from nncift.storage.run_directory import RunDir
+from nncift.stages.timing import Rates, rates_of
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
 from nncift.teachers.abilities import subtask_column, workspace_in
 
@@ -60,14 +62,14 @@ def run(
     existing: Any = None,
     encoder: str | Encoder | None = None,
     progress: Progress = silent,
-    cluster: ClusterSettings | None = None,
+    executor: Executor | None = None,
     **settings: Any,
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
     pool, and the optional target and existing sets: files, or rows in whatever holds them (`data.rows_from`). teacher and
     encoder: names or objects; by default those of the preset (`config.PRESETS`).
-    out: the run directory; one that exists is continued or extended. cluster: whose workers embed, label and score.
+    out: the run directory; one that exists is continued or extended. executor: see `execute`.
     Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
@@ -98,28 +100,18 @@ def run(
         ),
         out,
         progress=progress,
-        cluster=cluster,
+        executor=executor,
     )
 
 
-def execute(
-    request: Request,
-    out: str | Path,
-    *,
-    progress: Progress = silent,
-    cluster: ClusterSettings | None = None,
-    executor: Executor | None = None,
-) -> Run:
+def execute(request: Request, out: str | Path, *, progress: Progress = silent, executor: Executor | None = None) -> Run:
     """Run every stage that is not finished yet, and return the run.
 
-    cluster: whose workers do the tasks of stages, or executor: what does them; by default this process. What shards left is
-    taken first.
+    executor: has the tasks of stages done: in this process by default (`LocalExecutor`), by the workers of a cluster
+    (`RayExecutor`), or a shard's alone (`ShardExecutor`). What shards left is taken first. Raises Incomplete in a shard, as
+    soon as it lacks what others do, and before the selection; QualityError where a gate is not reached.
     """
-    by: AbstractContextManager[Executor] = (
-        nullcontext(executor) if executor is not None else executor_of(cluster, request.settings, Path(out))
-    )
-    with by as used:
-        done = _selected(request, out, progress, used)
+    done = _selected(request, out, progress, executor or LocalExecutor())
     # The report reads the rows from the run: in memory they go before, unless the caller keeps the request. What held them refers
     # to itself here and there.
     del request
@@ -133,48 +125,77 @@ def execute(
 def _selected(request: Request, out: str | Path, progress: Progress, executor: Executor) -> Run:
     """Do all but the report."""
     settings, teacher, existing = request.settings, request.teacher, request.existing
-    with workspace_in(teacher, workspace_of(out)), RunDir(out, settings) as directory:
-        joining = Joining(directory.path, executor)
-        context = RunContext(directory, settings, teacher, request.encoder, progress, executor=joining)
+    with workspace_in(teacher, workspace_of(out)), executor.open(Path(out), settings) as directory:
+        context = RunContext(directory, settings, teacher, request.encoder, progress, executor=executor)
         axes, rejected = usable_rows(context, request.pool, request.target)
         request.constraints.check(PoolTable.of(axes.sources))
-        allowance = settle(
-            context,
-            label_budgets(settings, axes),
-            axes,
-            existing,
-            lambda: rates_of(settings, axes, teacher, encoder_of(context), len(existing or ())),
-        )
+        rates = partial(_timed, context, axes, existing)
+        allowance = settle(context, label_budgets(settings, axes), axes, existing, rates)
         rounds = remaining(allowance.rounds, axes, context.labels().training())
-        context = replace(context, whole=allowance.whole, features=allowance.features)
+        context = replace(
+            context,
+            whole=allowance.whole,
+            features=allowance.features,
+            labels_last=not (len(rounds) > 1 or rounds[0].kind == "active" or _may_calculate(settings, axes)),
+        )
         plan = plan_labels(context, axes, rounds[0])
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
         keep(context, allowance)
         directory.write_manifest(record_of(context, request.pool))
         vectors, before = embed(context, axes), embed_existing(context, existing)
+        if vectors is None:
+            # A shard that lacks those of others labels its share all the same.
+            label(context, axes, plan, rounds[0], None)
+            raise Incomplete("embed")
         tokens = token_counts(context, axes.sources)
         rows = PoolTable.of(axes.sources, axes.targets, tokens)
         settled = request.constraints.settle(rows, vectors.text)
         labels, student, fidelity = label_in_rounds(context, axes, vectors, plan, rounds)
-        joining.tidy(finished_jobs(context))
         rows.write(directory)
         subtask_of = subtasks.keep(directory, axes.targets, subtask_column(teacher))
-        utilities = Utilities(student, vectors, labels, rows.content, before, subtask_of, context.calculate)
-        problem = partial(build, utilities, settings, settled.removed)
-        selection = choose(context.directory, context.keys, settings, rows, settled, problem)
-        directory.charge(SCORE, joining.seconds)
-        joining.tidy_calculated(context.keys["fit"])
+        in_memory = not executor.partial
+        utilities = Utilities(student, vectors, labels, rows.content, before, subtask_of, context.calculate, in_memory)
+        problem = partial(_problem, context, utilities, settled.removed)
+        selection = choose(directory, context.keys, settings, rows, settled, problem)
+        if executor.partial:
+            raise Incomplete("select")
+        executor.tidy(finished_groups(context), context.keys["fit"])
         subset = axes.sources.subset(selection.ids)
         about_rows: list[str] = directory.read_json(NOTES, [])
         spread = LabelSpread.of(labels)
         about_labels = () if spread is None else spread.warnings()
-        notes = (*request.pool.notes, *about_rows, *allowance.notes, *joining.notes)
+        notes = (*request.pool.notes, *about_rows, *allowance.notes, *executor.notes)
         notes += (*_truncation(vectors.truncated, len(axes.rows)), *about_labels)
         if selection.record.note:
             notes = (*notes, selection.record.note)
         directory.write_manifest(record_of(context, request.pool), keep_summary=True)
         return finish(context, axes, subset, selection.record, rejected, fidelity, notes)
+
+
+def _timed(context: RunContext, axes: Axes, existing: Examples | None) -> Rates:
+    """Time passes. Raises UsageError in a shard."""
+    if context.executor.partial:
+        raise UsageError(
+            "--time was given with --shard; shards time passes each for itself, and must label one plan. Give --cost or "
+            "--labels: nncift run --time ... --dry-run tells what the time allows"
+        )
+    return rates_of(context.settings, axes, context.teacher, encoder_of(context), len(existing or ()))
+
+
+def _may_calculate(settings: RunSettings, axes: Axes) -> bool:
+    """Tell whether there may be something to calculate from the labels that is worth sharing."""
+    targets, sources = len(axes.target_ids), len(axes.sources)
+    # The targets of flmi are the pool's own rows.
+    return may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
+
+
+def _problem(context: RunContext, utilities: Utilities, removed: Collection[str]) -> DenseProblem | GraphProblem:
+    """Return what is chosen from. Raises Incomplete in a shard, where no part of choosing is shared out."""
+    found = build(utilities, context.settings, removed)
+    if context.executor.partial and not (isinstance(found, GraphProblem) and found.optimiser == "partition"):
+        raise Incomplete("select")
+    return found
 
 
 def _truncation(truncated: int, rows: int) -> list[str]:

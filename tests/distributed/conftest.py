@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift import config, pipeline
-from nncift.distributed.shards import Shard
-from nncift.shard import run_shard
+from nncift.core.parallel import Incomplete
+from nncift.distributed.start import executor_of
 from nncift.stages import inputs
-from nncift.stages.finish import Run
 from nncift.stages.request import Request
 from nncift.teachers import registry
 
@@ -43,9 +42,7 @@ def start(
     """Return a function that makes a run, or one shard of it, on 40 rows with a tiny language model."""
     pool = write_pool(40)
 
-    def begin(
-        out: str, shard: str | None = None, executor: Any = None, wait: bool | None = None, **more: Any
-    ) -> Run | dict[str, Any]:
+    def begin(out: str, shard: str | None = None, executor: Any = None, **more: Any) -> Any:
         given = {
             "pool": str(pool),
             "teacher": "delift",
@@ -65,11 +62,11 @@ def start(
         path = tmp_path / out
         teacher = registry.create(settings, encoder=settings.encoder, workspace=inputs.workspace_of(path))
         request = Request.resolve(settings, teacher=teacher, out=path)
-        if shard is not None:
-            return run_shard(request, path, Shard.parse(shard), wait=wait)
-        if executor is None:
-            return pipeline.execute(request, path)
-        with executor(settings, out) as made:
-            return pipeline.execute(request, path, executor=made)
+        try:
+            done = pipeline.execute(request, path, executor=executor or executor_of(shard=shard))
+        except Incomplete as incomplete:
+            return incomplete.report
+        assert shard is None
+        return done
 
     return begin

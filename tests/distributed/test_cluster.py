@@ -15,7 +15,7 @@ from nncift.core import parallel as calculation
 from nncift.distributed import ray_cluster as cluster
 from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Worker
-from nncift.distributed.start import ClusterSettings
+from nncift.distributed.start import executor_of
 from nncift.errors import ResourceError, UsageError
 
 from .conftest import content
@@ -24,8 +24,8 @@ Start = Callable[..., Any]
 
 
 def test_flags_that_do_not_fit_are_refused() -> None:
-    assert ClusterSettings.of("local", "1/2", workers=None) is None
-    for executor, shard, given, why in (
+    assert executor_of("local", "1/2", workers=None).partial
+    for engine, shard, given, why in (
         ("spark", None, {}, "local or ray"),
         ("local", None, {"workers": 2}, "goes with --engine ray"),
         ("ray", "1/2", {}, "give one of them"),
@@ -33,20 +33,20 @@ def test_flags_that_do_not_fit_are_refused() -> None:
         ("ray", None, {"gpus_per_worker": -1}, "0 or more"),
     ):
         with pytest.raises(UsageError, match=why):
-            ClusterSettings.of(executor, shard, **given)
+            executor_of(engine, shard, **given)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ResourceError, match=r"nncift\[ray\]"):
-        RayExecutor(config.resolve({}), tmp_path, ClusterSettings())
+        RayExecutor()
 
 
 class Killing(RayExecutor):
     """Kills something when so many results of a stage have come back."""
 
-    def __init__(self, *given: Any, after: int, kill: Callable[[RayExecutor], None], stage: str = "label") -> None:
-        super().__init__(*given)
+    def __init__(self, after: int, kill: Callable[[RayExecutor], None], stage: str = "label", **given: Any) -> None:
+        super().__init__(**given)
         self._after, self._kill, self._stage = after, kill, stage
         self.came = 0
 
@@ -71,11 +71,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def two_workers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes an executor of two local workers."""
+def two_workers() -> Iterator[RayExecutor]:
+    """Return an executor of two local workers."""
     ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield lambda settings, out: RayExecutor(settings, tmp_path / out, ClusterSettings(workers=2))
+    yield RayExecutor(workers=2)
     ray.shutdown()
 
 
@@ -95,7 +95,8 @@ def test_a_worker_has_a_gpu_of_its_own_where_there_are_any(
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0, "CPU": 3.0})
     settings = config.resolve({"pool": "a.jsonl", "device": device})
-    executor = RayExecutor(settings, tmp_path, ClusterSettings(gpus_per_worker=asked))
+    executor = RayExecutor(gpus_per_worker=asked)
+    executor._settings = settings
     assert (executor._gpus(), executor._wanted()) == (gpus, workers)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
     if asked is None:
@@ -106,9 +107,11 @@ def test_a_model_over_several_gpus_needs_their_number(tmp_path: Path, monkeypatc
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2.0})
     settings = config.resolve({"pool": "a.jsonl", "device_map": "auto"})
+    executor, other = RayExecutor(), RayExecutor(gpus_per_worker=2)
+    executor._settings = other._settings = settings
     with pytest.raises(UsageError, match="--gpus-per-worker 2"):
-        RayExecutor(settings, tmp_path, ClusterSettings())._gpus()
-    assert RayExecutor(settings, tmp_path, ClusterSettings(gpus_per_worker=2))._gpus() == 2
+        executor._gpus()
+    assert other._gpus() == 2
 
 
 @pytest.mark.slow
@@ -131,7 +134,7 @@ def test_two_workers_see_a_gpu_each(start: Start, tmp_path: Path) -> None:
 
     try:
         start("alone")
-        start("shared", executor=lambda settings, out: Looking(settings, tmp_path / out, ClusterSettings()))
+        start("shared", executor=Looking())
         assert content(tmp_path / "shared") == content(tmp_path / "alone")
         assert ["0", "1"] in seen
     finally:
@@ -146,7 +149,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_two_workers_are_one_process(start: Start, two_workers: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_workers_are_one_process(start: Start, two_workers: RayExecutor, tmp_path: Path) -> None:
     for case, more in CASES.items():
         start(f"{case}-alone", **more)
         start(case, executor=two_workers, **more)
@@ -156,17 +159,14 @@ def test_two_workers_are_one_process(start: Start, two_workers: Callable[..., An
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(start: Start, tmp_path: Path) -> None:
     start("alone")
-    executors = []
 
     def kill(executor: RayExecutor) -> None:
         os.kill(executor.processes()[0], signal.SIGKILL)
 
-    def made(settings: Any, out: str) -> RayExecutor:
-        executors.append(Killing(settings, tmp_path / out, ClusterSettings(workers=2), after=5, kill=kill))
-        return executors[0]
+    killing = Killing(workers=2, after=5, kill=kill)
 
-    start("killed", executor=made)
-    assert executors[0].lost == 1
+    start("killed", executor=killing)
+    assert killing.lost == 1
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 
 
@@ -186,19 +186,15 @@ def test_a_worker_killed_while_it_scores_costs_nothing_but_time(
     monkeypatch.setattr("nncift.student.score.SIDE", 8)
     monkeypatch.setattr("nncift.selection.graphs._PAIRS", 32)
     start("alone", **SCORED[case])
-    executors = []
 
     def kill(executor: RayExecutor) -> None:
         os.kill(executor.processes()[0], signal.SIGKILL)
 
-    def made(settings: Any, out: str) -> RayExecutor:
-        given = ClusterSettings(workers=2)
-        executors.append(Killing(settings, tmp_path / out, given, after=5, kill=kill, stage="score"))
-        return executors[0]
+    killing = Killing(workers=2, after=5, kill=kill, stage="score")
 
-    start("killed", executor=made, **SCORED[case])
-    assert executors[0].came > 5
-    assert executors[0].lost == 1
+    start("killed", executor=killing, **SCORED[case])
+    assert killing.came > 5
+    assert killing.lost == 1
     assert content(tmp_path / "killed") == content(tmp_path / "alone")
 
 
@@ -212,18 +208,12 @@ def test_a_lost_machine_costs_nothing_but_time(start: Start, tmp_path: Path) -> 
     try:
         others = [machines.add_node(num_cpus=1) for _ in range(3)]
         machines.wait_for_nodes()
-        executors = []
-
-        def made(settings: Any, out: str) -> RayExecutor:
-            given = ClusterSettings(address=machines.address, workers=4)
-            executors.append(
-                Killing(settings, tmp_path / out, given, after=5, kill=lambda executor: machines.remove_node(others[0]))
-            )
-            return executors[0]
-
-        start("lost", executor=made)
+        killing = Killing(
+            address=machines.address, workers=4, after=5, kill=lambda executor: machines.remove_node(others[0])
+        )
+        start("lost", executor=killing)
         assert content(tmp_path / "lost") == content(tmp_path / "alone")
-        assert executors[0].lost >= 1
+        assert killing.lost >= 1
     finally:
         ray.shutdown()
         machines.shutdown()
@@ -233,8 +223,6 @@ def test_a_lost_machine_costs_nothing_but_time(start: Start, tmp_path: Path) -> 
 def test_what_a_worker_raises_is_raised_here(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "PATIENCE", 5.0)
 
-    def executor(settings: Any, out: str) -> RayExecutor:
-        return RayExecutor(settings, tmp_path / out, ClusterSettings(workers=1, gpus_per_worker=1))
-
+    executor = RayExecutor(workers=1, gpus_per_worker=1)
     with pytest.raises(ResourceError, match="no worker could be had"):
         start("run", executor=executor)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from nncift import config
-from nncift.distributed.shadow import shadow_of
-from nncift.distributed.shards import Joining, Shard
+from nncift.distributed.piece_cache import PieceCache
+from nncift.distributed.shards import Shard, ShardExecutor
 from nncift.errors import ResourceError, UsageError
 from nncift.labels import PairLabelStore
 from nncift.storage.run_directory import RunDir
@@ -64,22 +64,23 @@ def test_what_is_missing_damaged_or_foreign_is_named_and_made_again(
     assert start("joined", "3/3")["stages"]["label"]["pieces"] == 0
     start("joined", "1/3")
     start("joined", "2/4", variant="logprob")
-    (sound,), (damaged,) = ((tmp_path / "joined/shards" / of).glob("label-*") for of in ("1-of-3", "3-of-3"))
-    (cut,) = (tmp_path / "joined/shards/1-of-3").glob("embed-*")
+    pieces = tmp_path / "joined/pieces"
+    ((sound,), (damaged,)) = (list(pieces.glob(f"label-*/{of}-*")) for of in ("1-of-3", "3-of-3"))
+    (cut,) = pieces.glob("embed-*/1-of-3-*")
     flip(damaged, damaged.stat().st_size - 1)
     os.truncate(cut, cut.stat().st_size - 1)
-    (foreign,) = (tmp_path / "joined/shards/2-of-4").glob("label-*")
+    (foreign,) = pieces.glob("label-*/2-of-4-*")
     asked.clear()
     done = start("joined")
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
     for file, why in (
         (damaged, "does not match its checksum"),
-        (cut, "ends in the middle"),
-        (foreign, "another model"),
+        (cut, "damaged"),
+        (foreign.parent, "another model"),
     ):
         assert any(str(file) in note and why in note for note in done.warnings), (why, done.warnings)
-    # A third was missing, and one task was damaged.
-    assert len(asked) == first["left"]["label"] // 2 + 1
+    # A third was missing, and a third shared a file that was damaged.
+    assert len(asked) == first["left"]["label"] // 2 + first["stages"]["label"]["pieces"]
     assert foreign.exists()
     assert not sound.exists()
 
@@ -99,18 +100,18 @@ def test_joining_that_was_stopped_goes_on_without_a_word_and_leaves_nothing(
         if len(came) == kept:
             raise KeyboardInterrupt
 
-    def stopped(executor: Joining, finished: Any) -> None:
+    def stopped(pieces: PieceCache, finished: Any, basis: str) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(PairLabelStore, "write", stopping)
-        patch.setattr(Joining, "tidy", stopped)
+        patch.setattr(PieceCache, "tidy", stopped)
         with pytest.raises(KeyboardInterrupt):
             start("joined")
-    assert list((tmp_path / "joined/shards").rglob("*.pieces"))
+    assert list((tmp_path / "joined/pieces").rglob("*.safetensors"))
     done = start("joined")
-    assert not [note for note in done.warnings if "shard" in note]
-    assert not (tmp_path / "joined/shards").exists()
+    assert not [note for note in done.warnings if "piece" in note]
+    assert not (tmp_path / "joined/pieces").exists()
 
 
 def test_shards_of_less_train_one_warm_up(start: Start, tmp_path: Path) -> None:
@@ -138,8 +139,8 @@ def test_shards_go_round_by_round(case: str, start: Start, tmp_path: Path) -> No
         assert calls < 30
     done = start("joined", **SLOWER[case])
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
-    assert not any("shard" in note for note in done.warnings)
-    assert not (tmp_path / "joined/shards").exists()
+    assert not any("piece" in note for note in done.warnings)
+    assert not (tmp_path / "joined/pieces").exists()
 
 
 @pytest.mark.slow
@@ -206,17 +207,18 @@ def test_shards_work_at_once(
 KILLED = """
 import os, signal
 from nncift import cli
-from nncift.distributed.piece_records import Writer
+from nncift.distributed import piece_cache
 
-add, added = Writer.add, []
+write, written = piece_cache.write_arrays, []
+piece_cache.BYTES = 1
 
-def killed(writer, record):
-    add(writer, record)
-    added.append(record)
-    if len(added) == 40:
+def killed(path, arrays):
+    write(path, arrays)
+    written.append(path)
+    if len(written) == 40:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Writer.add = killed
+piece_cache.write_arrays = killed
 cli.main()
 """
 
@@ -246,7 +248,7 @@ def test_a_killed_shard_goes_on_where_it_was(
     shard = [*command, "--out", str(tmp_path / "joined"), "--shard", "1/2"]
     halted = subprocess.run([*killed, *shard], check=False, env=elsewhere)
     assert halted.returncode == -signal.SIGKILL
-    assert list((tmp_path / "joined/shards/1-of-2").glob("label-*"))
+    assert list((tmp_path / "joined/pieces").glob("label-*/1-of-2-*"))
     again = subprocess.run([*plain, *shard, "--json"], check=True, env=elsewhere, capture_output=True, text=True)
     done = json.loads(again.stdout)["stages"]["label"]
     assert done["before"] > 0
@@ -257,12 +259,16 @@ def test_a_killed_shard_goes_on_where_it_was(
 
 def test_locks_keep_apart_what_excludes_each_other(tmp_path: Path) -> None:
     run, settings = tmp_path / "run", config.resolve({})
-    with shadow_of(run, Shard(1, 3)), shadow_of(run, Shard(2, 3)):
-        with pytest.raises(ResourceError, match="shard 2/3"), shadow_of(run, Shard(2, 3)):
+
+    def shard(number: int) -> Any:
+        return ShardExecutor(Shard(number, 3)).open(run, settings)
+
+    with shard(1), shard(2):
+        with pytest.raises(ResourceError, match="shard 2/3"), shard(2):
             pass
         with pytest.raises(ResourceError, match="another process"), RunDir(run, settings):
             pass
-    with RunDir(run, settings), pytest.raises(ResourceError, match="without --shard"), shadow_of(run, Shard(1, 3)):
+    with RunDir(run, settings), pytest.raises(ResourceError, match="without --shard"), shard(1):
         pass
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import numpy as np
 import pytest
 
 from nncift.core import parallel as calculation
-from nncift.core.parallel import Calculation
-from nncift.core.tasks import LocalExecutor, Task, TaskGroup
-from nncift.distributed import shards
+from nncift.core.parallel import Calculation, Task, TaskGroup
 from nncift.distributed.content import content_of
-from nncift.distributed.piece_records import Writer
+from nncift.distributed.local import LocalExecutor
+from nncift.distributed.piece_cache import PieceCache
 from nncift.student.score import Sides, _whole
 
 from .conftest import content
@@ -49,6 +47,7 @@ class Counting(LocalExecutor):
     """Counts the parts of calculations that are left for the run that joins."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.did: Counter[str] = Counter()
 
     def map(self, worker: Any, group: TaskGroup, tasks: Sequence[Task], keep: Any) -> None:
@@ -58,16 +57,10 @@ class Counting(LocalExecutor):
         super().map(worker, group, tasks, keep)
 
 
-@contextmanager
-def serial_map(counting: Counting) -> Iterator[Counting]:
-    """Give an executor as `start` takes it."""
-    yield counting
-
-
 def joined(start: Start, out: str, **more: Any) -> tuple[Counter[str], Any]:
     """Run without a shard; return the parts that it had to calculate, and the run."""
     counting = Counting()
-    done = start(out, executor=lambda settings, out: serial_map(counting), **more)
+    done = start(out, executor=counting, **more)
     return counting.did, done
 
 
@@ -84,8 +77,7 @@ def all_shards(start: Start, out: str, count: int = 2, **more: Any) -> list[dict
 def test_the_run_that_joins_calculates_nothing_that_shards_did(case: str, start: Start, tmp_path: Path) -> None:
     start("alone", **CASES[case])
     details = all_shards(start, "joined", **CASES[case])
-    assert all(one["stages"]["score"]["before"] > 0 for one in details)
-    assert [path.name for path in (tmp_path / "joined/shards/all").glob("*.npy")] == ["embeddings.npy"]
+    assert all(one["stages"]["score"]["pieces"] + one["stages"]["score"]["before"] > 0 for one in details)
     left, done = joined(start, "joined", **CASES[case])
     # Comparing 40 rows is one part, so that what only one shard has is found, too.
     assert not left
@@ -93,8 +85,8 @@ def test_the_run_that_joins_calculates_nothing_that_shards_did(case: str, start:
     for name in ("selection.parquet", "fidelity.json"):
         assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     assert done.ledger["stages"]["score"]["seconds"] > 0
-    assert not [note for note in done.warnings if "shard" in note]
-    assert not (tmp_path / "joined/shards").exists()
+    assert not [note for note in done.warnings if "piece" in note]
+    assert not (tmp_path / "joined/pieces").exists()
 
 
 @pytest.mark.slow
@@ -110,20 +102,16 @@ def test_in_rounds_and_for_every_kind_of_selection(
     left, done = joined(start, "joined", **more)
     assert not left
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
-    assert not [note for note in done.warnings if "shard" in note]
+    assert not [note for note in done.warnings if "piece" in note]
 
 
 def test_what_shards_have_not_done_is_done_by_the_run_that_joins(start: Start, tmp_path: Path) -> None:
     start("alone", **GRAPH)
-    details = [start("joined", f"{number}/2", **GRAPH) for number in (1, 2, 2)]
-    # The last that labels is not kept for calculations; another time it has its share of the first that is waited for.
-    assert [sorted(one["stages"]) for one in details] == [
-        ["embed", "label"],
-        ["embed", "label"],
-        ["embed", "label", "score"],
-    ]
-    assert "run every shard again" in details[1]["next"]
-    assert not details[2]["finished"]
+    details = [start("joined", f"{number}/2", **GRAPH) for number in (1, 2)]
+    # The last that labels goes on, up to what it lacks of the first calculation that is read.
+    assert [sorted(one["stages"]) for one in details] == [["embed", "label"], ["embed", "label", "score"]]
+    assert details[1]["left"].keys() == {"score"}
+    assert all("run every shard again" in one["next"] and not one["finished"] for one in details)
     left, _ = joined(start, "joined", **GRAPH)
     assert left["predicting mean utilities"] + left["comparing all rows"] > 0
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
@@ -132,12 +120,12 @@ def test_what_shards_have_not_done_is_done_by_the_run_that_joins(start: Start, t
 def test_a_damaged_part_is_named_and_calculated_again(start: Start, tmp_path: Path) -> None:
     start("alone", **GRAPH)
     all_shards(start, "joined", **GRAPH)
-    files = sorted((tmp_path / "joined/shards/1-of-2").glob("score-*"), key=lambda file: file.stat().st_size)
+    files = sorted((tmp_path / "joined/pieces").glob("score-*/1-of-2-*"), key=lambda file: file.stat().st_size)
     data = bytearray(files[-1].read_bytes())
     data[-1] ^= 4
     files[-1].write_bytes(data)
     left, done = joined(start, "joined", **GRAPH)
-    assert sum(left.values()) == 1
+    assert len(left) == 1
     assert [note for note in done.warnings if str(files[-1]) in note and "does not match its checksum" in note]
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
 
@@ -147,12 +135,13 @@ def test_a_shard_makes_good_what_is_damaged_of_another(start: Start, tmp_path: P
     start("alone", **GRAPH)
     for number in (1, 2):
         start("joined", f"{number}/2", **GRAPH)
-    (file,) = (tmp_path / "joined/shards/2-of-2").glob("label-*")
+    (file,) = (tmp_path / "joined/pieces").glob("label-*/2-of-2-*")
     data = bytearray(file.read_bytes())
-    data[-1] ^= 4
+    # The first number behind the header, whose length stands in front.
+    data[8 + int.from_bytes(data[:8], "little")] ^= 4
     file.write_bytes(data)
     details = start("joined", "1/2", **GRAPH)
-    assert details["stages"]["label"]["pieces"] == 1
+    assert details["stages"]["label"]["pieces"] > 0
     assert details["stages"]["score"]["pieces"] > 0
     assert [note for note in details["warnings"] if str(file) in note]
     joined(start, "joined", **GRAPH)
@@ -168,13 +157,7 @@ def test_parts_of_other_labels_are_not_used_and_are_named(start: Start, tmp_path
     assert left["predicting neighbours"] > 2
     assert [note for note in done.warnings if "score-" in note and "other labels" in note]
     assert content(tmp_path / "joined")["selection"] == content(tmp_path / "alone")["selection"]
-    assert list((tmp_path / "joined/shards").rglob("score-*"))
-    # A shard that calculates has no more use for what it calculated before.
-    start("other", **GRAPH)
-    (tmp_path / "joined/shards").rename(tmp_path / "other/shards")
-    all_shards(start, "other", **{**GRAPH, "budget": "30%", "labels": "70%"})
-    kept = {file.name.split("-")[1] for file in (tmp_path / "other/shards").rglob("score-*")}
-    assert len(kept) == 1
+    assert list((tmp_path / "joined/pieces").glob("score-*"))
 
 
 def test_parts_for_another_selection_are_named_and_removed(start: Start, tmp_path: Path) -> None:
@@ -184,7 +167,7 @@ def test_parts_for_another_selection_are_named_and_removed(start: Start, tmp_pat
     assert left["predicting neighbours"] > 2
     assert [note for note in done.warnings if "score-" in note and "other settings of the selection" in note]
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
-    assert not (tmp_path / "joined/shards").exists()
+    assert not (tmp_path / "joined/pieces").exists()
 
 
 def test_a_shard_that_is_stopped_while_it_calculates_goes_on(
@@ -193,20 +176,22 @@ def test_a_shard_that_is_stopped_while_it_calculates_goes_on(
     start("alone", **GRAPH)
     for number in (1, 2):
         start("joined", f"{number}/2", **GRAPH)
-    add, came = Writer.add, []
+    score, came = calculation.timed, list[Any]()
 
-    def stopping(writer: Any, record: Any) -> None:
-        add(writer, record)
-        came.append(record)
-        if len(came) == 2:
+    def stopping(worker: Any, group: TaskGroup, task: Task) -> Any:
+        if group.calculation is not None and len(came) == 1:
             raise KeyboardInterrupt
+        came.append(group.calculation)
+        return score(worker, group, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "add", stopping)
+        patch.setattr("nncift.distributed.shards.timed", stopping)
         with pytest.raises(KeyboardInterrupt):
             start("joined", "1/2", **GRAPH)
-    # And one that is cut in the middle of a part.
-    file = max((tmp_path / "joined/shards/1-of-2").glob("score-*"), key=lambda file: file.stat().st_size)
+    assert len(came) == 1
+    assert list((tmp_path / "joined/pieces").glob("score-*/1-of-2-*"))
+    # And one whose file is cut.
+    file = max((tmp_path / "joined/pieces").glob("score-*/*"), key=lambda file: file.stat().st_size)
     os.truncate(file, file.stat().st_size - 1)
     details = all_shards(start, "joined", **GRAPH)
     assert details[0]["stages"]["score"]["before"] > 0
@@ -220,28 +205,29 @@ def test_joining_that_was_stopped_after_its_selection_leaves_nothing(
 ) -> None:
     all_shards(start, "joined", **GRAPH)
 
-    def stopped(joining: Any, basis: str) -> None:
+    def stopped(pieces: PieceCache, finished: Any, basis: str) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.Joining, "tidy_calculated", stopped)
+        patch.setattr(PieceCache, "tidy", stopped)
         with pytest.raises(KeyboardInterrupt):
             start("joined", **GRAPH)
-    assert list((tmp_path / "joined/shards").rglob("score-*"))
+    assert list((tmp_path / "joined/pieces").glob("score-*"))
     done = start("joined", **GRAPH)
-    assert not [note for note in done.warnings if "shard" in note]
-    assert not (tmp_path / "joined/shards").exists()
+    assert not [note for note in done.warnings if "piece" in note]
+    assert not (tmp_path / "joined/pieces").exists()
 
 
 def test_a_small_pool_is_finished_with_its_labels(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As before there were calculations by shards: nothing is fitted, nothing kept twice."""
+    """Nothing is fitted, nothing kept twice."""
     monkeypatch.setattr(calculation, "WORTH", 10.0)
     start("joined", "1/2")
     assert start("joined", "2/2")["finished"]
     assert start("joined", "1/2")["finished"]
-    assert sorted(path.name for path in (tmp_path / "joined/shards").iterdir()) == ["1-of-2", "2-of-2"]
+    assert {path.name.split("-")[0] for path in (tmp_path / "joined/pieces").iterdir()} == {"embed", "label", "shards"}
+    assert {path.suffix for path in (tmp_path / "joined/pieces/shards").iterdir()} == {".lock"}
 
 
 def of(shared: Any, tasks: Sequence[Any] = (), do: Any = _whole) -> str | None:
@@ -292,10 +278,5 @@ def test_everything_that_decides_a_calculation_is_in_its_hash() -> None:
 def test_what_cannot_be_told_by_its_content_is_not_shared() -> None:
     held: list[Any] = []
     held.append(held)
-    for shared in (open, lambda: 1, iter(()), np.array([object()]), held, bound(Network(1.0))):
+    for shared in (lambda: 1, held, np.array([lambda: 1])):
         assert of(shared) is None, shared
-
-
-def bound(network: Any) -> Any:
-    """Return a method that is bound to something."""
-    return network.__init__

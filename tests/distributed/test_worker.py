@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ import pytest
 from nncift import config
 from nncift.core import parallel as calculation
 from nncift.core.fingerprints import fingerprint
-from nncift.core.parallel import Calculation
-from nncift.core.tasks import LocalExecutor, Task, TaskGroup, TaskResult
+from nncift.core.parallel import Calculation, Task, TaskGroup, TaskResult
 from nncift.distributed import ray_worker as worker
+from nncift.distributed.local import LocalExecutor
 from nncift.distributed.model_worker import ModelWorker
-from nncift.distributed.piece_records import unpack
 from nncift.distributed.ray_worker import Worker, orders
-from nncift.distributed.start import ClusterSettings
 from nncift.labels import LabelBudget, grow
 from nncift.runs import select_again as reselect
 from nncift.selection import graphs
@@ -60,20 +58,19 @@ def test_a_worker_labels_as_the_run_itself_does(
         Task(str(chunk.place), chunk.place, chunk.task, len(chunk.positions), chunk.ids) for chunk in plan.chunks_of(0)
     ]
     group = TaskGroup("label", "label", fingerprint(dict(teacher.describe())), "", pool)
-    serial_map: dict[str, TaskResult] = {}
+    here: dict[str, TaskResult] = {}
     worker = ModelWorker(teacher, lambda: pytest.fail("no encoder"), lambda: pytest.fail("no probe"))
-    LocalExecutor().map(worker, group, todo, lambda task, result: serial_map.update({task.name: result}))
+    LocalExecutor().map(worker, group, todo, lambda task, result: here.update({task.name: result}))
     monkeypatch.chdir(tmp_path)
-    hired, there = Worker(settings, tmp_path / "teacher", os.getcwd()), {}
+    elsewhere, there = Worker(settings, tmp_path / "teacher", os.getcwd()), {}
     for order in orders(group, todo, 2):
         assert order.group.rows is None
         assert len(order.rows) <= sum(len(task.ids) for task in order.tasks)
-        for packed in hired.do(order):
-            record = unpack(packed)
-            assert record.group == group.key
-            there[record.task] = record.result
-    assert there.keys() == serial_map.keys()
-    for name, result in serial_map.items():
+        key, results = elsewhere.do(order)
+        assert key == group.key
+        there.update({task.name: result for task, result in zip(order.tasks, results, strict=True)})
+    assert there.keys() == here.keys()
+    for name, result in here.items():
         assert there[name].arrays["values"].tobytes() == result.arrays["values"].tobytes()
         assert (there[name].tokens, there[name].passes) == (result.tokens, result.passes)
 
@@ -81,9 +78,16 @@ def test_a_worker_labels_as_the_run_itself_does(
 class OneWorker(LocalExecutor):
     """Has calculations done by a worker that has loaded no model, as orders and bytes, the last part first."""
 
-    def __init__(self, settings: Any, folder: Path) -> None:
-        self._worker = Worker(settings, folder, str(folder))
+    def __init__(self) -> None:
+        super().__init__()
         self.did: list[str] = []
+
+    @contextmanager
+    def open(self, out: Path, settings: Any) -> Iterator[Any]:
+        """Make the worker."""
+        self._worker = Worker(settings, out.parent, str(out.parent))
+        with super().open(out, settings) as directory:
+            yield directory
 
     def map(self, worker: Any, group: Any, tasks: Any, keep: Any) -> None:
         """Send what is a calculation."""
@@ -96,10 +100,10 @@ class OneWorker(LocalExecutor):
             assert order.group.calculation.shared is None
             assert not order.group.calculation.tasks
             sent = pickle.loads(pickle.dumps((order, group.calculation.shared)))
-            for task, packed in zip(order.tasks, self._worker.do(*sent), strict=True):
-                record = unpack(packed)
-                assert record.group == group.key
-                keep(task, record.result)
+            key, results = self._worker.do(*sent)
+            assert key == group.key
+            for task, result in zip(order.tasks, results, strict=True):
+                keep(task, result)
         assert "_worker" not in self._worker.__dict__
 
 
@@ -119,32 +123,18 @@ def test_a_selection_by_a_worker_is_that_of_one_process(
     monkeypatch.setattr(score, "SIDE", 16)
     monkeypatch.setattr(graphs, "_PAIRS", 100)
     start("alone", **more)
-    made = []
-
-    def executor(settings: Any, out: str) -> Any:
-        made.append(OneWorker(settings, tmp_path))
-        return nullcontext(made[0])
-
+    executor = OneWorker()
     start("sent", executor=executor, **more)
-    assert set(made[0].did) == what
+    assert set(executor.did) == what
     assert content(tmp_path / "sent") == content(tmp_path / "alone")
 
 
-def test_choosing_again_by_a_worker_is_choosing_again(
-    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, made = start("run", student="paper").path, []
+def test_choosing_again_by_a_worker_is_choosing_again(start: Callable[..., Any], tmp_path: Path) -> None:
+    run, executor = start("run", student="paper").path, OneWorker()
     again = {"budget": "5", "neighbours": 6, "optimiser": "partition"}
     reselect.reselect(run, again, tmp_path / "alone")
-
-    def executor_of(cluster: object, settings: Any, path: Path) -> Any:
-        assert (cluster, path) == (ClusterSettings(workers=3, gpus_per_worker=0.0), run)
-        made.append(OneWorker(settings, tmp_path))
-        return nullcontext(made[0])
-
-    monkeypatch.setattr(reselect, "executor_of", executor_of)
-    reselect.reselect(run, again, tmp_path / "sent", ClusterSettings(workers=3))
-    assert "comparing all rows" in made[0].did
+    reselect.reselect(run, again, tmp_path / "sent", executor)
+    assert "comparing all rows" in executor.did
     for name in ("subset.jsonl", "selection.parquet", "selection.json"):
         assert (tmp_path / "sent" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 

@@ -106,11 +106,6 @@ def cli() -> None:
 @click.option(
     "--shard", metavar="I/K", help="Do part I of K of a run's work, beside others; then run without, which selects."
 )
-@click.option(
-    "--wait/--no-wait",
-    default=None,
-    help="With --shard: wait for shards at work, or do not.  [default: in rounds and calculations]",
-)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; one that exists is continued or extended.")
 @offline_option
 @memory_option
@@ -121,7 +116,6 @@ def run_command(
     print_config: bool,
     dry_run: bool,
     shard: str | None,
-    wait: bool | None,
     engine: str,
     address: str | None,
     workers: int | None,
@@ -149,14 +143,11 @@ def run_command(
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift import pipeline
-    from nncift.distributed.shards import Shard
-    from nncift.distributed.start import ClusterSettings
+    from nncift.core.parallel import Incomplete
+    from nncift.distributed.start import executor_of
     from nncift.stages.request import Request
 
-    part = None if shard is None else Shard.parse(shard)
-    if part is None and wait is not None:
-        raise UsageError(f"--{'wait' if wait else 'no-wait'} was given, which goes with --shard")
-    cluster = ClusterSettings.of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
+    executor = executor_of(engine, shard, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     if dry_run:
         from nncift.stages.estimate import estimate
 
@@ -166,17 +157,15 @@ def run_command(
 
             show_estimate(result)
         return result
-    if part is not None:
-        from nncift.shard import run_shard
-
-        request = Request.resolve(settings, out=out)
-        result = run_shard(request, Path(str(out)), part, progress=progress(show), wait=wait)
+    request = Request.resolve(settings, out=out)
+    try:
+        run = pipeline.execute(request, Path(str(out)), progress=progress(show), executor=executor)
+    except Incomplete as part:
         if show:
             from nncift.cli.display_shard import show_shard
 
-            show_shard(result)
-        return result
-    run = pipeline.execute(Request.resolve(settings, out=out), Path(str(out)), progress=progress(show), cluster=cluster)
+            show_shard(part.report)
+        return dict(part.report)
     if show:
         from nncift.cli.display import show_run
 

@@ -29,12 +29,15 @@ def select_command(
     **flags: Any,
 ) -> dict[str, Any]:
     """Choose again from a finished RUN: another budget, objective or rules; no model is loaded."""
-    from nncift.distributed.start import ClusterSettings
+    from nncift.distributed.start import executor_of
     from nncift.runs.select_again import reselect
 
-    cluster = ClusterSettings.of(engine, None, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
+    if engine == "ray" and gpus_per_worker is None:
+        # No model is asked.
+        gpus_per_worker = 0.0
+    executor = executor_of(engine, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    summary = reselect(run, given, out, cluster)
+    summary = reselect(run, given, out, executor)
     if show:
         from nncift.cli.display_select import show_selection
 

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import Executor, Task, TaskGroup, TaskResult, as_floats
+from nncift.core.parallel import Executor, Task, TaskGroup, TaskResult, as_floats
 from nncift.models.embedding_cache import Block, KeepBlock
 
 if TYPE_CHECKING:
     from nncift.distributed.model_worker import ModelWorker
 
 
-class ByEngine:
-    """Has the blocks of an `EmbeddingCache` done by an executor. others: what came from other processes, and its cost.
+class ByExecutor:
+    """Has the blocks of an `EmbeddingCache` done by an executor. others: seconds of other processes whose blocks were taken.
 
     work: what a worker is given for the texts of a block.
     """
@@ -30,15 +30,12 @@ class ByEngine:
         work: Callable[[Sequence[str]], Any] = lambda texts: texts,
     ) -> None:
         self._executor, self._worker, self._group, self._work = executor, worker, group, work
-        self.others = TaskResult({})
+        self.others = 0.0
 
     def found(self) -> Iterator[tuple[Sequence[str], npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
         """Yield what other processes embedded."""
         for _, result in self._executor.found(self._group):
-            seen = self.others
-            self.others = TaskResult(
-                {}, seen.tokens + result.tokens, seen.passes + result.passes, seen.seconds + result.seconds
-            )
+            self.others += result.seconds
             keys = [bytes(key).hex() for key in result.arrays["keys"]]
             yield keys, as_floats(result, "vectors"), np.asarray(result.arrays["counts"], np.int32)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.tasks import Task, TaskGroup, TaskResult
+from nncift.core.parallel import Task, TaskGroup, TaskResult
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError
 from nncift.models.encoders import Encoder

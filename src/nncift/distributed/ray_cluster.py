@@ -11,20 +11,19 @@ import importlib.util
 import logging
 import os
 from collections import deque
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from nncift.config import RunSettings
-from nncift.core.parallel import pays
-from nncift.core.tasks import Keep, LocalExecutor, Task, TaskGroup, TaskResult
+from nncift.core.parallel import KeepResult, Task, TaskGroup, TaskResult, pays
+from nncift.distributed.local import LocalExecutor
 from nncift.distributed.model_worker import ModelWorker
-from nncift.distributed.piece_records import unpack
 from nncift.distributed.ray_worker import Order, Worker, orders
-from nncift.distributed.start import ClusterSettings
 from nncift.errors import ResourceError, UsageError
+from nncift.storage.run_directory import RunDir
 from nncift.teachers.abilities import WarmsUp
 
 log = logging.getLogger(__name__)
@@ -46,59 +45,78 @@ class _Actor:
     orders: dict[Any, Order] = field(default_factory=dict)
 
 
-class RayExecutor:
-    """Workers of a Ray cluster, used as a context manager; they start with the first group and stay until the end.
+class RayExecutor(LocalExecutor):
+    """Workers of a Ray cluster; they start with the first tasks and stay until the run ends.
 
-    made_of: what a worker's process runs. lost: workers that were lost so far.
+    address: of an existing cluster (`auto`, `HOST:PORT`, `ray://...`); None = the one this process is connected to, else a local
+    one of its own. workers: None = as many as CPUs, or as GPUs allow. gpus_per_worker: 0 = they compute on CPUs; None = one where
+    the cluster has GPUs and the run's device is `auto` or a GPU. made_of: what a worker's process runs. lost: workers that were
+    lost so far.
     """
 
     made_of: type[Worker] = Worker
 
-    def __init__(self, settings: RunSettings, run: Path, cluster: ClusterSettings) -> None:
+    def __init__(
+        self, address: str | None = None, workers: int | None = None, gpus_per_worker: float | None = None
+    ) -> None:
+        """Raise UsageError for numbers that cannot be, ResourceError where Ray is missing."""
+        if workers is not None and workers < 1:
+            raise UsageError(f"--workers is at least 1, not {workers}")
+        if gpus_per_worker is not None and gpus_per_worker < 0:
+            raise UsageError(f"--gpus-per-worker is 0 or more, not {gpus_per_worker}")
         if importlib.util.find_spec("ray") is None:
             raise ResourceError('--engine ray needs the extra `ray`: pip install "nncift[ray]"')
-        self._settings, self._cluster = settings, cluster
-        self._workspace = (run / "labels" / "teacher").resolve()
+        super().__init__()
+        self._address, self._workers, self._gpus_per_worker = address, workers, gpus_per_worker
+        self._settings, self._workspace = RunSettings(), Path()
         self._ready: list[_Actor] = []
         self._starting: dict[Any, _Actor] = {}
         self._started = False
         self.lost = 0
 
-    def __enter__(self) -> Self:
-        """Connect to the cluster. Raises ResourceError where it cannot be reached."""
+    @contextmanager
+    def open(self, out: Path, settings: RunSettings) -> Iterator[RunDir]:
+        """Give the run directory, connected to the cluster. Raises ResourceError where that cannot be reached."""
+        with super().open(out, settings) as directory:
+            self._settings, self._workspace = settings, (out / "labels" / "teacher").resolve()
+            self._connect()
+            try:
+                yield directory
+            finally:
+                self._disconnect()
+
+    def _connect(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
         if ray.is_initialized():
-            return self
+            return
         given = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
-            if self._cluster.address is not None:
-                ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            if self._address is not None:
+                ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
             else:
                 # A cluster of this process alone, which ends with it, writes no token into the home folder.
                 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-                ray.init(num_cpus=self._cluster.workers or os.cpu_count(), **given)
+                ray.init(num_cpus=self._workers or os.cpu_count(), **given)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = self._cluster.address or "a local cluster"
+            where = self._address or "a local cluster"
             raise ResourceError(f"Ray cannot be started or reached ({where}): {error}") from error
         self._started = True
-        return self
 
-    def __exit__(self, *raised: object) -> None:
+    def _disconnect(self) -> None:
         """Let the workers go, and the cluster where it was started here."""
         import ray
 
         for actor in (*self._ready, *self._starting.values()):
             ray.kill(actor.handle)
+        self._ready.clear()
+        self._starting.clear()
         if self._started:
             ray.shutdown()
+            self._started = False
 
-    def found(self, group: TaskGroup, wanted: Container[str] | None = None) -> Iterator[tuple[str, TaskResult]]:
-        """Yield nothing: workers leave nothing behind."""
-        return iter(())
-
-    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
+    def map(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
         """Have tasks done by the workers; results are kept as they come.
 
         Raises ResourceError where no worker can be had or one order keeps losing them, UsageError where a worker reads another
@@ -107,15 +125,15 @@ class RayExecutor:
         if not tasks:
             return
         if group.calculation is not None and not pays(group.calculation):
-            LocalExecutor().map(worker, group, tasks, keep)
+            super().map(worker, group, tasks, keep)
             return
         # What precedes all rows, such as a warm-up, is done once: by the worker that has the first task, for all.
-        alone = group.method == "measure" and isinstance(worker.teacher, WarmsUp)
+        alone = group.method == "measure" and worker is not None and isinstance(worker.teacher, WarmsUp)
         first, rest = (tasks[:1], tasks[1:]) if alone else ((), tasks)
         for part in (first, rest):
             if part:
-                with closing(self._work(group, part)) as records:
-                    for task, result in records:
+                with closing(self._work(group, part)) as results:
+                    for task, result in results:
                         keep(task, result)
 
     def processes(self) -> list[int]:
@@ -165,7 +183,7 @@ class RayExecutor:
         from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 
         try:
-            data = ray.get(reference)
+            key, results = ray.get(reference)
         except (RayActorError, WorkerCrashedError) as error:
             self._replace(actor, waiting, lost, error)
             return
@@ -177,18 +195,13 @@ class RayExecutor:
             waiting.appendleft(actor.orders.pop(reference))
             return
         order = actor.orders.pop(reference)
-        for task, packed in zip(order.tasks, data, strict=True):
-            try:
-                record = unpack(packed)
-            except ValueError as error:
-                raise ResourceError(f"what a worker sent of {group.stage} is damaged: {error}") from error
-            if record.group != group.key:
-                raise UsageError(
-                    f"a worker of the cluster reads another model, or has other versions, than this run ({group.stage}): "
-                    "are model files, device and precision the same on its machine (--dtype), and nncift, numpy and "
-                    "numba, and is the run directory on a file system that all share?"
-                )
-            yield task, record.result
+        if key != group.key:
+            raise UsageError(
+                f"a worker of the cluster reads another model, or has other versions, than this run ({group.stage}): are model "
+                "files, device and precision the same on its machine (--dtype), and nncift, numpy and numba, and is the run "
+                "directory on a file system that all share?"
+            )
+        yield from zip(order.tasks, results, strict=True)
 
     def _replace(self, actor: _Actor, waiting: deque[Order], lost: dict[str, int], error: Exception) -> None:
         """Put the orders of a lost worker back, and start another one. Raises ResourceError where one order keeps losing them."""
@@ -246,8 +259,8 @@ class RayExecutor:
         """Return how many workers there shall be."""
         import ray
 
-        if self._cluster.workers is not None:
-            return self._cluster.workers
+        if self._workers is not None:
+            return self._workers
         there: Mapping[str, float] = ray.cluster_resources()
         gpus = self._gpus()
         most = there.get("GPU", 0.0) / gpus if gpus else there.get("CPU", 1.0)
@@ -265,7 +278,7 @@ class RayExecutor:
         """
         import ray
 
-        settings, asked = self._settings, self._cluster.gpus_per_worker
+        settings, asked = self._settings, self._gpus_per_worker
         if asked is not None:
             return asked
         if not settings.device.startswith(("auto", "cuda")) or ray.cluster_resources().get("GPU", 0.0) < 1:

@@ -11,10 +11,9 @@ from typing import Any
 
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import CALCULATE, Task, TaskGroup, arithmetic, timed
+from nncift.core.parallel import CALCULATE, Task, TaskGroup, TaskResult, arithmetic, timed
 from nncift.data.examples import Examples
 from nncift.distributed.model_worker import ModelWorker
-from nncift.distributed.piece_records import Record, pack
 from nncift.models.encoders import Encoder, create
 from nncift.models.probe import Probe
 from nncift.teachers import RowTeacher, Teacher, registry
@@ -46,8 +45,8 @@ class Worker:
         """Return the number of the process: it is there."""
         return os.getpid()
 
-    def do(self, order: Order, shared: Any = None) -> list[bytes]:
-        """Do tasks and return their records. Raises what the teacher, the encoder or the probe raise.
+    def do(self, order: Order, shared: Any = None) -> tuple[str, list[TaskResult]]:
+        """Do tasks; return their results and what they were made with. Raises what the teacher, the encoder or the probe raise.
 
         shared: what the parts of a calculation share.
         """
@@ -62,7 +61,7 @@ class Worker:
             self._known.update(unknown)
         # What this process has loaded decides the result, whatever was ordered.
         key = fingerprint(self.described(group.method))
-        return [pack(Record(key, task.name, timed(worker, group, task))) for task in order.tasks]
+        return key, [timed(worker, group, task) for task in order.tasks]
 
     def described(self, method: str) -> Mapping[str, Any]:
         """Return what decides the results of a method."""

@@ -1,33 +1,34 @@
-"""Shards: processes that do a part of a run's tasks each and leave the results in the run directory (docs/scale.md).
+"""Shards: processes that each do every k-th task of a run, and find each other's results in files (docs/scale.md).
 
-`shards/2-of-3/` holds what shard 2 of 3 has done, one file per stage and per hash of what decides its results: the model, its
-wording and precision; of a calculation, all that it reads. A shard reads the run and never writes into it: it works on a shadow
-of it, which goes at the end. A run without a shard takes what is in these files, does what is missing, and removes them.
+A shard works in a folder of its own that looks like the run, whose files it never changes, and leaves pieces. It holds a shared
+lock of the run, which the run that joins the shards holds alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import fcntl
 import re
 import shutil
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from nncift.core.parallel import pays
-from nncift.core.tasks import SCORE, Executor, Keep, Task, TaskGroup, TaskResult
-from nncift.distributed.content import content_of
+from nncift.config import RunSettings
+from nncift.core.parallel import Incomplete, KeepResult, Task, TaskGroup, TaskResult, timed
+from nncift.distributed.local import LocalExecutor, in_files
 from nncift.distributed.model_worker import ModelWorker
-from nncift.distributed.piece_records import Damage, Record, read
-from nncift.errors import UsageError
+from nncift.distributed.piece_cache import FOLDER, SHARDS, PieceCache
+from nncift.errors import ResourceError, UsageError
+from nncift.storage import checksums
+from nncift.storage.locks import locked
+from nncift.storage.run_directory import RunDir
+from nncift.teachers.abilities import KeepsWorkspace, WarmsUp
 
-log = logging.getLogger(__name__)
-FOLDER = "shards"
-END = ".pieces"
+LOCK = ".lock"
 TEACHER_FOLDER = "teacher"
-ALL = "all"
-"""What one shard has made for all: vectors, and the student."""
 
 
 @dataclass(frozen=True)
@@ -48,172 +49,216 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
+    @property
+    def name(self) -> str:
+        """As files are named."""
+        return f"{self.number}-of-{self.count}"
+
     def has(self, place: int) -> bool:
         """Tell whether the task at a place is this shard's."""
         return place % self.count == self.number - 1
 
 
-def folder_of(run: Path, shard: Shard) -> Path:
-    """Return where a shard leaves what it has done."""
-    return run / FOLDER / f"{shard.number}-of-{shard.count}"
+@dataclass
+class StageShare:
+    """What a shard did of a stage, in pieces: now, and before. left: pieces of other shards, by group, that are not there."""
 
-
-class Left:
-    """What shards have left in a run directory, as far as it was read. notes: sentences on what could not be used."""
-
-    def __init__(self, run: Path) -> None:
-        self._run = run
-        self.notes: list[str] = []
-
-    def files(self, group: TaskGroup) -> list[Path]:
-        """Return the files about a group; says so, once, where there are files of the stage about another one."""
-        every = sorted(self._run.glob(f"{FOLDER}/*/{group.stage}-*{END}"))
-        own = [file for file in every if file.name == name_of(group.stage, group.key)]
-        for file in sorted(set(every) - set(own)):
-            self.note(
-                f"{self._told(file)} was made with another model or other settings than this run's ({group.stage}); "
-                "it is not used"
-            )
-        return own
-
-    def read(self, group: TaskGroup) -> Iterator[tuple[Path, Record]]:
-        """Yield all sound records of a group; what is damaged is named."""
-        for file in self.files(group) if group.calculation is None else self.made_of(group):
-            for part in read(file):
-                if isinstance(part, Damage):
-                    self.damaged(part)
-                elif part.group == group.key:
-                    yield file, part
-                else:
-                    self.note(f"{self._told(file)} holds tasks of another group; they are not used")
-
-    def about(self, basis: str) -> list[Path]:
-        """Return the files about all calculations with a student."""
-        return sorted(self._run.glob(f"{FOLDER}/*/{SCORE}-{basis}-*{END}"))
-
-    def made_of(self, group: TaskGroup) -> list[Path]:
-        """Return the files about a calculation; those about other ones are no reason to say anything."""
-        return sorted(self._run.glob(f"{FOLDER}/*/{name_of(group.stage, group.key)}"))
-
-    def damaged(self, part: Damage) -> None:
-        """Name a damaged part."""
-        rest = "what is behind it, too, is" if part.whole else "it is"
-        self.note(f"{self._told(part.file)} is damaged at byte {part.at} ({part.why}); {rest} computed again")
-
-    def note(self, sentence: str) -> None:
-        """Say something once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-            log.warning("%s", sentence)
-
-    def _told(self, file: Path) -> str:
-        return f"the shard file {str(file)!r}"
-
-
-class Joining:
-    """The executor of a run that takes what shards left and has the rest done by another executor.
-
-    seconds: that shards took for the parts of calculations that were taken.
-    """
-
-    def __init__(self, run: Path, inner: Executor) -> None:
-        self._run, self._left, self._inner = run, Left(run), inner
-        self._strange: dict[Path, set[str]] = {}
-        self._every: list[Callable[[], Iterable[str]]] = []
-        self._calculated: set[str] = set()
-        self.seconds = 0.0
+    pieces: int = 0
+    before: int = 0
+    tokens: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    lacking: dict[str, int] = field(default_factory=dict)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What could not be used."""
-        return tuple(self._left.notes)
+    def left(self) -> int:
+        """Pieces that are not there."""
+        return sum(self.lacking.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--json` tells."""
+        record = asdict(self)
+        del record["lacking"]
+        return {**record, "left": self.left, "seconds": round(self.seconds, 3)}
+
+
+class ShardExecutor(LocalExecutor):
+    """Does the tasks that are a shard's, leaves their results for the others, and goes on as long as those of all are there.
+
+    stages: what was done. ended: no tasks that shards share out follow.
+    """
+
+    partial = True
+
+    def __init__(self, shard: Shard) -> None:
+        super().__init__()
+        self.shard = shard
+        self.stages: dict[str, StageShare] = {}
+        self.ended = False
+
+    @contextmanager
+    def open(self, out: Path, settings: RunSettings) -> Iterator[RunDir]:
+        """Give a folder that looks like the run. Raises ResourceError where the run or the shard has another process."""
+        with _folder_like(out, self.shard) as folder, RunDir(folder, settings) as directory:
+            self._pieces = PieceCache(out, self.shard.name)
+            try:
+                yield directory
+            except Incomplete as incomplete:
+                incomplete.report = self.report(out)
+                raise
 
     def found(self, group: TaskGroup, wanted: Container[str] | None = None) -> Iterator[tuple[str, TaskResult]]:
-        """Yield what shards left."""
-        given: set[str] = set()
-        if group.every is not None:
-            self._every.append(group.every)
-        for file, record in self._left.read(group):
-            name = record.task
-            if name in given:
-                continue
-            if wanted is not None and name not in wanted:
-                self._strange.setdefault(file, set()).add(name)
-                continue
-            given.add(name)
-            yield name, record.result
-        yield from self._inner.found(group, wanted)
+        """Yield nothing: what others left is read where all of it is there."""
+        return iter(())
 
-    def map(self, worker: ModelWorker, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> None:
-        """Have the rest done; of a calculation, what shards left is kept first."""
-        if group.calculation is not None:
-            tasks = self._without_found(group, tasks, keep)
-        self._inner.map(worker, group, tasks, keep)
+    def map(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
+        """Do what is this shard's and keep the results of all; raises Incomplete where some are not there, or nothing follows."""
+        self.ended = self.ended or group.last
+        shared, feeds = in_files(group), group.calculation is None or group.calculation.feeds
+        if shared is None:
+            if feeds:
+                super().map(worker, group, tasks, keep)
+        else:
+            left = self._do_share(worker, shared, tasks)
+            if left and feeds:
+                raise Incomplete(group.stage, left)
+            # What nothing reads is left to the run that joins.
+            if feeds and not group.last:
+                self._keep_all(worker, shared, tasks, keep)
+        if group.last:
+            raise Incomplete(group.stage)
 
-    def _without_found(self, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> Sequence[Task]:
-        """Keep the parts of a calculation that shards did, and return the others."""
-        if group.calculation is None or not pays(group.calculation) or not self._left.about(group.basis):
-            return tasks
-        key = content_of(group.calculation)
-        if key is None:
-            return tasks
-        group = in_files(group, key)
-        self._calculated.add(group.key)
-        todo = {task.name: task for task in tasks}
-        for _, record in self._left.read(group):
-            if (task := todo.pop(record.task, None)) is not None:
-                self.seconds += record.result.seconds
-                keep(task, record.result)
-        return list(todo.values())
+    def _do_share(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task]) -> int:
+        """Do what is this shard's and not there; return how many tasks of others are not there then."""
+        share = self.stages.setdefault(group.stage, StageShare())
+        there = self._cache.names(group)
+        mine = [task for task in tasks if self.shard.has(task.place)]
+        todo = [task for task in mine if task.name not in there]
+        share.before += len(mine) - len(todo)
+        self._do(worker, group, todo)
+        # The others were at work meanwhile: of shards that begin together, the last to end must find nothing left.
+        there = self._cache.names(group)
+        share.lacking[group.key] = sum(task.name not in there for task in tasks)
+        return share.lacking[group.key]
 
-    def tidy(self, finished: Iterable[tuple[str, str]]) -> None:
-        """Remove the files of groups that are finished, given by stage and key, and name those with tasks that fitted nothing."""
-        # What was kept before this session is no longer wanted, and is the run's all the same.
-        own = {name for every in self._every[-1:] for name in every()} if self._strange else set()
-        for file, found in sorted(self._strange.items()):
-            if strange := found - own:
-                self._left.note(
-                    f"{len(strange)} tasks in {str(file)!r} are none of this run's: the shard had other rows or other --labels"
-                )
-        for stage, key in finished:
-            for file in self._run.glob(f"{FOLDER}/*/{name_of(stage, key)}"):
-                file.unlink(missing_ok=True)
-        shutil.rmtree(self._run / FOLDER / ALL, ignore_errors=True)
-        self._remove_empty()
+    def _keep_all(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
+        """Keep the results of all shards. Who finds one damaged does it again."""
+        lacking = {task.name: task for task in tasks}
+        while lacking:
+            for name, result in self._cache.read(group, lacking):
+                keep(lacking.pop(name), result)
+            self._do(worker, group, list(lacking.values()))
 
-    def tidy_calculated(self, basis: str) -> None:
-        """Remove what shards calculated with a student once the run has selected; name what it had no use for, and what stays."""
-        for file in self._left.about(basis):
-            key = file.name.removeprefix(f"{SCORE}-").removesuffix(END)
-            # Nothing was asked for where an earlier session has selected.
-            if self._calculated and key not in self._calculated:
-                self._left.note(
-                    f"the shard file {str(file)!r} holds parts of a calculation that is not this run's: other settings of the "
-                    "selection, another --max-mem, or a machine that rounds otherwise; it was not used"
-                )
-            file.unlink(missing_ok=True)
-        for file in sorted(self._run.glob(f"{FOLDER}/*/{SCORE}-*{END}")):
-            self._left.note(
-                f"the shard file {str(file)!r} was calculated from other labels, rows or settings than this run's; it is not used"
-            )
-        self._remove_empty()
+    def _do(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            return
+        share = self.stages[group.stage]
+        if worker is not None:
+            worker.prepare(group, tasks)
+        extra = _warm_up(worker) if worker is not None and group.method == "measure" else 0.0
+        with self._cache.writing(group) as write:
+            for task in tasks:
+                result = timed(worker, group, task)
+                result, extra = replace(result, seconds=result.seconds + extra), 0.0
+                write(task.name, result)
+                share.pieces += 1
+                share.tokens += result.tokens
+                share.passes += result.passes
+                share.seconds += result.seconds
 
-    def _remove_empty(self) -> None:
-        folders = sorted((self._run / FOLDER).glob("*-of-*"))
-        for folder in folders:
-            # A shard that was killed has left its shadow of the run.
-            shutil.rmtree(folder / "work", ignore_errors=True)
-            if not any(folder.glob(f"*{END}")):
-                shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (self._run / FOLDER).rmdir()
+    @property
+    def _cache(self) -> PieceCache:
+        if self._pieces is None:
+            raise RuntimeError("a shard's executor was used before it was opened")
+        return self._pieces
+
+    def report(self, run: Path) -> dict[str, Any]:
+        """Return what `--json` tells of the shard."""
+        left = {name: share.left for name, share in self.stages.items() if share.left}
+        if not left:
+            then = "nothing is left for shards; run once more without --shard, which joins them and selects"
+        else:
+            waiting = ", ".join(f"{count} of {name}" for name, count in left.items())
+            then = f"{waiting} pieces are left for other shards; when these have run, "
+            if self.ended:
+                then += "run once more without --shard"
+            else:
+                then += "run every shard again for what follows from them, or run without --shard, which does the rest"
+        return {
+            "run": str(run),
+            "shard": str(self.shard),
+            "stages": {name: share.to_json() for name, share in self.stages.items()},
+            "left": left,
+            "finished": not left,
+            "next": then,
+            "warnings": list(self.notes),
+        }
 
 
-def name_of(stage: str, key: str) -> str:
-    """Return the name of a shard's file about a group."""
-    return f"{stage}-{key}{END}"
+def _warm_up(worker: ModelWorker) -> float:
+    """Let the teacher do what precedes all rows, one shard at a time; return its seconds.
+
+    The first shard that comes trains the warm-up in the run's folder of the teacher, and the others wait and find it there.
+    """
+    teacher = worker.teacher
+    folder = teacher.workspace if isinstance(teacher, KeepsWorkspace) else None
+    if not isinstance(teacher, WarmsUp) or folder is None:
+        return 0.0
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / LOCK):
+        began = time.perf_counter()
+        teacher.warm_up()
+        return time.perf_counter() - began
 
 
-def in_files(group: TaskGroup, content: str) -> TaskGroup:
-    """Return the group of a calculation as files name it: by its student, and by a hash of all that decides it."""
-    return replace(group, key=f"{group.basis}-{content}")
+@contextmanager
+def _folder_like(run: Path, shard: Shard) -> Iterator[Path]:
+    """Lock a shard and give a folder that looks like the run; it goes at the end.
+
+    Raises ResourceError where a run without --shard, or another process of the same shard, is at work, or nothing can be written.
+    """
+    folder = run / FOLDER / SHARDS / shard.name
+    whole = f"a process without --shard works on {str(run)!r}; wait until it ends"
+    same = f"another process works on shard {shard} of {str(run)!r}; wait until it ends, or give another --shard"
+    with (
+        _lock(run / LOCK, fcntl.LOCK_SH, whole),
+        _lock(folder.with_name(f"{shard.name}{LOCK}"), fcntl.LOCK_EX, same),
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            _link(run, folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(run: Path, folder: Path) -> None:
+    """Link the files of a run, which are replaced and never written into, and copy its labels, which are."""
+    folder.mkdir(parents=True)
+    for file in run.iterdir():
+        if file.is_file() and file.name != LOCK:
+            (folder / file.name).symlink_to(file.resolve())
+    for name in (checksums.MARKS, "student"):
+        if (run / name).is_dir():
+            (folder / name).mkdir()
+            for file in (run / name).iterdir():
+                (folder / name / file.name).symlink_to(file.resolve())
+    if (run / "labels").is_dir():
+        shutil.copytree(run / "labels", folder / "labels", ignore=shutil.ignore_patterns(TEACHER_FOLDER))
+
+
+@contextmanager
+def _lock(path: Path, how: int, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file. Raises ResourceError, with the refusal, where another process has it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Read and write: a lock on a network file system needs the one for sharing and the other for excluding.
+        stream = path.open("a+", encoding="ascii")
+    except OSError as error:
+        raise ResourceError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+    with stream:
+        try:
+            fcntl.flock(stream, how | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(refusal) from error
+        yield

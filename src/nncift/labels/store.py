@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from nncift.core.arrays import Floats, Places
 from nncift.core.pairs import LabelledPairs
-from nncift.core.tasks import Keep, Task, TaskResult, as_floats
+from nncift.core.parallel import KeepResult, Task, TaskResult, as_floats
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.labels.label_budget import LabelBudget
@@ -76,7 +76,7 @@ class LabelExecutor(Protocol):
         ...
 
     def map(
-        self, method: str, what: str, tasks: Sequence[Task], keep: Keep, every: Callable[[], Iterable[str]]
+        self, method: str, what: str, tasks: Sequence[Task], keep: KeepResult, every: Callable[[], Iterable[str]]
     ) -> None:
         """Have tasks done by a method of `ModelWorker` and keep each result; every: gives the names of all, done or not."""
         ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import numpy.typing as npt
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import ParallelMap
-from nncift.core.tasks import calculate
+from nncift.core.parallel import Executor, ParallelMap, map_by
 from nncift.data.pool import PoolTable
-from nncift.distributed.start import ClusterSettings, executor_of
+from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError, UsageError
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
@@ -41,15 +39,15 @@ EMBEDDING_CONTROL_ROWS = 5000
 
 
 def reselect(
-    run: Path, given: Mapping[str, Any], out: Path | None = None, cluster: ClusterSettings | None = None
+    run: Path, given: Mapping[str, Any], out: Path | None = None, executor: Executor | None = None
 ) -> dict[str, Any]:
     """Select again from a finished run, and return what is told of it.
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
-    selection, summary, report and manifest are replaced. cluster: whose workers calculate; None = this process. Raises UsageError
-    where there is no finished run or a setting does not fit it, InfeasibleError where the wish cannot be met.
+    selection, summary, report and manifest are replaced. executor: has calculations done, in this process by default. Raises
+    UsageError where there is no finished run or a setting does not fit it, InfeasibleError where the request cannot be met.
     """
-    result = _reselected(run, given, out, cluster)
+    result = _reselected(run, given, out, executor or LocalExecutor())
     if out is None:
         from nncift.runs.report import write_report
 
@@ -58,16 +56,11 @@ def reselect(
     return result
 
 
-def _reselected(
-    run: Path, given: Mapping[str, Any], out: Path | None, cluster: ClusterSettings | None
-) -> dict[str, Any]:
+def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor: Executor) -> dict[str, Any]:
     settings = _settings(run, given)
     if out is not None:
         _check_new_folder(out)
-    if cluster is not None and cluster.gpus_per_worker is None:
-        # No model is asked.
-        cluster = replace(cluster, gpus_per_worker=0.0)
-    with RunDir(run, settings) as directory, executor_of(cluster, settings, run) as executor:
+    with executor.open(run, settings) as directory:
         checksums.verify(run, *LEFT)
         rows = PoolTable.open(run)
         labels = read_utilities(run / "labels")
@@ -92,8 +85,7 @@ def _reselected(
         constraints.check(rows)
         vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
         settled = constraints.settle(rows, vectors.text)
-        no_hands: Any = None
-        by = partial(calculate, executor, no_hands)
+        by = map_by(executor)
         problem = partial(_problem, directory, settings, rows, labels, vectors, settled.removed, by)
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         result: dict[str, Any]

@@ -7,7 +7,7 @@ are added chunk by chunk, vectors come from the cache, and the student is traine
 from nncift.stages.check import NOTES, check_labelled, prepare_all, usable_rows
 from nncift.stages.context import RunContext, encoder_of, probe_of
 from nncift.stages.embed import embed, embed_rows, probe_rows, probed, token_counts
-from nncift.stages.label import TEACHER, finished_jobs, label, plan_labels
+from nncift.stages.label import TEACHER, finished_groups, label, plan_labels
 
 __all__ = [
     "NOTES",
@@ -17,7 +17,7 @@ __all__ = [
     "embed",
     "embed_rows",
     "encoder_of",
-    "finished_jobs",
+    "finished_groups",
     "label",
     "plan_labels",
     "prepare_all",

@@ -9,11 +9,22 @@ from typing import Any
 
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.parallel import Arrays, Calculation
-from nncift.core.parallel import Keep as KeepArrays
+from nncift.core.parallel import (
+    SCORE,
+    Arrays,
+    Calculation,
+    Executor,
+    Keep,
+    KeepResult,
+    Task,
+    TaskGroup,
+    TaskResult,
+    calculate,
+    map_found,
+)
 from nncift.core.progress import Progress, silent
-from nncift.core.tasks import Executor, Keep, LocalExecutor, Task, TaskGroup, TaskResult, calculate
 from nncift.data import Examples
+from nncift.distributed.local import LocalExecutor
 from nncift.distributed.model_worker import ModelWorker
 from nncift.labels import open_labels
 from nncift.labels.store import LabelStore
@@ -29,7 +40,8 @@ class RunContext:
     """What every stage works with.
 
     keys: fingerprints of the stages so far. prepared: the teacher knows all rows. whole: all rows are measured. features: what
-    the student reads, text or probe; the settings' own by default. executor: has the tasks of stages done.
+    the student reads, text or probe; the settings' own by default. labels_last: nothing that follows the labels is worth
+    sharing out. executor: has the tasks of stages done.
     """
 
     directory: RunDir
@@ -40,6 +52,7 @@ class RunContext:
     keys: dict[str, str] = field(default_factory=dict)
     prepared: bool = False
     whole: bool = False
+    labels_last: bool = False
     features: str = ""
     executor: Executor = field(default_factory=LocalExecutor)
 
@@ -61,23 +74,17 @@ class RunContext:
         """What does tasks in this process."""
         return ModelWorker(self.teacher, lambda: encoder_of(self), lambda: probe_of(self))
 
-    def map(self, group: TaskGroup, tasks: Sequence[Task], keep: Keep) -> float:
+    def map(self, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> float:
         """Keep what other processes have finished of a group, and have the rest done; return the seconds of the others."""
-        others = 0.0
-        todo = {task.name: task for task in tasks}
         with self.progress(group.what, sum(task.size for task in tasks)) as advance:
 
             def kept(task: Task, result: TaskResult) -> None:
                 keep(task, result)
                 advance(task.size)
 
-            for name, result in self.executor.found(group, todo):
-                kept(todo.pop(name), result)
-                others += result.seconds
-            self.executor.map(self.worker, group, list(todo.values()), kept)
-        return others
+            return map_found(self.executor, self.worker, group, tasks, kept)
 
-    def calculate(self, calculation: Calculation, keep: KeepArrays) -> None:
+    def calculate(self, calculation: Calculation, keep: Keep) -> None:
         """Have the parts of a calculation done."""
         with self.progress(calculation.what, len(calculation.tasks)) as advance:
 
@@ -85,7 +92,8 @@ class RunContext:
                 keep(place, arrays)
                 advance(1)
 
-            calculate(self.executor, self.worker, calculation, kept, self.keys.get("fit", ""))
+            others = calculate(self.executor, calculation, kept, self.keys.get("fit", ""))
+        self.directory.charge(SCORE, others)
 
 
 def encoder_of(context: RunContext) -> Encoder:

@@ -10,10 +10,10 @@ import numpy as np
 
 from nncift.config import EncoderSettings, TeacherSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.tasks import TaskGroup
+from nncift.core.parallel import Incomplete, TaskGroup
 from nncift.data import Examples
 from nncift.data.examples import Example
-from nncift.distributed.blocks import ByEngine
+from nncift.distributed.blocks import ByExecutor
 from nncift.labels.store import Axes
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.models.embedding_cache import Embedded, EmbeddingCache
@@ -29,14 +29,19 @@ COUNTED = 1 << 12
 """Rows whose tokens are counted at once."""
 
 
-def embed(context: RunContext, axes: Axes) -> Vectors:
+def embed(context: RunContext, axes: Axes) -> Vectors | None:
     """Return the vectors of all rows: embeddings, and what a probe finds where the student is to read it.
 
+    None in a shard that lacks those of other shards: it can label all the same.
     Raises DataError where those of an earlier session cannot be read, UsageError for a probe without a language model.
     """
-    embed_rows(context, axes.rows)
-    probe_rows(context, axes.rows)
-    return VectorFiles(context.directory.path).on(axes.target_ids, axes.sources.ids)
+    complete = True
+    for stage in (embed_rows, probe_rows):
+        try:
+            stage(context, axes.rows)
+        except Incomplete:
+            complete = False
+    return VectorFiles(context.directory.path).on(axes.target_ids, axes.sources.ids) if complete else None
 
 
 def embed_rows(context: RunContext, rows: Examples) -> None:
@@ -49,12 +54,12 @@ def embed_rows(context: RunContext, rows: Examples) -> None:
         if not stage.done:
             encoder = encoder_of(context)
             group = TaskGroup("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
-            by = ByEngine(context.executor, replace(context.worker, encoder=lambda: encoder), group)
+            by = ByExecutor(context.executor, replace(context.worker, encoder=lambda: encoder), group)
             with context.progress(group.what, len(rows)) as advance:
                 embedded = EmbeddingCache(encoder).embed(rows.texts, advance, by, into=vectors_file)
             # All of them, also where a cache or another worker had them: what a killed session computed lies there too.
             stage.cost.model_tokens, stage.cost.model_passes = embedded.read, len(rows)
-            stage.cost.seconds += by.others.seconds
+            stage.cost.seconds += by.others
             about = {
                 "truncated": embedded.truncated,
                 "encoder": dict(encoder.describe()),
@@ -93,14 +98,14 @@ def probed(context: RunContext, rows: Examples, stage: Stage, into: Path | None 
     group = TaskGroup("probe", "ask", fingerprint(probe.describe()), "probing rows")
     others = []
 
-    def by_engine(of: Mapping[str, Example]) -> ByEngine:
+    def by_executor(of: Mapping[str, Example]) -> ByExecutor:
         worker = replace(context.worker, probe=lambda: probe)
-        others.append(ByEngine(context.executor, worker, group, lambda texts: [of[text] for text in texts]))
+        others.append(ByExecutor(context.executor, worker, group, lambda texts: [of[text] for text in texts]))
         return others[0]
 
     with context.progress(group.what, len(rows)) as advance:
-        found = features_of(probe, rows, advance, by_engine, into)
-    stage.cost.seconds += sum(by.others.seconds for by in others)
+        found = features_of(probe, rows, advance, by_executor, into)
+    stage.cost.seconds += sum(by.others for by in others)
     limit = language_model(context.teacher).context
     stage.cost.model_tokens += int(np.minimum(found.counts, limit).sum())
     stage.cost.model_passes += len(rows)

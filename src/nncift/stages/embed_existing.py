@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from nncift.config import EncoderSettings
-from nncift.core.tasks import LocalExecutor
 from nncift.data import Examples
+from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.selection.utilities import Existing
@@ -21,8 +21,11 @@ VECTORS, ABOUT = "existing.npy", "existing.json"
 
 
 def embed_existing(context: RunContext, rows: Examples | None) -> Existing | None:
-    """Return the existing set with its vectors, embedded unless that is done; None where there is none."""
-    if rows is None:
+    """Return the existing set with its vectors, embedded unless that is done.
+
+    None where there is none, and in a shard, which leaves what looks at these rows to the run that joins.
+    """
+    if rows is None or context.executor.partial:
         return None
     if not rows:
         raise DataError("the existing set has no usable row; leave --existing out, or give other files")

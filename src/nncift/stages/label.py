@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from nncift.config import EncoderSettings, TeacherSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import LabelledPairs
-from nncift.core.tasks import Incomplete, Keep, Task, TaskGroup
+from nncift.core.parallel import Incomplete, KeepResult, Task, TaskGroup
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.labels import LabelBudget, LabelPlan, PairLabelStore, RowPlan
@@ -38,9 +38,10 @@ class _LabelExecutor:
         self.context.worker.know(self.rows.subset(ids))
 
     def map(
-        self, method: str, what: str, tasks: Sequence[Task], keep: Keep, every: Callable[[], Iterable[str]]
+        self, method: str, what: str, tasks: Sequence[Task], keep: KeepResult, every: Callable[[], Iterable[str]]
     ) -> None:
-        group = TaskGroup("label", method, fingerprint(dict(self.context.teacher.describe())), what, self.rows, every)
+        key, last = fingerprint(dict(self.context.teacher.describe())), self.context.labels_last
+        group = TaskGroup("label", method, key, what, self.rows, every, last=last)
         self.others += self.context.map(group, tasks, keep)
 
 
@@ -99,13 +100,13 @@ def label(
             plan = None
             if budget.kind == "active" and isinstance(labelling, PairLabelStore) and labelling.plan is not None:
                 if vectors is None:
-                    raise Incomplete("embed", 0)
+                    raise Incomplete("embed")
                 known, seed = labelling.utilities(), context.settings.seed
                 plan = next_round(labelling.plan, known, vectors, budget, seed, relative=labelling.relative)
     return labelling.utilities()
 
 
-def finished_jobs(context: RunContext) -> list[tuple[str, str]]:
+def finished_groups(context: RunContext) -> list[tuple[str, str]]:
     """Return stage and key of the groups whose results the run has, by what its files say that they were made with."""
     about = {
         "embed": context.directory.read_json("embeddings.json")["encoder"],

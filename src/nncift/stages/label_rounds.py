@@ -13,6 +13,7 @@ from dataclasses import replace
 from nncift.config import RunSettings
 from nncift.core.amounts import LabelAmount
 from nncift.core.pairs import LabelledPairs
+from nncift.core.parallel import Incomplete
 from nncift.errors import QualityError, UsageError
 from nncift.evaluation.fidelity import FidelityReport, LabelRound
 from nncift.labels import LabelBudget, LabelPlan, RowPlan
@@ -78,6 +79,9 @@ def label_in_rounds(
             write_json(file, [step.to_json() for step in history])
         if _enough(settings, history):
             break
+    if context.executor.partial and _missed(settings, history[-1]):
+        # The run that joins says what was reached.
+        raise Incomplete("label")
     _check_length(settings, history[-1])
     return labels, student, replace(fidelity, growth=tuple(history) if len(history) > 1 else ())
 

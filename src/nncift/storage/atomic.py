@@ -120,7 +120,7 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write named arrays as safetensors, atomically, with a checksum of all of them."""
     from safetensors.numpy import save_file
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     # Its bytes are made whole before they are written.
     check_room(f"writing {path.name}", sum(array.nbytes for array in arrays.values()))
     with atomic(path) as part:
@@ -129,19 +129,32 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read named arrays. Raises OSError or ValueError where the file is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
     check_room(f"reading {path.name}", path.stat().st_size)
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            about = stored.metadata()
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    with _opened(path) as stored:
+        about = stored.metadata()
+        arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
     # Files of releases before checksums have no metadata at all.
     if about is not None and about.get(CHECKSUM) != _array_checksum(arrays):
         raise ValueError(MISMATCH)
     return arrays
+
+
+def read_array(path: Path, name: str) -> npt.NDArray[Any]:
+    """Read one of the arrays of a file, without its checksum. Raises OSError or ValueError as `read_arrays`."""
+    with _opened(path) as stored:
+        found: npt.NDArray[Any] = stored.get_tensor(name)
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            yield stored
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def _array_checksum(arrays: Mapping[str, npt.NDArray[Any]]) -> str:

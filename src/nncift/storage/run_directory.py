@@ -38,7 +38,7 @@ LEFT = (SUMMARY, "ledger.json", "rejected.jsonl", "growth.json", "subtasks.json"
 """What a finished run leaves beside the files of its stages."""
 
 BEFORE_MANIFEST = frozenset(
-    {LOCK, "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "shards"}
+    {LOCK, "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "pieces"}
 )
 """What a run can leave that was refused or killed before its settings were settled."""
 
