@@ -257,7 +257,7 @@ def test_nobody_holds_the_rows_when_the_report_is_written(
     def written(run: Path) -> None:
         alive.extend(rows() for rows in held)
 
-    monkeypatch.setattr("nncift.pipeline.read_pool", watched)
+    monkeypatch.setattr("nncift.stages.request.read_pool", watched)
     monkeypatch.setattr("nncift.pipeline.write_report", written)
     nncift.run(write_pool(60), out=tmp_path / "run", teacher="length", labels="20%", encoder="hash", budget="10%")
     assert alive == [None]
