@@ -21,9 +21,10 @@ from nncift.stages import inputs
 from nncift.storage import vector_store as files
 from nncift.storage.parquet import Column, FileColumn, read_columns
 from nncift.storage.vector_store import load_array, rows_of
+from nncift.student.item_components import describe
 from nncift.student.model import Student, predict_all
 from nncift.student.networks import TrainingData
-from nncift.student.ridge import describe, solve
+from nncift.student.ridge import solve
 from nncift.student.score import all_pairs
 
 PARTS = {
@@ -90,7 +91,7 @@ def lesson_of(sources: np.ndarray, *, pointwise: bool) -> TrainingData:
 def test_a_student_of_mapped_vectors_is_that_of_vectors_in_memory(
     tmp_path: Path, *, pointwise: bool, small_parts: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift.student.ridge.AT_ONCE", 256)
+    monkeypatch.setattr("nncift.student.item_components.AT_ONCE", 256)
     vectors = points(1500, 24, 0)
     before = solve(lesson_of(vectors, pointwise=pointwise), powers=6)
     small_parts()
@@ -102,7 +103,7 @@ def test_a_student_of_mapped_vectors_is_that_of_vectors_in_memory(
 
 
 def test_rows_that_pairs_are_about_are_described_as_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nncift.student.ridge.AT_ONCE", 256)
+    monkeypatch.setattr("nncift.student.item_components.AT_ONCE", 256)
     training_data = lesson_of(points(1500, 24, 0), pointwise=False)
     every, few = describe(training_data), describe(training_data, training_data.used)
     t, s = training_data.used

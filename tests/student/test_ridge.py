@@ -13,9 +13,10 @@ from sklearn.linear_model import Ridge
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
 from nncift.models.views import Views
+from nncift.student.item_components import describe
 from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData
-from nncift.student.ridge import CURVES, PENALTIES, UNVALIDATED, describe
+from nncift.student.ridge import CURVES, PENALTIES, UNVALIDATED
 from nncift.student.ridge import solve_pairs as solve
 
 Make = Callable[..., TrainingData]
