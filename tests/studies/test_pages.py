@@ -68,7 +68,7 @@ def test_a_study_tunes_arms_and_finds_bad_rows(tmp_path: Path) -> None:
                 "kind": "tune",
                 "pool": "demo",
                 "budgets": [0.2],
-                "run": {"encoder": "hash", "labels": 300, "features": "probe", "plan": "active"},
+                "run": {"teacher": "delift", "encoder": "hash", "labels": 300, "features": "probe", "plan": "active"},
                 "options": {
                     "arms": ["selected", "teacher", "small-teacher", "random", "none"],
                     "in_context": 2,
