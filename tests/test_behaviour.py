@@ -265,7 +265,7 @@ def test_what_other_commands_tell_has_the_same_keys(nncift: Nncift, name: str) -
 
 def test_no_command_and_no_option_is_lost(nncift: Nncift) -> None:
     commands = re.findall(r"^  (\w+)  ", nncift("--help").out.partition("Commands:")[2], re.MULTILINE)
-    check("help", "options", {command: usage(nncift(command, "--help").out) for command in sorted(commands)})
+    check("help", "options", {command: usage(nncift(command, "--help-all").out) for command in sorted(commands)})
 
 
 def usage(text: str) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from nncift.cli import doctor, score
 from nncift.cli import main as cli
-from nncift.cli.display import bar, console, show_doctor, show_scores, show_warnings
+from nncift.cli.display import bar, console, show_warnings
 from nncift.config import RunSettings
 from nncift.storage.run_directory import RunDir
 
 Write = Callable[..., Path]
-HEAVY = ("torch", "transformers", "numba", "pydantic", "pyarrow", "sentence_transformers", "rich", "numpy")
+HEAVY = ("torch", "transformers", "numba", "pyarrow", "sentence_transformers", "rich", "numpy")
 
 
 class Outcome:
@@ -422,7 +423,7 @@ def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text:
         "warnings": [text],
         "out": text,
     }
-    show_scores(record)
+    score._show(record)
     machine = {
         "python": "3",
         "platform": text,
@@ -436,7 +437,7 @@ def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text:
         "packages": {text: None},
         "extras": {"hub": False},
     }
-    show_doctor(machine)
+    doctor._show(machine)
     out = capsys.readouterr().out
     assert out.count(text) == 8
     assert "nncift[hub]" in out

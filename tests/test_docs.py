@@ -16,6 +16,7 @@ import pytest
 
 import nncift
 from nncift.cli import main as cli
+from nncift.cli.run import run_command
 from nncift.distributed.start import executor_of
 from nncift.models import encoders as encode
 
@@ -167,7 +168,7 @@ def ray_lines(text: str) -> None:
     for line in text.splitlines():
         words = shlex.split(line, comments=True)
         if words[:2] == ["nncift", "run"]:
-            given = cli.run_command.make_context("run", words[2:]).params
+            given = run_command.make_context("run", words[2:]).params
             flags = {name: given[name] for name in ("address", "workers", "gpus_per_worker")}
             assert not executor_of(given["engine"], given["shard"], **flags).partial, line
         elif words:
@@ -234,7 +235,7 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_every_command_of_the_page_answers_help() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
-    for name in cli.cli.commands:
+    for name in cli.COMMANDS:
         assert f"`nncift {name}" in page, name
     done = subprocess.run([sys.executable, "-m", "nncift", "doctor", "--help"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -1,4 +1,7 @@
-"""Settings of a run: one frozen class per stage, joined into one flat set whose names are the flags (docs/cli.md).
+"""Settings of a run: one frozen class per stage, joined into one flat set whose names are the flags (docs/settings.md).
+
+Every setting is declared here once: from its declaration come the flag with its help and completion, the comment in a settings
+file, and the row of the table in the docs.
 
 A settings file is YAML with the same names; flags override it. A run's `manifest.yaml` is such a file, with a `record`
 of what was used (versions, hashes, seeds) that reading ignores.
@@ -12,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, field_validator
+from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError, field_validator
 
 from nncift.core.amounts import Budget, CostCap, LabelAmount, LabelBound, TimeCap
+from nncift.core.declaration import Settings, setting
 from nncift.core.texts import read_text
 from nncift.errors import DataError, UsageError
 
@@ -29,22 +33,28 @@ CostSetting = Annotated[CostCap, PlainValidator(CostCap.parse), _AsText]
 TimeSetting = Annotated[TimeCap, PlainValidator(TimeCap.parse), _AsText]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSettings(_Settings):
+class DataSettings(Settings):
     """What is read."""
 
-    pool: tuple[str, ...] = ()
-    target: tuple[str, ...] = ()
-    existing: tuple[str, ...] = ()
-    against: tuple[str, ...] = ()
-    decontaminate: bool = False
-    format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
-    map: dict[str, str] = Field(default_factory=dict)
-    limit: int | None = Field(default=None, ge=1)
-    strict: bool = False
+    title = "Rows"
+
+    pool: tuple[str, ...] = setting((), "Files of instruction examples, or hub:org/name[:split]")
+    target: tuple[str, ...] = setting(
+        (), "File of examples that show the behaviour wanted; may be repeated", metavar="FILE"
+    )
+    existing: tuple[str, ...] = setting(
+        (), "File of examples that the model was trained on already; may be repeated", metavar="FILE"
+    )
+    against: tuple[str, ...] = setting(
+        (), "File of test rows that must not be in POOL: exit code 5; may be repeated", metavar="FILE"
+    )
+    decontaminate: bool = setting(False, "Leave out rows that test rows of --against are in")
+    format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"] = setting(
+        "auto", "Format of the rows"
+    )
+    map: dict[str, str] = setting(dict, "Read a field from a column: prompt=question", metavar="NAME=COLUMN")
+    limit: int | None = setting(None, "Rows in all: a seeded sample over all files in proportion", ge=1)
+    strict: bool = setting(False, "Stop at the first row that cannot be used")
 
     @field_validator("pool", "target", "existing", "against", mode="before")
     @classmethod
@@ -52,71 +62,141 @@ class DataSettings(_Settings):
         return (value,) if isinstance(value, str) else value
 
 
-class EncoderSettings(_Settings):
+class EncoderSettings(Settings):
     """How examples become vectors."""
 
-    encoder: str = "minilm"
+    title = "Student"
+
+    encoder: str = setting(
+        "minilm",
+        "Encoder of the rows (also a local folder or a hub name)",
+        choices=("minilm", "bge-large", "lm", "hash"),
+    )
 
 
-class TeacherSettings(_Settings):
+class TeacherSettings(Settings):
     """Which influence function labels, and with which model."""
 
-    teacher: str = "delift"
-    model: str | None = None
-    variant: Literal["probability", "logprob"] = "probability"
-    template: str | None = None
-    context: int | None = Field(default=None, ge=8)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    trust_remote_code: bool = False
-    load_in: Literal["4bit", "8bit"] | None = None
-    device_map: Literal["auto"] | None = None
-    option: dict[str, Any] = Field(default_factory=dict)
+    title = "Teacher"
+
+    teacher: str = setting(
+        "delift",
+        "Influence function that labels (also column:NAME)",
+        choices=("delift", "delift-se", "less", "selectit", "ifd", "loss", "rds", "length", "random"),
+        shown="less",
+        plugins="nncift.teachers",
+    )
+    model: str | None = setting(
+        None, "Language model of the teacher: a local folder, a hub name, a .gguf file, or smollm2"
+    )
+    variant: Literal["probability", "logprob"] = setting("probability", "Distance of DELIFT")
+    template: str | None = setting(
+        None, "Prompt format (also a text file with {prompt} and {response})", choices=("chat", "plain")
+    )
+    context: int | None = setting(None, "Cap on the tokens of one sequence", shown="the model's", ge=8)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Precision of the model")
+    trust_remote_code: bool = setting(False, "Allow code that comes with the model")
+    load_in: Literal["4bit", "8bit"] | None = setting(None, "Quantise the model through bitsandbytes (extra quantised)")
+    device_map: Literal["auto"] | None = setting(None, "Spread the model over all GPUs (extra quantised)")
+    option: dict[str, Any] = setting(
+        dict, "Option of this teacher alone: projection=4096; may be repeated", metavar="NAME=VALUE"
+    )
 
 
-class LabelSettings(_Settings):
+class LabelSettings(Settings):
     """How much is labelled, and where."""
 
-    labels: LabelSetting = LabelAmount.parse("5%")
-    plan: Literal["block", "scatter", "active", "rows"] | None = None
-    test_items: int = Field(default=30, ge=2)
-    validation_items: int = Field(default=20, ge=2)
+    title = "Labels and cost"
+
+    labels: LabelSetting = setting(
+        LabelAmount.parse("5%"),
+        "Share of each axis (5%), number of pairs (of rows, for a teacher that labels rows), or auto: double until held-out "
+        "fidelity stops improving",
+        metavar="AMOUNT",
+    )
+    plan: Literal["block", "scatter", "active", "rows"] | None = setting(
+        None, "Where labels lie", shown="what fits the teacher"
+    )
+    test_items: int = setting(30, "Rows held out on each axis to measure fidelity", ge=2)
+    validation_items: int = setting(20, "Rows held out on each axis to stop training", ge=2)
 
 
-class SpendSettings(_Settings):
+class SpendSettings(Settings):
     """How much labels, probe and embedding may take."""
 
-    cost: CostSetting | None = None
-    time: TimeSetting | None = None
+    title = "Labels and cost"
+
+    cost: CostSetting | None = setting(
+        None,
+        "Cap on labels, probe and embedding, as a share of training on the pool: 10%",
+        shown="10% or 3,000 passes",
+        metavar="SHARE",
+    )
+    time: TimeSetting | None = setting(None, "The same cap as a time, from timed passes: 30m, 2h, 90s", metavar="TIME")
 
 
-class StudentSettings(_Settings):
+class StudentSettings(Settings):
     """What learns from the labels."""
 
-    student: str = "product"
-    recipe: Literal["default", "paper"] = "default"
-    features: Literal["text", "probe"] | None = None
-    gate: bool = True
+    title = "Student"
+
+    student: str = setting(
+        "product", "Network that learns the labels", choices=("product", "towers", "paper"), plugins="nncift.students"
+    )
+    recipe: Literal["default", "paper"] = setting("default", "How it is trained")
+    features: Literal["text", "probe"] | None = setting(
+        None,
+        "What it reads, text alone or also a probe, which is one pass of the model per row",
+        shown="probe where it is cheap",
+    )
+    gate: bool = setting(True, "Use free similarity where it selects better", shown="gate")
 
 
-class GateSettings(_Settings):
+class GateSettings(Settings):
     """How good the student must be, and how far labels may grow for it."""
 
-    min_spearman: float | None = Field(default=None, ge=-1, le=1)
-    min_skill: float | None = Field(default=None, le=1)
-    max_labels: LabelBoundSetting | None = None
+    title = "Labels and cost"
+
+    min_spearman: float | None = setting(
+        None, "Stop with exit code 5 below this rank correlation on unseen items", ge=-1, le=1
+    )
+    min_skill: float | None = setting(None, "Stop with exit code 5 below this selection skill on held-out items", le=1)
+    max_labels: LabelBoundSetting | None = setting(
+        None, "How far labels may grow for these, or with --labels auto: 10% or 20000", metavar="AMOUNT"
+    )
 
 
-class SelectSettings(_Settings):
+class SelectSettings(Settings):
     """What is selected."""
 
-    objective: Literal["fl", "flmi", "fl2mi", "flcg", "rr", "max", "topk", "random"] | None = None
-    budget: BudgetSetting = Budget.parse("30%")
-    quota: tuple[str, ...] = ()
-    include: str | None = None
-    exclude: str | None = None
-    dedup: str | None = None
-    neighbours: int | None = Field(default=None, ge=1)
-    optimiser: Literal["lazy", "stochastic", "partition"] | None = None
+    title = "Selection"
+
+    objective: Literal["fl", "flmi", "fl2mi", "flcg", "rr", "max", "topk", "random"] | None = setting(
+        None, "What the selection maximises", shown="what fits teacher and sets"
+    )
+    budget: BudgetSetting = setting(
+        Budget.parse("30%"), "Share (30%), number of rows (5000), or tokens (2Mtok) to select", metavar="AMOUNT"
+    )
+    quota: tuple[str, ...] = setting(
+        (),
+        "Bounds for each value of a column (source: the file), or for one: COLUMN=VALUE:...; may be repeated",
+        metavar="COLUMN:min=5%,max=40%",
+    )
+    include: str | None = setting(None, "File of ids, one a line, that must be selected", metavar="FILE")
+    exclude: str | None = setting(None, "File of ids, one a line, that must not be selected", metavar="FILE")
+    dedup: str | None = setting(
+        None, "Remove duplicates before selecting", choices=("exact", "near:0.95"), shown="keep them"
+    )
+    neighbours: int | None = setting(
+        None,
+        "Select on a graph of so many nearest rows each (32 to 64), where all pairs would not fit in memory",
+        ge=1,
+    )
+    optimiser: Literal["lazy", "stochastic", "partition"] | None = setting(
+        None,
+        "Way to select with --neighbours (partition: in parts, then among their choices)",
+        shown="lazy",
+    )
 
     @field_validator("quota", mode="before")
     @classmethod
@@ -134,15 +214,27 @@ class RunSettings(
     GateSettings,
     SelectSettings,
 ):
-    """All settings of a run. preset: what stands for settings that are not given, see `PRESETS`."""
+    """The whole run."""
 
-    preset: Literal["auto", "cheap", "paper"] = "auto"
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"
+    title = "Run"
 
-    def part(self, stage: type[_Settings]) -> dict[str, Any]:
+    preset: Literal["auto", "cheap", "paper"] = setting(
+        "auto",
+        "Defaults of what is not given: by evidence, from embeddings alone, or as published",
+    )
+    seed: int = setting(0, "One seed for everything", ge=0)
+    device: str = setting("auto", "Device of the models", choices=("auto", "cpu", "cuda", "cuda:0", "mps"))
+
+    def part(self, stage: type[Settings]) -> dict[str, Any]:
         """Return the settings that belong to one stage's class."""
         return self.model_dump(mode="json", include=set(stage.model_fields))
+
+
+PARTS = (
+    *(DataSettings, EncoderSettings, TeacherSettings, LabelSettings, SpendSettings),
+    *(StudentSettings, GateSettings, SelectSettings, RunSettings),
+)
+"""The classes of settings in the order of a settings file; each setting belongs to the first that has it."""
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -138,4 +138,4 @@ def test_what_a_judge_cannot_grade_is_counted(call: Call, command: list[Any], gp
         assert "too long" in summary["first_failure"]
     (judged,) = [one for one in result["comparisons"] if one["metric"] == "judge"]
     assert (judged["items"], judged["left_out"], judged["interval"]) == (0, 6, None)
-    assert judged["verdict"] == "not told apart"
+    assert judged["verdict"] == "no significant difference"

@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SelectOptions(TypedDict, total=False):
-    """What is selected (docs/cli.md has each setting's meaning)."""
+    """What is selected (docs/settings.md has each setting's meaning)."""
 
     budget: Amount
     objective: Literal["fl", "flmi", "fl2mi", "flcg", "rr", "max", "topk", "random"]
@@ -37,7 +37,7 @@ class SelectOptions(TypedDict, total=False):
 
 
 class RunOptions(SelectOptions, total=False):
-    """Settings of a run, as the flags of `nncift run` (docs/cli.md has each setting's meaning)."""
+    """Settings of a run, as the flags of `nncift run` (docs/settings.md has each setting's meaning)."""
 
     preset: Literal["auto", "cheap", "paper"]
     against: Files

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
+from nncift.cli.display import console, table
+from nncift.cli.options import run_argument
+from nncift.cli.shell import command, option
 
-from nncift.cli.shell import command
 
-
-@click.command(name="explain")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--id", "example_id", required=True, help="Id of a row, as in selection.parquet.")
-@click.option("--why-not", is_flag=True, help="Tell for each target that the row serves who serves it now.")
-@command
+@command("explain", example="nncift explain runs/alpaca --id row-17 --why-not")
+@run_argument
+@option("--id", "example_id", required=True, help="Id of a row, as in selection.parquet.")
+@option("--why-not", is_flag=True, help="Name for each target that the row serves the row that serves it now.")
 def explain_command(show: bool, run: Path, example_id: str, why_not: bool) -> dict[str, Any]:
-    """Tell why a row of RUN was chosen or dropped, and what would have to change."""
+    """Explain why a row of RUN was chosen or dropped, and what would have to change."""
     from nncift.runs.explain import explain
 
     summary = explain(run, example_id, why_not=why_not).to_json()
@@ -26,12 +25,7 @@ def explain_command(show: bool, run: Path, example_id: str, why_not: bool) -> di
 
 
 def _show(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from nncift.cli.display import console
-
-    out = console()
-    out.soft_wrap = True
+    out = console(wrap=False)
     out.print(f"{summary['id']} ({summary['source']}, line {summary['line']})")
     out.print(f"  prompt:   {_short(summary['prompt'])}")
     out.print(f"  response: {_short(summary['response'])}")
@@ -41,15 +35,14 @@ def _show(summary: dict[str, Any]) -> None:
             f"Mean utility {summary['score']:.4g}: place {summary['score_place']:,} of {summary['pool']:,} rows by that alone."
         )
     if summary["serves"]:
-        table = Table(title="Targets that it serves best", title_justify="left")
-        for name in ("target", "utility", "how it is known"):
-            table.add_column(name, justify="right" if name == "utility" else "left")
+        columns = ("target", "utility", "how it is known")
+        made = table("Targets that it serves best", columns, left=columns[2:])
         for one in summary["serves"]:
             how = "labelled by the teacher" if one["known"] else "predicted"
             if one["low"] is not None:
                 how += f", 90 % interval {one['low']:.4g} to {one['high']:.4g}"
-            table.add_row(one["target"], f"{one['utility']:.4g}", how)
-        out.print(table)
+            made.add_row(one["target"], f"{one['utility']:.4g}", how)
+        out.print(made)
     near = summary["nearest_selected"]
     if near:
         out.print(f"Nearest selected row by text: {near['id']} (rank {near['rank']}, cosine {near['cosine']:.3f})")

@@ -7,39 +7,40 @@ from typing import Any
 
 import click
 
-from nncift.cli.shell import command
+from nncift.cli.display import console, show_warnings
+from nncift.cli.options import choices, path_option, run_argument
+from nncift.cli.shell import command, option
 from nncift.errors import UsageError
 
 
-@click.command(name="export")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", default="same", show_default=True, help="same, trl, axolotl, llamafactory or openai.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A .jsonl or .json file.")
-@click.option(
-    "--turns", default="all", show_default=True, help="Responses to learn from: all assistant turns, or the last."
+@command("export", example="nncift export runs/alpaca --to trl --out train.jsonl --max-length 2048")
+@run_argument
+@option(
+    "--to",
+    default="same",
+    help="Trainer: same (rows as they are), trl, axolotl, llamafactory or openai.  [default: same]",
+    **choices("same", "trl", "axolotl", "llamafactory", "openai"),
 )
-@click.option(
-    "--max-length", type=int, help="The trainer's limit in tokens: rows whose response it would cut are refused."
+@path_option("--out", "File to write, .jsonl or .json.", required=True, group="Options")
+@option(
+    "--turns",
+    default="all",
+    help="Responses to learn from: all assistant turns, or the last.  [default: all]",
+    **choices("all", "last"),
 )
-@click.option("--too-long", type=click.Choice(("refuse", "drop")), help="With --max-length: refuse, or drop such rows.")
-@click.option("--tokenizer", help="With --max-length: folder or hub name.  [default: the run's model]")
-@click.option("--with-scores", is_flag=True, help="Add rank and scores of every row, in columns nncift_...")
-@command
+@option("--max-length", type=int, help="The trainer's limit in tokens: rows whose response it would cut are refused.")
+@option("--too-long", type=click.Choice(("refuse", "drop")), help="With --max-length: refuse such rows, or drop them.")
+@option("--tokenizer", help="With --max-length: folder or hub name.  [default: the run's model]")
+@option("--with-scores", is_flag=True, help="Add rank and scores of every row, in columns nncift_...")
 def export_command(
-    show: bool,
-    run: Path,
-    to: str,
-    out: Path,
-    turns: str,
-    max_length: int | None,
-    with_scores: bool,
-    **length: str | None,
+    show: bool, run: Path, to: str, out: Path, turns: str, max_length: int | None, **flags: Any
 ) -> dict[str, Any]:
     """Write the selected rows of RUN for a trainer, checked before they are written."""
     from nncift.data.export import export
     from nncift.data.lengths import LengthLimit
 
-    given = {name: value for name, value in length.items() if value is not None}
+    with_scores = flags.pop("with_scores")
+    given = {name: value for name, value in flags.items() if value is not None}
     if given and max_length is None:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} was given, which goes with --max-length")
     limit = None if max_length is None else LengthLimit(max_length, **given)
@@ -52,10 +53,7 @@ def export_command(
 def _show(summary: dict[str, Any]) -> None:
     from collections import Counter
 
-    from nncift.cli.display import console, show_warnings
-
-    out = console()
-    out.soft_wrap = True
+    out = console(wrap=False)
     out.print(
         f"Wrote {summary['rows']} of {summary['selected']} selected rows for {summary['to']}: {', '.join(summary['files'])}"
     )

@@ -5,28 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from rich.markup import escape
 
-from nncift.cli.shell import assignment, command, memory_option, offline_option
+from nncift.cli.display import console, table
+from nncift.cli.options import chosen, memory_option, offline_option, settings_options
+from nncift.cli.shell import command, option
+from nncift.config import RunSettings
 from nncift.errors import DataError, QualityError
 
 SHOWN_HITS, SHOWN_TEXT = 3, 60
 """Hits of a kind that are shown, and characters of their texts."""
 
 
-@click.command(name="inspect")
+@command("inspect", example="nncift inspect alpaca.jsonl")
 @click.argument("files", nargs=-1, required=True, type=str)
-@click.option("--format", "format_", default="auto", help="As in run.")
-@click.option("--map", "map_", multiple=True, metavar="NAME=COLUMN", help="As in run.")
-@click.option("--against", multiple=True, help="File of test rows that must not be in FILES; may be repeated.")
-@click.option("--encoder", help="Compares meanings with those of --against too, such as minilm; embeds every row.")
-@click.option("--tokenizer", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
+@settings_options(RunSettings, ("format", "map"))
+@option(
+    "--against",
+    multiple=True,
+    group="Rows",
+    metavar="FILE",
+    help="File of test rows that must not be in FILES; may be repeated.",
+)
+@option(
+    "--encoder", group="Rows", help="Compare meanings with those of --against too, such as minilm; embeds every row."
+)
+@option("--tokenizer", group="Rows", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
 @offline_option
 @memory_option
-@command
-def inspect_command(
-    show: bool, files: tuple[str, ...], format_: str, map_: tuple[str, ...], **given: Any
-) -> dict[str, Any]:
+def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...], **flags: Any) -> dict[str, Any]:
     """Tell formats, counts, problems with their lines, token statistics and duplicates of FILES.
 
     Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one; 5 where rows of
@@ -34,8 +40,7 @@ def inspect_command(
     """
     from nncift.stages.inspection import inspect
 
-    columns = dict(assignment("--map", item) for item in map_)
-    summary = inspect(*files, format=format_, map=columns, **given)
+    summary = inspect(*files, against=against, **chosen(flags, RunSettings))
     if show:
         _show(summary)
     unread = [file for file in summary["files"] if not file["usable"]]
@@ -51,12 +56,7 @@ def inspect_command(
 
 
 def _show(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from nncift.cli.display import console
-
-    out = console()
-    out.soft_wrap = True
+    out = console(wrap=False)
     for file in summary["files"]:
         formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
         out.print(
@@ -73,8 +73,7 @@ def _show(summary: dict[str, Any]) -> None:
             texts = ", ".join(file["control_tokens"]["texts"])
             out.print(
                 f"  {held:,} rows hold the text of control tokens ({texts}), line {lines}{', ...' if held > 5 else ''}: text to "
-                "nncift, but control tokens to trainers that tokenise whole conversations",
-                markup=False,
+                "nncift, but control tokens to trainers that tokenise whole conversations"
             )
         if file["usable"] and file["proposed"]:
             out.print(f"  rows that no format fits can be read with {file['proposed']}")
@@ -85,18 +84,17 @@ def _show(summary: dict[str, Any]) -> None:
             )
     if not summary["usable"]:
         return
-    table = Table(title=f"Length of a row, in {summary['counted_in']}", title_justify="left")
-    for name in ("file", "part", "least", "median", "90 %", "99 %", "most", "sum"):
-        table.add_column(name, justify="left" if name in ("file", "part") else "right")
+    columns = ("file", "part", "least", "median", "90 %", "99 %", "most", "sum")
+    made = table(f"Length of a row, in {summary['counted_in']}", columns, left=columns[:2])
     for file in summary["files"]:
         for part in ("prompt", "response", "whole"):
             found = file["tokens"][part]
             if found:
                 total = f"{file['tokens']['sum']:,}" if part == "whole" else ""
-                table.add_row(
+                made.add_row(
                     file["source"] if part == "prompt" else "", part, *(f"{value:,}" for value in found.values()), total
                 )
-    out.print(table)
+    out.print(made)
     copies = summary["duplicates"]
     if copies["rows"]:
         first = copies["first"][0]
@@ -114,31 +112,26 @@ def _show(summary: dict[str, Any]) -> None:
 
 def _show_contamination(found: dict[str, Any]) -> None:
     """Show how many rows test rows are in, and the first of every kind beside its test row."""
-    from rich.table import Table
-
-    from nncift.cli.display import console
-
     out = console()
     out.print(f"Of {found['rows']:,} rows, {found['contaminated']:,} have any of {found['tests']:,} test rows in them")
     for note in found["notes"]:
         out.print(f"  {note}")
     if not found["hits"]:
         return
-    table = Table()
-    for name in ("kind", "hits", "score", "row", "text", "test row", "its text"):
-        table.add_column(name, justify="right" if name in ("hits", "score") else "left")
+    columns = ("kind", "hits", "score", "row", "text", "test row", "its text")
+    made = table(None, columns, left=columns[3:])
     for kind, count in found["by_kind"].items():
         shown = [hit for hit in found["hits"] if hit["kind"] == kind][:SHOWN_HITS]
         for place, hit in enumerate(shown):
             sides = [
                 cell
                 for side in (hit["row"], hit["test"])
-                for cell in (escape(f"{side['source']} line {side['line']}"), escape(_line(side["text"])))
+                for cell in (f"{side['source']} line {side['line']}", _line(side["text"]))
             ]
-            table.add_row(
+            made.add_row(
                 *((kind.replace("_", " "), f"{count:,}") if not place else ("", "")), f"{hit['score']:.2f}", *sides
             )
-    out.print(table)
+    out.print(made)
 
 
 def _line(text: str) -> str:

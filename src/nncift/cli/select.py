@@ -2,44 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
+from nncift.cli.display import console, value_table
+from nncift.cli.options import (
+    chosen,
+    engine_options,
+    executor_from,
+    memory_option,
+    path_option,
+    run_argument,
+    settings_options,
+)
+from nncift.cli.shell import command
+from nncift.config import SelectSettings
 
-from nncift.cli.shell import command, engine_options, memory_option, selection_options
 
-
-@click.command(name="select")
-@click.argument("run", type=click.Path(path_type=Path))
-@selection_options
-@click.option("--objective", help="fl, flmi, fl2mi, flcg, rr, max, topk or random.  [default: the run's]")
-@click.option("--out", type=click.Path(path_type=Path), help="New directory.  [default: replace the run's selection]")
+@command(
+    "select",
+    example="nncift select runs/alpaca --budget 10% --out runs/alpaca-10",
+    everyday=("budget", "objective", "quota", "include", "exclude", "dedup", "out"),
+)
+@run_argument
+@settings_options(SelectSettings, shown="the run's")
+@path_option("--out", "New directory.  [default: replace the run's selection]")
 @engine_options
 @memory_option
-@command
-def select_command(
-    show: bool,
-    run: Path,
-    out: Path | None,
-    engine: str,
-    address: str | None,
-    workers: int | None,
-    gpus_per_worker: float | None,
-    **flags: Any,
-) -> dict[str, Any]:
-    """Choose again from a finished RUN: another budget, objective or rules; no model is loaded."""
-    from nncift.distributed.start import executor_of
+def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> dict[str, Any]:
+    """Select again from a finished RUN: another budget, objective or rules; no model is loaded."""
     from nncift.runs.select_again import reselect
 
-    if engine == "ray" and gpus_per_worker is None:
+    if flags["engine"] == "ray" and flags["gpus_per_worker"] is None:
         # No model is asked.
-        gpus_per_worker = 0.0
-    executor = executor_of(engine, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    summary = reselect(run, given, out, executor)
+        flags["gpus_per_worker"] = 0.0
+    summary = reselect(run, chosen(flags, SelectSettings), out, executor_from(flags))
     if show:
-        from nncift.cli.display_select import show_selection
-
-        show_selection(summary)
+        _show(summary)
     return summary
+
+
+def _show(summary: Mapping[str, Any]) -> None:
+    """Print what was selected, beside its controls."""
+    from nncift.selection.solve import by_score_note
+
+    out, selection = console(), summary["selection"]
+    removed = f", {selection['removed_duplicates']} duplicates removed first" if selection["removed_duplicates"] else ""
+    tokens = f", {selection['tokens']:,} tokens" if "tokens" in selection else ""
+    out.print(f"Selected {summary['selected']} of {summary['pool']} rows{tokens}{removed}.")
+    out.print(value_table(selection))
+    if (by_score := selection.get("by_score")) and (said := by_score_note(selection["budget"], by_score)):
+        out.print(f"! {said}")
+    out.print(f"Files: {summary['out']}/subset.jsonl, selection.parquet", soft_wrap=True)

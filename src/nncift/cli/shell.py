@@ -1,44 +1,118 @@
-"""What every command shares: `--json`, `--quiet`, assignments such as `NAME=COLUMN`, and the progress bar."""
+"""What every command shares: help in groups, `--json` and `--quiet`, and the progress bar."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import click
 
-from nncift.errors import NnciftError, UsageError
+from nncift.errors import NnciftError
+
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+OUTPUT = "Output and help"
+GROUPS = ("Rows", "Teacher", "Labels and cost", "Student", "Selection", "Training", "Judging", "Run", "Where it runs")
+"""The groups of options in the order of help; others come before, output and help behind."""
 
 
-def command(function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    """Give a command `--json` and `--quiet`, and print what it returns when `--json` is set."""
+class Option(click.Option):
+    """An option of a group."""
 
-    def shell(json_: bool, quiet: bool, **given: Any) -> None:
-        logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr)
-        _calm_libraries()
-        try:
-            with _memory_named(function.__name__.removesuffix("_command")):
-                summary = function(show=not json_ and not quiet, **given)
-        except NnciftError as error:
-            if json_ and error.about is not None:
-                click.echo(json.dumps(error.about, allow_nan=False))
-            raise
-        if json_:
-            # ASCII escapes print on any terminal and in any locale, and mean the same.
-            click.echo(json.dumps(summary, allow_nan=False))
+    def __init__(self, *args: Any, group: str = "Options", **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.group = group
 
-    shell.__doc__ = function.__doc__
-    shell.__name__ = function.__name__
-    quiet = click.option("--quiet", is_flag=True, help="Print errors only.")
-    as_json = click.option(
-        "--json", "json_", is_flag=True, help="One JSON object on standard output, nothing else there."
-    )
-    return as_json(quiet(shell))
+
+class Command(click.Command):
+    """A command whose help has an example, and its options in groups.
+
+    everyday: names of the options that `--help` shows, all others being for `--help-all`; empty = all.
+    """
+
+    def __init__(self, *args: Any, example: str = "", everyday: Collection[str] = (), **given: Any) -> None:
+        super().__init__(*args, **{"context_settings": HELP, **given})
+        self.example, self.everyday = example, frozenset(everyday)
+        self.params.append(
+            Option(
+                ["--help-all"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_all,
+                group=OUTPUT,
+                hidden=not everyday,
+                help=f"Show all {sum(isinstance(one, click.Option) for one in self.params) + 2} options.",
+            )
+        )
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does, and how it is typed."""
+        super().format_help_text(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(f"Example: {self.example}")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options group by group: those of every day, or all."""
+        groups: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Options", *GROUPS, OUTPUT)}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
+            if record is not None and (ctx.meta.get("all") or not self.everyday or self._is_shown(option)):
+                groups[option.group if isinstance(option, Option) else OUTPUT].append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+    def _is_shown(self, option: click.Parameter) -> bool:
+        return not isinstance(option, Option) or option.name in self.everyday or option.name == "help_all"
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    if given:
+        ctx.meta["all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+option = functools.partial(click.option, cls=Option)
+
+
+def command(
+    name: str, *, example: str, everyday: Collection[str] = ()
+) -> Callable[[Callable[..., dict[str, Any]]], Command]:
+    """Make a command of a function that returns what `--json` prints; show tells it whether to print for people."""
+
+    def decorate(function: Callable[..., dict[str, Any]]) -> Command:
+        @functools.wraps(function)
+        def called(json_: bool, quiet: bool, **given: Any) -> None:
+            logging.basicConfig(
+                level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr
+            )
+            _calm_libraries()
+            try:
+                with _memory_named(name):
+                    summary = function(show=not json_ and not quiet, **given)
+            except NnciftError as error:
+                if json_ and error.about is not None:
+                    click.echo(json.dumps(error.about, allow_nan=False))
+                raise
+            if json_:
+                # ASCII escapes print on any terminal and in any locale, and mean the same.
+                click.echo(json.dumps(summary, allow_nan=False))
+
+        quiet = option("--quiet", is_flag=True, group=OUTPUT, help="Print errors only.")
+        about = "One JSON object on standard output, nothing else there."
+        as_json = option("--json", "json_", is_flag=True, group=OUTPUT, help=about)
+        return click.command(name, cls=Command, example=example, everyday=everyday)(as_json(quiet(called)))
+
+    return decorate
 
 
 @contextlib.contextmanager
@@ -51,120 +125,6 @@ def _memory_named(name: str) -> Iterator[None]:
 
         with named(f"`nncift {name}`"):
             raise
-
-
-def offline_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--offline`, which takes effect before any library that knows the hub is loaded."""
-
-    def check_hub_allowed(_: click.Context, __: click.Parameter, given: bool) -> None:
-        if given:
-            from nncift.models.loading import go_offline
-
-            go_offline()
-
-    return click.option(
-        "--offline",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=check_hub_allowed,
-        help="Use local files and the local cache alone; refuse what is not there.",
-    )(function)
-
-
-def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command `--max-mem`, a cap that the system holds this process to."""
-
-    def hold(_: click.Context, __: click.Parameter, given: str | None) -> None:
-        if given is not None:
-            from nncift.core.memory import cap, parse_memory
-
-            cap(parse_memory(given))
-
-    return click.option(
-        "--max-mem",
-        metavar="SIZE",
-        is_eager=True,
-        expose_value=False,
-        callback=hold,
-        help="Memory that this process may take, such as 8G: what needs more is refused.",
-    )(function)
-
-
-def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the flags that say whose processes do its pieces."""
-    for option in reversed(
-        (
-            click.option(
-                "--engine", default="local", show_default=True, help="local, or ray: workers of a cluster (extra ray)."
-            ),
-            click.option(
-                "--address", help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT.  [default: a local one]"
-            ),
-            click.option(
-                "--workers", type=int, help="Workers of --engine ray.  [default: one per CPU, or as GPUs allow]"
-            ),
-            click.option(
-                "--gpus-per-worker", type=float, help="GPUs of a worker of --engine ray.  [default: 1, if any]"
-            ),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the flags that say what a selection has to keep."""
-    for option in reversed(
-        (
-            click.option("--budget", help="Share (30%), number of rows, or tokens (2Mtok) to select.  [default: 30%]"),
-            click.option(
-                "--quota",
-                multiple=True,
-                metavar="COLUMN:min=5%,max=40%",
-                help="Bounds for each value of a column (source: the file), or for one: COLUMN=VALUE:...; may be repeated.",
-            ),
-            click.option("--include", help="File of ids, one a line, that must be selected."),
-            click.option("--exclude", help="File of ids, one a line, that must not be selected."),
-            click.option(
-                "--neighbours",
-                type=int,
-                help="Select on a graph of so many nearest rows each (32 to 64), where all pairs would not fit in memory.",
-            ),
-            click.option(
-                "--optimiser",
-                help="With --neighbours: lazy, stochastic, or partition (in parts, then among their choices).  [default: lazy]",
-            ),
-            click.option(
-                "--dedup", help="exact or near:0.95: remove duplicates before selecting.  [default: keep them]"
-            ),
-        )
-    ):
-        function = option(function)
-    return function
-
-
-def assignment(flag: str, text: str) -> tuple[str, str]:
-    """Split what a repeatable flag was given at its first `=`. Raises UsageError where a side is empty."""
-    name, sign, value = text.partition("=")
-    if not sign or not name or not value:
-        example = "NAME=COLUMN, such as prompt=question" if flag == "--map" else "NAME=VALUE, such as projection=4096"
-        raise UsageError(f"{flag} {text!r} was given; expected {example}")
-    return name, value
-
-
-def typed(name: str, text: str) -> Any:
-    """Return an option's value, read as YAML; a number such as 2e-5 is text to YAML 1.1, and a number to people."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--option {name}={text!r} was given, and its value cannot be read as YAML") from error
-    if isinstance(value, str) and value[-1:].isdigit():
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value
 
 
 def progress(show: bool) -> Any:

@@ -5,52 +5,97 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import field_validator
 
 from nncift.config import checked
+from nncift.core.declaration import Settings, setting
 from nncift.errors import UsageError
 
 DEFAULT_ARMS = ("selected", "random", "longest", "embedding", "full", "none")
 """The arms that need no model beside the one that is trained."""
 
 
-class TuneSettings(BaseModel):
+class TuneSettings(Settings):
     """All settings. What is None has a default that depends on the run, the model's size or the method."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    title = "Training"
 
-    test: tuple[str, ...] = ()
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
-    map: dict[str, str] = Field(default_factory=dict)
-    limit_test: int | None = Field(default=None, ge=1)
-    drop_seen: bool = False
-    questions: str | None = None
+    test: tuple[str, ...] = setting(
+        (), "File of rows that judge every arm, seen by none; may be repeated", metavar="FILE", group="Judging"
+    )
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = setting(
+        "auto", "Format of the test files", group="Judging"
+    )
+    map: dict[str, str] = setting(
+        dict, "Read a field of the test files from a column: prompt=question", metavar="NAME=COLUMN", group="Judging"
+    )
+    limit_test: int | None = setting(None, "Test rows: a seeded sample of so many", ge=1, group="Judging")
+    drop_seen: bool = setting(
+        False, "Leave out test rows that the run has seen, in place of refusing them", group="Judging"
+    )
+    questions: str | None = setting(
+        None, "File of multiple-choice questions, for the metric choice", metavar="FILE", group="Judging"
+    )
 
-    arms: tuple[str, ...] = DEFAULT_ARMS
-    budget: tuple[str, ...] = ()
-    small_model: str | None = None
+    arms: tuple[str, ...] = setting(
+        DEFAULT_ARMS,
+        "Subsets that are compared, with commas",
+        choices=(
+            *("selected", "teacher", "small-teacher", "random", "stratified", "longest", "embedding", "hidden"),
+            *("output", "sum", "rds", "full", "none"),
+        ),
+        metavar="A,B",
+        group="Selection",
+    )
+    budget: tuple[str, ...] = setting(
+        (),
+        "Select again at this budget; may be repeated",
+        shown="the run's selection",
+        metavar="AMOUNT",
+        group="Selection",
+    )
+    small_model: str | None = setting(None, "Smaller model that labels for the arm small-teacher", group="Selection")
 
-    model: str | None = None
-    template: str | None = None
-    context: int | None = Field(default=None, ge=8)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    method: Literal["auto", "lora", "qlora", "whole"] = "auto"
-    equal: Literal["steps", "tokens", "both"] = "both"
-    epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
-    batch: int | None = Field(default=None, ge=1)
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16, gt=0)
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    seeds: int = Field(default=3, ge=1)
-    seed: int = Field(default=0, ge=0)
+    model: str | None = setting(None, "Model that is trained", shown="the run's")
+    template: str | None = setting(
+        None,
+        "Prompt format (also a text file with {prompt} and {response})",
+        choices=("chat", "plain"),
+        shown="the run's",
+    )
+    context: int | None = setting(None, "Cap on the tokens of a row in training", shown="the model's", ge=8)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Precision of the model")
+    device: str = setting(
+        "auto", "Device of the models", choices=("auto", "cpu", "cuda", "cuda:0", "mps"), group="Where it runs"
+    )
+    method: Literal["auto", "lora", "qlora", "whole"] = setting(
+        "auto", "What is trained", shown="auto: whole for small models, else lora"
+    )
+    equal: Literal["steps", "tokens", "both"] = setting("both", "What all arms have alike")
+    epochs: float | None = setting(None, "Passes over the run's selection, which set the measure for all arms", gt=0)
+    steps: int | None = setting(None, "The same in optimiser steps", ge=1)
+    learning_rate: float | None = setting(None, "Highest learning rate", shown="by method and size", gt=0)
+    batch: int | None = setting(None, "Rows of an optimiser step", shown="4", ge=1)
+    rank: int = setting(8, "Rank of LoRA's matrices", ge=1)
+    alpha: float = setting(16, "Scale of LoRA", gt=0)
+    dropout: float = setting(0.05, "Dropout of LoRA", ge=0, lt=1)
+    seeds: int = setting(3, "Training runs of every arm", ge=1)
+    seed: int = setting(0, "Seed of the first of them", ge=0)
 
-    metrics: tuple[str, ...] = ("loss", "exact")
-    max_new_tokens: int = Field(default=150, ge=1)
-    in_context: int | None = Field(default=None, ge=1)
-    judge: dict[str, Any] = Field(default_factory=dict)
+    metrics: tuple[str, ...] = setting(
+        ("loss", "exact"),
+        "Measures, with commas",
+        choices=("loss", "exact", "rouge1", "rougeL", "embedding", "choice", "judge"),
+        metavar="A,B",
+        group="Judging",
+    )
+    max_new_tokens: int = setting(150, "Longest answer", ge=1, group="Judging")
+    in_context: int | None = setting(
+        None, "Also judge the untrained model with so many rows of each arm in front", ge=1, group="Judging"
+    )
+    judge: dict[str, Any] = setting(
+        dict, "Option of the metric judge; may be repeated", metavar="NAME=VALUE", group="Judging"
+    )
 
     @field_validator("test", "arms", "budget", "metrics", mode="before")
     @classmethod

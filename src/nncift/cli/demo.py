@@ -1,0 +1,79 @@
+"""`nncift demo`: the whole idea on a generated world where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nncift.cli.display import CONTROLS, console, cost_line, cost_table, fidelity_table, number, show_warnings, table
+from nncift.cli.options import path_option
+from nncift.cli.shell import command, option, progress
+
+
+@command("demo", example="nncift demo --out runs/demo")
+@path_option("--out", "Folder.  [default: runs/demo]", default=Path("runs/demo"), group="Options")
+@option("--rows", type=click.IntRange(min=50), default=200, show_default=True, help="Rows of the world.")
+@option("--labels", default="20%", show_default=True, help="As in run.")
+@option("--budget", default="10%", show_default=True, help="As in run.")
+@option("--encoder", default="hash", show_default=True, help="As in run.")
+@option("--seed", type=int, default=0, show_default=True, help="One seed for world and run.")
+def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
+    """Show the whole idea on a generated world where the truth is known."""
+    from nncift.demo.play import play
+
+    result = play(out, progress=progress(show), **settings)
+    if show:
+        _show(result, out)
+    return result
+
+
+def _show(result: Mapping[str, Any], folder: Path) -> None:
+    """Print how a selection fares where the truth is known, and where to look next."""
+    out, truth, ledger = console(), result["truth"], result["ledger"]
+    out.print(
+        f"A world of {result['pool']} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
+        f"{100 * truth['corrupted_share']['pool']:.0f} % of them corrupted. A tiny language model, shipped with nncift, judged "
+        f"{100 * (1 - ledger['saving']):.1f} % of the pairs; a student learned the rest; {result['selected']} rows were selected."
+    )
+    out.print(fidelity_table(result))
+    out.print(_truth_table(truth, result["selected"]))
+    out.print(cost_table(ledger))
+    out.print(
+        f"{cost_line(ledger)} The true matrix behind the table above took {truth['passes']:,} passes more, which only a demo can "
+        "afford."
+    )
+    show_warnings(out, result["warnings"])
+    where = folder / "run"
+    out.print(f"Report: {where}/report.html (open it in a browser)")
+    out.print(f"Selected rows: {where}/subset.jsonl. A reason for every row: {where}/selection.parquet.")
+    out.print(f"World and truth: {folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR")
+
+
+def _truth_table(truth: Mapping[str, Any], selected: int) -> Any:
+    """Return every way to select, judged by the true matrix."""
+    columns = ("selection", "value", "skill", "corrupted", "skills covered")
+    made = table(f"{selected} rows selected in each way, judged by the true matrix", columns)
+    labels = {
+        "random": f"random (mean of {truth['random_draws']})",
+        "embeddings": "embeddings alone",
+        **{name: CONTROLS[name] for name in ("hidden", "output", "sum") if name in truth["objective"]},
+        "selected": "this run",
+        "oracle": "oracle (knows skills and corruptions)",
+        "full_teacher": "full teacher",
+    }
+    skills = {way: truth.get(f"{way}_skill") for way in labels}
+    skills |= {"random": 0.0, "full_teacher": 1.0, "selected": truth["skill"]}
+    covered = truth["skills_covered"]
+    for way, label in labels.items():
+        made.add_row(
+            label,
+            number(truth["objective"][way], 2),
+            number(skills[way], 2),
+            f"{100 * truth['corrupted_share'][way]:.0f} %",
+            f"{covered[way]:.3g} of {covered['all']:.0f}",
+            style="bold" if way == "selected" else None,
+        )
+    return made

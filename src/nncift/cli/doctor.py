@@ -1,0 +1,36 @@
+"""`nncift doctor`: what the machine offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nncift.cli.display import console
+from nncift.cli.shell import command
+
+
+@command("doctor", example="nncift doctor --json")
+def doctor_command(show: bool) -> dict[str, Any]:
+    """Show versions, devices, memory and missing extras."""
+    from nncift.models.environment import examine
+
+    result = examine()
+    if show:
+        _show(result)
+    return result
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    out, memory = console(), result["free_memory_bytes"]
+    out.print(
+        f"Python {result['python']} on {result['platform']}, {result['cores']} cores, {result['torch_threads']} threads"
+    )
+    out.print(f"Devices: {', '.join(result['devices'])}")
+    out.print(
+        f"Free: {'unknown' if memory is None else f'{memory / 1e9:.1f} GB'} memory, {result['free_disk_bytes'] / 1e9:.1f} GB disk"
+    )
+    out.print(f"Cache: {result['cache']} ({result['cache_bytes'] / 1e6:.1f} MB)")
+    for name, version in result["packages"].items():
+        out.print(f"  {name} {version or 'missing'}")
+    for name, there in result["extras"].items():
+        out.print(f"  extra {name}: {'installed' if there else 'missing: pip install nncift[' + name + ']'}")

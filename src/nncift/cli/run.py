@@ -1,0 +1,204 @@
+"""`nncift run`: select rows that are worth training on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nncift.cli.display import (
+    PREDICTORS,
+    console,
+    cost_line,
+    cost_table,
+    fidelity_table,
+    number,
+    show_warnings,
+    table,
+    value_table,
+)
+from nncift.cli.options import (
+    WHERE,
+    chosen,
+    engine_options,
+    executor_from,
+    memory_option,
+    offline_option,
+    path_option,
+    settings_options,
+)
+from nncift.cli.shell import command, option, progress
+from nncift.config import RunSettings, resolve
+from nncift.core.texts import seconds
+from nncift.errors import UsageError
+
+
+@command(
+    "run",
+    example="nncift run alpaca.jsonl --model smollm2 --budget 30% --out runs/alpaca",
+    everyday=("target", "teacher", "model", "labels", "budget", "preset", "dry_run", "out"),
+)
+@click.argument("pool", nargs=-1, type=str)
+@settings_options(RunSettings, without=("pool",))
+@path_option("--config", "Settings file (YAML); flags override it.")
+@option(
+    "--print-config", is_flag=True, group="Run", help="Print all settings as commented YAML for --config, and stop."
+)
+@option("--dry-run", is_flag=True, group="Run", help="Estimate what the run costs, from a few timed pairs, and stop.")
+@path_option("--out", "Directory of the run; one that exists is continued or extended.")
+@engine_options
+@option(
+    "--shard",
+    metavar="I/K",
+    group=WHERE,
+    help="Do part I of K of a run's work, beside others; then run without it, which joins them and selects.",
+)
+@offline_option
+@memory_option
+def run_command(
+    show: bool,
+    config: Path | None,
+    print_config: bool,
+    dry_run: bool,
+    shard: str | None,
+    out: Path | None,
+    **flags: Any,
+) -> dict[str, Any]:
+    """Select rows of POOL files that are worth training on.
+
+    POOL names files of instruction examples: JSON lines, JSON, CSV, Parquet, or hub:org/name.
+    """
+    settings = resolve(chosen(flags, RunSettings), config)
+    if print_config:
+        if show:
+            from nncift.cli.settings_pages import commented
+
+            click.echo(commented(settings), nl=False)
+        return settings.model_dump(mode="json")
+    if out is None and not dry_run:
+        raise UsageError("--out DIR is missing: a run needs a directory of its own")
+    from nncift.core.parallel import Incomplete
+    from nncift.pipeline import execute
+    from nncift.stages.request import Request
+
+    executor = executor_from(flags, shard)
+    if out is None or dry_run:
+        from nncift.stages.estimate import estimate
+
+        result = estimate(Request.resolve(settings))
+        if show:
+            _show_estimate(result)
+        return result
+    try:
+        done = execute(Request.resolve(settings, out=out), out, progress=progress(show), executor=executor)
+    except Incomplete as part:
+        if show:
+            _show_shard(part.report)
+        return dict(part.report)
+    if show:
+        _show(done.summary, done.path)
+    return dict(done.summary)
+
+
+def _show(result: Mapping[str, Any], path: Path) -> None:
+    """Print what a run selected, how far its predictions can be trusted, what it cost, and where things are."""
+    out, ledger = console(), result["ledger"]
+    rejected = f", {result['rejected']} rejected (rejected.jsonl says why)" if result["rejected"] else ""
+    out.print(
+        f"Selected {result['selected']} of {result['pool']} rows{rejected}. Teacher {result['teacher']}, plan {result['plan']}. "
+        f"{_labels(result['labels'])}"
+    )
+    out.print(fidelity_table(result))
+    if result["gate"]["skill"]:
+        out.print(_gate_table(result["gate"]))
+    out.print(value_table(result["selection"]))
+    out.print(cost_table(ledger))
+    out.print(
+        f"{cost_line(ledger)} Labelling everything would take about {seconds(ledger['full_teacher_seconds'])} at the measured "
+        "rate."
+    )
+    show_warnings(out, result["warnings"])
+    out.print(f"Files: {path}/subset.jsonl, selection.parquet, report.html", soft_wrap=True)
+
+
+def _gate_table(gate: Mapping[str, Any]) -> Any:
+    """Return the selection skill of the student and of what is free on held-out rows, and which of them the run uses."""
+    columns = ("predictor", "skill", "standard error")
+    made = table("Selection skill on held-out rows (0 chance, 1 the teacher's labels)", columns)
+    for name, found in gate["skill"].items():
+        used = name == gate["used"]
+        shown = f"{PREDICTORS.get(name, name)}{' (used)' if used else ''}"
+        made.add_row(shown, number(found["skill"], 2), number(found["error"], 2), style="bold" if used else None)
+    return made
+
+
+PARTS = {
+    "learn": "labels to learn from",
+    "measure": "labels to measure with",
+    "probe": "probe",
+    "embed": "embedding",
+    "total": "total of the teacher's model",
+    "full_teacher": "everything (full teacher)",
+}
+
+
+def _show_estimate(result: Mapping[str, Any]) -> None:
+    """Print what a run would cost."""
+    out = console()
+    selected = "as many as the tokens hold" if result["selected"] is None else result["selected"]
+    out.print(
+        f"{result['pool']} usable rows, {result['rejected']} rejected; {selected} would be selected. Nothing was written."
+    )
+    out.print(_labels(result["labels"]))
+    title = "What it would cost: passes are counted, times come from a few passes"
+    made = table(title, ("", "passes", "tokens", "time"))
+    for key, name in PARTS.items():
+        cost = result[key]
+        if cost["passes"]:
+            shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
+            shown.append("-" if cost["seconds"] is None else seconds(cost["seconds"]))
+            made.add_row(name, f"{cost['passes']:,}", *shown, end_section=key == "embed")
+    out.print(made)
+    size, timed = result["bytes"], result["embed"]["seconds"] is not None
+    untimed = "" if timed else " The encoder is not loaded for this, so its time is not known."
+    out.print(
+        f"In forward passes {result['cost']:,} instead of {result['full_teacher_cost']:,} "
+        f"(saving {100 * result['saving']:.1f} %), which is {100 * result['share_of_training']:.1f} % of training on all rows "
+        f"for 3 epochs.{untimed} Disk: "
+        f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
+        f"{size['matrix_in_memory'] / 1e6:.0f} MB."
+    )
+    show_warnings(out, result["notes"])
+    if result["note"]:
+        out.print(str(result["note"]))
+
+
+def _labels(labels: Mapping[str, int]) -> str:
+    """Return what labels are for, as a sentence."""
+    what = "scores" if "q2" not in labels else "pairs"
+    tested = sum(labels.get(split, 0) for split in ("q2", "q3", "test"))
+    rows = ""
+    if "rows" in labels:
+        rows = (
+            f"{labels['rows']:,} measured rows ({labels['train_rows']:,} to learn from, {labels['validation_rows']:,} to "
+            f"validate, {labels['test_rows']:,} to test): "
+        )
+    return f"Labels: {rows}{labels['train']:,} {what} to learn from, {labels['validation']:,} to validate, {tested:,} to test."
+
+
+VERBS = {"embed": "embedded", "probe": "probed", "label": "labelled", "score": "calculated"}
+
+
+def _show_shard(result: Mapping[str, Any]) -> None:
+    """Print what a shard did, what is left, and what to do next."""
+    out = console()
+    for name, done in result["stages"].items():
+        before = f", {done['before']} were done before" if done["before"] else ""
+        out.print(
+            f"Shard {result['shard']} {VERBS.get(name, name)} {done['pieces']} pieces ({done['passes']:,} passes, "
+            f"{done['seconds']:.1f} s{before})."
+        )
+    out.print(f"{result['run']}: {result['next']}.")
+    show_warnings(out, result["warnings"])

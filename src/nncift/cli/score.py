@@ -1,0 +1,48 @@
+"""`nncift score`: score new rows with a finished run's student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nncift.cli.display import console, show_warnings
+from nncift.cli.options import chosen, memory_option, offline_option, path_option, settings_options
+from nncift.cli.shell import command
+from nncift.config import RunSettings
+
+
+@command("score", example="nncift score new.jsonl --run runs/alpaca --out scores.parquet")
+@click.argument("new", nargs=-1, required=True, type=str)
+@path_option("--run", "Directory of a finished run.", required=True, group="Options")
+@path_option("--out", "Parquet file to write.", required=True, group="Options")
+@settings_options(RunSettings, ("format", "map", "limit", "device"))
+@offline_option
+@memory_option
+def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, **flags: Any) -> dict[str, Any]:
+    """Score NEW rows with the student of a finished run; no language model is loaded."""
+    from nncift.data import read
+    from nncift.stages.finish import score_file
+
+    given = chosen(flags, RunSettings)
+    device = given.pop("device", "auto")
+    result = score_file(read(*new, **given), run, out, device=device).to_json()
+    if show:
+        _show(result)
+    return result
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    """Print what was scored."""
+    out = console()
+    low, _, middle, _, high = result["score_quartiles"]
+    out.print(
+        f"Scored {result['rows']} rows ({result['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}."
+    )
+    if result["interval"]:
+        width = "" if result["interval_half_width"] is None else f" Half-width {result['interval_half_width']:.5f}."
+        out.print(f"{result['interval']}{width}")
+    show_warnings(out, result["warnings"])
+    out.print(f"File: {result['out']}")
