@@ -142,6 +142,8 @@ def judged(world: World, way: Way, seed: int) -> dict[str, Any]:
     return {
         **agreement(world, made, seen),
         **skills[STUDENT],
+        "candidates": skills,
+        "used": {key: of.used for key, of in gates.items()},
         "gate": {"used": gates[SKILLS[2]].used, **{key: skills[of.used][key] for key, of in gates.items()}},
         "headline": {key: None if of is None else (of.skill, of.error) for key, of in record.items()},
         "free": best_free(world, way.features),

@@ -3,8 +3,9 @@
 `make` builds a *real world* and keeps it: pools of 240 and 600 short rows of five sources, the utilities of all their pairs by
 LESS (one checkpoint, 65,536 dimensions), DELIFT's of 70 x 70 rows, probe features and embeddings. It takes about an hour on one
 core, goes on where it was after a kill, and is shared out by `--part 1/2` and `--part 2/2` at the same time. `judge` then trains
-students on plans of labels and tells what they select, in seconds to minutes; `--write` puts the table into
-docs/results/fidelity.md.
+students on plans of labels and tells what they select, in seconds to minutes. `calibrate` compares the skill that runs state of
+themselves with the true one, on random pools of this world and, with `--toy MODEL --data DIR`, of a small model's gradients.
+`--write` puts the tables into docs/results/fidelity.md.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from calibration import calibrated
+from fidelity import gradient_world
 from judging import Way, World, lines_of
-from pages import WORLDS, machine, publish, real_tables
-from real_world import PARTS, POOLS, WHOLE, Maker, RealWorld, default_folder, make
+from pages import WORLDS, calibration_part, machine, publish, real_tables
+from real_world import PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
 
 from nncift.distributed.shards import Shard
 from nncift.errors import NnciftError
@@ -37,7 +41,7 @@ STUDENTS = tuple((student, "default", features) for features in ("text", "probe"
 def main() -> None:
     """Make or judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "judge"])
+    parser.add_argument("what", choices=["make", "judge", "calibrate"])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument(
         "--world", type=Path, help="the folder of the world  [default: in the cache, named by the model]"
@@ -51,12 +55,13 @@ def main() -> None:
     parser.add_argument(
         "--pools", type=int, nargs="*", default=list(POOLS), help="judge: LESS on pools of these sizes alone"
     )
+    parser.add_argument("--toy", type=Path, help="calibrate: a small model, for gradients of the rows in --data")
     parser.add_argument("--students", nargs="*", default=["paper", "towers", "product"], help="judge: these alone")
     parser.add_argument("--write", action="store_true", help="judge: write the tables into docs/results/fidelity.md")
     parser.add_argument("--json", action="store_true", help="judge: print JSON")
     given = parser.parse_args()
     try:
-        made(given) if given.what == "make" else judge(given)
+        {"make": made, "judge": judge, "calibrate": calibrate}[given.what](given)
     except NnciftError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
@@ -98,12 +103,26 @@ def judge(given: argparse.Namespace) -> None:
     print(json.dumps(results) if given.json else "\n".join(real_tables(results)))
 
 
+def calibrate(given: argparse.Namespace) -> None:
+    """Compare stated with true skill on random pools of the larger LESS world, and of a toy's gradients."""
+    folder = given.world or default_folder(given.model)
+    worlds = [replace(world, name="LESS") for world in RealWorld(folder).worlds(["less"])][-1:]
+    if given.toy and given.data:
+        files = [file for stem in SOURCES.values() for file in sorted(given.data.glob(f"{stem}.json*"))]
+        worlds.append(replace(gradient_world(given.toy, files, max(POOLS), folder / "toy"), name="toy gradients"))
+    lines = calibrated(worlds, given.seeds)
+    results = {"machine": machine(), "command": command(), "seeds": given.seeds, "lines": lines}
+    if given.write:
+        publish({"calibration": results})
+    print(json.dumps(results) if given.json else "\n".join(calibration_part(results)))
+
+
 def command() -> str:
     """Return the command of this process as the page shows it: without the folder of the world, which differs by machine."""
     words = iter(sys.argv[1:])
     kept = []
     for word in words:
-        if word == "--world":
+        if word in ("--world", "--toy", "--data"):
             next(words, None)
         elif word not in ("--json", "--write"):
             kept.append(word)

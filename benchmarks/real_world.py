@@ -211,11 +211,19 @@ class Maker:
         """Draw the rows and describe the world, where that was not done. Raises UsageError where it is another model's."""
         path = self.folder / "world.json"
         if path.exists():
-            known = read_json(path)["model"]
+            described = read_json(path)
+            known = described["model"]
             if known["fingerprint"] != self.lm.fingerprint:
                 raise UsageError(
                     f"the world in {str(self.folder)!r} is that of {known['name']!r}; this is another model: give another --world"
                 )
+            views = Probe(self.lm).views.to_json()
+            if described["views"] != views and (self.folder / "probe.npy").exists():
+                raise UsageError(
+                    f"the probe of the world in {str(self.folder)!r} was made by another version of the probe; delete "
+                    f"{str(self.folder / 'probe.npy')!r} and make it again (real.py make --only probe)"
+                )
+            write_json(path, {**described, "views": views})
             return
         drawn = draw_rows(data, self.lm)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn)

@@ -121,7 +121,7 @@ def sizes(n: int, per: dict[str, float]) -> dict[str, float]:
     return {
         f"disk: `embeddings.npy`, {DIM} numbers a row": n * DIM * 4 / 1e9,
         "disk: the same in the cache by content, and once more in shards until they are joined": 2 * n * DIM * 4 / 1e9,
-        "disk: `probe.npy`, 1,289 numbers a row": n * 1289 * 4 / 1e9,
+        "disk: `probe.npy`, 2,825 numbers a row": n * 2825 * 4 / 1e9,
         "disk: `rows.parquet`": n * per["bytes_of_a_row_in_rows_parquet"] / 1e9,
         "disk: `pool.json`, and the ids of a label plan": n
         * (per["bytes_of_a_row_in_pool_json"] + per["bytes_of_a_row_in_a_plan"])

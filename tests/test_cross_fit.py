@@ -57,16 +57,16 @@ def test_the_run_is_repeated_with_rows_that_its_student_has_not_seen() -> None:
     blocks = crossed(values, x, 40).blocks
     assert len(blocks) == REPETITIONS
     for block in blocks:
-        # 12 of 40 labelled rows are taken to be unlabelled; 40 of the pool's 60 rows are labelled, and so are two of three here.
-        assert block.truth.shape == (36, 36)
-        assert np.array_equal(block.sources[np.arange(36)], block.targets)
-        assert np.array_equal(block.same, np.arange(36))
+        # Two of five labelled rows at most are taken to be unlabelled; of the pool's rows one of three is, and so is it here.
+        assert block.truth.shape == (39, 39)
+        assert np.array_equal(block.sources[np.arange(39)], block.targets)
+        assert np.array_equal(block.same, np.arange(39))
         known = block.known.diagonal()
-        assert (known.sum(), block.known.sum()) == (24, 24 * 24)
+        assert (known.sum(), block.known.sum()) == (26, 26 * 26)
         # Noise cannot be predicted of rows that were not learned from.
         held = np.ix_(~known, ~known)
         off = np.isfinite(block.truth[held])
-        assert off.sum() == 12 * 11
+        assert off.sum() == 13 * 12
         assert abs(np.corrcoef(block.truth[held][off], block.predictions[STUDENT][held][off])[0, 1]) < 0.35
     assert len({tuple(block.sources[~block.known.diagonal()]) for block in blocks}) == REPETITIONS
 
@@ -132,9 +132,9 @@ def test_a_target_set_that_is_measured_whole_is_known_on_its_axis(targets: int) 
     found = hold_out(labels, Vectors(wanted, x, TEXT), Recipe("product", "default", 0), coverage=True)
     # All targets are known, and half of the sources.
     block = found.blocks[0]
-    assert block.truth.shape == (targets, 18)
+    assert block.truth.shape == (targets, 24)
     assert np.array_equal(block.known, np.repeat(block.known[:1], targets, axis=0))
-    assert block.known[0].sum() == 9
+    assert block.known[0].sum() == 12
     assert r2(found, "q4") > 0.5
     # Three targets are too few to hold any out.
     assert ("q2" in found.quadrants) == (targets == 24)
@@ -151,8 +151,8 @@ def test_scores_of_a_pointwise_teacher_are_held_out_by_row() -> None:
     found = hold_out(labels, Vectors(none, x, TEXT), Recipe("product", "default", 0), coverage=False)
     assert set(found.quadrants) == {"q1", "q4"}
     assert r2(found, "q4") > 0.9
-    # 12 of 40 labelled rows are taken to be unlabelled, beside 24: two of three, as in the pool.
-    assert found.blocks[0].truth.shape == (1, 36)
+    # 13 of 40 labelled rows are taken to be unlabelled, beside 26: two of three are labelled, as in the pool.
+    assert found.blocks[0].truth.shape == (1, 39)
 
 
 def test_many_rows_are_thinned_by_rows_so_that_students_of_folds_still_see_a_block() -> None:

@@ -58,59 +58,90 @@ def plain(probe: Probe, row: Example) -> tuple[torch.Tensor, torch.Tensor, int, 
     return out.hidden_states[-1][0], out.logits[0], len(prompt), response
 
 
-def gradient(probe: Probe, row: Example) -> np.ndarray:
-    """Return the gradient of a row's mean loss with respect to an identity in front of the head, by autograd."""
-    hidden, _, start, response = plain(probe, row)
-    front = torch.eye(hidden.shape[1], requires_grad=True)
-    logits = probe.lm.model.get_output_embeddings()(hidden[start - 1 : start - 1 + len(response)] @ front.T)
-    torch.nn.functional.cross_entropy(logits, torch.tensor(response)).backward()
-    assert front.grad is not None
-    return front.grad.numpy()
+def mean_errors(probe: Probe, row: Example) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Return the loss's gradient at every predicting state, what each layer adds there, and these states, all `(n, hidden)`."""
+    prompt, response = split(probe, row)
+    model, places = probe.lm.model, slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([prompt + response]), output_hidden_states=True)
+    last = out.hidden_states[-1][0, places].clone().requires_grad_(True)
+    logits = model.get_output_embeddings()(last)
+    torch.nn.functional.cross_entropy(logits, torch.tensor(response), reduction="sum").backward()
+    assert last.grad is not None
+    added = [
+        (above - below)[0, places].numpy()
+        for below, above in zip(out.hidden_states, out.hidden_states[1:], strict=False)
+    ]
+    return last.grad.numpy(), added, last.detach().numpy()
 
 
-def matrix(probe: Probe, row: Example) -> np.ndarray:
-    """Return the mean of (p W - w_gold) h' over response tokens."""
-    hidden, logits, start, response = plain(probe, row)
-    weight = probe.lm.model.get_output_embeddings().weight.detach()
-    total = torch.zeros(hidden.shape[1], hidden.shape[1])
-    for k, gold in enumerate(response):
-        likely = torch.softmax(logits[start - 1 + k], dim=0)
-        total += torch.outer(likely @ weight - weight[gold], hidden[start - 1 + k])
-    return (total / len(response)).numpy()
+def matrices(probe: Probe, row: Example) -> list[np.ndarray]:
+    """Return the mean of e d' over response tokens for every layer that is sketched, each of length 1."""
+    error, added, _ = mean_errors(probe, row)
+    found = [np.mean(error[:, :, None] * added[layer][:, None, :], axis=0) for layer in probe._layers]
+    return [of / np.linalg.norm(of) for of in found]
 
 
-def sketches(probe: Probe) -> np.ndarray:
-    """Return the sketches of the pool at their own lengths."""
-    found, _ = probe.read(list(POOL))
-    length = np.exp(probe.views.take(found, STATS)[:, STATISTICS.index("push")])
-    return np.asarray(probe.views.take(found, OUTPUT) * length[:, None], np.float64)
+def test_the_last_layer_is_not_sketched_and_a_model_of_two_has_one(probe: Probe) -> None:
+    assert (probe.lm.layers, probe._layers) == (2, (0,))
 
 
-def test_the_matrix_is_the_gradient_in_front_of_the_head(probe: Probe) -> None:
-    for row in list(POOL)[:3]:
-        assert matrix(probe, row) == pytest.approx(gradient(probe, row), abs=1e-5)
+def test_layers_lie_evenly_below_the_last(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, expected in ((31, (3, 9, 15, 21, 27)), (4, (0, 1, 2)), (1, ()), (0, ())):
+        monkeypatch.setitem(probe.lm.__dict__, "layers", count)
+        assert Probe(probe.lm)._layers == expected
 
 
-def test_a_sketch_is_that_of_the_gradient(probe: Probe) -> None:
-    # Both signs, applied to the whole matrix: (R G S')_kk is what a sketch holds, summed over tokens instead of one by one.
-    one, two = probe._signs
-    expected = [np.einsum("hk,hg,gk->k", one, gradient(probe, row), two) / np.sqrt(SKETCH) for row in POOL]
-    assert sketches(probe) == pytest.approx(np.array(expected), abs=1e-3)
+def test_a_sketch_is_that_of_what_layers_add_and_of_the_gradient_in_front_of_the_head(probe: Probe) -> None:
+    # Both signs, applied to the whole matrix: (R M S')_kk is what a sketch holds, summed over tokens instead of one by one.
+    found = probe.views.take(probe.read(list(POOL))[0], OUTPUT)
+    for row, values in zip(POOL, found, strict=True):
+        parts = [
+            np.einsum("hk,hg,gk->k", left, of, right)
+            for of, (left, right) in zip(matrices(probe, row), probe._signs, strict=True)
+        ]
+        expected = np.sum([part / np.linalg.norm(part) for part in parts], axis=0)
+        assert values == pytest.approx(expected / np.linalg.norm(expected), abs=1e-4)
 
 
-def test_inner_products_of_sketches_estimate_those_of_the_gradients(lm: CausalLM) -> None:
-    exact = np.array([gradient(Probe(lm), row).ravel() for row in POOL])
-    size = np.linalg.norm(exact, axis=1)
-    truth = exact @ exact.T / np.outer(size, size)
+@pytest.mark.parametrize("layers", [(0,), (0, 1)])
+def test_inner_products_of_sketches_estimate_those_of_the_matrices(
+    lm: CausalLM, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Probe, "_layers", layers)
+    exact = np.array([np.concatenate([of.ravel() for of in matrices(Probe(lm), row)]) for row in POOL])
+    truth = exact @ exact.T / len(layers)
     random, estimates = np.random.default_rng(0), []
     for _ in range(25):
         drawn = Probe(lm)
-        drawn.__dict__["_signs"] = tuple(random.choice(np.array([-1, 1], np.float32), (32, SKETCH)) for _ in range(2))
-        sketch = sketches(drawn)
-        estimates.append(sketch @ sketch.T / np.outer(size, size))
-    # One sketch of 512 numbers errs by a tenth or so; their mean is the truth.
-    assert np.sqrt(np.mean((np.array(estimates) - truth) ** 2)) < 0.15
-    assert np.mean(estimates, axis=0) == pytest.approx(truth, abs=0.12)
+        signs = tuple(random.choice(np.array([-1, 1], np.float32), (2, 32, SKETCH)) for _ in layers)
+        drawn.__dict__["_signs"] = tuple((left, right) for left, right in signs)
+        sketch = drawn.views.take(drawn.read(list(POOL))[0], OUTPUT).astype(np.float64)
+        estimates.append(sketch @ sketch.T)
+    # One sketch of 2,048 numbers errs by less than a tenth; their mean is the truth.
+    assert np.sqrt(np.mean((np.array(estimates) - truth) ** 2)) < 0.1
+    assert np.mean(estimates, axis=0) == pytest.approx(truth, abs=0.08)
+
+
+def test_push_is_the_length_of_the_gradient_in_front_of_the_head(probe: Probe) -> None:
+    found = probe.views.take(probe.read(list(POOL))[0], STATS)[:, STATISTICS.index("push")]
+    for row, value in zip(POOL, found, strict=True):
+        error, _, states = mean_errors(probe, row)
+        whole = np.mean(error[:, :, None] * states[:, None, :], axis=0)
+        assert value == pytest.approx(np.log(np.linalg.norm(whole)), abs=1e-4)
+
+
+def test_a_model_that_does_not_show_its_layers_is_read_by_its_last_states(
+    probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(probe.lm.__dict__, "layers", 0)
+    alone = Probe(probe.lm)
+    found = alone.views.take(alone.read(list(POOL)[:1])[0], OUTPUT)[0]
+    error, _, states = mean_errors(alone, POOL[0])
+    left, right = alone._signs[0]
+    expected = np.mean((error @ left) * (states @ right), axis=0)
+    assert found == pytest.approx(expected / np.linalg.norm(expected), abs=1e-4)
+    assert alone.describe()["layers"] == []
 
 
 def test_statistics_are_those_of_a_plain_pass(probe: Probe) -> None:
@@ -194,9 +225,9 @@ def test_rows_that_were_read_are_not_read_again(probe: Probe, monkeypatch: pytes
     asked: list[int] = []
     read = CausalLM.read
 
-    def counting(self: CausalLM, rows: Any) -> Any:
+    def counting(self: CausalLM, rows: Any, layers: Any = ()) -> Any:
         asked.append(len(rows))
-        return read(self, rows)
+        return read(self, rows, layers)
 
     monkeypatch.setattr(CausalLM, "read", counting)
     renamed = [example(f"other-{row.id}", row.prompt, row.response) for row in POOL]

@@ -86,9 +86,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     read = CausalLM.read
 
-    def counting(self: CausalLM, rows: Sequence[Any]) -> Any:
+    def counting(self: CausalLM, rows: Sequence[Any], layers: Sequence[int] = ()) -> Any:
         found.append(len(rows))
-        return read(self, rows)
+        return read(self, rows, layers)
 
     monkeypatch.setattr(CausalLM, "read", counting)
     return found

@@ -25,7 +25,7 @@ from nncift.student.networks import network, refittable
 Codes = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
-UNLABELLED = 0.3
+UNLABELLED = 0.4
 """Share of the labelled rows that are taken to be unlabelled: fewer make small pools, more leave little to learn from."""
 
 LEAST_UNLABELLED = 8

@@ -34,7 +34,7 @@ from nncift.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from nncift.models.model_parts import body_of, check_causal, states_of
+from nncift.models.model_parts import additions_of, body_of, check_causal, states_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,11 +72,13 @@ class Reading:
     """What one pass over a row showed, float32.
 
     log_probabilities: of every response token, `(n_response,)`. hidden: the last layer's states at every position of
-    prompt and response, `(len(row), hidden size)`, as the model's head reads them.
+    prompt and response, `(len(row), hidden size)`, as the model's head reads them. added: what some layers add to the states,
+    `(n_layers, len(row), hidden size)`.
     """
 
     log_probabilities: npt.NDArray[np.float32]
     hidden: npt.NDArray[np.float32]
+    added: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -230,41 +232,41 @@ class CausalLM:
             given = self.with_cache(prefix.repeated(len(rows)))
         return _split(self._gold(laid, given).cpu().numpy(), rows)
 
-    def read(self, rows: Sequence[Row]) -> list[Reading]:
+    def read(self, rows: Sequence[Row], layers: Sequence[int] = ()) -> list[Reading]:
         """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
 
-        Rows are padded on the right, which a causal model cannot see; the caller chooses how many. A row's response may be
-        empty, and then so are its log-probabilities; otherwise the row needs a token before it. Raises ResourceError as
-        `log_probabilities` does.
+        layers: those whose additions to the states are wanted, below `self.layers`. Rows are padded on the right, which
+        a causal model cannot see; the caller chooses how many. A row's response may be empty, and then so are its
+        log-probabilities; otherwise the row needs a token before it. Raises ResourceError as `log_probabilities` does.
         """
         with self._reading(f"one row of up to {max(map(len, rows))} tokens"):
-            return self.fits.run(rows, len, self._shown)
+            return self.fits.run(rows, len, lambda part: self._shown(part, layers))
 
-    def _shown(self, rows: Sequence[Row]) -> list[Reading]:
+    def _shown(self, rows: Sequence[Row], layers: Sequence[int] = ()) -> list[Reading]:
         laid = _laid_out(rows, ())
         self._check_known(laid.ids)
-        hidden, values = self._hidden_and_gold(laid)
-        states, flat = hidden.float().cpu().numpy(), values.cpu().numpy()
+        output, values = self._output_and_gold(laid, {"output_hidden_states": True} if layers else {})
+        states, flat = states_of(output, self.model).float().cpu().numpy(), values.cpu().numpy()
+        added = additions_of(output, layers)
         return [
-            Reading(logs, states[index, : len(row)])
+            Reading(logs, states[index, : len(row)], added[:, index, : len(row)])
             for index, (row, logs) in enumerate(zip(rows, _split(flat, rows), strict=True))
         ]
 
-    def _hidden_and_gold(self, laid: _Laid) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last hidden states `(n_rows, width, hidden)` and the response tokens' log-probabilities, in one pass."""
+    def _output_and_gold(self, laid: _Laid, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
+        """Return what the body gave, and the response tokens' log-probabilities, in one pass. given: more for the body."""
         ids = laid.ids.to(self.device)
         if self._fast_head:
-            hidden = states_of(self._body(ids, use_cache=False), self.model)
-            return hidden, self._through_head(hidden, laid)
+            output = self._body(ids, use_cache=False, **given)
+            return output, self._through_head(states_of(output, self.model), laid)
         seen: list[Any] = []
         handle = body_of(self.model).register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
-            logits = self.model(input_ids=ids, use_cache=False).logits
+            logits = self.model(input_ids=ids, use_cache=False, **given).logits
         finally:
             handle.remove()
-        states = getattr(seen[-1], "last_hidden_state", None) if seen else None
-        hidden = states_of(self._body(ids, use_cache=False), self.model) if states is None else states
-        return hidden, _log_softmax_at(logits, laid)
+        shown = bool(seen) and getattr(seen[-1], "last_hidden_state", None) is not None
+        return seen[-1] if shown else self._body(ids, use_cache=False, **given), _log_softmax_at(logits, laid)
 
     def _gold(self, laid: _Laid, given: Mapping[str, Any]) -> torch.Tensor:
         """Return the log-probabilities of all response tokens, one row's behind the other's."""
@@ -368,6 +370,16 @@ class CausalLM:
         with self._reading("one token"):
             one = Row([0], ())
             return int(self._shown([one])[0].hidden.shape[1])
+
+    @cached_property
+    def layers(self) -> int:
+        """Layers whose states a pass shows, all as wide as the last; 0 where it shows none."""
+        import torch
+
+        with self._reading("one token"):
+            output = self._body(torch.tensor([[0]], device=self.device), use_cache=False, output_hidden_states=True)
+        states = getattr(output, "hidden_states", None) or ()
+        return len(states) - 1 if states and all(of.shape == states[-1].shape for of in states) else 0
 
     def _head_is_last(self, tokens: Sequence[int]) -> bool:
         """Tell whether the logits are the output embeddings' output, bit for bit: no scale, no soft cap behind it."""

@@ -50,6 +50,14 @@ def states_of(output: Any, model: Any) -> torch.Tensor:
     return found
 
 
+def additions_of(output: Any, layers: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return what some layers of a body added to the states, `(n_layers, n_rows, width, hidden)`, from a pass that shows them."""
+    if not layers:
+        return np.zeros((0, *output.last_hidden_state.shape[:2], 0), np.float32)
+    states = output.hidden_states
+    return np.stack([(states[layer + 1].float() - states[layer].float()).cpu().numpy() for layer in layers])
+
+
 def check_causal(
     name: str,
     tokens: Sequence[int],

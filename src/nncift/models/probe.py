@@ -1,10 +1,13 @@
 """Probe: what one forward pass of the teacher's model shows of a row, for students to read (method.md 2, features).
 
 A pass is linear in the rows, where a pairwise teacher is quadratic, and says more about the teacher than a sentence embedding
-can: how surprised the model is, what its last layer makes of the row, and in which direction the row would move it. The last
-is the gradient of the row's loss with respect to a matrix in front of the vocabulary: the mean over response tokens of
-`(sum_v p_v w_v - w_gold) h'`, known from a forward pass alone. It is kept as a sketch whose inner products are those of the
-matrices in expectation: `(R e) * (S h)` with signs R and S (N. Pham and R. Pagh, KDD 2013).
+can: how surprised the model is, what its last layer makes of the row, and in which direction the row would move it.
+
+The last is known from a forward pass alone. The loss's gradient at the state in front of the vocabulary is `e = sum_v p_v w_v -
+w_gold`. What a layer adds to a token's state, `d`, is carried to that state by the residual stream, so the part of a layer's
+gradient that takes this straight way is the mean over response tokens of `e d'`. Some layers' are kept, each at length 1, in
+one sketch whose inner products are in expectation the sums of those of the matrices: `(R e) * (S d)` with signs R and S of each
+layer's own (N. Pham and R. Pagh, KDD 2013).
 """
 
 from __future__ import annotations
@@ -45,10 +48,16 @@ STATISTICS = (
     "push",
 )
 """Of a response's tokens: mean and standard deviation of the negative log-likelihood, mean probability, DELIFT's distance, the
-least likely token (cut at WORST), mean entropy; log of the tokens in response and prompt; log of the sketch's length."""
+least likely token (cut at WORST), mean entropy; log of the tokens in response and prompt; log of the length of the mean of `e h'`
+with the states `h` in front of the vocabulary."""
 
 WORST = 20.0
-SKETCH = 512
+SKETCH = 2048
+"""Numbers of the sketch: those of all layers, each with signs of its own, are added up in it."""
+
+LAYERS = 5
+"""Layers at most whose additions are sketched, spread evenly over all but the last."""
+
 MOST_HIDDEN = 256
 """Numbers that each pooled hidden state is projected to where the model's are more."""
 
@@ -72,7 +81,13 @@ class Probe:
     @property
     def views(self) -> Views:
         """What the features consist of."""
-        return Views.of({HIDDEN: 3 * min(self._size, MOST_HIDDEN), OUTPUT: SKETCH, STATS: len(STATISTICS)})
+        return Views.of(
+            {
+                HIDDEN: 3 * min(self._size, MOST_HIDDEN),
+                OUTPUT: SKETCH,
+                STATS: len(STATISTICS),
+            }
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the features, and what it takes to make the same probe again."""
@@ -85,7 +100,8 @@ class Probe:
             "context": self.lm.context,
             "batch_tokens": self.batch_tokens,
             "views": self.views.to_json(),
-            "version": 1,
+            "layers": list(self._layers),
+            "version": 2,
         }
 
     def read(self, examples: Sequence[Example]) -> tuple[Floats, npt.NDArray[np.int32]]:
@@ -93,7 +109,7 @@ class Probe:
         rows, counts = zip(*(self._row(example) for example in examples), strict=True)
         found = np.empty((len(rows), self.views.dim), np.float32)
         for batch in batches([len(row) for row in rows], self.batch_tokens):
-            readings = self.lm.read([rows[index] for index in batch])
+            readings = self.lm.read([rows[index] for index in batch], self._layers)
             for index, reading in zip(batch, readings, strict=True):
                 found[index] = self._features(rows[index], reading)
         return found, np.array(counts, np.int32)
@@ -105,6 +121,13 @@ class Probe:
     @property
     def _size(self) -> int:
         return self.lm.width
+
+    @cached_property
+    def _layers(self) -> tuple[int, ...]:
+        """The layers whose additions are sketched; none where the model does not show them, or has but one."""
+        # The last layer's is not shown: a norm stands behind it.
+        shown = self.lm.layers - 1
+        return tuple(sorted({int((place + 0.5) * shown / LAYERS) for place in range(LAYERS)})) if shown > 0 else ()
 
     def _row(self, example: Example) -> tuple[Row, int]:
         """Return a row that fits: the prompt loses its start, a response longer than all its end."""
@@ -127,8 +150,10 @@ class Probe:
         # The state at position k - 1 predicts token k.
         predicting = reading.hidden[before - 1 : len(row) - 1]
         error, entropy = self._errors(predicting, row.response)
-        sketch = np.mean((error @ self._signs[0]) * (predicting @ self._signs[1]), axis=0) / np.sqrt(SKETCH)
-        push = float(np.linalg.norm(sketch))
+        added = [part[before - 1 : len(row) - 1] for part in reading.added] or [predicting]
+        parts = [_unit(_sketch(error, part, *signs)) for part, signs in zip(added, self._signs, strict=True)]
+        # The squared length of a sum of e h' is that of all pairs of tokens.
+        push = float(np.sqrt(max(0.0, np.sum((error @ error.T) * (predicting @ predicting.T))))) / len(error)
         weights = np.arange(1, len(row) + 1) / (len(row) * (len(row) + 1) / 2)
         pooled = [reading.hidden[before:].mean(axis=0), reading.hidden[:before].mean(axis=0), weights @ reading.hidden]
         hidden = [part if self._narrow is None else part @ self._narrow for part in pooled]
@@ -145,7 +170,7 @@ class Probe:
             np.log(before),
             np.log(max(push, 1e-12)),
         ]
-        return np.concatenate([*hidden, sketch / max(push, 1e-12), statistics]).astype(np.float32)
+        return np.concatenate([*hidden, _unit(np.sum(parts, axis=0)), statistics]).astype(np.float32)
 
     def _errors(self, states: Floats, gold: Sequence[int]) -> tuple[Floats, float]:
         """Return the loss's gradient with respect to every predicting state, `(n, hidden)`, and the mean entropy in nats."""
@@ -166,9 +191,14 @@ class Probe:
         return np.concatenate(errors), entropy / len(gold)
 
     @cached_property
-    def _signs(self) -> tuple[Floats, Floats]:
-        random = generator(0, "probe", "sketch", str(self._size))
-        return tuple(random.choice(np.array([-1, 1], np.float32), (self._size, SKETCH)) for _ in range(2))  # type: ignore[return-value]
+    def _signs(self) -> tuple[tuple[Floats, Floats], ...]:
+        """Signs for both sides of every sketch, `(hidden size, SKETCH)`."""
+        found = []
+        for layer in self._layers or ("last",):
+            random = generator(0, "probe", "sketch", str(self._size), str(layer))
+            left, right = (random.choice(np.array([-1, 1], np.float32), (self._size, SKETCH)) for _ in range(2))
+            found.append((left, right))
+        return tuple(found)
 
     @cached_property
     def _narrow(self) -> Floats | None:
@@ -177,6 +207,15 @@ class Probe:
             return None
         random = generator(0, "probe", "hidden", str(self._size))
         return random.standard_normal((self._size, MOST_HIDDEN), np.float32) / np.float32(np.sqrt(MOST_HIDDEN))
+
+
+def _sketch(error: Floats, added: Floats, left: Floats, right: Floats) -> Floats:
+    """Return the sketch `(SKETCH,)` of the mean of `e d'` over tokens, but for its size."""
+    return np.asarray(np.mean((error @ left) * (added @ right), axis=0), np.float32)
+
+
+def _unit(vector: Floats) -> Floats:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-12), np.float32)
 
 
 class _Cached:
