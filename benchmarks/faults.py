@@ -77,7 +77,7 @@ def select(folder: Path) -> None:
     reselect(folder / "run", {"budget": "6"}, folder / "other")
 
 
-READERS: Mapping[str, Callable[[Path], None]] = {
+READERS: Mapping[str, Callable[[Path], object]] = {
     "explain": explain,
     "compare": compare,
     "select": select,

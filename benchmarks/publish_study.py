@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nncift.runs.report.tables import as_csv
+from nncift.runs.report.report_tables import as_csv
 from nncift.studies.grid import PRESETS
 from nncift.studies.run_study import page_of, write_page
 

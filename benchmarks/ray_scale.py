@@ -39,7 +39,9 @@ from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.ray_cluster import RayExecutor
 from nncift.distributed.ray_worker import Order, Worker
 from nncift.labels import LabelBudget, LabelPlan
-from nncift.stages import RunContext, label, plan_labels, usable_rows
+from nncift.stages.check import usable_rows
+from nncift.stages.context import RunContext
+from nncift.stages.label import label, plan_labels
 from nncift.stages.request import Request
 from nncift.teachers import registry
 

@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 
 import nncift
-from nncift.data.export import export
 from nncift.demo import make_world, model_path
-from nncift.runs.explain import explain
-from nncift.stages.inspection import inspect
 
 
 def main(arguments: list[str]) -> None:
@@ -23,7 +20,7 @@ def main(arguments: list[str]) -> None:
     else:
         pool, model = str(make_world(120, seed=1).write(out.parent / "own-world").pool), str(model_path())
 
-    seen = inspect(pool)
+    seen = nncift.inspect(pool)
     print(f"{seen['usable']} of {seen['rows']} rows are usable, {seen['duplicates']['rows']} repeat another")
 
     # `hash` needs no model of its own; for real data leave it away, or name a sentence encoder.
@@ -37,9 +34,9 @@ def main(arguments: list[str]) -> None:
     chosen = set(run.subset.ids)
     dropped = next(row.id for row in nncift.read(pool) if row.id not in chosen)
     for example_id in (run.subset[0].id, dropped):
-        print(explain(run.path, example_id)["reason"])
+        print(run.explain(example_id)["reason"])
 
-    record = export(run.path, out.parent / "train.jsonl", to="trl")
+    record = run.export(to="trl", out=out.parent / "train.jsonl")
     print(f"{record['rows']} rows for TRL in {record['out']}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from nncift.core.records import OPTIONAL, Record
+from nncift.core.result_types import OPTIONAL, Record
 from nncift.errors import DataError
 
 

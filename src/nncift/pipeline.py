@@ -31,21 +31,14 @@ from nncift.runs.student_card import write_card
 from nncift.selection.problem import DenseProblem, GraphProblem, build
 from nncift.selection.solve import choose
 from nncift.selection.utilities import Utilities
-from nncift.stages import (
-    NOTES,
-    RunContext,
-    embed,
-    encoder_of,
-    finished_groups,
-    label,
-    plan_labels,
-    token_counts,
-    usable_rows,
-)
 from nncift.stages.allowance import keep, settle
+from nncift.stages.check import NOTES, usable_rows
+from nncift.stages.context import RunContext, encoder_of
+from nncift.stages.embed import embed, token_counts
 from nncift.stages.embed_existing import embed_existing
 from nncift.stages.finish import Run, finish, record_of
 from nncift.stages.inputs import held, workspace_of
+from nncift.stages.label import finished_groups, label, plan_labels
 from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.stages.request import Request
 from nncift.stages.timing import Rates, rates_of

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nncift.data import arrays
-from nncift.data.arrays import array_values
+from nncift.data import json_arrays as arrays
+from nncift.data.json_arrays import array_values
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -27,7 +27,7 @@ NAMES = st.sampled_from(["data", "rows", "meta", "prompt", 'a"b', ""])
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
-    with mock.patch("nncift.data.arrays.CHUNK", size), mock.patch("nncift.data.json_files.CHUNK", size):
+    with mock.patch("nncift.data.json_arrays.CHUNK", size), mock.patch("nncift.data.json_files.CHUNK", size):
         yield
 
 

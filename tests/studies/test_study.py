@@ -12,7 +12,7 @@ import yaml
 from nncift.core.pairs import LabelledPairs
 from nncift.data import read
 from nncift.errors import DataError, UsageError
-from nncift.runs.report.tables import Spread, as_csv, markdown
+from nncift.runs.report.report_tables import Spread, as_csv, markdown
 from nncift.studies import run_study as run
 from nncift.studies.analyses import CONFIGURATIONS, learned
 from nncift.studies.grid import Pool, load

@@ -15,7 +15,7 @@ from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.checkpoints import Checkpoint, bring
 from nncift.models.lora import LoraShape, Trainable, attention_modules
-from nncift.models.training import rate, row_losses
+from nncift.models.training_steps import rate, row_losses
 from nncift.storage.atomic import read_json
 from nncift.teachers import less_warmup as warmup
 from nncift.teachers.less_warmup import Recipe, thinned, train

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from nncift.data.arrays import CHUNK, MOST_VALUE, array_values, first_element, object_entries, survey, value_stream
+from nncift.data.json_arrays import CHUNK, MOST_VALUE, array_values, first_element, object_entries, survey, value_stream
 from nncift.data.opening import opened, suffix_of
 from nncift.data.records import (
     MAX_BYTES,

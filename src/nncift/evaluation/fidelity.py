@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
-from nncift.core.records import OPTIONAL, Record
+from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import generator
 from nncift.errors import UsageError
 from nncift.evaluation.bootstrap import MIN_ITEMS, has_enough_items, item_weights, percentile_interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.evaluation.selection_skill import Block, Extent, SelectionSkill, selection_skill
 from nncift.evaluation.verdicts import NAMES
 from nncift.student.candidates import STUDENT, is_student

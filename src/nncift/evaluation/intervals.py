@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.errors import UsageError
 
 Array = npt.NDArray[np.float64]

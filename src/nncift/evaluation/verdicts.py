@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 
 NAMES = {
     "cosine": "cosine similarity of the embeddings",

@@ -20,7 +20,7 @@ from nncift.models.batching import batches, free_cache, is_out_of_memory
 from nncift.models.causal_lm import SMALL, CausalLM, Row
 from nncift.models.lora import LoraShape, Trainable, linear_modules, seeded
 from nncift.models.prompt_format import PromptFormat, Remarks, Tokens
-from nncift.models.training import BETAS, CLIP, EPSILON, rate, row_losses
+from nncift.models.training_steps import BETAS, CLIP, EPSILON, rate, row_losses
 
 if TYPE_CHECKING:
     import torch

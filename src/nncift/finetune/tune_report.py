@@ -10,7 +10,7 @@ from markupsafe import Markup
 from nncift.finetune.comparison import AGAINST, MARGIN, GroupSummary, MetricSummary, between_seeds
 from nncift.runs.report import page_of
 from nncift.runs.report.charts import Chart, Dot, intervals
-from nncift.runs.report.tables import markdown
+from nncift.runs.report.report_tables import markdown
 
 TITLE = "Does the selected subset train as well?"
 HOWS = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nncift.errors import DataError
 from nncift.models.lora import Trainable, plain_name
-from nncift.models.training import BETAS, EPSILON
+from nncift.models.training_steps import BETAS, EPSILON
 from nncift.storage.atomic import MISMATCH, digest, reporting_full_disk, write_sealed
 from nncift.storage.atomic import read_json as read_sealed
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nncift.models.causal_lm import Row
-from nncift.models.training import row_losses
+from nncift.models.training_steps import row_losses
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,7 @@ class PerSample:
         uses: dict[str, list[Use]] = {name: [] for name in self._parameters}
         waiting = dict.fromkeys(self._parameters, 0)
 
-        def hand_over(name: str) -> None:
+        def deliver(name: str) -> None:
             done = [use for use in uses.pop(name) if use.back is not None]
             # A scatter into what is there already is cheap, and a product that has nothing to add to is too.
             done.sort(key=lambda use: isinstance(use.module, torch.nn.Embedding))
@@ -136,14 +136,14 @@ class PerSample:
                 for name in use.names.values():
                     waiting[name] -= 1
                     if not waiting[name]:
-                        hand_over(name)
+                        deliver(name)
 
             given.register_hook(backward)
 
         with self._listening(len(rows), forward), torch.enable_grad():
             self._losses(rows).sum().backward()
         for name in list(uses):
-            hand_over(name)
+            deliver(name)
 
     def _losses(self, rows: Sequence[Row]) -> torch.Tensor:
         return row_losses(self._model, rows, self._device, head_is_last=self._head_is_last)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import UtilityMatrix
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.data.examples import Examples
 from nncift.errors import DataError, UsageError

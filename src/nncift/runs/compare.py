@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.memory import pass_on
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.core.seeds import derive, shuffled
 from nncift.errors import DataError, UsageError
 from nncift.labels.vectors import VectorFiles

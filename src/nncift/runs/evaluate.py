@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.progress import Progress, silent
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.evaluation.cross_fit import hold_out, labels_rows
 from nncift.evaluation.fidelity import FidelityReport, Measures

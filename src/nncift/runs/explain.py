@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.records import OPTIONAL, Record
+from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
 from nncift.runs.finished import Choice, FinishedRun, Floats

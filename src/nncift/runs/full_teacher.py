@@ -11,7 +11,7 @@ import numpy as np
 
 from nncift.core.pairs import LabelledPairs, UtilityMatrix
 from nncift.core.progress import Progress, silent
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.data import Examples
 from nncift.errors import UsageError
 from nncift.evaluation.metrics import skill

@@ -19,7 +19,7 @@ from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room
 from nncift.core.parallel import ranges
-from nncift.core.records import OPTIONAL, Record
+from nncift.core.result_types import OPTIONAL, Record
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
 from nncift.selection import Problem, Subset, pose

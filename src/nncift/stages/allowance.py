@@ -20,7 +20,8 @@ from nncift.errors import DataError, InfeasibleError
 from nncift.labels import LabelBudget
 from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
 from nncift.labels.store import Axes
-from nncift.stages import RunContext, prepare_all
+from nncift.stages.check import prepare_all
+from nncift.stages.context import RunContext
 from nncift.stages.request import DEFAULT_SHARE, LEAST_PASSES
 from nncift.stages.timing import Rates
 from nncift.storage.atomic import write_sealed

@@ -13,7 +13,8 @@ from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.selection.utilities import Existing
-from nncift.stages import RunContext, encoder_of, probed
+from nncift.stages.context import RunContext, encoder_of
+from nncift.stages.embed import probed
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.vector_store import VectorFile
 

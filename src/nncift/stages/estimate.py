@@ -32,8 +32,8 @@ from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes
 from nncift.models.encoders import Encoder, SentenceEncoder, create
 from nncift.models.probe import Probe
-from nncift.stages import check_labelled, prepare_all
 from nncift.stages.allowance import Allowance, Passes, allow
+from nncift.stages.check import check_labelled, prepare_all
 from nncift.stages.label_rounds import label_budgets
 from nncift.stages.request import Request
 from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nncift.core.records import Record
+from nncift.core.result_types import Record
 from nncift.data import Examples, write_rejected
 from nncift.data.contamination import CONTAMINATED
 from nncift.data.examples import Rejection
@@ -22,8 +22,9 @@ from nncift.evaluation.meaning import HeldOutSignal
 from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes, LabelStore
 from nncift.selection.solve import SelectionRecord
-from nncift.stages import TEACHER, RunContext
+from nncift.stages.context import RunContext
 from nncift.stages.embed_existing import ABOUT as EXISTING
+from nncift.stages.label import TEACHER
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.ledger import Ledger, ModelCost
 from nncift.storage.run_directory import SUMMARY

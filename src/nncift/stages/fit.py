@@ -20,7 +20,7 @@ from nncift.evaluation.gate import Gate
 from nncift.evaluation.held_out_labels import HeldOut, Recipe
 from nncift.labels.vectors import Vectors
 from nncift.selection import COVERING
-from nncift.stages import RunContext, probe_of
+from nncift.stages.context import RunContext, probe_of
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
 

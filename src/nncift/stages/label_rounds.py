@@ -19,7 +19,8 @@ from nncift.evaluation.fidelity import FidelityReport, LabelRound
 from nncift.labels import LabelBudget, LabelPlan, RowPlan
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
-from nncift.stages import RunContext, label, plan_labels
+from nncift.stages.context import RunContext
+from nncift.stages.label import label, plan_labels
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
 

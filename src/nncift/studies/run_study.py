@@ -11,7 +11,7 @@ from typing import Any
 from nncift.core.progress import Progress, silent
 from nncift.errors import DataError, NnciftError, UsageError
 from nncift.models.environment import examine
-from nncift.runs.report.tables import as_csv
+from nncift.runs.report.report_tables import as_csv
 from nncift.storage.atomic import write_json, write_text
 from nncift.studies.analyses import CONFIGURATIONS, Record, bad_data, layers, sweep, tune_arms
 from nncift.studies.grid import PRESETS, Analysis, Study, load, rehearsed

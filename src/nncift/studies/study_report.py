@@ -9,7 +9,7 @@ from typing import Any
 from nncift.finetune.comparison import GroupSummary
 from nncift.finetune.tune_report import READING, direction, tables, title
 from nncift.runs.report.charts import Dot, Line, Sheet, intervals, lines
-from nncift.runs.report.tables import Cell, Spread, markdown
+from nncift.runs.report.report_tables import Cell, Spread, markdown
 from nncift.studies.grid import Analysis
 
 Records = Sequence[Mapping[str, Any]]

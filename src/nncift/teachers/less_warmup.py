@@ -23,7 +23,7 @@ from nncift.models.batching import BatchLimit, batches
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Checkpoint, read_json
 from nncift.models.lora import LoraShape, Trainable, seeded
-from nncift.models.training import BETAS, CLIP, EPSILON, rate, row_losses
+from nncift.models.training_steps import BETAS, CLIP, EPSILON, rate, row_losses
 from nncift.storage.atomic import write_sealed
 
 UPDATES_APART = 16
