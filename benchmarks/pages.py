@@ -11,9 +11,10 @@ from typing import Any
 
 from calibration import calibration_table
 from judging import AGREEMENT, SKILLS, pm, slashed, table
+from target_sets import target_table
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
-WORLDS = "worlds"
+WORLDS, TARGET_SET = "worlds", "target set"
 
 REAL = """## A real model
 
@@ -107,7 +108,7 @@ def real_tables(results: Mapping[str, Any]) -> list[str]:
     ]
     for name, world in results[WORLDS].items():
         lines += [f"### {name}", "", *table(heads, [_real_cells(line) for line in world["lines"]]), ""]
-    return lines
+    return [*lines, *target_table(results[TARGET_SET])] if results.get(TARGET_SET) else lines
 
 
 def _real_cells(line: Mapping[str, Any]) -> list[str]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from calibration import calibrated
 from fidelity import gradient_world
 from judging import Way, World, lines_of
-from pages import WORLDS, calibration_part, machine, publish, real_tables
+from pages import TARGET_SET, WORLDS, calibration_part, machine, publish, real_tables
 from real_world import PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
+from target_sets import can_be_drawn, target_lines
 
 from nncift.distributed.shards import Shard
 from nncift.errors import NnciftError
@@ -80,11 +81,13 @@ def made(given: argparse.Namespace) -> None:
 def judge(given: argparse.Namespace) -> None:
     """Judge all ways on what there is of a world."""
     folder = given.world or default_folder(given.model)
-    real, found = RealWorld(folder), {}
+    real, found, targets = RealWorld(folder), {}, []
     for world in real.worlds(given.only):
         size = len(world.matrix.source_ids)
         if world.name.startswith("LESS") and size not in given.pools:
             continue
+        if world.name.startswith("LESS") and can_be_drawn(world):
+            targets = target_lines(world, given.seeds)
         ways = [way for way in ways_of(world) if way.student in given.students]
         found[world.name] = {
             "about": world.about,
@@ -97,6 +100,7 @@ def judge(given: argparse.Namespace) -> None:
         "model": real.about["model"]["name"],
         "rows": real.sizes,
         WORLDS: found,
+        TARGET_SET: targets,
     }
     if given.write:
         publish({"real": results})

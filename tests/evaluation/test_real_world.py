@@ -24,10 +24,12 @@ from tests.tolerances import of_cosines, of_directions, of_gradients, of_models
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import calibration
 import judging
 import pages
 import real
 import real_world
+import target_sets
 from real_world import Maker, RealWorld, make
 
 WORDS = (
@@ -213,3 +215,57 @@ def test_the_page_has_the_real_model_first_and_keeps_what_is_not_measured_again(
     assert page.index("## A real model") < page.index("### one") < page.index("## Toy models") < page.index("### One")
     row = "| product | text | rows | 88 | 0.50 ± 0.10 | 0.50 ± 0.10 | 0.25 / 0.25 / 0.25 / 0.25 |"
     assert row in page
+
+
+def clustered(rows: int, sources: tuple[str, ...]) -> judging.World:
+    """Return a world of rows that help their own source, with vectors that show the source."""
+    random = np.random.default_rng(0)
+    names = [sources[row % len(sources)] for row in range(rows)]
+    ids = tuple(f"{name}-{row:03d}" for row, name in enumerate(names))
+    same = np.array(names)[:, None] == np.array(names)[None, :]
+    values = np.asfortranarray((0.5 * same + 0.1 * random.normal(size=(rows, rows))).astype(np.float32))
+    np.fill_diagonal(values, np.nan)
+    middle = {name: random.normal(size=16) for name in sources}
+    vectors = np.array([middle[name] + 0.5 * random.normal(size=16) for name in names], np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    both = {name: Vectors(vectors, vectors, Views.of({TEXT: 16})) for name in ("text", "probe")}
+    return judging.World("clusters", UtilityMatrix(ids, ids, values), both, "clusters", "unmeasured")
+
+
+def test_rows_of_a_target_sets_source_are_found() -> None:
+    world = clustered(330, ("gsm8k", "t0", "alpaca"))
+    assert target_sets.can_be_drawn(world)
+    assert not target_sets.can_be_drawn(clustered(300, ("t0", "alpaca")))
+    task = target_sets.Task.drawn(world, 1)
+    assert sum(item.startswith("gsm8k-") for item in task.pool) == target_sets.OWN
+    assert not set(task.pool) & set(task.targets)
+    assert all(item.startswith("gsm8k-") for item in task.targets)
+    found = task.by_candidates("text", 1)
+    assert found["run"] == found["student"] == task.hits(task.values) == target_sets.OWN
+
+
+def test_calibration_compares_what_runs_state_with_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "SETTINGS", (calibration.Setting(60, 0.5, "text"),))
+    world = clustered(90, ("gsm8k", "t0"))
+    (line,) = calibration.calibrated([world], 2)
+    assert (line["rows"], len(line["runs"])) == (60, 2)
+    pools = [set(calibration.pool_of(world, 60, seed).matrix.source_ids) for seed in (0, 0, 1)]
+    assert pools[0] == pools[1] != pools[2]
+    one = line["runs"][0]["skill at 10%"]
+    assert one["true"] in (one["student"], one["best free"])
+    for run, (stated, true) in zip(line["runs"], ((0.6, 0.5), (0.5, 0.7)), strict=True):
+        for key in run:
+            run[key] = {
+                **one,
+                "stated": stated,
+                "true": true,
+                "error": 0.1,
+                "free": False,
+                "student": true,
+                "best free": 0.6,
+            }
+    *_, row, total, _, choices, _ = calibration.calibration_table([line])
+    assert "| -0.05 / -0.05 / -0.05 / -0.05 | 0.15 / 0.15 / 0.15 / 0.15 | 50 % / 50 % / 50 % / 50 % |" in row
+    assert total.startswith("| all |")
+    assert "in 0 of 8 selections" in choices
+    assert "in 4 of 8." in choices
