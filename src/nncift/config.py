@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError, field_validator
 
 from nncift.core.amounts import Budget, CostCap, LabelAmount, LabelBound, TimeCap
@@ -306,6 +305,8 @@ def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a settings file without checking its values; the `record` of a manifest is left out."""
+    import yaml
+
     try:
         values = _parsed(path)
     # An integer of too many digits is a ValueError.
@@ -319,6 +320,8 @@ def load(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path) -> Any:
     """Parse a file without aliases: a few lines of them can stand for more values than memory holds."""
+    import yaml
+
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
     text = read_text(path)

@@ -74,6 +74,11 @@ def test_declared_choices_are_those_that_there_are(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_listed_with_what_its_help_begins_with(name: str) -> None:
+    assert COMMANDS[name] == " ".join((command(name).help or "").split("\n\n")[0].split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_of_a_command_can_be_typed(name: str) -> None:
     found = command(name)
     words = found.example.split()

@@ -33,7 +33,7 @@ SHOWN_HITS, SHOWN_TEXT = 3, 60
 @offline_option
 @memory_option
 def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...], **flags: Any) -> dict[str, Any]:
-    """Tell formats, counts, problems with their lines, token statistics and duplicates of FILES.
+    """Show formats, counts, problems with their lines, token statistics and duplicates of FILES.
 
     Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one; 5 where rows of
     --against are in FILES.

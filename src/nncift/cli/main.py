@@ -13,11 +13,21 @@ from nncift import __version__
 from nncift.cli.shell import HELP
 from nncift.errors import NnciftError, ResourceError
 
-COMMANDS = (
-    *("inspect", "run", "evaluate", "explain", "select", "export", "tune"),
-    *("score", "compare", "study", "demo", "doctor"),
-)
-"""The commands in the order of work."""
+COMMANDS = {
+    "inspect": "Show formats, counts, problems with their lines, token statistics and duplicates of FILES.",
+    "run": "Select rows of POOL files that are worth training on.",
+    "evaluate": "Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth.",
+    "explain": "Explain why a row of RUN was chosen or dropped, and what would have to change.",
+    "select": "Select again from a finished RUN: another budget, objective or rules; no model is loaded.",
+    "export": "Write the selected rows of RUN for a trainer, checked before they are written.",
+    "tune": "Train a model on RUN's selection and on rival subsets alike, and judge them by rows that none has seen.",
+    "score": "Score NEW rows with the student of a finished run; no language model is loaded.",
+    "compare": "Compare the selections of A and B, run directories or outputs of select: overlap, coverage, shifts.",
+    "study": "Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again.",
+    "demo": "Show the whole idea on a generated world where the truth is known.",
+    "doctor": "Show versions, devices, memory and missing extras.",
+}
+"""The commands in the order of work, with what their own help begins with: to list them loads none of them."""
 
 INTERRUPTED = "interrupted; the same command goes on where it was"
 MEMORY = "nncift: memory ran out; use --limit, --neighbours, a higher --max-mem, or a machine with more"
@@ -40,10 +50,9 @@ class Commands(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands, each with its whole sentence."""
+        """Write the commands, each with its sentence."""
         with formatter.section("Commands"):
-            commands = [(name, self.get_command(ctx, name)) for name in COMMANDS]
-            formatter.write_dl([(name, found.get_short_help_str(limit=200)) for name, found in commands if found])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 @click.group(cls=Commands, context_settings=HELP)

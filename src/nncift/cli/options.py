@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +57,8 @@ def _completing(one: Setting) -> Callable[[click.Context, click.Parameter, str],
     """Return what completes a value in the shell: its choices and those of plug-ins, or files."""
 
     def complete(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+        from importlib import metadata
+
         known = [*one.choices, *(entry.name for entry in metadata.entry_points(group=one.plugins or " "))]
         return [CompletionItem(value) for value in known if value.startswith(begun)]
 

@@ -25,7 +25,7 @@ from nncift.finetune.tune_settings import TuneSettings
 @offline_option
 @memory_option
 def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, **flags: Any) -> dict[str, Any]:
-    """Train a model on the rows of RUN's selection and on rival subsets alike, and judge them by rows none has seen."""
+    """Train a model on RUN's selection and on rival subsets alike, and judge them by rows that none has seen."""
     from nncift.finetune.experiment import tune
 
     given = chosen(flags, TuneSettings)

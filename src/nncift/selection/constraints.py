@@ -1,4 +1,4 @@
-"""What is wished of a selection, from settings to numbers: size, quotas, rows in and out, duplicates removed first."""
+"""What a selection has to keep, from settings to numbers: size, quotas, rows in and out, duplicates removed first."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ResolvedConstraints:
 
     @property
     def identity(self) -> list[Any]:
-        """What a selection depends on of this, as JSON; quotas are told by their settings."""
+        """What a selection depends on of this, as JSON; quotas follow from settings and rows."""
         rules = self.rules
         cost = sorted(rules.cost.items())
         return [self.k, sorted(rules.include), sorted(rules.exclude), cost, rules.capacity, sorted(self.removed)]

@@ -56,14 +56,14 @@ class QuotaBound:
 
 @dataclass(frozen=True)
 class Quota:
-    """Wishes over one column. group: the column's value of every row, as text."""
+    """Bounds over one column. group: the column's value of every row, as text."""
 
     column: str
     limits: tuple[QuotaBound, ...]
     group: Mapping[str, str] = field(repr=False)
 
     def bounds(self, name: str, k: int) -> tuple[int, int]:
-        """Return the fewest and the most of `k` rows that the group of this name may have; the last wish for it counts."""
+        """Return the fewest and the most of `k` rows that the group of this name may have; the last bound for it counts."""
         least, most = Fraction(0), Fraction(k)
         for bound in sorted(self.limits, key=lambda bound: bound.value is not None):
             if bound.value in (None, name):

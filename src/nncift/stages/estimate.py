@@ -46,7 +46,7 @@ HIDDEN = 100
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of a model, tokens through it and seconds; None where they cannot be told."""
+    """Passes of a model, tokens through it and seconds; None where they are not known."""
 
     passes: int
     tokens: float | None
