@@ -2,7 +2,7 @@
 
 Two worlds whose full utility matrix is known: `demo`, DELIFT labels of the generated world by the model in the package, and,
 with `--model` and `--data`, `gradients`: cosines of whole-model gradients of real rows (LESS without warm-up, through a sketch of
-4,096 dimensions), which stand in for a pairwise teacher that is paid by the pair. The matrix is computed once and kept in
+4,096 dimensions), which stand in for a pairwise teacher that labels pairs. The matrix is computed once and kept in
 `--cache`. Every figure is over seeds of plan, held-out items, labels and training on one world. Writes its part of
 docs/results/fidelity.md and .json.
 """

@@ -176,7 +176,7 @@ def template(data: bytes) -> None:
 
 
 def constraints(data: bytes) -> None:
-    """Read what is wished of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
+    """Read the constraints of a selection and of labels: budget, quota, duplicates, labels, and a file of ids."""
     from nncift.config import resolve
     from nncift.data import Examples, read
     from nncift.data.pool import PoolTable

@@ -55,7 +55,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TOO_MUCH = 1.1
 RUNS, GRAPH = "runs", "graph"
 ROWS = "1000"
-"""Rows that the run on a graph of neighbours labels, by a teacher that is paid by the row and gives all pairs among them."""
+"""Rows that the run on a graph of neighbours labels, by a teacher that labels rows and gives all pairs among them."""
 
 PARTS = {
     "read": "import nncift; print(len(nncift.read({path!r})))",

@@ -90,7 +90,7 @@ def files(harness: Harness, *, quick: bool) -> Iterator[Fault]:
     for name in READERS:
         yield from finished.of_reading(name)
     yield from Faults(harness, "loss", killed_at=170).of_resuming()
-    # Probe, label chunks and plans of a teacher that is paid by the pair; checkpoints; the full teacher's matrix; the demo.
+    # Probe, label chunks and plans of a teacher that labels pairs; checkpoints; the full teacher's matrix; the demo.
     yield from Faults(harness, "delift, active, probe", only="run/probe").of_resuming()
     yield from Faults(harness, "delift, scatter", killed_at=240, only="run/labels").of_resuming()
     yield from Faults(harness, "less", killed_at=150, only="labels/teacher").of_resuming(("bit", "half"))

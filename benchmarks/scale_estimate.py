@@ -94,7 +94,7 @@ def measured(rows: int) -> dict[str, float]:
 
 
 def _rows_kept(folder: Path, ids: tuple[str, ...]) -> float:
-    """Return how many rows of a teacher that is paid by the row are kept a second, 8 numbers each, in chunks of 16."""
+    """Return how many rows of a teacher that labels rows are kept a second, 8 numbers each, in chunks of 16."""
     store = RowLabelStore(folder)
     store.adopt(grow_rows(None, ids, ids, LabelBudget(0.9, None, "rows", 30, 20), 0, shared=True), LabelFormat(8))
     pending = list(store.pending())

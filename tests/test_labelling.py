@@ -1,4 +1,4 @@
-"""Runs with teachers that are paid by the row, from the pool to the files of the contract."""
+"""Runs with teachers that label rows, from the pool to the files of the contract."""
 
 import json
 import math

@@ -30,7 +30,7 @@ class DataError(NnciftError):
 
 
 class InfeasibleError(NnciftError):
-    """The wish cannot be met: a budget of nothing, a budget larger than the pool."""
+    """The request is infeasible: a budget of nothing, a budget larger than the pool."""
 
     exit_code = 4
 

@@ -314,7 +314,7 @@ def test_rows_that_must_be_in_are_no_targets_turn() -> None:
     utility = matrix([[3, 2, 1], [3, 2, 1]])
     subset = select(utility, 2, "rr", rules=Rules(include=frozenset({"s2"})))
     assert subset.ids == ("s2", "s0")
-    assert subset.reasons["s2"] == "Must be in at rank 1 of 2: adds 0 to the mean over targets."
+    assert subset.reasons["s2"] == "Required by --include at rank 1 of 2: adds 0 to the mean over targets."
 
 
 def test_impossible_counts_are_refused() -> None:

@@ -28,7 +28,7 @@ def test_rows_that_must_be_in_come_first_and_the_rest_adds_to_them() -> None:
     utility = UtilityMatrix(("t0", "t1"), ("s0", "s1", "s2"), np.array([[9, 1, 8], [0, 5, 0]], np.float32, order="F"))
     subset = select(utility, 2, rules=Rules(include=frozenset({"s2"})))
     assert subset.ids == ("s2", "s1")
-    assert subset.reasons["s2"].startswith("Must be in at rank 1 of 2")
+    assert subset.reasons["s2"].startswith("Required by --include at rank 1 of 2")
 
 
 @pytest.mark.parametrize("objective", ["fl", "topk", "random", "fl2mi"])

@@ -1,4 +1,4 @@
-"""Progress of long work, told to whoever wants to show it; the library itself prints nothing."""
+"""Progress of long work, reported to whoever shows it; the library itself prints nothing."""
 
 from __future__ import annotations
 

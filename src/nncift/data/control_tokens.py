@@ -122,7 +122,7 @@ class Controls:
         return self._behind(anchor, text, split=False)
 
     def _behind(self, anchor: str, text: str, *, split: bool) -> list[int]:
-        """Return the ids of a text behind another one, those that it has alone where the two cannot be told apart."""
+        """Return the ids of a text behind another one, those that it has alone where the two cannot be separated."""
         front, both = self._encode(anchor, split=split), self._encode(anchor + text, split=split)
         return both[len(front) :] if both[: len(front)] == front else self._encode(text, split=split)
 

@@ -44,7 +44,7 @@ class _Selected:
 
 @dataclass
 class _Exported:
-    """Rows of the file, rows left out with their reason, what the user should know, and what the trainer must be told."""
+    """Rows of the file, rows left out with their reason, what the user should know, and how to configure the trainer."""
 
     rows: list[Row] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
@@ -70,7 +70,7 @@ def export(
     to: `same` (the rows as they were), `trl`, `axolotl`, `llamafactory` or `openai`. turns: `all` = every assistant turn that no
     mask excludes is learned from, `last` = only the last one, which is what nncift scored. out: a `.jsonl` or `.json` file; what
     the trainer is started with is written beside it, and LLaMA-Factory's `dataset_info.json` written or extended. Rows that the
-    trainer would drop are left out, and told in `left_out` with their reasons. length: rows beyond the trainer's limit are
+    trainer would drop are left out, and listed in `left_out` with their reasons. length: rows beyond the trainer's limit are
     refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`.
 
     Raises UsageError for unknown names, DataError for a directory without a finished run, for rows that are too long, and
@@ -240,7 +240,7 @@ def _made(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, foun
 
 
 def _maker(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported) -> Any:
-    """Return the function from row and conversation to a row of the file, the same for all, and note what the trainer is told."""
+    """Return the function from row and conversation to a row of the file, the same for all; note how to configure the trainer."""
     if to == "same":
         return lambda item, _: kept_row(item.raw)
     conversations = [talk for _, talk in talks]

@@ -1,4 +1,4 @@
-"""Which form of a trainer suits all rows of one file, what the trainer must be told for it, and rows of pairs and for OpenAI."""
+"""Which form of a trainer suits all rows of one file, how to configure the trainer, and rows of pairs and for OpenAI."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class _Window:
             return value
 
     def error(self, complaint: str, at: int | None = None) -> json.JSONDecodeError:
-        """Return an error about a place, told as a place in the whole document."""
+        """Return an error about a place, as a place in the whole document."""
         error = json.JSONDecodeError(complaint, self._text, self._at if at is None else at)
         if error.lineno == 1:
             error.colno += self._column

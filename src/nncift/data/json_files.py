@@ -112,7 +112,7 @@ def _layout(path: Path, is_row: IsRow) -> str:
                 return "object" if alone and not (named_lines and is_row(row)) else "lines"
             more = first == b"[" or survey(start, handle)[1]
         except (ValueError, RecursionError):
-            # The first row may be broken alone; a document that is broken is told when it is read.
+            # The first row may be broken alone; a broken document is reported when it is read.
             if named_lines:
                 return "lines"
             return "array" if first == b"[" else "object"

@@ -40,7 +40,7 @@ _ROLE = "role:"
 class Layout:
     """Which format rows have (None: each row tells), and which column holds a field where it is not the usual one.
 
-    roles: what role names of the user's own mean. forced: `format` was given, and not told from `columns`. files: layouts of
+    roles: what role names of the user's own mean. forced: `format` was given, and not inferred from `columns`. files: layouts of
     single inputs by the name that `--map` gave them.
     """
 
@@ -145,7 +145,7 @@ class Layout:
         raise UnusableError(f"no known format: {_keys(row)}")
 
     def _pairs_of(self, row: Row) -> bool:
-        """Tell whether a row of a format that was told from columns lacks its response, and has a pair instead."""
+        """Tell whether a row of a format that was inferred from columns lacks its response, and has a pair instead."""
         needed = REQUIRED[str(self.format)]
         return self._pair(row) and (len(needed) > 1 and not all(self._has(row, column) for column in needed))
 

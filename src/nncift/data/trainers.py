@@ -28,8 +28,8 @@ def trl(conversation: Conversation, *, form: str, parts: bool) -> Row:
     """TRL: `messages` of system, user, assistant and tool turns, never beside `prompt`.
 
     `tools` as JSON text, so that schemas of several tools are one type. form: `messages`, or `prompt` and `completion`, which is
-    how TRL is told what is not learned from: `last` = the completion is the last turn, `learned` = it begins with the first turn
-    that is learned from. parts: contents are lists of parts in all rows. Raises UnusableError where TRL cannot be told a mask.
+    how TRL learns what is masked: `last` = the completion is the last turn, `learned` = it begins with the first turn
+    that is learned from. parts: contents are lists of parts in all rows. Raises UnusableError where TRL has no form for a mask.
     """
     check_whole(conversation, "TRL", last=form == "last")
     turns = [openai_turn(turn, arguments=lambda call: call.value, parts=parts) for turn in conversation.turns]
@@ -135,7 +135,7 @@ def sharegpt_turn(turn: Speech, media: dict[str, list[Any]] | None = None) -> di
 
 
 def check_whole(conversation: Conversation, trainer: str, *, last: bool, details: bool = False) -> None:
-    """Raise UnusableError for weights and, unless `details`, for masked parts of turns, which a trainer cannot be told.
+    """Raise UnusableError for weights and, unless `details`, for masked parts of turns, for which the trainer has no form.
 
     last: only the last turn is learned from.
     """

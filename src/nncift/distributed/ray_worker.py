@@ -1,4 +1,4 @@
-"""A worker of a cluster: one process that holds the models and does tasks as it is told to."""
+"""A worker of a cluster: one process that holds the models and does the tasks that it is given."""
 
 from __future__ import annotations
 

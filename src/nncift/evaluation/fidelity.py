@@ -160,7 +160,7 @@ def measure(
             measures[name][quadrant] = _measures(pairs, guess, train_mean, resampled[name], len(subset))
         if quadrant == "q4":
             differences = _differences({name: of["q4"] for name, of in measures.items()}, resampled)
-    # Without both, it is a pointwise teacher's; one alone that is missing has no labels, which is to be told.
+    # Without both, it is a pointwise teacher's; one alone that is missing has no labels, and that is reported.
     absent = () if {"q2", "q3"} & set(quadrants) else ("q2", "q3")
     return Fidelity(measures.pop(STUDENT), measures, differences, resamples, absent)
 

@@ -35,7 +35,7 @@ class Recipe:
     seed: int
 
     def learn(self, training_data: TrainingData) -> FittedStudent:
-        """Train on a lesson, which has validation pairs."""
+        """Train on data that has validation pairs."""
         return network(self.student).learn(
             training_data, recipe=self.recipe, seed=derive(self.seed, "student"), advance=silent
         )

@@ -136,7 +136,7 @@ def too_little(counts: Mapping[str, int], rows: int, *, by_row: bool) -> list[st
     if training < FEW_LABELS:
         return [
             f"The student learns from {training} labels and is measured by {measuring}: from fewer than {FEW_LABELS} it "
-            f"cannot be told whether it agrees with the teacher, or selects better than what is free. {instead}"
+            f"is unknown whether it agrees with the teacher, or selects better than what is free. {instead}"
         ]
     if rows < FEW_ROWS:
         return [

@@ -41,7 +41,7 @@ EMBEDDING_CONTROL_ROWS = 5000
 def reselect(
     run: Path, given: Mapping[str, Any], out: Path | None = None, executor: Executor | None = None
 ) -> dict[str, Any]:
-    """Select again from a finished run, and return what is told of it.
+    """Select again from a finished run, and return its summary.
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
     selection, summary, report and manifest are replaced. executor: has calculations done, in this process by default. Raises

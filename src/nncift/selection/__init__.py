@@ -88,7 +88,7 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What an objective may be told beside the matrix; each reads what it needs.
+    """What an objective may get beside the matrix; each reads what it needs.
 
     reference: what a second set does for each target. subtask_of: each target's subtask by id. score: `(n_sources,)` in the
     order of the matrix, what decides among rows that the objective has no use for; by default their mean utility in the matrix.

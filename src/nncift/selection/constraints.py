@@ -56,7 +56,7 @@ class Constraints:
         return k if self.budget.tokens is None else None
 
     def settle(self, rows: PoolTable, vectors: Floats) -> ResolvedConstraints:
-        """Return what the wishes come to for these rows; vectors: their embeddings, `(n, d)`.
+        """Return what the constraints come to for these rows; vectors: their embeddings, `(n, d)`.
 
         Raises InfeasibleError or UsageError, naming the conflict.
         """

@@ -182,7 +182,7 @@ class _Reasons:
         gains, raised, top, top_by = gained
         similarity, s = self.problem.similarity, int(self.order[rank])
         unit, bonus = similarity.scale.unit, self.problem.bonus[s]
-        how = "Must be in" if similarity.source_ids[s] in self.rules.include else self.how
+        how = "Required by --include" if similarity.source_ids[s] in self.rules.include else self.how
         text = f"{how} at rank {rank + 1} of {len(self.order)}: "
         coverage = (gains[rank] - bonus) * unit
         if raised[rank]:

@@ -217,7 +217,7 @@ class _Reasons:
         adds = f"adds {self.gains[rank]:.4g} to the mean over targets."
         t = int(self.taker[rank])
         if t < 0:
-            return f"Must be in at rank {rank + 1} of {k}: {adds}"
+            return f"Required by --include at rank {rank + 1} of {k}: {adds}"
         return (
             f"Taken at rank {rank + 1} of {k} in the turn of {sim.target_ids[t]}, as its best row not yet taken (utility "
             f"{sim.scale.utility(sim.levels[t, s]):.4g}); {adds}"

@@ -170,7 +170,7 @@ class SparseCoverage(OnGraph):
             if item in rank:
                 if rank[item] >= first:
                     return f"Taken by score at rank {rank[item] + 1} of {k}: no row adds anything to the {first} before it."
-                how = "Must be in" if item in rules.include else "Chosen"
+                how = "Required by --include" if item in rules.include else "Chosen"
                 return f"{how} at rank {rank[item] + 1} of {k}: adds {gains[rank[item]]:.4g} {where}."
             if item in rules.exclude:
                 return f"Not chosen: must not be in; would add {out[item] * unit:.4g} {where}."

@@ -76,7 +76,7 @@ class SparseTurns(OnGraph):
                 return f"Taken by score at rank {at + 1} of {k}: no target had a neighbour left after the {first} before it."
             adds = f"adds {gains[at]:.4g} to the mean over targets."
             if taker[at] < 0:
-                return f"Must be in at rank {at + 1} of {k}: {adds}"
+                return f"Required by --include at rank {at + 1} of {k}: {adds}"
             name = self.target_ids[int(taker[at])]
             return f"Taken at rank {at + 1} of {k} in the turn of {name}, as its best neighbour not yet taken; {adds}"
 

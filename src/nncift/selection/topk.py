@@ -194,7 +194,7 @@ class Ranked:
             if item in rank:
                 if self.score is not None and math.isnan(self.number[at]):
                     return f"Taken by score at rank {rank[item]} of {k}: it is no target's neighbour."
-                how = "Must be in" if item in rules.include else "Chosen"
+                how = "Required by --include" if item in rules.include else "Chosen"
                 return f"{how} at rank {rank[item]} of {k}: {said}{self.about(at)}."
             if item in rules.exclude:
                 return f"Not chosen: must not be in; place {place[at]} with {said}."

@@ -60,7 +60,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Read every row of some files and tell what is there; nothing is written and no language model is loaded.
 
-    against: files of test rows; which rows have them in them is told (`data.contamination`), also by meaning with an encoder.
+    against: files of test rows; which rows hold them is reported (`data.contamination`), also by meaning with an encoder.
     tokenizer: a folder or hub name whose tokenizer counts; without one, that of the encoder `minilm` where it is installed,
     else words and marks. Raises UsageError for wrong settings, DataError for a file that cannot be read at all.
     """

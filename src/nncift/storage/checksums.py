@@ -32,7 +32,7 @@ def write_mark(run: Path, stage: str, fingerprint: str, files: Sequence[str] = (
 
 
 def read_mark(run: Path, stage: str) -> Mapping[str, Any]:
-    """Return the mark of a stage; an empty one where there is none, or where it is damaged, which is told in the log."""
+    """Return the mark of a stage; an empty one where there is none, or where it is damaged, which the log says."""
     path = mark_of(run, stage)
     try:
         found = read_json(path)

@@ -56,7 +56,7 @@ class Candidate:
 
 
 def free_candidates(training_data: TrainingData, vectors: Vectors, *, rising: bool = True) -> dict[str, Candidate]:
-    """Return similarities with a slope from the lesson's labels, by name. rising: see `free.free_lines`."""
+    """Return similarities with a slope from the labels, by name. rising: see `free.free_lines`."""
     return {
         name: Candidate.of("towers", learned, vectors)
         for name, learned in free_students(training_data, rising=rising).items()

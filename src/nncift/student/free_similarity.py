@@ -30,7 +30,7 @@ SUM = "sum"
 
 @dataclass(frozen=True)
 class ViewCosines:
-    """The rows that a lesson's pairs are about, view by view, as vectors of length 1 after `centres` were taken off.
+    """The rows that the labelled pairs are about, view by view, as vectors of length 1 after `centres` were taken off.
 
     used: their codes, see `TrainingData.used`. Centres are those of all rows.
     """
@@ -54,7 +54,7 @@ class ViewCosines:
         return cls(training_data.used, target, source, centres)
 
     def cosine(self, name: str, pairs: LabelledPairs) -> Doubles:
-        """Return the cosines of pairs of the lesson in a view, `(n_pairs,)`."""
+        """Return the cosines of labelled pairs in a view, `(n_pairs,)`."""
         target, source = (np.searchsorted(*both) for both in zip(self.used, (pairs.target, pairs.source), strict=True))
         found = np.empty(len(pairs))
         for at in ranges(len(pairs), GATHERED):

@@ -88,7 +88,7 @@ def fit(
     hidden: int = 100,
     advance: Callable[[int], None] = lambda epoch: None,
 ) -> FittedStudent:
-    """Train a network on a lesson. Pairs without a value are left out.
+    """Train a network. Pairs without a value are left out.
 
     Deterministic from the seed on one machine. Raises DataError where no training pair has a value, or where a recipe
     with early stopping has no validation pair.

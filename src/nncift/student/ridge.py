@@ -89,7 +89,7 @@ def solve_pairs(
     choices: Choices | None = None,
     advance: Callable[[int], None] = lambda step: None,
 ) -> FittedStudent:
-    """Fit a bilinear network on pairs. choices: penalty and start; None = those that do best on the lesson's validation pairs.
+    """Fit a bilinear network on pairs. choices: penalty and start; None = those that do best on the validation pairs.
 
     Raises DataError where no training pair has a label.
     """

@@ -32,14 +32,14 @@ class Rating:
     texts: tuple[str, ...]
     words: tuple[str, ...] | None = None
 
-    def grades(self, wished: int | None) -> tuple[str, ...]:
+    def grades(self, wanted: int | None) -> tuple[str, ...]:
         """Return what is written for every grade, lowest first. Raises UsageError where the file has another number of them."""
         if self.words is None:
-            return tuple(str(grade) for grade in range(1, (wished or GRADES) + 1))
-        if wished not in (None, len(self.words)):
+            return tuple(str(grade) for grade in range(1, (wanted or GRADES) + 1))
+        if wanted not in (None, len(self.words)):
             raise UsageError(
                 f"the rating prompts have {len(self.words)} words for grades ({', '.join(self.words)}), and the option grades "
-                f"asks for {wished}; leave it out or change the words"
+                f"asks for {wanted}; leave it out or change the words"
             )
         return self.words
 
@@ -117,7 +117,7 @@ class Form:
 
 
 def make_form(wording: PromptFormat, tokenizer: Any, text: str, grades: Sequence[str]) -> Form:
-    """Put a rating prompt into tokens. Raises UsageError where the grades cannot be told apart.
+    """Put a rating prompt into tokens. Raises UsageError where two grades have the same tokens.
 
     grades: what is written for each, lowest first; `{best}` and `{worst}` in the text stand for the last and the first.
     Prompt and response are tokenised apart from it, so that its tokens are the same for every row. The tokens that all

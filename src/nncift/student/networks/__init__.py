@@ -106,7 +106,7 @@ class Network(Predictor, Protocol):
     def learn(
         cls, training_data: TrainingData, *, recipe: str, seed: int, advance: Callable[[int], None]
     ) -> FittedStudent:
-        """Train on a lesson; deterministic from the seed on one machine. Raises DataError where labels are too few."""
+        """Train; deterministic from the seed on one machine. Raises DataError where labels are too few."""
         ...
 
 
@@ -118,7 +118,7 @@ class Refittable(Protocol):
     def refit(
         cls, training_data: TrainingData, *, courses: Sequence[Mapping[str, Any]], advance: Callable[[int], None]
     ) -> FittedStudent:
-        """Train on a lesson without looking at its validation pairs. courses: of the fits that did."""
+        """Train without looking at its validation pairs. courses: of the fits that did."""
         ...
 
 
