@@ -55,14 +55,13 @@ def run(
     existing: Any = None,
     encoder: str | Encoder | None = None,
     progress: Progress = silent,
-    executor: Executor | None = None,
     **settings: Any,
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
     pool, and the optional target and existing sets: files, or rows in whatever holds them (`data.rows_from`). teacher and
     encoder: names or objects; by default those of the preset (`config.PRESETS`).
-    out: the run directory; one that exists is continued or extended. executor: see `execute`.
+    out: the run directory; one that exists is continued or extended.
     Raises the errors of `nncift.errors`.
     """
     given = dict(settings)
@@ -93,7 +92,6 @@ def run(
         ),
         out,
         progress=progress,
-        executor=executor,
     )
 
 

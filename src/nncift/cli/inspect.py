@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +12,10 @@ from nncift.cli.options import chosen, memory_option, offline_option, settings_o
 from nncift.cli.shell import command, option
 from nncift.config import RunSettings
 from nncift.errors import DataError, QualityError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 SHOWN_HITS, SHOWN_TEXT = 3, 60
 """Hits of a kind that are shown, and characters of their texts."""
@@ -58,32 +63,44 @@ def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...]
 def _show(summary: dict[str, Any]) -> None:
     out = console(wrap=False)
     for file in summary["files"]:
-        formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
-        out.print(
-            f"{file['file']}: {file['rows']:,} rows, {file['usable']:,} usable ({formats}), {file['rejected']:,} rejected"
-        )
-        for problem in file["problems"]:
-            more = ", ..." if problem["rows"] > len(problem["lines"]) else ""
-            lines = ", ".join(map(str, problem["lines"]))
-            out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
-        for what, rows in file["not_used"].items():
-            out.print(f"  {rows:,} rows with {what}: not used")
-        if held := file["control_tokens"]["rows"]:
-            lines = ", ".join(map(str, file["control_tokens"]["lines"]))
-            texts = ", ".join(file["control_tokens"]["texts"])
-            out.print(
-                f"  {held:,} rows hold the text of control tokens ({texts}), line {lines}{', ...' if held > 5 else ''}: text to "
-                "nncift, but control tokens to trainers that tokenise whole conversations"
-            )
-        if file["usable"] and file["proposed"]:
-            out.print(f"  rows that no format fits can be read with {file['proposed']}")
-        for column, values in file["labels"].items():
-            out.print(
-                f"  label column {column}: "
-                + ", ".join(f"{value} {rows:,}" for value, rows in list(values.items())[:8])
-            )
+        _show_file(out, file)
     if not summary["usable"]:
         return
+    out.print(_lengths(summary))
+    _show_copies(out, summary["duplicates"])
+    if "contamination" in summary:
+        _show_contamination(summary["contamination"])
+
+
+def _show_file(out: Console, file: Mapping[str, Any]) -> None:
+    """Show what one file holds, and what is wrong with it."""
+    formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
+    out.print(
+        f"{file['file']}: {file['rows']:,} rows, {file['usable']:,} usable ({formats}), {file['rejected']:,} rejected"
+    )
+    for problem in file["problems"]:
+        more = ", ..." if problem["rows"] > len(problem["lines"]) else ""
+        lines = ", ".join(map(str, problem["lines"]))
+        out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
+    for what, rows in file["not_used"].items():
+        out.print(f"  {rows:,} rows with {what}: not used")
+    if held := file["control_tokens"]["rows"]:
+        lines = ", ".join(map(str, file["control_tokens"]["lines"]))
+        texts = ", ".join(file["control_tokens"]["texts"])
+        out.print(
+            f"  {held:,} rows hold the text of control tokens ({texts}), line {lines}{', ...' if held > 5 else ''}: text to "
+            "nncift, but control tokens to trainers that tokenise whole conversations"
+        )
+    if file["usable"] and file["proposed"]:
+        out.print(f"  rows that no format fits can be read with {file['proposed']}")
+    for column, values in file["labels"].items():
+        out.print(
+            f"  label column {column}: " + ", ".join(f"{value} {rows:,}" for value, rows in list(values.items())[:8])
+        )
+
+
+def _lengths(summary: Mapping[str, Any]) -> Table:
+    """Return the lengths of rows, file by file."""
     columns = ("file", "part", "least", "median", "90 %", "99 %", "most", "sum")
     made = table(f"Length of a row, in {summary['counted_in']}", columns, left=columns[:2])
     for file in summary["files"]:
@@ -94,8 +111,11 @@ def _show(summary: dict[str, Any]) -> None:
                 made.add_row(
                     file["source"] if part == "prompt" else "", part, *(f"{value:,}" for value in found.values()), total
                 )
-    out.print(made)
-    copies = summary["duplicates"]
+    return made
+
+
+def _show_copies(out: Console, copies: Mapping[str, Any]) -> None:
+    """Show which rows repeat others."""
     if copies["rows"]:
         first = copies["first"][0]
         out.print(
@@ -106,8 +126,6 @@ def _show(summary: dict[str, Any]) -> None:
         out.print(f"{copies['same_prompt_other_response']:,} different rows share their prompt with another")
     if not copies["rows"] and not copies["same_prompt_other_response"]:
         out.print("No row repeats another")
-    if "contamination" in summary:
-        _show_contamination(summary["contamination"])
 
 
 def _show_contamination(found: dict[str, Any]) -> None:

@@ -154,13 +154,7 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
     Analyses whose pool or options name something that was not given are left out, and are named. Raises DataError for a
     file that cannot be read, UsageError for names and values that do not fit, also in settings of runs.
     """
-    try:
-        text = read_text(path)
-        written = yaml.safe_load(text)
-    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"the study {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(written, dict) or not isinstance(written.get("pools"), dict):
-        raise DataError(f"the study {str(path)!r} must hold `name`, `pools` and `analyses`")
+    written = _written(path)
     lacks: dict[str, str] = {}
     used: set[str] = set()
     for name, pool in written["pools"].items():
@@ -192,6 +186,17 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
         for chosen in analysis.combinations():
             check(analysis, chosen.settings)
     return Study(grid, left)
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """Return what a study file holds. Raises DataError where it cannot be read, or holds no study."""
+    try:
+        written = yaml.safe_load(read_text(path))
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"the study {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(written, dict) or not isinstance(written.get("pools"), dict):
+        raise DataError(f"the study {str(path)!r} must hold `name`, `pools` and `analyses`")
+    return written
 
 
 def check(analysis: Analysis, settings: Mapping[str, Any]) -> RunSettings:
