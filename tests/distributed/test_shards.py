@@ -206,7 +206,7 @@ def test_shards_work_at_once(
 
 KILLED = """
 import os, signal
-from nncift import cli
+from nncift.cli.main import main
 from nncift.distributed import piece_cache
 
 write, written = piece_cache.write_arrays, []
@@ -219,7 +219,7 @@ def killed(path, arrays):
         os.kill(os.getpid(), signal.SIGKILL)
 
 piece_cache.write_arrays = killed
-cli.main()
+main()
 """
 
 

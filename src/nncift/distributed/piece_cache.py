@@ -29,7 +29,7 @@ SHARDS = "shards"
 """Where shards have their locks, and work."""
 TASKS = "tasks"
 """The array of a file that says which tasks it holds, and what they cost, as JSON."""
-SECONDS, BYTES = 5.0, 1 << 26
+SECONDS, BYTES = 5.0, 1 << 24
 """How long results wait for others to share their file, which is what a kill costs, and how many bytes of them."""
 
 

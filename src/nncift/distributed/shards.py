@@ -112,44 +112,42 @@ class ShardExecutor(LocalExecutor):
         return iter(())
 
     def map(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
-        """Do what is this shard's and keep the results of all; raises Incomplete where some are not there, or nothing follows."""
+        """Do what is this shard's, and keep the results of all. Raises Incomplete where some are not there, or nothing follows."""
         self.ended = self.ended or group.last
         shared, feeds = in_files(group), group.calculation is None or group.calculation.feeds
-        if shared is None:
-            if feeds:
-                super().map(worker, group, tasks, keep)
-        else:
-            left = self._do_share(worker, shared, tasks)
+        if shared is None and feeds:
+            super().map(worker, group, tasks, keep)
+        elif shared is not None:
+            # What nothing reads is kept by the run that joins alone.
+            left = self._map_share(worker, shared, tasks, keep if feeds else _drop)
             if left and feeds:
                 raise Incomplete(group.stage, left)
-            # What nothing reads is left to the run that joins.
-            if feeds and not group.last:
-                self._keep_all(worker, shared, tasks, keep)
         if group.last:
             raise Incomplete(group.stage)
 
-    def _do_share(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task]) -> int:
-        """Do what is this shard's and not there; return how many tasks of others are not there then."""
+    def _map_share(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> int:
+        """Do what is this shard's and not there, and keep the results of all; return how many of others are not there then."""
         share = self.stages.setdefault(group.stage, StageShare())
         there = self._cache.names(group)
         mine = [task for task in tasks if self.shard.has(task.place)]
         todo = [task for task in mine if task.name not in there]
         share.before += len(mine) - len(todo)
-        self._do(worker, group, todo)
+        self._do(worker, group, todo, keep)
         # The others were at work meanwhile: of shards that begin together, the last to end must find nothing left.
         there = self._cache.names(group)
-        share.lacking[group.key] = sum(task.name not in there for task in tasks)
-        return share.lacking[group.key]
+        share.lacking[group.key] = left = sum(task.name not in there for task in tasks)
+        if not left and not group.last and keep is not _drop:
+            rest = {task.name: task for task in tasks}
+            for task in todo:
+                del rest[task.name]
+            for name, result in self._cache.read(group, rest):
+                keep(rest.pop(name), result)
+            # Who finds one damaged does it again.
+            self._do(worker, group, list(rest.values()), keep)
+        return left
 
-    def _keep_all(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
-        """Keep the results of all shards. Who finds one damaged does it again."""
-        lacking = {task.name: task for task in tasks}
-        while lacking:
-            for name, result in self._cache.read(group, lacking):
-                keep(lacking.pop(name), result)
-            self._do(worker, group, list(lacking.values()))
-
-    def _do(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task]) -> None:
+    def _do(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
+        """Do tasks, and leave their results for the others."""
         if not tasks:
             return
         share = self.stages[group.stage]
@@ -165,6 +163,7 @@ class ShardExecutor(LocalExecutor):
                 share.tokens += result.tokens
                 share.passes += result.passes
                 share.seconds += result.seconds
+                keep(task, result)
 
     @property
     def _cache(self) -> PieceCache:
@@ -193,6 +192,10 @@ class ShardExecutor(LocalExecutor):
             "next": then,
             "warnings": list(self.notes),
         }
+
+
+def _drop(task: Task, result: TaskResult) -> None:
+    """Keep nothing."""
 
 
 def _warm_up(worker: ModelWorker) -> float:
