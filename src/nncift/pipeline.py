@@ -8,14 +8,14 @@ the run directory, so a run that was stopped goes on where it was, and a finishe
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nncift import config
-from nncift.config import RunSettings
+from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import Executor, Incomplete, may_pay
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
@@ -24,14 +24,16 @@ from nncift.data.python_rows import are_paths
 from nncift.distributed.local import LocalExecutor
 from nncift.errors import UsageError
 from nncift.evaluation.meaning import LabelSpread
+from nncift.labels import LabelBudget
 from nncift.labels.store import Axes
+from nncift.labels.vectors import Vectors
 from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
 from nncift.selection.problem import DenseProblem, GraphProblem, build
 from nncift.selection.solve import choose
 from nncift.selection.utilities import Utilities
-from nncift.stages.allowance import keep, settle
+from nncift.stages.allowance import Allowance, keep, settle
 from nncift.stages.check import NOTES, usable_rows
 from nncift.stages.context import RunContext, encoder_of
 from nncift.stages.embed import embed, token_counts
@@ -115,53 +117,58 @@ def execute(request: Request, out: str | Path, *, progress: Progress = silent, e
 
 def _selected(request: Request, out: str | Path, progress: Progress, executor: Executor) -> Run:
     """Do all but the report."""
-    settings, teacher, existing = request.settings, request.teacher, request.existing
+    settings, teacher = request.settings, request.teacher
     with workspace_in(teacher, workspace_of(out)), executor.open(Path(out), settings) as directory:
         context = RunContext(directory, settings, teacher, request.encoder, progress, executor=executor)
         axes, rejected = usable_rows(context, request.pool, request.target)
-        request.constraints.check(PoolTable.of(axes.sources))
-        rates = partial(_timed, context, axes, existing)
-        allowance = settle(context, label_budgets(settings, axes), axes, existing, rates)
+        allowance = _allowed(context, axes, request)
         rounds = remaining(allowance.rounds, axes, context.labels().training())
-        context = replace(
-            context,
-            whole=allowance.whole,
-            features=allowance.features,
-            labels_last=not (len(rounds) > 1 or rounds[0].kind == "active" or _may_calculate(settings, axes)),
-        )
+        context = _with_allowance(context, axes, allowance, rounds)
         plan = plan_labels(context, axes, rounds[0])
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
         keep(context, allowance)
         directory.write_manifest(record_of(context, request.pool))
-        vectors, before = embed(context, axes), embed_existing(context, existing)
+        vectors, existing = embed(context, axes), embed_existing(context, request.existing)
         if vectors is None:
             # A shard that lacks those of others labels its share all the same.
             label(context, axes, plan, rounds[0], None)
             raise Incomplete("embed")
-        tokens = token_counts(context, axes.sources)
-        rows = PoolTable.of(axes.sources, axes.targets, tokens)
-        settled = request.constraints.settle(rows, vectors.text)
+        rows = PoolTable.of(axes.sources, axes.targets, token_counts(context, axes.sources))
+        constraints = request.constraints.settle(rows, vectors.text)
         labels, student, fidelity = label_in_rounds(context, axes, vectors, plan, rounds)
         rows.write(directory)
         subtask_of = subtasks.keep(directory, axes.targets, subtask_column(teacher))
         in_memory = not executor.partial
-        utilities = Utilities(student, vectors, labels, rows.content, before, subtask_of, context.calculate, in_memory)
-        problem = partial(_problem, context, utilities, settled.removed)
-        selection = choose(directory, context.keys, settings, rows, settled, problem)
+        utilities = Utilities(
+            student, vectors, labels, rows.content, existing, subtask_of, context.calculate, in_memory
+        )
+        problem = partial(_problem, context, utilities, constraints.removed)
+        selection = choose(directory, context.keys, settings, rows, constraints, problem)
         if executor.partial:
             raise Incomplete("select")
         executor.tidy(finished_groups(context), context.keys["fit"])
-        subset = axes.sources.subset(selection.ids)
-        about_rows: list[str] = directory.read_json(NOTES, [])
-        spread = LabelSpread.of(labels)
-        about_labels = () if spread is None else spread.warnings()
-        notes = (*request.pool.notes, *about_rows, *allowance.notes, *executor.notes)
-        notes += (*_truncation(vectors.truncated, len(axes.rows)), *about_labels)
-        if selection.record.note:
-            notes = (*notes, selection.record.note)
         directory.write_manifest(record_of(context, request.pool), keep_summary=True)
+        notes = (*request.pool.notes, *directory.read_json(NOTES, []), *allowance.notes, *executor.notes)
+        notes += (*_about(vectors, len(axes.rows), labels), *([selection.record.note] if selection.record.note else []))
+        subset = axes.sources.subset(selection.ids)
         return finish(context, axes, subset, selection.record, rejected, fidelity, notes)
+
+
+def _allowed(context: RunContext, axes: Axes, request: Request) -> Allowance:
+    """Return what may be labelled, once the rules fit the rows that are left."""
+    request.constraints.check(PoolTable.of(axes.sources))
+    rates = partial(_timed, context, axes, request.existing)
+    return settle(context, label_budgets(context.settings, axes), axes, request.existing, rates)
+
+
+def _with_allowance(context: RunContext, axes: Axes, allowance: Allowance, rounds: Sequence[LabelBudget]) -> RunContext:
+    """Return the context with what the allowance decided, and whether shards share anything behind the labels."""
+    grows = len(rounds) > 1 or rounds[0].kind == "active"
+    targets, sources, settings = len(axes.target_ids), len(axes.sources), context.settings
+    # The targets of flmi are the pool's own rows.
+    calculates = may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
+    return replace(context, whole=allowance.whole, features=allowance.features, labels_last=not (grows or calculates))
 
 
 def _timed(context: RunContext, axes: Axes, existing: Examples | None) -> Rates:
@@ -174,13 +181,6 @@ def _timed(context: RunContext, axes: Axes, existing: Examples | None) -> Rates:
     return rates_of(context.settings, axes, context.teacher, encoder_of(context), len(existing or ()))
 
 
-def _may_calculate(settings: RunSettings, axes: Axes) -> bool:
-    """Tell whether there may be something to calculate from the labels that is worth sharing."""
-    targets, sources = len(axes.target_ids), len(axes.sources)
-    # The targets of flmi are the pool's own rows.
-    return may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
-
-
 def _problem(context: RunContext, utilities: Utilities, removed: Collection[str]) -> DenseProblem | GraphProblem:
     """Return what is chosen from. Raises Incomplete in a shard, where no part of choosing is shared out."""
     found = build(utilities, context.settings, removed)
@@ -189,7 +189,9 @@ def _problem(context: RunContext, utilities: Utilities, removed: Collection[str]
     return found
 
 
-def _truncation(truncated: int, rows: int) -> list[str]:
-    if not truncated:
-        return []
-    return [f"The encoder reads only the beginning of {truncated} of {rows} rows ({100 * truncated / rows:.1f} %)."]
+def _about(vectors: Vectors, rows: int, labels: Mapping[str, LabelledPairs]) -> Iterator[str]:
+    """Yield sentences on what the encoder did not read, and on labels that say little. rows: of both axes."""
+    if cut := vectors.truncated:
+        yield f"The encoder reads only the beginning of {cut} of {rows} rows ({100 * cut / rows:.1f} %)."
+    spread = LabelSpread.of(labels)
+    yield from () if spread is None else spread.warnings()

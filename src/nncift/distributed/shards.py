@@ -112,7 +112,7 @@ class ShardExecutor(LocalExecutor):
         return iter(())
 
     def map(self, worker: ModelWorker | None, group: TaskGroup, tasks: Sequence[Task], keep: KeepResult) -> None:
-        """Do what is this shard's, and keep the results of all. Raises Incomplete where some are not there, or nothing follows."""
+        """Do what is this shard's, and keep the results of all. Raises Incomplete where some are missing, or nothing follows."""
         self.ended = self.ended or group.last
         shared, feeds = in_files(group), group.calculation is None or group.calculation.feeds
         if shared is None and feeds:
