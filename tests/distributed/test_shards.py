@@ -215,7 +215,7 @@ piece_cache.BYTES = 1
 def killed(path, arrays):
     write(path, arrays)
     written.append(path)
-    if len(written) == 40:
+    if len(written) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
 piece_cache.write_arrays = killed

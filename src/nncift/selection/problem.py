@@ -113,7 +113,7 @@ def _dense(utilities: Utilities, objective: str) -> DenseProblem:
     similar = utilities.similarities()
     if objective == "flmi":
         # Scores are means over the run's targets, whatever the objective looks at.
-        plain = utilities.matrix()
+        plain = utilities.matrix(last=False)
         return _aimed(utilities, similar, plain.matrix.mean_per_source() if plain.score is None else plain.score)
     if objective in COVERING:
         utilities = utilities.for_coverage()

@@ -85,10 +85,10 @@ class Utilities:
         targets, sources = self.vectors.targets, self.vectors.sources
         return FreeSimilarities(self.views, targets, sources, self.shared, subtask_of=self.subtask_of)
 
-    def matrix(self) -> Predicted:
+    def matrix(self, *, last: bool = True) -> Predicted:
         """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked.
 
-        A student `for_coverage` adds its tail to what is predicted. Raises ResourceError where the matrix does not fit in memory.
+        last: see `all_pairs`. A student `for_coverage` adds its tail to what is predicted. Raises ResourceError where the matrix does not fit in memory.
         """
         student, vectors, known = self.student, self.vectors, self.known
         needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
@@ -98,7 +98,7 @@ class Utilities:
                 f"selecting from {len(vectors.sources)} rows takes {needed / 1e6:,.0f} MB of memory for the matrix and its "
                 f"working copy, and {free / 1e6:,.0f} MB are free; use --neighbours 64, --limit, or a machine with more memory"
             )
-        values = predict_all(student, vectors.targets, vectors.sources, self.calculate)
+        values = predict_all(student, vectors.targets, vectors.sources, self.calculate, last=last)
         matrix = with_known(values, known, shared=self.shared)
         tail = student.tail_net if student.covers else None
         return Predicted(matrix, None if tail is None else self._mean_without_tail(matrix, tail, known))

@@ -283,17 +283,20 @@ def _reason(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
-def predict_all(student: Student, targets: Floats, sources: Floats, calculate: ParallelMap = serial_map) -> Floats:
+def predict_all(
+    student: Student, targets: Floats, sources: Floats, calculate: ParallelMap = serial_map, *, last: bool = True
+) -> Floats:
     """Return the predictions of all pairs of two sets of vectors, `(n_targets, n_sources)`, in Fortran order.
 
-    For few targets the projections of all sources would be larger than what is predicted: they are made part by part.
+    last: see `all_pairs`. For few targets the projections of all sources would be larger than what is predicted: they are made
+    part by part.
     """
     known = student.project_targets(targets)
     if len(known) >= student.net.width or len(sources) <= PROJECTED:
-        return all_pairs(student, known, student.project_sources(sources), calculate)
+        return all_pairs(student, known, student.project_sources(sources), calculate, last=last)
     values = np.empty((len(sources), len(known)), np.float32)
     for at, projected in student.projected_sources(sources):
-        values[at] = all_pairs(student, known, projected, calculate).T
+        values[at] = all_pairs(student, known, projected, calculate, last=last and at.stop >= len(sources)).T
     return values.T
 
 

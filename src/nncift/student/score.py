@@ -49,10 +49,12 @@ class Sides:
         return Calculation(what, do, self, tasks, seconds, back, feeds=False, last=last)
 
 
-def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: ParallelMap = serial_map) -> Floats:
+def all_pairs(
+    student: Student, targets: Floats, sources: Floats, calculate: ParallelMap = serial_map, *, last: bool = True
+) -> Floats:
     """Return the predictions of all pairs of two sets of projections, `(n_targets, n_sources)`, in Fortran order.
 
-    Whoever needs other calculations beside has them done before.
+    last: no other calculation of the selection follows.
     """
     sides = Sides(student.net, targets, sources)
     tasks = [(rows, columns) for columns in ranges(len(sources), SIDE) for rows in ranges(len(targets), SIDE)]
@@ -69,7 +71,7 @@ def all_pairs(student: Student, targets: Floats, sources: Floats, calculate: Par
         whole()[columns, rows] = found["block"]
 
     back = 4.0 * len(sources) * len(targets)
-    calculate(sides.calculation("predicting all pairs", _whole, tasks, back, last=True), keep)
+    calculate(sides.calculation("predicting all pairs", _whole, tasks, back, last=last), keep)
     return whole().T
 
 
