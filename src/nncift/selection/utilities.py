@@ -88,7 +88,8 @@ class Utilities:
     def matrix(self, *, last: bool = True) -> Predicted:
         """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked.
 
-        last: see `all_pairs`. A student `for_coverage` adds its tail to what is predicted. Raises ResourceError where the matrix does not fit in memory.
+        last: see `all_pairs`. A student `for_coverage` adds its tail to what is predicted. Raises ResourceError where the matrix
+        does not fit in memory.
         """
         student, vectors, known = self.student, self.vectors, self.known
         needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
