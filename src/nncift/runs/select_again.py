@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,15 @@ import numpy.typing as npt
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import Executor, ParallelMap, map_by
+from nncift.core.parallel import Executor, map_by
 from nncift.data.pool import PoolTable
 from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError, UsageError
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.selection.constraints import Constraints
-from nncift.selection.problem import KNOWS_EXISTING, DenseProblem, GraphProblem, build, check_graph, check_sets
-from nncift.selection.solve import FILES, choose, solve, write_selection_table, write_subset
+from nncift.selection.problem import KNOWS_EXISTING, build, check_graph, check_sets
+from nncift.selection.solve import FILES, choose, solve, write_selection
 from nncift.selection.utilities import Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
@@ -62,33 +62,16 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         _check_new_folder(out)
     with executor.open(run, settings) as directory:
         checksums.verify(run, *LEFT)
-        rows = PoolTable.open(run)
-        labels = read_utilities(run / "labels")
-        axes = next(iter(labels.values()))
-        _check_same_rows(rows, axes.source_ids)
-        # The ids of a large pool are in memory once.
-        labels = {name: pairs.named(rows.ids) for name, pairs in labels.items()}
-        axes = next(iter(labels.values()))
-        pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
-        sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": (run / EXISTING).exists()}
-        if settings.objective not in KNOWS_EXISTING and "objective" in given:
-            # Rows that were trained on already stay in the run for another time.
-            sets["existing"] = False
-        check_sets(str(settings.objective), **sets)
-        in_subtasks = subtasks.kept(directory) is not None
-        if in_subtasks:
-            subtasks.check_knows_subtasks(str(settings.objective))
-        check_graph(
-            settings, str(settings.objective), pointwise=pointwise, existing=sets["existing"], subtasks=in_subtasks
-        )
+        rows, vectors, labels = _finished(run)
+        sets = _sets(directory, settings, labels, given)
         constraints = Constraints.read(settings)
         constraints.check(rows)
-        vectors = VectorFiles(run).on(axes.target_ids, axes.source_ids)
         settled = constraints.settle(rows, vectors.text)
-        by = map_by(executor)
-        problem = partial(_problem, directory, settings, rows, labels, vectors, settled.removed, by)
+        existing = load_existing(run) if sets["existing"] and settings.objective in KNOWS_EXISTING else None
+        student, subtask_of = Student.load(run / "student"), subtasks.kept(directory)
+        utilities = Utilities(student, vectors, labels, rows.content, existing, subtask_of, map_by(executor))
+        problem = partial(build, utilities, settings, settled.removed)
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
-        result: dict[str, Any]
         if out is None:
             keys: dict[str, Any] = {
                 name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")
@@ -99,21 +82,11 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
             result = found.record.to_json()
             _rewrite_summary(directory, result)
         else:
-            chosen = solve(
-                rows,
-                settled,
-                problem(),
-                objective=str(settings.objective),
-                seed=settings.seed,
-                embedding_control=control,
-            )
+            objective, seed = str(settings.objective), settings.seed
+            chosen = solve(rows, settled, problem(), objective=objective, seed=seed, embedding_control=control)
             result = chosen.record.to_json()
             with _appearing(out) as part:
-                write_selection_table(part / "selection.parquet", rows, settled, chosen)
-                write_subset(part / "subset.jsonl", rows, chosen)
-                write_json(
-                    part / "selection.json", {**result, "run": str(run.resolve()), "ids": list(chosen.subset.ids)}
-                )
+                write_selection(part, rows, settled, chosen, run=str(run.resolve()))
                 checksums.write_mark(part, "select", "", FILES)
     return {
         "run": str(run),
@@ -124,27 +97,39 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
     }
 
 
+def _finished(run: Path) -> tuple[PoolTable, Vectors, dict[str, LabelledPairs]]:
+    """Return the rows of a finished run, with their vectors and labels."""
+    rows, labels = PoolTable.open(run), read_utilities(run / "labels")
+    _check_same_rows(rows, next(iter(labels.values())).source_ids)
+    # The ids of a large pool are in memory once.
+    labels = {name: pairs.named(rows.ids) for name, pairs in labels.items()}
+    axes = next(iter(labels.values()))
+    return rows, VectorFiles(run).on(axes.target_ids, axes.source_ids), labels
+
+
+def _sets(
+    directory: RunDir, settings: RunSettings, labels: Mapping[str, LabelledPairs], given: Mapping[str, Any]
+) -> dict[str, bool]:
+    """Return which sets the run has for its objective. Raises UsageError where that does not fit them."""
+    axes, objective = next(iter(labels.values())), str(settings.objective)
+    pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
+    # Rows that were trained on already stay in the run for another time.
+    left_aside = "objective" in given and objective not in KNOWS_EXISTING
+    existing = (directory.path / EXISTING).exists() and not left_aside
+    sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": existing}
+    check_sets(objective, **sets)
+    in_subtasks = subtasks.kept(directory) is not None
+    if in_subtasks:
+        subtasks.check_knows_subtasks(objective)
+    check_graph(settings, objective, pointwise=pointwise, existing=existing, subtasks=in_subtasks)
+    return sets
+
+
 def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
     if not (run / SUMMARY).exists() or not (run / MANIFEST).exists():
         raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
     checksums.verify(run, MANIFEST)
     return config.resolve({**config.load(run / MANIFEST), **given})
-
-
-def _problem(
-    directory: RunDir,
-    settings: RunSettings,
-    rows: PoolTable,
-    labels: dict[str, LabelledPairs],
-    vectors: Vectors,
-    removed: Collection[str],
-    by: ParallelMap,
-) -> DenseProblem | GraphProblem:
-    looked_at = settings.objective in KNOWS_EXISTING and (directory.path / EXISTING).exists()
-    existing = load_existing(directory.path) if looked_at else None
-    student = Student.load(directory.path / "student")
-    utilities = Utilities(student, vectors, labels, rows.content, existing, subtasks.kept(directory), by)
-    return build(utilities, settings, removed)
 
 
 def _check_same_rows(rows: PoolTable, source_ids: tuple[str, ...]) -> None:

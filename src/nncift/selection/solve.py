@@ -124,9 +124,7 @@ def choose(
                 seed=seed,
                 embedding_control=embedding_control,
             )
-            write_selection_table(directory.file("selection.parquet"), rows, settled, chosen)
-            write_subset(directory.file("subset.jsonl"), rows, chosen)
-            write_json(directory.file("selection.json"), {**chosen.record.to_json(), "ids": list(chosen.subset.ids)})
+            write_selection(directory.path, rows, settled, chosen)
     kept: dict[str, Any] = directory.read_json("selection.json")
     ids = tuple(kept.pop("ids"))
     return Selected(ids, SelectionRecord.of_json(kept, str(directory.path / "selection.json")))
@@ -243,6 +241,13 @@ def by_score_note(budget: int, by_score: int) -> str:
     """Return what is said where the objective is exhausted before the budget is."""
     more = "1 row more was" if by_score == 1 else f"{by_score:,} rows more were"
     return f"{budget - by_score:,} rows give all that the objective can have from this pool; {more} taken by score."
+
+
+def write_selection(folder: Path, rows: PoolTable, settled: ResolvedConstraints, chosen: Chosen, **more: str) -> None:
+    """Write the files of a selection. more: what its record says beside."""
+    write_selection_table(folder / "selection.parquet", rows, settled, chosen)
+    write_subset(folder / "subset.jsonl", rows, chosen)
+    write_json(folder / "selection.json", {**chosen.record.to_json(), **more, "ids": list(chosen.subset.ids)})
 
 
 def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstraints, chosen: Chosen) -> None:
