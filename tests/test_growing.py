@@ -74,7 +74,8 @@ class Scripted:
         self.rounds = [LabelBudget(None, 100 * 2**k) for k in range(len(reached))]
         self.fitted = 0
         directory = SimpleNamespace(read_json=lambda name, default: default, file=lambda name: folder / name)
-        self.work: Any = SimpleNamespace(directory=directory, settings=settings)
+        executor = SimpleNamespace(partial=False)
+        self.work: Any = SimpleNamespace(directory=directory, settings=settings, executor=executor)
         patch.setattr(growing, "plan_labels", lambda *_: None)
         patch.setattr(growing, "label", lambda work, axes, plan, budget, vectors: {"train": range(budget.count)})
 

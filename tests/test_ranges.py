@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("hub", "train", "study", "ray")
+EXTRAS = ("hub", "train", "judge", "ray")
 TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
 # What runs commands of its own environment, or takes long and depends on no library, and a device that only the newest libraries
 # can compute on.
-ELSEWHERE = ("test_docs.py", "test_distribution.py", "test_ranges.py", "crash", "commands", "report", "device")
+ELSEWHERE = ("test_docs.py", "test_distribution.py", "test_ranges.py", "crash", "cli", "runs_report", "device")
 
 
 def lowest() -> list[str]:
