@@ -1,7 +1,7 @@
 """What ten million rows and 64 GPUs would take, on paper: `python benchmarks/scale_estimate.py [--rows 10000000] [--gpus 64]`.
 
 Measured here, on generated rows: bytes of memory and on disk per row, and how fast one driver keeps chunks of labels and a shard
-its records. The rest is arithmetic: passes from the plan, hours by assumed passes a second of a GPU, since none was at hand.
+its pieces. The rest is arithmetic: passes from the plan, hours by assumed passes a second of a GPU, since none was at hand.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def measured(rows: int) -> dict[str, float]:
         with pieces.writing(group) as keep:
             for number in range(100):
                 keep(str(number), block)
-        found["gb_of_records_written_a_second"] = (
+        found["gb_of_pieces_written_a_second"] = (
             100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
         )
         began = time.perf_counter()
         assert sum(1 for _ in pieces.read(group)) == 100
-        found["gb_of_records_read_a_second"] = (
+        found["gb_of_pieces_read_a_second"] = (
             100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
         )
     return found
