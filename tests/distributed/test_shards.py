@@ -257,6 +257,29 @@ def test_a_killed_shard_goes_on_where_it_was(
     assert content(tmp_path / "joined") == content(tmp_path / "alone")
 
 
+def test_of_shards_that_end_together_the_last_finds_nothing_left(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one does all of its pieces while this one does its first."""
+    start("alone")
+    do = ShardExecutor._do
+    others: list[Any] = []
+
+    def beside(executor: ShardExecutor, *given: Any) -> None:
+        do(executor, *given)
+        if not others:
+            others.append(None)
+            others.append(start("joined", "2/2"))
+
+    monkeypatch.setattr(ShardExecutor, "_do", beside)
+    details = start("joined", "1/2")
+    assert others[1]["left"].keys() == {"label"}
+    assert details["left"] == {}
+    assert details["finished"]
+    start("joined")
+    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+
+
 def test_locks_keep_apart_what_excludes_each_other(tmp_path: Path) -> None:
     run, settings = tmp_path / "run", config.resolve({})
 
