@@ -87,9 +87,7 @@ def measured(rows: int) -> dict[str, float]:
         )
         began = time.perf_counter()
         assert sum(1 for _ in pieces.read(group)) == 100
-        found["gb_of_pieces_read_a_second"] = (
-            100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
-        )
+        found["gb_of_pieces_read_a_second"] = 100 * block.arrays["vectors"].nbytes / (time.perf_counter() - began) / 1e9
     return found
 
 
