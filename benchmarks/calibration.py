@@ -45,6 +45,10 @@ SETTINGS = (
 )
 
 
+MOST_ERROR, LEAST_HELD, MOST_HELD = 0.05, 0.87, 0.93
+"""What was asked of the stated skill before it was measured."""
+
+
 def pool_of(world: World, rows: int, seed: int) -> World:
     """Return a random pool of a world's rows as a world of its own."""
     places = np.sort(generator(seed, "pool", world.name).permutation(len(world.matrix.source_ids))[:rows])
@@ -100,12 +104,30 @@ def calibration_table(lines: Sequence[Mapping[str, Any]]) -> list[str]:
         "features",
         "runs",
         "stated - true",
-        "mean |stated - true|",
+        "mean size of it",
         "intervals that hold",
     ]
     total = {"world": "all", "rows": "", "measured": "", "features": "", "runs": every}
     rows = [_cells(line) for line in (*lines, total)]
-    return [*table(heads, rows), "", _choices(every), ""]
+    return [*table(heads, rows), "", _verdict(every), _choices(every), ""]
+
+
+def _verdict(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was asked of all runs beside what was found."""
+    size, held = (
+        [float(np.mean([measure(of) for of in _of(runs, key)])) for key in SKILLS]
+        for measure in (_size, lambda of: _size(of) <= NINETY * of["error"])
+    )
+    small = sum(of < MOST_ERROR for of in size)
+    within = sum(LEAST_HELD <= of <= MOST_HELD for of in held)
+    return (
+        f"Asked: a mean size below {MOST_ERROR:.2f}, which holds at {small} of {len(SKILLS)} budgets, and intervals of 90 % that hold in "
+        f"{100 * LEAST_HELD:.0f} to {100 * MOST_HELD:.0f} % of the runs, which they do at {within} of {len(SKILLS)}."
+    )
+
+
+def _size(of: Mapping[str, Any]) -> float:
+    return float(abs(of["stated"] - of["true"]))
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:

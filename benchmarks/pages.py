@@ -51,6 +51,15 @@ that hold the true skill. `toy gradients`: cosines of gradients of a model of 26
 """
 
 
+ASKED = (
+    ("LESS, 240 rows", "rows", {"r2": 0.60, SKILLS[1]: 0.73, SKILLS[2]: 0.71, SKILLS[3]: 0.67}),
+    ("LESS, 600 rows", "rows", {"r2": 0.60, SKILLS[1]: 0.65, SKILLS[2]: 0.60, SKILLS[3]: 0.60}),
+    ("DELIFT, 70 rows", "block", {"r2": 0.45, SKILLS[2]: 0.60, SKILLS[3]: 0.60}),
+    ("DELIFT, 70 rows", "scatter", {"r2": 0.45, SKILLS[2]: 0.60, SKILLS[3]: 0.60}),
+)
+"""What was asked of the default student with a probe before it was measured, by world and plan."""
+
+
 def machine() -> str:
     """Return what is measured on, in words."""
     return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
@@ -92,7 +101,7 @@ def calibration_part(results: Mapping[str, Any]) -> list[str]:
 
 def real_tables(results: Mapping[str, Any]) -> list[str]:
     """Return the part about a real model."""
-    lines = [REAL.format(**results, **results["rows"])]
+    lines = [REAL.format(**results, **results["rows"]), *_asked(results[WORLDS])]
     heads = [
         "student",
         "features",
@@ -109,6 +118,24 @@ def real_tables(results: Mapping[str, Any]) -> list[str]:
     for name, world in results[WORLDS].items():
         lines += [f"### {name}", "", *table(heads, [_real_cells(line) for line in world["lines"]]), ""]
     return [*lines, *target_table(results[TARGET_SET])] if results.get(TARGET_SET) else lines
+
+
+def _asked(worlds: Mapping[str, Any]) -> list[str]:
+    """Return what was asked beside what was found, misses first."""
+    rows = []
+    for world, plan, asked in ASKED:
+        for line in worlds.get(world, {"lines": []})["lines"]:
+            if (line["student"], line["features"], line["plan"]) == ("product", "probe", plan):
+                for key, least in asked.items():
+                    found = line[key]["mean"]
+                    rows.append(
+                        (found - least, [f"{world}, {plan}", key.replace("r2", "R²"), f"{least:.2f}", pm(line, key)])
+                    )
+    if not rows:
+        return []
+    cells = [[*row, "met" if over >= 0 else "missed"] for over, row in sorted(rows, key=lambda of: of[0])]
+    intro = "What was asked of the default student (`product` with a probe) before it was measured, misses first:"
+    return [intro, "", *table(["world", "measure", "asked, at least", "found", ""], cells), ""]
 
 
 def _real_cells(line: Mapping[str, Any]) -> list[str]:

@@ -264,8 +264,9 @@ def test_calibration_compares_what_runs_state_with_the_truth(monkeypatch: pytest
                 "student": true,
                 "best free": 0.6,
             }
-    *_, row, total, _, choices, _ = calibration.calibration_table([line])
+    *_, row, total, _, verdict, choices, _ = calibration.calibration_table([line])
     assert "| -0.05 / -0.05 / -0.05 / -0.05 | 0.15 / 0.15 / 0.15 / 0.15 | 50 % / 50 % / 50 % / 50 % |" in row
     assert total.startswith("| all |")
+    assert "holds at 0 of 4 budgets" in verdict
     assert "in 0 of 8 selections" in choices
     assert "in 4 of 8." in choices
