@@ -121,8 +121,8 @@ def _verdict(runs: Sequence[Mapping[str, Any]]) -> str:
     small = sum(of < MOST_ERROR for of in size)
     within = sum(LEAST_HELD <= of <= MOST_HELD for of in held)
     return (
-        f"Asked: a mean size below {MOST_ERROR:.2f}, which holds at {small} of {len(SKILLS)} budgets, and intervals of 90 % that hold in "
-        f"{100 * LEAST_HELD:.0f} to {100 * MOST_HELD:.0f} % of the runs, which they do at {within} of {len(SKILLS)}."
+        f"Asked: a mean size below {MOST_ERROR:.2f}, which holds at {small} of {len(SKILLS)} budgets, and intervals of 90 % "
+        f"that hold in {100 * LEAST_HELD:.0f} to {100 * MOST_HELD:.0f} % of the runs, which they do at {within} of {len(SKILLS)}."
     )
 
 
