@@ -155,7 +155,7 @@ def test_weights_that_do_not_fit_are_refused_on_loading(name: str, poison: str, 
 
 
 @pytest.mark.parametrize(
-    "told",
+    "record",
     [{"views": None}, {"views": {"text": 7}}, {"network": "towers"}, {"network": "paper"}, {"network": "nobody"}],
 )
 def test_a_description_that_does_not_fit_is_refused(record: dict[str, object], tmp_path: Path) -> None:
