@@ -32,8 +32,8 @@ from nncift.labels.vectors import Vectors
 from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import create
-from nncift.models.probe import Probe
-from nncift.models.views import TEXT, Views
+from nncift.models.probe import SKETCH, Probe
+from nncift.models.views import OUTPUT, TEXT, Views
 from nncift.storage.atomic import atomic, cache_folder, digest, read_json, write_json, write_text
 from nncift.storage.locks import locked
 from nncift.storage.vector_store import load_array
@@ -167,6 +167,10 @@ class RealWorld:
         text, probe = (load_array(self.array(part))[at] for part in ("text", "probe"))
         both = np.concatenate([text, probe], axis=1, dtype=np.float32)
         views = {TEXT: text.shape[1]}
+        if self.about["views"][OUTPUT] != SKETCH:
+            raise UsageError(
+                "the probe of this world was made by another version of the probe; make it again: real.py make"
+            )
         vectors = {
             "text": Vectors(text, text, Views.of(views)),
             "probe": Vectors(both, both, Views.of({**views, **self.about["views"]})),

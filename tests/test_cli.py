@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from nncift.api.progress_bars import bar
 from nncift.cli import doctor, score
 from nncift.cli import main as cli
-from nncift.cli.display import bar, console, show_warnings
+from nncift.cli.display import console, show_warnings
 from nncift.config import RunSettings
 from nncift.storage.run_directory import RunDir
 
@@ -19,44 +20,21 @@ Write = Callable[..., Path]
 HEAVY = ("torch", "transformers", "numba", "pyarrow", "sentence_transformers", "rich", "numpy")
 
 
-class Outcome:
-    """What a command left: exit code, standard output, standard error."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-Call = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Return a function that runs the command line in this process."""
-
-    def run(*arguments: Any) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["nncift", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        found = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, found.out, found.err)
-
-    return run
+Call = Callable[..., Any]
 
 
 @pytest.fixture
 def quick(call: Call, llama_folder: Path, tmp_path: Path) -> Call:
     """Return a function that runs `nncift run` with a tiny model and no encoder model."""
 
-    def run(*arguments: Any, out: Path | None = None) -> Outcome:
+    def run(*arguments: Any, out: Path | None = None) -> Any:
         flags = ("--model", llama_folder, "--encoder", "hash", "--labels", "20%", "--out", out or tmp_path / "run")
         return call("run", "--teacher", "delift", "--features", "text", *flags, *arguments)
 
     return run
 
 
-def refused(found: Outcome, code: int, *said: str) -> None:
+def refused(found: Any, code: int, *said: str) -> None:
     """Check the exit code, that the message says these things, that there is no traceback and no output."""
     assert found.code == code, found.err
     assert "Traceback" not in found.err

@@ -56,7 +56,9 @@ def test_meaning_is_compared_by_the_encoder_of_the_run() -> None:
     tests = [{"prompt": "delta gamma beta", "completion": "alpha"}]
     with pytest.raises(QualityError, match="1 similar"):
         screened(resolve({}), rows_from(pool), rows_from(tests), HashEncoder())
-    assert len(screen(pool, tests, encoder="lm")) == 7
+    found = screen(pool, tests, encoder="lm")
+    assert len(found) == 7
+    assert any("by meaning were not looked for" in note for note in found.notes)
 
 
 def test_the_pool_as_its_own_test_rows_leaves_nothing() -> None:

@@ -188,3 +188,39 @@ def test_the_identity_of_a_loaded_model_is_that_of_its_weights(llama_folder: Pat
 def test_a_loaded_half_precision_model_has_an_identity(llama_folder: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16)
     assert len(CausalLM.of(model, transformers.AutoTokenizer.from_pretrained(llama_folder)).fingerprint) == 16
+
+
+def test_adapters_that_name_each_other_are_refused(llama_folder: Path, tmp_path: Path) -> None:
+    for name, other in (("one", "two"), ("two", "one")):
+        adapter_of(llama_folder, tmp_path / name)
+        file = tmp_path / name / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / other)}))
+        (tmp_path / name / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    with pytest.raises(ResourceError, match="which is or holds an adapter itself"):
+        CausalLM.load(tmp_path / "one", device="cpu")
+
+
+def test_leave_to_run_code_does_not_reach_the_base_that_an_adapter_names(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter_of(llama_folder, tmp_path / "adapter")
+    given: list[bool] = []
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given.append(kwargs["trust_remote_code"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watched)
+    CausalLM.load(llama_folder, device="cpu", trust_remote_code=True)
+    CausalLM.load(tmp_path / "adapter", device="cpu", trust_remote_code=True)
+    assert given == [True, False]
+
+
+def test_a_loaded_model_with_a_buffer_of_one_number_has_an_identity(llama_folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama_folder)
+    model.register_buffer("steps", torch.tensor(3))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama_folder)
+    first = CausalLM.of(model, tokenizer).fingerprint
+    model.register_buffer("steps", torch.tensor(4))
+    assert CausalLM.of(model, tokenizer).fingerprint != first

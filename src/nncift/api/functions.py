@@ -129,11 +129,13 @@ def run(
 
     Raises the errors of `nncift.errors`, each of which says what was given, what was expected, and what to do.
     """
-    temporary = TemporaryDirectory(prefix="nncift-") if out is None else None
-    folder = Path(out) if out is not None else Path(str(temporary.name)) / "run"  # type: ignore[union-attr]
+    temporary = None
+    if out is None:
+        temporary = TemporaryDirectory(prefix="nncift-")
+        out = Path(temporary.name) / "run"
     made = pipeline.run(
         rows,
-        out=folder,
+        out=out,
         teacher=teacher,
         target=target,
         existing=existing,

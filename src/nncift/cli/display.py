@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from nncift.core.progress import Advance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,18 +41,6 @@ def console(*, wrap: bool = True) -> Console:
 
     width = None if sys.stdout.isatty() else 110
     return Console(file=sys.stdout, highlight=False, soft_wrap=not wrap, markup=False, emoji=False, width=width)
-
-
-@contextmanager
-def bar(what: str, total: int) -> Iterator[Advance]:
-    """Show a bar with the time left on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda steps: progress.advance(task, steps)
 
 
 def table(

@@ -130,7 +130,7 @@ def _memory_named(name: str) -> Iterator[None]:
 def progress(show: bool) -> Any:
     """Return the bar for a terminal, else the silent one."""
     if show and sys.stderr.isatty():
-        from nncift.cli.display import bar
+        from nncift.api.progress_bars import bar
 
         return bar
     from nncift.core.progress import silent

@@ -30,7 +30,7 @@ def is_adapter(folder: Path) -> bool:
 def base_of(folder: Path) -> Path:
     """Return the folder of the model that an adapter was trained on: a local folder, or what the hub's cache holds of it.
 
-    Raises ResourceError where it is not at hand, and where the folder holds whole weights beside the adapter.
+    Raises ResourceError where it is not at hand or an adapter itself, and where whole weights lie beside the adapter.
     """
     if any(folder.glob("model*.safetensors")):
         raise ResourceError(
@@ -45,6 +45,11 @@ def base_of(folder: Path) -> Path:
     name, revision = _named(folder)
     for place in (Path(name), folder / name, folder.parent / Path(name).name):
         if place.is_dir() and (place / "config.json").is_file() and place.resolve() != folder.resolve():
+            if is_adapter(place):
+                raise ResourceError(
+                    f"the base of the adapter {str(folder)!r} is {str(place)!r}, which is or holds an adapter itself; merge that "
+                    "into its base first"
+                )
             return place
     cached = _cached(name, revision)
     if cached is None:

@@ -7,12 +7,10 @@ architecture allows them is tried on loading against its plain forward pass; whe
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +33,10 @@ from nncift.models.loading import (
     resolve_dtype,
 )
 from nncift.models.model_parts import additions_of, body_of, check_causal, states_of
+from nncift.models.token_rows import Batch, gathered, laid_out, log_softmax_at, split
+from nncift.models.token_rows import Prefix as Prefix
+from nncift.models.token_rows import Reading as Reading
+from nncift.models.token_rows import Row as Row
 
 if TYPE_CHECKING:
     import torch
@@ -50,75 +52,6 @@ PROBE = 24
 
 SMALL = 5_000_000
 """Parameters below which a second CPU thread costs more than it gives, most of all on a busy machine."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids to be scored: `response` is predicted, `prompt` is read before it."""
-
-    prompt: Sequence[int]
-    response: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.response)
-
-    def without(self, tokens: int) -> Row:
-        """Return the row less so many tokens of its prompt's start, which are read in front of it."""
-        return Row(self.prompt[tokens:], self.response)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What one pass over a row showed, float32.
-
-    log_probabilities: of every response token, `(n_response,)`. hidden: the last layer's states at every position of
-    prompt and response, `(len(row), hidden size)`, as the model's head reads them. added: what some layers add to the states,
-    `(n_layers, len(row), hidden size)`.
-    """
-
-    log_probabilities: npt.NDArray[np.float32]
-    hidden: npt.NDArray[np.float32]
-    added: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Laid:
-    """Rows as tensors: padded ids `(n_rows, width)`, and per response token its row, where it is predicted, and itself."""
-
-    ids: torch.Tensor
-    rows: torch.Tensor
-    positions: torch.Tensor
-    gold: torch.Tensor
-
-
-@dataclass
-class Prefix:
-    """Ids in front of every row of a call, with the model's cache over them (None where caching is not exact)."""
-
-    ids: tuple[int, ...]
-    cache: Any | None
-
-    def repeated(self, rows: int) -> Any | None:
-        """Return a cache that a pass over so many rows may grow; the prefix stays as it is.
-
-        Plain keys and values are shared by all rows until the pass itself puts its own behind them; other kinds of layers
-        are copied.
-        """
-        from transformers.cache_utils import DynamicLayer
-
-        if self.cache is None:
-            return None
-        if any(type(layer) is not DynamicLayer for layer in getattr(self.cache, "layers", [None])):
-            cache = copy.deepcopy(self.cache)
-            cache.batch_repeat_interleave(rows)
-            return cache
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in cache.layers:
-            if layer.get_seq_length():
-                layer.keys = layer.keys.expand(rows, -1, -1, -1)
-                layer.values = layer.values.expand(rows, -1, -1, -1)
-        return cache
 
 
 class CausalLM:
@@ -225,12 +158,12 @@ class CausalLM:
 
     def _scored(self, prefix: Prefix, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         before: tuple[int, ...] = () if prefix.cache is not None else prefix.ids
-        laid = _laid_out(rows, before)
+        laid = laid_out(rows, before)
         self._check_known(laid.ids)
         given: dict[str, Any] = {"use_cache": False}
         if prefix.cache is not None:
             given = self.with_cache(prefix.repeated(len(rows)))
-        return _split(self._gold(laid, given).cpu().numpy(), rows)
+        return split(self._gold(laid, given).cpu().numpy(), rows)
 
     def read(self, rows: Sequence[Row], layers: Sequence[int] = ()) -> list[Reading]:
         """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
@@ -243,17 +176,17 @@ class CausalLM:
             return self.fits.run(rows, len, lambda part: self._shown(part, layers))
 
     def _shown(self, rows: Sequence[Row], layers: Sequence[int] = ()) -> list[Reading]:
-        laid = _laid_out(rows, ())
+        laid = laid_out(rows, ())
         self._check_known(laid.ids)
         output, values = self._output_and_gold(laid, {"output_hidden_states": True} if layers else {})
         states, flat = states_of(output, self.model).float().cpu().numpy(), values.cpu().numpy()
         added = additions_of(output, layers)
         return [
             Reading(logs, states[index, : len(row)], added[:, index, : len(row)])
-            for index, (row, logs) in enumerate(zip(rows, _split(flat, rows), strict=True))
+            for index, (row, logs) in enumerate(zip(rows, split(flat, rows), strict=True))
         ]
 
-    def _output_and_gold(self, laid: _Laid, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
+    def _output_and_gold(self, laid: Batch, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
         """Return what the body gave, and the response tokens' log-probabilities, in one pass. given: more for the body."""
         ids = laid.ids.to(self.device)
         if self._fast_head:
@@ -266,16 +199,16 @@ class CausalLM:
         finally:
             handle.remove()
         shown = bool(seen) and getattr(seen[-1], "last_hidden_state", None) is not None
-        return seen[-1] if shown else self._body(ids, use_cache=False, **given), _log_softmax_at(logits, laid)
+        return seen[-1] if shown else self._body(ids, use_cache=False, **given), log_softmax_at(logits, laid)
 
-    def _gold(self, laid: _Laid, given: Mapping[str, Any]) -> torch.Tensor:
+    def _gold(self, laid: Batch, given: Mapping[str, Any]) -> torch.Tensor:
         """Return the log-probabilities of all response tokens, one row's behind the other's."""
         ids = laid.ids.to(self.device)
         if not self._fast_head:
-            return _log_softmax_at(self.model(input_ids=ids, **given).logits, laid)
+            return log_softmax_at(self.model(input_ids=ids, **given).logits, laid)
         return self._through_head(self._body(ids, **given).last_hidden_state, laid)
 
-    def _through_head(self, hidden: torch.Tensor, laid: _Laid) -> torch.Tensor:
+    def _through_head(self, hidden: torch.Tensor, laid: Batch) -> torch.Tensor:
         """Take hidden states to the vocabulary where a response token is due, a block of positions at a time."""
         import torch
 
@@ -285,7 +218,7 @@ class CausalLM:
         entry, vocabulary = 4, int(self.model.config.get_text_config().vocab_size)
         step = rows_at_once(entry * LOGITS_AT_ONCE, entry * vocabulary)
         parts = [
-            _gathered(head(due[start : start + step]), gold[start : start + step])
+            gathered(head(due[start : start + step]), gold[start : start + step])
             for start in range(0, max(1, len(gold)), step)
         ]
         return torch.cat(parts)
@@ -414,35 +347,3 @@ class CausalLM:
             return int(weight.shape[0])
         except (AttributeError, NotImplementedError):
             return int(self.model.config.get_text_config().vocab_size)
-
-
-def _laid_out(rows: Sequence[Row], before: Sequence[int]) -> _Laid:
-    """Pad rows on the right, all behind the same ids, and find where each response token is predicted."""
-    import torch
-
-    sequences = [[*before, *row.prompt, *row.response] for row in rows]
-    width = max(map(len, sequences))
-    ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences], dtype=torch.long)
-    starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
-    if min(starts) < 0:
-        raise ValueError("a row's response needs a token before it, which predicts its first one")
-    at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
-    at = np.concatenate([np.arange(first, first + len(row.response)) for first, row in zip(starts, rows, strict=True)])
-    gold = torch.tensor([token for row in rows for token in row.response], dtype=torch.long)
-    return _Laid(ids, torch.from_numpy(at_row), torch.from_numpy(at), gold)
-
-
-def _split(flat: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-    return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
-
-
-def _log_softmax_at(logits: torch.Tensor, laid: _Laid) -> torch.Tensor:
-    rows, positions, gold = (part.to(logits.device) for part in (laid.rows, laid.positions, laid.gold))
-    return _gathered(logits[rows, positions], gold)
-
-
-def _gathered(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    """Return logit - logsumexp at the gold tokens, in float32. logits `(n, vocabulary)`, gold `(n,)`."""
-    logits = logits.float()
-    gold = gold.to(logits.device)
-    return logits.gather(1, gold[:, None])[:, 0] - logits.logsumexp(dim=1)

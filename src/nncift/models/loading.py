@@ -41,7 +41,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model and the tokenizer of a folder, on their device, in evaluation mode, from safetensors only.
 
-    Raises ResourceError where something is missing or damaged, UsageError for an unknown placing.
+    The base of an adapter is named by a file: leave to run code of its own is not given to it. Raises ResourceError where
+    something is missing or damaged, UsageError for an unknown placing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,7 +50,7 @@ def load_model(
     placing = _placing(source, device, dtype)
     weights = folder
     if adapters.is_adapter(folder):
-        weights = locate(adapters.base_of(folder))
+        weights, trust_remote_code = adapters.base_of(folder), False
         if source.load_in:
             raise UsageError(f"--load-in {source.load_in} does not go with an adapter; merge it into its base first")
     # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
@@ -215,7 +216,7 @@ def fingerprint(folder: Path) -> str:
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     if adapters.is_adapter(folder):
-        digest.update(fingerprint(locate(adapters.base_of(folder))).encode())
+        digest.update(fingerprint(adapters.base_of(folder)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -226,7 +227,7 @@ def fingerprint_of_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     digest.update(repr((tokenizer.special_tokens_map, tokenizer.chat_template)).encode())
     return digest.hexdigest()[:16]

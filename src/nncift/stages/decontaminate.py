@@ -49,7 +49,8 @@ def screened(
         return pool
     if encoder is None and settings.encoder != "lm":
         encoder = create(settings.encoder, device=settings.device)
-    found = contamination(pool, tests, embed=embedder(encoder) if encoder is not None and meaning else None)
+    embed = embedder(encoder) if encoder is not None and meaning else None
+    found = contamination(pool, tests, embed=embed)
     if found.hits and not settings.decontaminate:
         error = QualityError(
             f"{summary_of(found)}. Leave these rows out with --decontaminate, or look at all of them with nncift inspect "
@@ -64,6 +65,10 @@ def screened(
     rejected = tuple(Rejection(hit.row.source, hit.row.line, hit.reason()) for hit in out.values())
     about = f"{len(out):,} of {len(pool):,} rows are left out, since test rows are in them ({_by_kind(found)})."
     notes = (about if out else f"No row of the pool has any of {len(tests):,} test rows in it.", *found.notes)
+    if embed is None:
+        notes += (
+            "Rows like test rows by meaning were not looked for (--encoder lm, or a dry run): only shared text was.",
+        )
     return Examples(kept, (*pool.rejected, *rejected), (*pool.notes, *notes))
 
 
