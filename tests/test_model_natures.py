@@ -61,6 +61,16 @@ def test_a_model_that_reads_the_row_beside_is_refused() -> None:
     with pytest.raises(ResourceError, match="reads the sequence beside"):
         check_causal("odd", list(range(24)), score, np.allclose, np.allclose)
 
+    def mixed(rows: Any) -> list[Any]:
+        # Also where half precision hides what the shape of a batch does.
+        return [
+            np.full(len(row) - 1, -1.0 - 0.01 * sum(token for row in rows[1:] for token in row[:5]), np.float32)
+            for row in rows
+        ]
+
+    with pytest.raises(ResourceError, match="reads the sequence beside"):
+        check_causal("odd", [1, 2, 4, 8] * 6, mixed, np.allclose, lambda one, other: True)
+
 
 def test_widths_come_from_what_the_model_gives(save: Save, llama_folder: Path) -> None:
     torch.manual_seed(0)

