@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.data import Examples, content_hash, read
+from nncift.data.records import Line, Record
 from nncift.errors import DataError, UsageError
 
 
@@ -129,6 +130,51 @@ def test_limit_depends_on_the_seed_and_not_on_the_order_of_inputs(two_files: tup
     drawn = {seed: frozenset(read(*two_files, limit=8, seed=seed).ids) for seed in (0, 1)}
     assert drawn[0] != drawn[1]
     assert drawn[0] == frozenset(read(*reversed(two_files), limit=8, seed=0).ids)
+
+
+def test_limit_reads_on_until_enough_rows_are_usable(tmp_path: Path) -> None:
+    good, bad = [row(f"g{k}") for k in range(20)], [row(response="") for _ in range(20)]
+    path = put(tmp_path, "a.jsonl", [each for pair in zip(good, bad, strict=True) for each in pair])
+    found = read(path, limit=10)
+    assert len(found) == 10
+    assert 0 < len(found.rejected) < 20
+    assert any(f"for a limit of 10, and {len(found.rejected)} of them are rejected" in note for note in found.notes)
+    whole = {item.line: item.prompt for item in read(path)}
+    assert all(whole[item.line] == item.prompt for item in found)
+    everything = read(path, limit=100)
+    assert (len(everything), len(everything.rejected)) == (20, 20)
+    with pytest.raises(DataError, match=r"^a, line 2: empty response"):
+        read(path, limit=1, strict=True)
+
+
+def test_limit_parses_what_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path, "a.jsonl", [row(f"g{k}") for k in range(200)])
+    parsed: list[int] = []
+    plain = Line.parsed
+
+    def counted(line: Line) -> Record:
+        parsed.append(line.line)
+        return plain(line)
+
+    monkeypatch.setattr(Line, "parsed", counted)
+    assert {item.line for item in read(path, limit=5)} == set(parsed)
+    assert len(set(parsed)) == 5
+
+
+def test_limit_does_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
+    rows = [row(f"g{k}") for k in range(30)]
+    one, other = (
+        read(put(tmp_path, name, lines), limit=7) for name, lines in (("a.jsonl", rows), ("b.jsonl", rows[::-1]))
+    )
+    assert set(one.ids) == set(other.ids)
+
+
+def test_limit_refuses_an_input_without_a_usable_row_however_small(tmp_path: Path) -> None:
+    big, small = put(tmp_path, "big.jsonl", [row(f"g{k}") for k in range(99)]), put(tmp_path, "bad.jsonl", [{}])
+    with pytest.raises(DataError, match=r"bad.jsonl' is usable"):
+        read(big, small, limit=2)
+    usable = put(tmp_path, "one.jsonl", [row("one")])
+    assert len(read(big, usable, limit=1)) == 1
 
 
 def test_strict_names_the_first_row_that_cannot_be_used(tmp_path: Path) -> None:

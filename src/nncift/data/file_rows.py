@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO
 
 from nncift.data.examples import Example, Rejection
-from nncift.data.json_files import IsRow, json_records
+from nncift.data.json_files import IsRow, OfLine, json_records
 from nncift.data.opening import opened, suffix_of
-from nncift.data.records import MAX_BYTES, Record, from_value, shown
+from nncift.data.records import MAX_BYTES, Line, Record, from_json, from_value, shown
 from nncift.data.tables import arrow_records, is_saved, parquet_records, saved_records
 from nncift.errors import DataError
 from nncift.storage.atomic import atomic
@@ -21,11 +21,20 @@ _TABLES = (".csv", ".tsv")
 
 
 def file_records(path: Path, row_columns: Collection[str] = (), is_row: IsRow = lambda _: True) -> Iterator[Record]:
-    """Yield the rows of one file, or of a folder that `datasets` saved; blank lines are skipped.
+    """Yield the rows of one file, or of a folder that `datasets` saved; blank lines are skipped. See `lines_or_records`."""
+    for found in lines_or_records(path, row_columns, is_row, from_json):
+        yield found if isinstance(found, Record) else found.parsed()
+
+
+def lines_or_records(
+    path: Path, row_columns: Collection[str] = (), is_row: IsRow = lambda _: True, of_line: OfLine = Line
+) -> Iterator[Record | Line]:
+    """Yield the rows of one file, those of JSON lines unparsed, so that most of a large file need not be.
 
     What a file is follows from its bytes; its name tells tables of text (`.csv`, `.tsv`) alone.
     row_columns: names that mark a lone JSON object as a row or a table by columns, where it could also be a wrapper around a
-    list of rows; bytes in these columns are text. is_row: whether such an object is one row that can be used.
+    list of rows; bytes in these columns are text. is_row: whether such an object is one row that can be used. of_line: what
+    becomes of a line of JSON.
     Raises DataError for a missing path, another directory, an unknown kind, an empty or damaged file.
     """
     _check(path)
@@ -50,7 +59,7 @@ def file_records(path: Path, row_columns: Collection[str] = (), is_row: IsRow = 
         what = "Parquet" if suffix_of(path) == ".parquet" else "Arrow"
         raise DataError(f"cannot read {str(path)!r} as {what}: its first bytes say otherwise; is the file complete?")
     else:
-        yield from json_records(path, row_columns, is_row)
+        yield from json_records(path, row_columns, is_row, of_line)
 
 
 def _check(path: Path) -> None:

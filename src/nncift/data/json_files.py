@@ -23,6 +23,7 @@ from nncift.data.opening import opened, suffix_of
 from nncift.data.records import (
     MAX_BYTES,
     TURN_ROLES,
+    Line,
     Record,
     Row,
     broken,
@@ -37,10 +38,14 @@ from nncift.errors import DataError
 _LINES = (".jsonl", ".ndjson")
 _HEAD = 1 << 16
 IsRow = Callable[[Row], bool]
+OfLine = Callable[[int, bytes], Record | Line]
+"""Makes a record of a line's number and text, or leaves that to later (`Line`)."""
 
 
-def json_records(path: Path, row_columns: Collection[str], is_row: IsRow) -> Iterator[Record]:
-    """Yield the rows of a file of JSON. row_columns, is_row: see `files.file_records`. Raises DataError where it is none."""
+def json_records(
+    path: Path, row_columns: Collection[str], is_row: IsRow, of_line: OfLine = from_json
+) -> Iterator[Record | Line]:
+    """Yield the rows of a file of JSON. Other parameters: see `files.file_records`. Raises DataError where it is none."""
     layout = _layout(path, is_row)
     if layout == "empty":
         return
@@ -49,7 +54,7 @@ def json_records(path: Path, row_columns: Collection[str], is_row: IsRow) -> Ite
         return
     with _text_of(path) as handle:
         if layout == "lines":
-            yield from _lines(handle)
+            yield from _lines(handle, of_line)
             return
         start = _beginning(handle)
         if layout == "value":
@@ -137,7 +142,7 @@ def _any_left(handle: IO[bytes]) -> bool:
     return any(part.strip() for part in iter(lambda: handle.read(CHUNK), b""))
 
 
-def _lines(handle: IO[bytes]) -> Iterator[Record]:
+def _lines(handle: IO[bytes], of_line: OfLine) -> Iterator[Record | Line]:
     """Yield one record per line; only a line feed ends a line, since JSON text may hold any other separator."""
     for number, line in enumerate(_bounded(handle), start=1):
         if line is None:
@@ -148,7 +153,7 @@ def _lines(handle: IO[bytes]) -> Iterator[Record]:
         if text.endswith(b",") or text.rstrip().endswith(b","):
             text = text.rstrip()[:-1]
         if text.strip():
-            yield from_json(number, text)
+            yield of_line(number, text)
 
 
 def _bounded(handle: IO[bytes]) -> Iterator[bytes | None]:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from nncift.core.memory import named
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
-from nncift.data.file_rows import file_records
+from nncift.data.file_rows import file_records, lines_or_records
 from nncift.data.formats import Dialogue, Reader, parse
 from nncift.data.layout import Layout, names_of, value_at
 from nncift.data.proposals import what_to_do
-from nncift.data.records import MAX_REASON, Record, Row, shown
+from nncift.data.records import MAX_REASON, Line, Record, Row, shown
+from nncift.data.sample import drawing_order, read_until
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, UsageError
@@ -112,8 +113,10 @@ def read(
     paths: `.jsonl`, `.ndjson` and `.json` (also `.gz`), `.parquet`, `hub:org/name[:split]`, `hub:FOLDER`.
     format: `auto` (each row tells, see formats.py) or one of messages, sharegpt, alpaca, prompt.
     map: column names for fields, such as `{"prompt": "question", "completion": "answer"}`.
-    limit: read so many usable rows, a sample over all inputs in proportion; a larger limit contains a smaller one.
-    seed: what the sample is drawn from. strict: refuse the first row that cannot be used instead of setting it aside.
+    limit: read so many usable rows, a sample over all inputs in proportion; a larger limit contains a smaller one. Rows are drawn
+    by their text and parsed one after the other, so that rejections and shared ids are those of the rows that were read.
+    seed: what the sample is drawn from. strict: refuse the first row that cannot be used instead of setting it aside; all rows
+    are read for it.
 
     Raises UsageError for wrong arguments, DataError for an input that cannot be read or has no usable row,
     ResourceError for `hub:` without the extra, and where memory runs out.
@@ -133,7 +136,8 @@ def read(
     notes = []
     if len({str(path) for path in paths}) < len(paths):
         notes.append("An input is given more than once; its rows are read each time.")
-    inputs = ((str(path), name, records_of(path, layout.of(name))) for path, name in zip(paths, names, strict=True))
+    rows = records_of if limit is None else lines_of
+    inputs = ((str(path), name, rows(path, layout.of(name))) for path, name in zip(paths, names, strict=True))
     return collect(inputs, layout, ReadOptions(limit, seed, strict), notes)
 
 
@@ -147,26 +151,66 @@ class ReadOptions:
 
 
 def collect(
-    inputs: Iterable[tuple[str, str, Iterable[Record]]], layout: Layout, options: ReadOptions, notes: Iterable[str] = ()
+    inputs: Iterable[tuple[str, str, Iterable[Record | Line]]],
+    layout: Layout,
+    options: ReadOptions,
+    notes: Iterable[str] = (),
 ) -> Examples:
     """Return the usable rows of some inputs: of each its name for people, its source and its records. Raises as `read`."""
     log, found = _Log(options.strict, notes=list(notes)), _Found()
     with named("reading rows"):
+        some: set[str] = set()
+        if options.limit is not None:
+            inputs, some = _sampled(inputs, layout, options, log)
         for given, source, records in inputs:
-            _take_usable(records, (given, source), layout.of(source), log, found)
+            _take_usable(records, (given, source), layout.of(source), log, found, empty_handed=source in some)
         ids = _assign_ids(found, log)
-        everything = range(len(found))
-        chosen = everything if options.limit is None else _sample(ids, found.sources, options.limit, options.seed)
-        return Examples(tuple(_examples(found, ids, chosen, layout)), tuple(log.rejected), _notes(log, layout))
+        return Examples(tuple(_examples(found, ids, layout)), tuple(log.rejected), _notes(log, layout))
 
 
-def _examples(found: _Found, ids: Sequence[str], chosen: Sequence[int], layout: Layout) -> Iterator[Example]:
-    """Yield the chosen rows."""
+def _sampled(
+    inputs: Iterable[tuple[str, str, Iterable[Record | Line]]], layout: Layout, options: ReadOptions, log: _Log
+) -> tuple[list[tuple[str, str, list[Record | Line]]], set[str]]:
+    """Return of all inputs the rows of the sample and those rejected on the way; and the inputs that have usable rows."""
+    every = [(given, source, list(records)) for given, source, records in inputs]
+    rows = [records for _, _, records in every]
+    usable = [is_usable(layout.of(source)) for _, source, _ in every]
+
+    def can_be_used(place: tuple[int, int]) -> bool:
+        row = _record(rows[place[0]][place[1]]).row
+        return row is not None and usable[place[0]](row)
+
+    order = drawing_order(rows, options.seed)
+    limit = len(order) if options.limit is None else options.limit
+    read, drawn = read_until(order, [len(each) for each in rows], limit, can_be_used)
+    if options.strict:
+        read, rejected = set(order), {place for place in order if not can_be_used(place)}
+    else:
+        rejected = {place for place in read - drawn if not can_be_used(place)}
+    if rejected and len(read) < len(order):
+        log.notes.append(
+            f"{len(read):,} of {len(order):,} rows were read for a limit of {limit:,}, and {len(rejected):,} of them are "
+            "rejected."
+        )
+    kept = drawn | rejected
+    sample = [
+        (given, source, [row for at, row in enumerate(records) if (number, at) in kept])
+        for number, (given, source, records) in enumerate(every)
+    ]
+    return sample, {every[number][1] for number, _ in read - rejected}
+
+
+def _record(row: Record | Line) -> Record:
+    return row if isinstance(row, Record) else row.parsed()
+
+
+def _examples(found: _Found, ids: Sequence[str], layout: Layout) -> Iterator[Example]:
+    """Yield the rows."""
     readers = {source: Reader(layout.of(source)) for source in dict.fromkeys(found.sources)}
-    for k in chosen:
+    for k, own_id in enumerate(ids):
         content = found.hash_of(k) if k in found.own else None
         source = found.sources[k]
-        yield Example.stored(ids[k], source, found.lines[k], found.raws[k], content, readers[source])
+        yield Example.stored(own_id, source, found.lines[k], found.raws[k], content, readers[source])
 
 
 def check_files(layout: Layout, sources: Iterable[str]) -> None:
@@ -179,11 +223,19 @@ def check_files(layout: Layout, sources: Iterable[str]) -> None:
             )
 
 
-def _take_usable(records: Iterable[Record], name: tuple[str, str], layout: Layout, log: _Log, found: _Found) -> None:
-    """Read one input; name: as it was given, and as a source. Raises DataError when none of its rows is usable."""
+def _take_usable(
+    records: Iterable[Record | Line],
+    name: tuple[str, str],
+    layout: Layout,
+    log: _Log,
+    found: _Found,
+    *,
+    empty_handed: bool,
+) -> None:
+    """Read one input; name: as it was given, and as a source. Raises DataError when none is usable, unless that is expected."""
     (given, source), before, had = name, len(log.rejected), len(found)
     unread: list[Row] = []
-    for record in records:
+    for record in map(_record, records):
         if record.row is None:
             log.reject(source, record.line, record.reason)
             continue
@@ -196,7 +248,7 @@ def _take_usable(records: Iterable[Record], name: tuple[str, str], layout: Layou
             continue
         log.use(dialogue)
         found.add(source, record, content_hash(dialogue.messages, dialogue.response), _own_id(record.row, layout))
-    if len(found) == had:
+    if len(found) == had and not empty_handed:
         raise DataError(_nothing_usable(given, log.rejected[before:], unread))
 
 
@@ -205,6 +257,13 @@ def records_of(path: str | Path, layout: Layout) -> Iterator[Record]:
     if isinstance(path, str) and path.startswith(_HUB):
         return hub_records(*split_hub_name(path.removeprefix(_HUB)), layout.row_columns)
     return file_records(Path(path), layout.row_columns, is_usable(layout))
+
+
+def lines_of(path: str | Path, layout: Layout) -> Iterator[Record | Line]:
+    """Yield the rows of one input as `records_of` does, those of JSON lines unparsed."""
+    if isinstance(path, str) and path.startswith(_HUB):
+        return records_of(path, layout)
+    return lines_or_records(Path(path), layout.row_columns, is_usable(layout))
 
 
 def is_usable(layout: Layout) -> Callable[[Row], bool]:
@@ -310,26 +369,6 @@ def _occurrences(hashes: bytearray) -> Iterator[int]:
     found = np.empty(len(keys), np.int64)
     found[order] = place - np.maximum.accumulate(np.where(first, place, 0))
     yield from found.tolist()
-
-
-def _sample(ids: Sequence[str], sources: Sequence[str], limit: int, seed: int) -> list[int]:
-    """Return the positions of `limit` rows, in proportion over the sources, in reading order.
-
-    Within a source rows are ordered by a hash of id and seed; the share of its source that a row completes is its key,
-    so that a larger limit only adds rows.
-    """
-    from nncift.core.seeds import shuffled
-
-    position = {example_id: k for k, example_id in enumerate(ids)}
-    by_source: dict[str, list[str]] = {}
-    for example_id, source in zip(ids, sources, strict=True):
-        by_source.setdefault(source, []).append(example_id)
-    keyed = [
-        ((rank + 0.5) / len(members), example_id)
-        for members in by_source.values()
-        for rank, example_id in enumerate(shuffled(members, seed, "limit"))
-    ]
-    return sorted(position[example_id] for _, example_id in sorted(keyed)[:limit])
 
 
 def _notes(log: _Log, layout: Layout) -> tuple[str, ...]:

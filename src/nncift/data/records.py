@@ -34,6 +34,17 @@ class Record(NamedTuple):
     reason: str = ""
 
 
+class Line(NamedTuple):
+    """A line of JSON that nobody has parsed. line: its number, from 1."""
+
+    line: int
+    text: bytes
+
+    def parsed(self) -> Record:
+        """Return the row, as `from_json` does."""
+        return from_json(self.line, self.text)
+
+
 def shown(value: object, limit: int = 40) -> str:
     """Return untrusted content for a message: its repr, cut to about `limit` characters, always on one line."""
     if isinstance(value, str):
