@@ -13,6 +13,7 @@ from nncift.errors import ResourceError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, HashEncoder, LanguageModelEncoder, SentenceEncoder, create
+from nncift.models.sentence_model import SentenceModel, plan_of
 
 TEXTS = ["sort the red list", "name a cat", "long cat\n\nand dog", "", "sort the red list!"]
 
@@ -124,6 +125,74 @@ def test_a_tokenizer_without_a_padding_token_pads_with_another(llama_folder: Pat
     (bare / "special_tokens_map.json").unlink(missing_ok=True)
     with pytest.raises(ResourceError, match="without a token to pad texts with"):
         SentenceEncoder(str(bare), device="cpu").encode(texts)
+
+
+POOLINGS = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+
+def as_sentence_model(
+    folder: Path, into: Path, pooling: dict[str, Any], said: dict[str, Any] | None = None, norm: bool = True
+) -> Path:
+    """Copy a model folder, and add what a folder of sentence-transformers says; return it."""
+    shutil.copytree(folder, into)
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if norm else [])]
+    modules = [
+        {
+            "idx": place,
+            "name": str(place),
+            "path": f"{place}_{kind}" if place else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for place, kind in enumerate(kinds)
+    ]
+    (into / "modules.json").write_text(json.dumps(modules))
+    (into / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 9, "do_lower_case": False, **(said or {})})
+    )
+    (into / "1_Pooling").mkdir()
+    (into / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    if norm:
+        (into / "2_Normalize").mkdir()
+    return into
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode": name} for name in [*POOLINGS, POOLINGS]] + [{"pooling_mode_max_tokens": True}]
+)
+def test_a_transformer_with_a_pooling_gives_the_vectors_of_sentence_transformers(
+    llama_folder: Path, tmp_path: Path, pooling: dict[str, Any], norm: bool
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = as_sentence_model(llama_folder, tmp_path / "model", pooling, norm=norm)
+    encoder = SentenceEncoder(str(folder), device="cpu", batch_size=2)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert isinstance(encoder.model, SentenceModel)
+    theirs.tokenizer.pad_token = theirs.tokenizer.eos_token
+    texts = [text for text in TEXTS if text] + ["long " * 20]
+    vectors, counts = encoder.encode(texts)
+    np.testing.assert_allclose(vectors, theirs.encode(texts, normalize_embeddings=True), rtol=0, atol=1e-6)
+    assert counts[-1] == 21
+    about = encoder.describe()
+    assert (about["dim"], about["max_tokens"]) == (theirs.get_embedding_dimension(), theirs.max_seq_length)
+    assert encoder.dim == about["dim"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"do_lower_case": True}, {"query_length": 32}, {"something": "new"}],
+)
+def test_a_transformer_that_asks_for_more_is_left_to_sentence_transformers(
+    llama_folder: Path, tmp_path: Path, said: dict[str, Any]
+) -> None:
+    assert plan_of(as_sentence_model(llama_folder, tmp_path / "plain", {})) is not None
+    assert plan_of(as_sentence_model(llama_folder, tmp_path / "more", {}, said)) is None
+    prompted = as_sentence_model(llama_folder, tmp_path / "prompted", {})
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
+    assert plan_of(prompted) is None
+    assert plan_of(as_sentence_model(llama_folder, tmp_path / "unknown", {"pooling_mode": "median"})) is None
+    assert plan_of(llama_folder) is None
 
 
 def test_minilm_comes_from_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:

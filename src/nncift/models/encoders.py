@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -15,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.arrays import Floats
+from nncift.core.memory import pass_on
+from nncift.core.texts import first_line
 from nncift.errors import NnciftError, ResourceError
 from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
 from nncift.models.model_parts import last_hidden_states
+from nncift.models.sentence_model import SentenceModel, plan_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -67,23 +69,26 @@ class SentenceEncoder:
             ) from error
 
     @cached_property
-    def model(self) -> SentenceTransformer:
-        """The model, loaded on first use."""
-        # Looked for first, since the import takes seconds.
-        folder = str(self.folder)
-        check_no_code(self.folder)
-        from sentence_transformers import SentenceTransformer
-
+    def model(self) -> SentenceModel | SentenceTransformer:
+        """The model, loaded on first use: by transformers alone where its files ask for no more than that."""
+        folder = self.folder
+        check_no_code(folder)
         try:
-            model = SentenceTransformer(
-                folder, device=resolve_device(self._device), model_kwargs={"use_safetensors": True}
-            )
+            model = self._loaded(folder, resolve_device(self._device))
         except NnciftError:
             raise
         except Exception as error:  # damaged files raise exceptions outside all families
-            raise ResourceError(f"the encoder {self.name!r} cannot be loaded: {error}") from error
+            pass_on(error)
+            raise ResourceError(f"the encoder {self.name!r} cannot be loaded: {first_line(error)}") from error
         self._let_pad(model.tokenizer)
         return model
+
+    def _loaded(self, folder: Path, device: str) -> SentenceModel | SentenceTransformer:
+        if (plan := plan_of(folder)) is not None:
+            return SentenceModel.load(folder, plan, device)
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(str(folder), device=device, model_kwargs={"use_safetensors": True})
 
     def _let_pad(self, tokenizer: Any) -> None:
         """Give a tokenizer that has no padding token one that it has: what stands there is masked in attention and mean."""
@@ -101,7 +106,7 @@ class SentenceEncoder:
         return model_fingerprint(self.folder)
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
-        """Encode texts; sentence-transformers sorts by length and batches."""
+        """Encode texts, in batches of like length."""
         vectors = self._encoded(list(texts))
         counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
             "input_ids"
@@ -132,16 +137,8 @@ class SentenceEncoder:
     @property
     def dim(self) -> int:
         """Size of a vector: as the files say, where they do, so that nothing is loaded."""
-        try:
-            parts = json.loads((self.folder / "modules.json").read_text(encoding="utf-8"))
-            pooling = json.loads((self.folder / parts[1]["path"] / "config.json").read_text(encoding="utf-8"))
-            # Several ways of pooling are joined, and a dense layer behind them may change the size.
-            one = sum(bool(value) for name, value in pooling.items() if name.startswith("pooling_mode_")) == 1
-            if one and all(str(part["type"]).endswith("Normalize") for part in parts[2:]):
-                return int(pooling["word_embedding_dimension"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
-            pass
-        return int(self.model.get_embedding_dimension() or 0)
+        plan = plan_of(self.folder)
+        return int(self.model.get_embedding_dimension() or 0) if plan is None else plan.dim
 
     def describe(self) -> Mapping[str, Any]:
         """Return name, weights and limits."""
