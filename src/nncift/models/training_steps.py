@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nncift.models.causal_lm import Row
@@ -21,6 +21,10 @@ WARMING = 0.03
 IGNORED = -100
 """Stands where a row has no response token."""
 
+RowLoss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""From logits `(n_rows, longest, vocabulary)` at the places that predict response tokens, and these tokens `(n_rows, longest)`,
+IGNORED behind the end of a response, to every row's loss `(n_rows,)`."""
+
 
 def rate(step: int, steps: int) -> float:
     """Return the share of the learning rate at a step from 0: up over the first 3 % of all, then down in a line, never 0."""
@@ -28,17 +32,31 @@ def rate(step: int, steps: int) -> float:
     return (step + 1) / (rise + 1) if step < rise else (steps - step) / (steps - rise)
 
 
+def mean_loss(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """Return every row's mean negative log-likelihood over its own response tokens, `(n,)` float32; a `RowLoss`."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    losses = cross_entropy(logits.to(exact).flatten(0, 1), gold.flatten(), reduction="none", ignore_index=IGNORED)
+    return losses.view(gold.shape).sum(1) / (gold != IGNORED).sum(1)
+
+
 def row_losses(
-    model: nn.Module, rows: Sequence[Row], device: torch.device, *, head_is_last: bool = False
+    model: nn.Module,
+    rows: Sequence[Row],
+    device: torch.device,
+    *,
+    head_is_last: bool = False,
+    loss: RowLoss = mean_loss,
 ) -> torch.Tensor:
-    """Return every row's mean negative log-likelihood over its own response tokens, `(n,)` float32.
+    """Return every row's loss, by default the mean negative log-likelihood over its own response tokens, `(n,)` float32.
 
     Rows are padded on the right, which a causal model cannot see. Every row needs a token before its response.
     head_is_last: logits are computed where a response token is due and nowhere else; right where nothing follows the
     output embeddings (`CausalLM.head_is_last`).
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     width, longest = max(map(len, rows)), max(len(row.response) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
@@ -56,10 +74,7 @@ def row_losses(
         logits = _head(model)(hidden[each.to(hidden.device), places.to(hidden.device)])
     else:
         logits = _some_logits(model, rows, ids, each, places)
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    gold = gold.to(logits.device)
-    losses = cross_entropy(logits.to(exact).flatten(0, 1), gold.flatten(), reduction="none", ignore_index=IGNORED)
-    return losses.view(gold.shape).sum(1) / (gold != IGNORED).sum(1)
+    return loss(logits, gold.to(logits.device))
 
 
 def _some_logits(
