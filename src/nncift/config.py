@@ -253,6 +253,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969)."""
 
 
+CODE = "trust_remote_code"
+"""The setting that permits: it counts where it is given with the call, and never where a file has it."""
+
 SELECTION = frozenset(
     {"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours", "optimiser"}
 )
@@ -273,6 +276,7 @@ GROWING = SELECTION | {
     "max_labels",
     "cost",
     "time",
+    "trust_remote_code",
 }
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
@@ -284,9 +288,27 @@ MOST_BYTES = 1 << 24
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
     """Join a preset, a settings file and given values (later ones win) into checked settings.
 
+    Raises DataError for a file that cannot be read, UsageError for an unknown name, a value of the wrong kind, and a file that
+    would permit what only the call can.
+    """
+    found = _complete({**(load(file) if file else {}), **given})
+    if found.trust_remote_code and CODE not in given:
+        raise UsageError(
+            f"the settings file {str(file)!r} says `{CODE}: true`, and a file permits nothing. To run the code that comes with "
+            "the model, give --trust-remote-code with this command; otherwise take the line out"
+        )
+    return found
+
+
+def recorded(manifest: Path, given: Mapping[str, Any] | None = None) -> RunSettings:
+    """Return the settings that a run was made with, with given values in their place: a record, which permits nothing.
+
     Raises DataError for a file that cannot be read, UsageError for an unknown name or a value of the wrong kind.
     """
-    values = {**(load(file) if file else {}), **given}
+    return _complete({**load(manifest), **(given or {})})
+
+
+def _complete(values: Mapping[str, Any]) -> RunSettings:
     return checked(RunSettings, {**PRESETS.get(str(values.get("preset", "auto")), {}), **values})
 
 
@@ -305,6 +327,15 @@ def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a settings file without checking its values; the `record` of a manifest is left out."""
+    return {name: value for name, value in _read(path).items() if name != "record"}
+
+
+def is_manifest(path: Path) -> bool:
+    """Tell whether a settings file is what a run left of itself."""
+    return "record" in _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -315,7 +346,7 @@ def load(path: Path) -> dict[str, Any]:
         raise DataError(f"the settings file {str(path)!r} cannot be read: {reason}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise DataError(f"the settings file {str(path)!r} must hold names and values, such as `labels: 5%`")
-    return {name: value for name, value in values.items() if name != "record"}
+    return values
 
 
 def _parsed(path: Path) -> Any:

@@ -13,6 +13,7 @@ from nncift import pipeline
 from nncift.api.progress_bars import for_people
 from nncift.api.run_object import Run
 from nncift.config import RunSettings
+from nncift.core.permissions import Permissions
 from nncift.core.progress import Progress
 from nncift.errors import UsageError
 from nncift.models.encoders import Encoder
@@ -159,24 +160,37 @@ def select(path: str | Path, *, out: str | Path | None = None, **settings: Unpac
     return reselect(Path(path), settings, None if out is None else Path(out))
 
 
-def score(rows: Any, *, run: str | Path, out: str | Path, device: str = "auto") -> Mapping[str, Any]:
+def score(
+    rows: Any, *, run: str | Path, out: str | Path, device: str = "auto", fetch: bool = False
+) -> Mapping[str, Any]:
     """Score rows with the student of a finished run, and write `id, score, interval_low, interval_high`.
 
-    rows: whatever `nncift.run` takes.
+    rows: whatever `nncift.run` takes. fetch: fetch the encoder that the run names from the hub.
     """
     from nncift.data import rows_from
     from nncift.stages.finish import score_file
 
-    return score_file(rows_from(rows), Path(run), Path(out), device=device).to_json()
+    return score_file(rows_from(rows), Path(run), Path(out), device=device, fetch=fetch).to_json()
 
 
 def evaluate(
-    path: str | Path, *, full_teacher: bool = False, device: str = "auto", progress: Progress | None = None
+    path: str | Path,
+    *,
+    full_teacher: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+    trust_remote_code: bool = False,
+    fetch: bool = False,
 ) -> Mapping[str, Any]:
-    """Measure a run's student; full_teacher: label every pair (resumable), and judge selection and intervals by the truth."""
+    """Measure a run's student; full_teacher: label every pair (resumable), and judge selection and intervals by the truth.
+
+    trust_remote_code: run the code that comes with the run's model. fetch: fetch that model from the hub.
+    """
     from nncift.runs.evaluate import evaluate
 
-    result = evaluate(Path(path), full_teacher=full_teacher, device=device, progress=progress or for_people())
+    allowed = Permissions(trust_remote_code, fetch)
+    shown = progress or for_people()
+    result = evaluate(Path(path), full_teacher=full_teacher, device=device, progress=shown, allowed=allowed)
     return result.to_json()
 
 
@@ -220,17 +234,20 @@ def tune(
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    trust_remote_code: bool = False,
+    fetch: bool = False,
     **settings: Any,
 ) -> Mapping[str, Any]:
     """Train on a run's selection and on rival subsets alike, and judge them by test rows that none has seen.
 
-    settings: as the flags of `nncift tune`.
+    settings: as the flags of `nncift tune`. trust_remote_code, fetch: as in `evaluate`.
     """
     from nncift.finetune.experiment import tune
 
     files = [test] if isinstance(test, str | Path) else list(test)
     given = {**settings, "test": tuple(str(file) for file in files)}
-    return tune(path, given, None if out is None else Path(out), progress or for_people())
+    allowed = Permissions(trust_remote_code, fetch)
+    return tune(path, given, None if out is None else Path(out), progress or for_people(), allowed=allowed)
 
 
 def study(

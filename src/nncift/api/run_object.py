@@ -169,11 +169,14 @@ class Run:
 
         return export(self.path, out=out, to=to, **options)
 
-    def evaluate(self, *, full_teacher: bool = False, device: str = "auto") -> Mapping[str, Any]:
+    def evaluate(
+        self, *, full_teacher: bool = False, device: str = "auto", trust_remote_code: bool = False, fetch: bool = False
+    ) -> Mapping[str, Any]:
         """Measure the student: quadrants beside baselines, what more labels gave, and skill under the full teacher."""
         from nncift.api.functions import evaluate
 
-        return evaluate(self.path, full_teacher=full_teacher, device=device)
+        asked: dict[str, Any] = {"trust_remote_code": trust_remote_code, "fetch": fetch}
+        return evaluate(self.path, full_teacher=full_teacher, device=device, **asked)
 
     def tune(self, test: str | Path | Sequence[str | Path], **settings: Any) -> Mapping[str, Any]:
         """Train on the selection and on rival subsets alike, and judge them by test rows that none has seen."""

@@ -7,22 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from nncift.cli.display import console, fidelity_table, number, table
-from nncift.cli.options import memory_option, offline_option, run_argument, settings_options
+from nncift.cli.options import fetch_option, memory_option, offline_option, run_argument, settings_options
 from nncift.cli.shell import command, option, progress
 from nncift.config import RunSettings
+from nncift.core.permissions import Permissions
 
 
 @command("evaluate", example="nncift evaluate runs/alpaca --full-teacher")
 @run_argument
 @option("--full-teacher", is_flag=True, help="Label every pair, and judge selection and intervals by the truth.")
-@settings_options(RunSettings, ("device",))
+@settings_options(RunSettings, ("device", "trust_remote_code"))
+@fetch_option
 @offline_option
 @memory_option
-def evaluate_command(show: bool, run: Path, full_teacher: bool, device: str | None) -> dict[str, Any]:
+def evaluate_command(
+    show: bool, run: Path, full_teacher: bool, device: str | None, trust_remote_code: bool | None, fetch: bool
+) -> dict[str, Any]:
     """Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth."""
     from nncift.runs.evaluate import evaluate
 
-    summary = evaluate(run, full_teacher=full_teacher, device=device or "auto", progress=progress(show)).to_json()
+    summary = evaluate(
+        run,
+        full_teacher=full_teacher,
+        device=device or "auto",
+        progress=progress(show),
+        allowed=Permissions(bool(trust_remote_code), fetch),
+    ).to_json()
     if show:
         _show(summary)
     return summary

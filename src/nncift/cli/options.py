@@ -134,6 +134,12 @@ def offline_option(function: Decorated) -> Decorated:
     return option("--offline", callback=check_hub_allowed, help=about, group=WHERE, **given)(function)
 
 
+def fetch_option(function: Decorated) -> Decorated:
+    """Give a command `--fetch`, the yes to downloads that a file asks for."""
+    about = "Fetch from the hub what the files given name and is not at hand; without it that is refused."
+    return option("--fetch", is_flag=True, help=about, group=WHERE)(function)
+
+
 def memory_option(function: Decorated) -> Decorated:
     """Give a command `--max-mem`, a cap that the system holds this process to."""
 

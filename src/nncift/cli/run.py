@@ -24,13 +24,14 @@ from nncift.cli.options import (
     chosen,
     engine_options,
     executor_from,
+    fetch_option,
     memory_option,
     offline_option,
     path_option,
     settings_options,
 )
 from nncift.cli.shell import command, option, progress
-from nncift.config import RunSettings, resolve
+from nncift.config import RunSettings, is_manifest, resolve
 from nncift.core.texts import seconds
 from nncift.errors import UsageError
 
@@ -55,6 +56,7 @@ from nncift.errors import UsageError
     group=WHERE,
     help="Do part I of K of a run's work, beside others; then run without it, which joins them and selects.",
 )
+@fetch_option
 @offline_option
 @memory_option
 def run_command(
@@ -64,6 +66,7 @@ def run_command(
     dry_run: bool,
     shard: str | None,
     out: Path | None,
+    fetch: bool,
     **flags: Any,
 ) -> dict[str, Any]:
     """Select rows of POOL files that are worth training on.
@@ -77,6 +80,7 @@ def run_command(
 
             click.echo(commented(settings), nl=False)
         return settings.model_dump(mode="json")
+    _check_is_local(settings, flags, config, fetch)
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift.core.parallel import Incomplete
@@ -100,6 +104,19 @@ def run_command(
     if show:
         _show(done.summary, done.path)
     return dict(done.summary)
+
+
+def _check_is_local(settings: RunSettings, flags: Mapping[str, Any], config: Path | None, fetch: bool) -> None:
+    """Raise UsageError where a run's manifest, and no flag, names what would be fetched."""
+    if config is None or not is_manifest(config):
+        return
+    from nncift.models.encoders import check_encoder_is_local
+    from nncift.models.loading import check_is_local
+
+    if settings.model is not None and flags["model"] is None:
+        check_is_local(settings.model, f"the manifest {str(config)!r}", fetch=fetch)
+    if flags["encoder"] is None:
+        check_encoder_is_local(settings.encoder, f"the manifest {str(config)!r}", fetch=fetch)
 
 
 def _show(result: Mapping[str, Any], path: Path) -> None:

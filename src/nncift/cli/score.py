@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from nncift.cli.display import console, show_warnings
-from nncift.cli.options import chosen, memory_option, offline_option, path_option, settings_options
+from nncift.cli.options import chosen, fetch_option, memory_option, offline_option, path_option, settings_options
 from nncift.cli.shell import command
 from nncift.config import RunSettings
 
@@ -19,16 +19,17 @@ from nncift.config import RunSettings
 @path_option("--run", "Directory of a finished run.", required=True, group="Options")
 @path_option("--out", "Parquet file to write.", required=True, group="Options")
 @settings_options(RunSettings, ("format", "map", "limit", "device"))
+@fetch_option
 @offline_option
 @memory_option
-def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, **flags: Any) -> dict[str, Any]:
+def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, fetch: bool, **flags: Any) -> dict[str, Any]:
     """Score NEW rows with the student of a finished run; no language model is loaded."""
     from nncift.data import read
     from nncift.stages.finish import score_file
 
     given = chosen(flags, RunSettings)
     device = given.pop("device", "auto")
-    result = score_file(read(*new, **given), run, out, device=device).to_json()
+    result = score_file(read(*new, **given), run, out, device=device, fetch=fetch).to_json()
     if show:
         _show(result)
     return result

@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from nncift.cli.display import console, show_warnings, table
-from nncift.cli.options import chosen, memory_option, offline_option, path_option, run_argument, settings_options
+from nncift.cli.options import (
+    chosen,
+    fetch_option,
+    memory_option,
+    offline_option,
+    path_option,
+    run_argument,
+    settings_options,
+)
 from nncift.cli.shell import command, option, progress
+from nncift.config import RunSettings
+from nncift.core.permissions import Permissions
 from nncift.errors import UsageError
 from nncift.finetune.tune_settings import TuneSettings
 
@@ -20,14 +30,17 @@ from nncift.finetune.tune_settings import TuneSettings
 )
 @run_argument
 @settings_options(TuneSettings)
+@settings_options(RunSettings, ("trust_remote_code",))
 @option("--qlora", is_flag=True, group="Training", help="The same as --method qlora.")
 @path_option("--out", "Folder; one that exists is continued.  [default: RUN/tune]")
+@fetch_option
 @offline_option
 @memory_option
-def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, **flags: Any) -> dict[str, Any]:
+def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, fetch: bool, **flags: Any) -> dict[str, Any]:
     """Train a model on RUN's selection and on rival subsets alike, and judge them by rows that none has seen."""
     from nncift.finetune.experiment import tune
 
+    allowed = Permissions(bool(flags.pop("trust_remote_code")), fetch)
     given = chosen(flags, TuneSettings)
     for name in ("arms", "metrics"):
         if name in given:
@@ -36,7 +49,7 @@ def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, **flags: 
         if given.get("method", "qlora") != "qlora":
             raise UsageError(f"--qlora and --method {given['method']} were given; give one of them")
         given["method"] = "qlora"
-    summary = tune(run, given, out, progress(show))
+    summary = tune(run, given, out, progress(show), allowed=allowed)
     if show:
         _show(summary, run / "tune" if out is None else out)
     return summary

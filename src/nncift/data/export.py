@@ -80,7 +80,7 @@ def export(
     _check_settings(to, turns, out, with_scores)
     selected = _selected(run)
     record: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
-    settings = config.resolve(config.load(run / "manifest.yaml"))
+    settings = config.recorded(run / "manifest.yaml")
     layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nncift.core.fingerprints import fingerprint
+from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.errors import UsageError
 from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
@@ -38,16 +39,17 @@ def tune(
     progress: Progress = silent,
     *,
     truth: Path | None = None,
+    allowed: Permissions = NOTHING,
 ) -> dict[str, Any]:
     """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
 
     given: settings (`TuneSettings`), `test` among them. out: a folder, by default `tune` in the run; cells that are finished
-    there are taken as they are. truth: where the full teacher's values are kept, by default in the run. Raises the errors of
-    `nncift.errors`.
+    there are taken as they are. truth: where the full teacher's values are kept, by default in the run. allowed: what may
+    be done with the models that the run names. Raises the errors of `nncift.errors`.
     """
     from nncift.finetune.tune_report import html, page
 
-    run = FinishedRun(path)
+    run = FinishedRun(path, allowed)
     experiment = TuneExperiment(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
     record = experiment.record()
     write_json(experiment.folder / "tune.json", record)

@@ -37,6 +37,7 @@ class Trainer:
 
     def __init__(self, run: FinishedRun, settings: TuneSettings, pool: Examples, tests: Examples) -> None:
         self._run, self._settings, self._pool, self._tests = run.settings, settings, pool, tests
+        self._allowed, self._check_models = run.allowed, run.check_models
         self.notes: list[str] = []
 
     @cached_property
@@ -48,11 +49,13 @@ class Trainer:
             raise UsageError(
                 f"this run's teacher {self._run.teacher} has no language model; name the one to train with --model"
             )
+        if given.model is None:
+            self._check_models(encoder=False)
         # Weights that train whole in half precision lose every small step.
         dtype = "float32" if given.method == "whole" and given.dtype == "auto" else given.dtype
         four = "4bit" if given.method == "qlora" else None
         return CausalLM.load(
-            ModelSource(name, four), device=given.device, dtype=dtype, trust_remote_code=self._run.trust_remote_code
+            ModelSource(name, four), device=given.device, dtype=dtype, trust_remote_code=self._allowed.code
         )
 
     @cached_property
@@ -208,6 +211,7 @@ class Trainer:
                 str(self._run.model), device=self._settings.device, trust_remote_code=self._run.trust_remote_code
             )
 
+        self._check_models(model=self._run.encoder == "lm")
         return create(self._run.encoder, device=self._settings.device, load_lm=fresh)
 
     def _vectors_of(self, texts: Sequence[str]) -> Floats:

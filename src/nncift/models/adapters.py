@@ -51,13 +51,13 @@ def base_of(folder: Path) -> Path:
                     "into its base first"
                 )
             return place
-    cached = _cached(name, revision)
-    if cached is None:
+    here = cached(name, revision)
+    if here is None:
         raise ResourceError(
             f"{str(folder)!r} is a PEFT adapter, and its base {name!r} is neither a folder here nor in the local cache; fetch it "
             f"once (hf download {name}) or merge the adapter into it (merge_and_unload, save_pretrained) and give that folder"
         )
-    return cached
+    return here
 
 
 def applied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -109,7 +109,8 @@ def _named(folder: Path) -> tuple[str, str | None]:
     return name, revision if isinstance(revision, str) else None
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def cached(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder that the hub's local cache holds of a repository, None where it holds none. Asks no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

@@ -19,7 +19,7 @@ from nncift.core.texts import first_line
 from nncift.errors import NnciftError, ResourceError
 from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
-from nncift.models.loading import check_no_code, locate, resolve_device
+from nncift.models.loading import FETCH, check_is_local, check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
 from nncift.models.model_parts import last_hidden_states
 from nncift.models.sentence_model import SentenceModel, plan_of
@@ -249,3 +249,12 @@ def create(name: str, *, device: str = "auto", load_lm: Callable[[], CausalLM] |
             raise ResourceError("the encoder `lm` needs a language model; give --model")
         return LanguageModelEncoder(load_lm)
     return SentenceEncoder(name, device=device)
+
+
+def check_encoder_is_local(name: str, by: str, *, fetch: bool = False, yes: str = FETCH) -> None:
+    """Raise UsageError where an encoder that a file names would be fetched from the hub without anybody's yes.
+
+    Short names are nncift's own and need none. by, fetch, yes: see `check_is_local`.
+    """
+    if name not in {"lm", "hash", *NAMES}:
+        check_is_local(name, by, fetch=fetch, yes=yes)

@@ -15,7 +15,7 @@ from nncift.core.memory import check_torch, pass_on
 from nncift.core.texts import first_line as first_line
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
-from nncift.models.packaged import converted, gguf_of, identity
+from nncift.models.packaged import PACKAGES, converted, gguf_of, identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -174,6 +174,23 @@ def locate(name: str | Path) -> Path:
         raise ResourceError(
             f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {first_line(error)}"
         ) from error
+
+
+FETCH = "give --fetch (fetch=True in Python) to fetch it from the hub"
+
+
+def check_is_local(name: str, by: str, *, fetch: bool = False, yes: str = FETCH) -> None:
+    """Raise UsageError where a model that a file names would be fetched from the hub without anybody's yes.
+
+    by: whose file it is. fetch: the yes of this call. yes: how to give it.
+    """
+    if fetch or name in PACKAGES or os.path.isdir(name) or Path(name).suffix.lower() == ".gguf":
+        return
+    if adapters.cached(name) is None:
+        raise UsageError(
+            f"{by} names {name!r}, which is neither a folder here nor in the local cache, and a file decides no download. If you "
+            f"trust it, {yes}"
+        )
 
 
 def check_no_code(folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
+from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
@@ -80,14 +81,21 @@ class Evaluation(Record):
 
 
 def evaluate(
-    path: Path, *, full_teacher: bool = False, progress: Progress = silent, device: str = "auto"
+    path: Path,
+    *,
+    full_teacher: bool = False,
+    progress: Progress = silent,
+    device: str = "auto",
+    allowed: Permissions = NOTHING,
 ) -> Evaluation:
     """Evaluate a finished run, write `evaluation.json` beside its files, and return what is in it.
 
-    full_teacher: label every pair, which costs `full_teacher_passes`; resumable. device: of the teacher's model.
-    Raises the errors of `nncift.errors`.
+    full_teacher: label every pair, which costs `full_teacher_passes`; resumable. device: of the teacher's model. allowed: what
+    may be done with the models that the run names. Raises the errors of `nncift.errors`.
     """
-    run = FinishedRun(path)
+    run = FinishedRun(path, allowed)
+    if full_teacher:
+        run.check_models(encoder=False)
     vectors = VectorFiles(path).on(*_axes(run.labels))
     report = FidelityReport.of_json(run.fidelity, str(path / "fidelity.json"))
     found = Evaluation(

@@ -20,11 +20,14 @@ from nncift.config import RunSettings
 from nncift.core.lazily import LazilyBy
 from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
+from nncift.core.permissions import NOTHING, Permissions
 from nncift.data.layout import Layout
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles
+from nncift.models.encoders import check_encoder_is_local
+from nncift.models.loading import check_is_local
 from nncift.models.views import TEXT
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
@@ -54,18 +57,42 @@ class Choice:
 
 
 class FinishedRun:
-    """A run directory whose `summary.json` exists. Everything is read when it is first asked for."""
+    """A run directory whose `summary.json` exists. Everything is read when it is first asked for.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    allowed: what the call permits to be done with the models that the run's files name.
+    """
+
+    def __init__(self, path: str | Path, allowed: Permissions = NOTHING) -> None:
+        self.path, self.allowed = Path(path), allowed
         if not (self.path / SUMMARY).exists():
             raise DataError(f"there is no finished run in {str(self.path)!r}; give the --out of a run that has ended")
 
     @cached_property
     def settings(self) -> RunSettings:
-        """The settings of the run."""
+        """The settings of the run; what it was permitted counts where this call permits it too."""
+        found = self._recorded
+        return found.model_copy(update={config.CODE: found.trust_remote_code and self.allowed.code})
+
+    @cached_property
+    def _recorded(self) -> RunSettings:
         checksums.verify(self.path, MANIFEST)
-        return config.resolve(config.load(self.path / MANIFEST))
+        return config.recorded(self.path / MANIFEST)
+
+    def check_models(self, *, model: bool = True, encoder: bool = True) -> None:
+        """Raise UsageError where the run's model, or its encoder, may not be loaded with what this call permits.
+
+        Its model brings code and was trusted when the run was made, or one of both is not at hand.
+        """
+        made, by = self._recorded, f"the run {str(self.path)!r}"
+        if model and made.model is not None:
+            if made.trust_remote_code and not self.allowed.code:
+                raise UsageError(
+                    f"{by} was made with --trust-remote-code, which ran the code that comes with {made.model!r}. A file permits "
+                    "nothing: give --trust-remote-code (trust_remote_code=True in Python) to run it again"
+                )
+            check_is_local(made.model, by, fetch=self.allowed.fetch)
+        if encoder:
+            check_encoder_is_local(made.encoder, by, fetch=self.allowed.fetch)
 
     @cached_property
     def summary(self) -> dict[str, Any]:

@@ -55,9 +55,10 @@ def truth_of(
 
 
 def teacher_of(run: FinishedRun, device: str) -> Teacher | RowTeacher:
-    """Return the run's teacher."""
+    """Return the run's teacher. Raises UsageError where the call does not permit what it takes."""
     from nncift.teachers import registry
 
+    run.check_models(encoder=registry.takes(run.settings.teacher, "encoder"))
     settings = run.settings
     return registry.create(
         settings, device, seed=settings.seed, encoder=settings.encoder, workspace=run.path / "labels" / "teacher"

@@ -129,7 +129,7 @@ def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
     if not (run / SUMMARY).exists() or not (run / MANIFEST).exists():
         raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
     checksums.verify(run, MANIFEST)
-    return config.resolve({**config.load(run / MANIFEST), **given})
+    return config.recorded(run / MANIFEST, given)
 
 
 def _check_same_rows(rows: PoolTable, source_ids: tuple[str, ...]) -> None:

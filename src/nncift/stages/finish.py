@@ -188,16 +188,16 @@ class ScoreSummary(Record):
     warnings: tuple[str, ...]
 
 
-def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto") -> ScoreSummary:
+def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto", fetch: bool = False) -> ScoreSummary:
     """Score rows with the student of a finished run, write `id, score, interval_low, interval_high`, and sum it up.
 
-    Raises DataError where the run has no student, ResourceError where the file cannot be written.
+    fetch: see `Student.score`. Raises DataError where the run has no student, ResourceError where the file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     student = Student.load(run / "student")
-    scores = student.score(examples, device=device)
+    scores = student.score(examples, device=device, fetch=fetch)
     table = pa.table(
         {
             "id": pa.array(scores.ids, pa.string()),

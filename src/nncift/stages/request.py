@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from nncift.config import RunSettings, StudentSettings, load, resolve
+from nncift.config import RunSettings, StudentSettings, recorded
 from nncift.core.amounts import CostCap
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
@@ -116,7 +116,7 @@ def _as_begun(settings: RunSettings, out: str | Path | None) -> RunSettings:
     manifest = None if out is None else Path(out) / MANIFEST
     if settings.features is not None or manifest is None or not manifest.exists():
         return settings
-    return settings.model_copy(update={"features": resolve(load(manifest)).features})
+    return settings.model_copy(update={"features": recorded(manifest).features})
 
 
 def _plan(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> str:

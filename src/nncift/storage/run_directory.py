@@ -245,7 +245,7 @@ class RunDir:
         if mark.get("fingerprint") == self._lasting():
             # The file is damaged and the settings are known to be the same: it is written again.
             return
-        before = config.resolve(config.load(self.path / MANIFEST)).model_dump(mode="json")
+        before = config.recorded(self.path / MANIFEST).model_dump(mode="json")
         now = self.settings.model_dump(mode="json")
         for name, value in now.items():
             if name not in GROWING and before[name] != value:

@@ -21,7 +21,8 @@ from nncift.core.parallel import ParallelMap, ranges, serial_map
 from nncift.data.examples import Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.embedding_cache import EmbeddingCache
-from nncift.models.encoders import Encoder, create
+from nncift.models.encoders import Encoder, check_encoder_is_local, create
+from nncift.models.loading import check_is_local
 from nncift.models.views import TEXT, Views
 from nncift.storage.atomic import atomic, digest, read_json, write_sealed
 from nncift.storage.vector_store import release
@@ -146,11 +147,15 @@ class Student:
         ]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def score(self, examples: Examples, *, encoder: Encoder | None = None, device: str = "auto") -> Scores:
+    def score(
+        self, examples: Examples, *, encoder: Encoder | None = None, device: str = "auto", fetch: bool = False
+    ) -> Scores:
         """Score new rows: from their text alone, or with one pass of the teacher's model per row where the student reads a probe.
 
-        Raises UsageError where encoder or model at hand are not those that the student was trained with.
+        fetch: let the encoder and the model that the student names be fetched from the hub. Raises UsageError where they are
+        not at hand, or others than the student was trained with.
         """
+        self._check_is_local(encoder is None, fetch)
         if encoder is None:
             encoder = create(str(self.encoder["encoder"]), device=device, load_lm=self._load_lm)
         if dict(encoder.describe()) != dict(self.encoder):
@@ -252,6 +257,16 @@ class Student:
         if self.targets is None:
             raise DataError("this student was saved without its run's targets and cannot score")
         return self.targets
+
+    def _check_is_local(self, encoder: bool, fetch: bool) -> None:
+        """Raise UsageError where the encoder, or a model, would be fetched without a yes. encoder: it is the student's own."""
+        name, model, by = str(self.encoder.get("encoder")), self.about.get("model"), "the student"
+        if encoder:
+            check_encoder_is_local(name, by, fetch=fetch)
+            if name == "lm" and model is not None:
+                check_is_local(str(model), by, fetch=fetch)
+        if self.probe is not None:
+            check_is_local(str(self.probe.get("name")), by, fetch=fetch)
 
     def _load_lm(self) -> Any:
         from nncift.models.causal_lm import CausalLM

@@ -6,20 +6,23 @@ A study file is YAML. Names are checked before anything runs, and so is every ru
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nncift import config
-from nncift.config import RunSettings
+from nncift.config import CODE, RunSettings
 from nncift.core.texts import read_text
 from nncift.errors import DataError, UsageError
 
 PRESETS = Path(__file__).parent / "presets"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""Of a pool: it names a folder."""
+
 Kind = Literal["sweep", "layers", "tune", "bad-data"]
 
 LEAST_ROWS = 60
@@ -122,7 +125,7 @@ class Grid(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     about: str = ""
     seeds: int = Field(default=5, ge=1)
-    pools: dict[str, Pool]
+    pools: dict[Name, Pool]
     analyses: tuple[Analysis, ...]
 
     @model_validator(mode="after")
@@ -183,6 +186,7 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
     if unknown := sorted(set(given) - used):
         raise UsageError(f"--set {unknown[0]}=... was given, and the study {path.name} has no ${unknown[0]}")
     for analysis in grid.analyses:
+        _check_sends_nothing(analysis, {value for values in given.values() for value in values})
         for chosen in analysis.combinations():
             check(analysis, chosen.settings)
     return Study(grid, left)
@@ -199,9 +203,24 @@ def _written(path: Path) -> dict[str, Any]:
     return written
 
 
+def _check_sends_nothing(analysis: Analysis, typed: Collection[str]) -> None:
+    """Raise UsageError where a study itself says whom rows are sent to, or which variable's value goes there as the key."""
+    judge = analysis.options.get("judge")
+    for name in ("base_url", "key_variable"):
+        if isinstance(judge, Mapping) and judge.get(name) is not None and judge[name] not in typed:
+            raise UsageError(
+                f"analysis {analysis.name!r} says `{name}: {judge[name]}`, and a file does not decide where rows and keys are "
+                f"sent; write `{name}: ${name}` there, and give --set {name}=..."
+            )
+
+
 def check(analysis: Analysis, settings: Mapping[str, Any]) -> RunSettings:
     """Return the settings of one run of an analysis. Raises UsageError, naming the analysis, where they do not fit."""
     given = {**analysis.run, **settings}
+    if CODE in {*given, *analysis.options}:
+        raise UsageError(
+            f"analysis {analysis.name!r} sets `{CODE}`, and a file permits nothing; studies run no code that comes with a model"
+        )
     if fixed := sorted({"pool", "seed", "budget", "model", "limit"} & set(given)):
         raise UsageError(f"analysis {analysis.name!r} sets {fixed[0]!r}, which its pool, seeds and budgets decide")
     try:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nncift.core.progress import Progress, silent
 from nncift.errors import DataError, NnciftError, UsageError
+from nncift.models.encoders import check_encoder_is_local
 from nncift.models.environment import examine
+from nncift.models.loading import check_is_local
 from nncift.runs.report.report_tables import as_csv
 from nncift.storage.atomic import write_json, write_text
 from nncift.studies.analyses import CONFIGURATIONS, Record, bad_data, layers, sweep, tune_arms
-from nncift.studies.grid import PRESETS, Analysis, Study, load, rehearsed
+from nncift.studies.grid import PRESETS, Analysis, Study, check, load, rehearsed
 from nncift.studies.study_report import Page, bad_data_page, layers_page, sweep_page, tune_page
-from nncift.studies.workspace import Workspace, prepare
+from nncift.studies.workspace import DEMO, Workspace, prepare
 
 Records = list[Record]
 KINDS: Mapping[str, tuple[Callable[[Workspace, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
@@ -25,6 +28,9 @@ KINDS: Mapping[str, tuple[Callable[[Workspace, Analysis, range], Records], Calla
     "tune": (tune_arms, tune_page),
     "bad-data": (bad_data, bad_data_page),
 }
+
+
+SET = "write a name such as $model in its place, and give --set model=NAME"
 
 
 def preset(name: str) -> Path:
@@ -79,6 +85,7 @@ def study(
     if lacking := sorted(set(only) & set(found.left_out)):
         raise UsageError(f"--only {lacking[0]}: {found.left_out[lacking[0]]}")
     wanted = [analysis for analysis in found.grid.analyses if not only or analysis.name in only]
+    _check_is_local(f"the study {path.name}", found, wanted, given or {})
     out.mkdir(parents=True, exist_ok=True)
     pools = {
         name: prepare(name, found.grid.pools[name], out / "pools" / name)
@@ -115,6 +122,20 @@ def study(
         rest = f"the other {len(wanted) - len(failed)} are in {out}" if len(failed) < len(wanted) else "none is done"
         raise type(next(iter(failed.values())))(f"{len(failed)} of {len(wanted)} analyses failed, {rest}. {said}")
     return summary
+
+
+def _check_is_local(by: str, study: Study, wanted: Sequence[Analysis], given: Mapping[str, list[str]]) -> None:
+    """Raise UsageError where analyses need a model or an encoder that the file names, nobody typed, and is not at hand."""
+    typed = {DEMO, *itertools.chain.from_iterable(given.values())}
+    for analysis in wanted:
+        pool = study.grid.pools[analysis.pool]
+        judge = analysis.options.get("judge")
+        judge = judge if isinstance(judge, Mapping) and "base_url" not in judge else {}
+        for name in {pool.model, pool.small_model, analysis.options.get("model"), judge.get("model")} - {None, *typed}:
+            check_is_local(str(name), by, yes=SET)
+        for chosen in analysis.combinations():
+            if (encoder := check(analysis, chosen.settings).encoder) not in typed:
+                check_encoder_is_local(encoder, by, yes=SET)
 
 
 def write_page(out: Path, analysis: Analysis, page: Page, note: str = "") -> None:

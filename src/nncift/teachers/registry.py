@@ -77,7 +77,8 @@ def create(
             f"the teacher {settings.teacher} needs a language model: give --model with a local folder, a hub name or smollm2"
         )
     for option in settings.option:
-        if option not in taken or option in given:
+        # The folder for what it keeps is the caller's to choose, and not a file's.
+        if option not in taken or option in given or option == "workspace":
             raise UsageError(
                 f"the teacher {settings.teacher} has no option {option!r}{nearest(option, set(taken) - set(given))}"
             )
