@@ -28,7 +28,7 @@ def names(prefix: str, n: int) -> tuple[str, ...]:
 
 def test_a_probe_brings_its_similarities_and_their_sum() -> None:
     rows = vectors(6)
-    assert FreeSimilarities(ALL, rows, rows, True).names == ("embedding", "hidden", "output", "sum")
+    assert FreeSimilarities(ALL, rows, rows, True).names == ("embedding", "hidden", "output", "sum", "rds")
     text = Views.of({TEXT: 3})
     assert FreeSimilarities(text, rows[:, :3], rows[:, :3], True).names == ("embedding",)
 
@@ -88,6 +88,38 @@ def test_a_second_set_is_told_of_by_similarity_too(objective: str) -> None:
     reference = Reference.of(UtilityMatrix(axis, names("e", 3), theirs))
     alone = select(UtilityMatrix(axis, axis, np.asfortranarray(values)), 4, objective, reference=reference)
     assert found.ids("embedding", objective, axis, axis, 4) == list(alone.ids)
+
+
+def weighted(rows: np.ndarray) -> np.ndarray:
+    """Return the last of the three means of hidden states; here, the last of four numbers."""
+    return np.asarray(rows[:, 6:7])
+
+
+@pytest.mark.parametrize("objective", ["fl", "fl2mi", "rr", "max", "topk", "flmi"])
+def test_rds_lets_targets_take_rows_in_turn_under_every_objective(objective: str) -> None:
+    views = Views.of({TEXT: 3, HIDDEN: 9, OUTPUT: 2, STATS: 2})
+    targets, rows = vectors(4, 1, views), vectors(12, views=views)
+    across, along = names("t", 4), names("r", 12)
+    if objective == "flmi":
+        found, axis = FreeSimilarities(views, rows, rows, True, targets), along
+    else:
+        found, axis = FreeSimilarities(views, targets, rows, False), across
+    values = cosines(targets[:, 9:12], rows[:, 9:12])
+    # In whatever order targets take their turns, each has its best row in the first round, where these differ.
+    best = {along[s] for s in values.argmax(axis=1)}
+    taken = found.ids("rds", objective, axis, along, 4)
+    assert best <= set(taken)
+    if objective != "flmi":
+        alone = select(UtilityMatrix(across, along, np.asfortranarray(values.astype(np.float32))), 6, "rr", 2)
+        assert found.ids("rds", objective, across, along, 6, seed=2) == list(alone.ids)
+
+
+def test_rds_is_no_part_of_the_sum_and_is_not_centred() -> None:
+    rows = vectors(6)
+    found = FreeSimilarities(ALL, rows, rows, True)
+    expected = cosines(weighted(rows), weighted(rows))
+    np.fill_diagonal(expected, np.nan)
+    np.testing.assert_allclose(found.matrix("rds", names("r", 6), names("r", 6)).values, expected, atol=1e-6)
 
 
 def test_without_targets_the_rows_are_covered_by_themselves() -> None:

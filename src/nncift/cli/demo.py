@@ -59,7 +59,7 @@ def _truth_table(truth: Mapping[str, Any], selected: int) -> Any:
     labels = {
         "random": f"random (mean of {truth['random_draws']})",
         "embeddings": "embeddings alone",
-        **{name: CONTROLS[name] for name in ("hidden", "output", "sum") if name in truth["objective"]},
+        **{name: CONTROLS[name] for name in ("hidden", "output", "sum", "rds") if name in truth["objective"]},
         "selected": "this run",
         "oracle": "oracle (knows skills and corruptions)",
         "full_teacher": "full teacher",

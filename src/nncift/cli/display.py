@@ -28,6 +28,7 @@ CONTROLS = {
     "hidden": "hidden states alone (a probe)",
     "output": "output gradients alone (a probe)",
     "sum": "sum of all similarities (a probe)",
+    "rds": "RDS+ (a probe)",
 }
 QUADRANTS = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}
 

@@ -64,6 +64,14 @@ class Views:
         """Return one part of vectors `(n, dim)`."""
         return vectors[:, self.place(name)]
 
+    def pooled(self, vectors: Floats) -> Floats:
+        """Return, of vectors with hidden states `(n, dim)`, the mean over all tokens with weights that rise by the position.
+
+        A probe pools three means of one size into `hidden`: over the response, over the prompt, and this one.
+        """
+        hidden = self.take(vectors, HIDDEN)
+        return hidden[:, hidden.shape[1] - hidden.shape[1] // 3 :]
+
     def to_json(self) -> dict[str, int]:
         """Return names and widths."""
         return dict(self.widths)

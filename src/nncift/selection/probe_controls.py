@@ -2,7 +2,8 @@
 
 Of embeddings alone, and where a probe asked the teacher's model about each row, of what it found: hidden states, gradients at the
 output, and the sum of all (method.md 2). They take the place of utilities under the run's own objective; a row is no source of
-its own, as with every teacher.
+its own, as with every teacher. RDS+ (arXiv 2503.01807) is a rule of its own: by hidden states with weights that rise by the
+position, targets take rows in turn, whatever the run's objective is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nncift.selection.rules import NO_RULES, Rules
 
 Floats = npt.NDArray[np.float32]
 
-EMBEDDING, SUM = "embedding", "sum"
+EMBEDDING, SUM, RDS = "embedding", "sum", "rds"
 NAMES = {TEXT: EMBEDDING, HIDDEN: "hidden", OUTPUT: "output"}
 """View -> name of the control that selects by its cosines."""
 
@@ -54,9 +55,10 @@ class FreeSimilarities:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the controls: a view each, and their sum where there are several."""
+        """Names of the controls: a view each, their sum where there are several, and RDS+ where there are hidden states."""
         names = tuple(NAMES[view] for view in self.views.similar if view in NAMES)
-        return (*names, SUM) if len(names) > 1 else names
+        several = (SUM,) if len(names) > 1 else ()
+        return (*names, *several, *((RDS,) if HIDDEN in self.views.names else ()))
 
     def at(self, targets: list[int], sources: list[int]) -> FreeSimilarities:
         """Return the similarities of some targets and sources."""
@@ -77,11 +79,18 @@ class FreeSimilarities:
         """Return `k` sources that an objective takes from a similarity in the place of utilities, under the same rules.
 
         An objective that looks at a second set sees the similarities to it. For a pointwise teacher, which has no targets, it is
-        facility location over the rows themselves.
+        facility location over the rows themselves. RDS+ always takes rows in turn: for the target set, else for the rows.
         """
         if self._pointwise or objective == "random":
             matrix = self.matrix(name, source_ids, source_ids, rows=self.sources)
-            return similar_ids(matrix, "fl", k, seed, rules=rules)
+            return similar_ids(matrix, "rr" if name == RDS else "fl", k, seed, rules=rules)
+        if name == RDS:
+            if objective == "flmi" and self.second is not None:
+                # There the targets are the pool's rows, and the target set is the second.
+                wanted = replace(self, targets=self.second, second=None, shared=False, subtask_of=None)
+                named = tuple(f"target {i}" for i in range(len(self.second)))
+                return wanted.ids(name, "rr", named, source_ids, k, seed=seed, rules=rules)
+            objective = "rr"
         reference = None
         if self.second is not None and objective in OF_TWO_SETS:
             second = tuple(f"second {i}" for i in range(len(self.second)))
@@ -107,6 +116,8 @@ class FreeSimilarities:
 
     def sides(self, name: str, targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
         """Return vectors of both sides whose inner products are the similarity."""
+        if name == RDS:
+            return unit(self.views.pooled(targets)), unit(self.views.pooled(sources))
         if name != SUM:
             view = next(view for view, own in NAMES.items() if own == name)
             return self._unit(view, targets), self._unit(view, sources)

@@ -25,6 +25,7 @@ from nncift.errors import UsageError
 from nncift.selection import Problem, Subset, pose
 from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
+from nncift.selection.probe_controls import RDS
 from nncift.selection.problem import DenseProblem, GraphProblem
 from nncift.selection.sparse import Graph, SparseCoverage
 from nncift.selection.sparse_round_robin import SparseTurns, highest_on
@@ -210,7 +211,8 @@ def _on_graph(rows: PoolTable, settled: ResolvedConstraints, found: GraphProblem
     subset, problem = choose_on(found, found.graph, settled, seed, score)
     controls: dict[str, float | None] = dict(_plain_controls(problem.value, kept, settled, len(subset), seed))
     for name, graph in found.alike.items():
-        alone = None if graph is None else choose_on(replace(found, optimiser="lazy"), graph, settled, seed)[0]
+        own = replace(found, optimiser="lazy", objective="rr" if name == RDS else found.objective)
+        alone = None if graph is None else choose_on(own, graph, settled, seed)[0]
         controls[name] = None if alone is None else problem.value(list(alone.ids))
     record = replace(
         _record(rows, subset, controls, settled),
