@@ -81,7 +81,7 @@ class TeacherSettings(Settings):
     teacher: str = setting(
         "delift",
         "Influence function that labels (also column:NAME)",
-        choices=("delift", "delift-se", "less", "selectit", "ifd", "loss", "rds", "length", "random"),
+        choices=("delift", "delift-se", "less", "selectit", "ifd", "loss", "rds", "ica", "length", "random"),
         shown="less",
         plugins="nncift.teachers",
     )

@@ -23,6 +23,7 @@ SHIPPED: dict[str, Callable[[str], Any]] = {
     ),
     "ifd": lambda folder: teachers.Ifd(folder, device="cpu"),
     "loss": lambda folder: teachers.Loss(folder, device="cpu"),
+    "ica": lambda folder: teachers.Ica(folder, device="cpu"),
     "rds": lambda folder: teachers.Rds(folder, device="cpu"),
     "length": lambda folder: teachers.Length(),
     "random": lambda folder: teachers.Random(seed=2),

@@ -38,7 +38,15 @@ def test_a_plug_in_that_declares_nothing_makes_one_forward_pass_a_row() -> None:
 
 @pytest.mark.parametrize(
     ("made", "weight", "passes"),
-    [("Less", 3, 4), ("Rds", 1, 1), ("Loss", 1, 1), ("Ifd", 1, 2), ("SelectIt", 1, 5), ("Delift", 1, None)],
+    [
+        ("Less", 3, 4),
+        ("Rds", 1, 1),
+        ("Loss", 1, 1),
+        ("Ifd", 1, 2),
+        ("SelectIt", 1, 5),
+        ("Delift", 1, None),
+        ("Ica", 1, None),
+    ],
 )
 def test_gradient_teachers_cost_three_forward_passes(
     llama_folder: Path, made: str, weight: int, passes: int | None

@@ -25,10 +25,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "selectit": {"grades": 4, "alpha": 0.5},
     "ifd": {"above_one": "keep"},
+    "ica": {"in_front": 3},
     "random": {"seed": 9},
     "column": {"column": "quality"},
 }
-MODELS = {"delift", "less", "selectit", "ifd", "loss", "rds"}
+MODELS = {"delift", "less", "selectit", "ifd", "loss", "rds", "ica"}
 
 
 class Plugged:

@@ -15,7 +15,7 @@ from nncift.errors import DataError
 from nncift.models.encoders import Encoder
 from nncift.models.probe import Probe
 from nncift.teachers import Chunk, RowTeacher, Teacher
-from nncift.teachers.abilities import figures_of, stored_as
+from nncift.teachers.abilities import chunk_passes, figures_of, stored_as
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class ModelWorker:
         teacher: Any = self.teacher
         found = teacher.label(chunk)
         passes = int(np.isfinite(found.values).sum())
+        passes += chunk_passes(teacher) if passes else 0
         arrays = {"values": found.values[:, None], "figures": np.array([found.shortened], np.float64)}
         return TaskResult(arrays, int(found.tokens), passes)
 

@@ -13,6 +13,7 @@ from nncift.labels.plan import BASE, NO_SOURCE, SPLITS, LabelPlan, describe
 from nncift.labels.sampling import grow
 from nncift.labels.store import Axes, LabelExecutor, LabelFormat, LabelStore
 from nncift.teachers import Teacher
+from nncift.teachers.abilities import chunk_passes
 
 SHORTENED = "shortened"
 PAIR_FORMAT = LabelFormat(1, figures=(SHORTENED,))
@@ -74,6 +75,7 @@ class PairLabelStore(LabelStore[LabelPlan]):
         """Return the passes of labelling every pair that fits, as far as the labelled pairs tell."""
         pairs, missing = self._of_pairs()
         without = len(self._plan.target_ids) if self.relative else 0
+        without += 0 if self._teacher is None else chunk_passes(self._teacher) * len(self._plan.source_ids)
         return without + round(self._plan.full_passes(relative=False) * (1 - missing / max(pairs, 1)))
 
     def warnings(self) -> list[str]:

@@ -121,6 +121,11 @@ class CausalLM:
         """Whether the logits are the output embeddings' output and nothing else, so that they can be had position by position."""
         return self._fast_head
 
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether the keys and values of a prefix are computed once and shared by all rows behind it."""
+        return self._fast_prefix
+
     def with_cache(self, cache: Any) -> dict[str, Any]:
         """Return the arguments of a pass that reads and grows a cache; transformers 5.24 gave it another name."""
         return {"use_cache": True, self._cache_name: cache}

@@ -28,6 +28,7 @@ from nncift.selection.problem import KNOWS_EXISTING, DenseProblem, GraphProblem,
 from nncift.selection.rules import NO_RULES
 from nncift.selection.solve import choose_on, solve
 from nncift.selection.utilities import Existing, Utilities
+from nncift.stages.check import prepare_all
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.stages.inputs import read_existing
@@ -144,7 +145,7 @@ def _true(
 ) -> UtilityMatrix:
     if isinstance(teacher, RowTeacher):
         # The pool comes first, as in the run: LESS draws its warm-up from it.
-        teacher.prepare(run.rows.examples)
+        prepare_all(teacher, run.rows.examples, run.rows.target_examples)
     return true_matrix(teacher, sources, folder, progress, targets=targets)
 
 

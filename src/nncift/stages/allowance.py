@@ -27,7 +27,7 @@ from nncift.stages.timing import Rates
 from nncift.storage.atomic import write_sealed
 from nncift.storage.ledger import ModelCost, training_cost
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.abilities import WarmsUp, pass_weight, row_passes, warm_up_cost
+from nncift.teachers.abilities import WarmsUp, chunk_passes, pass_weight, row_passes, warm_up_cost
 
 FILE = "labels/allowance.json"
 
@@ -72,7 +72,8 @@ class Passes:
     """Passes of the teacher's model by plan size.
 
     relative: targets are labelled without an example too. weight: forward passes that a pass costs. each: passes of a row. once:
-    passes before the first row. others: forward passes of the probe and of embeddings that are hidden states.
+    passes before the first row. others: forward passes of the probe and of embeddings that are hidden states. a_chunk: passes of
+    a chunk of pairs beside one for each of them.
     """
 
     settings: RunSettings
@@ -83,6 +84,7 @@ class Passes:
     each: int
     once: int
     others: int
+    a_chunk: int = 0
 
     @classmethod
     def of(cls, settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, existing: int = 0) -> Passes:
@@ -98,6 +100,7 @@ class Passes:
             row_passes(teacher) if isinstance(teacher, RowTeacher) else 1,
             warm_up_cost(teacher).passes,
             probed * (len(axes.rows) + existing),
+            chunk_passes(teacher),
         )
 
     @property
@@ -107,7 +110,7 @@ class Passes:
         if self.by_row:
             return self.each * len(axes.rows) + self.once
         pairs = len(axes.target_ids) * len(axes.sources) - (len(axes.sources) if axes.shared else 0)
-        return pairs + (len(axes.target_ids) if self.relative else 0)
+        return pairs + (len(axes.target_ids) if self.relative else 0) + self.a_chunk * len(axes.sources)
 
     @property
     def unit(self) -> str:
@@ -134,7 +137,9 @@ class Passes:
             return self.each * measured_rows(
                 asked, None if axes.targets is None else len(axes.targets), len(axes.sources)
             )
-        return pair_passes(asked, len(axes.target_ids), len(axes.sources), shared=axes.shared, relative=self.relative)
+        sizes = len(axes.target_ids), len(axes.sources)
+        chunks = self.a_chunk * pair_chunks(asked, *sizes, shared=axes.shared) if self.a_chunk else 0
+        return pair_passes(asked, *sizes, shared=axes.shared, relative=self.relative) + chunks
 
     def cost(self, size: int) -> ModelCost:
         """Return what a fresh plan costs, all else included."""

@@ -14,9 +14,7 @@ from nncift.stages.context import RunContext, identity
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.abilities import (
-    notes_of,
-)
+from nncift.teachers.abilities import AimsAtTargets, notes_of
 
 FEWEST_TARGETS = 3
 NOTES = "notes.json"
@@ -78,7 +76,12 @@ def prepare_all(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples 
     """Make the teacher know all rows. The pool comes first and alone: LESS draws its warm-up from it, never from targets."""
     if wanted is None or not isinstance(teacher, RowTeacher):
         return teacher.prepare(pool if wanted is None else Examples((*pool, *wanted)))
-    return (*teacher.prepare(pool), *teacher.prepare(wanted))
+    refused = (*teacher.prepare(pool), *teacher.prepare(wanted))
+    if isinstance(teacher, AimsAtTargets):
+        out = {(row.source, row.line) for row in refused}
+        if usable := tuple(row for row in wanted if (row.source, row.line) not in out):
+            teacher.aim(Examples(usable))
+    return refused
 
 
 def check_target_count(rows: int) -> None:

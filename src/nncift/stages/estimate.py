@@ -39,7 +39,15 @@ from nncift.stages.request import Request
 from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
 from nncift.storage.ledger import ModelCost
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.abilities import CountsTokens, language_model, notes_of, pass_weight, row_passes, warm_up_cost
+from nncift.teachers.abilities import (
+    CountsTokens,
+    chunk_passes,
+    language_model,
+    notes_of,
+    pass_weight,
+    row_passes,
+    warm_up_cost,
+)
 
 HIDDEN = 100
 
@@ -144,8 +152,10 @@ def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Example
 def _cost_by_pair(plan: LabelPlan, teacher: Teacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
     targets = [len(chunk.positions) for chunk in plan.chunks_of(0)]
     rate, full = pair_rate(rows, teacher, seed), plan.full_passes(relative=teacher.relative)
-    planned = Cost(sum(targets), *rate.of(len(targets), sum(targets)))
-    return planned, Cost(full, *rate.of(len(plan.source_ids), plan.full_passes(relative=False)))
+    each, chunks = chunk_passes(teacher), len(targets)
+    planned = Cost(sum(targets) + each * chunks, *rate.of(chunks, sum(targets)))
+    sources = len(plan.source_ids)
+    return planned, Cost(full + each * sources, *rate.of(sources, plan.full_passes(relative=False)))
 
 
 def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:

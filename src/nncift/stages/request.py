@@ -22,7 +22,14 @@ from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST
 from nncift.student.networks import network
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
-from nncift.teachers.abilities import FORWARD, HasLanguageModel, check_language_model, pass_weight, subtask_column
+from nncift.teachers.abilities import (
+    FORWARD,
+    HasLanguageModel,
+    check_aim,
+    check_language_model,
+    pass_weight,
+    subtask_column,
+)
 
 DEFAULT_SHARE = 0.1
 """Share of training on the whole pool that a run may cost by default ..."""
@@ -163,6 +170,7 @@ def _objective(settings: RunSettings, teacher: Teacher | RowTeacher, target: Exa
         raise UsageError(
             f"--target was given, and the teacher {teacher.name} rates rows without a target; leave it out"
         )
+    check_aim(teacher, target=target is not None)
     # One of no row is refused with what was rejected, where the teacher has seen it.
     if target:
         check_target_count(len(target))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from nncift.core.arrays import Floats
+from nncift.data.examples import Examples
 from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM
 from nncift.teachers import FeatureTeacher, RowTeacher, Teacher
@@ -136,6 +137,30 @@ class DeclaresPasses(Protocol):
 
 
 @runtime_checkable
+class DeclaresChunkPasses(Protocol):
+    """A teacher of pairs that makes passes for every chunk beside those of its pairs."""
+
+    @property
+    def chunk_passes(self) -> int:
+        """Passes of a chunk with a source, its pairs left out."""
+        ...
+
+
+@runtime_checkable
+class AimsAtTargets(Protocol):
+    """A row teacher whose values depend on the rows of a target set."""
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether it gives no values without a target set."""
+        ...
+
+    def aim(self, targets: Examples) -> None:
+        """Take the target set, whose usable rows were prepared; another process takes it from the workspace."""
+        ...
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """A row teacher that knows the tokens of rows before it measures them."""
 
@@ -173,6 +198,19 @@ def pass_weight(teacher: Teacher | RowTeacher) -> int:
 def row_passes(teacher: RowTeacher) -> int:
     """Return the passes that a row takes."""
     return teacher.row_passes if isinstance(teacher, DeclaresPasses) else 1
+
+
+def chunk_passes(teacher: Teacher | RowTeacher) -> int:
+    """Return the passes of a chunk of pairs beside one for each pair."""
+    return teacher.chunk_passes if isinstance(teacher, DeclaresChunkPasses) else 0
+
+
+def check_aim(teacher: Teacher | RowTeacher, *, target: bool) -> None:
+    """Raise UsageError where a teacher needs a target set and there is none."""
+    if isinstance(teacher, AimsAtTargets) and teacher.needs_targets and not target:
+        raise UsageError(
+            f"the teacher {teacher.name} as it was asked for measures rows by a target set, and there is none; give --target FILE"
+        )
 
 
 def warm_up_cost(teacher: Teacher | RowTeacher) -> WarmUpCost:

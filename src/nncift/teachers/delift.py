@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Literal, Unpack
@@ -14,19 +13,18 @@ from typing import Literal, Unpack
 import numpy as np
 
 from nncift.core.arrays import Floats
-from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, UsageError
 from nncift.models.batching import batches
 from nncift.models.causal_lm import Row
 from nncift.models.prompt_format import Block
-from nncift.models.response_reader import NO_TOKENS, AnyModel, AnyTokenizer, ModelSettings
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Chunk, ChunkLabels, Kind
-from nncift.teachers.model_teacher import ModelTeacher
+from nncift.teachers.in_context import InContextTeacher
 
 Variant = Literal["probability", "logprob"]
 
 
-class Delift(ModelTeacher):
+class Delift(InContextTeacher):
     """The DELIFT teacher on a Hugging Face causal language model.
 
     model: a local folder or hub name, or a loaded `CausalLM`. variant: `probability` (the paper's distance) or
@@ -49,40 +47,6 @@ class Delift(ModelTeacher):
             raise UsageError(f"DELIFT's variant is probability or logprob, not {variant!r}")
         super().__init__(model, {"variant": variant}, tokenizer, **settings)
         self.variant = variant
-        self._examples: dict[str, Example] = {}
-        self._behind: dict[str, Row] = {}
-        self._joined: dict[tuple[str, str], str] = {}
-
-    @property
-    def block_tokens(self) -> int:
-        """The length to which an example in front is cut: half of the context, the same for every pair."""
-        return self.lm.context // 2
-
-    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
-        """Tokenise targets, alone and behind an example; a row whose prompt and response exceed the context alone is unusable."""
-        return self.reader.prepare(examples, self._read)
-
-    def _read(self, example: Example) -> Row:
-        tokens, behind = self.reader.tokens(example), self.wording.tokens(example, behind=True)
-        joined = self.wording.joined(example)
-        if not (self.wording.bos or tokens.prompt) or not tokens.response:
-            raise DataError(NO_TOKENS)
-        self.reader.check_fits(len(self.wording.bos) + len(tokens))
-        self._examples[example.id] = example
-        self._behind[example.id] = Row(behind.prompt, tokens.response)
-        for role, reason in (("in front of a target", joined), ("behind an example", behind.joined)):
-            if reason is not None:
-                self._joined[role, example.id] = reason
-        return Row(tokens.prompt, tokens.response)
-
-    def notes(self) -> tuple[str, ...]:
-        """Return sentences on rows, also on those that are no part of one conversation with the other row of their pairs."""
-        counts = Counter((role, reason) for (role, _), reason in self._joined.items())
-        joined = tuple(
-            f"{rows} of {len(self.reader.rows)} rows are joined plainly {role}, not as one conversation: {reason}."
-            for (role, reason), rows in sorted(counts.items())
-        )
-        return (*joined, *super().notes())
 
     def label(self, chunk: Chunk) -> ChunkLabels:
         """Return d of every target of the chunk, behind its source or without one; NaN where a pair cannot fit."""

@@ -22,6 +22,7 @@ TEACHERS: Mapping[str, str] = {
     "ifd": "nncift.teachers.ifd:Ifd",
     "loss": "nncift.teachers.loss:Loss",
     "rds": "nncift.teachers.rds:Rds",
+    "ica": "nncift.teachers.ica:Ica",
     "length": "nncift.teachers.given_scores:Length",
     "random": "nncift.teachers.given_scores:Random",
     "column": "nncift.teachers.given_scores:Column",
@@ -102,7 +103,10 @@ def settings_of(made: type[Any]) -> dict[str, bool]:
     Settings that it passes on to its reader (`**settings: Unpack[ModelSettings]`) are among them.
     """
     found = {}
-    for name, parameter in inspect.signature(made).parameters.items():
+    # A class may choose a form of itself in `__new__`, which passes on whatever it is given.
+    for name, parameter in list(inspect.signature(made.__init__).parameters.items())[1:]:
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            continue
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found.update(dict.fromkeys(_unpacked(get_type_hints(made.__init__).get(name)), False))
         else:
