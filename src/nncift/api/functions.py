@@ -177,6 +177,7 @@ def evaluate(
     path: str | Path,
     *,
     full_teacher: bool = False,
+    retrain: Mapping[str, Any] | None = None,
     device: str = "auto",
     progress: Progress | None = None,
     trust_remote_code: bool = False,
@@ -184,14 +185,22 @@ def evaluate(
 ) -> Mapping[str, Any]:
     """Measure a run's student; full_teacher: label every pair (resumable), and judge selection and intervals by the truth.
 
-    trust_remote_code: run the code that comes with the run's model. fetch: fetch that model from the hub.
+    retrain: settings of `nncift evaluate --retrain` (docs/retraining.md), an empty dict for its defaults; what training on halves
+    of the rows says stands under `retraining`. trust_remote_code: run the code that comes with the run's model. fetch: fetch that
+    model from the hub.
     """
     from nncift.runs.evaluate import evaluate
 
     allowed = Permissions(trust_remote_code, fetch)
     shown = progress or for_people()
-    result = evaluate(Path(path), full_teacher=full_teacher, device=device, progress=shown, allowed=allowed)
-    return result.to_json()
+    result = evaluate(Path(path), full_teacher=full_teacher, device=device, progress=shown, allowed=allowed).to_json()
+    if retrain is None:
+        return result
+    from nncift.finetune.retraining import retrain as trained
+
+    given = {"device": device, **retrain}
+    found = trained(Path(path), given, full_teacher=full_teacher, progress=shown, allowed=allowed)
+    return {**result, "retraining": found.to_json()}
 
 
 def explain(path: str | Path, example_id: str, *, why_not: bool = False) -> Mapping[str, Any]:

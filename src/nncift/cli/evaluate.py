@@ -4,38 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nncift.cli.display import console, fidelity_table, number, table
-from nncift.cli.options import fetch_option, memory_option, offline_option, run_argument, settings_options
+from nncift.cli.display import console, fidelity_table, number, show_warnings, table
+from nncift.cli.options import chosen, fetch_option, memory_option, offline_option, run_argument, settings_options
 from nncift.cli.shell import command, option, progress
 from nncift.config import RunSettings
 from nncift.core.permissions import Permissions
+from nncift.errors import UsageError
+from nncift.finetune.retrain_settings import RetrainSettings
+
+if TYPE_CHECKING:
+    from nncift.finetune.retraining import Retraining
 
 
-@command("evaluate", example="nncift evaluate runs/alpaca --full-teacher")
+@command(
+    "evaluate",
+    example="nncift evaluate runs/alpaca --full-teacher",
+    everyday=("full_teacher", "retrain", "dry_run", "device"),
+)
 @run_argument
 @option("--full-teacher", is_flag=True, help="Label every pair, and judge selection and intervals by the truth.")
-@settings_options(RunSettings, ("device", "trust_remote_code"))
+@option(
+    "--retrain", is_flag=True, help="Train on random halves of the rows, and see which estimate foresees the losses."
+)
+@option("--dry-run", is_flag=True, help="Print what --retrain would take, and do nothing.")
+@settings_options(RetrainSettings)
+@settings_options(RunSettings, ("trust_remote_code",))
 @fetch_option
 @offline_option
 @memory_option
 def evaluate_command(
-    show: bool, run: Path, full_teacher: bool, device: str | None, trust_remote_code: bool | None, fetch: bool
+    show: bool, run: Path, full_teacher: bool, retrain: bool, dry_run: bool, fetch: bool, **flags: Any
 ) -> dict[str, Any]:
-    """Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth."""
+    """Measure the student of RUN: quadrants beside baselines, what more labels gave, skill under the truth, truth by training."""
+    allowed, device = Permissions(bool(flags.pop("trust_remote_code")), fetch), flags["device"] or "auto"
+    given = chosen(flags, RetrainSettings)
+    only = [name for name in given if name != "device"] + (["dry_run"] if dry_run else [])
+    if only and not retrain:
+        raise UsageError(
+            f"--{only[0].replace('_', '-')} was given, which belongs to --retrain; give that too, or leave it out"
+        )
+    if dry_run:
+        return _dry_run(show, run, given, allowed)
     from nncift.runs.evaluate import evaluate
 
     summary = evaluate(
-        run,
-        full_teacher=full_teacher,
-        device=device or "auto",
-        progress=progress(show),
-        allowed=Permissions(bool(trust_remote_code), fetch),
+        run, full_teacher=full_teacher, device=device, progress=progress(show), allowed=allowed
     ).to_json()
     if show:
         _show(summary)
+    if retrain:
+        from nncift.finetune.retraining import retrain as trained
+
+        found = trained(run, given, full_teacher=full_teacher, progress=progress(show), allowed=allowed)
+        summary["retraining"] = found.to_json()
+        if show:
+            _show_retraining(found, run)
     return summary
+
+
+def _dry_run(show: bool, run: Path, given: Mapping[str, Any], allowed: Permissions) -> dict[str, Any]:
+    from nncift.finetune.retraining import cost_of
+
+    cost = cost_of(run, given, allowed)
+    if show:
+        console().print(
+            f"{cost.trainings} trainings ({cost.trained} stand already), {cost.removals} of them without top rows, on halves of "
+            f"{cost.half} of {cost.rows} rows; {cost.targets} targets. {cost.tokens:,} tokens are read in training; "
+            f"{cost.passes:,} forward-pass equivalents."
+        )
+    return cost.to_json()
+
+
+def _show_retraining(found: Retraining, run: Path) -> None:
+    from nncift.finetune.retrain_report import facts, lds_rows, removal_rows, sentence
+
+    out = console()
+    out.print(sentence(found), soft_wrap=True)
+    out.print(facts(found), soft_wrap=True)
+    head, *rows = lds_rows(found)
+    out.print(table("Forecasts of training (LDS)", head, rows))
+    if found.removals:
+        head, *rows = removal_rows(found)
+        out.print(table("Without the top rows", head, rows, left=head[:2]))
+    show_warnings(out, found.notes)
+    out.print(f"Files: {run}/retrain/retraining.md, retraining.json, retraining.svg", soft_wrap=True)
 
 
 def _show(summary: Mapping[str, Any]) -> None:

@@ -33,11 +33,17 @@ ENDS = 10
 
 
 class Trainer:
-    """What a tune has only once. What is not given is the run's; everything is loaded when it is first asked for."""
+    """What a tune has only once. What is not given is the run's; everything is loaded when it is first asked for.
 
-    def __init__(self, run: FinishedRun, settings: TuneSettings, pool: Examples, tests: Examples) -> None:
+    faster: what a learning rate of LoRA that was not given is multiplied by.
+    """
+
+    def __init__(
+        self, run: FinishedRun, settings: TuneSettings, pool: Examples, tests: Examples, *, faster: float = 1.0
+    ) -> None:
         self._run, self._settings, self._pool, self._tests = run.settings, settings, pool, tests
         self._allowed, self._check_models = run.allowed, run.check_models
+        self._faster = faster
         self.notes: list[str] = []
 
     @cached_property
@@ -69,8 +75,10 @@ class Trainer:
         given = self._settings
         method = method_of(given.method, self.parameters)
         own = {name: getattr(given, name) for name in ("learning_rate", "batch", "epochs")}
+        usual = defaults(method, self.parameters)
         values = {
-            **defaults(method, self.parameters),
+            **usual,
+            "learning_rate": (1.0 if method == "whole" else self._faster) * float(usual["learning_rate"]),
             **{name: value for name, value in own.items() if value is not None},
         }
         return Recipe(method, steps=given.steps, rank=given.rank, alpha=given.alpha, dropout=given.dropout, **values)

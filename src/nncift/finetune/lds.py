@@ -1,0 +1,120 @@
+"""What retraining says about influence estimates: the linear datamodelling score, and its noise ceiling (docs/method.md 6).
+
+An estimate gives a number to every pair of target and row. Summed over the rows of a subset it forecasts how well a model trained
+on that subset does on the target; the score is the rank correlation of forecast and outcome over many subsets (Park et al.,
+arXiv 2303.14186).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+from nncift.core.arrays import Doubles
+from nncift.core.result_types import Record
+from nncift.core.seeds import generator
+from nncift.evaluation.bootstrap import percentile_interval
+from nncift.evaluation.metrics import number
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Mean(Record):
+    """A mean over targets and its interval (bootstrap over targets); None where it is not defined. targets: behind the mean."""
+
+    mean: float | None
+    interval: tuple[float, float] | None
+    targets: int
+
+
+@dataclass(frozen=True)
+class Agreement(Record):
+    """How well an estimate forecasts retraining.
+
+    lds: rank correlation. differences: from other estimates, target by target.
+    """
+
+    lds: Mean
+    differences: Mapping[str, Mean]
+
+
+def forecasts(values: Doubles, members: Doubles) -> Doubles:
+    """Return what an estimate forecasts for every subset, `(n_targets, n_subsets)`: the sum over the subset's rows.
+
+    values: `(n_targets, n_rows)`; a missing pair counts as its target's mean, so that it speaks for no subset. members:
+    `(n_subsets, n_rows)`, 1 where a row is in.
+    """
+    known = np.isfinite(values)
+    count = known.sum(1, keepdims=True)
+    mean = np.divide(
+        np.where(known, values, 0.0).sum(1, keepdims=True), count, where=count > 0, out=np.zeros((len(values), 1))
+    )
+    return np.where(known, values, mean) @ members.T
+
+
+def rank_correlations(first: Doubles, second: Doubles) -> Doubles:
+    """Return Spearman's correlation of the rows of two tables `(n, m)`, `(n,)`; NaN where a row is constant or not finite."""
+    found = np.full(len(first), np.nan)
+    for at, (one, other) in enumerate(zip(first, second, strict=True)):
+        both = np.isfinite(one) & np.isfinite(other)
+        if both.sum() < 3:
+            continue
+        a, b = (rankdata(part[both]) - (both.sum() + 1) / 2 for part in (one, other))
+        scale = np.sqrt((a @ a) * (b @ b))
+        # What differs by rounding alone says nothing, and would be ranked all the same.
+        if scale > 0 and not (_flat(one[both]) or _flat(other[both])):
+            found[at] = (a @ b) / scale
+    return found
+
+
+def agreements(
+    estimates: Mapping[str, Doubles], members: Doubles, losses: Doubles, *, against: tuple[str, ...] = (), seed: int = 0
+) -> dict[str, Agreement]:
+    """Return the score of every estimate, and its difference from those named in `against`.
+
+    estimates: by name, `(n_targets, n_rows)`. members: `(n_subsets, n_rows)`. losses: of the targets after training on each
+    subset, `(n_subsets, n_targets)`.
+    """
+    found = {name: rank_correlations(forecasts(values, members), -losses.T) for name, values in estimates.items()}
+    return {
+        name: Agreement(
+            mean_of(own, seed),
+            {other: mean_of(own - found[other], seed) for other in against if other in found and other != name},
+        )
+        for name, own in found.items()
+    }
+
+
+def ceiling(losses: Doubles) -> float | None:
+    """Return the highest score that any estimate can be expected to reach against a single training of every subset.
+
+    losses: of repeated trainings, `(n_repeats, n_subsets, n_targets)`. Two trainings of the same subsets agree by r, target by
+    target; a forecast of what they have in common agrees with each by the root of r (the correction for attenuation of C.
+    Spearman, 1904). None with fewer than two repeats, or where trainings do not agree at all.
+    """
+    repeats = len(losses)
+    pairs = [(a, b) for a in range(repeats) for b in range(a)]
+    if not pairs:
+        return None
+    mean = float(np.nanmean([rank_correlations(losses[a].T, losses[b].T) for a, b in pairs]))
+    return float(np.sqrt(mean)) if np.isfinite(mean) and mean > 0 else None
+
+
+def mean_of(values: Doubles, seed: int) -> Mean:
+    """Return the mean of a number per target with its interval over targets."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Mean(None, None, 0)
+    if len(known) == 1:
+        return Mean(number(known[0]), None, 1)
+    drawn = generator(seed, "retrain", "targets").integers(len(known), size=(RESAMPLES, len(known)))
+    return Mean(float(known.mean()), percentile_interval(known[drawn].mean(1), LEVEL), len(known))
+
+
+def _flat(values: Doubles) -> bool:
+    return float(np.ptp(values)) <= 1e-12 * float(np.abs(values).max(initial=0.0))

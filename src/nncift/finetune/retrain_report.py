@@ -1,0 +1,138 @@
+"""What a retraining found, for people: Markdown with its tables, and a figure of all scores with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nncift.finetune.estimates import STUDENT, TEACHER
+from nncift.finetune.lds import Agreement, Mean
+from nncift.finetune.retraining import Retraining
+from nncift.runs.report.charts import Dot, Sheet, intervals
+from nncift.runs.report.report_tables import markdown
+
+TITLE = "Does the estimate foresee what training does?"
+READING = (
+    "LDS: rank correlation, over the halves, of what an estimate forecasts (its utilities summed over the half) with minus the "
+    "target's loss after training on the half; mean over targets, with a 95 % interval over other targets. 0 is chance.",
+    "Less: the difference of two scores, target by target, with its interval.",
+    "Without its top rows: how much more the targets' loss is, in nats per token, after training without the rows that an "
+    "estimate puts on top than without as many random ones. Above 0, these rows were worth more than others.",
+)
+
+
+def page(found: Retraining) -> str:
+    """Return a retraining as Markdown."""
+    parts = [f"# {TITLE}", sentence(found), facts(found), markdown(lds_rows(found), left=1)]
+    if found.removals:
+        parts += ["## Training without the top rows", markdown(removal_rows(found), left=1)]
+    parts += [
+        "## What was compared",
+        markdown([["estimate", "what it is"], *map(list, found.estimates.items())], left=2),
+    ]
+    parts += ["## How to read this", _bullets(READING)]
+    if found.notes:
+        parts += ["## Notes", _bullets(found.notes)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def sentence(found: Retraining) -> str:
+    """Return the answer: what the student's score is, and what it is not above."""
+    own = found.lds[STUDENT]
+    if own.lds.mean is None or own.lds.interval is None:
+        return "No answer: the losses of the targets did not differ between the halves."
+    low = own.lds.interval[0]
+    said = "Yes" if low > 0 else "Not shown"
+    text = f"{said}: the student's forecasts agree with training by {_with(own.lds)}"
+    beaten = [name for name, gap in own.differences.items() if gap.interval is not None and gap.interval[0] > 0]
+    equal = [name for name in own.differences if name not in (*beaten, TEACHER)]
+    if beaten:
+        text += f", above {_listed(beaten)}"
+    if equal:
+        text += f"; not distinguished from {_listed(equal)}, or below"
+    if found.kept is not None:
+        text += f". It keeps {100 * found.kept:.0f} % of its teacher's {_with(found.lds[TEACHER].lds)}"
+    if found.ceiling is not None:
+        text += f". No estimate can be expected above {found.ceiling:.2f} against single trainings"
+    return f"{text}."
+
+
+def facts(found: Retraining) -> str:
+    """Return what was trained, one sentence a line."""
+    recipe = found.recipe
+    return _bullets(
+        (
+            f"{found.trainings} trainings of {found.model} ({recipe['method']}, learning rate {recipe['learning_rate']:g}, "
+            f"{recipe['batch']} rows a step, {recipe['epochs']:g} epochs): {found.halves} random halves ({found.half} of "
+            f"{found.rows} rows), each {found.repeats} times, and {len(found.removals)} without top rows.",
+            f"Loss of the {found.targets} targets: {found.loss['untrained']:.3f} before training, "
+            f"{found.loss['trained']:.3f} after training on a half, in nats per token.",
+            f"{found.seconds:,.0f} s of training and judging.",
+        )
+    )
+
+
+def lds_rows(found: Retraining) -> list[list[str]]:
+    """Return the table of scores, its head first, the best on top."""
+    order = sorted(found.lds, key=lambda name: -(found.lds[name].lds.mean or 0.0))
+    against = [name for name in next(iter(found.lds.values())).differences if name != TEACHER]
+    head = ["estimate", "LDS", "95 % interval", *(f"less {name}" for name in against)]
+    return [head, *([name, *_cells(found.lds[name], against)] for name in order)]
+
+
+def removal_rows(found: Retraining) -> list[list[str]]:
+    """Return the table of removals, its head first."""
+    rows = [["estimate", "without", "rows", "loss more than without random rows", "95 % interval"]]
+    for one in found.removals:
+        rows.append(
+            [
+                one.estimate,
+                f"its top {one.share}",
+                str(one.rows),
+                _number(one.increase.mean, "+.4f"),
+                _range(one.increase, "+.3f"),
+            ]
+        )
+    return rows
+
+
+def figure(found: Retraining) -> str:
+    """Return the scores with their intervals as SVG."""
+    dots = [
+        Dot(
+            name,
+            one.lds.mean,
+            one.lds.interval,
+            "better" if name in (STUDENT, TEACHER) else "open",
+            f"{name}: {_with(one.lds)}",
+        )
+        for name, one in found.lds.items()
+        if one.lds.mean is not None
+    ]
+    label = f"LDS over {found.halves} halves, {found.targets} targets, 95 % intervals"
+    return Sheet({TITLE: intervals(TITLE, dots, label, reference=0.0)}).svg()
+
+
+def _cells(one: Agreement, against: Sequence[str]) -> list[str]:
+    gaps = [one.differences.get(name) for name in against]
+    found = ["-" if gap is None or gap.mean is None else f"{gap.mean:+.2f} ({_range(gap, '+.2f')})" for gap in gaps]
+    return [_number(one.lds.mean, ".2f"), _range(one.lds, ".2f"), *found]
+
+
+def _with(mean: Mean) -> str:
+    return _number(mean.mean, ".2f") + (f" ({_range(mean, '.2f')})" if mean.interval is not None else "")
+
+
+def _range(mean: Mean, form: str) -> str:
+    return "-" if mean.interval is None else f"{format(mean.interval[0], form)} to {format(mean.interval[1], form)}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
