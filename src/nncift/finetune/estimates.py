@@ -103,13 +103,14 @@ class Estimates:
 
     def _for_all(self, values: Doubles) -> Doubles:
         """Return numbers of the rows `(1, n_rows)` for every target."""
-        return np.repeat(np.asarray(values, np.float64), len(self.targets), axis=0)
+        return np.repeat(values, len(self.targets), axis=0)
 
     def _student(self) -> Estimate:
         pointwise = self.run.pointwise
         values, known = self.run.block(self.run.target_ids if pointwise else self.targets, self.rows)
         about = f"the run's utilities: {100 * float(known.mean()):.0f} % of these pairs measured, the others predicted"
-        return Estimate(self._for_all(values) if pointwise else np.asarray(values, np.float64), about)
+        exact = np.asarray(values, np.float64)
+        return Estimate(self._for_all(exact) if pointwise else exact, about)
 
     def _teacher(self) -> Estimate:
         targets = None if self.run.pointwise else self._targets

@@ -330,7 +330,8 @@ class Experiment:
             for name, table in values.items():
                 if name != RANDOM:
                     mean = np.nan_to_num(np.nanmean(table, axis=0), nan=-np.inf)
-                    order = sorted(range(len(self.rows)), key=lambda place, mean=mean: (-mean[place], self.rows[place]))
+                    # Highest first; rows are in the order of their ids, which settles ties.
+                    order = np.argsort(-mean, kind="stable")
                     tops[name] = self._without({self.rows[place] for place in order[:count]}, name.replace(" ", "_"), 0)
             outcomes = self._trained(list(tops.values()), "training without top rows")
             for name, work in tops.items():
