@@ -168,8 +168,12 @@ def score(
     rows: whatever `nncift.run` takes. fetch: fetch the encoder that the run names from the hub.
     """
     from nncift.data import rows_from
+    from nncift.data.python_rows import are_paths
     from nncift.stages.finish import score_file
+    from nncift.storage.outputs import check_replaces_nothing
 
+    files = [] if not are_paths(rows) else [rows] if isinstance(rows, str | Path) else rows
+    check_replaces_nothing(Path(out), files, Path(run))
     return score_file(rows_from(rows), Path(run), Path(out), device=device, fetch=fetch).to_json()
 
 

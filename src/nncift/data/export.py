@@ -23,6 +23,7 @@ from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
 from nncift.storage.atomic import atomic, write_json, write_text
+from nncift.storage.outputs import check_replaces_nothing, inputs_of
 from nncift.storage.parquet import read_columns
 
 TRAINERS = ("same", "trl", "axolotl", "llamafactory", "openai")
@@ -73,14 +74,15 @@ def export(
     trainer would drop are left out, and listed in `left_out` with their reasons. length: rows beyond the trainer's limit are
     refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`.
 
-    Raises UsageError for unknown names, DataError for a directory without a finished run, for rows that are too long, and
-    where no row is left, ResourceError where the file cannot be written.
+    Raises UsageError for unknown names and for an input that would be replaced, DataError for a directory without a finished
+    run, for rows that are too long, and where no row is left, ResourceError where the file cannot be written.
     """
     run, out = Path(run), Path(out)
     _check_settings(to, turns, out, with_scores)
     selected = _selected(run)
     record: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
     settings = config.recorded(run / "manifest.yaml")
+    check_replaces_nothing(out, inputs_of(settings), run)
     layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,10 @@ from nncift.models.environment import examine
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import check_existing, judged_objective
 from nncift.storage.atomic import write_json, write_text
+from nncift.storage.outputs import check_replaces_nothing, inputs_of
+
+LEFT = ("tune.json", "tune.md", "tune.html")
+"""What a tune writes for people, beside its cells."""
 
 Chosen = Mapping[str, Mapping[int, tuple[str, ...]]]
 """The rows of every arm by seed."""
@@ -82,6 +86,9 @@ class TuneExperiment:
         self.run, self.settings, self.folder, self._progress = run, settings, folder, progress
         if "teacher" in settings.arms:
             check_existing(run, judged_objective(run))
+        inputs = [*settings.test, *([settings.questions] if settings.questions else []), *inputs_of(run.settings)]
+        for name in LEFT:
+            check_replaces_nothing(folder / name, inputs)
         tests = held_out(run, settings)
         self._trainer = Trainer(run, settings, run.rows.examples, tests.rows)
         self._trainer.notes.extend(tests.notes)

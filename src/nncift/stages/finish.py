@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift import config
 from nncift.core.result_types import Record
 from nncift.data import Examples, write_rejected
 from nncift.data.contamination import CONTAMINATED
@@ -27,7 +28,8 @@ from nncift.stages.embed_existing import ABOUT as EXISTING
 from nncift.stages.label import TEACHER
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.ledger import Ledger, ModelCost
-from nncift.storage.run_directory import SUMMARY
+from nncift.storage.outputs import check_replaces_nothing, inputs_of
+from nncift.storage.run_directory import MANIFEST, SUMMARY
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher
 from nncift.teachers.abilities import HasLanguageModel, pass_weight
@@ -196,6 +198,8 @@ def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto"
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if (run / MANIFEST).exists():
+        check_replaces_nothing(out, inputs_of(config.recorded(run / MANIFEST)))
     student = Student.load(run / "student")
     scores = student.score(examples, device=device, fetch=fetch)
     table = pa.table(

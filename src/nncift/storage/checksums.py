@@ -77,21 +77,27 @@ def matches(run: Path, mark: Mapping[str, Any], files: Sequence[str]) -> bool:
     return whole
 
 
+def recorded(run: Path) -> frozenset[str]:
+    """Return the names of the files that the marks of a run record."""
+    marks = (read_mark(run, path.stem) for path in (run / MARKS).glob("*.json"))
+    return frozenset(str(name) for mark in marks for name in mark.get("files") or ())
+
+
 def verify(run: Path, *names: str) -> None:
     """Compare files of a run with what the marks recorded of them; those that no mark knows pass.
 
     Raises DataError, naming the file, where one is damaged.
     """
-    recorded: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for mark in sorted((run / MARKS).glob("*.json")):
         try:
-            recorded |= read_json(mark).get("files") or {}
+            known |= read_json(mark).get("files") or {}
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{str(mark)!r} is damaged ({error}); run the same `nncift run` again, which mends it"
             ) from error
     for name in names:
-        if name in recorded and (why := reason(run, name, recorded[name])) is not None:
+        if name in known and (why := reason(run, name, known[name])) is not None:
             raise DataError(
                 f"{str(run / name)!r} is damaged: {why}; run the same `nncift run` again, which makes it anew, or restore it"
             )

@@ -29,6 +29,7 @@ from nncift.storage import checksums
 from nncift.storage.atomic import read_json, write_sealed, write_text
 from nncift.storage.ledger import StageCost, Stopwatch
 from nncift.storage.locks import PathLock
+from nncift.storage.outputs import check_run_folder
 
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
@@ -69,6 +70,7 @@ class RunDir:
         directory or was made with settings that what exists depends on.
         """
         try:
+            check_run_folder(self.path, self.settings)
             self._check_own()
             self.path.mkdir(parents=True, exist_ok=True)
             lock = PathLock(self.path / LOCK)

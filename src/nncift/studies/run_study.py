@@ -16,6 +16,7 @@ from nncift.models.environment import examine
 from nncift.models.loading import check_is_local
 from nncift.runs.report.report_tables import as_csv
 from nncift.storage.atomic import write_json, write_text
+from nncift.storage.outputs import check_replaces_nothing
 from nncift.studies.analyses import CONFIGURATIONS, Record, bad_data, layers, sweep, tune_arms
 from nncift.studies.grid import PRESETS, Analysis, Study, check, load, rehearsed
 from nncift.studies.study_report import Page, bad_data_page, layers_page, sweep_page, tune_page
@@ -86,6 +87,7 @@ def study(
         raise UsageError(f"--only {lacking[0]}: {found.left_out[lacking[0]]}")
     wanted = [analysis for analysis in found.grid.analyses if not only or analysis.name in only]
     _check_is_local(f"the study {path.name}", found, wanted, given or {})
+    _check_outputs(path, out, found)
     out.mkdir(parents=True, exist_ok=True)
     pools = {
         name: prepare(name, found.grid.pools[name], out / "pools" / name)
@@ -136,6 +138,18 @@ def _check_is_local(by: str, study: Study, wanted: Sequence[Analysis], given: Ma
         for chosen in analysis.combinations():
             if (encoder := check(analysis, chosen.settings).encoder) not in typed:
                 check_encoder_is_local(encoder, by, yes=SET)
+
+
+def _check_outputs(path: Path, out: Path, study: Study) -> None:
+    """Raise UsageError where what a study writes would take the place of what it reads."""
+    inputs = [path]
+    for pool in study.grid.pools.values():
+        inputs += [Path(name) for name in (*pool.files, *([pool.test] if pool.test else []))]
+    for name in [
+        "study.json",
+        *(f"{one.name}.{kind}" for one in study.grid.analyses for kind in ("json", "csv", "md")),
+    ]:
+        check_replaces_nothing(out / name, inputs)
 
 
 def write_page(out: Path, analysis: Analysis, page: Page, note: str = "") -> None:
