@@ -152,6 +152,7 @@ class FeatureTeacher(RowTeacher, Protocol):
 
 _CLASSES = {
     "Delift": "delift",
+    "Gist": "gist",
     "Ica": "ica",
     "Ifd": "ifd",
     "Less": "less",

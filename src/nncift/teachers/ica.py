@@ -199,7 +199,7 @@ class IcaOfSet(Ica):
 
     def _targets(self) -> Kept | None:
         if self._set is None:
-            self._set = on_record(self._record, self._key)
+            self._set = on_record(self._record, lambda: self._key)
         return self._set
 
     @property

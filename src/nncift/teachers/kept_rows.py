@@ -7,7 +7,7 @@ that it measures, takes the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nncift.core.fingerprints import fingerprint
@@ -30,10 +30,13 @@ def put(record: Path | None, key: str, rows: Kept) -> Kept:
     return dict(rows)
 
 
-def on_record(record: Path | None, key: str) -> Kept | None:
-    """Return the rows on record under a key, None where there are none. Raises DataError for a damaged record."""
+def on_record(record: Path | None, key: Callable[[], str]) -> Kept | None:
+    """Return the rows on record under a key, None where there are none. Raises DataError for a damaged record.
+
+    key: asked for where there is a record alone, since a model's fingerprint may be part of it.
+    """
     found = None if record is None else read_json(record)
-    if found is None or found["key"] != key:
+    if found is None or found["key"] != key():
         return None
     rows = (Row(prompt, response) for prompt, response in found["tokens"])
     return dict(zip(found["ids"], rows, strict=True))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class LessSettings(ModelSettings, total=False):
     dropout: float
     targets: Sequence[str] | None
     projection: int
-    projection_kind: ProjectionKind
+    projection_kind: ProjectionKind | Literal["target"]
     adam: Direction
     aggregate: Aggregate
     subtask: str | None
@@ -132,6 +132,13 @@ class Less(ModelTeacher):
     stored_as: StoredAs = "float16"
     kind: Kind = "pairwise"
     pass_weight = GRADIENT
+
+    def __new__(cls, *given: Any, projection_kind: str | None = None, **settings: Any) -> Self:
+        """Choose the form by the projection: `target` makes a `Gist`."""
+        from nncift.teachers.gist import Gist
+
+        made: Self = super().__new__(Gist if cls is Less and projection_kind == "target" else cls)  # type: ignore[assignment]
+        return made
 
     def __init__(
         self,
