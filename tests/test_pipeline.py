@@ -523,7 +523,15 @@ def test_a_pool_of_examples_will_do(tmp_path: Path, write_pool: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "recipe"), [("paper", "default"), ("paper", "paper"), ("towers", "default"), ("product", "default")]
+    ("student", "recipe"),
+    [
+        ("paper", "default"),
+        ("paper", "paper"),
+        ("towers", "default"),
+        ("product", "default"),
+        ("landmark", "default"),
+        ("ranker", "default"),
+    ],
 )
 @pytest.mark.parametrize("plan", ["block", "scatter", "active"])
 def test_every_plan_student_and_recipe_runs(

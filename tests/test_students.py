@@ -211,7 +211,7 @@ def test_a_pointwise_teacher_can_have_a_probe(tmp_path: Path, write_pool: Write,
     assert left["probe"] < 0.5 * left["text"]
 
 
-@pytest.mark.parametrize("student", ["paper", "towers", "product"])
+@pytest.mark.parametrize("student", ["paper", "towers", "product", "landmark", "ranker"])
 def test_students_score_new_rows_from_a_saved_run(
     tmp_path: Path, llama_folder: Path, student: str, write_pool: Write
 ) -> None:

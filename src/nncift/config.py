@@ -140,7 +140,10 @@ class StudentSettings(Settings):
     title = "Student"
 
     student: str = setting(
-        "product", "Network that learns the labels", choices=("product", "towers", "paper"), plugins="nncift.students"
+        "product",
+        "Network that learns the labels",
+        choices=("product", "towers", "paper", "landmark", "ranker"),
+        plugins="nncift.students",
     )
     recipe: Literal["default", "paper"] = setting("default", "How it is trained")
     features: Literal["text", "probe"] | None = setting(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nncift.models.views import unit
-from nncift.student.block_ridge import CONSTANT, PENALTIES, Labels, _Fit, _Frame, solve_block
+from nncift.student.block_ridge import CONSTANT, PENALTIES, Labels, _Fit, solve_block
+from nncift.student.item_features import ItemFeatures
 from nncift.student.model import Student
 from nncift.student.networks import TrainingData, network
 
@@ -47,8 +48,8 @@ def test_the_network_is_the_two_sided_regression_of_the_formula(
     values = bilinear(x) + 0.1 * np.random.default_rng(2).normal(size=(30, 30))
     whole, labels = full(training_data, values, x)
     mean, scale = float(np.nanmean(labels.value)), float(np.nanstd(labels.value))
-    frame = _Frame.of(whole)
-    fit = _Fit.of(frame, whole, labels, mean, scale)
+    features = ItemFeatures.of(whole)
+    fit = _Fit.of(features, whole, labels, mean, scale)
     penalty = solve_block(whole, labels, 1).course["penalty"]
     # By explicit matrices: K (K + p I)^-1 on both sides of what the line leaves.
     u = unit(x)
@@ -67,7 +68,7 @@ def test_predictions_without_a_row_are_those_of_a_fit_without_it(
 ) -> None:
     x = vectors(12)
     whole, labels = full(training_data, bilinear(x), x)
-    fit = _Fit.of(_Frame.of(whole), whole, labels, 0.0, 1.0)
+    fit = _Fit.of(ItemFeatures.of(whole), whole, labels, 0.0, 1.0)
     u = unit(x).astype(float)
     kernel, penalty = u @ u.T + CONSTANT, 0.4
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from scipy import linalg
 
 from nncift.core.pairs import LabelledPairs
-from nncift.models.views import STATS, TEXT, Views, centre_of, unit
 from nncift.storage.vector_store import rows_of
+from nncift.student.item_features import ItemFeatures
 from nncift.student.networks import FittedStudent, Floats, TrainingData
 from nncift.student.view_cosines import powers_of
 
@@ -26,9 +26,6 @@ Doubles = npt.NDArray[np.float64]
 
 PENALTIES = (0.05, 0.15, 0.4, 1.2, 4.0, 12.0, 40.0, 120.0)
 """Penalties that are tried, in units of a row's own kernel without the constant."""
-
-WEIGHT = {TEXT: 0.5}
-"""Weight of a view's kernel beside the others', where there are several."""
 
 CONSTANT = 1.0
 """The constant in the kernel: it lets a row have an effect of its own, whatever stands on the other axis."""
@@ -106,16 +103,16 @@ def solve_block(training_data: TrainingData, labels: Labels, powers: int) -> Fit
     present = np.isfinite(labels.value)
     mean = float(labels.value[present].mean())
     scale = float(labels.value[present].std()) or 1.0
-    frame = _Frame.of(training_data)
+    features = ItemFeatures.of(training_data)
     # Choices are made on some rows where there are many; the regression itself is on all of them.
     part = labels.some(LEFT_OUT)
-    chooser = _Fit.of(frame, training_data, part, mean, scale)
+    chooser = _Fit.of(features, training_data, part, mean, scale)
     errors = [chooser.error(penalty) for penalty in PENALTIES]
     # The strongest of equals claims least.
     penalty = PENALTIES[len(errors) - 1 - int(np.argmin(errors[::-1]))]
     curves, shift = chooser.curves(penalty, powers)
-    fit = chooser if part.value.shape == labels.value.shape else _Fit.of(frame, training_data, labels, mean, scale)
-    weights = frame.weights(fit, penalty, curves, shift)
+    fit = chooser if part.value.shape == labels.value.shape else _Fit.of(features, training_data, labels, mean, scale)
+    weights = fit.weights(features, penalty, curves, shift)
     course = {
         "start": "lines",
         "penalty": penalty,
@@ -125,84 +122,12 @@ def solve_block(training_data: TrainingData, labels: Labels, powers: int) -> Fit
     return FittedStudent(weights, mean, scale, course)
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """How vectors become features of the kernel: views of length 1 and standardised statistics, each with its weight."""
-
-    views: Views
-    centres: dict[str, Floats]
-    size: dict[str, float]
-    stats_mean: Doubles
-    stats_scale: Doubles
-
-    @classmethod
-    def of(cls, training_data: TrainingData) -> _Frame:
-        """Centre views over the rows of both axes."""
-        views = training_data.views
-        axes = (
-            [training_data.sources]
-            if training_data.targets is training_data.sources
-            else [training_data.targets, training_data.sources]
-        )
-        centres = {name: centre_of(name, [views.take(axis, name) for axis in axes]) for name in views.similar}
-        weight = {name: WEIGHT.get(name, 1.0) if len(views.names) > 1 else 1.0 for name in views.names}
-        total = sum(weight.values())
-        mean = spread = np.zeros(0)
-        if STATS in views.names:
-            every = np.concatenate([views.take(axis, STATS) for axis in axes]).astype(np.float64)
-            mean, spread = every.mean(axis=0), every.std(axis=0)
-            spread = np.where(spread > 1e-6 * (1 + np.abs(mean)), spread, np.inf) * np.sqrt(every.shape[1])
-        return cls(views, centres, {name: float(np.sqrt(of / total)) for name, of in weight.items()}, mean, spread)
-
-    def axis(self, vectors: Floats) -> _Axis:
-        """Describe rows by their vectors `(n, dim)`."""
-        alike = {name: unit(self.views.take(vectors, name), centre) for name, centre in self.centres.items()}
-        parts = []
-        for name in self.views.names:
-            if name in alike:
-                part: Doubles = alike[name].astype(np.float64)
-            else:
-                part = (self.views.take(vectors, name).astype(np.float64) - self.stats_mean) / self.stats_scale
-            parts.append(part * self.size[name])
-        parts.append(np.full((len(vectors), 1), np.sqrt(CONSTANT)))
-        features = np.concatenate(parts, axis=1)
-        return _Axis(features, *_singular(features), alike)
-
-    def weights(self, fit: _Fit, penalty: float, curves: Mapping[str, Doubles], shift: float) -> dict[str, Floats]:
-        """Return the weights of a bilinear network: the regression's as a product of low rank, and the polynomials."""
-        # In values on the measured rows, so that what is cut off is what matters least there.
-        core = fit.targets.kept(penalty)[:, None] * fit.core * fit.sources.kept(penalty)[None, :]
-        left, size, right = linalg.svd(core, full_matrices=False, check_finite=False)
-        rank = max(1, min(RANK, int((size > 1e-9 * max(size[0], 1e-30)).sum())))
-        root = np.sqrt(size[:rank])
-        found: dict[str, npt.NDArray[np.floating]] = {}
-        for axis, part in (("target", left[:, :rank]), ("source", right[:rank].T)):
-            own = fit.targets if axis == "target" else fit.sources
-            weight, bias = self._affine((own.right / own.size) @ (part * root))
-            # One number more: the constant part, which meets a 1.
-            weight = np.concatenate([weight, np.zeros((len(weight), 1))], axis=1)
-            bias = np.append(bias, 1.0 if axis == "target" else fit.offset + shift)
-            found[f"{axis}_weight"], found[f"{axis}_bias"] = weight, bias
-        for name in self.centres:
-            powers = curves[name].copy()
-            powers[0] += fit.slopes[name]
-            found[f"{name}_powers"], found[f"{name}_centre"] = powers, self.centres[name]
-        return {name: np.asarray(array, np.float32) for name, array in found.items()}
-
-    def _affine(self, matrix: Doubles) -> tuple[Doubles, Doubles]:
-        """Return the map from a network's views, and its bias, that a map from the kernel's features `(width, rank)` is."""
-        weight = np.zeros((self.views.dim, matrix.shape[1]))
-        bias = matrix[-1] * np.sqrt(CONSTANT)
-        start = 0
-        for name in self.views.names:
-            place = self.views.place(name)
-            part = matrix[start : start + place.stop - place.start] * self.size[name]
-            start += place.stop - place.start
-            if name not in self.centres:
-                part = part / self.stats_scale[:, None]
-                bias = bias - self.stats_mean @ part
-            weight[place] = part
-        return weight, bias
+def _axis(features: ItemFeatures, vectors: Floats) -> _Axis:
+    """Describe rows by their vectors `(n, dim)`; a constant stands behind their features."""
+    alike = features.unit_views(vectors)
+    constant = np.full((len(vectors), 1), np.sqrt(CONSTANT))
+    every = np.concatenate([features.rows(vectors, alike), constant], axis=1)
+    return _Axis(every, *_singular(every), alike)
 
 
 @dataclass(frozen=True)
@@ -223,14 +148,14 @@ class _Fit:
     core: Doubles
 
     @classmethod
-    def of(cls, frame: _Frame, training_data: TrainingData, labels: Labels, mean: float, scale: float) -> _Fit:
+    def of(cls, features: ItemFeatures, training_data: TrainingData, labels: Labels, mean: float, scale: float) -> _Fit:
         """Take straight lines of the cosines off the labels, and fill what is missing."""
-        targets = frame.axis(rows_of(training_data.targets, labels.target))
-        sources = frame.axis(rows_of(training_data.sources, labels.source))
+        targets = _axis(features, rows_of(training_data.targets, labels.target))
+        sources = _axis(features, rows_of(training_data.sources, labels.source))
         value, present = (labels.value - mean) / scale, np.isfinite(labels.value)
         cosine = {
             name: targets.alike[name].astype(np.float64) @ sources.alike[name].astype(np.float64).T
-            for name in frame.centres
+            for name in features.centres
         }
         slopes, offset = _lines(cosine, value, present)
         rest = value - offset - sum((slope * cosine[name] for name, slope in slopes.items()), np.zeros(1))
@@ -260,6 +185,30 @@ class _Fit:
         found = linalg.solve(system, x.T @ (missed - missed.mean()), assume_a="pos", check_finite=False)
         by_view = dict(zip(self.cosine, np.split(found, len(self.cosine)), strict=True))
         return by_view, float(missed.mean() - centre @ found)
+
+    def weights(
+        self, features: ItemFeatures, penalty: float, curves: Mapping[str, Doubles], shift: float
+    ) -> dict[str, Floats]:
+        """Return the weights of a bilinear network: the regression's as a product of low rank, and the polynomials."""
+        # In values on the measured rows, so that what is cut off is what matters least there.
+        core = self.targets.kept(penalty)[:, None] * self.core * self.sources.kept(penalty)[None, :]
+        left, size, right = linalg.svd(core, full_matrices=False, check_finite=False)
+        rank = max(1, min(RANK, int((size > 1e-9 * max(size[0], 1e-30)).sum())))
+        root = np.sqrt(size[:rank])
+        found: dict[str, npt.NDArray[np.floating]] = {}
+        for axis, own, part in (("target", self.targets, left[:, :rank]), ("source", self.sources, right[:rank].T)):
+            matrix = (own.right / own.size) @ (part * root)
+            weight, bias = features.affine(matrix[:-1])
+            bias = matrix[-1] * np.sqrt(CONSTANT) + bias
+            # One number more: the constant part, which meets a 1.
+            weight = np.concatenate([weight, np.zeros((len(weight), 1))], axis=1)
+            bias = np.append(bias, 1.0 if axis == "target" else self.offset + shift)
+            found[f"{axis}_weight"], found[f"{axis}_bias"] = weight, bias
+        for name in features.centres:
+            powers = curves[name].copy()
+            powers[0] += self.slopes[name]
+            found[f"{name}_powers"], found[f"{name}_centre"] = powers, features.centres[name]
+        return {name: np.asarray(array, np.float32) for name, array in found.items()}
 
 
 def _lines(

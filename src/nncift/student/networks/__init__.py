@@ -29,6 +29,8 @@ NETWORKS: Mapping[str, str] = {
     "paper": "nncift.student.networks.paper:Paper",
     "towers": "nncift.student.networks.bilinear:Towers",
     "product": "nncift.student.networks.bilinear:Product",
+    "landmark": "nncift.student.networks.landmark:Landmark",
+    "ranker": "nncift.student.networks.ranker:Ranker",
 }
 
 
