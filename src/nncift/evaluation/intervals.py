@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.result_types import Record
 from nncift.errors import UsageError
 
 Array = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.intp]
+
+LUCK = 0.1
+"""Quantile of F at which rows are taken to differ by no more than noise: an interval collapses in one run of ten at most, where
+rows do not differ at all."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,10 @@ def interval_of_mean_utility(
     held_out: labelled pairs whose sources were not trained on (validation and test together); prediction: `(n_pairs,)`.
     A held-out row's residual is the mean of its labels minus the mean of the predictions on the same pairs. Of m such
     residuals the ceil((m+1) level)-th smallest in size covers one more exchangeable row with at least that probability.
-    A mean over the few held-out targets is noisier than one over all targets: what the pairs of a row scatter around its
-    mean, divided by their number, is taken off the residuals' variance (analysis of variance in one way), and the residuals
-    shrink towards their mean in proportion. What still bends the promise: the mean residual of the few held-out targets, which
-    widens the interval, and that validation rows also decided the penalty, which narrows it a little.
+    A mean over the few held-out targets is noisier than one over all targets: what pairs scatter beside their row's and their
+    target's own residual is taken off the residuals' variance as far as the data can tell (`_of_all_targets`), and the residuals
+    shrink towards their mean in proportion. What still bends the promise: that validation rows also decided the penalty, which
+    narrows it a little.
     Raises UsageError for a level outside (0, 1) and for predictions of another length.
     """
     if not 0 < level < 1:
@@ -54,24 +60,47 @@ def interval_of_mean_utility(
         raise UsageError(f"{guess.shape} predictions given for {len(held_out)} pairs; expected one for each pair")
     present = np.isfinite(held_out.value)
     _, row = np.unique(held_out.source[present], return_inverse=True)
+    _, target = np.unique(held_out.target[present], return_inverse=True)
     residual = held_out.value[present] - guess[present]
     count = np.bincount(row)
-    error = np.bincount(row, residual) / count
+    error, least = np.bincount(row, residual) / count, 0.0
     if len(count) > 1 and count.min(initial=2) > 1:
-        error = _of_all_targets(error, residual - error[row], count)
+        error, least = _of_all_targets(residual, row, target)
     rank = _rank(len(error), level)
-    half_width = float(np.sort(np.abs(error))[rank - 1]) if rank <= len(error) else None
-    return MeanUtilityInterval(half_width, level, len(error))
+    if rank > len(error):
+        return MeanUtilityInterval(None, level, len(error))
+    half_width = float(np.sort(np.abs(error))[rank - 1])
+    return MeanUtilityInterval(max(half_width, least), level, len(error))
 
 
-def _of_all_targets(error: Array, within: Array, count: npt.NDArray[np.intp]) -> Array:
-    """Return the residuals of rows as they would be over many targets; a pointwise teacher has one, and never comes here."""
-    noise = float((within**2).sum()) / max(1, len(within) - len(count)) / float(count.mean())
-    mean = float(error.mean())
-    spread = float(((error - mean) ** 2).sum()) / (len(error) - 1)
-    share = float(np.sqrt(max(0.0, 1.0 - noise / spread))) if spread > 0 else 1.0
-    # The mean stays: it may be a bias on new rows, and then it has to be covered.
-    return mean + (error - mean) * share
+def _of_all_targets(residual: Array, row: Codes, target: Codes) -> tuple[Array, float]:
+    """Return the residuals of rows as they would be over many targets, and the least half-width that the data can tell.
+
+    residual: of pairs. Analysis of variance in two ways: F compares what rows differ by with what pairs scatter by. Rows are
+    taken to differ by as much as F allows at its lower `LUCK` quantile, so that residuals shrink away only where rows clearly do
+    not differ. The mean stays, for it may be a bias on new rows, and its own error is the least half-width.
+    """
+    count = np.bincount(row)
+    error = np.bincount(row, residual) / count
+    mean, items = float(error.mean()), len(count)
+    spread = float(((error - mean) ** 2).sum()) / (items - 1)
+    least = abs(mean) + float(stats.t.ppf(0.95, items - 1)) * math.sqrt(spread / items)
+    within = _beside_both(residual, row, target)
+    free = len(residual) - items - len(np.unique(target)) + 1
+    if free < 1 or spread <= 0:
+        return error, least
+    noise = float((within**2).sum()) / free / float(count.mean())
+    allowed = spread / max(noise, 1e-300) / float(stats.f.ppf(LUCK, items - 1, free))
+    return mean + (error - mean) * math.sqrt(max(0.0, 1.0 - 1.0 / allowed)), least
+
+
+def _beside_both(residual: Array, row: Codes, target: Codes, rounds: int = 20) -> Array:
+    """Return what is left of residuals `(n_pairs,)` without the means of rows and of targets, taken off in turns."""
+    left = residual - residual.mean()
+    for _ in range(rounds):
+        for axis in (row, target):
+            left = left - (np.bincount(axis, left) / np.bincount(axis))[axis]
+    return np.asarray(left, np.float64)
 
 
 @dataclass(frozen=True)
