@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,61 @@ class Items:
         return np.searchsorted(self.used[0], target), np.searchsorted(self.used[1], source)
 
 
+@dataclass(frozen=True)
+class _Map:
+    """The linear map from views to components, `(dim, rank)`, its shift `(rank,)`, and the views' centres."""
+
+    weight: Floats
+    bias: Floats
+    centres: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The map of some rows, found before. targets, sources: their vectors, as long as anybody holds them; ids: of the axes."""
+
+    targets: weakref.ref[Floats]
+    sources: weakref.ref[Floats]
+    ids: tuple[tuple[str, ...], ...]
+    views: Views
+    map: _Map
+
+    def is_of(self, training_data: TrainingData) -> bool:
+        train = training_data.train
+        return (
+            self.targets() is training_data.targets
+            and self.sources() is training_data.sources
+            and self.ids == (train.target_ids, train.source_ids)
+            and self.views == training_data.views
+        )
+
+
+_last: list[_Found] = []
+"""The map that was found last: a run fits its student dozens of times on other labels of the same rows."""
+
+
 def describe(training_data: TrainingData, used: tuple[Codes, Codes] | None = None) -> Items:
     """Return rows of both axes in principal components over all items; used: codes of those that are returned, None = all."""
+    views, pointwise = training_data.views, not training_data.targets.shape[1]
+    found = next((one.map for one in _last if one.is_of(training_data)), None)
+    if found is None:
+        found = _map_of(training_data)
+        train = training_data.train
+        both = weakref.ref(training_data.targets), weakref.ref(training_data.sources)
+        _last[:] = [_Found(*both, (train.target_ids, train.source_ids), views, found)]
+    weight, bias, centres = found.weight, found.bias, found.centres
+    target, source = used or tuple(
+        np.arange(len(axis), dtype=np.int32) for axis in (training_data.targets, training_data.sources)
+    )
+    sources, source_alike = _described(training_data.sources, source, views, centres, weight, bias)
+    if pointwise:
+        return Items(used, np.zeros((len(target), 0), np.float32), sources, {}, {}, weight, bias, centres)
+    targets, target_alike = _described(training_data.targets, target, views, centres, weight, bias)
+    return Items(used, targets, sources, target_alike, source_alike, weight, bias, centres)
+
+
+def _map_of(training_data: TrainingData) -> _Map:
+    """Return the map of all rows to their principal components."""
     views, pointwise = training_data.views, not training_data.targets.shape[1]
     axes = (
         [training_data.sources]
@@ -82,14 +136,7 @@ def describe(training_data: TrainingData, used: tuple[Codes, Codes] | None = Non
         weight[views.place(name), rank:] = own
         bias = np.concatenate([bias, shift])
         rank += own.shape[1]
-    target, source = used or tuple(
-        np.arange(len(axis), dtype=np.int32) for axis in (training_data.targets, training_data.sources)
-    )
-    sources, source_alike = _described(training_data.sources, source, views, centres, weight, bias)
-    if pointwise:
-        return Items(used, np.zeros((len(target), 0), np.float32), sources, {}, {}, weight, bias, centres)
-    targets, target_alike = _described(training_data.targets, target, views, centres, weight, bias)
-    return Items(used, targets, sources, target_alike, source_alike, weight, bias, centres)
+    return _Map(weight, bias, centres)
 
 
 def _described(
