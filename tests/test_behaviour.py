@@ -92,6 +92,7 @@ AFTER: dict[str, tuple[str, ...]] = {
 TOLERANCE = 1e-3
 FIGURE = re.compile(r"-?\d+(?:\.\d+)?e[-+]?\d+|-?\d+\.\d+")
 SERVED = re.compile(r"(?<=serves )\d+(?= of \d+ targets)")
+REFITTED = re.compile(r"(?<=selected in )\d+(?= of \d+ refits)")
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def selection(folder: Path) -> dict[str, Any]:
     table = pq.read_table(folder / "selection.parquet")
     rows = table.to_pylist()
     chosen = sorted((row for row in rows if row["selected"]), key=lambda row: int(row["rank"]))
-    wording = [SERVED.sub("#", FIGURE.sub("#", row["reason"])) for row in rows]
+    # In how many refits a row is selected is a figure of the machine, too, and a whole number.
+    wording = [REFITTED.sub("#", SERVED.sub("#", FIGURE.sub("#", row["reason"]))) for row in rows]
     choice = [[row["id"], row["rank"], row["selected"], reason] for row, reason in zip(rows, wording, strict=True)]
     reasons = " ".join(row["reason"] for row in chosen)
     return {

@@ -127,19 +127,26 @@ def test_quiet_prints_nothing(call: Call, done: Path, llama_folder: Path) -> Non
     assert (found.code, found.out) == (0, "")
 
 
-def test_people_get_figures_beside_their_baselines(call: Call, done: Path, llama_folder: Path) -> None:
+def test_people_get_the_answer_first_and_then_four_figures(call: Call, done: Path, llama_folder: Path) -> None:
     found = call(*again(done, llama_folder))
     assert found.code == 0
-    for words in (
-        "Selected 12 of 40 rows",
-        "Q4 both unseen",
-        "training mean",
-        "cosine",
-        "random (mean of 10)",
-        "saving",
-    ):
+    verdict = json.loads((done / "summary.json").read_text())["verdict"]
+    start = {"yes": "Yes: ", "no": "No: ", "unclear": "Unclear: "}[verdict["agrees_with_teacher"]]
+    assert found.out.startswith(start)
+    said = " ".join(found.out.split())
+    assert verdict["why"] in said
+    for words in ("Selected 12 of 40 rows", "Agreement ", "Stability ", "Cost ", *verdict["next"]):
+        assert words in said
+    assert ("less than labelling everything" in said) == (verdict["agrees_with_teacher"] == "yes")
+    assert "Q4 both unseen" not in said
+    assert "run/report.html, subset.jsonl, selection.parquet" in said
+
+
+def test_all_tables_are_shown_when_asked_for(call: Call, done: Path, llama_folder: Path) -> None:
+    found = call(*again(done, llama_folder), "--verbose")
+    assert found.code == 0
+    for words in ("Q4 both unseen", "training mean", "cosine", "random (mean of 10)", "saving"):
         assert words in found.out
-    assert "run/subset.jsonl, selection.parquet, report.html" in found.out
 
 
 def test_flags_override_the_settings_file(call: Call, done: Path, tmp_path: Path) -> None:
@@ -507,9 +514,10 @@ def test_options_reach_the_teacher(call: Call, write_pool: Write, llama_folder: 
 
 def test_people_are_told_of_rows_and_scores(call: Call, write_pool: Write, tmp_path: Path) -> None:
     flags = ("--teacher", "length", "--encoder", "hash", "--labels", "20%", "--out", tmp_path / "run")
-    found = call("run", write_pool(40), *flags)
+    found = call("run", write_pool(40), *flags, "--verbose")
     assert found.code == 0, found.err
     said = " ".join(found.out.split())
+    assert found.out.startswith("Yes: the selection agrees with the teacher")
     assert (
         "Teacher length, plan rows. Labels: 40 measured rows (33 to learn from, 3 to validate, 4 to test): 33 scores"
         in said

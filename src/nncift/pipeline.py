@@ -31,7 +31,8 @@ from nncift.models.encoders import Encoder
 from nncift.runs.report import write_report
 from nncift.runs.student_card import write_card
 from nncift.selection.problem import DenseProblem, GraphProblem, build
-from nncift.selection.solve import choose
+from nncift.selection.solve import Posing, choose
+from nncift.selection.stability import Refits
 from nncift.selection.utilities import Utilities
 from nncift.stages.allowance import Allowance, keep, settle
 from nncift.stages.check import NOTES, usable_rows
@@ -144,7 +145,8 @@ def _selected(request: Request, out: str | Path, progress: Progress, executor: E
             student, vectors, labels, rows.content, existing, subtask_of, context.calculate, in_memory
         )
         problem = partial(_problem, context, utilities, constraints.removed)
-        selection = choose(directory, context.keys, settings, rows, constraints, problem)
+        posing = Posing(problem, Refits(utilities, settings, fidelity.course, fidelity.gate.used))
+        selection = choose(directory, context.keys, settings, rows, constraints, posing)
         if executor.partial:
             raise Incomplete("select")
         executor.tidy(finished_groups(context), context.keys["fit"])

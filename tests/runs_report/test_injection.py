@@ -56,10 +56,14 @@ def test_nothing_of_a_row_becomes_part_of_the_page(tmp_path: Path) -> None:
     hostile = Page((path / "report.html").read_text("utf-8"))
     harmless = Page((run(tmp_path, ("plain", "words"), "good") / "report.html").read_text("utf-8"))
     assert hostile.tags.count("script") == harmless.tags.count("script")
-    assert set(hostile.tags) <= set(harmless.tags) | {"table", "tr", "td", "th", "li", "p", "summary", "details", "b"}
+    own = set("table tr td th li p summary details b ul section svg rect".split())
+    assert set(hostile.tags) <= set(harmless.tags) | own
     assert not [name for name, _ in hostile.attributes if name.startswith("on")]
     assert not [
-        value for name, value in hostile.attributes if name in ("href", "src") and "javascript" in value.lower()
+        value
+        for name, value in hostile.attributes
+        # A link to a row of this page names it, percent-encoded, behind the mark of a fragment.
+        if name in ("href", "src") and "javascript" in value.lower() and not value.startswith("#row=")
     ]
     card = (path / "student" / "README.md").read_text("utf-8")
     assert not Page(card).tags

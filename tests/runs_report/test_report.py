@@ -1,7 +1,11 @@
+import html
 import itertools
 import json
 import re
 import shutil
+import zlib
+from base64 import b64decode, b64encode
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 
 from nncift.data.layout import Layout
 from nncift.errors import DataError
+from nncift.evaluation.verdicts import grouped
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report import MOST_BYTES, render, write_report
 from nncift.runs.report.numbers import numbers
@@ -18,7 +23,7 @@ from nncift.runs.report.samples import cut, draw
 from nncift.runs.report.shift import tables
 from nncift.selection.controls import random_ids
 
-SECTIONS = "cost coverage shift fidelity scores map-section pairs uncovered copies rows warnings".split()
+SECTIONS = "verdict warnings rows full issues coverage shift map-section lengths fidelity pairs copies cost".split()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,9 @@ def record(run: FinishedRun) -> dict[str, Any]:
 
 def test_a_run_leaves_page_and_numbers(done: Path) -> None:
     page, made = (done / "report.html").read_text("utf-8"), json.loads((done / "report.json").read_text())
-    assert re.findall(r'<section id="([a-z-]+)"', page) == SECTIONS
+    shown = re.findall(r'<section id="([a-z-]+)"', page)
+    assert [name for name in SECTIONS if name in shown] == shown
+    assert set(shown) >= {"verdict", "rows", "full", "coverage", "map-section", "fidelity", "pairs", "cost"}
     assert made["asked"]["selected"] == 18
     assert (done / "report.html").stat().st_size < 2_000_000
 
@@ -54,16 +61,57 @@ def test_rows_stay_text(done: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+def unpacked(page: str) -> dict[str, Any]:
+    """Return the rows of a page's table, as its script reads them."""
+    packed = re.findall(r'id="data">([A-Za-z0-9+/=]*)</script>', page)[0]
+    found: dict[str, Any] = json.loads(zlib.decompress(b64decode(packed)))
+    return found
+
+
+def test_the_policy_names_the_one_script_by_its_hash(done: Path) -> None:
+    page = (done / "report.html").read_text("utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    hashed = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{hashed}'" in page
+    assert "script-src 'unsafe-inline'" not in page
+
+
+def test_the_page_begins_with_the_verdict_of_the_summary(done: Path) -> None:
+    page = html.unescape((done / "report.html").read_text("utf-8"))
+    verdict = json.loads((done / "summary.json").read_text())["verdict"]
+    answer = re.findall(r'<section id="verdict" class="verdict (\w+)"', page)
+    assert answer == [verdict["agrees_with_teacher"]]
+    assert page.index(verdict["why"]) < page.index('<div class="tiles">')
+    for command in verdict["next"]:
+        assert f"<code>{command}</code>" in page
+    # A saving is no merit of what does not agree.
+    assert ("less cost than labelling everything" in page) == (verdict["agrees_with_teacher"] == "yes")
+
+
+def test_the_table_has_every_row_with_its_figures(done: Path, run: FinishedRun) -> None:
+    found = unpacked((done / "report.html").read_text("utf-8"))
+    assert set(found["id"]) == set(run.choices)
+    for at, item in enumerate(found["id"]):
+        choice = run.choices[item]
+        assert found["rank"][at] == choice.rank
+        assert found["score"][at] == pytest.approx(choice.score, rel=1e-3)
+        assert found["stability"][at] == choice.stability
+        assert found["sources"][found["source"][at]] == choice.source
+        assert found["kinds"][found["kind"][at]] in ("chosen", "filler", "dropped", "removed")
+        assert found["prompt"][at] == cut(run.rows.example(item).prompt, 2000)
+    lengths = {item: len(run.rows.example(item).prompt) + len(run.rows.example(item).response) for item in run.choices}
+    assert dict(zip(found["id"], found["length"], strict=True)) == lengths
+
+
 def test_the_page_shows_the_numbers_of_the_run(done: Path, record: dict[str, Any]) -> None:
     summary = json.loads((done / "summary.json").read_text())
     page = (done / "report.html").read_text("utf-8")
     ledger = summary["ledger"]
-    assert f"{ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,}" in page
-    assert f"{100 * ledger['saving']:.1f} %" in page
+    assert f"{ledger['teacher_passes']:,}" in page
+    assert f"{ledger['full_teacher_passes']:,}" in page
     assert f"{100 * ledger['share_of_training']:.1f} %" in page
     assert f"{ledger['training_cost']:,}" in page
-    for warning in summary["warnings"]:
-        assert warning in record["warnings"]
+    assert record["warnings"] == grouped(summary["warnings"])
     for name, quadrants in summary["baselines"].items():
         line = next(line for line in record["quadrants"] if line["who"] == name)
         assert line["spearman"] == quadrants["q4"]["spearman"]
@@ -201,6 +249,8 @@ class Large(FinishedRun):
             "prompt_chars": [k % 900 for k in range(rows)],
             "response_chars": [k % 90 for k in range(rows)],
             "raw": [raw[k % 100] for k in range(rows)],
+            "content": [f"{k % (rows - 3)}" for k in range(rows)],
+            "tokens": [None] * rows,
         }
         layout = Layout.from_settings("auto", None)
         self.__dict__["rows"] = PoolTable(ids, columns, layout)
@@ -212,6 +262,7 @@ class Large(FinishedRun):
             "gain": [1.0] * rows,
             "would_add": [0.5] * rows,
             "score": rng.normal(size=rows).tolist(),
+            "stability": [0.5] * rows,
             "reason": ["Because. " * 60] * rows,
         }
         dim = small.vectors(small.rows.ids[:1]).shape[1]
@@ -229,7 +280,10 @@ def test_a_large_pool_is_sampled_and_the_page_says_so(run: FinishedRun) -> None:
     assert sum(large.choices[name].selected for name in sample.ids) == 500
     page = render(numbers(large), "large")
     assert len(page.encode()) <= MOST_BYTES
-    assert "sampled of 9,000 rows" in page
+    assert "1,000 sampled of 9,000 rows" in page
+    assert "All 9,000 rows." in page
+    assert len(unpacked(page)["id"]) == 9000
+    assert "Duplicate: 3 of 9,000 rows" in page
     assert "2,000 sampled of 9,000 targets" in page
     assert "left out: these do not fit in memory at 9,000 rows" in page
 
@@ -239,6 +293,8 @@ def test_two_hundred_thousand_rows_make_a_report_below_two_megabytes(run: Finish
     page = render(numbers(Large(run, 200_000)), "large")
     assert len(page.encode()) < 2_000_000
     assert "sampled of 200,000 rows" in page
+    assert "20,000 of 200,000 rows, a sample" in page
+    assert len(unpacked(page)["id"]) == 20_000
 
 
 def test_choosing_again_makes_the_report_again(done: Path, tmp_path: Path) -> None:

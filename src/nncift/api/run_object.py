@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from nncift.evaluation.run_verdict import Verdict
     from nncift.student.model import Student
 
 SELECTION = ("id", "source", "rank", "selected", "gain", "would_add", "score", "reason")
@@ -54,6 +55,17 @@ class Run:
     def warnings(self) -> tuple[str, ...]:
         """What the user has to know, in plain sentences."""
         return tuple(self.summary["warnings"])
+
+    @property
+    def verdict(self) -> Mapping[str, Any]:
+        """Whether the selection agrees with the teacher, whether it trains better, why, and what to type next."""
+        return self._verdict.to_json()
+
+    @property
+    def _verdict(self) -> Verdict:
+        from nncift.runs.renew_verdict import verdict
+
+        return verdict(self._finished)
 
     @property
     def skill(self) -> float | None:
@@ -206,7 +218,7 @@ class Run:
             if self.skill is None or between is None
             else f"{self.skill:.2f} (90 % interval {between[0]:.2f} to {between[1]:.2f})"
         )
-        ledger = self.ledger
+        ledger, verdict = self.ledger, self._verdict
         rows = {
             "selected": f"{self.summary['selected']:,} of {self.summary['pool']:,} rows",
             "teacher": self.summary["teacher"],
@@ -215,6 +227,7 @@ class Run:
             "share of training on all rows": f"{100 * ledger['share_of_training']:.1f} %",
             "report": str(self.path / "report.html"),
         }
+        head = f"<p><b>{html.escape(verdict.headline)}</b> {html.escape(verdict.why)}</p>"
         table = "".join(f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items())
         notes = "".join(f"<li>{html.escape(text)}</li>" for text in self.warnings)
-        return f"<table>{table}</table>" + (f"<ul>{notes}</ul>" if notes else "")
+        return f"{head}<table>{table}</table>" + (f"<ul>{notes}</ul>" if notes else "")

@@ -8,8 +8,20 @@ from typing import Any
 
 import click
 
-from nncift.cli.display import CONTROLS, console, cost_line, cost_table, fidelity_table, number, show_warnings, table
-from nncift.cli.options import path_option
+from nncift.cli.display import (
+    CONTROLS,
+    console,
+    cost_line,
+    cost_table,
+    fidelity_table,
+    number,
+    show_figures,
+    show_next,
+    show_verdict,
+    show_warnings,
+    table,
+)
+from nncift.cli.options import path_option, verbose_option
 from nncift.cli.shell import command, option, progress
 
 
@@ -20,35 +32,34 @@ from nncift.cli.shell import command, option, progress
 @option("--budget", default="10%", show_default=True, help="As in run.")
 @option("--encoder", default="hash", show_default=True, help="As in run.")
 @option("--seed", type=int, default=0, show_default=True, help="One seed for world and run.")
-def demo_command(show: bool, out: Path, **settings: Any) -> dict[str, Any]:
+@verbose_option
+def demo_command(show: bool, out: Path, verbose: bool, **settings: Any) -> dict[str, Any]:
     """Show the whole idea on a generated world where the truth is known."""
     from nncift.demo.play import play
 
     result = play(out, progress=progress(show), **settings)
     if show:
-        _show(result, out)
+        _show(result, out, verbose=verbose)
     return result
 
 
-def _show(result: Mapping[str, Any], folder: Path) -> None:
-    """Print how a selection fares where the truth is known, and where to look next."""
-    out, truth, ledger = console(), result["truth"], result["ledger"]
+def _show(result: Mapping[str, Any], folder: Path, *, verbose: bool) -> None:
+    """Print the answer, how a selection fares where the truth is known, and where to look next."""
+    out, truth, ledger, where = console(), result["truth"], result["ledger"], folder / "run"
+    show_verdict(out, result["verdict"])
+    show_figures(out, result)
     out.print(
         f"A world of {result['pool']} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
-        f"{100 * truth['corrupted_share']['pool']:.0f} % of them corrupted. A tiny language model, shipped with nncift, judged "
-        f"{100 * (1 - ledger['saving']):.1f} % of the pairs; a student learned the rest; {result['selected']} rows were selected."
+        f"{100 * truth['corrupted_share']['pool']:.0f} % of them corrupted. A tiny language model, shipped with nncift, is the "
+        f"teacher's. Judged by all {truth['passes']:,} true values, which only a demo can afford:"
     )
-    out.print(fidelity_table(result))
     out.print(_truth_table(truth, result["selected"]))
-    out.print(cost_table(ledger))
-    out.print(
-        f"{cost_line(ledger)} The true matrix behind the table above took {truth['passes']:,} passes more, which only a demo can "
-        "afford."
-    )
+    if verbose:
+        out.print(fidelity_table(result))
+        out.print(cost_table(ledger))
+        out.print(cost_line(ledger))
     show_warnings(out, result["warnings"])
-    where = folder / "run"
-    out.print(f"Report: {where}/report.html (open it in a browser)")
-    out.print(f"Selected rows: {where}/subset.jsonl. A reason for every row: {where}/selection.parquet.")
+    show_next(out, result["verdict"]["next"], (f"{where}/report.html", "subset.jsonl", "selection.parquet"))
     out.print(f"World and truth: {folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR")
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nncift.core.texts import seconds
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -114,9 +116,75 @@ def cost_table(ledger: Mapping[str, Any]) -> Table:
 
 
 def show_warnings(out: Console, warnings: Sequence[str]) -> None:
-    """Print warnings, one a line."""
-    for warning in warnings:
-        out.print(f"Note: {warning}", style="yellow")
+    """Print warnings as one table, numbered; nothing where there is none."""
+    if not warnings:
+        return
+    from rich.box import SIMPLE_HEAD
+
+    from nncift.evaluation.verdicts import grouped
+
+    warnings = grouped(warnings)
+    made = table("Read before you use it" if len(warnings) > 1 else None, ("", "warning"), left=("warning",))
+    made.box, made.show_header = SIMPLE_HEAD, False
+    for place, warning in enumerate(warnings, 1):
+        made.add_row(str(place), warning)
+    out.print(made, style="yellow")
+
+
+COLOURS = {"yes": "bold green", "no": "bold red", "unclear": "bold yellow"}
+
+
+def show_verdict(out: Console, verdict: Mapping[str, Any]) -> None:
+    """Print the answer first, and why."""
+    from nncift.evaluation.run_verdict import Verdict
+
+    found = Verdict.of_json(dict(verdict), "the summary")
+    out.print(found.headline, style=COLOURS[found.agrees_with_teacher])
+    if found.why:
+        out.print(found.why)
+
+
+def show_figures(out: Console, result: Mapping[str, Any]) -> None:
+    """Print the four figures of a run: rows, agreement, stability, cost; a saving counts for nothing under a bad verdict."""
+    ledger, agrees = result["ledger"], result["verdict"]["agrees_with_teacher"]
+    gate = result["gate"]
+    skill = gate["skill"].get(gate["used"])
+    rejected = f", {result['rejected']:,} rejected (rejected.jsonl says why)" if result["rejected"] else ""
+    agreement = "not measured"
+    if skill is not None:
+        low, high = skill["interval"]
+        agreement = (
+            f"{skill['skill']:.2f} of the way from chance to the teacher (90 % interval {low:.2f} to {high:.2f})"
+        )
+    cost = f"{ledger['teacher_passes']:,} passes of the teacher's model in {seconds(ledger['seconds'])}"
+    if agrees == "yes":
+        cost += f", {100 * ledger['saving']:.1f} % less than labelling everything"
+    lines = (
+        ("Selected", f"{result['selected']:,} of {result['pool']:,} rows{rejected}", None),
+        ("Agreement", agreement, None if agrees == "yes" else "dim"),
+        ("Stability", stability_line(result["selection"]), None),
+        ("Cost", f"{cost}; {100 * ledger['share_of_training']:.1f} % of training on all rows for 3 epochs", None),
+    )
+    for name, said, style in lines:
+        out.print(f"  {name:<10} {said}", style=style)
+
+
+def stability_line(selection: Mapping[str, Any]) -> str:
+    """Return how many of the chosen rows are chosen again when the student is fitted on other labelled rows."""
+    found = selection.get("stability")
+    if not found:
+        return "not measured"
+    return (
+        f"{found['stable']:,} of {found['rows']:,} chosen rows are chosen in more than {100 * found['above']:.0f} % of "
+        f"{found['refits']} refits"
+    )
+
+
+def show_next(out: Console, commands: Sequence[str], files: Sequence[str]) -> None:
+    """Print where to look next: commands to type, and files."""
+    for place, command in enumerate(commands):
+        out.print(f"{'Next:' if not place else '     '}  {command}", soft_wrap=True)
+    out.print(f"Files: {', '.join(files)}", soft_wrap=True)
 
 
 def number(value: float | None, digits: int | None) -> str:

@@ -120,6 +120,11 @@ def path_option(name: str, about: str, **given: Any) -> Callable[[Decorated], De
     return option(name, type=click.Path(path_type=Path), help=about, **{"group": "Run", **given})
 
 
+def verbose_option(function: Decorated) -> Decorated:
+    """Give a command `--verbose`, which prints all tables that the answer rests on."""
+    return option("--verbose", is_flag=True, group="Run", help="Print all tables that the answer rests on.")(function)
+
+
 def offline_option(function: Decorated) -> Decorated:
     """Give a command `--offline`, which takes effect before any library that knows the hub is loaded."""
 

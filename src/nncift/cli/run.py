@@ -15,6 +15,9 @@ from nncift.cli.display import (
     cost_table,
     fidelity_table,
     number,
+    show_figures,
+    show_next,
+    show_verdict,
     show_warnings,
     table,
     value_table,
@@ -29,6 +32,7 @@ from nncift.cli.options import (
     offline_option,
     path_option,
     settings_options,
+    verbose_option,
 )
 from nncift.cli.shell import command, option, progress
 from nncift.config import RunSettings, is_manifest, resolve
@@ -39,7 +43,7 @@ from nncift.errors import UsageError
 @command(
     "run",
     example="nncift run alpaca.jsonl --model smollm2 --budget 30% --out runs/alpaca",
-    everyday=("target", "teacher", "model", "labels", "budget", "preset", "dry_run", "out"),
+    everyday=("target", "teacher", "model", "labels", "budget", "preset", "dry_run", "verbose", "out"),
 )
 @click.argument("pool", nargs=-1, type=str)
 @settings_options(RunSettings, without=("pool",))
@@ -48,6 +52,7 @@ from nncift.errors import UsageError
     "--print-config", is_flag=True, group="Run", help="Print all settings as commented YAML for --config, and stop."
 )
 @option("--dry-run", is_flag=True, group="Run", help="Estimate what the run costs, from a few timed pairs, and stop.")
+@verbose_option
 @path_option("--out", "Directory of the run; one that exists is continued or extended.")
 @engine_options
 @option(
@@ -102,7 +107,7 @@ def run_command(
             _show_shard(part.report)
         return dict(part.report)
     if show:
-        _show(done.summary, done.path)
+        _show(done.summary, done.path, verbose=flags["verbose"])
     return dict(done.summary)
 
 
@@ -119,14 +124,22 @@ def _check_is_local(settings: RunSettings, flags: Mapping[str, Any], config: Pat
         check_encoder_is_local(settings.encoder, f"the manifest {str(config)!r}", fetch=fetch)
 
 
-def _show(result: Mapping[str, Any], path: Path) -> None:
-    """Print what a run selected, how far its predictions can be trusted, what it cost, and where things are."""
-    out, ledger = console(), result["ledger"]
-    rejected = f", {result['rejected']} rejected (rejected.jsonl says why)" if result["rejected"] else ""
-    out.print(
-        f"Selected {result['selected']} of {result['pool']} rows{rejected}. Teacher {result['teacher']}, plan {result['plan']}. "
-        f"{_labels(result['labels'])}"
-    )
+def _show(result: Mapping[str, Any], path: Path, *, verbose: bool) -> None:
+    """Print the answer, four figures, warnings and where to look next; verbose: what they rest on, too."""
+    out = console()
+    show_verdict(out, result["verdict"])
+    show_figures(out, result)
+    if verbose:
+        _show_tables(out, result)
+    show_warnings(out, result["warnings"])
+    show_next(out, result["verdict"]["next"], (f"{path}/report.html", "subset.jsonl", "selection.parquet"))
+    if not verbose:
+        out.print("All tables: --verbose", style="dim")
+
+
+def _show_tables(out: Any, result: Mapping[str, Any]) -> None:
+    ledger = result["ledger"]
+    out.print(f"Teacher {result['teacher']}, plan {result['plan']}. {_labels(result['labels'])}")
     out.print(fidelity_table(result))
     if result["gate"]["skill"]:
         out.print(_gate_table(result["gate"]))
@@ -136,8 +149,6 @@ def _show(result: Mapping[str, Any], path: Path) -> None:
         f"{cost_line(ledger)} Labelling everything would take about {seconds(ledger['full_teacher_seconds'])} at the measured "
         "rate."
     )
-    show_warnings(out, result["warnings"])
-    out.print(f"Files: {path}/subset.jsonl, selection.parquet, report.html", soft_wrap=True)
 
 
 def _gate_table(gate: Mapping[str, Any]) -> Any:

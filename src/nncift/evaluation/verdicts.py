@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nncift.core.result_types import Record
@@ -57,3 +59,30 @@ def verdict(baseline: str, found: Difference, metric: str) -> str | None:
         f"On unseen items (q4) the student is not distinguishable from {rival} in {measure}: {numbers}; "
         f"the interval of the difference includes 0 (difference {found.difference:+.3f}, {interval})."
     )
+
+
+_COMPARED = re.compile(
+    r"On unseen items \(q4\) the student is (?P<how>worse than|not distinguishable from) (?P<rival>.+?) in (?P<metric>"
+    rf"{'|'.join(re.escape(metric) for metric in METRICS.values())}): "
+)
+
+
+def grouped(warnings: Sequence[str]) -> list[str]:
+    """Return warnings with those of `verdict` joined into one sentence of each kind: what one reads, not what one files."""
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    first: dict[str, int] = {}
+    for warning in warnings:
+        match = _COMPARED.match(warning)
+        if match is None:
+            rest.append(warning)
+            continue
+        first.setdefault(match["how"], len(rest))
+        found.setdefault(match["how"], []).append(f"{match['rival']} ({match['metric']})")
+    for how, rivals in sorted(found.items(), key=lambda both: -first[both[0]]):
+        if len(rivals) == 1:
+            said = next(one for one in warnings if (match := _COMPARED.match(one)) and match["how"] == how)
+        else:
+            said = f"On unseen items (q4) the student is {how} {', '.join(rivals[:-1])} and {rivals[-1]}."
+        rest.insert(first[how], said)
+    return rest

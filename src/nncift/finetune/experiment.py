@@ -15,6 +15,7 @@ from nncift.core.fingerprints import fingerprint
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.errors import UsageError
+from nncift.evaluation.run_verdict import selection_key
 from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
 from nncift.finetune.batch_schedule import Measure, schedule
 from nncift.finetune.comparison import UNTRAINED, Group, summarise
@@ -26,6 +27,7 @@ from nncift.models.causal_lm import CausalLM
 from nncift.models.environment import examine
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import check_existing, judged_objective
+from nncift.runs.renew_verdict import renew
 from nncift.storage.atomic import write_json, write_text
 from nncift.storage.outputs import check_replaces_nothing, inputs_of
 
@@ -59,6 +61,7 @@ def tune(
     write_json(experiment.folder / "tune.json", record)
     write_text(experiment.folder / "tune.md", page(record))
     write_text(experiment.folder / "tune.html", html(record))
+    renew(run.path, record)
     return record
 
 
@@ -138,6 +141,7 @@ class TuneExperiment:
         }
         return {
             "run": str(self.run.path),
+            "selection": selection_key(list(self.run.chosen)),
             "test_rows": len(trainer.evaluation_set.tests),
             "model": {
                 "name": trainer.lm.name,

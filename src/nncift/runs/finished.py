@@ -39,7 +39,6 @@ from nncift.student.model import Student
 from nncift.teachers.subtasks import FILE as SUBTASKS
 
 Floats = npt.NDArray[np.float32]
-HELD_OUT = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Choice:
     would_add: float | None
     score: float | None
     reason: str
+    stability: float | None = None
 
 
 class FinishedRun:
@@ -266,14 +266,14 @@ class FinishedRun:
         moved = LabelledPairs(tuple(targets), tuple(sources), t, s, pairs.value)
         return student.predict_pairs(moved, across, student.project_sources(self._files.of(sources)))
 
-    @cached_property
+    @property
     def pair_half_width(self) -> float | None:
-        """Half the width that held 90 % of the held-out pairs around their predictions; None without such pairs."""
-        found = [self.labels[name].present() for name in HELD_OUT if name in self.labels]
-        errors = [np.abs(pairs.value - self.predicted(pairs)) for pairs in found if len(pairs)]
-        if not errors:
-            return None
-        return float(np.quantile(np.concatenate(errors), 0.9, method="higher"))
+        """Half the width of the 90 % interval of a predicted pair, as the summary says; None where too little was held out.
+
+        From labels that the student had not seen when it predicted them: its own errors on what it has learned would be smaller.
+        """
+        found = (self.fidelity.get("pair_interval") or {}).get("half_width")
+        return None if found is None else float(found)
 
     def _json(self, name: str) -> dict[str, Any]:
         checksums.verify(self.path, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,19 @@ from nncift.core.parallel import Executor, map_by
 from nncift.data.pool import PoolTable
 from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError, UsageError
+from nncift.evaluation.fidelity import FidelityReport
+from nncift.evaluation.run_verdict import selection_key, training_record, verdict_of
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import KNOWS_EXISTING, build, check_graph, check_sets
-from nncift.selection.solve import FILES, choose, solve, write_selection
+from nncift.selection.solve import FILES, Posing, choose, solve, write_selection
+from nncift.selection.stability import Refits
 from nncift.selection.utilities import Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.storage import checksums
-from nncift.storage.atomic import write_json
+from nncift.storage.atomic import read_json, write_json
 from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
 from nncift.student.model import Student
 from nncift.teachers import subtasks
@@ -70,7 +73,8 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         existing = load_existing(run) if sets["existing"] and settings.objective in KNOWS_EXISTING else None
         student, subtask_of = Student.load(run / "student"), subtasks.kept(directory)
         utilities = Utilities(student, vectors, labels, rows.content, existing, subtask_of, map_by(executor))
-        problem = partial(build, utilities, settings, settled.removed)
+        course, used = _fitted(run)
+        posing = Posing(partial(build, utilities, settings, settled.removed), Refits(utilities, settings, course, used))
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         if out is None:
             keys: dict[str, Any] = {
@@ -78,12 +82,13 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
             }
             directory.forget(FINISH)
             _rewrite_manifest(directory)
-            found = choose(directory, keys, settings, rows, settled, problem, embedding_control=control)
+            found = choose(directory, keys, settings, rows, settled, posing, embedding_control=control)
             result = found.record.to_json()
-            _rewrite_summary(directory, result)
+            _rewrite_summary(directory, result, settings, found.ids)
         else:
             objective, seed = str(settings.objective), settings.seed
-            chosen = solve(rows, settled, problem(), objective=objective, seed=seed, embedding_control=control)
+            chosen = solve(rows, settled, posing.build(), objective=objective, seed=seed, embedding_control=control)
+            chosen = posing.with_stability(rows, settled, chosen)
             result = chosen.record.to_json()
             with _appearing(out) as part:
                 write_selection(part, rows, settled, chosen, run=str(run.resolve()))
@@ -95,6 +100,13 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         "selected": result["budget"],
         "selection": result,
     }
+
+
+def _fitted(run: Path) -> tuple[Mapping[str, Any], str]:
+    """Return how the run's student was fitted, and what selects."""
+    checksums.verify(run, "fidelity.json")
+    found = FidelityReport.of_json(read_json(run / "fidelity.json"), str(run / "fidelity.json"))
+    return found.course, found.gate.used
 
 
 def _finished(run: Path) -> tuple[PoolTable, Vectors, dict[str, LabelledPairs]]:
@@ -162,7 +174,7 @@ def _rewrite_manifest(directory: RunDir) -> None:
     directory.write_manifest(record, keep_summary=True)
 
 
-def _rewrite_summary(directory: RunDir, result: dict[str, Any]) -> None:
+def _rewrite_summary(directory: RunDir, result: dict[str, Any], settings: RunSettings, selected: Sequence[str]) -> None:
     summary = directory.read_json(SUMMARY)
     costs = {name: cost.to_json() for name, cost in directory.costs().items()}
     ledger = {
@@ -171,7 +183,8 @@ def _rewrite_summary(directory: RunDir, result: dict[str, Any]) -> None:
         "seconds": round(sum(cost["seconds"] for cost in costs.values()), 3),
     }
     write_json(directory.file("ledger.json"), ledger)
-    write_json(
-        directory.file(SUMMARY), {**summary, "selected": result["budget"], "selection": result, "ledger": ledger}
-    )
+    summary = {**summary, "selected": result["budget"], "selection": result, "ledger": ledger}
+    training = training_record(directory.path, selection_key(selected))
+    summary["verdict"] = verdict_of(summary, settings, training).to_json()
+    write_json(directory.file(SUMMARY), summary)
     directory.close()

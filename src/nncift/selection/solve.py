@@ -29,6 +29,7 @@ from nncift.selection.probe_controls import RDS
 from nncift.selection.problem import DenseProblem, GraphProblem
 from nncift.selection.sparse import Graph, SparseCoverage
 from nncift.selection.sparse_round_robin import SparseTurns, highest_on
+from nncift.selection.stability import Refits, StabilityRecord, how_sure
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.run_directory import RunDir
 
@@ -73,6 +74,7 @@ class SelectionRecord(Record):
     optimiser: str | None = field(default=None, metadata=OPTIONAL)
     neighbours: NeighbourRecord | None = field(default=None, metadata=OPTIONAL)
     tokens: int | None = field(default=None, metadata=OPTIONAL)
+    stability: StabilityRecord | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def note(self) -> str | None:
@@ -90,11 +92,43 @@ class Selected:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A selection, and what is reported of it. score: mean utility of every row of the pool, NaN where none is known."""
+    """A selection, and what is reported of it. score: mean utility of every row of the pool, NaN where none is known.
+
+    stability: share of refits in which each row is selected, NaN where it was not looked at; None where nothing was refitted.
+    labelled: share of each row's utilities that the teacher gave; None where that is not known.
+    """
 
     subset: Subset
     score: npt.NDArray[np.float64]
     record: SelectionRecord
+    stability: npt.NDArray[np.float64] | None = None
+    labelled: npt.NDArray[np.float64] | None = None
+
+    def how_sure(self, place: int) -> str:
+        """Return what the place of a row rests on, with a space in front; nothing where that is not known."""
+        if self.labelled is None:
+            return ""
+        stability, record = self.stability, self.record.stability
+        share = float("nan") if stability is None else float(stability[place])
+        return " " + how_sure(float(self.labelled[place]), share, 0 if record is None else record.refits)
+
+
+@dataclass(frozen=True, eq=False)
+class Posing:
+    """Poses what is chosen from. build: not called where the selection is finished. refits: None = no stability is measured."""
+
+    build: Callable[[], DenseProblem | GraphProblem]
+    refits: Refits | None = None
+
+    def with_stability(self, rows: PoolTable, settled: ResolvedConstraints, chosen: Chosen) -> Chosen:
+        """Return a selection with how stable it is, where that can be told."""
+        if self.refits is None:
+            return chosen
+        chosen = replace(chosen, labelled=self.refits.labelled())
+        found = self.refits.stability(rows, settled, chosen.subset.ids)
+        if found is None:
+            return chosen
+        return replace(chosen, stability=found.share, record=replace(chosen.record, stability=found.record))
 
 
 def choose(
@@ -103,20 +137,20 @@ def choose(
     settings: RunSettings,
     rows: PoolTable,
     settled: ResolvedConstraints,
-    problem: Callable[[], DenseProblem | GraphProblem],
+    posing: Posing,
     *,
     embedding_control: bool = True,
 ) -> Selected:
     """Select in a run, write `selection.parquet` and `subset.jsonl`, and return what was selected.
 
-    keys: fingerprints of the stages so far; that of this stage is added. problem: not called where this selection is finished.
+    keys: fingerprints of the stages so far; that of this stage is added.
     """
     objective, seed = str(settings.objective), settings.seed
     keys["select"] = key_of(keys, settings, rows, settled)
     with directory.stage("select", keys["select"], FILES) as stage:
         if not stage.done:
             with directory.measured("score"):
-                found = problem()
+                found = posing.build()
             chosen = solve(
                 rows,
                 settled,
@@ -125,7 +159,9 @@ def choose(
                 seed=seed,
                 embedding_control=embedding_control,
             )
-            write_selection(directory.path, rows, settled, chosen)
+            # It holds the matrix, which is not needed any more.
+            del found
+            write_selection(directory.path, rows, settled, posing.with_stability(rows, settled, chosen))
     kept: dict[str, Any] = directory.read_json("selection.json")
     ids = tuple(kept.pop("ids"))
     return Selected(ids, SelectionRecord.of_json(kept, str(directory.path / "selection.json")))
@@ -261,7 +297,10 @@ def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstrai
     rank = {item: place for place, item in enumerate(subset.ids, 1)}
     gain = dict(zip(subset.ids, subset.gains.tolist(), strict=True))
     removed = settled.removed
-    reasons = (removed[item].reason() if item in removed else subset.reasons[item] for item in ids)
+    reasons = (
+        removed[item].reason() if item in removed else subset.reasons[item] + chosen.how_sure(place)
+        for place, item in enumerate(ids)
+    )
     table = pa.table(
         {
             "id": pa.array(ids, pa.string()),
@@ -271,6 +310,7 @@ def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstrai
             "gain": pa.array([gain.get(item) for item in ids], pa.float64(), from_pandas=True),
             "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64(), from_pandas=True),
             "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
+            "stability": pa.array(_or_nothing(chosen.stability, len(ids)), pa.float64(), from_pandas=True),
             # Part by part: a million sentences are never held as such.
             "reason": pa.chunked_array(_parts(reasons, pa.string()), pa.string()),
             "length": pa.chunked_array(_parts(rows.length, pa.int64()), pa.int64()),
@@ -279,6 +319,10 @@ def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstrai
     with atomic(path) as part:
         pq.write_table(table, part)
     pa.default_memory_pool().release_unused()
+
+
+def _or_nothing(values: npt.NDArray[np.float64] | None, size: int) -> npt.NDArray[np.float64]:
+    return np.full(size, np.nan) if values is None else values
 
 
 def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from nncift.evaluation.fidelity import FidelityReport, LabelRound, Measures
 from nncift.evaluation.gate import GateRecord, advice
 from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.meaning import HeldOutSignal
+from nncift.evaluation.run_verdict import NO_VERDICT, Verdict, selection_key, training_record, verdict_of
 from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes, LabelStore
 from nncift.selection.solve import SelectionRecord
@@ -40,6 +41,7 @@ class RunSummary(Record):
     """What `--json` prints and `summary.json` holds.
 
     contaminated: of the rejected rows, those that test rows are in. labels: by split. growth: what each round of labels reached.
+    all_labelled: the teacher labelled every row, since a student would have saved nothing.
     """
 
     run: str
@@ -47,6 +49,7 @@ class RunSummary(Record):
     rejected: int
     contaminated: int
     selected: int
+    verdict: Verdict
     teacher: str
     student: str
     features: str
@@ -55,6 +58,7 @@ class RunSummary(Record):
     pair_interval: PairInterval
     plan: str
     labels: Mapping[str, int]
+    all_labelled: bool
     fidelity: Mapping[str, Measures]
     baselines: Mapping[str, Mapping[str, Measures]]
     selection: SelectionRecord
@@ -75,6 +79,11 @@ class Run:
     def summary(self) -> Mapping[str, Any]:
         """What `--json` prints."""
         return self.result.to_json()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the selection agrees with the teacher, whether it trains better, why, and what to do next."""
+        return self.result.verdict
 
     @property
     def fidelity(self) -> Mapping[str, Any]:
@@ -112,6 +121,7 @@ def finish(
         rejected=len(rejected),
         contaminated=sum(row.kind == CONTAMINATED for row in rejected),
         selected=len(subset),
+        verdict=NO_VERDICT,
         teacher=settings.teacher,
         student=settings.student,
         features=context.features,
@@ -120,12 +130,15 @@ def finish(
         pair_interval=fidelity.pair_interval,
         plan=str(settings.plan),
         labels=labelling.counts(),
+        all_labelled=context.whole,
         fidelity=fidelity.fidelity,
         baselines=fidelity.baselines,
         selection=selection,
         ledger=ledger,
         warnings=_warnings(context, axes, labelling, fidelity, notes),
     )
+    training = training_record(directory.path, selection_key(list(subset.ids)))
+    summary = replace(summary, verdict=verdict_of(summary.to_json(), settings, training))
     write_json(directory.file("ledger.json"), ledger.to_json())
     write_json(directory.file(SUMMARY), summary.to_json())
     directory.close()

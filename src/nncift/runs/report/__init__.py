@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from nncift.core.fingerprints import fingerprint
 from nncift.errors import DataError
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.charts import Chart, style
+from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, TEXT_BYTES, pack
 from nncift.storage import checksums
 from nncift.storage.atomic import write_json, write_text
 
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from nncift.runs.report.numbers import Report
-    from nncift.runs.report.report_rows import Row
 
 HTML, JSON, MARK = "report.html", "report.json", "report"
 MOST_BYTES = 1_950_000
+DATA = '<script type="application/octet-stream" id="data"></script>'
+"""Where the rows of the table stand in the page."""
+
 _HERE = Path(__file__).parent
 
 
@@ -49,21 +53,30 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
         return page
     checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
     report = numbers(found, truth)
-    write_text(page, render(report, _name(found.path)))
+    write_text(page, render(report, _name(found.path), str(found.path)))
     about = {"made_from": key, "nncift": __version__, "run": _name(found.path)}
     write_json(found.path / JSON, {**about, **report.to_json()})
     checksums.write_mark(found.path, MARK, key, (HTML, JSON))
     return page
 
 
-def render(report: Report, name: str) -> str:
-    """Return the page of a report, below 2 MB: where rows are too many or too long some are left out, and the page says so."""
-    rows = report.rows
-    html = _page(report, name, rows)
-    while len(html.encode("utf-8", "replace")) > MOST_BYTES and rows:
-        rows = rows[: len(rows) * 3 // 4]
-        html = _page(report, name, rows)
-    return html
+def render(report: Report, name: str, run: str = "RUN") -> str:
+    """Return the page of a report, below 2 MB: where rows are too many or too long, texts are cut and then rows left out.
+
+    run: path that the commands of the page name.
+    """
+    page = _page(report, name)
+    room = MOST_BYTES - len(page.encode("utf-8", "replace"))
+    listing, most = report.listing, TEXT_BYTES
+    packed = pack(report, listing, run, most)
+    while len(packed) > room and listing:
+        # Texts first; rows only where hardly anything is left of them.
+        if most > LEAST_TEXT_BYTES:
+            most = max(LEAST_TEXT_BYTES, min(most // 2, int(most * room / len(packed))))
+        else:
+            listing = listing[: len(listing) * 3 // 4]
+        packed = pack(report, listing, run, most)
+    return page.replace(DATA, DATA.replace("></", f">{packed}</"), 1)
 
 
 def page_of(title: str, parts: Iterable[Chart | Markup]) -> str:
@@ -71,17 +84,45 @@ def page_of(title: str, parts: Iterable[Chart | Markup]) -> str:
     return str(_template("plain.html").render(title=title, parts=parts, style=_style()))
 
 
-def _page(report: Report, name: str, rows: Sequence[Row]) -> str:
+def _page(report: Report, name: str) -> str:
     from nncift.core.texts import seconds
     from nncift.runs.report import report_charts
     from nncift.runs.report.report_coverage import CONTROLS
+    from nncift.runs.report.training_table import training_tables
 
-    places = zip(rows, report.map.x, report.map.y, strict=False)
-    data = _in_script([{**row.to_json(), "x": x, "y": y} for row, x, y in places])
-    drawn = {"charts": report_charts, "controls": CONTROLS, "seconds": seconds, "data": data, "rows": rows}
     script = (_HERE / "page.js").read_text("utf-8")
-    about = {"nncift": __version__, "run": name}
-    return str(_template("page.html").render(result=report, about=about, style=_style(), script=script, **drawn))
+    given = {
+        "result": report,
+        "about": {"nncift": __version__, "run": name},
+        "charts": report_charts,
+        "controls": CONTROLS,
+        "seconds": seconds,
+        "rows": report.rows,
+        "linked": {row.id for row in report.listing},
+        "empty": _nothing(report),
+        "training": training_tables(report.training),
+        "style": _style(),
+        "script": script,
+        "script_hash": _hash(script),
+    }
+    return str(_template("page.html").render(**given))
+
+
+def _nothing(report: Report) -> list[str]:
+    """Return what a report has no section of, since there is nothing to show."""
+    there = {
+        "rows to look at (none is of very low utility, a duplicate, empty or far from the others)": report.issues,
+        "shift (every row has the same source, length, turns and labels)": report.shift,
+        "near-duplicates": report.near_copies.examples,
+        "held-out pairs": report.held_out,
+        "training (nncift tune has not been run on this selection)": report.training,
+    }
+    return [what for what, found in there.items() if not found]
+
+
+def _hash(script: str) -> str:
+    """Return what a content security policy names a script by."""
+    return f"sha256-{b64encode(sha256(script.encode('utf-8')).digest()).decode()}"
 
 
 def _style() -> str:
@@ -101,16 +142,6 @@ def _template(name: str) -> Any:
     environment.filters["fixed"] = lambda value: "–" if value is None else f"{round(value, 3) + 0:.3f}"
     environment.filters["whole"] = lambda value: "–" if value is None else f"{value:,}"
     return environment.get_template(name)
-
-
-def _in_script(value: Any) -> Any:
-    """Return JSON that cannot leave a script element, whatever the rows say."""
-    from markupsafe import Markup
-
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode("utf-8")
-    for mark in "<>&\u2028\u2029":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return Markup(text)  # noqa: S704 - escaped above
 
 
 def _name(run: Path) -> str:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from nncift.core.seeds import shuffled
-from nncift.evaluation.verdicts import NAMES
+from nncift.evaluation.run_verdict import Verdict, selection_key, training_record
+from nncift.evaluation.verdicts import NAMES, grouped
 from nncift.runs.explain import cover, sampled_targets
 from nncift.runs.finished import FinishedRun
+from nncift.runs.renew_verdict import verdict
 from nncift.runs.report.calibration import Extremes, HeldOut, extremes, held_out
-from nncift.runs.report.report_coverage import CONTROLS, Coverage, Uncovered, curves, uncovered
-from nncift.runs.report.report_rows import NearCopies, PoolMap, Row, Scores, listed, near_copies, plane, scores
-from nncift.runs.report.samples import draw
+from nncift.runs.report.label_issues import Issue, issues
+from nncift.runs.report.report_coverage import Coverage, Uncovered, curves, uncovered
+from nncift.runs.report.report_rows import (
+    Lengths,
+    NearCopies,
+    PoolMap,
+    Row,
+    Scores,
+    lengths,
+    listed,
+    near_copies,
+    plane,
+    scores,
+)
+from nncift.runs.report.samples import PROMPT_BYTES, RESPONSE_BYTES, Sample, cut, draw, listing
 from nncift.runs.report.shift import ShiftTable, tables
 
 REGION_ROWS = 2000
+WHOLE_ROWS, WHOLE_CHARACTERS = 10, 4000
 ASKED = (
     "pool target existing teacher model encoder labels plan student recipe features objective budget quota limit seed"
 ).split()
@@ -62,19 +77,24 @@ class GateSkill:
 
 
 @dataclass(frozen=True)
-class Headline:
-    """The answer in one sentence, how sure it is (fair, doubt, unknown), and the figures that it rests on."""
+class FullRow:
+    """A chosen row with its whole texts, up to a few thousand characters."""
 
-    verdict: str
-    level: str
-    student: Fidelity | None
-    best_baseline: Fidelity | None
+    id: str
+    rank: int | None
+    prompt: str
+    response: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """All sections, in the order in which they are shown. cost, value, truth: as the run stores them."""
+    """All sections. cost, value, truth: as the run stores them. listing: rows of the page's table, those of `rows` first.
 
+    target_texts: of the targets that rows name. training: what `nncift tune` found of this selection, in sentences.
+    """
+
+    verdict: Verdict
+    headline: str
     asked: Asked
     cost: dict[str, Any]
     coverage: Coverage
@@ -89,15 +109,31 @@ class Report:
     pairs_are_scores: bool
     uncovered: Uncovered
     near_copies: NearCopies
+    issues: list[Issue]
+    lengths: Lengths
+    full: list[FullRow]
     warnings: list[str]
     rows: list[Row]
+    listing: list[Row]
+    target_texts: dict[str, str]
     sampled: dict[str, int]
     truth: dict[str, Any] | None
-    headline: Headline
+    training: Mapping[str, Any] | None
+    student: Fidelity | None
+    best_baseline: Fidelity | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `report.json` holds."""
-        return {**asdict(self), "rows": [row.to_json() for row in self.rows]}
+        """Return what `report.json` holds: of the table only the rows that are described one by one."""
+        bare = replace(self, listing=[], rows=[])
+        found = {**asdict(bare), "verdict": self.verdict.to_json(), "rows": [_brief(row) for row in self.rows]}
+        found["issues"] = [{name: value for name, value in one.items() if name != "ids"} for one in found["issues"]]
+        found["uncovered"].pop("centres")
+        return {name: value for name, value in found.items() if name not in ("listing", "training")}
+
+
+def _brief(row: Row) -> dict[str, Any]:
+    """Return a row with the beginnings of its texts."""
+    return replace(row, prompt=cut(row.prompt, PROMPT_BYTES), response=cut(row.response, RESPONSE_BYTES)).to_json()
 
 
 def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
@@ -112,7 +148,15 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
         least = uncovered(run, cover(run, looked_at), sample, among)
     value, warnings = run.summary.get("selection", {}), list(run.summary.get("warnings", []))
     quadrants, gate = _quadrants(run), _gate(run)
+    student, best = _unseen(quadrants)
+    found = issues(run, sample, (truth or {}).get("auc"))
+    marked = {item: tuple(one.kind for one in found if item in one.ids) for one in found for item in one.ids}
+    shown = listed(run, sample, listing(sample), least.centres, marked)
+    rows = shown[: len(sample.ids)]
+    answer = verdict(run)
     return Report(
+        verdict=answer,
+        headline=answer.headline,
         asked=_asked(run),
         cost=run.summary.get("ledger", {}),
         coverage=curves(run, targets),
@@ -127,17 +171,52 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
         pairs_are_scores=run.pointwise,
         uncovered=least,
         near_copies=near_copies(run, sample),
-        warnings=warnings,
-        rows=listed(run, sample),
+        issues=found,
+        lengths=lengths(run),
+        full=_full(run),
+        warnings=grouped(warnings),
+        rows=rows,
+        listing=shown,
+        target_texts=_target_texts(run, sample, shown),
         sampled={
             "rows": len(sample.ids),
+            "listed": len(shown),
             "of": sample.chosen + sample.dropped,
             "targets": len(targets),
             "of_targets": len(run.target_ids),
         },
         truth=dict(truth) if truth else None,
-        headline=_headline(quadrants, gate, warnings, value),
+        training=training_record(run.path, selection_key(list(run.chosen))),
+        student=student,
+        best_baseline=best,
     )
+
+
+def _unseen(quadrants: list[Fidelity]) -> tuple[Fidelity | None, Fidelity | None]:
+    """Return the measures of the student and of the best baseline on pairs of unseen items, as far as there are any."""
+    q4 = [line for line in quadrants if line.quadrant == "q4" and line.spearman is not None]
+    student = next((line for line in q4 if line.who == "student"), None)
+    best = max((line for line in q4 if line.who != "student"), key=lambda line: line.spearman or 0.0, default=None)
+    return student, best
+
+
+def _full(run: FinishedRun) -> list[FullRow]:
+    found = []
+    for item in run.chosen[:WHOLE_ROWS]:
+        example = run.rows.example(item)
+        prompt, response = (_at_most(text, WHOLE_CHARACTERS) for text in (example.prompt, example.response))
+        found.append(FullRow(item, run.choices[item].rank, prompt, response))
+    return found
+
+
+def _at_most(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} … ({len(text):,} characters in all)"
+
+
+def _target_texts(run: FinishedRun, sample: Sample, rows: Sequence[Row]) -> dict[str, str]:
+    """Return the beginnings of the targets that rows name."""
+    named = {one[0] for row in rows for one in row.serves or ()}
+    return {item: sample.text(item, 90) for item in sorted(named)}
 
 
 def _asked(run: FinishedRun) -> Asked:
@@ -171,54 +250,3 @@ def _gate(run: FinishedRun) -> list[GateSkill]:
         for name, of in gate.get("skill", {}).items()
     ]
     return sorted(found, key=lambda line: (-line.skill, line.who))
-
-
-def _headline(
-    quadrants: list[Fidelity], gate: list[GateSkill], warnings: list[str], measured: Mapping[str, Any]
-) -> Headline:
-    q4 = [line for line in quadrants if line.quadrant == "q4" and line.spearman is not None]
-    student = next((line for line in q4 if line.who == "student"), None)
-    best = max((line for line in q4 if line.who != "student"), key=lambda line: line.spearman or 0.0, default=None)
-    verdict, level = _by_skill(gate) if gate else _by_rank(student, best, warnings)
-    value, controls = measured.get("value"), measured.get("controls", {})
-    above = [name for name, other in controls.items() if value is not None and other is not None and other >= value]
-    if above:
-        names = ", ".join(CONTROLS.get(name, name) for name in above)
-        verdict += f" By its own measure, the selection is no better than: {names}."
-        level = "doubt"
-    return Headline(verdict, level, student, best)
-
-
-def _by_skill(gate: list[GateSkill]) -> tuple[str, str]:
-    """Return sentence and level from what selects well on held-out rows, where 0 is chance and 1 the teacher's labels."""
-    used = next(line for line in gate if line.used)
-    who = f"the {used.name}" if used.who == "student" else used.name
-    rival = next((line for line in gate if line is not used), None)
-    beside = f"; {rival.name} reaches {rival.skill:.2f}" if rival else ""
-    verdict = (
-        f"On rows it has not seen, what {who} selects is worth {used.skill:.2f} of the way from chance to what the teacher's "
-        f"own labels select (standard error {used.error:.2f}){beside}."
-    )
-    if used.who != "student":
-        return f"{verdict} It is free: the student did worse, and its labels bought little.", "doubt"
-    if used.skill <= 2 * used.error:
-        return (
-            f"{verdict} That is no significant difference from chance: read the warnings before you train on this.",
-            "doubt",
-        )
-    return verdict, "fair"
-
-
-def _by_rank(student: Fidelity | None, best: Fidelity | None, warnings: list[str]) -> tuple[str, str]:
-    """Return sentence and level from rank correlations, where no skill could be measured."""
-    if student is None or student.spearman is None:
-        return "How well the student predicts new rows could not be measured: too few held-out pairs.", "unknown"
-    own, other = student.spearman, None if best is None else best.spearman
-    if best is not None and other is not None and other >= own:
-        return (
-            f"On rows it has not seen, {best.name} orders pairs at least as well as the student ({other:.2f} against {own:.2f} "
-            "Spearman): read the warnings before you train on this."
-        ), "doubt"
-    rival = "" if best is None else f", the best baseline, {best.name}, {other:.2f}"
-    verdict = f"On rows it has not seen, the student reaches a Spearman correlation of {own:.2f}{rival}."
-    return verdict, "doubt" if warnings else "fair"

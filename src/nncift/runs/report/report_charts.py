@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import escape
+
 from nncift.runs.report.calibration import HeldOut
-from nncift.runs.report.charts import BOTTOM, HEIGHT, WIDTH, Chart, Frame, circle, span
-from nncift.runs.report.report_coverage import Coverage
-from nncift.runs.report.report_rows import PoolMap, Row, Scores
+from nncift.runs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart, Frame, circle, span
+from nncift.runs.report.report_coverage import Coverage, Region
+from nncift.runs.report.report_rows import Lengths, PoolMap, Row, Scores
 
 
 def coverage(found: Coverage, y_label: str) -> Chart | str:
@@ -68,17 +70,40 @@ def histogram(found: Scores) -> Chart | str:
         for k, value in enumerate(values):
             if value:
                 left, up = frame.x.at(edges[k]), frame.y.at(value)
-                width = round(max(0.5, frame.x.at(edges[k + 1]) - left - 1), 1)
                 about = f"{kind}: {counts[kind][k]:,} rows from {edges[k]:.4g} to {edges[k + 1]:.4g}"
-                body.append(
-                    f'<rect class="bar {kind}" x="{left}" y="{up}" width="{width}" '
-                    f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{about}</title></rect>'
-                )
+                body.append(_bar(kind, left, max(0.5, frame.x.at(edges[k + 1]) - left - 1), up, about))
     return frame.draw("Scores of chosen and dropped rows", body)
 
 
-def plane(found: PoolMap, rows: Sequence[Row]) -> Chart:
-    """Draw the map; every point carries the number of its row, which the page's script shows."""
+def lengths(found: Lengths) -> Chart | str:
+    """Draw the shares of rows by length, of the pool and of the selection; nothing where there is one length."""
+    if len(found.edges) < 2:
+        return ""
+    counts = {"dropped": found.pool, "chosen": found.selected}
+    shares = {kind: [100 * n / max(1, sum(of)) for n in of] for kind, of in counts.items()}
+    top = max(max(values) for values in shares.values())
+    x = Axis(max(1, found.edges[0]), found.edges[-1], LEFT, WIDTH - RIGHT, log=True)
+    y = Axis(0, top * 1.06, HEIGHT - BOTTOM, TOP)
+    frame = Frame(x, y, "characters", "% of the rows of each kind")
+    body = []
+    for kind, values in shares.items():
+        for k, value in enumerate(values):
+            if value:
+                left, right = (frame.x.at(max(1, found.edges[at])) for at in (k, k + 1))
+                up, about = frame.y.at(value), f"{counts[kind][k]:,} rows from {found.edges[k]:,} characters"
+                body.append(_bar(kind, left, max(0.5, right - left - 1), up, about))
+    return frame.draw("Lengths of the pool and of the selection", body)
+
+
+def _bar(kind: str, left: float, width: float, up: float, about: str) -> str:
+    return (
+        f'<rect class="bar {kind}" x="{left}" y="{up}" width="{round(width, 1)}" '
+        f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{about}</title></rect>'
+    )
+
+
+def plane(found: PoolMap, rows: Sequence[Row], regions: Sequence[Region] = ()) -> Chart:
+    """Draw the map; every point carries the number of its row, for the page's script. Regions are named by their words."""
     frame = Frame.of(span(found.x), span(found.y), ("first principal component", "second"), height=360)
     points = list(enumerate(zip(found.x, found.y, rows, strict=False)))
     # Chosen rows last, so that they lie on top.
@@ -88,6 +113,13 @@ def plane(found: PoolMap, rows: Sequence[Row]) -> Chart:
         for at, (x, y, row) in points
         if row.selected == wanted
     ]
+    for number, region in enumerate(regions):
+        mine = [(x, y) for _, (x, y, row) in points if row.region == number]
+        if mine and region.words:
+            # The median lies where most of its rows are.
+            x, y = (sorted(values)[len(values) // 2] for values in zip(*mine, strict=True))
+            at = f'x="{frame.x.at(x)}" y="{frame.y.at(y)}"'
+            body.append(f'<text class="region" {at} text-anchor="middle">{escape(" ".join(region.words[:2]))}</text>')
     return frame.draw("Map of the pool; arrow keys go from row to row", body, extra=' id="map" tabindex="0"')
 
 

@@ -78,11 +78,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Uncovered:
-    """The targets that the selection serves worst, and regions of the pool, found among so many rows, least chosen first."""
+    """The targets that the selection serves worst, and regions of the pool, found among so many rows, least chosen first.
+
+    centres: of the regions, `(n, dim)`; a row is of the region whose centre is nearest.
+    """
 
     among: int = 0
     worst: Sequence[ServedTarget] = ()
     regions: Sequence[Region] = ()
+    centres: Sequence[Sequence[float]] = ()
 
 
 def curves(run: FinishedRun, targets: Sequence[str]) -> Coverage:
@@ -163,16 +167,19 @@ def uncovered(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str
         )
         for at in order
     ]
-    return Uncovered(len(ids), worst, _regions(run, served, sample, ids))
+    found, centres = _regions(run, served, sample, ids)
+    return Uncovered(len(ids), worst, found, centres)
 
 
-def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]) -> list[Region]:
-    """Return regions by k-means on embeddings, least chosen first."""
+def _regions(
+    run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]
+) -> tuple[list[Region], list[list[float]]]:
+    """Return regions by k-means on embeddings, least chosen first, and their centres."""
     count = min(REGIONS, len(ids) // 10)
     if count < 2:
-        return []
+        return [], []
     vectors = run.vectors(ids)
-    region = _k_means(vectors, count, generator(run.settings.seed, "report", "regions"))
+    region, centres = _k_means(vectors, count, generator(run.settings.seed, "report", "regions"))
     best = dict(zip(served.targets, served.best.tolist(), strict=True))
     everywhere = Counter(word for name in ids for word in set(words(sample.text(name))))
     found = []
@@ -186,12 +193,16 @@ def _regions(run: FinishedRun, served: Cover, sample: Sample, ids: Sequence[str]
         selected = sum(run.choices[name].selected for name in mine)
         coverage = float(np.mean(covered)) if covered else None
         share, example = len(mine) / len(ids), sample.text(mine[0])
-        found.append(Region(len(mine), share, selected, selected / len(mine), coverage, typical, example))
-    return sorted(found, key=lambda one: (one.selected_share, one.coverage or 0.0))
+        one = Region(len(mine), share, selected, selected / len(mine), coverage, typical, example)
+        found.append((one, [round(value, 5) for value in centres[number].tolist()]))
+    found.sort(key=lambda both: (both[0].selected_share, both[0].coverage or 0.0))
+    return [one for one, _ in found], [centre for _, centre in found]
 
 
-def _k_means(vectors: Floats, count: int, rng: np.random.Generator, rounds: int = 15) -> npt.NDArray[np.int64]:
-    """Return the region of each unit vector, by Lloyd's rounds on cosine from k-means++ starts."""
+def _k_means(
+    vectors: Floats, count: int, rng: np.random.Generator, rounds: int = 15
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return the region of each unit vector and the regions' centres, by Lloyd's rounds on cosine from k-means++ starts."""
     centres = vectors[[int(rng.integers(len(vectors)))]]
     for _ in range(count - 1):
         far = np.clip(1 - (vectors @ centres.T).max(axis=1), 0, None) ** 2 + 1e-12
@@ -203,4 +214,4 @@ def _k_means(vectors: Floats, count: int, rng: np.random.Generator, rounds: int 
                 mean = vectors[region == number].mean(axis=0)
                 centres[number] = mean / max(float(np.linalg.norm(mean)), 1e-12)
         region = (vectors @ centres.T).argmax(axis=1)
-    return np.asarray(region, np.int64)
+    return np.asarray(region, np.int64), centres

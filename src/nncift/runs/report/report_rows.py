@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from nncift.core.seeds import shuffled
 from nncift.runs.explain import served_by
-from nncift.runs.finished import FinishedRun, Floats
-from nncift.runs.report.samples import MOST_ROWS, Sample, cut
+from nncift.runs.finished import Choice, FinishedRun, Floats
+from nncift.runs.report.samples import Sample, cut
 
 BINS = 24
 NEAR = 0.95
@@ -18,6 +19,9 @@ MOST_COMPARED = 5000
 PCA_ROWS = 4000
 REASON_BYTES = 420
 MOST_EXPLAINED = 300
+LENGTH_BINS = 16
+LEAST_TEXT, MOST_TEXT, ALL_TEXT = 60, 2000, 6_000_000
+"""Bytes of a text that are listed, and of all together."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,23 @@ class PoolMap:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Shares of rows by length in characters between edges, of the pool and of the selection; tokens of both, where counted."""
+
+    edges: list[int]
+    pool: list[int]
+    selected: list[int]
+    pool_tokens: int | None
+    selected_tokens: int | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """A row as the page lists it. serves: target, utility, whether that is a label, of those served best; None = unknown."""
+    """A row as it is shown. gain: of a dropped row, what it would still add. serves: its best targets, None where unknown.
+
+    stability: share of refits in which it is selected. kind: chosen, filler (taken by score), dropped or removed. length: in
+    characters. region: its number on the map, None without regions. issues: kinds of `label_issues`.
+    """
 
     id: str
     source: str
@@ -74,6 +93,11 @@ class Row:
     rank: int | None
     score: float | None
     gain: float | None
+    stability: float | None
+    kind: str
+    length: int
+    region: int | None
+    issues: tuple[str, ...]
     reason: str
     serves: list[list[Any]] | None
 
@@ -97,6 +121,28 @@ def scores(run: FinishedRun) -> Scores:
     counts = {kind: np.histogram(of, edges)[0].tolist() for kind, of in values.items()}
     mean = {kind: float(of.mean()) if len(of) else None for kind, of in values.items()}
     return Scores(edges.tolist(), counts["chosen"], counts["dropped"], mean, without)
+
+
+def lengths(run: FinishedRun) -> Lengths:
+    """Count rows by length, in bins that grow by a constant factor."""
+    ids = run.rows.ids
+    sizes = np.array(run.rows.column("prompt_chars", ids)) + np.array(run.rows.column("response_chars", ids))
+    tokens = run.rows.tokens
+    chosen = run.rows.places(run.chosen)
+    inside = np.zeros(len(ids), bool)
+    inside[chosen] = True
+    if not len(sizes):
+        return Lengths([], [], [], None, None)
+    low, high = max(1, int(sizes.min())), max(2, int(sizes.max()) + 1)
+    edges = np.unique(np.round(np.geomspace(low, high, LENGTH_BINS + 1)).astype(int))
+    edges[0] = min(int(edges[0]), int(sizes.min()))
+    return Lengths(
+        edges=edges.tolist(),
+        pool=np.histogram(sizes, edges)[0].tolist(),
+        selected=np.histogram(sizes[inside], edges)[0].tolist(),
+        pool_tokens=None if tokens is None else sum(tokens),
+        selected_tokens=None if tokens is None else sum(tokens[at] for at in chosen),
+    )
 
 
 def near_copies(run: FinishedRun, sample: Sample) -> NearCopies:
@@ -135,24 +181,57 @@ def plane(run: FinishedRun, sample: Sample) -> PoolMap:
     return PoolMap(points[:, 0].tolist(), points[:, 1].tolist(), shown)
 
 
-def listed(run: FinishedRun, sample: Sample, most: int = MOST_ROWS) -> list[Row]:
-    """Return the sampled rows; the first few hundred with the targets they serve best."""
-    serves = served_by(run, sample.ids[:MOST_EXPLAINED], best=3)
+def listed(
+    run: FinishedRun,
+    sample: Sample,
+    ids: Sequence[str],
+    centres: Sequence[Sequence[float]] = (),
+    issues: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[Row]:
+    """Return rows; the first few hundred with the targets they serve best. centres: of regions. issues: by id."""
+    serves = served_by(run, ids[:MOST_EXPLAINED], best=3)
+    regions = region_of(run, ids, centres)
+    sizes = np.array(run.rows.column("prompt_chars", ids)) + np.array(run.rows.column("response_chars", ids))
+    # Enough to read a row whole in a small pool; of many rows only the beginnings would fit on a page.
+    most = max(LEAST_TEXT, min(MOST_TEXT, ALL_TEXT // (2 * max(1, len(ids)))))
     found = []
-    for at, item in enumerate(sample.ids[:most]):
+    for at, item in enumerate(ids):
         choice = run.choices[item]
         found.append(
             Row(
                 id=item,
                 source=choice.source,
-                prompt=sample.text(item),
-                response=sample.response(item),
+                prompt=sample.text(item, most),
+                response=sample.response(item, most),
                 selected=choice.selected,
                 rank=choice.rank,
                 score=choice.score,
                 gain=choice.gain if choice.selected else choice.would_add,
+                stability=choice.stability,
+                kind=kind_of(choice),
+                length=int(sizes[at]),
+                region=regions[at],
+                issues=(issues or {}).get(item, ()),
                 reason=cut(choice.reason, REASON_BYTES),
                 serves=[[one.target, one.utility, one.known] for one in serves[at]] if at < len(serves) else None,
             )
         )
+    return found
+
+
+def kind_of(choice: Choice) -> str:
+    """Return whether a row was chosen, taken by score after nothing was left to add, dropped, or removed beforehand."""
+    if choice.selected:
+        return "filler" if choice.gain is not None and choice.gain <= 0 else "chosen"
+    return "removed" if choice.reason.startswith("Removed") else "dropped"
+
+
+def region_of(run: FinishedRun, ids: Sequence[str], centres: Sequence[Sequence[float]]) -> list[int | None]:
+    """Return the number of each row's region; None where there are none."""
+    if not centres:
+        return [None] * len(ids)
+    middle = np.array(centres, np.float32).T
+    found: list[int | None] = []
+    for start in range(0, len(ids), 4096):
+        found += (run.vectors(ids[start : start + 4096]) @ middle).argmax(axis=1).tolist()
     return found

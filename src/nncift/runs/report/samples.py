@@ -10,6 +10,9 @@ from nncift.core.seeds import shuffled
 from nncift.runs.finished import FinishedRun
 
 MOST_ROWS = 1000
+MOST_LISTED = 20_000
+"""Rows of the table; a page that would be too large shows less of their texts first."""
+
 PROMPT_BYTES, RESPONSE_BYTES = 320, 240
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _STOP = frozenset(
@@ -51,6 +54,19 @@ def draw(run: FinishedRun, most: int = MOST_ROWS) -> Sample:
     ids = (*(item for item in run.chosen if item in kept), *(item for item in dropped if item in rest))
     run.rows.keep(ids)
     return Sample(run, ids, len(run.chosen), len(dropped))
+
+
+def listing(sample: Sample, most: int = MOST_LISTED) -> tuple[str, ...]:
+    """Return the rows of the table: those of the sample first, then others, chosen ones before dropped ones."""
+    run, shown = sample.run, set(sample.ids)
+    rest = [item for item in (*run.chosen, *run.dropped) if item not in shown]
+    room = max(0, most - len(sample.ids))
+    if len(rest) > room:
+        kept = set(shuffled(rest, run.settings.seed, "report", "listing")[:room])
+        rest = [item for item in rest if item in kept]
+    ids = (*sample.ids, *rest)
+    run.rows.keep(ids)
+    return ids
 
 
 def words(text: str) -> list[str]:

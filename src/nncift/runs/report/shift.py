@@ -77,6 +77,9 @@ def _table(name: str, of: dict[str, str | None], chosen: set[str], random: set[s
         spread = math.sqrt(share * (1 - share) / k * max(0.0, (len(known) - k) / max(1, len(known) - 1)))
         beyond = abs(mine - share) > 1.96 * spread + 0.5 / k
         lines.append(Group(group, full[group], share, mine, counts["random"][group] / r, beyond))
+    if name not in ("length", "turns"):
+        # What shifts most first; lengths and turns have an order of their own.
+        lines.sort(key=lambda line: -abs(line.selected - line.full))
     distance = {
         what: 0.5 * sum(abs(drawn[group] / size - full[group] / len(known)) for group in full)
         for (what, drawn), size in zip(counts.items(), (k, r), strict=True)

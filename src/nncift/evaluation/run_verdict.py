@@ -1,0 +1,257 @@
+"""The verdict of a run: whether its selection agrees with the teacher, whether it trains better, and what to type next.
+
+Two questions that are kept apart. Agreement is read from the selection skill on held-out labels, with its 90 % interval: yes,
+where it is better than chance and at least half of the way to the teacher's own selection; no, where the whole interval lies
+below that half; else unclear. Whether training on it helps is answered by training alone (`nncift tune`).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nncift.config import RunSettings
+from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import Record
+from nncift.core.texts import seconds
+from nncift.evaluation.verdicts import NAMES
+from nncift.storage.atomic import read_json
+from nncift.student.candidates import is_student
+
+Agreement = Literal["yes", "no", "unclear"]
+Training = Literal["yes", "no", "unclear", "not measured"]
+
+HALF = 0.5
+"""Skill from which on a selection is said to agree: half of the way from chance to what the teacher's labels select."""
+
+ENOUGH_ROWS = 300
+"""Rows to take where fewer were: below these, agreement is known roughly."""
+
+ALMOST_ALL = 0.9
+"""Labelled share of an axis from which on more labels are no advice."""
+
+BEARABLE = 1800.0
+"""Seconds up to which labelling everything is advised to settle the question."""
+
+AGREES = {
+    "yes": "Yes: the selection agrees with the teacher",
+    "no": "No: the selection does not agree with the teacher",
+    "unclear": "Unclear: whether the selection agrees with the teacher cannot be told",
+}
+TRAINS = {
+    "yes": "training on it is better than on random rows",
+    "no": "training on it is worse than on random rows",
+    "unclear": "training shows no significant difference from random rows",
+    "not measured": "whether it trains better has not been measured",
+}
+TUNE = Path("tune") / "tune.json"
+RANDOM_CONTROLS = {"random": "random rows", "stratified": "random rows by source", "longest": "the longest responses"}
+
+
+@dataclass(frozen=True)
+class Verdict(Record):
+    """The answer to both questions, why in one or two sentences, and commands to type next."""
+
+    agrees_with_teacher: Agreement
+    trains_better: Training
+    why: str
+    next: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The answer in one sentence."""
+        return f"{AGREES[self.agrees_with_teacher]}; {TRAINS[self.trains_better]}."
+
+
+NO_VERDICT = Verdict("unclear", "not measured", "", ())
+"""Stands in a summary until its verdict is known."""
+
+
+def selection_key(ids: Sequence[str]) -> str:
+    """Return the hash of a selection by which a tune says what it trained on."""
+    return fingerprint("selection", list(ids))
+
+
+def training_record(run: Path, selection: str) -> Mapping[str, Any] | None:
+    """Return what `nncift tune` recorded in a run's own folder of this selection; None where it has not trained on it."""
+    try:
+        found = read_json(run / TUNE)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and found.get("selection") == selection else None
+
+
+def verdict_of(summary: Mapping[str, Any], settings: RunSettings, training: Mapping[str, Any] | None = None) -> Verdict:
+    """Return the verdict of a run. summary: as `summary.json` holds it, less its verdict. training: what a tune recorded.
+
+    What a summary lacks counts as not measured.
+    """
+    agrees, why = _agreement(summary)
+    trains, trained = _training(training)
+    advice = list(_advice(summary, settings, agrees, trains))
+    said = (why, trained, *(one.about for one in advice))
+    return Verdict(agrees, trains, " ".join(part for part in said if part), tuple(one.command for one in advice))
+
+
+def _agreement(summary: Mapping[str, Any]) -> tuple[Agreement, str]:
+    if summary.get("all_labelled"):
+        return "yes", "The teacher labelled every row itself: nothing of the selection is predicted."
+    gate = summary.get("gate") or {}
+    used = str(gate.get("used"))
+    found = (gate.get("skill") or {}).get(used)
+    if found is None:
+        items, pairs = gate.get("items", 0), gate.get("pairs", 0)
+        return (
+            "unclear",
+            f"It could not be measured: {items:,} labelled rows with {pairs:,} pairs are too few to repeat the selection on.",
+        )
+    skill, (low, high) = found["skill"], found["interval"]
+    who = (
+        "the student"
+        if is_student(used)
+        else f"{NAMES.get(used, used)}, which is free and did better than the student,"
+    )
+    measured = (
+        f"On rows whose labels it has not seen, what {who} selects is worth {skill:.2f} of the way from chance (0) to the "
+        f"teacher's own selection (1), 90 % interval {low:.2f} to {high:.2f}"
+    )
+    beaten = _beaten_by(summary)
+    if low > 0 and skill >= HALF:
+        if beaten:
+            return "unclear", f"{measured}; yet by the values of this run itself it is no better than {beaten}."
+        return "yes", f"{measured}.{_free_rival(gate)}"
+    if high < HALF:
+        return "no", f"{measured}: nearer to chance than to the teacher.{_free_rival(gate)}"
+    if low > 0:
+        return "unclear", f"{measured}: better than chance, but it may be less than half of what the teacher finds."
+    return "unclear", f"{measured}: too wide an interval to tell it from chance."
+
+
+def _free_rival(gate: Mapping[str, Any]) -> str:
+    """Return a sentence on the best of what is free, where it selects no worse than the student that is used."""
+    skills: Mapping[str, Mapping[str, float]] = gate.get("skill") or {}
+    free = {name: of["skill"] for name, of in skills.items() if not is_student(name)}
+    used = str(gate.get("used"))
+    if not free or used not in skills or not is_student(used):
+        return ""
+    best = max(free, key=lambda name: free[name])
+    if free[best] < skills[used]["skill"]:
+        return ""
+    return f" {_capital(NAMES.get(best, best))} reaches {free[best]:.2f}, and costs no label."
+
+
+def _beaten_by(summary: Mapping[str, Any]) -> str | None:
+    """Return what needs no influence at all and has at least the selection's value; None where nothing does."""
+    selection = summary.get("selection") or {}
+    value, controls = selection.get("value"), selection.get("controls") or {}
+    if value is None:
+        return None
+    for name, said in RANDOM_CONTROLS.items():
+        if controls.get(name) is not None and controls[name] >= value:
+            return said
+    return None
+
+
+def _training(record: Mapping[str, Any] | None) -> tuple[Training, str]:
+    """Return what a tune found of the selection beside random rows, in its first metric, without rows shown in context."""
+    if record is None:
+        return "not measured", ""
+    found = list(_beside_random(record))
+    if not found:
+        return "not measured", ""
+    sides = {one["verdict"] for one in found}
+    answer: Training = "unclear"
+    if "better" in sides and "worse" not in sides:
+        answer = "yes"
+    elif "worse" in sides and "better" not in sides:
+        answer = "no"
+    first = next((one for one in found if one["verdict"] in ("better", "worse")), found[0])
+    unit, higher = record["metrics"][first["metric"]]["unit"], record["metrics"][first["metric"]]["higher_is_better"]
+    bounds = first["interval"]
+    between = "" if bounds is None else f", 95 % interval {bounds[0]:+.3g} to {bounds[1]:+.3g}"
+    return answer, (
+        f"Trained on it, {record['model']['name']} differs from training on random rows by {first['difference']:+.3g} in "
+        f"{first['metric']} ({unit}; {'higher' if higher else 'lower'} is better{between}, {record['test_rows']} test rows, "
+        f"{record['seeds']} training runs)."
+    )
+
+
+def _beside_random(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the comparisons of the selection with random rows in the first metric, of arms that were trained."""
+    first = next(iter(record.get("metrics") or {}), None)
+    for group in record.get("results") or ():
+        if group["how"] == "context":
+            continue
+        for one in group["comparisons"]:
+            wanted = (one["metric"], one["arm"], one["against"]) == (first, "selected", "random")
+            if wanted and one["difference"] is not None:
+                yield one
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """A command, and in a sentence what it brings or costs."""
+
+    command: str
+    about: str = ""
+
+
+def _advice(
+    summary: Mapping[str, Any], settings: RunSettings, agrees: Agreement, trains: Training
+) -> Iterator[_Advice]:
+    """Yield what to do next, what helps most first."""
+    run = str(summary.get("run", "RUN"))
+    if agrees != "yes":
+        yield from _to_measure_more(summary, settings, run)
+    if trains == "not measured":
+        yield _Advice(f"nncift tune {shlex.quote(run)} --test TEST.jsonl --arms selected,random,none")
+    if agrees == "yes" and trains != "no":
+        yield _Advice(f"nncift export {shlex.quote(run)} --to trl --out {shlex.quote(f'{run}-train.jsonl')}")
+    elif agrees == "no" and settings.pool:
+        # Only where rows can be read again.
+        yield _Advice(f"{_again(run)} --teacher delift-se --labels 100% --out {shlex.quote(f'{run}-embeddings')}")
+
+
+def _to_measure_more(summary: Mapping[str, Any], settings: RunSettings, run: str) -> Iterator[_Advice]:
+    rows, ledger = int(summary.get("pool") or 0), summary.get("ledger") or {}
+    whole = ledger.get("full_teacher_seconds")
+    if settings.pool and settings.limit is not None and rows < ENOUGH_ROWS:
+        about = f"{rows:,} rows are few to measure this on: take {ENOUGH_ROWS}."
+        yield _Advice(f"{_again(run)} --limit {ENOUGH_ROWS} --out {shlex.quote(f'{run}-{ENOUGH_ROWS}')}", about)
+    elif settings.pool and (more := _more_labels(summary)) is not None:
+        yield _Advice(f"{_again(run)} {more.command} --out {shlex.quote(run)}", more.about)
+    if whole is not None and whole <= BEARABLE and summary.get("teacher"):
+        about = f"The full teacher would settle it in about {seconds(whole)}."
+        yield _Advice(f"nncift evaluate {shlex.quote(run)} --full-teacher", about)
+
+
+def _again(run: str) -> str:
+    return f"nncift run --config {shlex.quote(f'{run}/manifest.yaml')}"
+
+
+def _more_labels(summary: Mapping[str, Any]) -> _Advice | None:
+    """Return flags that double the labels of each axis, with what they add to the run's time; None where all are labelled."""
+    labels, rows = summary.get("labels") or {}, int(summary.get("pool") or 0)
+    ledger = summary.get("ledger") or {}
+    full = ledger.get("full_teacher_passes") or 0
+    by_row = "rows" in labels or "q2" not in labels
+    have = labels.get("rows", labels.get("train", 0))
+    share = have / rows if by_row and rows else math.sqrt(labels.get("train", 0) / full) if full else 0.0
+    if not 0 < share < ALMOST_ALL:
+        return None
+    wanted = min(1.0, 2 * share)
+    growth = wanted / share if by_row else (wanted / share) ** 2
+    took = (ledger.get("stages") or {}).get("label", {}).get("seconds", 0.0)
+    # Labels are capped by their cost, too: the cap has to rise with them.
+    cost = max(0.1, ledger.get("share_of_training", 0.0)) * growth
+    labels_wanted = f"{max(1, round(100 * wanted))}%"
+    about = f"--labels {labels_wanted} takes about {seconds(took * (growth - 1))} more." if took > 0 else ""
+    return _Advice(f"--labels {labels_wanted} --cost {math.ceil(100 * cost)}%", about)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

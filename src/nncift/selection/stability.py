@@ -1,0 +1,303 @@
+"""Stability: in how many refits a row is selected (bootstrap over the labelled items; docs/method.md, section 4).
+
+Which rows were labelled is chance. Each refit draws as many labelled rows as there are, with replacement, and takes those that
+are drawn, once each, for the only ones that are labelled: the student is fitted on their labels with the choices that are
+settled, the rest is predicted, and the run's objective selects again under the run's rules. No model is asked. Large pools are
+selected from in parts, which bounds the cost, and beyond `MOST_PARTS` parts only a sample of the rows is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift.config import RunSettings
+from nncift.core.pairs import LabelledPairs
+from nncift.core.result_types import Record
+from nncift.core.seeds import generator
+from nncift.data.pool import PoolTable
+from nncift.labels.plan import SCORE
+from nncift.labels.vectors import Vectors
+from nncift.selection import pose
+from nncift.selection.constraints import ResolvedConstraints
+from nncift.selection.problem import DenseProblem, build
+from nncift.selection.rules import Rules
+from nncift.selection.utilities import Utilities
+from nncift.storage.vector_store import rows_of
+from nncift.student.candidates import is_student
+from nncift.student.free_similarity import free_students
+from nncift.student.model import Student
+from nncift.student.networks import FittedStudent, TrainingData, network, refittable
+
+Doubles = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.intp]
+
+FREE = "towers"
+"""The network of similarities that cost no label."""
+
+REFITS = 20
+ABOVE = 0.8
+"""Share of refits above which a row is called stable."""
+
+PART_ROWS, MOST_PARTS = 1500, 8
+"""Rows that a refit selects from at once, and how many such parts of a pool are looked at."""
+
+MOST_TARGETS = 1500
+"""Targets of a target set that a refit selects for at most."""
+
+MOST_LABELLED = 500
+"""Labelled rows of an axis that a refit learns from at most."""
+
+LEAST_LABELLED = 4
+"""Labelled rows of an axis below which nothing can be drawn again."""
+
+
+@dataclass(frozen=True)
+class StabilityRecord(Record):
+    """How many of the selected rows that were looked at (`rows`) are selected in more than `above` of the refits (`stable`)."""
+
+    refits: int
+    above: float
+    stable: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Stability:
+    """share: of the refits in which each row of the pool is selected, `(n,)`, NaN for rows that were not looked at."""
+
+    share: Doubles
+    record: StabilityRecord
+
+
+def how_sure(labelled: float, stability: float, refits: int) -> str:
+    """Return in a sentence what a row's place rests on. labelled: share of its utilities that the teacher gave."""
+    if labelled >= 1.0:
+        known = "All its utilities are labels of the teacher"
+    elif labelled <= 0.0:
+        known = "Its utilities are predicted"
+    else:
+        known = f"{_percent(labelled)} of its utilities are labels of the teacher, the others predicted"
+    return known + ("." if np.isnan(stability) else f"; selected in {round(stability * refits)} of {refits} refits.")
+
+
+def _percent(share: float) -> str:
+    return "less than 1 %" if share < 0.01 else f"{min(99, round(100 * share))} %"
+
+
+@dataclass(frozen=True, eq=False)
+class Refits:
+    """What is needed to select again after other labels. course: how the run's student was fitted. used: what selects."""
+
+    utilities: Utilities
+    settings: RunSettings
+    course: Mapping[str, Any]
+    used: str
+
+    def labelled(self) -> Doubles:
+        """Return the share of every source's utilities that the teacher gave, `(n_sources,)`."""
+        known, targets = self.utilities.known.present(), len(self.utilities.target_ids) - self.utilities.shared
+        pairs = known.target.astype(np.int64) * len(self.utilities.source_ids) + known.source
+        sources = np.unique(pairs) % len(self.utilities.source_ids)
+        found = np.bincount(sources, minlength=len(self.utilities.source_ids)) / max(1, targets)
+        return np.asarray(np.minimum(found, 1.0), np.float64)
+
+    def stability(
+        self, rows: PoolTable, settled: ResolvedConstraints, selected: Sequence[str], *, refits: int = REFITS
+    ) -> Stability | None:
+        """Return how stable a selection is; None where fitting again takes training by descent, or too little is labelled."""
+        place = {item: at for at, item in enumerate(rows.ids)}
+        chosen = np.zeros(len(rows.ids), bool)
+        chosen[[place[item] for item in selected]] = True
+        draws = _Draws.of(self.utilities, self.settings.seed)
+        if draws.is_whole:
+            share = chosen.astype(np.float64)
+            return Stability(share, _record(share, chosen, refits))
+        if not draws.is_enough:
+            return None
+        parts = self._parts(rows, settled, chosen)
+        count, looked_at = np.zeros(len(rows.ids)), np.zeros(len(rows.ids), bool)
+        for part in parts:
+            looked_at[part.sources] = True
+        for _ in range(refits):
+            known = draws.draw()
+            student = self._student(known)
+            if student is None:
+                return None
+            for part in parts:
+                count[[place[item] for item in part.selected(self, student, known)]] += 1
+        share = np.where(looked_at, count / refits, np.nan)
+        return Stability(share, _record(share, chosen, refits))
+
+    def _student(self, known: LabelledPairs) -> Student | None:
+        """Return what selects, fitted on some of the labels; None where that takes training by descent."""
+        shipped, vectors = self.utilities.student, self.utilities.vectors
+        data = TrainingData(
+            known, known.take(np.arange(0)), vectors.targets, vectors.sources, shipped.views or vectors.views
+        )
+        if not is_student(self.used):
+            free = free_students(data, rising=False).get(self.used)
+            return None if free is None else replace(_with_weights(shipped, free), network=FREE)
+        again = refittable(network(self.settings.student))
+        if again is None:
+            return None
+        courses = self.course.get("courses", [self.course])
+        learned = again.refit(data, courses=courses, advance=lambda _: None)
+        return None if learned is None else _with_weights(shipped, learned)
+
+    def _parts(self, rows: PoolTable, settled: ResolvedConstraints, chosen: npt.NDArray[np.bool_]) -> list[_Part]:
+        """Return what is selected from at once: the pool, or random parts of a large one."""
+        left = np.array([at for at, item in enumerate(rows.ids) if item not in settled.removed], np.intp)
+        targets = np.arange(len(self.utilities.target_ids))
+        shared = self.utilities.shared
+        if len(left) <= PART_ROWS and (shared or len(targets) <= MOST_TARGETS):
+            return [_Part(left if shared else targets, left, int(chosen.sum()), settled.rules, True)]
+        random = generator(self.settings.seed, "stability", "parts")
+        left = random.permutation(left)
+        if not shared and len(targets) > MOST_TARGETS:
+            targets = np.sort(random.permutation(targets)[:MOST_TARGETS])
+        share = float(chosen.sum()) / max(1, len(left))
+        pieces = np.array_split(left, -(-len(left) // PART_ROWS))[:MOST_PARTS]
+        return [
+            _Part(
+                np.sort(piece) if shared else targets, np.sort(piece), round(share * len(piece)), settled.rules, False
+            )
+            for piece in pieces
+        ]
+
+
+def _with_weights(shipped: Student, learned: FittedStudent) -> Student:
+    return replace(shipped, weights=learned.weights, mean=learned.mean, scale=learned.scale)
+
+
+def _record(share: Doubles, chosen: npt.NDArray[np.bool_], refits: int) -> StabilityRecord:
+    seen = share[chosen & np.isfinite(share)]
+    return StabilityRecord(refits, ABOVE, int((seen > ABOVE).sum()), len(seen))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows that are selected from at once. targets, sources: their places. rules: of the run. whole: it is all of the pool.
+
+    Quotas and a budget of tokens are about the whole pool: a part knows how many rows, and which must be in or out.
+    """
+
+    targets: Codes
+    sources: Codes
+    k: int
+    rules: Rules
+    whole: bool
+
+    def selected(self, refits: Refits, student: Student, known: LabelledPairs) -> tuple[str, ...]:
+        """Return the ids that are selected by a student and the labels that are known to it."""
+        whole, settings = refits.utilities, refits.settings
+        target_ids = tuple(whole.target_ids[at] for at in self.targets)
+        source_ids = target_ids if whole.shared else tuple(whole.source_ids[at] for at in self.sources)
+        sources = rows_of(whole.vectors.sources, self.sources)
+        targets = sources if whole.shared else rows_of(whole.vectors.targets, self.targets)
+        utilities = replace(
+            whole,
+            student=student,
+            vectors=Vectors(targets, sources, whole.vectors.views),
+            labels={"train": _within(known, self, target_ids, source_ids)},
+            contents=tuple(whole.contents[at] for at in self.sources) if whole.contents else (),
+        )
+        dense = settings.model_copy(update={"neighbours": None, "optimiser": None})
+        found = build(utilities, dense)
+        if not isinstance(found, DenseProblem):
+            raise TypeError("a selection without neighbours has a dense problem")
+        score = found.matrix.mean_per_source() if found.score is None else found.score
+        problem = pose(found.matrix, str(settings.objective), replace(found, score=score).given, reuse=True)
+        rules = self.rules if self.whole else self._rules(source_ids)
+        k = max(1, self.k, len(rules.include))
+        return problem.choose(min(k, len(source_ids) - len(rules.exclude)), settings.seed, rules).ids
+
+    def _rules(self, source_ids: tuple[str, ...]) -> Rules:
+        here = frozenset(source_ids)
+        return Rules(self.rules.include & here, self.rules.exclude & here)
+
+
+def _within(
+    known: LabelledPairs, part: _Part, target_ids: tuple[str, ...], source_ids: tuple[str, ...]
+) -> LabelledPairs:
+    """Return the labels of the rows of a part, on its axes."""
+    at_target, at_source = (np.full(len(axis), -1, np.int32) for axis in (known.target_ids, known.source_ids))
+    at_target[part.targets] = np.arange(len(part.targets))
+    at_source[part.sources] = np.arange(len(part.sources))
+    target, source = at_target[known.target], at_source[known.source]
+    here = (target >= 0) & (source >= 0)
+    return LabelledPairs(target_ids, source_ids, target[here], source[here], known.value[here])
+
+
+def _block(utilities: Utilities) -> LabelledPairs:
+    """Return the labels that refits learn from. Where a plan set items apart for tests, those among its training items.
+
+    These are a block, on which the student is fitted in a fraction of a second.
+    """
+    known = utilities.known.present()
+    if "q2" not in utilities.labels or "rest" in utilities.labels:
+        return known
+    train = utilities.labels["train"]
+    return known.take(np.isin(known.target, np.unique(train.target)) & np.isin(known.source, np.unique(train.source)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Draws labelled rows again, never fewer than `LEAST_LABELLED`.
+
+    targets, sources: codes of those that are labelled. whole: axes that are labelled whole, and never drawn from.
+    """
+
+    known: LabelledPairs
+    targets: Codes
+    sources: Codes
+    whole: tuple[bool, bool]
+    shared: bool
+    random: np.random.Generator
+
+    @classmethod
+    def of(cls, utilities: Utilities, seed: int) -> _Draws:
+        known = _block(utilities)
+        targets, sources = (np.unique(part).astype(np.intp) for part in (known.target, known.source))
+        whole = len(targets) == len(utilities.target_ids), len(sources) == len(utilities.source_ids)
+        complete = len(known) >= len(targets) * (len(sources) - utilities.shared)
+        if all(whole) and not complete:
+            # Every row has some labels: which of them is chance all the same.
+            whole = (utilities.target_ids == SCORE, False)
+        shared = utilities.shared
+        return cls(known, targets, sources, whole, shared, generator(seed, "stability"))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is labelled."""
+        return all(self.whole)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there is something to draw from."""
+        return all(
+            whole or len(axis) >= LEAST_LABELLED
+            for axis, whole in zip((self.targets, self.sources), self.whole, strict=True)
+        )
+
+    def draw(self) -> LabelledPairs:
+        """Return the labels between rows that are drawn: with replacement, each counted once."""
+        if self.shared:
+            items = np.union1d(self.targets, self.sources)
+            drawn = self._drawn(items)
+            keep = np.isin(self.known.target, drawn) & np.isin(self.known.source, drawn)
+        else:
+            keep = np.isin(self.known.source, self._drawn(self.sources))
+            if not self.whole[0]:
+                keep &= np.isin(self.known.target, self._drawn(self.targets))
+        return self.known.take(keep)
+
+    def _drawn(self, items: Codes) -> Codes:
+        drawn = np.unique(self.random.choice(items, len(items)))
+        while len(drawn) < LEAST_LABELLED:
+            drawn = np.unique(self.random.choice(items, len(items)))
+        return drawn if len(drawn) <= MOST_LABELLED else self.random.permutation(drawn)[:MOST_LABELLED]

@@ -1,0 +1,144 @@
+"""The verdict of a run, from what its summary says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncift.config import resolve
+from nncift.evaluation.run_verdict import selection_key, training_record, verdict_of
+
+SETTINGS = resolve({"pool": ("pool.jsonl",), "teacher": "delift", "model": "m", "encoder": "hash"})
+
+
+def summary(skill: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    gate = {"used": "student", "items": 40, "pairs": 900}
+    gate["skill"] = {
+        "student": {"skill": skill, "error": 0.1, "interval": [low, high]},
+        "cosine": {"skill": more.pop("free", -1.0), "error": 0.1, "interval": [-1.2, -0.8]},
+    }
+    return {
+        "run": "runs/a",
+        "pool": 1000,
+        "teacher": "delift",
+        "gate": gate,
+        "selection": {"value": 10.0, "controls": {"random": 8.0, "embedding": 9.0}},
+        "labels": {"train": 10_000, "q2": 10, "q3": 10, "validation": 10, "test": 10},
+        "ledger": {
+            "full_teacher_passes": 1_000_000,
+            "full_teacher_seconds": 90_000.0,
+            "share_of_training": 0.1,
+            "stages": {"label": {"seconds": 100.0}},
+        },
+        **more,
+    }
+
+
+def record(verdict: str, selection: str = "") -> dict[str, Any]:
+    one = {
+        "metric": "loss",
+        "arm": "selected",
+        "against": "random",
+        "difference": -0.1,
+        "interval": [-0.2, -0.05],
+        "verdict": verdict,
+    }
+    other = {**one, "against": "none", "verdict": "worse"}
+    return {
+        "selection": selection,
+        "metrics": {"loss": {"unit": "nats", "higher_is_better": False}, "exact": {"unit": "%"}},
+        "model": {"name": "tiny"},
+        "test_rows": 50,
+        "seeds": 3,
+        "results": [
+            {"how": "steps", "comparisons": [other, one]},
+            {"how": "context", "comparisons": [{**one, "verdict": "worse"}]},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("skill", "low", "high", "answer"),
+    [
+        (0.8, 0.6, 1.0, "yes"),
+        (0.5, 0.01, 0.99, "yes"),
+        (0.1, -0.2, 0.4, "no"),
+        (-0.5, -0.9, -0.1, "no"),
+        (0.3, 0.1, 0.49, "no"),
+        (0.2, -0.5, 0.9, "unclear"),
+        (0.8, -0.1, 1.0, "unclear"),
+        (0.4, 0.2, 0.6, "unclear"),
+    ],
+)
+def test_the_interval_decides(skill: float, low: float, high: float, answer: str) -> None:
+    found = verdict_of(summary(skill, low, high), SETTINGS)
+    assert found.agrees_with_teacher == answer
+    assert found.trains_better == "not measured"
+    assert f"{skill:.2f}" in found.why
+    assert f"{low:.2f} to {high:.2f}" in found.why
+
+
+def test_what_was_not_measured_is_unclear_and_says_so() -> None:
+    bare = summary(0.0, 0.0, 0.0)
+    bare["gate"] = {"used": "student", "items": 10, "pairs": 90, "skill": {}}
+    found = verdict_of(bare, SETTINGS)
+    assert found.agrees_with_teacher == "unclear"
+    assert "10 labelled rows with 90 pairs are too few" in found.why
+
+
+def test_nothing_predicted_agrees_by_itself() -> None:
+    assert verdict_of(summary(0.0, -1.0, 0.1, all_labelled=True), SETTINGS).agrees_with_teacher == "yes"
+
+
+def test_a_selection_below_random_rows_by_its_own_values_is_no_yes() -> None:
+    worse = summary(0.8, 0.6, 1.0, selection={"value": 7.0, "controls": {"random": 8.0}})
+    found = verdict_of(worse, SETTINGS)
+    assert found.agrees_with_teacher == "unclear"
+    assert "no better than random rows" in found.why
+
+
+def test_what_is_free_and_as_good_is_named() -> None:
+    assert "costs no label" in verdict_of(summary(0.8, 0.6, 1.0, free=0.85), SETTINGS).why
+    assert "costs no label" not in verdict_of(summary(0.8, 0.6, 1.0, free=0.75), SETTINGS).why
+
+
+def test_twice_the_labels_of_each_axis_are_four_times_the_pairs() -> None:
+    # 10,000 of 1,000,000 pairs are 10 % of each axis in 100 s; 20 % are 40,000, in 300 s more, and under four times the cap.
+    found = verdict_of(summary(0.2, -0.5, 0.9), SETTINGS)
+    assert found.next[0] == "nncift run --config runs/a/manifest.yaml --labels 20% --cost 40% --out runs/a"
+    assert "--labels 20% takes about 5.0 min more." in found.why
+
+
+def test_a_small_sample_is_told_to_take_more_rows() -> None:
+    limited = SETTINGS.model_copy(update={"limit": 60})
+    found = verdict_of(summary(0.2, -0.5, 0.9, pool=60), limited)
+    assert found.next[0] == "nncift run --config runs/a/manifest.yaml --limit 300 --out runs/a-300"
+
+
+def test_a_good_selection_is_trained_on_next() -> None:
+    found = verdict_of(summary(0.8, 0.6, 1.0), SETTINGS)
+    assert [command.split()[1] for command in found.next] == ["tune", "export"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer"), [("better", "yes"), ("worse", "no"), ("no significant difference", "unclear")]
+)
+def test_training_answers_its_own_question(verdict: str, answer: str) -> None:
+    found = verdict_of(summary(0.8, 0.6, 1.0), SETTINGS, record(verdict))
+    assert (found.agrees_with_teacher, found.trains_better) == ("yes", answer)
+    assert (
+        "-0.1 in loss (nats; lower is better, 95 % interval -0.2 to -0.05, 50 test rows, 3 training runs)" in found.why
+    )
+    assert not [command for command in found.next if command.startswith("nncift tune")]
+
+
+def test_a_tune_of_another_selection_says_nothing(tmp_path: Path) -> None:
+    key = selection_key(["a", "b"])
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "tune.json").write_text(json.dumps(record("better", key)))
+    assert training_record(tmp_path, key) is not None
+    assert training_record(tmp_path, selection_key(["a", "c"])) is None
+    assert training_record(tmp_path / "none", key) is None
+    (tmp_path / "tune" / "tune.json").write_text("no object")
+    assert training_record(tmp_path, key) is None

@@ -1,0 +1,160 @@
+"""Stability: labelled rows are drawn again, the student is fitted again, and the same objective selects again."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from nncift.config import RunSettings, resolve
+from nncift.core.pairs import LabelledPairs
+from nncift.data.pool import PoolTable
+from nncift.labels.vectors import Vectors
+from nncift.models.views import TEXT, Views
+from nncift.selection import pose
+from nncift.selection import stability as module
+from nncift.selection.constraints import ResolvedConstraints
+from nncift.selection.problem import DenseProblem, build
+from nncift.selection.rules import NO_RULES, Rules
+from nncift.selection.stability import Refits
+from nncift.selection.utilities import Utilities
+from nncift.student.candidates import STUDENT
+from nncift.student.model import Student
+from nncift.student.networks import TrainingData
+from nncift.student.networks.bilinear import Product
+
+N = 40
+COURSE: dict[str, Any] = {"penalties": [], "validation_mse": []}
+"""Of a fit on a block, which settles nothing that another fit needs."""
+
+IDS = tuple(f"r{k:02d}" for k in range(N))
+
+
+def world(noise: float, labelled: int = 16, seed: int = 0) -> Utilities:
+    """Return utilities of rows in two dimensions: a row helps where it points to, and some of it is noise."""
+    random = np.random.default_rng(seed)
+    vectors = random.normal(size=(N, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    truth = vectors @ vectors.T + noise * random.normal(size=(N, N))
+    rows = np.sort(random.permutation(N)[:labelled])
+    t, s = (part.ravel().astype(np.int32) for part in np.meshgrid(rows, rows, indexing="ij"))
+    keep = t != s
+    labels = LabelledPairs(IDS, IDS, t[keep], s[keep], truth[t[keep], s[keep]].astype(np.float32))
+    views = Views.of({TEXT: 6})
+    data = TrainingData(labels, labels.take(np.arange(0)), vectors, vectors, views)
+    learned = Product.refit(data, courses=[COURSE], advance=lambda _: None)
+    assert learned is not None
+    student = Student("product", learned.weights, learned.mean, learned.scale, views=views)
+    return Utilities(student, Vectors(vectors, vectors, views), {"train": labels})
+
+
+def settings(**given: Any) -> RunSettings:
+    return resolve(
+        {"pool": ("p.jsonl",), "teacher": "delift", "model": "m", "encoder": "hash", "objective": "fl"} | given
+    )
+
+
+def rows() -> PoolTable:
+    return cast("PoolTable", SimpleNamespace(ids=IDS))
+
+
+def selected(utilities: Utilities, k: int, rules: Rules = NO_RULES) -> tuple[str, ...]:
+    found = build(utilities, settings())
+    assert isinstance(found, DenseProblem)
+    score = found.matrix.mean_per_source()
+    return pose(found.matrix, "fl", replace(found, score=score).given).choose(k, 0, rules).ids
+
+
+def measured(utilities: Utilities, k: int, rules: Rules = NO_RULES, refits: int = 20) -> module.Stability | None:
+    settled = ResolvedConstraints(k, rules, {})
+    refit = Refits(utilities, settings(), {"courses": [COURSE]}, STUDENT)
+    return refit.stability(rows(), settled, selected(utilities, k, rules), refits=refits)
+
+
+def test_shares_are_of_refits_and_add_up_to_the_selection() -> None:
+    found = measured(world(0.3), 8)
+    assert found is not None
+    counts = found.share * 20
+    assert np.allclose(counts, np.round(counts))
+    assert found.share.sum() == pytest.approx(8)
+    chosen = [IDS.index(item) for item in selected(world(0.3), 8)]
+    assert found.record.rows == 8
+    assert found.record.stable == int((found.share[chosen] > 0.8).sum())
+
+
+def test_the_same_rows_are_stable_each_time() -> None:
+    first, second = measured(world(0.3), 8), measured(world(0.3), 8)
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first.share, second.share)
+
+
+def test_noise_is_less_stable_than_signal() -> None:
+    mean = []
+    for noise in (0.0, 3.0):
+        found = [measured(world(noise, seed=seed), 8) for seed in range(4)]
+        mean.append(np.mean([one.record.stable for one in found if one is not None]))
+    assert mean[0] > mean[1]
+
+
+def test_one_refit_is_the_selection_from_the_labels_that_are_drawn() -> None:
+    utilities = world(0.3)
+    found = measured(utilities, 8, refits=1)
+    assert found is not None
+    draws = module._Draws.of(utilities, 0)
+    known = draws.draw()
+    assert 0 < len(known) < len(utilities.known)
+    data = TrainingData(
+        known, known.take(np.arange(0)), utilities.vectors.targets, utilities.vectors.sources, utilities.views
+    )
+    learned = Product.refit(data, courses=[COURSE], advance=lambda _: None)
+    assert learned is not None
+    student = replace(utilities.student, weights=learned.weights, mean=learned.mean, scale=learned.scale)
+    again = selected(replace(utilities, student=student, labels={"train": known}), 8)
+    assert {IDS[k] for k in np.flatnonzero(found.share)} == set(again)
+
+
+def test_rules_hold_in_every_refit() -> None:
+    rules = Rules(include=frozenset({"r03"}), exclude=frozenset({"r05", "r06"}))
+    found = measured(world(1.0), 8, rules)
+    assert found is not None
+    assert found.share[3] == 1.0
+    assert found.share[[5, 6]].max() == 0.0
+
+
+def test_a_selection_whose_pairs_are_all_labelled_is_what_it_is() -> None:
+    found = measured(world(0.3, labelled=N), 8)
+    assert found is not None
+    assert set(np.unique(found.share)) == {0.0, 1.0}
+    assert (found.record.stable, found.record.rows) == (8, 8)
+
+
+def test_too_few_labelled_rows_cannot_be_drawn_again() -> None:
+    utilities = world(0.3)
+    three = np.unique(utilities.known.target)[:3]
+    known = utilities.known.take(np.isin(utilities.known.target, three) & np.isin(utilities.known.source, three))
+    assert len(known) == 6
+    assert measured(replace(utilities, labels={"train": known}), 8) is None
+
+
+def test_a_student_that_is_trained_by_descent_is_not_refitted() -> None:
+    refit = Refits(world(0.3), settings(student="paper"), {}, STUDENT)
+    assert refit.stability(rows(), ResolvedConstraints(8, NO_RULES, {}), IDS[:8]) is None
+
+
+def test_a_free_similarity_is_refitted_too() -> None:
+    refit = Refits(world(0.3), settings(), COURSE, "cosine")
+    found = refit.stability(rows(), ResolvedConstraints(8, NO_RULES, {}), IDS[:8])
+    assert found is not None
+    assert found.share.sum() == pytest.approx(8)
+
+
+def test_a_large_pool_is_selected_from_in_parts_and_what_is_left_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 10)
+    monkeypatch.setattr(module, "MOST_PARTS", 3)
+    found = measured(world(0.3), 8)
+    assert found is not None
+    assert np.isfinite(found.share).sum() == 30
+    assert np.nansum(found.share) == pytest.approx(6)
+    assert found.record.rows <= 8
