@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
-from nncift.models.per_sample_gradients import Contributions, Use
+from nncift.models.gradient_parts import Contributions, Span, Use
 
 
 class Scaled(nn.Module):
@@ -63,3 +65,16 @@ def test_an_embedding_scatters_and_leaves_its_padding_out() -> None:
     out = torch.full((2, 8), 9.0)
     Contributions().add(use, "name", slice(0, 2), out, first=True)
     assert out.view(2, 4, 2)[:, :, 0].tolist() == [[0, 2, 0, 0], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 4, bias=False), lambda: nn.Embedding(4, 3, padding_idx=1)])
+def test_lines_of_a_weight_are_those_of_the_whole(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = make()
+    embeds = isinstance(module, nn.Embedding)
+    read = torch.tensor([[1, 3, 0], [3, 2, 2]]) if embeds else torch.randn(2, 3, 3)
+    use, found = Use(module, {"weight": "name"}, read, torch.randn(2, 3, 3 if embeds else 4)), Contributions()
+    whole, part = torch.empty(2, 12), torch.empty(2, 6)
+    found.add(use, "name", slice(0, 2), whole, first=True)
+    found.add(use, "name", slice(0, 2), part, first=True, span=Span(1, 3, 3))
+    torch.testing.assert_close(part, whole[:, 3:9])

@@ -12,8 +12,10 @@ from torch import nn
 
 from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.checkpoints import Adam, Checkpoint, Direction
 from nncift.models.lora import LoraShape, Trainable
-from nncift.models.per_sample_gradients import PerSample
+from nncift.models.lora_gradients import LoraGradients, gradients_of
+from nncift.models.per_sample_gradients import PerSample, Piece
 from nncift.teachers.less_projection import Projection, ProjectionKind
 from tests.tolerances import distances, of_gradients
 
@@ -46,12 +48,18 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return loaded
 
 
-def gathered(per_sample: PerSample, rows: list[Row]) -> dict[str, torch.Tensor]:
-    parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    per_sample.run(rows, lambda name, here, values: parts.setdefault(name, []).append((here.start, values.clone())))
-    return {
-        name: torch.cat([part for _, part in sorted(found, key=lambda item: item[0])]) for name, found in parts.items()
-    }
+def gathered(per_sample: PerSample | LoraGradients, rows: list[Row]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def consume(piece: Piece) -> None:
+        size = per_sample.sizes[piece.name]
+        whole = found.setdefault(piece.name, torch.full((len(rows), size), torch.nan))
+        part = whole[piece.rows, piece.start : piece.start + piece.gradients.shape[1]]
+        assert part.isnan().all(), "each coordinate comes once"
+        part.copy_(piece.gradients)
+
+    per_sample.run(rows, consume)
+    return found
 
 
 def by_autograd(trainable: Trainable, row: Row) -> dict[str, torch.Tensor]:
@@ -86,6 +94,79 @@ def test_batch_agrees_with_autograd_row_by_row(model: nn.Module, make: Make, at_
         for index, row in enumerate(ROWS):
             for name, gradient in by_autograd(trainable, row).items():
                 torch.testing.assert_close(found[name][index], gradient, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [2**26, 1], ids=["whole", "row by row"])
+def test_lora_from_pairs_agrees_with_autograd_through_its_own_path(
+    model: nn.Module, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.models.per_sample_gradients.AT_ONCE_CPU", at_once)
+    trainable = lora(copy.deepcopy(model))
+    weights = trainable.snapshot()
+    before = {name: value.clone() for name, value in trainable.model.state_dict().items()}
+    gradients = gradients_of(trainable, head_is_last=False, whole=False)
+    assert isinstance(gradients, LoraGradients)
+    with trainable.merged_at(weights):
+        assert gradients.batched
+        found = gathered(gradients, ROWS)
+    assert all(torch.equal(value, before[name]) for name, value in trainable.model.state_dict().items())
+    assert set(found) == set(trainable.parameters)
+    with trainable.at(weights):
+        for index, row in enumerate(ROWS):
+            for name, gradient in by_autograd(trainable, row).items():
+                torch.testing.assert_close(found[name][index], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_half_precision_keeps_lora_beside_the_weights_which_would_round_it_away(llama_folder: Path) -> None:
+    trainable = lora(CausalLM.load(llama_folder, device="cpu", dtype="bfloat16").model)
+    layers = trainable.lora_layers()
+    assert layers is not None
+    own = {name: parts.module.base_layer.weight for name, parts in layers.items()}
+    with trainable.merged_at(trainable.snapshot()):
+        assert all(parts.module.base_layer.weight is own[name] for name, parts in layers.items())
+        assert not any(parts.module.disable_adapters for parts in layers.values())
+    assert all(parts.module.disable_adapters for parts in layers.values())
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_more_than_two_matrices_a_layer_goes_the_general_way(
+    llama_folder: Path, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **more
+    )
+    get_peft_model(CausalLM.load(llama_folder, device="cpu").model, config).save_pretrained(str(tmp_path))
+    trainable = Trainable.with_adapter(CausalLM.load(llama_folder, device="cpu").model, tmp_path)
+    assert trainable.lora_layers() is None
+    gradients = gradients_of(trainable, head_is_last=True, whole=False)
+    with trainable.merged_at(trainable.snapshot()):
+        found = gathered(gradients, ROWS)
+        for index, row in enumerate(ROWS):
+            for name, gradient in by_autograd(trainable, row).items():
+                torch.testing.assert_close(found[name][index], gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_that_no_row_reaches_has_zeros(llama_folder: Path) -> None:
+    model: Any = CausalLM.load(llama_folder, device="cpu").model
+
+    class Skipped(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden: Any) -> Any:
+            return torch.zeros_like(hidden)
+
+    trainable = Trainable.with_lora(model, LoraShape(rank=2, alpha=4, targets=("up_proj",)), seed=0)
+    model.model.layers[1].mlp = Skipped(model.model.layers[1].mlp)
+    gradients = gradients_of(trainable, head_is_last=True, whole=False)
+    with trainable.merged_at(trainable.snapshot()):
+        found = gathered(gradients, ROWS)
+    assert set(found) == set(trainable.parameters)
+    assert not any(value.any() for name, value in found.items() if "layers.1" in name)
+    assert all(value.any(1).all() for name, value in found.items() if "layers.0" in name and "lora_B" in name)
 
 
 def test_every_parameter_of_a_model_is_covered(model: nn.Module) -> None:
@@ -182,6 +263,25 @@ def test_a_gathered_sketch_is_the_same_map(size: int, monkeypatch: pytest.Monkey
     expected = Projection(64, 1).matrix("a", size)
     monkeypatch.setattr(Projection, "_gathers", lambda self, device: True)
     assert torch.equal(Projection(64, 1).matrix("a", size), expected)
+
+
+@pytest.mark.parametrize("form", ["corrected", "as-published"])
+@pytest.mark.parametrize("known", [True, False])
+def test_compiled_directions_are_those_of_adam_and_pieces_those_of_the_whole(form: Direction, known: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients, first = torch.randn((2, 3, 1000), generator=generator)
+    state = {"a": first[0]} if known else {}
+    adam = Adam(
+        Checkpoint({}, 1.0, 7 * known, state, {"a": first[1].square()} if known else {}), form, torch.device("cpu")
+    )
+    projection = Projection(64, 1)
+    matrix = projection.matrix("a", 1000)
+    target, source = torch.zeros((2, 3, 64))
+    for start in range(0, 1000, 130):
+        piece = Piece("a", slice(0, 3), start, gradients[:, start : start + 130])
+        projection.add_piece(piece, 1000, target, adam, source)
+    torch.testing.assert_close(target, gradients @ matrix)
+    torch.testing.assert_close(source, adam.direction("a", gradients) @ matrix)
 
 
 def test_coordinates_of_a_sketch_meet_no_more_often_than_by_chance() -> None:

@@ -101,28 +101,32 @@ class Adam:
         self._new = ((1 - BETAS[0]) / first, (1 - BETAS[1]) / second)
         self._carried: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """The gradient's share in the numerator, its square's in the denominator, epsilon under the root and behind it."""
+        under, behind = (EPSILON, 0.0) if self._form == "as-published" else (0.0, EPSILON)
+        return (*self._new, under, behind)
+
     def direction(self, name: str, gradients: torch.Tensor) -> torch.Tensor:
-        """Return the directions of a parameter for gradients `(n, size)`, float32."""
-        import torch
+        """Return the directions of a whole parameter for gradients `(n, size)`, float32."""
+        moments = self.moments(name)
+        above, below = self._new[0] * gradients, self._new[1] * gradients.square()
+        if moments is not None:
+            above.add_(moments[0])
+            below.add_(moments[1])
+        _, _, under, behind = self.shares
+        return above.div_(below.add_(under).sqrt_().add_(behind))
 
-        first, second = self._moments(name, gradients.shape[1])
-        below = torch.addcmul(second, gradients, gradients, value=self._new[1])
-        if self._form == "as-published":
-            below.add_(EPSILON).sqrt_()
-        else:
-            below.sqrt_().add_(EPSILON)
-        return torch.add(first, gradients, alpha=self._new[0]).div_(below)
-
-    def _moments(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the state adds to numerator and denominator, flat and on the device."""
-        import torch
-
+    def moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what a parameter's state adds to numerator and denominator, flat and on the device; None where there is none."""
+        if name not in self._state.first:
+            return None
         if name not in self._carried:
-            both = []
-            for state, share in zip((self._state.first, self._state.second), self._old, strict=True):
-                moment = state[name].reshape(-1).float() if name in state else torch.zeros(size)
-                both.append(moment.to(self._device) * share)
-            self._carried[name] = (both[0], both[1])
+            first, second = (
+                (state[name].reshape(-1).float().to(self._device) * share).contiguous()
+                for state, share in zip((self._state.first, self._state.second), self._old, strict=True)
+            )
+            self._carried[name] = (first, second)
         return self._carried[name]
 
 

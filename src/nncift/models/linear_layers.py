@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LayerPair:
-    """One call of a layer during a pass over rows, in float32 or wider.
+    """A layer during a pass over rows, in float32 or wider.
 
     layer: its name. rows: which of the pass's rows. inputs: `(n_rows, positions, in)`. errors: gradients of each row's own loss
-    with respect to the outputs, `(n_rows, positions, out)`; 0 at padding.
+    with respect to the outputs, `(n_rows, positions, out)`; 0 at padding. Positions of several calls stand one behind
+    the other.
     """
 
     layer: str
@@ -41,16 +42,54 @@ class LayerPair:
     errors: torch.Tensor
 
     def gradients(self) -> torch.Tensor:
-        """Return the rows' gradients of the weight of `y = W x`, `(n_rows, out, in)`, for this call alone."""
+        """Return the rows' gradients of the weight of `y = W x`, `(n_rows, out, in)`."""
         return self.errors.transpose(1, 2) @ self.inputs
 
 
 PairConsumer = Callable[[LayerPair], None]
-"""Takes the pair of one call. A layer that is called several times for a row gives several pairs, which add up."""
+"""Takes the pair of one layer, whose tensors are gone when it returns."""
 
 
 class RowsMixed(Exception):  # noqa: N818 - a signal between passes, never an error that a user sees
     """A layer does not see one row per entry of its first axis."""
+
+
+@dataclass
+class _Call:
+    """One call of a layer: what it read, and its errors when they are known."""
+
+    inputs: torch.Tensor
+    errors: torch.Tensor | None = None
+
+
+class _Waiting:
+    """Calls of layers until all of a layer's have their errors; then its pair goes to the consumer."""
+
+    def __init__(self, part: slice, consume: PairConsumer) -> None:
+        self._part, self._consume = part, consume
+        self._calls: dict[str, list[_Call]] = {}
+
+    def called(self, name: str, call: _Call) -> None:
+        """Wait for the errors of a call."""
+        self._calls.setdefault(name, []).append(call)
+
+    def answered(self, name: str) -> None:
+        """Hand a layer over where no other of its calls is waiting."""
+        if all(call.errors is not None for call in self._calls[name]):
+            self._deliver(name)
+
+    def finish(self) -> None:
+        """Hand over what is left: layers one of whose outputs served nothing."""
+        for name in list(self._calls):
+            self._deliver(name)
+
+    def _deliver(self, name: str) -> None:
+        import torch
+
+        done = [(call.inputs, call.errors) for call in self._calls.pop(name) if call.errors is not None]
+        if done:
+            inputs, errors = done[0] if len(done) == 1 else (torch.cat(parts, 1) for parts in zip(*done, strict=True))
+            self._consume(LayerPair(name, self._part, inputs, errors))
 
 
 class LinearLayers:
@@ -79,9 +118,9 @@ class LinearLayers:
         return self._rows_stay_apart()
 
     def run(self, rows: Sequence[Row], consume: PairConsumer, loss: RowLoss = mean_loss) -> None:
-        """Pass rows forward and back, and hand every call of every layer to `consume` on the way back, last layers first.
+        """Pass rows forward and back, and hand every layer's pair to `consume` on the way back, last layers first.
 
-        A pair's tensors are gone when `consume` returns. loss: what a row's logits cost, `mean_loss` by default.
+        A layer that a pass does not call gives no pair. loss: what a row's logits cost, `mean_loss` by default.
         """
         parts = [slice(0, len(rows))] if self.batched else [slice(at, at + 1) for at in range(len(rows))]
         for part in parts:
@@ -90,13 +129,15 @@ class LinearLayers:
     def _pass(self, rows: Sequence[Row], part: slice, consume: PairConsumer, loss: RowLoss = mean_loss) -> None:
         import torch
 
-        with self._listening(part, consume), torch.enable_grad():
+        waiting = _Waiting(part, consume)
+        with self._listening(part, waiting), torch.enable_grad():
             losses = row_losses(self.model, rows[part], self._device, head_is_last=self._head_is_last, loss=loss)
             losses.sum().backward()
+        waiting.finish()
 
     @contextmanager
-    def _listening(self, part: slice, consume: PairConsumer) -> Iterator[None]:
-        """Call `consume` for every call of a layer, as soon as its errors are known. Raises RowsMixed where rows are mixed."""
+    def _listening(self, part: slice, waiting: _Waiting) -> Iterator[None]:
+        """Collect every call of a layer, and its errors as soon as they are known. Raises RowsMixed where rows are mixed."""
         import torch
 
         count = part.stop - part.start
@@ -105,12 +146,14 @@ class LinearLayers:
             def after(module: nn.Module, args: tuple[Any, ...], given: Any) -> Any:
                 if not (args and isinstance(args[0], torch.Tensor) and isinstance(given, torch.Tensor)):
                     raise RowsMixed(name)
-                inputs = self._by_row(name, args[0].detach(), count)
+                call = _Call(self._by_row(name, args[0].detach(), count))
                 if not given.requires_grad:
                     given.requires_grad_(True)
+                waiting.called(name, call)
 
                 def backward(errors: torch.Tensor) -> None:
-                    consume(LayerPair(name, part, inputs, self._by_row(name, errors.detach(), count)))
+                    call.errors = self._by_row(name, errors.detach(), count)
+                    waiting.answered(name)
 
                 given.register_hook(backward)
                 return given

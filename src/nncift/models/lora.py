@@ -36,6 +36,15 @@ class LoraShape:
             raise UsageError("LoRA needs a rank of at least 1, alpha above 0 and a dropout of at least 0 and below 1")
 
 
+@dataclass(frozen=True)
+class LoraLayerParts:
+    """A linear layer with LoRA: `W x + scale B A x`. matrices: A, then B, by parameter name."""
+
+    module: Any
+    matrices: Mapping[str, torch.Tensor]
+    scale: float
+
+
 class Trainable:
     """A language model and those of its parameters that train: LoRA matrices, or all.
 
@@ -141,12 +150,80 @@ class Trainable:
         finally:
             self._enable(on=False)
 
+    @contextmanager
+    def merged_at(self, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Compute with these weights, LoRA's product added to the layers' own where their precision holds the sum.
+
+        Half precision would round small updates away, and packed weights cannot take them: there adapters are on.
+        """
+        layers = self.lora_layers()
+        bases = [parts.module.base_layer for parts in (layers or {}).values()]
+        if not bases or any(base.weight.dtype.itemsize < 4 or not base.weight.is_floating_point() for base in bases):
+            with self.at(weights):
+                yield
+            return
+        self.load(weights)
+        assert layers is not None
+        own = [base.weight for base in bases]
+        try:
+            for parts, base in zip(layers.values(), bases, strict=True):
+                _add_product(parts, base)
+            yield
+        finally:
+            for base, weight in zip(bases, own, strict=True):
+                base.weight = weight
+
+    def lora_layers(self) -> dict[str, LoraLayerParts] | None:
+        """Return the layers with LoRA by name; None where anything else is trained, such as magnitudes (DoRA) or biases."""
+        if self._adapted is None:
+            return None
+        from peft.tuners.lora import Linear, LoraLayer
+
+        found, known = {}, set()
+        names = {id(value): name for name, value in self.parameters.items()}
+        for name, module in self.model.named_modules():
+            if not isinstance(module, LoraLayer):
+                continue
+            layer: Any = module
+            if not _is_plain(layer, Linear):
+                return None
+            both = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            if not all(id(matrix) in names for matrix in both):
+                return None
+            matrices = {names[id(matrix)]: matrix for matrix in both}
+            known |= set(matrices)
+            found[name] = LoraLayerParts(layer, matrices, float(layer.scaling["default"]))
+        return found if found and known == set(self.parameters) else None
+
     def _enable(self, *, on: bool) -> None:
         if self._adapted is not None:
             layers = self._adapted.base_model
             (layers.enable_adapter_layers if on else layers.disable_adapter_layers)()
             # peft turns gradients on with its adapters; they are asked for where they are wanted.
             self.model.requires_grad_(False)
+
+
+def _is_plain(layer: Any, linear: type) -> bool:
+    """Tell whether a layer of peft is a linear one with one adapter of two matrices and nothing else."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    base = getattr(layer, "base_layer", None)
+    alone = list(layer.lora_A) == list(layer.lora_B) == ["default"]
+    more = getattr(layer, "lora_variant", None) or getattr(layer, "use_dora", {}).get("default", False)
+    biased = alone and (layer.lora_A["default"].bias is not None or layer.lora_B["default"].bias is not None)
+    return isinstance(layer, linear) and isinstance(base, Linear | Conv1D) and alone and not more and not biased
+
+
+def _add_product(parts: LoraLayerParts, base: Any) -> None:
+    """Let a layer compute with `W + scale B A`, in a weight of its own; with W itself where B is 0, as before any training."""
+    import torch
+
+    _, b = parts.matrices.values()
+    if not b.detach().any():
+        return
+    product = parts.module.get_delta_weight("default").detach()
+    base.weight = torch.nn.Parameter(product.to(base.weight.dtype).add_(base.weight), requires_grad=False)
 
 
 def attention_modules(model: nn.Module) -> list[str]:

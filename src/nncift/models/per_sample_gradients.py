@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nncift.models.causal_lm import Row
+from nncift.models.batching import batches
+from nncift.models.causal_lm import CausalLM, Row
+from nncift.models.gradient_parts import Contributions, Span, Use, is_cut_by_lines
 from nncift.models.training_steps import row_losses
 
 if TYPE_CHECKING:
@@ -24,11 +26,47 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Consumer = Callable[[str, slice, "torch.Tensor"], None]
-"""Takes a parameter's name, which rows, and their gradients `(rows, size)` in float32, which are gone when it returns."""
+AT_ONCE_CPU, AT_ONCE_ELSEWHERE = 2**18, 2**26
+"""Entries of per-sample gradients that exist at a time: what a core's cache holds, and 256 MiB."""
 
-AT_ONCE_CPU, AT_ONCE_ELSEWHERE = 2**19, 2**26
-"""Entries of one parameter's per-sample gradients that exist at a time: what a core's cache holds, and 256 MiB."""
+
+@dataclass(frozen=True)
+class Piece:
+    """Gradients of a parameter for some rows, or a part of its coordinates.
+
+    name: of the parameter. rows: which ones. start: the first coordinate, of the parameter laid flat. gradients: `(n_rows, size)`
+    in float32.
+    """
+
+    name: str
+    rows: slice
+    start: int
+    gradients: torch.Tensor
+
+
+Consumer = Callable[[Piece], None]
+"""Takes a piece, whose gradients are gone when it returns. All pieces together are every row's whole gradient, each part once."""
+
+LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
+"""Entries of a batch's logits: a few times what a core's cache holds, and 1 GiB."""
+
+
+def gradient_batches(lm: CausalLM, rows: Sequence[Row], batch_tokens: int) -> list[list[int]]:
+    """Return which rows go through a model forward and back together: by tokens, and by what their logits take."""
+    at_once = LOGITS_AT_ONCE_CPU if lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
+    most = at_once // int(lm.model.config.get_text_config().vocab_size)
+    responses = [len(row.response) for row in rows]
+    return batches(list(map(len, rows)), batch_tokens, responses=responses, most_responses=most)
+
+
+def at_once_on(device: torch.device) -> int:
+    """Return the entries of per-sample gradients that exist at a time on a device."""
+    return AT_ONCE_CPU if device.type == "cpu" else AT_ONCE_ELSEWHERE
+
+
+def rows_at_once(device: torch.device) -> Callable[[int], int]:
+    """Return what tells how many rows' gradients of a size exist at a time on a device, at least one's."""
+    return lambda size: max(1, at_once_on(device) // max(1, size))
 
 
 class _RowsMixed(Exception):  # noqa: N818 - a signal inside this module
@@ -40,7 +78,7 @@ class PerSample:
 
     batched: None tries on two rows, when first used, whether the batched way gives what autograd gives row by row.
     head_is_last: the logits are the output embeddings' output and nothing else, so that they are only computed where a
-    response token is due.
+    response token is due. whole: pieces hold all coordinates of a parameter, however many.
     """
 
     def __init__(
@@ -51,15 +89,22 @@ class PerSample:
         batched: bool | None = None,
         at_once: int | None = None,
         head_is_last: bool = False,
+        whole: bool = False,
     ) -> None:
         self._model = model
         self._parameters = parameters
         self._device = next(model.parameters()).device
-        self._at_once = at_once or (AT_ONCE_CPU if self._device.type == "cpu" else AT_ONCE_ELSEWHERE)
+        self._at_once = at_once or at_once_on(self._device)
+        self._whole = whole
         self._batched = batched
         self._head_is_last = head_is_last
         self._contributions = Contributions()
         self._room: torch.Tensor | None = None
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Coordinates of every parameter."""
+        return {name: parameter.numel() for name, parameter in self._parameters.items()}
 
     @property
     def batched(self) -> bool:
@@ -69,7 +114,7 @@ class PerSample:
         return self._batched
 
     def run(self, rows: Sequence[Row], consume: Consumer) -> None:
-        """Hand every parameter's gradients to `consume`, parameter by parameter; a row outside its reach has zeros."""
+        """Hand every parameter's gradients to `consume`, piece by piece; a row outside a parameter's reach has zeros."""
         if self.batched:
             self._together(rows, consume)
         else:
@@ -83,14 +128,14 @@ class PerSample:
 
             def arrived(parameter: torch.Tensor, name: str, here: slice = here, left: dict[str, Any] = left) -> None:
                 if parameter.grad is not None:
-                    consume(name, here, parameter.grad.detach().float().reshape(1, -1))
+                    consume(Piece(name, here, 0, parameter.grad.detach().float().reshape(1, -1)))
                 parameter.grad = None
                 del left[name]
 
             with self._asking_for_gradients(arrived):
                 self._losses([row]).sum().backward()
             for name, parameter in left.items():
-                consume(name, here, torch.zeros((1, parameter.numel()), device=parameter.device))
+                consume(Piece(name, here, 0, torch.zeros((1, parameter.numel()), device=parameter.device)))
 
     @contextmanager
     def _asking_for_gradients(self, arrived: Callable[[Any, str], None]) -> Iterator[None]:
@@ -117,14 +162,11 @@ class PerSample:
             done = [use for use in uses.pop(name) if use.back is not None]
             # A scatter into what is there already is cheap, and a product that has nothing to add to is too.
             done.sort(key=lambda use: isinstance(use.module, torch.nn.Embedding))
-            size = self._parameters[name].numel()
-            step = max(1, self._at_once // max(1, size))
-            for start in range(0, len(rows), step):
-                here = slice(start, min(start + step, len(rows)))
-                whole = self._space(here.stop - start, size, done)
+            for here, span in self._spans(name, len(rows), done):
+                whole = self._space(here.stop - here.start, span.size, done)
                 for number, use in enumerate(done):
-                    self._contributions.add(use, name, here, whole, first=number == 0)
-                consume(name, here, (whole.float() if done else whole.zero_()).to(self._device))
+                    self._contributions.add(use, name, here, whole, first=number == 0, span=span)
+                consume(Piece(name, here, span.start, (whole.float() if done else whole.zero_()).to(self._device)))
 
         def forward(use: Use, given: torch.Tensor) -> None:
             for name in use.names.values():
@@ -147,6 +189,18 @@ class PerSample:
 
     def _losses(self, rows: Sequence[Row]) -> torch.Tensor:
         return row_losses(self._model, rows, self._device, head_is_last=self._head_is_last)
+
+    def _spans(self, name: str, rows: int, uses: Sequence[Use]) -> Iterator[tuple[slice, Span]]:
+        """Yield which rows and coordinates make a piece: all of several rows, or some of one where a parameter is large."""
+        parameter = self._parameters[name]
+        every = parameter.shape[0] if parameter.dim() > 1 else 1
+        width = max(1, parameter.numel() // max(1, every))
+        step, lines = max(1, self._at_once // (every * width)), every
+        if every * width > self._at_once and not self._whole and all(map(is_cut_by_lines, uses)):
+            lines = max(1, self._at_once // width)
+        for start in range(0, rows, step):
+            for line in range(0, every, lines):
+                yield slice(start, min(start + step, rows)), Span(line, min(line + lines, every), width)
 
     def _space(self, rows: int, size: int, uses: Sequence[Use]) -> torch.Tensor:
         """Return room for gradients `(rows, size)`, the same memory every time: fresh pages cost more than the sums."""
@@ -215,10 +269,13 @@ class PerSample:
         sums: list[dict[tuple[str, int], torch.Tensor]] = [{}, {}]
 
         def note(place: int) -> Consumer:
-            def consume(name: str, here: slice, gradients: torch.Tensor) -> None:
-                waves = torch.cos(torch.arange(gradients.shape[1], device=gradients.device, dtype=torch.float32))
-                for index, gradient in enumerate(gradients, start=here.start):
-                    sums[place][name, index] = torch.stack([gradient.norm(), gradient @ waves]).cpu()
+            def consume(piece: Piece) -> None:
+                gradients, end = piece.gradients, piece.start + piece.gradients.shape[1]
+                waves = torch.cos(torch.arange(piece.start, end, device=gradients.device, dtype=torch.float32))
+                marks = torch.stack([gradients.square().sum(1), gradients @ waves], dim=1).cpu()
+                for index, mark in enumerate(marks, start=piece.rows.start):
+                    key = (piece.name, index)
+                    sums[place][key] = sums[place].get(key, 0) + mark
 
             return consume
 
@@ -236,6 +293,9 @@ class PerSample:
             log.warning("gradients are taken one row at a time: %s: %s", type(error).__name__, error)
             return False
         self._one_by_one(rows, note(1))
+        for found in sums:
+            for mark in found.values():
+                mark[0] = mark[0].sqrt()
         largest = max(float(value[0]) for value in sums[1].values())
         exact = next(iter(self._model.parameters())).dtype in (torch.float32, torch.float64)
         for key, alone in sums[1].items():
@@ -245,147 +305,3 @@ class PerSample:
                 log.warning("gradients are taken one row at a time: %s differs when rows share a batch", key[0])
                 return False
         return True
-
-
-@dataclass
-class Use:
-    """One call of a module: what it read, the gradient of what it gave, the names of its own parameters by attribute."""
-
-    module: nn.Module
-    names: Mapping[str, str]
-    read: torch.Tensor
-    back: torch.Tensor | None = None
-
-
-class Contributions:
-    """Adds calls up into gradients. Which modules broadcast their parameter is tried once for each, and remembered."""
-
-    def __init__(self) -> None:
-        self._broadcasts: dict[tuple[int, str], bool] = {}
-
-    def add(self, use: Use, name: str, here: slice, out: torch.Tensor, *, first: bool) -> None:
-        """Add a call's part of a parameter's gradient to `out` `(rows, size)`, or write it there where it is the first.
-
-        Half precision is summed in float32, and double precision stays what it is: that is the type of `out`.
-        """
-        from torch import nn
-        from transformers.pytorch_utils import Conv1D
-
-        module, read = use.module, use.read[here]
-        assert use.back is not None
-        back = use.back[here].to(out.dtype)
-        attribute = next(attribute for attribute, own in use.names.items() if own == name)
-        kind = type(module)
-        if kind in (nn.Linear, Conv1D) and attribute == "weight":
-            back, read = _flat(back), _flat(read).to(out.dtype)
-            left, right = (back, read) if kind is nn.Linear else (read, back)
-            _outer(left, right, out, first=first)
-        elif isinstance(module, nn.Embedding) and kind is nn.Embedding and not module.scale_grad_by_freq:
-            _scatter(module, read, back, out, first=first)
-        else:
-            part = self._small(module, attribute, read, back).to(out.dtype)
-            if first:
-                out.copy_(part)
-            else:
-                out.add_(part)
-
-    def _small(self, module: nn.Module, attribute: str, read: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-        from torch import nn
-        from torch.nn.functional import layer_norm
-        from transformers.pytorch_utils import Conv1D
-
-        kind = type(module)
-        if attribute == "bias" and kind in (nn.Linear, Conv1D, nn.LayerNorm):
-            return _flat(back).sum(1) if kind is not nn.LayerNorm else _summed(back, getattr(module, attribute))
-        if isinstance(module, nn.LayerNorm) and kind is nn.LayerNorm:
-            normed = layer_norm(read.to(back.dtype), module.normalized_shape, eps=module.eps)
-            return _summed(back * normed, module.weight)
-        key = (id(module), attribute)
-        if key not in self._broadcasts:
-            self._broadcasts[key] = _can_broadcast(module, attribute, read[:1], back[:1])
-        how = _by_broadcast if self._broadcasts[key] else _by_jacobian
-        return how(module, attribute, read, back)
-
-
-def _flat(values: torch.Tensor) -> torch.Tensor:
-    """Return `(rows, positions, features)`; what has no positions gets one."""
-    return values.flatten(1, -2) if values.dim() > 2 else values[:, None]
-
-
-def _outer(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, *, first: bool) -> None:
-    import torch
-
-    square = out.view(len(out), left.shape[-1], right.shape[-1])
-    if first:
-        torch.bmm(left.transpose(1, 2), right, out=square)
-    else:
-        square.baddbmm_(left.transpose(1, 2), right)
-
-
-def _scatter(module: Any, read: torch.Tensor, back: torch.Tensor, out: torch.Tensor, *, first: bool) -> None:
-    import torch
-
-    rows, (size, dim) = len(read), module.weight.shape
-    if first:
-        out.zero_()
-    if module.padding_idx is not None:
-        back = back.masked_fill((read == module.padding_idx)[..., None], 0.0)
-    places = read.reshape(rows, -1) + size * torch.arange(rows, device=read.device)[:, None]
-    out.view(rows * size, dim).index_add_(0, places.flatten(), back.reshape(-1, dim))
-
-
-def _summed(products: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """Sum over all positions of a row, down to the parameter's own axes: `(rows, size)`."""
-    return products.reshape(len(products), -1, parameter.numel()).sum(1)
-
-
-def _can_broadcast(module: nn.Module, attribute: str, read: torch.Tensor, back: torch.Tensor) -> bool:
-    """Tell whether a module multiplies or adds its parameter in entry by entry, as norms do: then rows may bring copies."""
-    import torch
-
-    try:
-        found = _by_broadcast(module, attribute, torch.cat([read, read]), torch.cat([back, 2 * back]))
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return False
-    alone = _by_jacobian(module, attribute, read, back)
-    scale = 1e-4 if back.dtype.itemsize >= 4 and read.dtype.itemsize >= 4 else 0.02
-    return bool(torch.allclose(found, torch.cat([alone, 2 * alone]), rtol=scale, atol=scale * float(alone.abs().max())))
-
-
-def _by_broadcast(module: nn.Module, attribute: str, read: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    """Give every row its own copy of the parameter, and ask autograd for the copies' gradients."""
-    import torch
-    from torch.func import functional_call
-
-    own = getattr(module, attribute).detach()
-    between = [1] * (read.dim() - 1 - own.dim())
-    copies = own.expand(len(read), *between, *own.shape).clone().requires_grad_(True)
-    with _without_hooks(module), torch.enable_grad():
-        given = functional_call(module, {attribute: copies}, (read,))
-    found: torch.Tensor = torch.autograd.grad(given, copies, back.to(given.dtype))[0]
-    return found.reshape(len(read), -1)
-
-
-def _by_jacobian(module: nn.Module, attribute: str, read: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
-    from torch.func import functional_call, vjp, vmap
-
-    own = {attribute: getattr(module, attribute).detach()}
-
-    def one(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        given, pull, *_ = vjp(lambda values: functional_call(module, values, (x[None],)), own)
-        gradient: torch.Tensor = pull(g[None].to(given.dtype))[0][attribute]
-        return gradient
-
-    with _without_hooks(module):
-        return vmap(one)(read, back).flatten(1)
-
-
-@contextmanager
-def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Call a module without its forward hooks, which would take the call for one of the model's."""
-    hooks, before = module._forward_hooks, module._forward_pre_hooks
-    try:
-        module._forward_hooks, module._forward_pre_hooks = type(hooks)(), type(before)()
-        yield
-    finally:
-        module._forward_hooks, module._forward_pre_hooks = hooks, before

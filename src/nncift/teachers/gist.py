@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -22,13 +22,11 @@ from nncift.data.examples import Examples
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Checkpoint, read_json
+from nncift.models.per_sample_gradients import Piece
 from nncift.models.response_reader import AnyModel, AnyTokenizer
 from nncift.storage.atomic import reporting_full_disk, write_sealed
 from nncift.teachers.kept_rows import Kept, contents, on_record, put
 from nncift.teachers.less import Less, LessSettings
-
-if TYPE_CHECKING:
-    import torch
 
 DIRECTIONS = 150
 """Directions at most, as published."""
@@ -120,21 +118,22 @@ class Gist(Less):
 
         found = torch.zeros((len(rows), self.projection.dimension), device=self.lm.device)
 
-        def consume(name: str, places: Sequence[int], gradients: torch.Tensor) -> None:
-            directions = torch.from_numpy(np.array(basis[name])).to(gradients.device)
-            found[list(places)] += gradients @ directions.T
+        def consume(piece: Piece, places: Sequence[int]) -> None:
+            end = piece.start + piece.gradients.shape[1]
+            directions = torch.from_numpy(np.array(basis[piece.name][:, piece.start : end])).to(found.device)
+            found[list(places)] += piece.gradients @ directions.T
 
         self._pass(checkpoint, rows, consume)
         return np.asarray(found.cpu().numpy(), np.float32)
 
-    def _pass(self, checkpoint: Checkpoint, rows: Sequence[Row], consume: Any) -> None:
-        """Hand the gradients of every parameter to `consume`: its name, places of rows, `(n, size)`."""
-        with self.trainable.at(checkpoint.weights):
+    def _pass(
+        self, checkpoint: Checkpoint, rows: Sequence[Row], consume: Callable[[Piece, Sequence[int]], None]
+    ) -> None:
+        """Hand the gradients of every parameter to `consume`, piece by piece, with the places of a piece's rows."""
+        with self.trainable.merged_at(checkpoint.weights):
 
             def measure(places: Sequence[int]) -> Sequence[int]:
-                self._gradients.run(
-                    [rows[place] for place in places], lambda name, here, part: consume(name, places[here], part)
-                )
+                self._gradients.run([rows[place] for place in places], lambda piece: consume(piece, places[piece.rows]))
                 return places
 
             for batch in self._batches(rows):
@@ -153,8 +152,9 @@ class Gist(Less):
             sizes = {name: value.numel() for name, value in self.trainable.parameters.items()}
             gradients = {name: kept.empty(f"g{at}", (len(rows), size)) for at, (name, size) in enumerate(sizes.items())}
 
-            def consume(name: str, places: Sequence[int], part: torch.Tensor) -> None:
-                gradients[name][list(places)] = part.cpu().numpy()
+            def consume(piece: Piece, places: Sequence[int]) -> None:
+                end = piece.start + piece.gradients.shape[1]
+                gradients[piece.name][list(places), piece.start : end] = piece.gradients.cpu().numpy()
 
             self._pass(checkpoint, rows, consume)
             gram = _gram(gradients.values(), len(rows))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
+from typing import Any, Literal, Self, Unpack, get_args
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from nncift.core.arrays import Floats
 from nncift.core.fingerprints import fingerprint
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
-from nncift.models.batching import batches
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Adam, Checkpoint, Direction, bring, content
 from nncift.models.lora import LoraShape, Trainable
-from nncift.models.per_sample_gradients import AT_ONCE_ELSEWHERE, PerSample
+from nncift.models.lora_gradients import LoraGradients, gradients_of
+from nncift.models.per_sample_gradients import PerSample, Piece, gradient_batches
 from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import GRADIENT, StoredAs
@@ -33,12 +33,6 @@ from nncift.teachers.less_projection import Projection, ProjectionKind
 from nncift.teachers.less_warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train
 from nncift.teachers.model_teacher import ModelTeacher
 
-if TYPE_CHECKING:
-    import torch
-
-
-LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
-"""Entries of a batch's logits: a few times what a core's cache holds, and 1 GiB."""
 ALIKE = "neighbours_alike"
 NEARLY_ALIKE = 0.99
 """Mean cosine of a row's features at neighbouring checkpoints above which another checkpoint is not worth its pass."""
@@ -363,33 +357,31 @@ class Less(ModelTeacher):
         return None if self._sample is None else fingerprint([[row.prompt, row.response] for row in self._sample])
 
     @cached_property
-    def _gradients(self) -> PerSample:
-        # A dense matrix is made anew for every slice of rows: the fewer the better.
-        slices = AT_ONCE_ELSEWHERE if self.projection.kind == "dense" else None
-        return PerSample(
-            self.trainable.model, self.trainable.parameters, at_once=slices, head_is_last=self.lm.head_is_last
-        )
+    def _gradients(self) -> PerSample | LoraGradients:
+        # A dense matrix is made anew for every piece: the fewer the better.
+        whole = self.projection.kind == "dense" or self.lm.device.type != "cpu"
+        return gradients_of(self.trainable, head_is_last=self.lm.head_is_last, whole=whole)
 
     def _at(self, checkpoint: Checkpoint, rows: Sequence[Row]) -> Floats:
         """Return projected gradients and projected updates of rows at a checkpoint: `(2, n_rows, dimension)`."""
         import torch
 
         k, device = self.projection.dimension, self.lm.device
-        adam = Adam(checkpoint, self.adam, device)
+        adam = None if self.adam == "none" else Adam(checkpoint, self.adam, device)
         found = np.empty((2, len(rows), k), dtype=np.float32)
-        with self.trainable.at(checkpoint.weights):
+        with self.trainable.merged_at(checkpoint.weights):
+            sizes = self._gradients.sizes
 
             def measure(places: Sequence[int]) -> Sequence[int]:
                 target, source = torch.zeros((2, len(places), k), device=device)
 
-                def consume(name: str, here: slice, gradients: torch.Tensor) -> None:
-                    self.projection.add(name, gradients, target[here])
-                    if self.adam != "none":
-                        self.projection.add(name, adam.direction(name, gradients), source[here])
+                def consume(piece: Piece) -> None:
+                    here = piece.rows
+                    self.projection.add_piece(piece, sizes[piece.name], target[here], adam, source[here])
 
                 self._gradients.run([rows[place] for place in places], consume)
                 found[0, places] = target.cpu().numpy()
-                found[1, places] = (target if self.adam == "none" else source).cpu().numpy()
+                found[1, places] = (target if adam is None else source).cpu().numpy()
                 return places
 
             for batch in self._batches(rows):
@@ -397,10 +389,7 @@ class Less(ModelTeacher):
         return found
 
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
-        at_once = LOGITS_AT_ONCE_CPU if self.lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
-        most = at_once // int(self.lm.model.config.get_text_config().vocab_size)
-        responses = [len(row.response) for row in rows]
-        return batches(list(map(len, rows)), self.reader.batch_tokens, responses=responses, most_responses=most)
+        return gradient_batches(self.lm, rows, self.reader.batch_tokens)
 
     def _rates(self) -> list[float]:
         return [checkpoint.learning_rate for checkpoint in self.warm_up()]

@@ -15,12 +15,16 @@ on CPU its work is about a hundredth: blocks are added up as they lie in memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from nncift.core.seeds import generator
 from nncift.errors import UsageError
+from nncift.models.checkpoints import Adam
+from nncift.models.per_sample_gradients import Piece
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +33,16 @@ ProjectionKind = Literal["sketch", "dense"]
 
 DENSE_AT_ONCE = 2**23
 """Entries of a dense matrix that exist at a time (32 MiB)."""
+
+_EMPTY = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Of a parameter's sketch: the turn of every block, and the sign of every coordinate."""
+
+    turns: npt.NDArray[np.int64]
+    signs: npt.NDArray[np.int8]
 
 
 class Projection:
@@ -45,7 +59,8 @@ class Projection:
         self.dimension = dimension
         self.seed = seed
         self.kind = kind
-        self._tables: dict[tuple[str, int, str], tuple[list[int], torch.Tensor, torch.Tensor | None]] = {}
+        self._tables: dict[tuple[str, int], _Table] = {}
+        self._gatherings: dict[tuple[str, int, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the matrix."""
@@ -54,10 +69,22 @@ class Projection:
 
     def add(self, name: str, vectors: torch.Tensor, out: torch.Tensor) -> None:
         """Add the projection of a parameter's vectors `(n, size)` to `out` `(n, dimension)`; both float32."""
-        if self.kind == "dense":
-            self._add_dense(name, vectors, out)
-        else:
-            self._add_sketch(name, vectors, out)
+        self.add_piece(Piece(name, slice(0, len(vectors)), 0, vectors), vectors.shape[1], out)
+
+    def add_piece(
+        self, piece: Piece, size: int, out: torch.Tensor, adam: Adam | None = None, updates: torch.Tensor | None = None
+    ) -> None:
+        """Add the projections of a piece's gradients to `out`, and those of Adam's directions to `updates`, `(n, dimension)`.
+
+        size: of the whole parameter. Only the sketch on the CPU takes pieces that are no whole parameters.
+        """
+        if self.kind == "sketch" and not self._gathers(out.device):
+            self._add_compiled(piece, size, out, adam, updates)
+            return
+        add = self._add_dense if self.kind == "dense" else self._add_gathered
+        add(piece.name, piece.gradients, out)
+        if adam is not None and updates is not None:
+            add(piece.name, adam.direction(piece.name, piece.gradients), updates)
 
     def matrix(self, name: str, size: int) -> torch.Tensor:
         """Return the matrix `(size, dimension)` of a parameter, for checks: as large as it sounds."""
@@ -70,43 +97,62 @@ class Projection:
             self.add(name, units, whole[start : start + 64])
         return whole
 
-    def _add_sketch(self, name: str, vectors: torch.Tensor, out: torch.Tensor) -> None:
-        k, size = self.dimension, vectors.shape[1]
-        turns, signs, places = self._table(name, size, out.device)
-        if places is not None:
-            out += vectors.index_select(1, places).mul_(signs).view(len(vectors), -1, k).sum(1)
+    def _add_compiled(
+        self, piece: Piece, size: int, out: torch.Tensor, adam: Adam | None, updates: torch.Tensor | None
+    ) -> None:
+        from nncift.teachers.less_kernels import add_sketch, add_sketches
+
+        table = self._table(piece.name, size)
+        vectors, into = piece.gradients.contiguous().numpy(), out.numpy()
+        if adam is None or updates is None:
+            add_sketch(vectors, piece.start, table.turns, table.signs, into)
             return
-        for block, turn in enumerate(turns):
-            start, end = block * k, min((block + 1) * k, size)
-            cut = min(start + k - turn, end)
-            out[:, turn : turn + cut - start].addcmul_(vectors[:, start:cut], signs[start:cut])
-            if cut < end:
-                out[:, : end - cut].addcmul_(vectors[:, cut:end], signs[cut:end])
+        moments = adam.moments(piece.name)
+        first, second = (_EMPTY, _EMPTY) if moments is None else (moment.numpy() for moment in moments)
+        share, squared, under, behind = map(np.float32, adam.shares)
+        add_sketches(
+            vectors,
+            piece.start,
+            table.turns,
+            table.signs,
+            (into, updates.numpy()),
+            (first, second),
+            (share, squared, under, behind),
+        )
 
-    def _table(self, name: str, size: int, device: torch.device) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
-        """Return, kept for later, a parameter's turns, one for each block, and the signs of its coordinates.
+    def _add_gathered(self, name: str, vectors: torch.Tensor, out: torch.Tensor) -> None:
+        places, signs = self._gathering(name, vectors.shape[1], out.device)
+        out += vectors.index_select(1, places).mul_(signs).view(len(vectors), -1, self.dimension).sum(1)
 
-        On a GPU, launching something for each block would take longer than the work. There, in the third place, is the
-        coordinate of every slot, blocks one behind the other as they are after their turns, and signs go by slot, 0 in slots
-        left over: 8 bytes for each coordinate.
+    def _table(self, name: str, size: int) -> _Table:
+        """Return, kept for later, a parameter's turns, one for each block, and the signs of its coordinates."""
+        key = (name, size)
+        if key not in self._tables:
+            rng = generator(self.seed, "projection", name, str(size))
+            turns = rng.integers(0, self.dimension, -(-size // self.dimension))
+            signs = 2 * rng.integers(0, 2, size, dtype=np.int8) - 1
+            self._tables[key] = _Table(turns.astype(np.int64), signs.astype(np.int8))
+        return self._tables[key]
+
+    def _gathering(self, name: str, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return, kept for later, the coordinate of every slot and its sign; blocks lie as they are after their turns.
+
+        On a GPU, launching something for each block would take longer than the work. Slots left over have sign 0. 8 bytes for
+        each coordinate.
         """
         import torch
 
         key = (name, size, str(device))
-        if key not in self._tables:
-            k = self.dimension
-            rng = generator(self.seed, "projection", name, str(size))
-            turns = rng.integers(0, k, -(-size // k))
-            signs = (2 * rng.integers(0, 2, size, dtype=np.int8) - 1).astype(np.float32)
-            places = None
-            if self._gathers(device) and len(turns) > 1:
-                order = np.arange(len(turns))[:, None] * k + (np.arange(k) - turns[:, None]) % k
-                spare = order.ravel() >= size
-                order = np.where(spare, 0, order.ravel())
-                signs = np.where(spare, np.float32(0), signs[order])
-                places = torch.from_numpy(order.astype(np.int64 if size >= 2**31 else np.int32)).to(device)
-            self._tables[key] = (turns.tolist(), torch.from_numpy(signs).to(device), places)
-        return self._tables[key]
+        if key not in self._gatherings:
+            k, table = self.dimension, self._table(name, size)
+            order = np.arange(len(table.turns))[:, None] * k + (np.arange(k) - table.turns[:, None]) % k
+            spare = order.ravel() >= size
+            order = np.where(spare, 0, order.ravel())
+            signs = np.where(spare, np.float32(0), table.signs[order].astype(np.float32))
+            places = order.astype(np.int64 if size >= 2**31 else np.int32)
+            self._gatherings[key] = (torch.from_numpy(places).to(device), torch.from_numpy(signs).to(device))
+            del self._tables[name, size]
+        return self._gatherings[key]
 
     def _gathers(self, device: torch.device) -> bool:
         return device.type != "cpu"
