@@ -19,7 +19,7 @@ from nncift.selection.objectives import facility_location_value
 from nncift.teachers.delift_se import Similarity
 
 Write = Callable[..., Path]
-ARMS = ("selected", "teacher", "random", "stratified", "longest", "embedding", "rds", "full", "none")
+ARMS = ("selected", "teacher", "random", "stratified", "longest", "embedding", "rds", "bm25", "full", "none")
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any])
     assert len(context["arms"]["selected"]["metrics"]["loss"]["by_seed"]) == 1
     assert len(context["arms"]["random"]["metrics"]["loss"]["by_seed"]) == 2
     against = [(one["arm"], one["against"]) for one in steps["comparisons"] if one["metric"] == "loss"]
-    # Three pairs among the arms that others are set beside, and three for each of the other six.
+    # Three pairs among the arms that others are set beside, and three for each of the other seven.
     assert against[:3] == [("selected", "teacher"), ("selected", "random"), ("teacher", "random")]
-    assert len(against) == len({frozenset(pair) for pair in against}) == 3 + 3 * 6
+    assert len(against) == len({frozenset(pair) for pair in against}) == 3 + 3 * 7
     assert json.loads((run / "tune" / "tune.json").read_text()) == record
     page = (run / "tune" / "tune.md").read_text()
     assert all(f"| {arm} |" in page for arm in ARMS)

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nncift import pipeline
 from nncift.config import SelectSettings
 from nncift.core.amounts import Budget, check_count
@@ -24,6 +26,7 @@ from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
+from nncift.finetune.lexical import bm25
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import fingerprint as fingerprint_of
 from nncift.models.loading import locate
@@ -184,6 +187,19 @@ def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
     return select(matrix, k, "rr", pool.run.settings.seed).ids
 
 
+def bm25_ids(pool: Pool, k: int) -> tuple[str, ...]:
+    """Return what BM25 selects: rows of the target set, or of the pool, take in turn the rows that share rare words with them.
+
+    Raises ResourceError without the library bm25s.
+    """
+    wanted = pool.run.rows.target_examples
+    across = pool.examples if wanted is None else wanted
+    values = bm25(across.texts, pool.examples.texts).astype(np.float32)
+    if wanted is None:
+        np.fill_diagonal(values, np.nan)
+    return select(UtilityMatrix(across.ids, pool.examples.ids, values), k, "rr", pool.run.settings.seed).ids
+
+
 def _state(run: FinishedRun) -> list[Any]:
     """Return what the run's selections depend on: what is finished there, and how it would select."""
     marks = {}
@@ -239,6 +255,10 @@ ARMS: Mapping[str, Arm] = {
     "rds": Arm(
         lambda pool, budget, seed: rds_ids(pool, budget.k),
         "RDS+: the target set's rows, or the pool's, take in turn what is nearest in the model's hidden states",
+    ),
+    "bm25": Arm(
+        lambda pool, budget, seed: bm25_ids(pool, budget.k),
+        "BM25: the target set's rows, or the pool's, take in turn what shares rare words with them",
     ),
     "full": Arm(lambda pool, budget, seed: pool.ids, "every row of the pool", sized=False),
     "none": Arm(lambda pool, budget, seed: (), "no row: the model as it is", sized=False),

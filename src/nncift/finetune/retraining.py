@@ -131,11 +131,23 @@ def cost_of(path: str | Path, given: Mapping[str, Any], allowed: Permissions = N
 
 
 class Experiment:
-    """The trainings of one run, done where they are missing."""
+    """The trainings of one run, done where they are missing.
 
-    def __init__(self, run: FinishedRun, settings: RetrainSettings, full_teacher: bool, progress: Progress) -> None:
+    shared: a folder in which runs over the same rows share their trainings and estimates; None = in the run.
+    """
+
+    def __init__(
+        self,
+        run: FinishedRun,
+        settings: RetrainSettings,
+        full_teacher: bool,
+        progress: Progress,
+        *,
+        shared: Path | None = None,
+    ) -> None:
         self.run, self.settings, self._progress = run, settings, progress
         self.folder = run.path / FOLDER
+        self._shared = shared
         self.notes: list[str] = []
         self._outcomes: list[Outcome] = []
         self._with_teacher = full_teacher or (run.path / "truth").exists()
@@ -221,7 +233,7 @@ class Experiment:
             self.rows,
             lambda: trainer.lm,
             trainer.template,
-            self.folder,
+            self._shared or self.folder,
             self._with_teacher,
             self.settings.device,
             self.settings.seed,
@@ -340,7 +352,11 @@ class Experiment:
 
     @cached_property
     def _cells(self) -> Cells:
-        return Cells(self.folder, self.targets)
+        folder = self._shared or self.folder
+        if self._shared is not None:
+            folder /= fingerprint("retrain", self.targets, self.rows)
+            folder.mkdir(parents=True, exist_ok=True)
+        return Cells(folder, self.targets)
 
     @cached_property
     def _content(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ PRESETS = Path(__file__).parent / "presets"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Of a pool: it names a folder."""
 
-Kind = Literal["sweep", "layers", "tune", "bad-data"]
+Kind = Literal["sweep", "layers", "tune", "bad-data", "retrain"]
 
 LEAST_ROWS = 60
 """Rows of a pool below which too few are left to label, to validate and to test on."""
@@ -31,7 +31,7 @@ LEAST_ROWS = 60
 REHEARSAL: Mapping[str, Any] = {"labels": "40%", "test_items": 8, "validation_items": 6}
 """Settings of every run of a rehearsal: enough for a student and for held-out skill, however few the rows."""
 
-WIDEST, NEW_TOKENS, BUDGET = 50, 8, 0.1
+WIDEST, NEW_TOKENS, BUDGET, HALVES = 50, 8, 0.1, 10
 
 
 class _Part(BaseModel):
@@ -46,15 +46,27 @@ class World(_Part):
     test_rows: int = Field(default=240, ge=10)
 
 
+class TargetRows(_Part):
+    """Rows that show the behaviour wanted, and test rows of the same kind, drawn from files; none of them is in the pool."""
+
+    files: tuple[str, ...]
+    rows: int = Field(default=16, ge=1)
+    test: int = Field(default=40, ge=1)
+
+
 class Pool(_Part):
     """Rows to select from, rows to test on, and the model that teaches and is tuned.
 
-    world: a generated one; or files. limit: rows taken from the files, and hold_out: how many of them are kept for the test; or
-    test: a file of its own. small_model: for the arm `small-teacher`.
+    world: a generated one; or files. longest: rows of more letters, prompt and response together, are left out. each: rows taken
+    from every file. limit: rows taken from all files in proportion, and hold_out: how many of the rows are kept for the test; or
+    test: a file of its own. target: a target set, whose test rows judge. small_model: for the arm `small-teacher`.
     """
 
     world: World | None = None
     files: tuple[str, ...] = ()
+    longest: int | None = Field(default=None, ge=1)
+    each: int | None = Field(default=None, ge=1)
+    target: TargetRows | None = None
     limit: int | None = Field(default=None, ge=1)
     hold_out: int = Field(default=0, ge=0)
     test: str | None = None
@@ -65,6 +77,8 @@ class Pool(_Part):
     def _one_kind(self) -> Pool:
         if (self.world is None) == (not self.files):
             raise ValueError("a pool is a world or files, one of the two")
+        if self.target is not None and (self.world is not None or self.test or self.hold_out):
+            raise ValueError("a target set brings the test rows of a pool of files; leave out world, test and hold_out")
         return self
 
 
@@ -84,10 +98,11 @@ class Combination:
 class Analysis(_Part):
     """One question, asked of one pool.
 
-    kind: sweep = a run for every combination of `over`, judged on held-out items and, with `truth`, under all pairs' utilities;
-    layers = networks of several sizes on the labels of one run; tune = fine-tuning of every arm; bad-data = which score finds
-    rows with wrong responses. run: settings of every run (names of `nncift run`). budgets: shares that are selected.
-    options: what the kind takes beside that. seeds: None = the study's.
+    kind: sweep = a run for every combination of `over`, judged on held-out items and, with `truth`, under all pairs'
+    utilities; layers = networks of several sizes on the labels of one run; tune = fine-tuning of every arm; bad-data = which
+    score finds rows with wrong responses; retrain = which estimate foresees training on halves of the rows. run: settings of
+    every run (names of `nncift run`). budgets: shares that are selected. options: what the kind takes beside that. seeds:
+    None = the study's.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -285,12 +300,18 @@ def _small_pool(pool: Pool, rows: int) -> Pool:
         cut = {"rows": min(world.rows, rows), "test_rows": min(world.test_rows, few)}
         return pool.model_copy(update={"world": world.model_copy(update=cut)})
     held = min(pool.hold_out, few)
-    return pool.model_copy(update={"limit": min(pool.limit or rows, rows) + held, "hold_out": held})
+    cut: dict[str, Any] = {"limit": min(pool.limit or rows, rows) + held, "hold_out": held}
+    if pool.each is not None:
+        cut = {"each": min(pool.each, -(-(rows + held) // len(pool.files))), "hold_out": held}
+    if pool.target is not None:
+        target = pool.target
+        cut["target"] = target.model_copy(update={"rows": min(target.rows, few), "test": min(target.test, few)})
+    return pool.model_copy(update=cut)
 
 
 def _small_analysis(analysis: Analysis) -> Analysis:
     options = dict(analysis.options)
-    for name, most in (("widest", WIDEST), ("max_new_tokens", NEW_TOKENS)):
+    for name, most in (("widest", WIDEST), ("max_new_tokens", NEW_TOKENS), ("halves", HALVES), ("targets", HALVES)):
         if name in options or (name == "widest" and analysis.kind == "layers"):
             options[name] = min(options.get(name, most), most)
     over = {name: [_small_value(name, value) for value in values] for name, values in analysis.over.items()}

@@ -19,6 +19,7 @@ from nncift.storage.atomic import write_json, write_text
 from nncift.storage.outputs import check_replaces_nothing
 from nncift.studies.analyses import CONFIGURATIONS, Record, bad_data, layers, sweep, tune_arms
 from nncift.studies.grid import PRESETS, Analysis, Study, check, load, rehearsed
+from nncift.studies.lds_analysis import retrain_arms, retrain_page
 from nncift.studies.study_report import Page, bad_data_page, layers_page, sweep_page, tune_page
 from nncift.studies.workspace import DEMO, Workspace, prepare
 
@@ -28,6 +29,7 @@ KINDS: Mapping[str, tuple[Callable[[Workspace, Analysis, range], Records], Calla
     "layers": (layers, layers_page),
     "tune": (tune_arms, tune_page),
     "bad-data": (bad_data, bad_data_page),
+    "retrain": (retrain_arms, retrain_page),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,25 +39,70 @@ class Ready:
     truth: Path | None
     model: str | None
     small_model: str | None
+    target: str | None = None
 
 
 def prepare(name: str, pool: Pool, folder: Path) -> Ready:
     """Write a pool's rows and its test rows into a folder; the same bytes every time.
 
-    Raises the errors of reading, and UsageError where more rows are held out than there are.
+    Raises the errors of reading, and UsageError where more rows are held out, or drawn, than there are.
     """
     model = str(model_path()) if pool.model == DEMO else pool.model
     if pool.world is not None:
         world = make_world(pool.world.rows, pool.world.seed, test_rows=pool.world.test_rows)
         files = world.write(folder)
         return Ready(name, (str(files.pool),), str(files.test), files.truth, model, pool.small_model)
-    rows = read(*pool.files, limit=pool.limit, seed=0)
+    target, apart = _target_rows(name, pool, folder)
+    rows = _drawn(name, pool, apart)
     if pool.hold_out >= len(rows):
         raise UsageError(f"pool {name!r} holds out {pool.hold_out} rows, and there are {len(rows)}")
     held = set(shuffled(rows.ids, 0, "study", "hold out")[: pool.hold_out])
     test = _write(folder / "test.jsonl", Examples(tuple(row for row in rows if row.id in held))) if held else pool.test
+    if target is not None:
+        test = str(folder / "test.jsonl")
     kept = Examples(tuple(row for row in rows if row.id not in held))
-    return Ready(name, write_pool(folder / "pool", kept), test, None, model, pool.small_model)
+    return Ready(name, write_pool(folder / "pool", kept), test, None, model, pool.small_model, target)
+
+
+def _target_rows(name: str, pool: Pool, folder: Path) -> tuple[str | None, Collection[str]]:
+    """Write the target set and its test rows, and return the file of the first and hashes of the content of both."""
+    if pool.target is None:
+        return None, ()
+    wanted = pool.target
+    rows = _short(read(*wanted.files), pool)
+    order = shuffled(rows.ids, 0, "study", "target")[: wanted.rows + wanted.test]
+    if len(order) < wanted.rows + wanted.test:
+        raise UsageError(
+            f"pool {name!r} draws {wanted.rows} target rows and {wanted.test} test rows, and its target has {len(rows)}"
+        )
+    _write(folder / "test.jsonl", rows.subset(order[wanted.rows :]))
+    drawn = rows.subset(order)
+    return _write(folder / "target.jsonl", rows.subset(order[: wanted.rows])), {row.content_hash for row in drawn}
+
+
+def _drawn(name: str, pool: Pool, apart: Collection[str]) -> Examples:
+    """Return the rows of a pool of files: short enough, in no other set, and as many of every file as are asked for."""
+    if pool.each is None and pool.longest is None and not apart:
+        return read(*pool.files, limit=pool.limit, seed=0)
+    rows = _short(read(*pool.files, limit=None if pool.each else pool.limit, seed=0), pool)
+    free = [row for row in rows if row.content_hash not in apart]
+    if pool.each is None:
+        return Examples(tuple(free))
+    queues: dict[str, list[str]] = defaultdict(list)
+    for row in free:
+        queues[row.source].append(row.id)
+    found: list[str] = []
+    for source, ids in queues.items():
+        if len(ids) < pool.each:
+            raise UsageError(f"pool {name!r} takes {pool.each} rows of each file, and {source} has {len(ids)} that fit")
+        found += shuffled(ids, 0, "study", "each")[: pool.each]
+    return rows.subset(found)
+
+
+def _short(rows: Examples, pool: Pool) -> Examples:
+    """Return the rows of no more letters than a pool takes."""
+    most = pool.longest
+    return rows if most is None else Examples(tuple(row for row in rows if len(row.prompt) + len(row.response) <= most))
 
 
 def write_pool(folder: Path, rows: Examples) -> tuple[str, ...]:
@@ -100,6 +145,8 @@ class Workspace:
             "device": self.device,
             "budget": Budget.parse(analysis.budgets[0]),
         }
+        if pool.target is not None:
+            given["target"] = (pool.target,)
         if registry.takes(found.teacher, "model"):
             given["model"] = pool.model
         return found.model_copy(update=given)
@@ -109,8 +156,8 @@ class Workspace:
         from nncift.pipeline import execute
         from nncift.stages.request import Request
 
-        record = settings.model_dump(mode="json", exclude={"device", "pool", "model"})
-        content = [digest(Path(path)) for path in settings.pool]
+        record = settings.model_dump(mode="json", exclude={"device", "pool", "model", "target"})
+        content = [digest(Path(path)) for path in (*settings.pool, *settings.target)]
         folder = self.folder / "runs" / fingerprint("run", record, content, self._model(settings.model))
         if not (folder / SUMMARY).exists():
             execute(Request.resolve(settings, out=folder), folder, progress=self.progress)
@@ -136,13 +183,14 @@ class Workspace:
         encoder = settings.encoder if registry.takes(settings.teacher, "encoder") else None
         asked = {**settings.part(TeacherSettings), "model": self._model(settings.model)}
         rows = sorted([row.id, row.content_hash] for row in run.rows.examples)
-        key = fingerprint("truth", asked, encoder, rows, drawn)
+        aimed = sorted([row.id, row.content_hash] for row in run.rows.target_examples or ())
+        key = fingerprint("truth", asked, encoder, rows, drawn, *([aimed] if aimed else []))
         return self.folder / "truth" / key
 
     def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return what is stored under a key of an analysis, computed where it is not there yet."""
         pool = self.pools[analysis.pool]
-        files = [pool.test, pool.truth, *pool.files]
+        files = [pool.test, pool.truth, *pool.files, *([] if pool.target is None else [pool.target])]
         content = [None if path is None else digest(Path(path)) for path in files]
         mark = fingerprint("cell", analysis.kind, content, self._model(pool.model), dict(key))
         path = self.folder / analysis.name / "cells" / f"{mark}.json"

@@ -1,0 +1,113 @@
+"""The analysis retrain: which estimates foresee training, over students and the rows that they measured (method.md 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from nncift.finetune.estimates import STUDENT, TEACHER
+from nncift.finetune.lds import Agreement
+from nncift.finetune.retrain_settings import resolve
+from nncift.finetune.retraining import Experiment
+from nncift.runs.report.charts import Dot, Sheet, intervals
+from nncift.runs.report.report_tables import Cell, markdown
+from nncift.studies.grid import Analysis
+from nncift.studies.study_report import Page
+from nncift.studies.workspace import Workspace
+
+
+def retrain_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[dict[str, Any]]:
+    """Return one record per combination and seed: what its student's estimates, its teacher's and all rivals foresee.
+
+    options are the settings of `nncift evaluate --retrain`. Combinations over the same rows share their trainings. With `truth`
+    the full teacher is judged too, on the pairs of these targets and rows alone; runs whose teacher asks the same share them.
+    """
+    found = []
+    combinations = analysis.combinations()
+    with workspace.progress(f"{analysis.name}: runs", len(combinations) * len(seeds)) as advance:
+        for seed in seeds:
+            for chosen in combinations:
+                key = {"run": {**analysis.run, **chosen.settings}, "options": analysis.options, "seed": seed}
+                key |= {"truth": analysis.truth}
+                compute = partial(_judged, workspace, analysis, chosen.settings, seed)
+                found.append(
+                    workspace.cell(analysis, key, compute) | {"name": chosen.name, "names": list(chosen.names)}
+                )
+                advance(1)
+    return found
+
+
+def _judged(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    run = workspace.run(workspace.settings(analysis, chosen, seed))
+    settings = resolve(
+        {"model": workspace.pools[analysis.pool].model, **analysis.options, "seed": seed, "device": workspace.device}
+    )
+    folder = workspace.folder / analysis.name / "trainings"
+    experiment = Experiment(run, settings, analysis.truth, workspace.progress, shared=folder)
+    ledger = run.summary["ledger"]
+    return {
+        "retraining": experiment.result().to_json(),
+        "passes": ledger["teacher_passes"],
+        "full_passes": ledger["full_teacher_passes"],
+        "saving": ledger["saving"],
+    }
+
+
+def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Page:
+    """Return every estimate's score: students and teachers by run, rivals once, and a figure of each seed."""
+    text, drawn = [], {}
+    for seed in dict.fromkeys(record["seed"] for record in records):
+        mine = [record for record in records if record["seed"] == seed]
+        first = mine[0]["retraining"]
+        scores = _scores(mine)
+        limit = first["ceiling"]
+        text.append(
+            f"## Seed {seed}: {first['halves']} halves of {first['half']} of {first['rows']} rows, {first['targets']} targets\n\n"
+            f"- Loss of the targets: {first['loss']['untrained']:.3f} before training, {first['loss']['trained']:.3f} after it.\n"
+            f"- {first['repeats']} trainings of each half"
+            + (f"; no estimate can be expected above {limit:.2f}.\n" if limit is not None else ".\n")
+        )
+        against = ("random", "embedding", "bm25", "same source")
+        rows: list[list[Cell]] = [
+            ["estimate", "rows or pairs measured", "LDS", "95 % interval", *(f"less {name}" for name in against)]
+        ]
+        for name, (share, one) in sorted(scores.items(), key=lambda item: -(item[1][1].lds.mean or 0.0)):
+            gaps = [one.differences.get(other) for other in against]
+            rows.append(
+                [
+                    name,
+                    share,
+                    one.lds.mean,
+                    _range(one.lds.interval),
+                    *("-" if gap is None else _range(gap.interval) for gap in gaps),
+                ]
+            )
+        text.append(markdown(rows))
+        dots = [
+            Dot(name, one.lds.mean, one.lds.interval) for name, (_, one) in scores.items() if one.lds.mean is not None
+        ]
+        label = "LDS, 95 % intervals over targets"
+        drawn[f"{analysis.name}-{seed}.svg"] = Sheet(
+            {f"seed {seed}": intervals(f"seed {seed}", dots, label, 0.0)}, 1
+        ).svg()
+    return Page("\n".join(text), drawn)
+
+
+def _scores(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Agreement]]:
+    """Return by name what was measured for an estimate, and its score."""
+    found: dict[str, tuple[str, Agreement]] = {}
+    for record in records:
+        lds = {name: Agreement.of_json(one, "a study's record") for name, one in record["retraining"]["lds"].items()}
+        share = f"{record['passes'] / record['full_passes']:.0%}"
+        found[f"{STUDENT}: {record['name']}"] = (share, lds.pop(STUDENT))
+        if TEACHER in lds:
+            teacher = str(record["run"].get("teacher", "teacher"))
+            found.setdefault(f"{TEACHER}: {teacher}", ("100%", lds.pop(TEACHER)))
+        for name, one in lds.items():
+            found.setdefault(name, ("-", one))
+    return found
+
+
+def _range(bounds: Sequence[float] | None) -> str:
+    return "-" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
