@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ def bm25(targets: Sequence[str], sources: Sequence[str]) -> Doubles:
         raise ResourceError(
             "BM25 needs the library bm25s, which is not installed; pip install bm25s, or leave BM25 out"
         ) from error
+    # It says on standard error that it works.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     words = {"stopwords": None, "return_ids": False, "show_progress": False, "leave": False}
     index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
     # A source without a single word stands for itself: an empty list among documents is refused.

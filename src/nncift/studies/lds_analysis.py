@@ -99,7 +99,7 @@ def _scores(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Agreem
     found: dict[str, tuple[str, Agreement]] = {}
     for record in records:
         lds = {name: Agreement.of_json(one, "a study's record") for name, one in record["retraining"]["lds"].items()}
-        share = f"{record['passes'] / record['full_passes']:.0%}"
+        share = f"{record['passes'] / record['full_passes']:.0%}" if record["full_passes"] else "-"
         found[f"{STUDENT}: {record['name']}"] = (share, lds.pop(STUDENT))
         if TEACHER in lds:
             teacher = str(record["run"].get("teacher", "teacher"))

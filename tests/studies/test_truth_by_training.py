@@ -1,0 +1,120 @@
+"""Studies of truth by training: pools that are drawn evenly and aimed, and which estimates foresee training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nncift.data import read
+from nncift.demo import model_path
+from nncift.errors import UsageError
+from nncift.studies import run_study as run
+from nncift.studies.grid import Pool, TargetRows, load, rehearsed
+from nncift.studies.workspace import prepare
+
+
+def rows(path: Path, count: int, long: int = 0) -> str:
+    """Write numbered rows, of which the first few are long."""
+    lines = [
+        {"prompt": f"{path.stem} asks {n}", "response": "word " * (200 if n < long else 2) + str(n)}
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_a_pool_takes_as_many_short_rows_of_each_file(tmp_path: Path) -> None:
+    files = (rows(tmp_path / "one.jsonl", 30, long=10), rows(tmp_path / "two.jsonl", 80))
+    made = prepare("own", Pool(files=files, each=12, longest=100), tmp_path / "out")
+    found = [read(path) for path in made.files]
+    assert [len(part) for part in found] == [12, 12]
+    assert max(len(row.response) for part in found for row in part) < 100
+
+
+def test_a_file_with_too_few_short_rows_is_named(tmp_path: Path) -> None:
+    files = (rows(tmp_path / "one.jsonl", 30, long=25),)
+    with pytest.raises(UsageError, match="one has 5 that fit"):
+        prepare("own", Pool(files=files, each=12, longest=100), tmp_path / "out")
+
+
+def test_target_rows_and_their_test_rows_are_not_in_the_pool(tmp_path: Path) -> None:
+    files = (rows(tmp_path / "one.jsonl", 40), rows(tmp_path / "two.jsonl", 40))
+    wanted = TargetRows(files=files[:1], rows=8, test=10)
+    made = prepare("own", Pool(files=files, each=20, target=wanted), tmp_path / "out")
+    assert made.target is not None
+    assert made.test is not None
+    target, test, pool = read(made.target), read(made.test), read(*made.files)
+    assert (len(target), len(test), len(pool)) == (8, 10, 40)
+    hashes = [{row.content_hash for row in part} for part in (target, test, pool)]
+    assert not hashes[0] & hashes[1]
+    assert not (hashes[0] | hashes[1]) & hashes[2]
+
+
+def test_a_study_of_retraining_trains_once_for_all_students(tmp_path: Path, llama_folder: Path) -> None:
+    data = [rows(tmp_path / f"{name}.jsonl", 30) for name in ("one", "two")]
+    study: dict[str, Any] = {
+        "name": "lds",
+        "seeds": 1,
+        "pools": {"own": {"files": data, "model": str(llama_folder)}},
+        "analyses": [
+            {
+                "name": "foreseen",
+                "kind": "retrain",
+                "pool": "own",
+                "truth": True,
+                "run": {"teacher": "delift-se", "encoder": "hash", "test_items": 6, "validation_items": 6},
+                "over": {"labels": ["40%", "60%"]},
+                "options": {"halves": 10, "targets": 6, "rows": 0, "remove": "none", "batch": 16, "method": "whole"},
+            }
+        ],
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    result = run.study(path, tmp_path / "out", device="cpu")
+    assert result["analyses"]["foreseen"]["records"] == 2
+    (folder,) = (tmp_path / "out" / "foreseen" / "trainings").glob("*/cells")
+    # Ten halves, and the model as it is; both students are judged by the same.
+    assert len(list(folder.iterdir())) == 11
+    _, records, page = run.page_of(tmp_path / "out" / "foreseen.json")
+    first, second = (record["retraining"]["lds"] for record in records)
+    assert first["bm25"] == second["bm25"]
+    assert "| student: labels 40% |" in page.text
+    assert page.text.count("| teacher: delift-se |") == 1
+    assert list(page.figures) == ["foreseen-0.svg"]
+
+
+@pytest.mark.slow
+def test_the_preset_of_truth_by_training_goes_through_whole(tmp_path: Path) -> None:
+    """All its analyses with the demo's model in the place of SmolLM2."""
+    text = run.preset("smollm2").read_text().replace("model: smollm2", "model: demo")
+    (tmp_path / "smollm2.yaml").write_text(text)
+    from nncift.demo import make_world
+
+    world = make_world(900, 0, test_rows=10)
+    files = world.write(tmp_path / "world")
+    lines = Path(files.pool).read_text().splitlines(keepends=True)
+    given: dict[str, list[str]] = {"data": []}
+    for part in range(5):
+        path = tmp_path / f"part{part}.jsonl"
+        path.write_text("".join(lines[part::5]))
+        given["data"].append(str(path))
+    given |= {name: [given["data"][place]] for place, name in enumerate(("tasks", "code", "maths"))}
+    result = run.study(tmp_path / "smollm2.yaml", tmp_path / "out", given=given, rehearse=60)
+    names = [one.name for one in load(run.preset("smollm2"), given).grid.analyses]
+    assert list(result["analyses"]) == names
+    assert model_path().exists()
+
+
+def test_a_rehearsal_of_truth_by_training_trains_little(tmp_path: Path) -> None:
+    given = {name: [f"{name}.jsonl"] for name in ("data", "tasks", "code", "maths")}
+    small = rehearsed(load(run.preset("smollm2"), given), 60)
+    assert small.grid.pools["lds"].each == 34
+    assert small.grid.pools["general"].each == 72
+    target = small.grid.pools["tasks"].target
+    assert target is not None
+    assert (target.rows, target.test) == (12, 12)
+    assert small.grid.analyses[0].options["halves"] == 10
