@@ -167,7 +167,8 @@ def test_a_disk_that_is_too_small_is_said(
 def test_a_gradient_that_is_no_number_is_refused(llama_folder: Path, sets: tuple[Examples, Examples]) -> None:
     lm = CausalLM.load(llama_folder, device="cpu")
     with torch.no_grad():
-        lm.model.get_input_embeddings().weight[5:] = float("nan")
+        model: Any = lm.model
+        model.get_input_embeddings().weight[5:] = float("nan")
     teacher = aimed(lm, sets, lora=False, warmup_share=0.0, checkpoints=None)
     with pytest.raises(ResourceError, match="gave no number"):
         teacher.measure(sets[0].ids)

@@ -15,7 +15,7 @@ from nncift.errors import UsageError
 from nncift.finetune.retrain_settings import RetrainSettings
 
 if TYPE_CHECKING:
-    from nncift.finetune.retraining import Retraining
+    from nncift.finetune.retraining_results import Retraining
 
 
 @command(

@@ -71,7 +71,7 @@ class Estimates:
         found = {STUDENT: self._student()}
         if self.with_teacher:
             found[TEACHER] = self._teacher()
-        for name in self._similar.names:
+        for name in (name for name in self._similar.names if name in ABOUT):
             found[name] = self._similarity(name)
         states = self._labelled(Rds(self.lm(), template=self.template), self._targets)
         found[RDS] = self._of(states, "RDS+: cosine in the trained model's states")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nncift.finetune.estimates import STUDENT, TEACHER
 from nncift.finetune.lds import Agreement, Mean
-from nncift.finetune.retraining import Retraining
+from nncift.finetune.retraining_results import Retraining
 from nncift.runs.report.charts import Dot, Sheet, intervals
 from nncift.runs.report.report_tables import markdown
 

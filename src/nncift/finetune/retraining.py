@@ -19,14 +19,14 @@ from nncift.core.arrays import Doubles
 from nncift.core.fingerprints import fingerprint
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
-from nncift.core.result_types import Record
 from nncift.core.seeds import derive, generator, shuffled
 from nncift.errors import DataError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
 from nncift.finetune.estimates import BM25, RANDOM, SOURCE, STUDENT, TEACHER, Estimate, Estimates
-from nncift.finetune.lds import Agreement, Mean, agreements, ceiling, mean_of
+from nncift.finetune.lds import Agreement, agreements, ceiling, mean_of
 from nncift.finetune.results_store import Cell, Cells, Outcome
 from nncift.finetune.retrain_settings import RetrainSettings, resolve, share_of
+from nncift.finetune.retraining_results import Removal, Retraining, RetrainingCost
 from nncift.finetune.test_set import LOSS
 from nncift.finetune.trainer import Trainer
 from nncift.finetune.tune_settings import TuneSettings
@@ -39,57 +39,6 @@ FASTER = 5
 """One epoch on few rows moves a model little at tune's learning rate; see docs/retraining.md."""
 
 AGAINST = (TEACHER, RANDOM, "embedding", BM25, SOURCE)
-
-
-@dataclass(frozen=True)
-class Removal(Record):
-    """What training without an estimate's top rows did. increase: of the targets' loss over that without random rows."""
-
-    share: str
-    rows: int
-    estimate: str
-    increase: Mean
-
-
-@dataclass(frozen=True)
-class Retraining(Record):
-    """What `retraining.json` holds.
-
-    rows: that halves are drawn from. estimates: what each is. lds: by estimate. ceiling: see `lds.ceiling`. kept: of the student,
-    the share of its teacher's score. loss: of the targets, mean over them before training and after it. recipe: of a training.
-    """
-
-    run: str
-    model: str
-    rows: int
-    half: int
-    targets: int
-    halves: int
-    repeats: int
-    trainings: int
-    recipe: Mapping[str, Any]
-    estimates: Mapping[str, str]
-    lds: Mapping[str, Agreement]
-    kept: float | None
-    ceiling: float | None
-    removals: tuple[Removal, ...]
-    loss: Mapping[str, float]
-    seconds: float
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RetrainingCost(Record):
-    """What it would take. tokens: read in training; passes: forward-pass equivalents; trained: cells that stand already."""
-
-    rows: int
-    half: int
-    targets: int
-    trainings: int
-    trained: int
-    removals: int
-    tokens: int
-    passes: int
 
 
 @dataclass(frozen=True)

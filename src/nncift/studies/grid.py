@@ -300,13 +300,14 @@ def _small_pool(pool: Pool, rows: int) -> Pool:
         cut = {"rows": min(world.rows, rows), "test_rows": min(world.test_rows, few)}
         return pool.model_copy(update={"world": world.model_copy(update=cut)})
     held = min(pool.hold_out, few)
-    cut: dict[str, Any] = {"limit": min(pool.limit or rows, rows) + held, "hold_out": held}
+    shorter: dict[str, Any] = {"limit": min(pool.limit or rows, rows) + held, "hold_out": held}
     if pool.each is not None:
-        cut = {"each": min(pool.each, -(-(rows + held) // len(pool.files))), "hold_out": held}
+        shorter = {"each": min(pool.each, -(-(rows + held) // len(pool.files))), "hold_out": held}
     if pool.target is not None:
         target = pool.target
-        cut["target"] = target.model_copy(update={"rows": min(target.rows, few), "test": min(target.test, few)})
-    return pool.model_copy(update=cut)
+        fewer = {"rows": min(target.rows, few), "test": min(target.test, few)}
+        shorter["target"] = target.model_copy(update=fewer)
+    return pool.model_copy(update=shorter)
 
 
 def _small_analysis(analysis: Analysis) -> Analysis:
