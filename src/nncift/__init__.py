@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nncift.api.functions import export as export
     from nncift.api.functions import inspect as inspect
     from nncift.api.functions import load as load
+    from nncift.api.functions import query as query
+    from nncift.api.functions import report as report
     from nncift.api.functions import run as run
     from nncift.api.functions import score as score
     from nncift.api.functions import select as select
@@ -50,7 +52,9 @@ _WHERE = {
     "export": "nncift.api.functions",
     "inspect": "nncift.api.functions",
     "load": "nncift.api.functions",
+    "query": "nncift.api.functions",
     "read": "nncift.data",
+    "report": "nncift.api.functions",
     "run": "nncift.api.functions",
     "score": "nncift.api.functions",
     "select": "nncift.api.functions",

@@ -17,6 +17,7 @@ from nncift.core.permissions import Permissions
 from nncift.core.progress import Progress
 from nncift.errors import UsageError
 from nncift.models.encoders import Encoder
+from nncift.runs.finished import FinishedRun
 from nncift.teachers import RowTeacher, Teacher
 
 Files = str | Path | Sequence[str | Path]
@@ -212,6 +213,35 @@ def explain(path: str | Path, example_id: str, *, why_not: bool = False) -> Mapp
     from nncift.runs.explain import explain
 
     return explain(path, example_id, why_not=why_not).to_json()
+
+
+def query(
+    path: str | Path,
+    rows: Any,
+    *,
+    top: int = 10,
+    exact: int = 0,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Mapping[str, Any]:
+    """Tell which rows of a run's pool push a model to the responses of some rows, the strongest first.
+
+    rows: whatever `nncift.run` takes, typically a bad answer of a tuned model with its prompt. top: rows of each that are
+    returned. exact: rows, the best by the student, whose utility the teacher itself computes. Models that are not at hand are
+    not fetched.
+    """
+    from nncift.data import rows_from
+    from nncift.runs.query import Question, query
+
+    run = FinishedRun(path, Permissions(trust_remote_code))
+    return query(run, rows_from(rows), Question(top, exact, device), progress=for_people()).to_json()
+
+
+def report(path: str | Path) -> Path:
+    """Make the report of a finished run again where it is missing or old, and return its path."""
+    from nncift.runs.report import write_report
+
+    return write_report(path)
 
 
 def compare(a: str | Path, b: str | Path, *, clusters: int = 10) -> Mapping[str, Any]:

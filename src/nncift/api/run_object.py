@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nncift.evaluation.run_verdict import Verdict
     from nncift.student.model import Student
 
-SELECTION = ("id", "source", "rank", "selected", "gain", "would_add", "score", "reason")
+SELECTION = ("id", "source", "rank", "selected", "gain", "would_add", "score", "stability", "reason")
 
 
 class Run:
@@ -160,6 +160,13 @@ class Run:
         from nncift.runs.explain import explain
 
         return explain(self._finished, example_id, why_not=why_not).to_json()
+
+    def query(self, rows: Any, *, top: int = 10, exact: int = 0, device: str = "auto") -> dict[str, Any]:
+        """Tell which rows of the pool push a model to the responses of some rows; see `nncift.query`."""
+        from nncift.data import rows_from
+        from nncift.runs.query import Question, query
+
+        return query(self._finished, rows_from(rows), Question(top, exact, device)).to_json()
 
     def select(self, *, out: str | Path | None = None, **settings: Any) -> Mapping[str, Any]:
         """Select again, with another budget, objective or other constraints; no model is loaded.

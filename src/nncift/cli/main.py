@@ -23,6 +23,8 @@ COMMANDS = {
     "tune": "Train a model on RUN's selection and on rival subsets alike, and judge them by rows that none has seen.",
     "score": "Score NEW rows with the student of a finished run; no language model is loaded.",
     "compare": "Compare the selections of A and B, run directories or outputs of select: overlap, coverage, shifts.",
+    "query": "Show which rows of RUN's pool push a model to a response, by the run's student or exactly by its teacher.",
+    "report": "Make the report of RUN again where it is missing or old: one file that needs no network.",
     "study": "Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again.",
     "demo": "Show the whole idea on a generated world where the truth is known.",
     "doctor": "Show versions, devices, memory and missing extras.",

@@ -257,6 +257,10 @@ class FinishedRun:
                 values[line[itself], column] = np.nan
         return values, known
 
+    def predicted_for(self, targets: Floats) -> Floats:
+        """Return predictions of all sources for new targets, `(n_targets, n_sources)`; targets: their projections."""
+        return np.asarray(self.student.predict_block(targets, self._axes[1].projected))
+
     def predicted(self, pairs: LabelledPairs) -> Floats:
         """Return the student's predictions for labelled pairs, `(n_pairs,)`."""
         student = self.student

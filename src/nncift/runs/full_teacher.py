@@ -66,6 +66,19 @@ def teacher_of(run: FinishedRun, device: str) -> Teacher | RowTeacher:
     )
 
 
+def taught(
+    run: FinishedRun,
+    sources: Examples,
+    targets: Examples,
+    folder: Path,
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> UtilityMatrix:
+    """Return the utilities of some rows of a run's pool for some targets by the run's teacher, kept in a folder."""
+    return _true(run, teacher_of(run, device), sources, folder, progress, targets)
+
+
 def judged_objective(run: FinishedRun) -> str:
     """Return the objective that a run's selection is judged by: its own; a random selection's is coverage."""
     objective = str(run.summary["selection"]["objective"])

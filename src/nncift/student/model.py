@@ -155,6 +155,24 @@ class Student:
         fetch: let the encoder and the model that the student names be fetched from the hub. Raises UsageError where they are
         not at hand, or others than the student was trained with.
         """
+        cache = self._cache(encoder, device, fetch)
+        with cache.aside(len(examples) > PROJECTED) as file:
+            vectors = self._read(cache, examples, device, file)
+            means = [self.mean_per_source(projected) for _, projected in self.projected_sources(vectors)]
+        score = np.concatenate([*means, np.empty(0)])
+        width = self.half_width
+        return Scores(
+            examples.ids, score, None if width is None else score - width, None if width is None else score + width
+        )
+
+    def vectors_of(self, examples: Examples, *, device: str = "auto", fetch: bool = False) -> Floats:
+        """Return what this student reads of new rows, `(n, dim)`: embeddings, and a probe's features where it has any.
+
+        Raises as `score` does.
+        """
+        return self._read(self._cache(None, device, fetch), examples, device)
+
+    def _cache(self, encoder: Encoder | None, device: str, fetch: bool) -> EmbeddingCache:
         self._check_is_local(encoder is None, fetch)
         if encoder is None:
             encoder = create(str(self.encoder["encoder"]), device=device, load_lm=self._load_lm)
@@ -162,21 +180,15 @@ class Student:
             raise UsageError(
                 f"this student reads vectors of {dict(self.encoder)}; the encoder at hand is {dict(encoder.describe())}"
             )
-        cache = EmbeddingCache(encoder)
-        with cache.aside(len(examples) > PROJECTED) as file:
-            vectors = cache.embed(examples.texts, into=file).vectors
-            if self.probe is not None:
-                from nncift.models.probe import features_of, probe_like
+        return EmbeddingCache(encoder)
 
-                vectors = np.concatenate(
-                    [vectors, features_of(probe_like(self.probe, device), examples).vectors], axis=1
-                )
-            means = [self.mean_per_source(projected) for _, projected in self.projected_sources(vectors)]
-        score = np.concatenate([*means, np.empty(0)])
-        width = self.half_width
-        return Scores(
-            examples.ids, score, None if width is None else score - width, None if width is None else score + width
-        )
+    def _read(self, cache: EmbeddingCache, examples: Examples, device: str, into: Path | None = None) -> Floats:
+        vectors = cache.embed(examples.texts, into=into).vectors
+        if self.probe is None:
+            return vectors
+        from nncift.models.probe import features_of, probe_like
+
+        return np.concatenate([vectors, features_of(probe_like(self.probe, device), examples).vectors], axis=1)
 
     def save(self, folder: Path) -> None:
         """Write safetensors and JSON into a folder."""

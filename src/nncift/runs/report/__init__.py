@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from nncift import __version__
 from nncift.core.fingerprints import fingerprint
 from nncift.errors import DataError
+from nncift.evaluation.run_verdict import selection_key, training_record
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.charts import Chart, style
 from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, TEXT_BYTES, pack
 from nncift.storage import checksums
-from nncift.storage.atomic import write_json, write_text
+from nncift.storage.atomic import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -48,16 +49,29 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
             f"rows.parquet and selection.parquet of {str(found.path)!r} are not about the same rows ({min(odd)!r} is in one of "
             "them): one is damaged; run the same nncift run again"
         )
-    key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), _source())
+    selection = selection_key(list(found.chosen))
+    truth = _truth_before(found.path, selection) if truth is None else truth
+    trained = training_record(found.path, selection)
+    key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), trained, _source())
     if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page
     checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
     report = numbers(found, truth)
     write_text(page, render(report, _name(found.path), str(found.path)))
-    about = {"made_from": key, "nncift": __version__, "run": _name(found.path)}
+    about = {"made_from": key, "nncift": __version__, "run": _name(found.path), "selection": selection}
     write_json(found.path / JSON, {**about, **report.to_json()})
     checksums.write_mark(found.path, MARK, key, (HTML, JSON))
     return page
+
+
+def _truth_before(run: Path, selection: str) -> Mapping[str, Any] | None:
+    """Return what an earlier report of this selection knew of the true matrix, as a demo's does."""
+    try:
+        before = read_json(run / JSON)
+    except (OSError, ValueError, RecursionError):
+        return None
+    known = isinstance(before, dict) and before.get("selection") == selection
+    return before.get("truth") if known else None
 
 
 def render(report: Report, name: str, run: str = "RUN") -> str:

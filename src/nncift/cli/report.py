@@ -1,0 +1,34 @@
+"""`nncift report`: make the report of a finished run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nncift.cli.display import console, show_verdict
+from nncift.cli.options import run_argument
+from nncift.cli.shell import command, option
+
+
+@command("report", example="nncift report runs/alpaca --open")
+@run_argument
+@option("--open", "open_", is_flag=True, help="Open it in the browser.")
+def report_command(show: bool, run: Path, open_: bool) -> dict[str, Any]:
+    """Make the report of RUN again where it is missing or old: one file that needs no network."""
+    from nncift.runs.finished import FinishedRun
+    from nncift.runs.renew_verdict import verdict
+    from nncift.runs.report import write_report
+
+    found = FinishedRun(run)
+    page, answer = write_report(found), verdict(found)
+    if show:
+        out = console()
+        show_verdict(out, answer.to_json())
+        out.print(f"Report: {page}", soft_wrap=True)
+    if open_:
+        import webbrowser
+
+        opened = webbrowser.open(page.resolve().as_uri())
+        if show and not opened:
+            console().print("No browser could be started; open that file yourself.")
+    return {"run": str(run), "report": str(page), "verdict": answer.to_json()}
