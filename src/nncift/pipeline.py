@@ -121,7 +121,8 @@ def _selected(request: Request, out: str | Path, progress: Progress, executor: E
     settings, teacher = request.settings, request.teacher
     with workspace_in(teacher, workspace_of(out)), executor.open(Path(out), settings) as directory:
         context = RunContext(directory, settings, teacher, request.encoder, progress, executor=executor)
-        axes, rejected = usable_rows(context, request.pool, request.target)
+        with progress("checking rows", 0):
+            axes, rejected = usable_rows(context, request.pool, request.target)
         allowance = _allowed(context, axes, request)
         rounds = remaining(allowance.rounds, axes, context.labels().training())
         context = _with_allowance(context, axes, allowance, rounds)
@@ -146,7 +147,8 @@ def _selected(request: Request, out: str | Path, progress: Progress, executor: E
         )
         problem = partial(_problem, context, utilities, constraints.removed)
         posing = Posing(problem, Refits(utilities, settings, fidelity.course, fidelity.gate.used))
-        selection = choose(directory, context.keys, settings, rows, constraints, posing)
+        with progress("selecting rows", 0):
+            selection = choose(directory, context.keys, settings, rows, constraints, posing)
         if executor.partial:
             raise Incomplete("select")
         executor.tidy(finished_groups(context), context.keys["fit"])

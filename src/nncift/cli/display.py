@@ -42,6 +42,9 @@ def console(*, wrap: bool = True) -> Console:
     """
     from rich.console import Console
 
+    from nncift.cli.shell import progress_ends
+
+    progress_ends()
     width = None if sys.stdout.isatty() else 110
     return Console(file=sys.stdout, highlight=False, soft_wrap=not wrap, markup=False, emoji=False, width=width)
 

@@ -34,6 +34,8 @@ def _show(summary: dict[str, Any]) -> None:
         out.print(
             f"Mean utility {summary['score']:.4g}: place {summary['score_place']:,} of {summary['pool']:,} rows by that alone."
         )
+    if summary["stability"] is not None:
+        out.print(f"Selected in {100 * summary['stability']:.0f} % of refits on labelled rows drawn again.")
     if summary["serves"]:
         columns = ("target", "utility", "how it is known")
         made = table("Targets that it serves best", columns, left=columns[2:])

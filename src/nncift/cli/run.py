@@ -34,7 +34,7 @@ from nncift.cli.options import (
     settings_options,
     verbose_option,
 )
-from nncift.cli.shell import command, option, progress
+from nncift.cli.shell import command, option, progress, progress_ends
 from nncift.config import RunSettings, is_manifest, resolve
 from nncift.core.texts import seconds
 from nncift.errors import UsageError
@@ -83,6 +83,7 @@ def run_command(
         if show:
             from nncift.cli.settings_pages import commented
 
+            progress_ends()
             click.echo(commented(settings), nl=False)
         return settings.model_dump(mode="json")
     _check_is_local(settings, flags, config, fetch)

@@ -96,6 +96,8 @@ def command(
                 level=logging.ERROR if quiet else logging.WARNING, format="%(message)s", stream=sys.stderr
             )
             _calm_libraries()
+            if not json_ and not quiet:
+                progress_begins(name)
             try:
                 with _memory_named(name):
                     summary = function(show=not json_ and not quiet, **given)
@@ -103,6 +105,8 @@ def command(
                 if json_ and error.about is not None:
                     click.echo(json.dumps(error.about, allow_nan=False))
                 raise
+            finally:
+                progress_ends()
             if json_:
                 # ASCII escapes print on any terminal and in any locale, and mean the same.
                 click.echo(json.dumps(summary, allow_nan=False))
@@ -127,15 +131,31 @@ def _memory_named(name: str) -> Iterator[None]:
             raise
 
 
-def progress(show: bool) -> Any:
-    """Return the bar for a terminal, else the silent one."""
-    if show and sys.stderr.isatty():
-        from nncift.api.progress_bars import bar
+STAGED = ("run", "demo")
+"""Commands that go through the stages of a run."""
 
-        return bar
+
+def progress(show: bool) -> Any:
+    """Return what shows progress of this command: on a terminal a line that is there already, else the silent one."""
+    if show and (bars := sys.modules.get("nncift.api.progress_bars")) is not None:
+        return bars.of_command()
     from nncift.core.progress import silent
 
     return silent
+
+
+def progress_begins(name: str) -> None:
+    """Show on a terminal that a command works, before it loads anything that takes a while."""
+    if sys.stderr.isatty():
+        from nncift.api.progress_bars import start
+
+        start(staged=name in STAGED)
+
+
+def progress_ends() -> None:
+    """Take progress away where any is shown: results and errors have the terminal for themselves."""
+    if (bars := sys.modules.get("nncift.api.progress_bars")) is not None:
+        bars.finish()
 
 
 def _calm_libraries() -> None:

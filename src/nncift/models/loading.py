@@ -16,6 +16,7 @@ from nncift.core.texts import first_line as first_line
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
 from nncift.models.packaged import PACKAGES, converted, gguf_of, identity
+from nncift.models.quiet import without_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,7 @@ class ModelSource:
         return self.name
 
 
+@without_bars()
 def load_model(
     source: ModelSource, folder: Path, device: str, dtype: Any, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

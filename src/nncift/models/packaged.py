@@ -19,6 +19,7 @@ from typing import Any
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room, pass_on
 from nncift.errors import ResourceError
+from nncift.models.quiet import without_bars
 from nncift.storage.atomic import cache_folder, digest, read_json, reporting_full_disk, write_sealed
 from nncift.storage.checksums import reason
 from nncift.storage.locks import locked
@@ -173,6 +174,7 @@ def _check_size(gguf: Path) -> None:
     check_room(f"converting {gguf.name}", 4 * sum(int(tensor.n_elements) for tensor in reader.tensors))
 
 
+@without_bars()
 def _read(gguf: Path) -> tuple[Any, Any]:
     """Return the model, free of what marks it as quantised, and its tokenizer."""
     import torch

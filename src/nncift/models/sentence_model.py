@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nncift.core.arrays import Floats
+from nncift.models.quiet import without_bars
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +141,7 @@ class SentenceModel:
         self.max_seq_length: int = tokenizer.model_max_length
 
     @classmethod
+    @without_bars()
     def load(cls, folder: Path, plan: SentencePlan, device: str) -> Self:
         """Load a folder that `plan_of` knows. Raises what transformers raises for damaged files."""
         from transformers import AutoConfig, AutoModel, AutoTokenizer

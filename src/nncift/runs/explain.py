@@ -56,8 +56,9 @@ class Rival(Record):
 class Explanation(Record):
     """What became of a row, and why.
 
-    of: selected rows. score_place: by mean utility alone, from 1. serves: the targets that it serves best. interval: the level
-    of their intervals. change: what would have to be different. rivals: where asked for, who serves these targets now.
+    of: selected rows. score_place: by mean utility alone, from 1. stability: share of refits in which the row is selected.
+    serves: the targets that it serves best. interval: the level of their intervals. change: what would have to be different.
+    rivals: where asked for, who serves these targets now.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Explanation(Record):
     would_add: float | None
     score: float | None
     score_place: int | None
+    stability: float | None
     pool: int
     reason: str
     objective: str
@@ -112,6 +114,7 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
         would_add=choice.would_add,
         score=choice.score,
         score_place=_score_place(found, choice),
+        stability=choice.stability,
         pool=len(found.choices),
         reason=choice.reason,
         objective=str(found.settings.objective),
