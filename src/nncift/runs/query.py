@@ -156,7 +156,7 @@ def _answer(run: FinishedRun, query: Any, line: npt.NDArray[np.float64], labels:
     for at in order[:top]:
         item, choice, example = ids[at], run.choices[ids[at]], run.rows.example(ids[at])
         known = item in labels
-        bounds = (None, None) if known or width is None else (float(line[at] - width), float(line[at] + width))
+        around = None if known or width is None else (float(line[at] - width), float(line[at] + width))
         rows.append(
             PushingRow(
                 item,
@@ -167,7 +167,8 @@ def _answer(run: FinishedRun, query: Any, line: npt.NDArray[np.float64], labels:
                 choice.rank,
                 float(utility[at]),
                 known,
-                *bounds,
+                None if around is None else around[0],
+                None if around is None else around[1],
                 float(line[at]),
             )
         )
