@@ -81,7 +81,21 @@ class TeacherSettings(Settings):
     teacher: str = setting(
         "delift",
         "Influence function that labels (also column:NAME)",
-        choices=("delift", "delift-se", "less", "selectit", "ifd", "loss", "rds", "ica", "length", "random"),
+        choices=(
+            "delift",
+            "delift-se",
+            "less",
+            "selectit",
+            "ifd",
+            "loss",
+            "rds",
+            "ica",
+            "ekfac",
+            "logra",
+            "trackstar",
+            "length",
+            "random",
+        ),
         shown="less",
         plugins="nncift.teachers",
     )

@@ -26,10 +26,13 @@ OWN: dict[str, dict[str, Any]] = {
     "selectit": {"grades": 4, "alpha": 0.5},
     "ifd": {"above_one": "keep"},
     "ica": {"in_front": 3},
+    "ekfac": {"projection": 64, "sample": 9, "damping": 0.2, "layers": ["q_proj"]},
+    "logra": {"projection": 4, "lora": True, "rank": 2},
+    "trackstar": {"projection": 4, "mix": 0.25, "subtask": "task"},
     "random": {"seed": 9},
     "column": {"column": "quality"},
 }
-MODELS = {"delift", "less", "selectit", "ifd", "loss", "rds", "ica"}
+MODELS = {"delift", "less", "selectit", "ifd", "loss", "rds", "ica", "ekfac", "logra", "trackstar"}
 
 
 class Plugged:

