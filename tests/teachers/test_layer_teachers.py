@@ -66,7 +66,7 @@ def lora(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Path], dic
         for name, value in adapted.named_parameters():
             if "lora_" in name:
                 nn.init.normal_(value, std=0.3)
-        adapted.save_pretrained(tmp_path / "adapter")
+        adapted.save_pretrained(str(tmp_path / "adapter"))
         return {"adapter": str(tmp_path / "adapter")}
 
     return options
@@ -199,7 +199,6 @@ def test_utilities_agree_with_explicit_matrices(
     folder: Path, sets: tuple[Examples, Examples], name: str, lora: Callable[[Path], dict[str, Any]]
 ) -> None:
     teacher = prepared(name, str(folder), sets, **lora(folder))
-    assert isinstance(teacher, FeatureTeacher)
     sources, targets = (teacher.measure(rows.ids) for rows in sets)
     assert sources.values.shape == (8, teacher.width)
     assert (sources.passes, sources.tokens) == (8, sum(len(teacher.reader.rows[item]) for item in sets[0].ids))
@@ -271,10 +270,7 @@ def test_passes_over_the_sample_precede_all_rows(
     llama_folder: Path, sets: tuple[Examples, Examples], name: str, passes: int
 ) -> None:
     teacher = prepared(name, str(llama_folder), sets)
-    assert isinstance(teacher, WarmsUp)
-    assert isinstance(teacher, KeepsWorkspace)
-    assert isinstance(teacher, Monitored)
-    assert isinstance(teacher, HasSubtasks)
+    assert all(isinstance(teacher, of) for of in (FeatureTeacher, WarmsUp, KeepsWorkspace, Monitored, HasSubtasks))
     assert isinstance(teacher, AimsAtTargets) == (name == "trackstar")
     assert (teacher.warm_up_passes, teacher.pass_weight) == (passes, 3)
     timed: Any = teacher.without_warm_up()
@@ -297,7 +293,8 @@ class Fused(nn.Module):
         self.weight = inner.weight
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ self.weight.T
+        found: torch.Tensor = hidden @ self.weight.T
+        return found
 
 
 def fused(folder: Path, *kinds: str) -> CausalLM:
@@ -314,9 +311,7 @@ def test_a_model_without_linear_layers_is_refused(
     llama_folder: Path, sets: tuple[Examples, Examples], name: str
 ) -> None:
     teacher = MADE[name](fused(llama_folder, "attn", "mlp"))
-    with pytest.raises(
-        UsageError, match=r"has none beside .* lie in Embedding, Fused, .*, output head\..*lora=false"
-    ):
+    with pytest.raises(UsageError, match=r"has none beside .* lie in Embedding, Fused, .*, output head\..*lora=false"):
         teacher.prepare(sets[0])
     with pytest.raises(UsageError, match="whose names end in nowhere"):
         MADE[name](str(llama_folder), layers=["nowhere"]).prepare(sets[0])

@@ -180,4 +180,5 @@ def _eigenvectors(moment: torch.Tensor) -> torch.Tensor:
     if not size > 0:
         return torch.eye(len(moment), device=moment.device) if size == 0 else moment * float("nan")
     scaled = moment / size
-    return torch.linalg.eigh(scaled.double() if len(moment) <= EXACT else scaled)[1].float()
+    found: torch.Tensor = torch.linalg.eigh(scaled.double() if len(moment) <= EXACT else scaled)[1].float()
+    return found

@@ -87,4 +87,5 @@ def inverse_root(matrix: torch.Tensor, damping: float) -> torch.Tensor | None:
         return None
     values, vectors = torch.linalg.eigh(whole)
     roots = (values.clamp(min=0) + damping * mean).rsqrt()
-    return ((vectors * roots) @ vectors.T).float()
+    found: torch.Tensor = ((vectors * roots) @ vectors.T).float()
+    return found

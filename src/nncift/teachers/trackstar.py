@@ -148,4 +148,5 @@ class TrackStar(TwoSided):
 def _inverse(second: torch.Tensor) -> torch.Tensor:
     """Return `1 / sqrt(v)`, with a floor beside the mean of v."""
     mean = float(second.double().mean())
-    return (second / mean + FLOOR).rsqrt() * mean**-0.5
+    found: torch.Tensor = (second / mean + FLOOR).rsqrt() * mean**-0.5
+    return found
