@@ -265,3 +265,21 @@ def test_test_rows_that_the_model_cannot_read_are_refused_before_training_or_cou
         run, {**given, "test": [str(test)], "seeds": 1, "arms": ["selected", "random"], "equal": "steps", "steps": 1}
     )
     assert any("1 of 2 test rows cannot be read" in note for note in record["notes"])
+
+
+def test_arms_of_other_teachers_choose_by_the_trained_model_and_cost_their_passes(
+    run: Path, given: dict[str, Any]
+) -> None:
+    record = tune(run, {**given, "arms": ("selected", "less", "ifd", "random", "full"), "equal": "steps", "seeds": 1})
+    (steps,) = record["results"]
+    assert steps["arms"]["less"]["rows"] == steps["arms"]["ifd"]["rows"] == 6
+    assert record["costs"]["ifd"]["cost"] == record["costs"]["ifd"]["teacher_passes"] == 2 * 40
+    less = record["costs"]["less"]
+    assert less["cost"] == 3 * less["teacher_passes"]
+    # Three steps of two rows read each of the six selected rows once: everything is 40 rows, once, at three passes a row.
+    shares = {name: arm["share_of_training"] for name, arm in steps["arms"].items()}
+    assert shares["random"] == pytest.approx(6 / 40)
+    assert shares["ifd"] == pytest.approx(6 / 40 + 80 / 120)
+    assert shares["less"] == pytest.approx(6 / 40 + less["cost"] / 120)
+    # The run's teacher compares embeddings, and costs no pass of a model.
+    assert shares["selected"] == pytest.approx(6 / 40)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nncift import pipeline
-from nncift.config import SelectSettings
+from nncift.config import CODE, SelectSettings, TeacherSettings
 from nncift.core.amounts import Budget, check_count
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import UtilityMatrix
@@ -39,6 +39,8 @@ from nncift.selection.constraints import Constraints
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 from nncift.selection.solve import solve
 from nncift.stages.request import Request
+from nncift.teachers import RowTeacher, registry
+from nncift.teachers.abilities import pass_weight, row_passes, warm_up_cost
 from nncift.teachers.rds import Rds
 
 
@@ -47,7 +49,7 @@ class Pool:
     """A run's rows as arms see them.
 
     lm: gives the untouched model that is trained. truth_folder: where the full teacher's values are kept, None = in the run.
-    costs: by arm, what choosing cost.
+    costs: by arm, what choosing cost: passes of a model, the same in forward passes (cost), seconds.
     """
 
     run: FinishedRun
@@ -146,7 +148,9 @@ def teacher_ids(pool: Pool, asked: str | None) -> tuple[str, ...]:
     settings = run.settings if asked is None else run.settings.model_copy(update={"budget": Budget.parse(asked)})
     settled = Constraints.read(settings).settle(pool.rows, run.vectors(pool.ids))
     problem = true_problem(run, objective, pool.truth, device=pool.device, progress=pool.progress)
-    pool.costs.setdefault("teacher", {})["teacher_passes"] = run.summary["ledger"]["full_teacher_passes"]
+    ledger = run.summary["ledger"]
+    spent = {"teacher_passes": ledger["full_teacher_passes"], "cost": ledger["full_teacher_cost"]}
+    pool.costs.setdefault("teacher", {}).update(spent)
     chosen = solve(pool.rows, settled, problem, objective=objective, seed=settings.seed, embedding_control=False)
     return chosen.subset.ids
 
@@ -169,7 +173,7 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
     folder = pool.folder / "small-teacher"
     request = Request.resolve(settings, pool=pool.examples, target=pool.run.rows.target_examples, out=folder)
     made = pipeline.execute(request, folder, progress=pool.progress)
-    record = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "seconds")}
+    record = {name: made.ledger[name] for name in ("teacher_passes", "full_teacher_passes", "cost", "seconds")}
     pool.costs.setdefault("small-teacher", {}).update(record)
     return selected_ids(FinishedRun(made.path), str(k), pool.folder / "selections")
 
@@ -183,8 +187,29 @@ def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
     wanted = pool.run.rows.target_examples
     folder = pool.folder / "rds" / fingerprint(dict(teacher.describe()), pool.ids)
     matrix = true_matrix(teacher, pool.examples, folder, pool.progress, targets=wanted)
-    pool.costs.setdefault("rds", {})["teacher_passes"] = len(pool.ids) + len(wanted or ())
+    passes = len(pool.ids) + len(wanted or ())
+    pool.costs.setdefault("rds", {}).update(teacher_passes=passes, cost=passes)
     return select(matrix, k, "rr", pool.run.settings.seed).ids
+
+
+def taught_ids(pool: Pool, name: str, k: int) -> tuple[str, ...]:
+    """Return what a teacher on the model that is trained selects with its defaults, every row measured and kept.
+
+    LESS: targets take their best rows in turn. A teacher that scores rows: the highest scores. The test rows are never looked at.
+    """
+    run, model = pool.run, pool.lm().name
+    asked = {"teacher": name, "model": model, "template": pool.template, CODE: run.allowed.code}
+    folder = pool.folder / name
+    settings = TeacherSettings.model_validate(asked)
+    teacher = registry.create(settings, pool.device, seed=run.settings.seed, workspace=folder / "teacher")
+    wanted = None if teacher.kind == "pointwise" else run.rows.target_examples
+    kept = folder / fingerprint(dict(teacher.describe()), pool.ids)
+    matrix = true_matrix(teacher, pool.examples, kept, pool.progress, targets=wanted)
+    passes = len(pool.ids) + len(wanted or ())
+    if isinstance(teacher, RowTeacher):
+        passes = row_passes(teacher) * passes + warm_up_cost(teacher).passes
+    pool.costs.setdefault(name, {}).update(teacher_passes=passes, cost=pass_weight(teacher) * passes)
+    return select(matrix, k, "topk" if teacher.kind == "pointwise" else "rr", run.settings.seed).ids
 
 
 def bm25_ids(pool: Pool, k: int) -> tuple[str, ...]:
@@ -216,7 +241,8 @@ def _state(run: FinishedRun) -> list[Any]:
 
 
 def _selected(pool: Pool, budget: SubsetSize, seed: int) -> Sequence[str]:
-    pool.costs.setdefault("selected", {})["teacher_passes"] = pool.run.summary["ledger"]["teacher_passes"]
+    ledger = pool.run.summary["ledger"]
+    pool.costs.setdefault("selected", {}).update(teacher_passes=ledger["teacher_passes"], cost=ledger["cost"])
     return budget.rows
 
 
@@ -255,6 +281,14 @@ ARMS: Mapping[str, Arm] = {
     "rds": Arm(
         lambda pool, budget, seed: rds_ids(pool, budget.k),
         "RDS+: the target set's rows, or the pool's, take in turn what is nearest in the model's hidden states",
+    ),
+    "less": Arm(
+        lambda pool, budget, seed: taught_ids(pool, "less", budget.k),
+        "LESS on every row by the trained model: targets take their best rows in turn",
+    ),
+    "ifd": Arm(
+        lambda pool, budget, seed: taught_ids(pool, "ifd", budget.k),
+        "the highest instruction-following difficulty by the trained model",
     ),
     "bm25": Arm(
         lambda pool, budget, seed: bm25_ids(pool, budget.k),

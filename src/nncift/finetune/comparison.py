@@ -8,7 +8,7 @@ the other's mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import LOSS, Scores, Values
 from nncift.generation.likelihood import Losses, perplexity
 from nncift.generation.paired_comparison import Comparison, compare
+from nncift.storage.ledger import STEP
 
 AGAINST = ("selected", "teacher", "random")
 MARGIN = 0.02
@@ -27,7 +28,9 @@ MARGIN = 0.02
 
 UNTRAINED = "none"
 UNDECIDED = "no significant difference"
-OPTIONAL = frozenset("steps epochs tokens shown shortened left_out training_loss first_failure perplexity".split())
+OPTIONAL = frozenset(
+    "steps epochs tokens share_of_training shown shortened left_out training_loss first_failure perplexity".split()
+)
 """Facts of an arm or a metric that are stored only where there are any."""
 
 
@@ -67,12 +70,16 @@ class MetricSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """Means over an arm's seeds: rows, what was trained (None: nothing), what was shown (None: nothing), seconds, values."""
+    """Means over an arm's seeds: rows, what was trained (None: nothing), what was shown (None: nothing), seconds, values.
+
+    share_of_training: see `with_costs`.
+    """
 
     rows: float | None
     steps: float | None = None
     epochs: float | None = None
     tokens: float | None = None
+    share_of_training: float | None = None
     shown: float | None = None
     shortened: float | None = None
     left_out: float | None = None
@@ -163,6 +170,27 @@ def summarise(group: Group, units: Mapping[str, tuple[str, bool]], seed: int) ->
         if other in arms and (arm not in AGAINST or AGAINST.index(arm) < AGAINST.index(other))
     ]
     return GroupSummary(group.how, group.budget, group.k, arms, comparisons)
+
+
+def with_costs(found: GroupSummary, costs: Mapping[str, Mapping[str, Any]], pool: int) -> GroupSummary:
+    """Return a group whose arms say what they cost as a share of training on everything (method.md 6).
+
+    An arm costs its choice, in forward passes (`cost` among costs; an arm without costs nothing), and three for every row read in
+    training. Everything is every row of the pool, as often as the run's selection is read. Nothing is said where nothing trains.
+    """
+    usual = found.arms.get("selected") or next((arm for name, arm in found.arms.items() if name != "full"), None)
+    if usual is None or not usual.epochs:
+        return found
+    everything = STEP * usual.epochs * pool
+    arms = {
+        name: arm
+        if arm.epochs is None or arm.rows is None
+        else replace(
+            arm, share_of_training=(costs.get(name, {}).get("cost", 0) + STEP * arm.epochs * arm.rows) / everything
+        )
+        for name, arm in found.arms.items()
+    }
+    return replace(found, arms=arms)
 
 
 def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> ArmSummary:

@@ -18,7 +18,7 @@ from nncift.errors import UsageError
 from nncift.evaluation.run_verdict import selection_key
 from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
 from nncift.finetune.batch_schedule import Measure, schedule
-from nncift.finetune.comparison import UNTRAINED, Group, summarise
+from nncift.finetune.comparison import UNTRAINED, Group, GroupSummary, summarise, with_costs
 from nncift.finetune.results_store import Cell, Cells, Outcome
 from nncift.finetune.test_set import held_out
 from nncift.finetune.trainer import Trainer
@@ -163,11 +163,15 @@ class TuneExperiment:
                 for budget, arms in self._chosen.items()
             },
             "costs": self._pool.costs,
-            "results": [summarise(group, self.units, self.settings.seed).to_json() for group in groups],
+            "results": [self._summary(group).to_json() for group in groups],
             "seconds": round(sum(spent.values()), 3),
             "machine": _machine(trainer.lm),
             "notes": [*trainer.notes, *self._about_rows()],
         }
+
+    def _summary(self, group: Group) -> GroupSummary:
+        found = summarise(group, self.units, self.settings.seed)
+        return with_costs(found, self._pool.costs, len(self._pool.ids))
 
     @property
     def _seeds(self) -> range:

@@ -26,6 +26,8 @@ READING = (
     f"Within {100 * MARGIN:.0f} %: the whole interval of the difference is smaller than that share of the other arm's mean.",
     "Mean absolute: the mean over seeds of the size of each seed's difference, as a share of the other arm's mean. Other's "
     "seeds: the same between two seeds of the other arm itself, what chance alone does; no arm can be expected to come nearer.",
+    "Cost: choosing the rows (labels, probe) and training on them, in forward passes, a row of training three, as a share of "
+    "training on every row of the pool as often.",
     "Wins, ties, losses: test rows whose mean over the seeds is better, the same, worse.",
 )
 COMPARED = (
@@ -102,12 +104,13 @@ def arm_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]]
     """Return a table of the arms, its head first: values with their deviation over seeds, and how much was trained."""
     trained = group.how != "context"
     head = ["arm", *(f"{name} ({record['unit']})" for name, record in metrics.items())]
-    rows = [[*head, *(("rows", "epochs", "steps", "tokens", "seconds") if trained else ("rows",))]]
+    rows = [[*head, *(("rows", "epochs", "steps", "tokens", "seconds", "cost") if trained else ("rows",))]]
     for name, arm in group.arms.items():
         row = [name, *(_value(arm.metrics[metric]) for metric in metrics), _number(arm.rows, ",.0f")]
         if trained:
             row += [_number(arm.epochs, ".2f"), _number(arm.steps, ",.0f"), _number(arm.tokens, ",.0f")]
             row.append(_number(arm.seconds["training"] or 0, ".1f"))
+            row.append(_percent(arm.share_of_training, ".1f"))
         rows.append(row)
     return rows
 

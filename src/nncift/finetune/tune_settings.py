@@ -42,7 +42,7 @@ class TuneSettings(Settings):
         "Subsets that are compared, with commas",
         choices=(
             *("selected", "teacher", "small-teacher", "random", "stratified", "longest", "embedding", "hidden"),
-            *("output", "sum", "rds", "bm25", "full", "none"),
+            *("output", "sum", "rds", "less", "ifd", "bm25", "full", "none"),
         ),
         metavar="A,B",
         group="Selection",
