@@ -194,8 +194,8 @@ def test_scoring_needs_a_finished_run(call: Call, write_pool: Write, tmp_path: P
 
 
 def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, write_pool: Write, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    refused(call("score", write_pool(3), "--run", done, "--out", tmp_path / "there"), 6, "cannot be written")
+    (tmp_path / "there.parquet").mkdir()
+    refused(call("score", write_pool(3), "--run", done, "--out", tmp_path / "there.parquet"), 6, "cannot be written")
 
 
 def test_doctor_tells_versions_and_extras(call: Call) -> None:

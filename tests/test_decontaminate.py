@@ -1,12 +1,14 @@
 """Test rows in a pool: refused with their names, or left out and counted."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import nncift
 from nncift.config import resolve
 from nncift.data import Examples, rows_from
 from nncift.errors import DataError, QualityError, UsageError
@@ -102,3 +104,31 @@ def test_a_run_leaves_such_rows_out_and_counts_them(write_pool: Callable[..., Pa
     assert made.summary["contaminated"] == made.summary["rejected"] == len(left) == 60 - made.summary["pool"]
     assert any("are left out, since test rows are in them" in warning for warning in made.warnings)
     assert "are left out, since test rows are in them" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_test_rows_may_come_from_python_and_are_looked_for_with_progress(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"r{k}", "prompt": f"w{k}a w{k}b w{k}c w{k}d w{k}e", "completion": f"said{k} " * (k + 1)}
+        for k in range(40)
+    ]
+    shown: list[tuple[str, int]] = []
+
+    @contextmanager
+    def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        shown.append((what, total))
+        yield lambda steps: None
+
+    given: dict[str, Any] = {
+        "teacher": "length",
+        "encoder": "hash",
+        "labels": 0.5,
+        "test_items": 5,
+        "validation_items": 4,
+    }
+    with pytest.raises(QualityError, match="test rows are in 2 of 40 rows"):
+        nncift.run(rows, against=rows[5:7], out=tmp_path / "run", **given)
+    found = nncift.run(
+        iter(rows), against=rows[5:7], decontaminate=True, out=tmp_path / "run", progress=progress, **given
+    )
+    assert (found.summary["pool"], found.summary["contaminated"]) == (38, 2)
+    assert ("looking for test rows", 40) in shown

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError, field_validator
 
-from nncift.core.amounts import Budget, CostCap, LabelAmount, LabelBound, TimeCap
+from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, TimeCap
 from nncift.core.declaration import Settings, setting
 from nncift.core.texts import read_text
 from nncift.errors import DataError, UsageError
@@ -29,6 +29,7 @@ BudgetSetting = Annotated[Budget, PlainValidator(Budget.parse), _AsText]
 LabelSetting = Annotated[LabelAmount, PlainValidator(LabelAmount.parse), _AsText]
 LabelBoundSetting = Annotated[LabelBound, PlainValidator(LabelBound.parse), _AsText]
 CostSetting = Annotated[CostCap, PlainValidator(CostCap.parse), _AsText]
+HoldoutSetting = Annotated[HoldoutAmount, PlainValidator(HoldoutAmount.parse), _AsText]
 TimeSetting = Annotated[TimeCap, PlainValidator(TimeCap.parse), _AsText]
 
 
@@ -48,6 +49,9 @@ class DataSettings(Settings):
         (), "File of test rows that must not be in POOL: exit code 5; may be repeated", metavar="FILE"
     )
     decontaminate: bool = setting(False, "Leave out rows that test rows of --against are in")
+    holdout: HoldoutSetting | None = setting(
+        None, "Rows set aside that nothing of the run sees, for tune to judge by: 10% or 500", metavar="AMOUNT"
+    )
     format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"] = setting(
         "auto", "Format of the rows"
     )
@@ -238,6 +242,9 @@ class RunSettings(
         "auto",
         "Defaults of what is not given: by evidence, from embeddings alone, or as published",
     )
+    prove: bool = setting(
+        False, "When all is done, tune with --holdout: the selection beside random rows, embeddings and no training"
+    )
     seed: int = setting(0, "One seed for everything", ge=0)
     device: str = setting("auto", "Device of the models", choices=("auto", "cpu", "cuda", "cuda:0", "mps"))
 
@@ -294,6 +301,7 @@ GROWING = SELECTION | {
     "cost",
     "time",
     "trust_remote_code",
+    "prove",
 }
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nncift import config
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import Executor, Incomplete, may_pay
 from nncift.core.progress import Progress, silent
@@ -40,11 +39,13 @@ from nncift.stages.context import RunContext, encoder_of
 from nncift.stages.embed import embed, token_counts
 from nncift.stages.embed_existing import embed_existing
 from nncift.stages.finish import Run, finish, record_of
-from nncift.stages.inputs import held, workspace_of
+from nncift.stages.holdout import write_holdout
+from nncift.stages.inputs import GivenRows, check_named_locally, held, workspace_of
 from nncift.stages.label import finished_groups, label, plan_labels
 from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.stages.request import Request
 from nncift.stages.timing import Rates, rates_of
+from nncift.storage.run_directory import with_settings_of
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
 from nncift.teachers.abilities import subtask_column, workspace_in
 
@@ -62,7 +63,7 @@ def run(
 ) -> Run:
     """Select from a pool by learned influence; the settings are those of `config.RunSettings`.
 
-    pool, and the optional target and existing sets: files, or rows in whatever holds them (`data.rows_from`). teacher and
+    pool, and the optional sets target, existing and against: files, or rows in whatever holds them (`data.rows_from`). teacher,
     encoder: names or objects; by default those of the preset (`config.PRESETS`).
     out: the run directory; one that exists is continued or extended.
     Raises the errors of `nncift.errors`.
@@ -74,24 +75,26 @@ def run(
         given.update(registry.as_settings(teacher.options))
     if encoder is not None:
         given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
-    for name, rows in (("pool", pool), ("target", target), ("existing", existing), ("against", given.get("against"))):
-        if rows is not None and are_paths(rows):
-            paths = [rows] if isinstance(rows, str | Path) else list(rows)
-            given[name] = tuple(str(path) for path in paths)
-    resolved = config.resolve(given)
-    pool, target, existing = (
-        rows if rows is None or are_paths(rows) else held(resolved, rows, limit)
-        for rows, limit in ((pool, resolved.limit), (target, None), (existing, None))
-    )
+    sets = {"pool": pool, "target": target, "existing": existing, "against": given.pop("against", None)}
+    for name, rows in sets.items():
+        if rows is not None:
+            paths = [rows] if isinstance(rows, str | Path) else rows
+            given[name] = tuple(str(path) for path in paths) if are_paths(rows) else ()
+    resolved = with_settings_of(out, given)
+    check_named_locally(resolved, given, out)
+    found = {
+        name: held(resolved, rows, resolved.limit if name == "pool" else None)
+        for name, rows in sets.items()
+        if rows is not None and not are_paths(rows)
+    }
     return execute(
-        Request.resolve(
+        Request.of_rows(
             resolved,
+            GivenRows(**found),
             teacher=None if isinstance(teacher, str) else teacher,
-            pool=pool if isinstance(pool, Examples) else None,
-            target=target if isinstance(target, Examples) else None,
-            existing=existing if isinstance(existing, Examples) else None,
             encoder=None if isinstance(encoder, str) else encoder,
             out=out,
+            progress=progress,
         ),
         out,
         progress=progress,
@@ -130,6 +133,8 @@ def _selected(request: Request, out: str | Path, progress: Progress, executor: E
         # Only now: what was refused so far has changed nothing that an earlier run left.
         directory.reopen()
         keep(context, allowance)
+        if request.holdout is not None:
+            write_holdout(directory, request.holdout)
         directory.write_manifest(record_of(context, request.pool))
         vectors, existing = embed(context, axes), embed_existing(context, request.existing)
         if vectors is None:

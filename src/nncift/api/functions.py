@@ -42,8 +42,10 @@ class RunOptions(SelectOptions, total=False):
     """Settings of a run, as the flags of `nncift run` (docs/settings.md has each setting's meaning)."""
 
     preset: Literal["auto", "cheap", "paper"]
-    against: Files
+    against: Any
     decontaminate: bool
+    holdout: Amount
+    prove: bool
     model: str
     labels: Amount
     max_labels: Amount
@@ -124,10 +126,11 @@ def run(
 ) -> Run:
     """Select rows that are worth training on, by influence that a small network learned from a few percent of the labels.
 
-    rows: paths, a list of dicts, a DataFrame, a `datasets.Dataset`, any iterable of rows; target (rows that shall be served) and
-    existing (rows that were trained on already) alike. out: the run's directory, one that exists is continued or extended; None =
-    a temporary folder that goes with the run. teacher, encoder: names or objects, by default those of the preset. progress: shows
-    how far things are; by default bars where somebody looks. settings: as the flags of `nncift run`.
+    rows: paths, a list of dicts, a DataFrame, a `datasets.Dataset`, any iterable of rows; target (rows that shall be served),
+    existing (rows that were trained on already) and against (test rows that must not be among them) alike. out: the run's
+    directory, one that exists is continued or extended; None = a temporary folder that goes with the run. teacher, encoder: names
+    or objects, by default those of the preset. progress: shows how far things are; by default bars where somebody looks.
+    settings: as the flags of `nncift run`.
 
     Raises the errors of `nncift.errors`, each of which says what was given, what was expected, and what to do.
     """
@@ -145,7 +148,13 @@ def run(
         progress=progress or for_people(),
         **settings,
     )
-    return Run(made.path, temporary)
+    done = Run(made.path, temporary)
+    if done.settings.prove:
+        from nncift.finetune.prove import prove
+
+        allowed = Permissions(settings.get("trust_remote_code", False))
+        prove(done.path, progress or for_people(), allowed=allowed)
+    return done
 
 
 def load(path: str | Path) -> Run:
@@ -208,11 +217,21 @@ def evaluate(
     return {**result, "retraining": found.to_json()}
 
 
-def explain(path: str | Path, example_id: str, *, why_not: bool = False) -> Mapping[str, Any]:
-    """Tell why a row was chosen or dropped, and what would have to change."""
-    from nncift.runs.explain import explain
+def explain(
+    path: str | Path,
+    example_id: str | None = None,
+    *,
+    rank: int | None = None,
+    search: str | None = None,
+    why_not: bool = False,
+) -> Mapping[str, Any]:
+    """Tell why a row was chosen or dropped, and what would have to change.
 
-    return explain(path, example_id, why_not=why_not).to_json()
+    The row is named by its id, its rank, or a text in it; where several rows have the text, these are returned.
+    """
+    from nncift.runs.explain import explain_found
+
+    return explain_found(path, example_id, rank=rank, search=search, why_not=why_not).to_json()
 
 
 def query(
@@ -264,16 +283,17 @@ def export(
     """
     from nncift.data.export import export
     from nncift.data.lengths import LengthLimit
+    from nncift.models.packaged import readable
 
     most, too_long = options.get("max_length"), options.get("too_long", "refuse")
     limit = None if most is None else LengthLimit(most, options.get("tokenizer"), too_long)
     turns, with_scores = options.get("turns", "all"), options.get("with_scores", False)
-    return export(path, out, to=to, turns=turns, length=limit, with_scores=with_scores)
+    return export(path, out, to=to, turns=turns, length=limit, with_scores=with_scores, locate=readable)
 
 
 def tune(
     path: str | Path,
-    test: Files,
+    test: Files | None = None,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -283,11 +303,12 @@ def tune(
 ) -> Mapping[str, Any]:
     """Train on a run's selection and on rival subsets alike, and judge them by test rows that none has seen.
 
-    settings: as the flags of `nncift tune`. trust_remote_code, fetch: as in `evaluate`.
+    test: files of test rows, None = the rows that the run has set aside (`holdout`). settings: as the flags of `nncift tune`.
+    trust_remote_code, fetch: as in `evaluate`.
     """
     from nncift.finetune.experiment import tune
 
-    files = [test] if isinstance(test, str | Path) else list(test)
+    files = [test] if isinstance(test, str | Path) else list(test or ())
     given = {**settings, "test": tuple(str(file) for file in files)}
     allowed = Permissions(trust_remote_code, fetch)
     return tune(path, given, None if out is None else Path(out), progress or for_people(), allowed=allowed)

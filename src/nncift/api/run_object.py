@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from nncift.config import RunSettings
 from nncift.data import Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.runs.finished import FinishedRun
@@ -155,11 +156,18 @@ class Run:
             ) from error
         return datasets.Dataset(table)
 
-    def explain(self, example_id: str, *, why_not: bool = False) -> dict[str, Any]:
-        """Tell why a row was chosen or dropped, and what would have to change."""
-        from nncift.runs.explain import explain
+    def explain(
+        self,
+        example_id: str | None = None,
+        *,
+        rank: int | None = None,
+        search: str | None = None,
+        why_not: bool = False,
+    ) -> dict[str, Any]:
+        """Tell why a row was chosen or dropped, and what would have to change; see `nncift.explain`."""
+        from nncift.runs.explain import explain_found
 
-        return explain(self._finished, example_id, why_not=why_not).to_json()
+        return explain_found(self._finished, example_id, rank=rank, search=search, why_not=why_not).to_json()
 
     def query(self, rows: Any, *, top: int = 10, exact: int = 0, device: str = "auto") -> dict[str, Any]:
         """Tell which rows of the pool push a model to the responses of some rows; see `nncift.query`."""
@@ -197,8 +205,16 @@ class Run:
         asked: dict[str, Any] = {"trust_remote_code": trust_remote_code, "fetch": fetch}
         return evaluate(self.path, full_teacher=full_teacher, device=device, **asked)
 
-    def tune(self, test: str | Path | Sequence[str | Path], **settings: Any) -> Mapping[str, Any]:
-        """Train on the selection and on rival subsets alike, and judge them by test rows that none has seen."""
+    @property
+    def settings(self) -> RunSettings:
+        """The settings of the run."""
+        return self._finished.settings
+
+    def tune(self, test: str | Path | Sequence[str | Path] | None = None, **settings: Any) -> Mapping[str, Any]:
+        """Train on the selection and on rival subsets alike, and judge them by test rows that none has seen.
+
+        test: files of test rows, None = the rows that the run has set aside (`holdout`).
+        """
         from nncift.api.functions import tune
 
         return tune(self.path, test, **settings)

@@ -12,16 +12,36 @@ from nncift.cli.shell import command, option
 
 @command("explain", example="nncift explain runs/alpaca --id row-17 --why-not")
 @run_argument
-@option("--id", "example_id", required=True, help="Id of a row, as in selection.parquet.")
+@option("--id", "example_id", help="Id of a row, as in selection.parquet.")
+@option("--rank", type=int, help="In its place: the selected row at this rank, from 1.")
+@option("--search", help="In its place: text of the row; where several rows have it, they are listed.")
 @option("--why-not", is_flag=True, help="Name for each target that the row serves the row that serves it now.")
-def explain_command(show: bool, run: Path, example_id: str, why_not: bool) -> dict[str, Any]:
-    """Explain why a row of RUN was chosen or dropped, and what would have to change."""
-    from nncift.runs.explain import explain
+def explain_command(
+    show: bool, run: Path, example_id: str | None, rank: int | None, search: str | None, why_not: bool
+) -> dict[str, Any]:
+    """Explain why a row of RUN was chosen or dropped, and what would have to change.
 
-    summary = explain(run, example_id, why_not=why_not).to_json()
+    RUN is a folder of run or of select --out. Name the row by one of --id, --rank and --search.
+    """
+    from nncift.runs.explain import explain_found
+
+    summary = explain_found(run, example_id, rank=rank, search=search, why_not=why_not).to_json()
     if show:
-        _show(summary)
+        (_show_matches if "found" in summary else _show)(summary)
     return summary
+
+
+def _show_matches(summary: dict[str, Any]) -> None:
+    """Print the rows that a text is in, one a line."""
+    columns = ("id", "rank", "prompt", "response")
+    made = table(f"{summary['found']:,} rows have {summary['search']!r}", columns, left=("id", "prompt", "response"))
+    for row in summary["rows"]:
+        made.add_row(row["id"], str(row["rank"] or "-"), _short(row["prompt"]), _short(row["response"]))
+    out = console(wrap=False)
+    out.print(made)
+    if summary["found"] > len(summary["rows"]):
+        out.print(f"These are the first {len(summary['rows'])}: give more of the text.")
+    out.print("Explain one of them with --id ID.")
 
 
 def _show(summary: dict[str, Any]) -> None:

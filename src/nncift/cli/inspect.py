@@ -74,6 +74,8 @@ def _show(summary: dict[str, Any]) -> None:
 
 def _show_file(out: Console, file: Mapping[str, Any]) -> None:
     """Show what one file holds, and what is wrong with it."""
+    from nncift.data.reading import SCORED
+
     formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
     out.print(
         f"{file['file']}: {file['rows']:,} rows, {file['usable']:,} usable ({formats}), {file['rejected']:,} rejected"
@@ -82,6 +84,8 @@ def _show_file(out: Console, file: Mapping[str, Any]) -> None:
         more = ", ..." if problem["rows"] > len(problem["lines"]) else ""
         lines = ", ".join(map(str, problem["lines"]))
         out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
+    if several := file["several_responses"]:
+        out.print(f"  {several:,} rows have several responses: {SCORED}")
     for what, rows in file["not_used"].items():
         out.print(f"  {rows:,} rows with {what}: not used")
     if held := file["control_tokens"]["rows"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,9 +35,13 @@ from nncift.cli.options import (
     verbose_option,
 )
 from nncift.cli.shell import command, option, progress, progress_ends
-from nncift.config import RunSettings, is_manifest, resolve
+from nncift.config import RunSettings, is_manifest, load
+from nncift.core.permissions import Permissions
 from nncift.core.texts import seconds
 from nncift.errors import UsageError
+
+if TYPE_CHECKING:
+    from nncift.stages.finish import Run
 
 
 @command(
@@ -53,7 +57,9 @@ from nncift.errors import UsageError
 )
 @option("--dry-run", is_flag=True, group="Run", help="Estimate what the run costs, from a few timed pairs, and stop.")
 @verbose_option
-@path_option("--out", "Directory of the run; one that exists is continued or extended.")
+@path_option(
+    "--out", "Directory of the run; one that exists is continued or extended, with its settings where none are given."
+)
 @engine_options
 @option(
     "--shard",
@@ -78,7 +84,9 @@ def run_command(
 
     POOL names files of instruction examples: JSON lines, JSON, CSV, Parquet, or hub:org/name.
     """
-    settings = resolve(chosen(flags, RunSettings), config)
+    from nncift.storage.run_directory import with_settings_of
+
+    settings = with_settings_of(out, chosen(flags, RunSettings), config)
     if print_config:
         if show:
             from nncift.cli.settings_pages import commented
@@ -86,7 +94,10 @@ def run_command(
             progress_ends()
             click.echo(commented(settings), nl=False)
         return settings.model_dump(mode="json")
-    _check_is_local(settings, flags, config, fetch)
+    from nncift.stages.inputs import GivenRows, check_named_locally
+
+    own = {} if config is None or is_manifest(config) else load(config)
+    check_named_locally(settings, {**own, **chosen(flags, RunSettings)}, out, config, fetch=fetch)
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
     from nncift.core.parallel import Incomplete
@@ -102,27 +113,32 @@ def run_command(
             _show_estimate(result)
         return result
     try:
-        done = execute(Request.resolve(settings, out=out), out, progress=progress(show), executor=executor)
+        done = execute(
+            Request.of_rows(settings, GivenRows(), out=out, progress=progress(show)),
+            out,
+            progress=progress(show),
+            executor=executor,
+        )
     except Incomplete as part:
         if show:
             _show_shard(part.report)
         return dict(part.report)
     if show:
         _show(done.summary, done.path, verbose=flags["verbose"])
-    return dict(done.summary)
+    return _proven(done, settings, show, fetch) if settings.prove else dict(done.summary)
 
 
-def _check_is_local(settings: RunSettings, flags: Mapping[str, Any], config: Path | None, fetch: bool) -> None:
-    """Raise UsageError where a run's manifest, and no flag, names what would be fetched."""
-    if config is None or not is_manifest(config):
-        return
-    from nncift.models.encoders import check_encoder_is_local
-    from nncift.models.loading import check_is_local
+def _proven(done: Run, settings: RunSettings, show: bool, fetch: bool) -> dict[str, Any]:
+    """Train on the selection and on what it is compared with, and return the summary with what that says."""
+    from nncift.cli.tune import show_tune
+    from nncift.finetune.prove import brief, prove
+    from nncift.runs.finished import FinishedRun
 
-    if settings.model is not None and flags["model"] is None:
-        check_is_local(settings.model, f"the manifest {str(config)!r}", fetch=fetch)
-    if flags["encoder"] is None:
-        check_encoder_is_local(settings.encoder, f"the manifest {str(config)!r}", fetch=fetch)
+    record = prove(done.path, progress(show), allowed=Permissions(settings.trust_remote_code, fetch))
+    if show:
+        show_tune(record, done.path / "tune")
+    # The verdict knows of it.
+    return {**FinishedRun(done.path).summary, "proof": brief(record)}
 
 
 def _show(result: Mapping[str, Any], path: Path, *, verbose: bool) -> None:

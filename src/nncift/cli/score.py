@@ -17,7 +17,7 @@ from nncift.config import RunSettings
 @command("score", example="nncift score new.jsonl --run runs/alpaca --out scores.parquet")
 @click.argument("new", nargs=-1, required=True, type=str)
 @path_option("--run", "Directory of a finished run.", required=True, group="Options")
-@path_option("--out", "Parquet file to write.", required=True, group="Options")
+@path_option("--out", "File to write: .parquet, .csv or .jsonl.", required=True, group="Options")
 @settings_options(RunSettings, ("format", "map", "limit", "device"))
 @fetch_option
 @offline_option

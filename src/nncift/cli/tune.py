@@ -51,11 +51,11 @@ def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, fetch: bo
         given["method"] = "qlora"
     summary = tune(run, given, out, progress(show), allowed=allowed)
     if show:
-        _show(summary, run / "tune" if out is None else out)
+        show_tune(summary, run / "tune" if out is None else out)
     return summary
 
 
-def _show(tune: Mapping[str, Any], folder: Path) -> None:
+def show_tune(tune: Mapping[str, Any], folder: Path) -> None:
     """Print every arm's values, every comparison, and how to read them."""
     from nncift.finetune.tune_report import READING, arm_rows, comparison_rows, groups_of, summary, title
 

@@ -119,6 +119,35 @@ class Budget(Amount):
 
 
 @dataclass(frozen=True, repr=False)
+class HoldoutAmount(Amount):
+    """How many rows are set aside: a share of the pool, or a number of rows."""
+
+    name = "--holdout"
+    expected = "a share of the rows such as 10%, or a number of rows such as 500"
+
+    share: Fraction | None = None
+    count: int | None = None
+
+    @classmethod
+    def _read(cls, text: str, stripped: str) -> Self:
+        found = Budget._read(text, stripped)
+        if found.tokens is not None:
+            raise ValueError
+        if found.share is not None and not 0 < found.share < 1:
+            raise InfeasibleError(f"--holdout {text}: the share must be above 0 % and below 100 %")
+        return cls(text, found.share, found.count)
+
+    def rows(self, n: int) -> int:
+        """Return the number of rows of a pool of `n`, shares rounded half up. Raises InfeasibleError for none or all of them."""
+        rows = self.count if self.share is None else floor(self.share * n + Fraction(1, 2))
+        if rows is None or not 0 < rows < n:
+            raise InfeasibleError(
+                f"--holdout {self} was given, which is {rows} of {n} rows; at least one must be set aside and one left"
+            )
+        return rows
+
+
+@dataclass(frozen=True, repr=False)
 class LabelAmount(Amount):
     """How much is labelled: a share of each axis, a number of pairs or rows, or neither for `auto`."""
 

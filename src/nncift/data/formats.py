@@ -33,8 +33,8 @@ class Dialogue:
 
     unused_turns: turns after the response. masked_last: turns after it that are masked, so that it is not the last of the
     assistant's. media_parts: parts of turns that are not text. numbers: texts that were numbers. reasoning: turns with a
-    `reasoning_content`, which is not read. pair: the row has a rejected side too. ignored: names of columns that would change
-    the prompt and do not.
+    `reasoning_content`, which is not read. pair: the row has a rejected side. responses: turns that are learned from, of which
+    the last is the response. ignored: names of columns that would change the prompt and do not.
     """
 
     messages: tuple[Message, ...]
@@ -46,6 +46,7 @@ class Dialogue:
     numbers: int = 0
     reasoning: int = 0
     pair: bool = False
+    responses: int = 1
 
 
 def parse(row: Row, layout: Layout) -> Dialogue:
@@ -70,6 +71,7 @@ def parse(row: Row, layout: Layout) -> Dialogue:
         numbers=found.numbers + sum(turn.number for turn in used),
         reasoning=sum(turn.reasoning for turn in used),
         pair=found.rejected is not None,
+        responses=sum(turn.role == "assistant" and not turn.masked for turn in turns[: last + 1]),
     )
 
 

@@ -23,6 +23,10 @@ from nncift.errors import DataError, UsageError
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
+SCORED = (
+    "what is scored is the last that is learned from; export --turns last trains on it alone, --turns all on every one."
+)
+"""The rule for rows of several turns, which every command says in the same words."""
 TRIED = 5
 """Rows for which a `--map` that reads them is looked for."""
 _HASH_BYTES = HASH_DIGITS // 2
@@ -79,6 +83,7 @@ class _Log:
     numbers: int = 0
     reasoning: int = 0
     pairs: int = 0
+    several: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     mapped: set[str] = field(default_factory=set)
 
@@ -97,6 +102,7 @@ class _Log:
         self.numbers += dialogue.numbers > 0
         self.reasoning += dialogue.reasoning > 0
         self.pairs += dialogue.pair
+        self.several += dialogue.responses > 1
         self.ignored.update(dialogue.ignored)
 
 
@@ -379,6 +385,7 @@ def _notes(log: _Log, layout: Layout) -> tuple[str, ...]:
             log.masked_last,
             "The last assistant turn is masked in {}: the response is the last one that is learned from.",
         ),
+        (log.several, f"Several responses in {{}}: {SCORED}"),
         (log.media, "Parts that are not text in {}: a placeholder such as [image] stands for them."),
         (log.numbers, "Numbers in {} are read as their text."),
         (log.reasoning, "Turns with reasoning_content in {}: what is scored is their content alone."),

@@ -229,7 +229,7 @@ def _state(run: FinishedRun) -> list[Any]:
     """Return what the run's selections depend on: what is finished there, and how it would select."""
     marks = {}
     for stage in ("fit", "existing"):
-        path = run.path / "stages" / f"{stage}.json"
+        path = run.base / "stages" / f"{stage}.json"
         marks[stage] = json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
     return [
         marks,

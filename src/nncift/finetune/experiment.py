@@ -28,6 +28,7 @@ from nncift.models.environment import examine
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import check_existing, judged_objective
 from nncift.runs.renew_verdict import renew
+from nncift.stages.holdout import has_holdout
 from nncift.storage.atomic import write_json, write_text
 from nncift.storage.outputs import check_replaces_nothing, inputs_of
 
@@ -49,14 +50,15 @@ def tune(
 ) -> dict[str, Any]:
     """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
 
-    given: settings (`TuneSettings`), `test` among them. out: a folder, by default `tune` in the run; cells that are finished
-    there are taken as they are. truth: where the full teacher's values are kept, by default in the run. allowed: what may
-    be done with the models that the run names. Raises the errors of `nncift.errors`.
+    given: settings (`TuneSettings`); without `test`, rows judge that the run has set aside. out: a folder, by default `tune` in
+    the run; cells finished there are taken as they are. truth: where the full teacher's values are kept, by default in the run.
+    allowed: what may be done with the models that the run names. Raises the errors of `nncift.errors`.
     """
     from nncift.finetune.tune_report import html, page
 
     run = FinishedRun(path, allowed)
-    experiment = TuneExperiment(run, resolve(given), run.path / "tune" if out is None else out, progress, truth=truth)
+    settings = resolve(given, holdout=has_holdout(run.base))
+    experiment = TuneExperiment(run, settings, run.path / "tune" if out is None else out, progress, truth=truth)
     record = experiment.record()
     write_json(experiment.folder / "tune.json", record)
     write_text(experiment.folder / "tune.md", page(record))

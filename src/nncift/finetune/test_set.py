@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from nncift.config import nearest
 from nncift.data import Examples, read
+from nncift.data.layout import Layout
+from nncift.data.proportion import sampled
 from nncift.errors import DataError, UsageError
 from nncift.finetune.tune_settings import TuneSettings
 from nncift.generation.answer_metrics import METRICS, Metric, metric
@@ -23,6 +25,7 @@ from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import Encoder
 from nncift.models.prompt_format import PromptFormat
 from nncift.runs.finished import FinishedRun
+from nncift.stages.holdout import read_holdout
 
 LOSS, CHOICE = "loss", "choice"
 
@@ -149,14 +152,15 @@ class HeldOut:
 
 
 def held_out(run: FinishedRun, settings: TuneSettings) -> HeldOut:
-    """Read the test files and keep out what the run has seen.
+    """Return the test rows that the run has not seen: of the test files, or without any those that the run has set aside.
 
-    Raises DataError for rows that the pool or the target set has too, unless they are to be dropped, and where none is left.
+    A sample is drawn of what is left after rows were dropped. Raises DataError for rows that the pool or the target set has too,
+    unless they are to be dropped, and where none is left.
     """
-    read_rows = read(
-        *settings.test, format=settings.format, map=settings.map, limit=settings.limit_test, seed=settings.seed
-    )
-    notes = [*read_rows.notes]
+    read_rows, notes = _test_rows(run, settings), list[str]()
+    limit = settings.limit_test
+    read_rows = read_rows if settings.drop_seen else sampled(read_rows, limit, settings.seed)
+    notes += read_rows.notes
     if read_rows.rejected:
         notes.append(f"{len(read_rows.rejected)} test rows cannot be used; the first: {read_rows.rejected[0].reason}.")
     seen = {*run.rows.content, *(run.rows.targets.content if run.rows.targets else ())}
@@ -174,7 +178,20 @@ def held_out(run: FinishedRun, settings: TuneSettings) -> HeldOut:
         )
     if not fresh:
         raise DataError("no test row is left: the run has seen all of them")
+    if settings.drop_seen:
+        fresh = list(sampled(Examples(tuple(fresh)), limit, settings.seed))
+    if limit is not None and len(fresh) < limit:
+        notes.append(f"--limit-test {limit} was given, and there are {len(fresh)} test rows.")
     prompts = {row.messages for row in run.rows.examples}
     if asked := sum(row.messages in prompts for row in fresh):
         notes.append(f"{asked} of {len(fresh)} test rows ask what a row of the pool asks, with another response.")
     return HeldOut(Examples(tuple(fresh)), tuple(notes))
+
+
+def _test_rows(run: FinishedRun, settings: TuneSettings) -> Examples:
+    if settings.test:
+        # Of rows that are to be dropped first, nothing is known before they are read.
+        limit = None if settings.drop_seen else settings.limit_test
+        return read(*settings.test, format=settings.format, map=settings.map, limit=limit, seed=settings.seed)
+    rows = read_holdout(run.base, Layout.from_settings(run.settings.format, run.settings.map))
+    return Examples(rows.items, notes=(f"The test rows are those of the run's --holdout {run.settings.holdout}.",))

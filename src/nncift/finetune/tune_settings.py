@@ -21,7 +21,11 @@ class TuneSettings(Settings):
     title = "Training"
 
     test: tuple[str, ...] = setting(
-        (), "File of rows that judge every arm, seen by none; may be repeated", metavar="FILE", group="Judging"
+        (),
+        "File of rows that judge every arm, seen by none; may be repeated",
+        metavar="FILE",
+        shown="the run's --holdout",
+        group="Judging",
     )
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = setting(
         "auto", "Format of the test files", group="Judging"
@@ -111,13 +115,19 @@ class TuneSettings(Settings):
         return (*trained, *(("context",) if self.in_context else ()))
 
 
-def resolve(given: Mapping[str, Any]) -> TuneSettings:
-    """Check settings. Raises UsageError for what is unknown, wrong, missing, or given twice over."""
+def resolve(given: Mapping[str, Any], *, holdout: bool = False) -> TuneSettings:
+    """Check settings. holdout: the run has rows set aside, which serve where no test rows are given.
+
+    Raises UsageError for what is unknown, wrong, missing, or given twice over.
+    """
     from nncift.finetune.arms import ARMS
 
     settings = checked(TuneSettings, given)
-    if not settings.test:
-        raise UsageError("--test FILE is missing: every arm is judged by rows that none of them has seen")
+    if not settings.test and not holdout:
+        raise UsageError(
+            "--test FILE is missing: every arm is judged by rows that none of them has seen. A run with --holdout 10% sets such "
+            "rows aside"
+        )
     if settings.epochs is not None and settings.steps is not None:
         raise UsageError("--epochs and --steps both say how long to train; give one of them")
     unknown = [name for name in settings.arms if name not in ARMS]

@@ -96,8 +96,8 @@ def evaluate(
     run = FinishedRun(path, allowed)
     if full_teacher:
         run.check_models(encoder=False)
-    vectors = VectorFiles(path).on(*_axes(run.labels))
-    report = FidelityReport.of_json(run.fidelity, str(path / "fidelity.json"))
+    vectors = VectorFiles(run.base).on(*_axes(run.labels))
+    report = FidelityReport.of_json(run.fidelity, str(run.base / "fidelity.json"))
     found = Evaluation(
         run=str(path),
         fidelity=report.fidelity,

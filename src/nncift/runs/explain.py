@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
+from nncift.runs.find_rows import Matches, id_at_rank, rows_with
 from nncift.runs.finished import Choice, FinishedRun, Floats
 
 BEST = 5
@@ -124,6 +125,31 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
     )
     rivals = _rivals(found, example_id, [one.target for one in serves]) if why_not else None
     return replace(record, change=tuple(_change(found, choice, record)), rivals=rivals)
+
+
+def explain_found(
+    run: str | Path | FinishedRun,
+    example_id: str | None = None,
+    *,
+    rank: int | None = None,
+    search: str | None = None,
+    why_not: bool = False,
+) -> Explanation | Matches:
+    """Explain the row that an id, a rank or a text names; where a text is in several rows, return these.
+
+    Raises UsageError unless one of the three is given, and where there is no such row.
+    """
+    if sum(value is not None for value in (example_id, rank, search)) != 1:
+        raise UsageError("which row is to be explained? Give one of --id ID, --rank N and --search TEXT")
+    found = run if isinstance(run, FinishedRun) else FinishedRun(run)
+    if rank is not None:
+        example_id = id_at_rank(found, rank)
+    elif search is not None:
+        matches = rows_with(found, search)
+        if matches.found > 1:
+            return matches
+        example_id = matches.rows[0].id
+    return explain(found, str(example_id), why_not=why_not)
 
 
 def served_best(run: FinishedRun, example_id: str, best: int = BEST) -> tuple[Served, ...]:

@@ -34,6 +34,7 @@ from nncift.storage import checksums
 from nncift.storage.atomic import read_json
 from nncift.storage.parquet import Column, read_columns
 from nncift.storage.run_directory import MANIFEST, SUMMARY
+from nncift.storage.selection_folder import RECORD, place_of, run_behind
 from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
 from nncift.teachers.subtasks import FILE as SUBTASKS
@@ -57,14 +58,16 @@ class Choice:
 
 
 class FinishedRun:
-    """A run directory whose `summary.json` exists. Everything is read when it is first asked for.
+    """A run directory whose `summary.json` exists, or a folder of `select --out`. Everything is read when it is asked for.
 
+    path: where the selection lies; base: where everything else does, which is the same but for a folder of `select --out`.
     allowed: what the call permits to be done with the models that the run's files name.
     """
 
     def __init__(self, path: str | Path, allowed: Permissions = NOTHING) -> None:
         self.path, self.allowed = Path(path), allowed
-        if not (self.path / SUMMARY).exists():
+        self.base = run_behind(self.path)
+        if not (self.base / SUMMARY).exists():
             raise DataError(f"there is no finished run in {str(self.path)!r}; give the --out of a run that has ended")
 
     @cached_property
@@ -97,7 +100,12 @@ class FinishedRun:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What `--json` printed."""
-        return self._json(SUMMARY)
+        found = self._json(SUMMARY)
+        if self.path == self.base:
+            return found
+        selection = self._json(RECORD, self.path)
+        own = {name: value for name, value in selection.items() if name not in ("ids", *place_of(self.base, self.path))}
+        return {**found, "run": str(self.path), "selected": own["budget"], "selection": own}
 
     @cached_property
     def fidelity(self) -> dict[str, Any]:
@@ -156,12 +164,12 @@ class FinishedRun:
     @cached_property
     def rows(self) -> PoolTable:
         """The rows themselves."""
-        return PoolTable.open(self.path, Layout.from_settings(self.settings.format, self.settings.map))
+        return PoolTable.open(self.base, Layout.from_settings(self.settings.format, self.settings.map))
 
     @cached_property
     def labels(self) -> dict[str, LabelledPairs]:
         """The teacher's utilities by split."""
-        return read_utilities(self.path / "labels")
+        return read_utilities(self.base / "labels")
 
     @cached_property
     def pointwise(self) -> bool:
@@ -176,12 +184,12 @@ class FinishedRun:
     @cached_property
     def student(self) -> Student:
         """The trained student."""
-        checksums.verify(self.path, "student/student.json", "student/student.safetensors")
-        return Student.load(self.path / "student")
+        checksums.verify(self.base, "student/student.json", "student/student.safetensors")
+        return Student.load(self.base / "student")
 
     @cached_property
     def _files(self) -> VectorFiles:
-        return VectorFiles(self.path)
+        return VectorFiles(self.base)
 
     def vectors(self, ids: Sequence[str]) -> Floats:
         """Return embeddings of rows, `(n, dim)`, of unit norm."""
@@ -191,15 +199,15 @@ class FinishedRun:
     def similarities(self) -> FreeSimilarities:
         """The similarities of this run's targets and sources that cost no label."""
         sources, blank = self._files.of(self.rows.ids), np.zeros((1, 0), np.float32)
-        shared, existing = not self.pointwise and self.rows.target_ids is None, self.path / "existing.npy"
+        shared, existing = not self.pointwise and self.rows.target_ids is None, self.base / "existing.npy"
         targets = blank if self.pointwise else sources if shared else self._files.of(self.target_ids)
-        second = VectorFile(self.path, "existing", ids="contents").vectors if existing.exists() else None
+        second = VectorFile(self.base, "existing", ids="contents").vectors if existing.exists() else None
         return FreeSimilarities(self._files.views, targets, sources, shared, second, self.subtask_of)
 
     @cached_property
     def subtask_of(self) -> Mapping[str, str] | None:
         """Each target's subtask, None where the run has none."""
-        path = self.path / SUBTASKS
+        path = self.base / SUBTASKS
         found: dict[str, str] | None = read_json(path) if path.exists() else None
         return found
 
@@ -279,16 +287,17 @@ class FinishedRun:
         found = (self.fidelity.get("pair_interval") or {}).get("half_width")
         return None if found is None else float(found)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        checksums.verify(self.path, name)
+    def _json(self, name: str, folder: Path | None = None) -> dict[str, Any]:
+        folder = folder or self.base
+        checksums.verify(folder, name)
         try:
-            record = json.loads((self.path / name).read_text(encoding="utf-8"))
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
-                f"{name} of {str(self.path)!r} cannot be read ({error}); run the same command again"
+                f"{name} of {str(folder)!r} cannot be read ({error}); run the same command again"
             ) from error
         if not isinstance(record, Mapping):
-            raise DataError(f"{name} of {str(self.path)!r} holds no object; run the same command again")
+            raise DataError(f"{name} of {str(folder)!r} holds no object; run the same command again")
         return dict(record)
 
 

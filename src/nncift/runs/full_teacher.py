@@ -49,7 +49,7 @@ def truth_of(
         run,
         teacher_of(run, device),
         run.rows.examples,
-        folder or run.path / "truth",
+        folder or run.base / "truth",
         progress,
         run.rows.target_examples,
     )
@@ -62,7 +62,7 @@ def teacher_of(run: FinishedRun, device: str) -> Teacher | RowTeacher:
     run.check_models(encoder=registry.takes(run.settings.teacher, "encoder"))
     settings = run.settings
     return registry.create(
-        settings, device, seed=settings.seed, encoder=settings.encoder, workspace=run.path / "labels" / "teacher"
+        settings, device, seed=settings.seed, encoder=settings.encoder, workspace=run.base / "labels" / "teacher"
     )
 
 
@@ -96,7 +96,7 @@ def true_problem(
     utilities, sources = utilities_of(run, objective), run.rows.ids
     matrix, similar = _over(true, sources), utilities.similarities()
     if not run.pointwise:
-        similar = replace(similar, targets=VectorFiles(run.path).on(matrix.target_ids, sources).targets)
+        similar = replace(similar, targets=VectorFiles(run.base).on(matrix.target_ids, sources).targets)
     if objective == "flmi":
         return _of_the_pool(run, matrix, similar, device, progress)
     reference, existing = None, utilities.existing
@@ -108,7 +108,7 @@ def true_problem(
 
 def check_existing(run: FinishedRun, objective: str) -> None:
     """Raise UsageError where an objective looks at rows that were trained on already, and their files are not known."""
-    looked_at = objective == "flcg" or (objective in KNOWS_EXISTING and (run.path / EXISTING).exists())
+    looked_at = objective == "flcg" or (objective in KNOWS_EXISTING and (run.base / EXISTING).exists())
     if looked_at and not run.settings.existing:
         raise UsageError(
             f"this run's objective, {objective}, looks at rows that were trained on already. They were not given as files, a run "
@@ -124,8 +124,8 @@ def _of_the_pool(
     teacher, pool, wanted = teacher_of(run, device), run.rows.examples, run.rows.target_examples
     if wanted is None:
         raise UsageError("flmi is about a target set, and this run has none")
-    values = _over(_true(run, teacher, pool, run.path / "truth" / "pool", progress), run.rows.ids)
-    served = _true(run, teacher, wanted, run.path / "truth" / "target", progress, pool)
+    values = _over(_true(run, teacher, pool, run.base / "truth" / "pool", progress), run.rows.ids)
+    served = _true(run, teacher, wanted, run.base / "truth" / "target", progress, pool)
     alike = FreeSimilarities(similar.views, similar.sources, similar.sources, shared=True, second=similar.targets)
     if values.target_ids != run.rows.ids:
         order = {item: at for at, item in enumerate(run.rows.ids)}
@@ -142,7 +142,7 @@ def _existing_serves(run: FinishedRun, matrix: UtilityMatrix, device: str, progr
     once = {row.content_hash: row for row in sorted(rows, key=lambda row: row.content_hash)}
     named = Examples(tuple(replace(row, id=f"existing:{row.id}") for row in once.values()))
     targets = run.rows.examples if run.rows.target_examples is None else run.rows.target_examples
-    served = _true(run, teacher_of(run, device), named, run.path / "truth" / "existing", progress, targets)
+    served = _true(run, teacher_of(run, device), named, run.base / "truth" / "existing", progress, targets)
     place = {item: at for at, item in enumerate(served.target_ids)}
     found = Reference.of(served)
     return Reference(matrix.target_ids, found.best[[place[item] for item in matrix.target_ids]], found.low)
@@ -164,13 +164,13 @@ def _true(
 
 def existing_of(run: FinishedRun, objective: str) -> Existing | None:
     """Return the vectors of the rows that were trained on already, where the run has any and the objective looks at them."""
-    return load_existing(run.path) if objective in KNOWS_EXISTING and (run.path / EXISTING).exists() else None
+    return load_existing(run.base) if objective in KNOWS_EXISTING and (run.base / EXISTING).exists() else None
 
 
 def utilities_of(run: FinishedRun, objective: str) -> Utilities:
     """Return what is known and predicted of a run's pairs, as an objective sees them."""
     axes = next(iter(run.labels.values()))
-    vectors, contents = VectorFiles(run.path).on(axes.target_ids, axes.source_ids), run.rows.content
+    vectors, contents = VectorFiles(run.base).on(axes.target_ids, axes.source_ids), run.rows.content
     return Utilities(run.student, vectors, run.labels, contents, existing_of(run, objective), run.subtask_of)
 
 

@@ -31,8 +31,9 @@ from nncift.selection.utilities import Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.storage import checksums
-from nncift.storage.atomic import read_json, write_json
+from nncift.storage.atomic import read_json, write_json, write_text
 from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
+from nncift.storage.selection_folder import is_selection_folder, place_of, run_behind
 from nncift.student.model import Student
 from nncift.teachers import subtasks
 
@@ -63,6 +64,9 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
     settings = _settings(run, given)
     if out is not None:
         _check_new_folder(out)
+    elif is_selection_folder(run):
+        raise UsageError(f"{str(run)!r} is a folder of `nncift select --out`, which stays as it is; give --out DIR")
+    run = run_behind(run)
     with executor.open(run, settings) as directory:
         checksums.verify(run, *LEFT)
         rows, vectors, labels = _finished(run)
@@ -91,8 +95,9 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
             chosen = posing.with_stability(rows, settled, chosen)
             result = chosen.record.to_json()
             with _appearing(out) as part:
-                write_selection(part, rows, settled, chosen, run=str(run.resolve()))
-                checksums.write_mark(part, "select", "", FILES)
+                write_selection(part, rows, settled, chosen, **place_of(run, out))
+                _write_settings(part, settings)
+                checksums.write_mark(part, "select", "", (*FILES, MANIFEST))
     return {
         "run": str(run),
         "out": str(out or run),
@@ -138,7 +143,7 @@ def _sets(
 
 
 def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
-    if not (run / SUMMARY).exists() or not (run / MANIFEST).exists():
+    if not (run_behind(run) / SUMMARY).exists() or not (run / MANIFEST).exists():
         raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
     checksums.verify(run, MANIFEST)
     return config.recorded(run / MANIFEST, given)
@@ -162,6 +167,14 @@ def _appearing(out: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     yield part
     part.rename(out)
+
+
+def _write_settings(folder: Path, settings: RunSettings) -> None:
+    """Write the settings of a selection, as those of a run: a valid `--config`."""
+    import yaml
+
+    values = {name: value for name, value in settings.model_dump(mode="json").items() if value is not None}
+    write_text(folder / MANIFEST, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _rewrite_manifest(directory: RunDir) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.config import RunSettings
+from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.contamination import CONTAMINATED, Contamination, Embed, contamination, left_out
 from nncift.data.examples import Rejection
@@ -36,10 +37,11 @@ def screened(
     encoder: Encoder | None = None,
     *,
     meaning: bool = True,
+    progress: Progress = silent,
 ) -> Examples:
     """Return a pool without the rows that test rows are in, which are among its rejected rows then.
 
-    tests: what `--against` names, None without it. meaning: embeddings are compared too, by an encoder, None = that of the
+    tests: those of `--against`, None without it. meaning: embeddings are compared too, by an encoder, None = that of the
     settings, but for `lm`, which is a model that is not loaded yet. Raises QualityError, with what was found, where there are
     such rows and settings do not say `decontaminate`; DataError where no row is left, UsageError for `decontaminate` alone.
     """
@@ -50,7 +52,8 @@ def screened(
     if encoder is None and settings.encoder != "lm":
         encoder = create(settings.encoder, device=settings.device)
     embed = embedder(encoder) if encoder is not None and meaning else None
-    found = contamination(pool, tests, embed=embed)
+    with progress("looking for test rows", len(pool)) as advance:
+        found = contamination(pool, tests, embed=embed, advance=advance)
     if found.hits and not settings.decontaminate:
         error = QualityError(
             f"{summary_of(found)}. Leave these rows out with --decontaminate, or look at all of them with nncift inspect "

@@ -118,6 +118,7 @@ def estimate(request: Request) -> dict[str, Any]:
     return {
         "pool": len(sources),
         "rejected": len(pool.rejected) + len(refused),
+        "holdout": len(request.holdout or ()),
         "selected": budget,
         "labels": describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan),
         "labels_at_most": str(most),

@@ -26,11 +26,14 @@ from nncift.labels.store import Axes, LabelStore
 from nncift.selection.solve import SelectionRecord
 from nncift.stages.context import RunContext
 from nncift.stages.embed_existing import ABOUT as EXISTING
+from nncift.stages.holdout import RECORD as HOLDOUT
 from nncift.stages.label import TEACHER
-from nncift.storage.atomic import atomic, write_json
+from nncift.storage.atomic import write_json
 from nncift.storage.ledger import Ledger, ModelCost
 from nncift.storage.outputs import check_replaces_nothing, inputs_of
 from nncift.storage.run_directory import MANIFEST, SUMMARY
+from nncift.storage.selection_folder import run_behind
+from nncift.storage.table_files import check_table_suffix, write_table
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher
 from nncift.teachers.abilities import HasLanguageModel, pass_weight
@@ -40,14 +43,16 @@ from nncift.teachers.abilities import HasLanguageModel, pass_weight
 class RunSummary(Record):
     """What `--json` prints and `summary.json` holds.
 
-    contaminated: of the rejected rows, those that test rows are in. labels: by split. growth: what each round of labels reached.
-    all_labelled: the teacher labelled every row, since a student would have saved nothing.
+    contaminated: of the rejected rows, those that test rows are in. holdout: rows that are set aside. labels: by split.
+    growth: what each round of labels reached. all_labelled: the teacher labelled every row, since a student would have saved
+    nothing.
     """
 
     run: str
     pool: int
     rejected: int
     contaminated: int
+    holdout: int
     selected: int
     verdict: Verdict
     teacher: str
@@ -120,6 +125,7 @@ def finish(
         pool=len(axes.sources),
         rejected=len(rejected),
         contaminated=sum(row.kind == CONTAMINATED for row in rejected),
+        holdout=len(directory.read_json(HOLDOUT, [])),
         selected=len(subset),
         verdict=NO_VERDICT,
         teacher=settings.teacher,
@@ -206,11 +212,13 @@ class ScoreSummary(Record):
 def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto", fetch: bool = False) -> ScoreSummary:
     """Score rows with the student of a finished run, write `id, score, interval_low, interval_high`, and sum it up.
 
-    fetch: see `Student.score`. Raises DataError where the run has no student, ResourceError where the file cannot be written.
+    out: what its suffix says, .parquet, .csv or .jsonl. fetch: see `Student.score`. Raises UsageError for another suffix,
+    DataError where the run has no student, ResourceError where the file cannot be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    check_table_suffix(out)
+    run = run_behind(run)
     if (run / MANIFEST).exists():
         check_replaces_nothing(out, inputs_of(config.recorded(run / MANIFEST)))
     student = Student.load(run / "student")
@@ -225,8 +233,7 @@ def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto"
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(out) as part:
-            pq.write_table(table, part)
+        write_table(table, out)
     except OSError as error:
         raise ResourceError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
     quartiles = tuple(np.quantile(scores.score, [0, 0.25, 0.5, 0.75, 1]).tolist())

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nncift.config import RunSettings
+from nncift.config import RunSettings, is_manifest
 from nncift.data import Examples, read
 from nncift.data.layout import Layout, map_for
 from nncift.data.python_rows import SOURCE, rows_from
 from nncift.data.reading import check_files, source_names
 from nncift.errors import UsageError
+from nncift.models.encoders import check_encoder_is_local
+from nncift.models.loading import check_is_local
+from nncift.storage.run_directory import MANIFEST
+
+
+@dataclass(frozen=True)
+class GivenRows:
+    """Rows that are at hand; what is None is read from the files that settings name."""
+
+    pool: Examples | None = None
+    target: Examples | None = None
+    existing: Examples | None = None
+    against: Examples | None = None
 
 
 def read_pool(settings: RunSettings) -> Examples:
@@ -43,6 +57,31 @@ def read_existing(settings: RunSettings) -> Examples | None:
 def read_against(settings: RunSettings) -> Examples | None:
     """Read the test rows that must not be in the pool, None where there are none."""
     return _read(settings, settings.against, None) if settings.against else None
+
+
+def check_named_locally(
+    settings: RunSettings,
+    given: Mapping[str, Any],
+    out: str | Path | None,
+    file: Path | None = None,
+    *,
+    fetch: bool = False,
+) -> None:
+    """Raise UsageError where a run's manifest alone names a model or an encoder that would be fetched.
+
+    given: what the caller names. out: the run's directory; file: the manifest of another run, in the place of settings.
+    """
+    places = [
+        path for path in (file, None if out is None else Path(out) / MANIFEST) if path is not None and path.exists()
+    ]
+    manifest = next(filter(is_manifest, places), None)
+    if manifest is None:
+        return
+    by = f"the manifest {str(manifest)!r}"
+    if settings.model is not None and "model" not in given:
+        check_is_local(settings.model, by, fetch=fetch)
+    if "encoder" not in given:
+        check_encoder_is_local(settings.encoder, by, fetch=fetch)
 
 
 def workspace_of(out: str | Path | None) -> Path | None:

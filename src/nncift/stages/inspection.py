@@ -42,6 +42,7 @@ class _File:
     columns: Counter[str] = field(default_factory=Counter)
     turns: Counter[int] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
+    several: int = 0
     prompts: list[int] = field(default_factory=list)
     responses: list[int] = field(default_factory=list)
     labels: LabelColumns = field(default_factory=LabelColumns)
@@ -164,6 +165,7 @@ def _record(path: str | Path, source: str, found: _File, *, several: bool) -> di
         "formats": dict(found.formats.most_common()),
         "columns": dict(found.columns.most_common(50)),
         "turns": {str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
+        "several_responses": found.several,
         "problems": problems,
         "not_used": dict(found.unused),
         "proposed": proposed,
@@ -202,6 +204,7 @@ def _unused(found: _File, dialogue: Dialogue) -> None:
         "reasoning_content beside the text": dialogue.reasoning,
         "a rejected side, which stays with its row": int(dialogue.pair),
     }
+    found.several += dialogue.responses > 1
     found.unused.update({what: 1 for what, count in counts.items() if count})
     found.unused.update(f"column {column}" for column in dialogue.ignored)
 

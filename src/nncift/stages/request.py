@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from nncift.config import RunSettings, StudentSettings, recorded
 from nncift.core.amounts import CostCap
+from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import InfeasibleError, UsageError
@@ -17,7 +18,8 @@ from nncift.selection.constraints import Constraints
 from nncift.selection.problem import check_graph, check_sets, default_objective
 from nncift.stages.check import check_target_count
 from nncift.stages.decontaminate import screened
-from nncift.stages.inputs import read_against, read_existing, read_pool, read_target, workspace_of
+from nncift.stages.holdout import set_aside
+from nncift.stages.inputs import GivenRows, read_against, read_existing, read_pool, read_target, workspace_of
 from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST
 from nncift.student.networks import network
@@ -43,7 +45,8 @@ class Request:
     """What a run is asked to do.
 
     settings: as given, with what follows from the teacher and the sets at hand: features, plan and objective. target: the target
-    set, whose ids and sources begin with `target:`. encoder: in the place of the one that the settings name.
+    set, whose ids and sources begin with `target:`. encoder: in the place of the one that the settings name. holdout: rows
+    that are set aside; they are not in the pool.
     """
 
     settings: RunSettings
@@ -53,6 +56,7 @@ class Request:
     target: Examples | None = None
     existing: Examples | None = None
     encoder: Encoder | None = None
+    holdout: Examples | None = None
 
     @classmethod
     def resolve(
@@ -66,6 +70,20 @@ class Request:
         encoder: Encoder | None = None,
         out: str | Path | None = None,
     ) -> Self:
+        """Return the request for rows that are at hand, or are read from the files that settings name; see `of_rows`."""
+        return cls.of_rows(settings, GivenRows(pool, target, existing), teacher=teacher, encoder=encoder, out=out)
+
+    @classmethod
+    def of_rows(
+        cls,
+        settings: RunSettings,
+        rows: GivenRows,
+        *,
+        teacher: Teacher | RowTeacher | None = None,
+        encoder: Encoder | None = None,
+        out: str | Path | None = None,
+        progress: Progress = silent,
+    ) -> Self:
         """Read what is not at hand from the files that settings name, and check that all of it can be met together.
 
         A probe is the default where it is cheap beside the teacher, `rows` for teachers that label rows, else `scatter`; `topk`
@@ -76,15 +94,19 @@ class Request:
         and InfeasibleError for labels, budgets, rules, plans and objectives that do not fit.
         """
         _check_student(settings)
+        _check_proof(settings)
         settings = _as_begun(settings, out)
         teacher = teacher or registry.create(
             settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(out)
         )
-        target = read_target(settings) if target is None else target
-        existing = read_existing(settings) if existing is None else existing
-        pool = read_pool(settings) if pool is None else pool
+        target = read_target(settings) if rows.target is None else rows.target
+        existing = read_existing(settings) if rows.existing is None else rows.existing
+        pool = read_pool(settings) if rows.pool is None else rows.pool
+        against = read_against(settings) if rows.against is None else rows.against
         # A run that is only estimated embeds nothing.
-        pool = screened(settings, pool, read_against(settings), encoder, meaning=out is not None)
+        pool = screened(settings, pool, against, encoder, meaning=out is not None, progress=progress)
+        parted = set_aside(pool, settings, out, (target, existing))
+        pool = pool if parted is None else parted.pool
         check_pool_size(len(pool))
         constraints = Constraints.read(settings)
         constraints.check(PoolTable.of(pool))
@@ -95,7 +117,8 @@ class Request:
             "objective": _objective(settings, teacher, target, existing=existing is not None),
         }
         named = None if target is None else named_target(target)
-        return cls(settings.model_copy(update=chosen), teacher, pool, constraints, named, existing, encoder)
+        held = None if parted is None else parted.holdout
+        return cls(settings.model_copy(update=chosen), teacher, pool, constraints, named, existing, encoder, held)
 
 
 def named_target(target: Examples) -> Examples:
@@ -112,6 +135,17 @@ def _check_student(settings: StudentSettings) -> None:
         raise UsageError(
             f"--recipe {settings.recipe} is not one of the student {settings.student}, which has {', '.join(recipes)}; the "
             "published recipe belongs to --student paper"
+        )
+
+
+def _check_proof(settings: RunSettings) -> None:
+    """Raise UsageError where `--prove` has no rows to judge by, or no model to train."""
+    if settings.prove and settings.holdout is None:
+        raise UsageError("--prove was given without --holdout; give --holdout 10%, the rows that it judges by")
+    if settings.prove and settings.model is None:
+        raise UsageError(
+            f"--prove trains the run's language model, and the teacher {settings.teacher} was given none: name one with --model, "
+            "or afterwards, nncift tune DIR --model M"
         )
 
 

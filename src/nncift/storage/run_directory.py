@@ -30,6 +30,7 @@ from nncift.storage.atomic import read_json, write_sealed, write_text
 from nncift.storage.ledger import StageCost, Stopwatch
 from nncift.storage.locks import PathLock
 from nncift.storage.outputs import check_run_folder
+from nncift.storage.selection_folder import is_selection_folder
 
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
@@ -40,8 +41,12 @@ LEFT = (SUMMARY, "ledger.json", "rejected.jsonl", "growth.json", "subtasks.json"
 
 BEFORE_MANIFEST = frozenset(
     {LOCK, "stages", "costs.json", "pool.json", "unusable.json", "notes.json", "labels", "pieces"}
+    | {"holdout.jsonl", "holdout.json"}
 )
 """What a run can leave that was refused or killed before its settings were settled."""
+
+CONCLUDED_FROM = ("teacher", "target", "existing")
+"""Settings that an objective follows from where none is given."""
 
 PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")
 
@@ -220,7 +225,10 @@ class RunDir:
 
     def _check_own(self) -> None:
         """Refuse to write among files that are not a run's."""
-        if not self.path.exists() or (self.path / MANIFEST).exists():
+        if not self.path.exists():
+            return
+        _check_no_selection(self.path)
+        if (self.path / MANIFEST).exists():
             return
         if not self.path.is_dir():
             what = "a file"
@@ -255,6 +263,39 @@ class RunDir:
                     f"the run in {str(self.path)!r} was made with {name} = {before[name]!r}, and {value!r} was given; what "
                     "exists there depends on it. Use another --out, or give the earlier value"
                 )
+
+
+def with_settings_of(out: str | Path | None, given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
+    """Return given settings, behind them those of a settings file, and behind these those of the run that is in `out` already.
+
+    What a run concluded from other settings, its objective, is concluded anew where these are given anew. What a run
+    was permitted is not given on. Raises what `config.resolve` does, and UsageError for a folder of `select --out`.
+    """
+    asked = config.resolve(given, file)
+    manifest = None if out is None else Path(out) / MANIFEST
+    if manifest is None or not manifest.exists():
+        return asked
+    _check_no_selection(manifest.parent)
+    before = {name: value for name, value in config.load(manifest).items() if name != config.CODE}
+    now = {**(config.load(file) if file else {}), **given}
+    if "preset" in now and now["preset"] != before.get("preset"):
+        before |= config.PRESETS.get(str(now["preset"]), {})
+    if any(name in now and _listed(now[name]) != _listed(before.get(name)) for name in CONCLUDED_FROM):
+        before.pop("objective", None)
+    return config.resolve({**before, **now})
+
+
+def _check_no_selection(out: Path) -> None:
+    """Raise UsageError for a folder of `select --out`."""
+    if is_selection_folder(out):
+        raise UsageError(
+            f"--out {str(out)!r} is a folder of `nncift select --out`, and no run; give a new directory or that of an earlier run"
+        )
+
+
+def _listed(value: Any) -> list[str]:
+    """Return a setting as a list of texts, whether it was given as one or several."""
+    return [str(value)] if isinstance(value, str | Path) else list(map(str, value or ()))
 
 
 @cache

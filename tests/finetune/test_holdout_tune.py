@@ -1,0 +1,66 @@
+"""Tuning by the rows that a run has set aside, and which test rows are drawn of those that it has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nncift
+from nncift.finetune.experiment import tune
+from nncift.finetune.test_set import held_out
+from nncift.finetune.tune_settings import resolve
+from nncift.runs.finished import FinishedRun
+
+Write = Callable[..., Path]
+LENGTH: dict[str, Any] = {"teacher": "length", "encoder": "hash", "labels": 0.5, "test_items": 5, "validation_items": 4}
+
+
+@pytest.fixture
+def with_holdout(tmp_path: Path, write_pool: Write) -> Path:
+    nncift.run(write_pool(40), holdout=8, budget=6, out=tmp_path / "aside", **LENGTH)
+    return tmp_path / "aside"
+
+
+def test_the_rows_that_were_set_aside_judge_where_no_test_is_given(
+    with_holdout: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    given = {"model": str(llama_folder), "steps": 1, "batch": 2, "seeds": 1, "metrics": "loss", "equal": "steps"}
+    record = tune(with_holdout, {**given, "arms": "selected,none".split(",")})
+    assert record["test_rows"] == 8
+    assert record["notes"][0] == "The test rows are those of the run's --holdout 8."
+    # The same rows as a file of the user's own come to the same losses.
+    record_of_file = tune(
+        with_holdout, {**given, "arms": ("none",), "test": str(with_holdout / "holdout.jsonl")}, tmp_path / "other"
+    )
+    losses = [one["results"][0]["arms"]["none"]["metrics"]["loss"]["by_seed"] for one in (record, record_of_file)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_a_sample_is_drawn_of_rows_that_the_run_has_not_seen(with_holdout: Path, write_pool: Write) -> None:
+    run = FinishedRun(with_holdout)
+    # Of the pool's own file all rows but the eight are seen.
+    tests = write_pool(40)
+    aside = {json.loads(line)["id"] for line in (with_holdout / "holdout.jsonl").read_text().splitlines()}
+    for limit in (3, 8, 20):
+        found = held_out(run, resolve({"test": str(tests), "drop_seen": True, "limit_test": limit}))
+        assert len(found.rows) == min(limit, 8)
+        assert set(found.rows.ids) <= aside
+    assert "--limit-test 20 was given, and there are 8 test rows." in found.notes
+
+
+@pytest.mark.slow
+def test_a_run_proves_itself(tmp_path: Path, write_pool: Write, llama_folder: Path, call: Callable[..., Any]) -> None:
+    found = call(
+        *("run", write_pool(40), "--teacher", "loss", "--encoder", "hash", "--labels", "50%", "--budget", 4),
+        *("--test-items", 5, "--validation-items", 4, "--model", llama_folder, "--device", "cpu"),
+        *("--holdout", 6, "--prove", "--out", tmp_path / "run", "--json"),
+    )
+    assert found.code == 0
+    pairs = {(one["arm"], one["against"]) for one in json.loads(found.out)["proof"]}
+    assert pairs == {("selected", "random"), ("embedding", "selected"), ("none", "selected")}
+    record = json.loads((tmp_path / "run" / "tune" / "tune.json").read_text())
+    assert (record["test_rows"], set(record["arms"])) == (6, {"selected", "random", "embedding", "none"})
