@@ -38,13 +38,14 @@ def export_command(
     """Write the selected rows of RUN for a trainer, checked before they are written."""
     from nncift.data.export import export
     from nncift.data.lengths import LengthLimit
+    from nncift.models.packaged import readable
 
     with_scores = flags.pop("with_scores")
     given = {name: value for name, value in flags.items() if value is not None}
     if given and max_length is None:
         raise UsageError(f"--{next(iter(given)).replace('_', '-')} was given, which goes with --max-length")
     limit = None if max_length is None else LengthLimit(max_length, **given)
-    summary = export(run, out, to=to, turns=turns, length=limit, with_scores=with_scores)
+    summary = export(run, out, to=to, turns=turns, length=limit, with_scores=with_scores, locate=readable)
     if show:
         _show(summary)
     return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -13,11 +13,13 @@ from typing import Any
 from nncift import config
 from nncift.core.memory import pass_on
 from nncift.data import forms, trainers
+from nncift.data.card import write_card
 from nncift.data.conversation import Conversation, converse
 from nncift.data.layout import Layout
 from nncift.data.lengths import LengthLimit, token_counter
+from nncift.data.reading import SCORED
 from nncift.data.records import Row, kept_row, kind_of, to_json
-from nncift.data.starters import Start
+from nncift.data.starters import Start, has_generation_marks
 from nncift.data.trainers import path_in
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
@@ -65,14 +67,16 @@ def export(
     turns: str = "all",
     length: LengthLimit | None = None,
     with_scores: bool = False,
+    locate: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Write the selected rows of a run for a trainer, in rank order, and return what was written.
 
     to: `same` (the rows as they were), `trl`, `axolotl`, `llamafactory` or `openai`. turns: `all` = every assistant turn that no
     mask excludes is learned from, `last` = only the last one, which is what nncift scored. out: a `.jsonl` or `.json` file; what
-    the trainer is started with is written beside it, and LLaMA-Factory's `dataset_info.json` written or extended. Rows that the
-    trainer would drop are left out, and listed in `left_out` with their reasons. length: rows beyond the trainer's limit are
-    refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`.
+    the trainer is started with and a card are written beside it, and LLaMA-Factory's `dataset_info.json` written or extended.
+    Rows that the trainer would drop are left out, and listed in `left_out` with their reasons. length: rows beyond the trainer's
+    limit are refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`. locate: returns where
+    transformers reads the model that a name stands for.
 
     Raises UsageError for unknown names and for an input that would be replaced, DataError for a directory without a finished
     run, for rows that are too long, and where no row is left, ResourceError where the file cannot be written.
@@ -86,7 +90,8 @@ def export(
     layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        found = _converted(selected, layout, to, turns == "last", (length, settings.model), with_scores)
+        model = None if settings.model is None else locate(settings.model)
+        found = _converted(selected, layout, to, turns == "last", (length, model), with_scores)
         if not found.rows:
             why = "; ".join(
                 f"{count} x {reason}" for reason, count in Counter(x["reason"] for x in found.left_out).most_common(3)
@@ -95,7 +100,8 @@ def export(
         if to == "same" and not with_scores and not found.left_out:
             # As they were, to the byte.
             _write(out, [item.raw for item in selected])
-            return {**record, "rows": len(selected), "files": [str(out)], "left_out": [], "notes": []}
+            files = [str(out), str(write_card(run, out, record, len(selected)))]
+            return {**record, "rows": len(selected), "files": files, "left_out": [], "notes": []}
         # Read back as the trainer will read it: a file that is not JSON must never be left behind.
         lines = [to_json(row) for row in found.rows]
         if any(json.loads(line) != row for line, row in zip(lines, found.rows, strict=True)):
@@ -104,6 +110,7 @@ def export(
         files = [str(out)]
         if to == "llamafactory":
             files.append(str(_register(out, found.rows)))
+        files.append(str(write_card(run, out, record, len(found.rows), found.left_out)))
         if to != "same":
             start = Start(to, out, settings.model, found.options, found.pairs, length.tokens if length else None)
             record["start"] = start.command
@@ -177,7 +184,7 @@ def _converted(
         kept = selected
     else:
         talks = _short_enough(talks, limit, found)
-        kept = _made(talks, to, last, found)
+        kept = _made(talks, to, last, found, has_generation_marks(limit[1]))
     if with_scores:
         found.rows = [{**row, **_scores(item)} for item, row in zip(kept, found.rows, strict=True)]
     return found
@@ -208,8 +215,13 @@ def _short_enough(
     return [pair for pair, tokens in zip(talks, counts, strict=True) if tokens <= length.tokens]
 
 
-def _made(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported) -> list[_Selected]:
-    """Add to `found` what the trainer is given for every conversation, and return of which rows that is."""
+def _made(
+    talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported, marks: bool | None
+) -> list[_Selected]:
+    """Add to `found` what the trainer is given for every conversation, and return of which rows that is.
+
+    marks: whether the chat template of the run's model has generation marks, None where that is not known.
+    """
     found.pairs = bool(talks) and all(talk.rejected is not None for _, talk in talks) and to != "same"
     sides = sum(talk.rejected is not None for _, talk in talks)
     if sides and not found.pairs and to != "same":
@@ -218,7 +230,7 @@ def _made(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, foun
             "run of their own."
         )
         talks = [(item, replace(talk, rejected=None)) for item, talk in talks]
-    make = _maker(talks, to, last, found)
+    make = _maker(talks, to, last, found, marks)
     types: dict[str, tuple[str, str]] = {}
     kept, written = [], []
     for item, talk in talks:
@@ -237,17 +249,19 @@ def _made(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, foun
             written.append(talk)
     found.left_out.sort(key=itemgetter("rank"))
     if to != "same":
-        _tell(written, found, to)
+        _tell(written, found, to, last=last)
     return kept
 
 
-def _maker(talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported) -> Any:
+def _maker(
+    talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported, marks: bool | None
+) -> Any:
     """Return the function from row and conversation to a row of the file, the same for all; note how to configure the trainer."""
     if to == "same":
         return lambda item, _: kept_row(item.raw)
     conversations = [talk for _, talk in talks]
     parts = any(isinstance(turn.content, list) for talk in conversations for turn in talk.turns)
-    make = forms.form_of(conversations, to, last=last, parts=parts, pairs=found.pairs)
+    make = forms.form_of(conversations, to, last=last, parts=parts, pairs=found.pairs, marks=marks)
     found.notes += make.notes
     found.options.update(make.options)
     return lambda _, talk: make.row(talk)
@@ -282,9 +296,12 @@ def _types(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, kind_of(value).partition(" (")[0]
 
 
-def _tell(talks: list[Conversation], found: _Exported, to: str) -> None:
+def _tell(talks: list[Conversation], found: _Exported, to: str, *, last: bool) -> None:
     """Note what is cut and passed through of the rows that are written."""
+    several = sum(talk.responses > 1 for talk in talks)
     cut, media = sum(talk.cut > 0 for talk in talks), sum(talk.has_media for talk in talks)
+    if several and not last:
+        found.notes.append(f"{_rows(several)} have several responses: {SCORED}")
     if cut:
         found.notes.append(f"Turns after the last response are cut in {_rows(cut)}.")
     if media:

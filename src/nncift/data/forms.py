@@ -23,11 +23,24 @@ class Form:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def form_of(conversations: Sequence[Conversation], to: str, *, last: bool, parts: bool, pairs: bool) -> Form:
-    """Return the form for all rows of a file. parts: some contents are lists. pairs: the rows are pairs of answers."""
+def form_of(
+    conversations: Sequence[Conversation],
+    to: str,
+    *,
+    last: bool,
+    parts: bool,
+    pairs: bool,
+    marks: bool | None = None,
+) -> Form:
+    """Return the form for all rows of a file. parts: some contents are lists. pairs: the rows are pairs of answers.
+
+    marks: whether the model's chat template says what the assistant generates, None where that is not known.
+    """
     if pairs:
         return _of_pairs(conversations, to, parts=parts)
-    makers = {"trl": _trl, "axolotl": _axolotl, "llamafactory": _llamafactory, "openai": _openai}
+    if to == "trl":
+        return _trl(conversations, last, parts, marks)
+    makers = {"axolotl": _axolotl, "llamafactory": _llamafactory, "openai": _openai}
     return makers[to](conversations, last, parts)
 
 
@@ -46,7 +59,16 @@ def _of_pairs(conversations: Sequence[Conversation], to: str, *, parts: bool) ->
     return Form(lambda talk: openai(talk, last=False), (note, *_few(len(conversations))))
 
 
-def _trl(conversations: Sequence[Conversation], last: bool, parts: bool) -> Form:
+_MARKS = {
+    True: "the chat template of the run's model has the `{% generation %}` marks that this needs.",
+    False: "it needs `{% generation %}` marks, which the chat template of the run's model has not: TRL puts in its own for "
+    "templates that it knows and refuses others. --turns last works with every template.",
+    None: "it needs `{% generation %}` marks in the chat template; TRL puts in its own for templates that it knows and refuses "
+    "others. --turns last works with every template.",
+}
+
+
+def _trl(conversations: Sequence[Conversation], last: bool, parts: bool, marks: bool | None) -> Form:
     several = sum(talk.responses > 1 for talk in conversations)
     masked = sum(talk.masked for talk in conversations)
     if last or not several:
@@ -55,8 +77,7 @@ def _trl(conversations: Sequence[Conversation], last: bool, parts: bool) -> Form
         return Form(lambda talk: trainers.trl(talk, form="last", parts=parts), (note,))
     form = "learned" if masked else "messages"
     notes = [
-        "Set `assistant_only_loss=True` in SFTConfig, so that only assistant turns are learned from; a chat template needs "
-        "`{% generation %}` marks for it, and where TRL finds none and has none of its own it refuses: --turns last does without."
+        f"Set `assistant_only_loss=True` in SFTConfig, so that only assistant turns are learned from; {_MARKS[marks]}"
     ]
     if masked:
         notes.append(f"{_rows(masked)} have masked turns: they stand in `prompt`, and TRL learns from `completion`.")

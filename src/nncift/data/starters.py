@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+_ON_THE_HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Names of ours for models that the hub has under its own."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,19 @@ class Start:
     def command(self) -> str:
         """What to type."""
         if self.file is None:
-            return f"openai api files.create -f {self.data.name} -p fine-tune"
-        return {
-            "trl": f"python {self.file.name}",
-            "axolotl": f"axolotl train {self.file.name}",
-            "llamafactory": f"llamafactory-cli train {self.file.name}",
-        }[self.to]
+            return f"openai api files.create -f {shlex.quote(str(self.data))} -p fine-tune"
+        command = {"trl": "python", "axolotl": "axolotl train", "llamafactory": "llamafactory-cli train"}[self.to]
+        # Names in the file are relative to where the trainer is started.
+        where = f"cd {shlex.quote(str(self.data.parent))} && " if self.data.parent != Path() else ""
+        return f"{where}{command} {shlex.quote(self.file.name)}"
+
+    @property
+    def _model(self) -> str:
+        """The model's name as a trainer that is started elsewhere finds it."""
+        if self.model is None:
+            return "org/model"
+        folder = Path(self.model)
+        return str(folder.resolve()) if folder.is_dir() else _ON_THE_HUB.get(self.model, self.model)
 
     def _trl(self) -> str:
         kind, short = ("DPO", "dpo") if self.pairs else ("SFT", "sft")
@@ -56,7 +68,7 @@ class Start:
             f"config = {kind}Config(",
             *(f"    {name}={value!r}," for name, value in settings.items()),
             ")",
-            f"trainer = {kind}Trainer(model={self.model or 'org/model'!r}, args=config, train_dataset=rows)",
+            f"trainer = {kind}Trainer(model={self._model!r}, args=config, train_dataset=rows)",
             "trainer.train()",
         ]
         return "\n".join(lines) + "\n"
@@ -68,7 +80,7 @@ class Start:
             "type": "chat_template.default" if self.pairs else "chat_template",
         }
         config: dict[str, Any] = {
-            "base_model": self.model or "org/model",
+            "base_model": self._model,
             "chat_template": "tokenizer_default",
             **({"rl": "dpo"} if self.pairs else {}),
             "datasets": [{**data, **self.options}],
@@ -87,7 +99,7 @@ class Start:
 
     def _llamafactory(self) -> str:
         config: dict[str, Any] = {
-            "model_name_or_path": self.model or "org/model",
+            "model_name_or_path": self._model,
             "stage": "dpo" if self.pairs else "sft",
             "do_train": True,
             "finetuning_type": "lora",
@@ -110,17 +122,19 @@ class Start:
 
 
 def _yaml(config: dict[str, Any]) -> str:
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=4096)
+
+
+_GENERATION = re.compile(r"\{%-?\s*generation\b")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 
 def has_generation_marks(model: str | None) -> bool | None:
     """Tell whether the chat template of a model in a local folder marks what the assistant says; None where that is not known."""
     if model is None or not Path(model).is_dir():
         return None
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
-        file = Path(model) / name
-        if file.is_file():
-            text = file.read_text(encoding="utf-8", errors="replace")
-            if "{% generation" in text or "{%- generation" in text:
-                return True
-    return False
+    files = [Path(model) / name for name in _TEMPLATES if (Path(model) / name).is_file()]
+    # What a tokenizer has in a file of its own counts before what its settings hold.
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    found = next((text for text in texts if "{%" in text), None)
+    return None if found is None else bool(_GENERATION.search(found))

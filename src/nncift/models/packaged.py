@@ -63,6 +63,12 @@ def gguf_of(name: str | Path) -> Path | None:
     return path
 
 
+def readable(name: str) -> str:
+    """Return where transformers reads a model and its tokenizer: a GGUF file's converted folder, for others their own name."""
+    gguf = gguf_of(name)
+    return name if gguf is None else str(converted(gguf))
+
+
 def _in_package(name: str) -> Path:
     module, model = PACKAGES[name]
     if (Path(name) / "config.json").is_file():

@@ -1,0 +1,129 @@
+"""The card of an exported file: what was selected, how, and from what, for whoever is given it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nncift import config
+from nncift.errors import DataError
+from nncift.storage.atomic import write_text
+from nncift.storage.selection_folder import run_behind
+
+SUFFIX = ".card.md"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_SHOWN = (
+    "teacher",
+    "labels",
+    "student",
+    "encoder",
+    "objective",
+    "budget",
+    "quota",
+    "dedup",
+    "holdout",
+    "limit",
+    "seed",
+)
+"""Settings that say how rows were selected, where they are given."""
+
+
+def write_card(
+    run: Path, out: Path, record: Mapping[str, Any], rows: int, left_out: Sequence[Mapping[str, Any]] = ()
+) -> Path:
+    """Write the card beside an exported file, and return its path. record: of the export; rows: of the file."""
+    path = out.with_name(out.stem + SUFFIX)
+    settings = config.load(run / "manifest.yaml")
+    write_text(path, card(settings, _summary(run), {**record, "rows": rows, "left_out": left_out}))
+    return path
+
+
+def card(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Return the card. settings, summary: of the run, and of the selection; summary is empty where it is not at hand."""
+    name = Path(str(record["out"])).name
+    size = next((words for most, words in _SIZES if record["rows"] < most), "n>1M")
+    head = {
+        "configs": [{"config_name": "default", "data_files": name}],
+        "size_categories": [size],
+        "tags": ["nncift", "data-selection"],
+    }
+    pool = ", ".join(_plain(Path(str(one)).name) for one in settings.get("pool", ())) or "rows given from Python"
+    of = f" of {summary['pool']:,} usable rows" if "pool" in summary else ""
+    made = f" for {record['to']}" if record["to"] != "same" else ", as they were"
+    model = f", on the language model `{_plain(Path(str(settings['model'])).name)}`" if settings.get("model") else ""
+    given = {key: settings[key] for key in _SHOWN if settings.get(key) not in (None, "", [], {})}
+    shown = [(key, ", ".join(map(str, one)) if isinstance(one, list) else str(one)) for key, one in given.items()]
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False).strip(),
+            "---",
+            "",
+            f"# {_plain(name)}",
+            "",
+            f"{record['rows']:,} rows{made}, in the order of their rank: {record['selected']:,} were selected{of} by "
+            "[nncift](https://arxiv.org/abs/2502.09969), for what training on each adds.",
+            "",
+            f"- From: {pool}.",
+            f"- By: the influence function `{_plain(str(settings.get('teacher', 'less')))}`{model}.",
+            *_about(summary),
+            *_turns(record),
+            *(f"- Left out, {count:,} x {_plain(reason)}." for reason, count in _reasons(record["left_out"])),
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *(f"| {key} | {_plain(value)} |" for key, value in shown),
+            "",
+            "What rows say, and under which licence, is that of the files they come from. Scores do not tell whether a row is "
+            "true or safe.",
+            "",
+        ]
+    )
+
+
+def _about(summary: Mapping[str, Any]) -> list[str]:
+    """Return lines on what was kept away from the selection, and on how good it is."""
+    lines = []
+    if summary.get("contaminated"):
+        lines.append(f"- {summary['contaminated']:,} rows that test rows are in were left out before.")
+    if summary.get("holdout"):
+        lines.append(f"- {summary['holdout']:,} rows were set aside before, and are not in this file.")
+    gate = summary.get("gate", {})
+    found = gate.get("skill", {}).get(gate.get("used"))
+    if found:
+        low, high = found["interval"]
+        lines.append(
+            f"- Selection skill on held-out rows: {found['skill']:.2f} (90 % interval {low:.2f} to {high:.2f}; 0 is chance, 1 "
+            "the teacher's labels of all rows)."
+        )
+    return lines
+
+
+def _turns(record: Mapping[str, Any]) -> list[str]:
+    if record["to"] == "same":
+        return []
+    which = "the last response" if record["turns"] == "last" else "every assistant turn that no mask excludes"
+    return [f"- Learned from: {which}. What was scored is the last response that is learned from."]
+
+
+def _reasons(left_out: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    return Counter(str(row["reason"]).partition(":")[0] for row in left_out).most_common()
+
+
+def _summary(run: Path) -> Mapping[str, Any]:
+    """Return the summary of the run behind a folder; nothing where it is not at hand, for what is exported is in the folder."""
+    try:
+        found = json.loads((run_behind(run) / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, DataError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(text: str) -> str:
+    """Return text that means nothing to Markdown or HTML: names come from files."""
+    return "".join(" " if mark in "`<>|\n\r[]" else mark for mark in text)
