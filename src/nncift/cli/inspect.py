@@ -74,7 +74,7 @@ def _show(summary: dict[str, Any]) -> None:
 
 def _show_file(out: Console, file: Mapping[str, Any]) -> None:
     """Show what one file holds, and what is wrong with it."""
-    from nncift.data.reading import SCORED
+    from nncift.data.formats import SCORED
 
     formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
     out.print(

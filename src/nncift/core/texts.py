@@ -37,3 +37,8 @@ def first_line(error: BaseException) -> str:
     """Return what an error says in one line of at most 300 characters, or its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def rows_of(count: int) -> str:
+    """Return a number of rows in words."""
+    return "1 row" if count == 1 else f"{count:,} rows"

@@ -12,12 +12,13 @@ from typing import Any
 
 from nncift import config
 from nncift.core.memory import pass_on
+from nncift.core.texts import rows_of
 from nncift.data import forms, trainers
 from nncift.data.card import write_card
 from nncift.data.conversation import Conversation, converse
+from nncift.data.formats import SCORED
 from nncift.data.layout import Layout
 from nncift.data.lengths import LengthLimit, token_counter
-from nncift.data.reading import SCORED
 from nncift.data.records import Row, kept_row, kind_of, to_json
 from nncift.data.starters import Start, has_generation_marks
 from nncift.data.trainers import path_in
@@ -226,7 +227,7 @@ def _made(
     sides = sum(talk.rejected is not None for _, talk in talks)
     if sides and not found.pairs and to != "same":
         found.notes.append(
-            f"{_rows(sides)} are pairs and others are not: they are written with their chosen side alone. Export pairs from a "
+            f"{rows_of(sides)} are pairs and others are not: they are written with their chosen side alone. Export pairs from a "
             "run of their own."
         )
         talks = [(item, replace(talk, rejected=None)) for item, talk in talks]
@@ -301,11 +302,11 @@ def _tell(talks: list[Conversation], found: _Exported, to: str, *, last: bool) -
     several = sum(talk.responses > 1 for talk in talks)
     cut, media = sum(talk.cut > 0 for talk in talks), sum(talk.has_media for talk in talks)
     if several and not last:
-        found.notes.append(f"{_rows(several)} have several responses: {SCORED}")
+        found.notes.append(f"{rows_of(several)} have several responses: {SCORED}")
     if cut:
-        found.notes.append(f"Turns after the last response are cut in {_rows(cut)}.")
+        found.notes.append(f"Turns after the last response are cut in {rows_of(cut)}.")
     if media:
-        found.notes.append(f"{_rows(media)} have media: their paths are passed through, and only text was scored.")
+        found.notes.append(f"{rows_of(media)} have media: their paths are passed through, and only text was scored.")
     shapes = (
         {frozenset(call.value) for talk in talks for turn in talk.turns for call in turn.calls}
         if to == "trl"
@@ -341,7 +342,3 @@ def _register(out: Path, rows: list[Row]) -> Path:
             )
     write_json(path, {**known, **trainers.dataset_info(out.stem, out.name, rows)})
     return path
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"

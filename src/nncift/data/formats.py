@@ -26,6 +26,11 @@ from nncift.data.records import Row, as_row
 from nncift.data.row_turns import row_turns
 from nncift.data.turns import Turn, UnusableError, roles_said, turn_of
 
+SCORED = (
+    "what is scored is the last that is learned from; export --turns last trains on it alone, --turns all on every one."
+)
+"""The rule for rows of several turns, which every command says in the same words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nncift.core.texts import rows_of
 from nncift.data import trainers
 from nncift.data.conversation import Conversation, Speech
 from nncift.data.records import Row
@@ -72,7 +73,7 @@ def _trl(conversations: Sequence[Conversation], last: bool, parts: bool, marks: 
     several = sum(talk.responses > 1 for talk in conversations)
     masked = sum(talk.masked for talk in conversations)
     if last or not several:
-        which = f"the last response ({_rows(several)} have several)" if several else "the response"
+        which = f"the last response ({rows_of(several)} have several)" if several else "the response"
         note = f"Rows are `prompt` and `completion`: TRL learns from {which} alone, with any chat template."
         return Form(lambda talk: trainers.trl(talk, form="last", parts=parts), (note,))
     form = "learned" if masked else "messages"
@@ -80,7 +81,7 @@ def _trl(conversations: Sequence[Conversation], last: bool, parts: bool, marks: 
         f"Set `assistant_only_loss=True` in SFTConfig, so that only assistant turns are learned from; {_MARKS[marks]}"
     ]
     if masked:
-        notes.append(f"{_rows(masked)} have masked turns: they stand in `prompt`, and TRL learns from `completion`.")
+        notes.append(f"{rows_of(masked)} have masked turns: they stand in `prompt`, and TRL learns from `completion`.")
     return Form(lambda talk: trainers.trl(talk, form=form, parts=parts), tuple(notes), {"assistant_only_loss": True})
 
 
@@ -106,7 +107,7 @@ def _llamafactory(conversations: Sequence[Conversation], last: bool, parts: bool
     notes = []
     if history and (several or masked):
         notes.append(
-            f"{_rows(several or masked)} have several responses: set `mask_history: true`, so that only the last is learned from."
+            f"{rows_of(several or masked)} have several responses: set `mask_history: true` to learn from the last alone."
         )
     elif masked:
         notes.append(
@@ -146,10 +147,6 @@ def _few(rows: int) -> tuple[str, ...]:
 
 def _earlier_masked(talk: Conversation) -> bool:
     return any(turn.role == "assistant" and not turn.learned for turn in talk.turns)
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def split_pair(conversation: Conversation) -> tuple[tuple[Speech, ...], tuple[Speech, ...], tuple[Speech, ...]]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nncift.core.memory import named
+from nncift.core.texts import rows_of
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
 from nncift.data.file_rows import file_records, lines_or_records
-from nncift.data.formats import Dialogue, Reader, parse
+from nncift.data.formats import SCORED, Dialogue, Reader, parse
 from nncift.data.layout import Layout, names_of, value_at
 from nncift.data.proposals import what_to_do
 from nncift.data.records import MAX_REASON, Line, Record, Row, shown
@@ -23,10 +24,6 @@ from nncift.errors import DataError, UsageError
 
 MAX_ID_LENGTH = 200
 _HUB = "hub:"
-SCORED = (
-    "what is scored is the last that is learned from; export --turns last trains on it alone, --turns all on every one."
-)
-"""The rule for rows of several turns, which every command says in the same words."""
 TRIED = 5
 """Rows for which a `--map` that reads them is looked for."""
 _HASH_BYTES = HASH_DIGITS // 2
@@ -343,12 +340,12 @@ def _assign_ids(found: _Found, log: _Log) -> list[str]:
     if repeated:
         shared = [own for own in found.own.values() if own in repeated]
         log.notes.append(
-            f"Ids that several rows share in {_rows(len(shared))} (first: {shown(shared[0])}): these rows are named by their "
+            f"Ids that several rows share in {rows_of(len(shared))} (first: {shown(shared[0])}): these rows are named by their "
             "content."
         )
     if unfit:
         log.notes.append(
-            f"Ids that cannot be used in {_rows(unfit)} (over {MAX_ID_LENGTH} characters, control characters, or equal "
+            f"Ids that cannot be used in {rows_of(unfit)} (over {MAX_ID_LENGTH} characters, control characters, or equal "
             "to a content id): these rows are named by their content."
         )
     return ids
@@ -392,15 +389,11 @@ def _notes(log: _Log, layout: Layout) -> tuple[str, ...]:
         (log.pairs, "Pairs of answers in {}: the chosen side is scored, and the pair is selected as a whole."),
     ):
         if count:
-            notes.append(what.format(_rows(count)))
+            notes.append(what.format(rows_of(count)))
     for column, count in sorted(log.ignored.items()):
         why = "tool definitions" if column == "tools" else "not text, or the turns have a system text of their own"
-        notes.append(f"Column {shown(column)} in {_rows(count)} is not part of the prompt: {why}.")
+        notes.append(f"Column {shown(column)} in {rows_of(count)} is not part of the prompt: {why}.")
     wanted = {column for one in (layout, *layout.files.values()) for column in one.columns.values()}
     for column in sorted(wanted - log.mapped):
         notes.append(f"No row has the column {shown(column)} that map names.")
     return tuple(notes)
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"

@@ -268,8 +268,8 @@ class RunDir:
 def with_settings_of(out: str | Path | None, given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
     """Return given settings, behind them those of a settings file, and behind these those of the run that is in `out` already.
 
-    What a run concluded from other settings, its objective, is concluded anew where these are given anew. What a run
-    was permitted is not given on. Raises what `config.resolve` does, and UsageError for a folder of `select --out`.
+    What a run concluded from other settings, its objective, is concluded anew where these are given anew. What a run was
+    permitted is not given on. Raises what `config.resolve` does, and UsageError for a folder of `select --out`.
     """
     asked = config.resolve(given, file)
     manifest = None if out is None else Path(out) / MANIFEST
