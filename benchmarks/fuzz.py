@@ -1,4 +1,4 @@
-"""Hostile input: `python benchmarks/fuzz.py --minutes N [--only TARGET] [--seed S] [--engine mutate|atheris]`.
+"""Hostile input: `python benchmarks/fuzz.py --minutes N [--only TARGET|readers] [--seed S] [--state FILE] [--engine mutate|atheris]`
 
 A target takes bytes, puts them where a user would have them, and lets every exception through that is none of `nncift.errors` or
 OSError, which the command line turns into an exit code. The mutating engine starts from the corpus and from valid files; atheris
@@ -9,11 +9,13 @@ folder given by --finds.
 from __future__ import annotations
 
 import argparse
+import bz2
 import contextlib
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import random
 import re
@@ -25,6 +27,8 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -129,6 +133,77 @@ def packed(data: bytes) -> None:
 def parquet(data: bytes) -> None:
     """Read a Parquet file."""
     _read(_file("pool.parquet", data))
+
+
+def table(data: bytes) -> None:
+    """Read CSV, or TSV where the first byte is odd."""
+    _read(_file("pool.tsv" if data[:1] and data[0] % 2 else "pool.csv", data))
+
+
+def arrow(data: bytes) -> None:
+    """Read an Arrow file or stream."""
+    _read(_file("pool.arrow", data))
+
+
+def unpacked(data: bytes) -> None:
+    """Read what is packed in any other way: whole, or with bytes put over it. Byte 0 says how."""
+    pack = list(PACKINGS.values())[data[0] % len(PACKINGS) if data else 0]
+    _read(_file("pool.jsonl", _changed(pack(data[2:]), data[1:]) if data[1:2] > b"\xf0" else pack(data[2:])))
+
+
+def _zipped(data: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("pool.jsonl", data)
+    return stream.getvalue()
+
+
+def _zstandard(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    packed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return packed
+
+
+PACKINGS: Mapping[str, Callable[[bytes], bytes]] = {
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zip": _zipped,
+    "zst": _zstandard,
+}
+
+
+def held(data: bytes) -> None:
+    """Take rows that Python holds: what a JSON text parses to, or the bytes themselves among other values."""
+    from nncift.data import rows_from
+
+    try:
+        rows = json.loads(data)
+    except (ValueError, RecursionError):
+        rows = [{"prompt": data, "completion": data.decode("utf-8", "surrogateescape"), "id": float("nan")}, data, None]
+    found = rows_from(rows, strict=False)
+    json.dumps([[row.id, row.source, row.raw] for row in found])
+
+
+def exported(data: bytes) -> None:
+    """Export rows to every trainer, whole files with all that lies beside them."""
+    from nncift.data import export as exporting
+    from nncift.data import read
+
+    found = read(_file("pool.jsonl", data))
+    run = folder() / "exporting"
+    run.mkdir(exist_ok=True)
+    (run / "manifest.yaml").write_text("pool: [pool.jsonl]\n")
+    selected = [exporting._Selected(row.id, rank, row.source, row.raw) for rank, row in enumerate(found, start=1)]
+    given, exporting._selected = exporting._selected, lambda _: selected
+    try:
+        for to in exporting.TRAINERS:
+            with _allowed():
+                exporting.export(
+                    run, run / "out" / "train.jsonl", to=to, turns="last" if data[:1] > b"a" and to != "same" else "all"
+                )
+    finally:
+        exporting._selected = given
 
 
 def trainers(data: bytes) -> None:
@@ -324,7 +399,7 @@ def manifest(data: bytes) -> None:
 
 
 def _outside() -> list[tuple[str, int]]:
-    skip = {"run", "rest", "rest.jsonl", "rest.trl.py", "unmarked", "cache", "last-input"}
+    skip = {"run", "rest", "rest.jsonl", "rest.trl.py", "rest.card.md", "unmarked", "cache", "last-input"}
     return sorted(
         (str(path), path.stat().st_mtime_ns)
         for path in folder().rglob("*")
@@ -342,8 +417,13 @@ def _changed(content: bytes, data: bytes) -> bytes:
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     made.__name__: made
-    for made in (lines, document, packed, parquet, trainers, settings, template, constraints, manifest, directory)
+    for made in (
+        *(lines, document, packed, parquet, table, arrow, unpacked, held, trainers, exported),
+        *(settings, template, constraints, manifest, directory),
+    )
 }
+READERS = ("lines", "document", "packed", "parquet", "table", "arrow", "unpacked", "held", "trainers", "exported")
+"""Targets that read rows, and write them for trainers."""
 
 
 @contextlib.contextmanager
@@ -408,12 +488,21 @@ def seeds(target: str) -> list[bytes]:
         io.BytesIO(),
     )
     pq.write_table(table, stream)
+    ipc = io.BytesIO()
+    with pa.ipc.new_file(ipc, table.schema) as writer:
+        writer.write_table(table)
+    cells = b'id,prompt,completion,n\na,"p, q","r ""s""\nt",1.5\nb,"[{""role"": ""user"", ""content"": ""Hi""}]",s,\n'
     own = {
         "lines": [text],
         "trainers": [text],
         "packed": [text],
         "document": [json.dumps(rows).encode(), json.dumps({"data": rows}).encode()],
         "parquet": [stream.getvalue()],
+        "table": [cells, cells.replace(b",", b"\t")],
+        "arrow": [ipc.getvalue()],
+        "unpacked": [bytes([at, mark]) + text for at in range(len(PACKINGS)) for mark in (0, 255)],
+        "held": [json.dumps(rows).encode(), json.dumps({"prompt": ["p", "q"], "completion": ["r", "s"]}).encode()],
+        "exported": [text],
         "settings": [
             b"pool: [a.jsonl]\nlabels: 5%\nmap: {prompt: q}\noption: {x: 2e-5}\nseed: 3\nquota: 'source:min=5%'\n"
         ],
@@ -452,9 +541,17 @@ def mutated(target: str, dice: random.Random) -> bytes:
     return bytes(data[:200_000])
 
 
-def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str, Any]:
-    """Mutate in turns for so long; return how many inputs each target had, and what was found."""
-    dice, began = random.Random(seed), time.process_time()
+def fuzz(targets: list[str], minutes: float, seed: int, finds: Path, state: Path | None = None) -> dict[str, Any]:
+    """Mutate in turns for so long; return how many inputs each target had, and what was found.
+
+    state: a file that counts over sessions; each goes on with inputs of its own.
+    """
+    before = (
+        json.loads(state.read_text())
+        if state is not None and state.exists()
+        else {"sessions": 0, "inputs": {}, "finds": []}
+    )
+    dice, began = random.Random(f"{seed} {before['sessions']}"), time.process_time()
     record: dict[str, Any] = {"inputs": dict.fromkeys(targets, 0), "finds": []}
     known: set[str] = set()
     if {"directory", "manifest"} & set(targets):
@@ -480,6 +577,12 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path) -> dict[str
                             record["finds"].append({"what": what, "said": str(error)[:200], "file": str(path)})
                             sys.stderr.write(f"{what}: {str(error)[:200]} ({path})\n")
     record["cpu_minutes"] = round((time.process_time() - began) / 60, 2)
+    if state is not None:
+        counts = Counter(before["inputs"])
+        counts.update(record["inputs"])
+        found = [*before["finds"], *record["finds"]]
+        total = {"sessions": before["sessions"] + 1, "total": counts.total(), "inputs": dict(counts), "finds": found}
+        state.write_text(json.dumps(total, indent=2))
     return record
 
 
@@ -542,18 +645,22 @@ def main() -> None:
     """Fuzz, and print what came of it as JSON."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--minutes", type=float, default=1, help="CPU minutes; on the clock with atheris")
-    asked.add_argument("--only", choices=tuple(TARGETS), action="append")
+    asked.add_argument("--only", choices=(*TARGETS, "readers"), action="append")
+    asked.add_argument("--state", type=Path, help="file that counts inputs over sessions (mutate)")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--engine", choices=("mutate", "atheris"), default="mutate")
     asked.add_argument("--finds", type=Path, default=Path("fuzz-finds"))
     asked.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = asked.parse_args()
-    targets = given.only or list(TARGETS)
+    asked_for = given.only or list(TARGETS)
+    targets = [name for one in asked_for for name in (READERS if one == "readers" else (one,))]
     try:
         if given.one:
             guided(targets[0], given.minutes, given.finds)
-        way = by_coverage if given.engine == "atheris" else fuzz
-        record = way(targets, given.minutes, given.seed, given.finds)
+        if given.engine == "atheris":
+            record = by_coverage(targets, given.minutes, given.seed, given.finds)
+        else:
+            record = fuzz(targets, given.minutes, given.seed, given.finds, given.state)
     finally:
         shutil.rmtree(folder(), ignore_errors=True)
     print(json.dumps(record, indent=2))

@@ -37,9 +37,17 @@ def write_card(
     run: Path, out: Path, record: Mapping[str, Any], rows: int, left_out: Sequence[Mapping[str, Any]] = ()
 ) -> Path:
     """Write the card beside an exported file, and return its path. record: of the export; rows: of the file."""
-    path = out.with_name(out.stem + SUFFIX)
-    settings = config.load(run / "manifest.yaml")
-    write_text(path, card(settings, _summary(run), {**record, "rows": rows, "left_out": left_out}))
+    path, place = out.with_name(out.stem + SUFFIX), run / "manifest.yaml"
+    settings = config.recorded(place).model_dump(mode="json", exclude_none=True)
+    summary = _summary(run)
+    try:
+        text = card(settings, summary, {**record, "rows": rows, "left_out": left_out})
+    # Files that somebody has edited may hold anything in any place.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"summary.json of {str(run)!r} is damaged ({error!r}); run the same `nncift run` again"
+        ) from error
+    write_text(path, text)
     return path
 
 
@@ -119,7 +127,7 @@ def _summary(run: Path) -> Mapping[str, Any]:
     """Return the summary of the run behind a folder; nothing where it is not at hand, for what is exported is in the folder."""
     try:
         found = json.loads((run_behind(run) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, DataError):
+    except (OSError, ValueError, RecursionError, DataError):
         return {}
     return found if isinstance(found, dict) else {}
 
