@@ -1,4 +1,4 @@
-"""Hostile input: `python benchmarks/fuzz.py --minutes N [--only TARGET|readers] [--seed S] [--engine mutate|atheris] [--state FILE]`.
+"""Hostile input: `python benchmarks/fuzz.py --minutes N [--only TARGET|readers] [--seed S] [--engine mutate|atheris]`.
 
 A target takes bytes, puts them where a user would have them, and lets every exception through that is none of `nncift.errors` or
 OSError, which the command line turns into an exit code. The mutating engine starts from the corpus and from valid files; atheris

@@ -115,7 +115,7 @@ class Estimates:
     def _teacher(self) -> Estimate:
         targets = None if self.run.pointwise else self._targets
         about = f"the full teacher, {self.run.settings.teacher}, on every one of these pairs"
-        if (self.run.path / "truth").exists():
+        if (self.run.base / "truth").exists():
             matrix = truth_of(self.run, device=self.device, progress=self.progress)
         else:
             matrix = self._labelled(teacher_of(self.run, self.device), targets)

@@ -99,7 +99,7 @@ class Experiment:
         self._shared = shared
         self.notes: list[str] = []
         self._outcomes: list[Outcome] = []
-        self._with_teacher = full_teacher or (run.path / "truth").exists()
+        self._with_teacher = full_teacher or (run.base / "truth").exists()
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
