@@ -8,15 +8,18 @@ import pytest
 from nncift.config import RunSettings
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
-from nncift.errors import DataError, InfeasibleError, UsageError
+from nncift.errors import DataError, InfeasibleError, NnciftError, UsageError
 from nncift.labels import LabelBudget, grow
 from nncift.labels.row_labels import grow_rows
-from nncift.models.encoders import HashEncoder
+from nncift.models.encoders import HashEncoder, SentenceEncoder
+from nncift.pipeline import execute
 from nncift.stages.estimate import cost, estimate
 from nncift.stages.request import Request
+from nncift.stages.timing import Share, Trials, typical
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
 from nncift.teachers.less import Less
 from nncift.teachers.registry import create
+from tests.test_encode import as_sentence_model
 
 
 def estimated(settings: RunSettings, pool: Examples, teacher: Any, target: Examples | None = None) -> dict[str, Any]:
@@ -168,3 +171,114 @@ def test_the_cost_of_a_plan_is_counted_for_the_teacher_it_is_for(
     assert 0 < (planned.seconds or 0) < (full.seconds or 0)
     with pytest.raises(UsageError, match="does not fit the teacher delift"):
         cost(plan, Priced(), pool)
+
+
+def test_items_of_about_the_mean_size_are_timed_as_far_as_they_fit() -> None:
+    sizes = [10, 400, 100, 90, 130, 900]
+    # The mean is 271.7: the nearest that fit.
+    assert typical(sizes, 500) == [1, 2]
+    assert typical(sizes, 300) == [4, 2, 0]
+    assert typical(sizes, 5) == []
+
+
+def test_a_trial_ends_with_its_tokens_and_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0, 0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.process_time", lambda: clock[1])
+
+    def timed(second_a_token: float) -> tuple[list[int], float, float]:
+        done: list[int] = []
+
+        def do(places: list[int]) -> None:
+            done.extend(places)
+            clock[0] += second_a_token * 100 * len(places)
+            clock[1] += second_a_token * 50 * len(places)
+
+        trials = Trials()
+        pace = trials.pace([100.0] * 20, do, Share(500, 2.0))
+        return done, pace.clock, pace.processor
+
+    # The first goes untimed, and once more.
+    done, clock_pace, processor_pace = timed(0.001)
+    assert done == [0, 0, 0, 1, 2]
+    assert (clock_pace, processor_pace) == (pytest.approx(0.001), pytest.approx(0.0005))
+    assert timed(0.012)[0] == [0, 0, 0]
+    done, clock_pace, processor_pace = timed(0.1)
+    assert done == [0, 0]
+    assert (clock_pace, processor_pace) == (pytest.approx(0.1), pytest.approx(0.05))
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "delift": {"labels": "30%", "features": "probe"},
+    "less": {
+        "labels": "30%",
+        "features": "probe",
+        "option": {"projection": 32, "rank": 2, "epochs": 2, "warmup_share": 0.1},
+    },
+    "selectit": {"labels": "30%"},
+    "ifd": {"labels": "30%"},
+    "rds": {"labels": "30%"},
+    "ica": {"labels": "30%", "features": "text"},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_passes_and_tokens_are_those_of_the_run(
+    name: str, write_pool: Callable[..., Path], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    # Whose tokenizer knows digits.
+    folder = request.getfixturevalue("gpt2_folder" if name == "selectit" else "llama_folder")
+    given: dict[str, Any] = {"teacher": name, "model": str(folder), "budget": "10", "device": "cpu", **CASES[name]}
+    if name == "selectit":
+        prompts = tmp_path / "prompts.yaml"
+        prompts.write_text("- 'rate {prompt} {response} from 1 to 5:'\n- 'how good is {prompt} {response}?'\n")
+        given["option"] = {"rating_prompts": str(prompts)}
+    settings = RunSettings(pool=(str(write_pool(40)),), encoder="hash", **given)
+    record = estimate(Request.resolve(settings))
+    assert min(record["label"][clock] for clock in ("seconds", "processor_seconds")) > 0
+    stages = execute(Request.resolve(settings, out=tmp_path / "run"), tmp_path / "run").ledger["stages"]
+    assert ("probe" in stages) == (record["probe"]["passes"] > 0) == (name in ("delift", "less"))
+    for part in {"label", "embed", "probe"} & stages.keys():
+        found = (record[part]["passes"], record[part]["tokens"])
+        assert found == (stages[part]["model_passes"], stages[part]["model_tokens"]), part
+    assert record["total"]["processor_seconds"] == pytest.approx(
+        sum(record[part]["processor_seconds"] for part in ("learn", "measure", "probe", "embed")), abs=0.03
+    )
+
+
+def test_an_encoder_is_timed_without_its_weights(
+    write_pool: Callable[..., Path], llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = as_sentence_model(llama_folder, tmp_path / "encoder", {})
+    pool, settings = read(write_pool(50)), RunSettings(labels="20%", budget="10", device="cpu")
+    encoder = SentenceEncoder(str(folder), device="cpu")
+    encoder._tokenizer.pad_token = encoder._tokenizer.eos_token  # type: ignore[union-attr]
+    record = estimate(Request.resolve(settings, pool=pool, teacher=Priced(), encoder=encoder))
+    assert "model" not in vars(encoder)
+    assert record["embed"]["seconds"] > 0
+    counts = encoder.encode(pool.texts)[1]
+    assert record["embed"]["tokens"] == np.minimum(counts, 9).sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"model": "/nowhere"}, "/nowhere"), ({"encoder": "/nothing"}, "/nothing"), ({"device": "warp"}, "warp")],
+)
+def test_what_is_missing_is_told_before_rows_are_read(given: dict[str, Any], said: str, llama_folder: Path) -> None:
+    settings = RunSettings(
+        **{"pool": ("no-such-file.jsonl",), "model": str(llama_folder), "encoder": "hash", "budget": "10", **given}
+    )
+    with pytest.raises(NnciftError, match=said):
+        Request.resolve(settings)
+
+
+def test_a_directory_that_a_run_cannot_have_is_told_before_rows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    settings = RunSettings(pool=("no-such-file.jsonl",), teacher="length", encoder="hash", budget="10")
+    with pytest.raises(UsageError, match="holds other things"):
+        Request.resolve(settings, out=tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        Request.resolve(settings, out=tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="no such file"):
+        Request.resolve(settings, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -32,11 +32,20 @@ def test_a_teacher_that_costs_nothing_saves_nothing() -> None:
 def test_sessions_add_up_and_the_peak_is_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, peaks = iter([10.0, 12.5, 20.0, 21.0]), iter([300.0, 200.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    processor = iter([5.0, 6.0, 7.0, 7.5])
+    monkeypatch.setattr("time.process_time", lambda: next(processor))
     monkeypatch.setattr(ledger, "peak_mb", lambda: next(peaks))
     cost = StageCost()
     for _ in range(2):
-        Stopwatch(next(clock)).add_to(cost)
-    assert cost.to_json() == {"seconds": 3.5, "peak_mb": 300.0, "model_tokens": 0, "model_passes": 0, "sessions": 2}
+        Stopwatch(next(clock), next(processor)).add_to(cost)
+    assert cost.to_json() == {
+        "seconds": 3.5,
+        "processor_seconds": 1.5,
+        "peak_mb": 300.0,
+        "model_tokens": 0,
+        "model_passes": 0,
+        "sessions": 2,
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")

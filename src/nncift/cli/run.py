@@ -100,25 +100,26 @@ def run_command(
     check_named_locally(settings, {**own, **chosen(flags, RunSettings)}, out, config, fetch=fetch)
     if out is None and not dry_run:
         raise UsageError("--out DIR is missing: a run needs a directory of its own")
+    seen = progress(show)
     from nncift.core.parallel import Incomplete
     from nncift.pipeline import execute
+    from nncift.stages.estimate import estimate
+    from nncift.stages.first_checks import check_directory
     from nncift.stages.request import Request
+
+    def asked(place: Path | None) -> Request:
+        with seen("reading rows", 0):
+            return Request.of_rows(settings, GivenRows(), out=place, progress=seen)
 
     executor = executor_from(flags, shard)
     if out is None or dry_run:
-        from nncift.stages.estimate import estimate
-
-        result = estimate(Request.resolve(settings))
+        check_directory(settings, out)
+        result = estimate(asked(None), seen)
         if show:
             _show_estimate(result)
         return result
     try:
-        done = execute(
-            Request.of_rows(settings, GivenRows(), out=out, progress=progress(show)),
-            out,
-            progress=progress(show),
-            executor=executor,
-        )
+        done = execute(asked(out), out, progress=seen, executor=executor)
     except Incomplete as part:
         if show:
             _show_shard(part.report)
@@ -184,7 +185,7 @@ PARTS = {
     "measure": "labels to measure with",
     "probe": "probe",
     "embed": "embedding",
-    "total": "total of the teacher's model",
+    "total": "total (passes of the teacher's model)",
     "full_teacher": "everything (full teacher)",
 }
 
@@ -197,17 +198,24 @@ def _show_estimate(result: Mapping[str, Any]) -> None:
         f"{result['pool']} usable rows, {result['rejected']} rejected; {selected} would be selected. Nothing was written."
     )
     out.print(_labels(result["labels"]))
-    title = "What it would cost: passes are counted, times come from a few passes"
-    made = table(title, ("", "passes", "tokens", "time"))
+    title = "What it would cost: passes and tokens are counted, times come from a few passes"
+    made = table(title, ("", "passes", "tokens", "processor", "time"))
     for key, name in PARTS.items():
         cost = result[key]
         if cost["passes"]:
             shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
-            shown.append("-" if cost["seconds"] is None else seconds(cost["seconds"]))
+            shown += ["-" if cost[kind] is None else seconds(cost[kind]) for kind in ("processor_seconds", "seconds")]
             made.add_row(name, f"{cost['passes']:,}", *shown, end_section=key == "embed")
     out.print(made)
-    size, timed = result["bytes"], result["embed"]["seconds"] is not None
-    untimed = "" if timed else " The encoder is not loaded for this, so its time is not known."
+    size, timed = result["bytes"], result["timed"]
+    if timed["busy"]:
+        out.print(
+            f"This machine is busy: what was timed took {seconds(timed['seconds'])} for {seconds(timed['processor_seconds'])} of "
+            "the processor. Times are for a machine as busy as this one."
+        )
+    untimed = (
+        " The time of this encoder is not known before it is loaded." if result["embed"]["seconds"] is None else ""
+    )
     out.print(
         f"In forward passes {result['cost']:,} instead of {result['full_teacher_cost']:,} "
         f"(saving {100 * result['saving']:.1f} %), which is {100 * result['share_of_training']:.1f} % of training on all rows "

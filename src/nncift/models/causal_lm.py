@@ -7,6 +7,7 @@ architecture allows them is tried on loading against its plain forward pass; whe
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +116,13 @@ class CausalLM:
         model.eval()
         name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         return cls(model, tokenizer, name, fingerprint_of_loaded(model, tokenizer), context or limit)
+
+    def with_own_modules(self) -> CausalLM:
+        """Return this model with modules of its own around the same weights: what is put into them is in no other's way."""
+        found = copy.copy(self)
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        found.model = copy.deepcopy(self.model, {id(weight): weight for weight in weights})
+        return found
 
     @property
     def head_is_last(self) -> bool:

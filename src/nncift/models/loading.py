@@ -95,14 +95,7 @@ def _placing(source: ModelSource, device: str, dtype: Any) -> dict[str, Any]:
     """Return what transformers needs to quantise or spread a model. Raises UsageError or ResourceError where it cannot."""
     import torch
 
-    if source.load_in not in (None, "4bit", "8bit"):
-        raise UsageError(f"--load-in is 4bit or 8bit, not {source.load_in!r}")
-    if source.device_map not in (None, "auto"):
-        raise UsageError(f"--device-map is auto, not {source.device_map!r}")
-    needed = {"bitsandbytes": source.load_in, "accelerate": source.load_in or source.device_map}
-    for package, wanted in needed.items():
-        if wanted and importlib.util.find_spec(package) is None:
-            raise ResourceError(f'this needs {package}: pip install "nncift[quantised]"')
+    check_packages(source)
     found: dict[str, Any] = {}
     if source.load_in:
         from transformers import BitsAndBytesConfig
@@ -118,6 +111,18 @@ def _placing(source: ModelSource, device: str, dtype: Any) -> dict[str, Any]:
             raise ResourceError("--device-map auto spreads a model over GPUs, and there is none here; leave it out")
         found["device_map"] = "auto"
     return found
+
+
+def check_packages(source: ModelSource) -> None:
+    """Raise UsageError for an unknown placing of a model, ResourceError where packages for it are missing; nothing is loaded."""
+    if source.load_in not in (None, "4bit", "8bit"):
+        raise UsageError(f"--load-in is 4bit or 8bit, not {source.load_in!r}")
+    if source.device_map not in (None, "auto"):
+        raise UsageError(f"--device-map is auto, not {source.device_map!r}")
+    needed = {"bitsandbytes": source.load_in, "accelerate": source.load_in or source.device_map}
+    for package, wanted in needed.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ResourceError(f'this needs {package}: pip install "nncift[quantised]"')
 
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -138,10 +143,17 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def locate(name: str | Path) -> Path:
+def check_model(name: str | Path) -> None:
+    """Raise ResourceError where a model cannot be had; of a hub's only the small files are fetched, and nothing is converted."""
+    if gguf_of(name) is None:
+        locate(name, weights=False)
+
+
+def locate(name: str | Path, *, weights: bool = True) -> Path:
     """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
 
-    Of a packaged model or a GGUF file it is the converted folder (see `packaged`). Raises ResourceError where none exists.
+    Of a packaged model or a GGUF file it is the converted folder (see `packaged`). weights: False = a hub's small files are
+    enough. Raises ResourceError where none exists.
     """
     if (gguf := gguf_of(name)) is not None:
         return converted(gguf)
@@ -163,10 +175,9 @@ def locate(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(
-            snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
+        return Path(snapshot_download(str(name), allow_patterns=wanted))
     except (OSError, ValueError, HFValidationError) as error:
         if is_offline():
             raise ResourceError(

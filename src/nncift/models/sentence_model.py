@@ -144,16 +144,11 @@ class SentenceModel:
     @without_bars()
     def load(cls, folder: Path, plan: SentencePlan, device: str) -> Self:
         """Load a folder that `plan_of` knows. Raises what transformers raises for damaged files."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel
 
-        given = {} if plan.longest is None else {"model_max_length": plan.longest}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **given)
-        config = AutoConfig.from_pretrained(folder)
+        tokenizer, config = load_tokenizer(folder, plan), AutoConfig.from_pretrained(folder)
         if hasattr(config, "use_cache"):
             config.use_cache = False
-        most = getattr(config, "max_position_embeddings", -1)
-        if plan.longest is None and most != -1:
-            tokenizer.model_max_length = min(tokenizer.model_max_length, most)
         model: Any = AutoModel.from_pretrained(folder, config=config, use_safetensors=True)
         if model.config.hidden_size != plan.width:
             raise ValueError(f"its pooling is of {plan.width} numbers, its model of {model.config.hidden_size}")
@@ -180,6 +175,18 @@ class SentenceModel:
                 pooled = torch.cat([pool(name, states, mask) for name in self.plan.poolings], dim=1)
                 found[batch] = torch.nn.functional.normalize(pooled.float(), dim=1).cpu().numpy()
         return found
+
+
+def load_tokenizer(folder: Path, plan: SentencePlan) -> PreTrainedTokenizerBase:
+    """Return an encoder's tokenizer, which knows how many tokens are read at most."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    given = {} if plan.longest is None else {"model_max_length": plan.longest}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **given)
+    most = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", -1)
+    if plan.longest is None and most != -1:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, most)
+    return tokenizer
 
 
 def pool(name: str, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -327,7 +327,7 @@ def settle(
     if before is not None and before.key == key:
         return before
     if isinstance(context.teacher, WarmsUp) and not context.prepared:
-        prepare_all(context.teacher, axes.sources, axes.targets)
+        prepare_all(context.teacher, axes.sources, axes.targets, context.progress)
         context.prepared = True
     passes = Passes.of(settings, axes, context.teacher, others)
     have = context.labels().training()

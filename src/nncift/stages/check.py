@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nncift.config import TeacherSettings
+from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, UsageError
@@ -14,7 +15,7 @@ from nncift.stages.context import RunContext, identity
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import RunDir
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.abilities import AimsAtTargets, notes_of
+from nncift.teachers.abilities import AimsAtTargets, HasLanguageModel, notes_of
 
 FEWEST_TARGETS = 3
 NOTES = "notes.json"
@@ -38,7 +39,7 @@ def usable_rows(
     key = context.key("check", identity(everything), settings.part(TeacherSettings))
     with context.directory.stage("check", key, ("unusable.json", "pool.json", NOTES)) as stage:
         if not stage.done:
-            found = prepare_all(context.teacher, pool, wanted)
+            found = prepare_all(context.teacher, pool, wanted, context.progress)
             context.prepared = True
             reasons = {(refused.source, refused.line): refused.reason for refused in found}
             # By id: the same rows may stand on other lines the next time.
@@ -72,8 +73,18 @@ def check_labelled(
         check_target_count(len(target[1]))
 
 
-def prepare_all(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | None) -> tuple[Rejection, ...]:
+def prepare_all(
+    teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | None, progress: Progress = silent
+) -> tuple[Rejection, ...]:
     """Make the teacher know all rows. The pool comes first and alone: LESS draws its warm-up from it, never from targets."""
+    if isinstance(teacher, HasLanguageModel):
+        with progress("loading the model", 0):
+            teacher.language_model()
+    with progress("tokenising rows", 0):
+        return _prepared(teacher, pool, wanted)
+
+
+def _prepared(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | None) -> tuple[Rejection, ...]:
     if wanted is None or not isinstance(teacher, RowTeacher):
         return teacher.prepare(pool if wanted is None else Examples((*pool, *wanted)))
     refused = (*teacher.prepare(pool), *teacher.prepare(wanted))

@@ -53,7 +53,9 @@ def embed_rows(context: RunContext, rows: Examples) -> None:
     with context.directory.stage("embed", key, ("embeddings.npy", "embeddings.json")) as stage:
         if not stage.done:
             encoder = encoder_of(context)
-            group = TaskGroup("embed", "embed", fingerprint(dict(encoder.describe())), "embedding rows")
+            with context.progress("loading the encoder", 0):
+                described = dict(encoder.describe())
+            group = TaskGroup("embed", "embed", fingerprint(described), "embedding rows")
             by = ByExecutor(context.executor, replace(context.worker, encoder=lambda: encoder), group)
             with context.progress(group.what, len(rows)) as advance:
                 embedded = EmbeddingCache(encoder).embed(rows.texts, advance, by, into=vectors_file)
@@ -62,7 +64,7 @@ def embed_rows(context: RunContext, rows: Examples) -> None:
             stage.cost.seconds += by.others
             about = {
                 "truncated": embedded.truncated,
-                "encoder": dict(encoder.describe()),
+                "encoder": described,
                 "ids": rows.ids,
                 "tokens": _token_counts(context.teacher, rows, embedded.counts),
             }

@@ -1,7 +1,7 @@
 """What a run would cost, before anything is spent: `nncift run --dry-run`.
 
-Passes are counted from the plan, tokens too where the teacher knows them; seconds are extrapolated from a few passes that are
-really made. An encoder of its own is not loaded for it.
+Passes and tokens are counted from the plan, tokens where teacher and encoder can tell them; seconds, of the processor and of the
+clock, are those of a few passes that are really made. An encoder of its own is not loaded for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nncift.config import RunSettings
+from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
@@ -30,17 +31,20 @@ from nncift.labels import (
 )
 from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes
-from nncift.models.encoders import Encoder, SentenceEncoder, create
+from nncift.models.encoders import CountsTexts, Encoder, SentenceEncoder, create
 from nncift.models.probe import Probe
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.check import check_labelled, prepare_all
 from nncift.stages.label_rounds import label_budgets
 from nncift.stages.request import Request
-from nncift.stages.timing import embedding_seconds, pair_rate, probe_seconds, rates_of, row_rate
+from nncift.stages.timing import Trials, pair_price, probe_pace, rates_of, row_price, text_price
 from nncift.storage.ledger import ModelCost
 from nncift.teachers import RowTeacher, Teacher
 from nncift.teachers.abilities import (
+    CountsChunkTokens,
+    CountsRowTokens,
     CountsTokens,
+    HasLanguageModel,
     chunk_passes,
     language_model,
     notes_of,
@@ -50,26 +54,31 @@ from nncift.teachers.abilities import (
 )
 
 HIDDEN = 100
+COUNTED = 256
+"""Texts whose tokens are counted at once."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of a model, tokens through it and seconds; None where they are not known."""
+    """Passes of a model, tokens through it, and seconds of the clock and of the processor; None where they are not known."""
 
     passes: int
     tokens: float | None
     seconds: float | None
+    processor: float | None
 
     def __add__(self, other: Cost) -> Cost:
         def both(one: float | None, two: float | None) -> float | None:
             return None if one is None or two is None else one + two
 
-        return Cost(self.passes + other.passes, both(self.tokens, other.tokens), both(self.seconds, other.seconds))
+        others = (other.tokens, other.seconds, other.processor)
+        return Cost(self.passes + other.passes, *map(both, (self.tokens, self.seconds, self.processor), others))
 
     def part(self, passes: int) -> Cost:
         """Return so many of the passes, with their share of tokens and seconds."""
         share = passes / self.passes if self.passes else 0.0
-        return Cost(passes, *(None if value is None else share * value for value in (self.tokens, self.seconds)))
+        values = (self.tokens, self.seconds, self.processor)
+        return Cost(passes, *(None if value is None else share * value for value in values))
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as they are printed."""
@@ -77,16 +86,20 @@ class Cost:
             "passes": self.passes,
             "tokens": None if self.tokens is None else round(self.tokens),
             "seconds": None if self.seconds is None else round(self.seconds, 2),
+            "processor_seconds": None if self.processor is None else round(self.processor, 2),
         }
 
 
-def estimate(request: Request) -> dict[str, Any]:
+NOTHING = Cost(0, 0.0, 0.0, 0.0)
+
+
+def estimate(request: Request, progress: Progress = silent) -> dict[str, Any]:
     """Return passes, cost, tokens, seconds and bytes of a run, beside those of the full teacher and of training.
 
     Makes a few passes to time them, and writes nothing.
     """
     settings, teacher, pool, target = request.settings, request.teacher, request.pool, request.target
-    found = prepare_all(teacher, pool, target)
+    found = prepare_all(teacher, pool, target, progress)
     refused = {(rejection.source, rejection.line) for rejection in found}
     sources = Examples(tuple(row for row in pool if (row.source, row.line) not in refused), pool.rejected)
     targets = None
@@ -107,12 +120,12 @@ def estimate(request: Request) -> dict[str, Any]:
     )
     # Where labels may grow, the price is that of the last round.
     most = allowance.rounds[-1]
-    plan = _plan(most, settings.seed, axes, teacher)
-    label, full = cost(plan, teacher, axes.rows, settings.seed)
+    plan, trials = _plan(most, settings.seed, axes, teacher), Trials()
+    label, full = cost(plan, teacher, axes.rows, settings.seed, trials, progress)
     read = Examples((*axes.rows, *others))
-    probe = _probe(settings, axes, teacher, read) if allowance.features == "probe" else Cost(0, 0.0, 0.0)
-    embed = _embedding(settings, axes, encoder, len(read))
-    own = label + probe + (embed if settings.encoder == "lm" else Cost(0, 0.0, embed.seconds or 0.0))
+    probe = _probe(settings, teacher, read, trials, progress) if allowance.features == "probe" else NOTHING
+    embed = _embedding(settings, axes, encoder, read, trials, progress)
+    own = label + probe + (embed if settings.encoder == "lm" else replace(embed, passes=0, tokens=0.0))
     spent = ModelCost(label.passes, pass_weight(teacher), own.passes - label.passes, full.passes, len(sources))
     learn = label.part(_learning(plan, teacher))
     return {
@@ -129,6 +142,9 @@ def estimate(request: Request) -> dict[str, Any]:
         "embed": {"rows": len(read), **embed.to_json()},
         "total": own.to_json(),
         "full_teacher": full.to_json(),
+        "timed": trials.to_json(
+            teacher.language_model().device.type if isinstance(teacher, HasLanguageModel) else "cpu"
+        ),
         **{name: value for name, value in spent.to_json().items() if not name.endswith("_passes")},
         "bytes": _bytes(plan, axes, teacher, encoder),
         "notes": _notes(allowance, plan, teacher, len(sources)),
@@ -136,37 +152,60 @@ def estimate(request: Request) -> dict[str, Any]:
     }
 
 
-def cost(plan: LabelPlan | RowPlan, teacher: Teacher | RowTeacher, rows: Examples, seed: int = 0) -> tuple[Cost, Cost]:
+def cost(
+    plan: LabelPlan | RowPlan,
+    teacher: Teacher | RowTeacher,
+    rows: Examples,
+    seed: int = 0,
+    trials: Trials | None = None,
+    progress: Progress = silent,
+) -> tuple[Cost, Cost]:
     """Return what a fresh plan costs with a teacher that knows `rows`, and what the full teacher costs.
 
-    A teacher that labels pairs labels a few chunks for it, one that labels rows measures a few, on its model as it is: a warm-up
-    is not done for an estimate. Its tokens are taken to cost what those of the rows do, since both are forward and backward.
-    Raises UsageError where the plan is for the other kind of teacher.
+    Tokens are counted from the plan where the teacher can tell them; seconds are those of a few chunks or rows, on its model as
+    it is: of a warm-up one step is tried, which changes nothing. Raises UsageError where the plan is for the other kind of
+    teacher.
     """
     if isinstance(teacher, RowTeacher) != isinstance(plan, RowPlan):
         raise UsageError(f"the plan does not fit the teacher {teacher.name}: one labels rows, the other pairs")
+    trials = trials or Trials()
     if isinstance(plan, RowPlan) and isinstance(teacher, RowTeacher):
-        return _cost_by_row(plan, teacher, rows, seed)
-    return _cost_by_pair(plan, teacher, rows, seed)  # type: ignore[arg-type]
+        with progress("timing a few rows", 0):
+            return _cost_by_row(plan, teacher, rows, seed, trials)
+    return _cost_by_pair(plan, teacher, rows, (seed, trials), progress)  # type: ignore[arg-type]
 
 
-def _cost_by_pair(plan: LabelPlan, teacher: Teacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
-    targets = [len(chunk.positions) for chunk in plan.chunks_of(0)]
-    rate, full = pair_rate(rows, teacher, seed), plan.full_passes(relative=teacher.relative)
-    each, chunks = chunk_passes(teacher), len(targets)
-    planned = Cost(sum(targets) + each * chunks, *rate.of(chunks, sum(targets)))
-    sources = len(plan.source_ids)
-    return planned, Cost(full + each * sources, *rate.of(sources, plan.full_passes(relative=False)))
+def _cost_by_pair(
+    plan: LabelPlan, teacher: Teacher, rows: Examples, timing: tuple[int, Trials], progress: Progress
+) -> tuple[Cost, Cost]:
+    chunks, tokens = [chunk.task for chunk in plan.chunks_of(0)], None
+    if isinstance(teacher, CountsChunkTokens):
+        with progress("counting tokens", len(chunks)) as advance:
+            tokens = 0
+            for chunk in chunks:
+                tokens += teacher.chunk_tokens(chunk)
+                advance(1)
+    with progress("timing a few pairs", 0):
+        price = pair_price(rows, teacher, *timing, plan)
+    passes, pairs = sum(len(chunk.targets) for chunk in chunks), plan.full_passes(relative=False)
+    each, sources = chunk_passes(teacher), len(plan.source_ids)
+    full = plan.full_passes(relative=teacher.relative) + each * sources
+    planned = Cost(passes + each * len(chunks), *price.of(len(chunks), passes, tokens))
+    return planned, Cost(full, *price.of(sources, pairs))
 
 
-def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int) -> tuple[Cost, Cost]:
-    rate, once = row_rate(rows, plan.source_ids, teacher, seed), warm_up_cost(teacher)
+def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int, trials: Trials) -> tuple[Cost, Cost]:
+    price, once = row_price(rows, plan.measured, teacher, seed, trials), warm_up_cost(teacher)
     found = []
     for ids in (plan.measured, plan.full):
-        tokens = float(teacher.tokens_of(sorted(ids))) if isinstance(teacher, CountsTokens) else rate.tokens * len(ids)
-        before = once.tokens * rate.seconds / max(rate.tokens, 1.0)
+        counted = isinstance(teacher, CountsTokens)
+        tokens = float(teacher.tokens_of(sorted(ids))) if isinstance(teacher, CountsTokens) else price.tokens * len(ids)
         passes = row_passes(teacher) * len(ids) + once.passes
-        found.append(Cost(passes, tokens + once.tokens, rate.seconds * len(ids) + before))
+        times = price.pace.of(tokens if price.by_token and counted else len(ids))
+        # Where the trial was of whole rows, a token of the warm-up is taken to cost what one of the rows does.
+        before = price.steps.of(once.tokens if price.by_token else once.tokens / max(price.tokens, 1.0))
+        seconds, processor = (one + two for one, two in zip(times, before, strict=True))
+        found.append(Cost(passes, tokens + once.tokens, seconds, processor))
     return found[0], found[1]
 
 
@@ -199,18 +238,37 @@ def _notes(allowance: Allowance, plan: LabelPlan | RowPlan, teacher: Teacher | R
     return [*allowance.notes, *notes_of(teacher), *too_little(counts, rows, by_row=isinstance(teacher, RowTeacher))]
 
 
-def _probe(settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, rows: Examples) -> Cost:
+def _probe(
+    settings: RunSettings, teacher: Teacher | RowTeacher, rows: Examples, trials: Trials, progress: Progress
+) -> Cost:
     """Return the cost of asking the model once about every row, none of them cached."""
-    probe = Probe(language_model(teacher, "--features probe"), settings.template)
-    tokens = sum(probe.tokens(row) for row in rows)
-    return Cost(len(rows), float(tokens), probe_seconds(settings, axes, teacher) * len(rows))
+    probe, tokens = Probe(language_model(teacher, "--features probe"), settings.template), 0
+    with progress("counting tokens", len(rows)) as advance:
+        for row in rows:
+            known = teacher.row_tokens(row.id) if isinstance(teacher, CountsRowTokens) else None
+            tokens += probe.tokens(row) if known is None else min(known, probe.lm.context)
+            advance(1)
+    with progress("timing the probe", 0):
+        pace = probe_pace(probe, rows, settings.seed, trials)
+    return Cost(len(rows), float(tokens), *pace.of(tokens))
 
 
-def _embedding(settings: RunSettings, axes: Axes, encoder: Encoder, rows: int) -> Cost:
-    """Return the cost of embedding every row, none of them cached; its time only where the encoder need not be loaded for it."""
-    if isinstance(encoder, SentenceEncoder):
-        return Cost(rows, None, None)
-    return Cost(rows, None, embedding_seconds(axes.rows, encoder, settings.seed) * rows)
+def _embedding(
+    settings: RunSettings, axes: Axes, encoder: Encoder, rows: Examples, trials: Trials, progress: Progress
+) -> Cost:
+    """Return the cost of embedding every row, none of them cached; an encoder of its own is not loaded for it."""
+    tokens = None
+    if isinstance(encoder, CountsTexts):
+        with progress("counting tokens", len(rows)) as advance:
+            counts = []
+            for start in range(0, len(rows), COUNTED):
+                part = encoder.count(rows.texts[start : start + COUNTED])
+                counts.append(None if part is None else sum(part))
+                advance(min(COUNTED, len(rows) - start))
+            tokens = None if None in counts else float(sum(count or 0 for count in counts))
+    with progress("timing the encoder", 0):
+        price = text_price(axes.rows, encoder, settings.seed, trials, settings.device)
+    return Cost(len(rows), tokens, *price.of(len(rows), tokens))
 
 
 def _bytes(plan: LabelPlan | RowPlan, axes: Axes, teacher: Teacher | RowTeacher, encoder: Encoder) -> Mapping[str, int]:

@@ -28,8 +28,8 @@ class GivenRows:
     against: Examples | None = None
 
 
-def read_pool(settings: RunSettings) -> Examples:
-    """Read the files that settings name. Raises UsageError where there are none."""
+def check_named(settings: RunSettings) -> None:
+    """Raise UsageError where settings name no pool, or `--map` a file that is not among the inputs."""
     if not settings.pool:
         raise UsageError("no pool was given; name at least one file of instruction examples")
     layout = Layout.from_settings(settings.format, settings.map)
@@ -41,6 +41,11 @@ def read_pool(settings: RunSettings) -> Examples:
             for name in source_names(paths)
         ),
     )
+
+
+def read_pool(settings: RunSettings) -> Examples:
+    """Read the files that settings name. Raises UsageError where there are none."""
+    check_named(settings)
     return _read(settings, settings.pool, settings.limit)
 
 

@@ -73,7 +73,7 @@ def plan_labels(context: RunContext, axes: Axes, budget: LabelBudget) -> LabelPl
     grown: LabelPlan | RowPlan = labelling.grown(axes, budget, settings.seed)
     if isinstance(context.teacher, RowTeacher) and not context.prepared:
         # What it draws from the pool, such as the rows of a warm-up, is part of what it is.
-        prepare_all(context.teacher, axes.sources, axes.targets)
+        prepare_all(context.teacher, axes.sources, axes.targets, context.progress)
     _check_same_teacher(context)
     return grown
 

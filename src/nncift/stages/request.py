@@ -18,8 +18,17 @@ from nncift.selection.constraints import Constraints
 from nncift.selection.problem import check_graph, check_sets, default_objective
 from nncift.stages.check import check_target_count
 from nncift.stages.decontaminate import screened
+from nncift.stages.first_checks import check_first
 from nncift.stages.holdout import set_aside
-from nncift.stages.inputs import GivenRows, read_against, read_existing, read_pool, read_target, workspace_of
+from nncift.stages.inputs import (
+    GivenRows,
+    check_named,
+    read_against,
+    read_existing,
+    read_pool,
+    read_target,
+    workspace_of,
+)
 from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST
 from nncift.student.networks import network
@@ -95,10 +104,13 @@ class Request:
         """
         _check_student(settings)
         _check_proof(settings)
-        settings = _as_begun(settings, out)
+        named, settings = teacher is None, _as_begun(settings, out)
         teacher = teacher or registry.create(
             settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(out)
         )
+        if rows.pool is None:
+            check_named(settings)
+        check_first(settings, model=named, encoder=encoder is None, out=out)
         target = read_target(settings) if rows.target is None else rows.target
         existing = read_existing(settings) if rows.existing is None else rows.existing
         pool = read_pool(settings) if rows.pool is None else rows.pool
@@ -116,9 +128,9 @@ class Request:
             "features": _features(settings, teacher, most),
             "objective": _objective(settings, teacher, target, existing=existing is not None),
         }
-        named = None if target is None else named_target(target)
+        goals = None if target is None else named_target(target)
         held = None if parted is None else parted.holdout
-        return cls(settings.model_copy(update=chosen), teacher, pool, constraints, named, existing, encoder, held)
+        return cls(settings.model_copy(update=chosen), teacher, pool, constraints, goals, existing, encoder, held)
 
 
 def named_target(target: Examples) -> Examples:

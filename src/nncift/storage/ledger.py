@@ -16,9 +16,9 @@ from typing import Any
 class StageCost:
     """The cost of one stage.
 
-    seconds: wall time over all sessions that worked on it. peak_mb: largest resident memory of the process during the
-    stage, in MB of 10^6 bytes. model_tokens and model_passes: of the teacher's language model (for `embed`: of the
-    encoder). A pass is one example or one pair through the model.
+    seconds: wall time over all sessions that worked on it. processor_seconds: of the processor, in the processes of the run
+    itself. peak_mb: largest resident memory of the process during the stage, in MB of 10^6 bytes. model_tokens and model_passes:
+    of the teacher's language model (for `embed`: of the encoder). A pass is one example or one pair through the model.
     """
 
     seconds: float = 0.0
@@ -26,10 +26,12 @@ class StageCost:
     model_tokens: int = 0
     model_passes: int = 0
     sessions: int = 0
+    processor_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the cost with rounded figures."""
-        return {**asdict(self), "seconds": round(self.seconds, 3), "peak_mb": round(self.peak_mb, 1)}
+        seconds = {name: round(vars(self)[name], 3) for name in ("seconds", "processor_seconds")}
+        return {**asdict(self), **seconds, "peak_mb": round(self.peak_mb, 1)}
 
 
 EPOCHS, STEP = 3, 3
@@ -122,6 +124,7 @@ class Stopwatch:
     """Measures one session of a stage."""
 
     started: float = field(default_factory=time.perf_counter)
+    processor: float = field(default_factory=time.process_time)
 
     def __post_init__(self) -> None:
         _reset_peak()
@@ -129,6 +132,7 @@ class Stopwatch:
     def add_to(self, cost: StageCost) -> None:
         """Add this session's time and peak to a cost."""
         cost.seconds += time.perf_counter() - self.started
+        cost.processor_seconds += time.process_time() - self.processor
         cost.peak_mb = max(cost.peak_mb, peak_mb())
         cost.sessions += 1
 

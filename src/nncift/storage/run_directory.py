@@ -8,6 +8,7 @@ file that repeats the run; `summary.json` is there when the whole run is finishe
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -101,6 +102,14 @@ class RunDir:
         """Give the lock back."""
         if self._lock is not None:
             self._lock.release()
+
+    def check(self) -> None:
+        """Raise what entering would raise of the place and of the settings given so far, and write nothing."""
+        self._check_own()
+        place = next(each for each in (self.path.absolute(), *self.path.absolute().parents) if each.exists())
+        if not os.access(place, os.W_OK):
+            raise ResourceError(f"--out {str(self.path)!r} cannot be written: no permission in {str(place)!r}")
+        self._check_settings(given=True)
 
     def file(self, name: str) -> Path:
         """Return the path of a file of this run that is about to be written, its folder made.
@@ -248,7 +257,8 @@ class RunDir:
         except (AttributeError, TypeError) as error:
             raise DataError(f"{str(self.path / 'costs.json')!r} is damaged ({error}); use another --out") from error
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, *, given: bool = False) -> None:
+        """Refuse settings that what exists was not made with. given: of those alone that are not left open."""
         if not (self.path / MANIFEST).exists() or self.is_done(MARK_OF_MANIFEST, self._lasting(), (MANIFEST,)):
             return
         mark = checksums.read_mark(self.path, MARK_OF_MANIFEST)
@@ -258,7 +268,7 @@ class RunDir:
         before = config.recorded(self.path / MANIFEST).model_dump(mode="json")
         now = self.settings.model_dump(mode="json")
         for name, value in now.items():
-            if name not in GROWING and before[name] != value:
+            if name not in GROWING and before[name] != value and not (given and value is None):
                 raise UsageError(
                     f"the run in {str(self.path)!r} was made with {name} = {before[name]!r}, and {value!r} was given; what "
                     "exists there depends on it. Use another --out, or give the earlier value"

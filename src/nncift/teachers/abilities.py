@@ -16,7 +16,7 @@ from nncift.core.arrays import Floats
 from nncift.data.examples import Examples
 from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM
-from nncift.teachers import FeatureTeacher, RowTeacher, Teacher
+from nncift.teachers import Chunk, FeatureTeacher, RowTeacher, Teacher
 
 FORWARD, GRADIENT = 1, 3
 """What a forward pass costs, and a forward and backward pass."""
@@ -166,6 +166,33 @@ class CountsTokens(Protocol):
 
     def tokens_of(self, ids: Sequence[str]) -> int:
         """Return the tokens that measuring prepared rows takes, a warm-up left out."""
+        ...
+
+
+@runtime_checkable
+class CountsChunkTokens(Protocol):
+    """A teacher of pairs that knows the tokens of a chunk before it labels it."""
+
+    def chunk_tokens(self, chunk: Chunk) -> int:
+        """Return the tokens that labelling a chunk of prepared rows takes."""
+        ...
+
+
+@runtime_checkable
+class CountsRowTokens(Protocol):
+    """A teacher that knows the tokens of rows as they read alone, in its model's wording, which a probe shares."""
+
+    def row_tokens(self, item: str) -> int | None:
+        """Return the tokens of a prepared row that reads alone; None where that is not known."""
+        ...
+
+
+@runtime_checkable
+class TriesSteps(Protocol):
+    """A teacher that can do what an update of its warm-up computes, for its time, and change nothing."""
+
+    def try_step(self, ids: Sequence[str]) -> None:
+        """Compute the gradient of prepared rows as an update of the warm-up does."""
         ...
 
 

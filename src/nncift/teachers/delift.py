@@ -81,6 +81,23 @@ class Delift(InContextTeacher):
             self.reader.check_not_nan([chunk.targets[index] for index in fitting], values[fitting], "target", behind)
         return ChunkLabels(values, tokens, block.shortened)
 
+    def chunk_tokens(self, chunk: Chunk) -> int:
+        """Return the tokens that `label` reads for a chunk: what its rows share once where the model caches it."""
+        known, front = (self.reader.rows if chunk.source is None else self._behind), self.wording.bos
+        if chunk.source is not None:
+            try:
+                front = (*front, *self.wording.block(self._examples[chunk.source], self.block_tokens).ids)
+            except DataError:
+                return 0
+        rows = [known[target] for target in chunk.targets]
+        fitting = [row for row in rows if len(front) + len(row) <= self.lm.context]
+        common = len(_common_start([row.prompt for row in fitting]))
+        if chunk.source is None and not common:
+            return sum(len(front) + len(row) for row in fitting)
+        rest = sum(len(row) - common for row in fitting)
+        times = 1 if self.lm.caches_prefixes else len(fitting)
+        return (times * (len(front) + common) if fitting else 0) + rest
+
     def _distance(self, logs: Floats) -> float:
         if self.variant == "logprob":
             return -float(np.mean(logs, dtype=np.float64))

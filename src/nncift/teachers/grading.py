@@ -160,9 +160,27 @@ class Rater:
                 found = Grades.stacked([grade_probabilities(self.reader.lm, prefix, texts, forms[0])])
             grades.chances[batch], grades.mass[batch] = found.chances, found.mass
         again = 0 if prefix.cache is not None else before
-        read = sum(map(len, bodies)) + len(bodies) * sum(map(len, ends))
-        repeats = sum(map(len, bodies)) * (len(ends) - 1) if len(forms) == 1 else 0
-        return grades, read + repeats + again * len(ends) * len(bodies)
+        return grades, _tokens_read(list(map(len, bodies)), forms, again)
+
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens that rating rows takes, what all rows have in front of them included."""
+        tokens = 0
+        for group in self._groups:
+            forms = [self.forms[number] for number in group]
+            rows, head, middle = (self._rows[item] for item in ids), len(forms[0].head), len(forms[0].middle)
+            again = 0 if head and self.reader.lm.caches_prefixes else head
+            sizes = [len(prompt) + middle + len(response) for prompt, response in rows]
+            tokens += head + _tokens_read(sizes, forms, again)
+        return tokens
+
+
+def _tokens_read(sizes: Sequence[int], forms: Sequence[Form], again: int) -> int:
+    """Return the tokens read of bodies of these sizes under forms that share a head. again: of the head, for each sequence."""
+    ends = [(*form.ending, *branch) for form in forms for branch in form.branches]
+    read = sum(sizes) + len(sizes) * sum(map(len, ends))
+    # Forms that are read together read a body once.
+    repeats = sum(sizes) * (len(ends) - 1) if len(forms) == 1 else 0
+    return read + repeats + again * len(ends) * len(sizes)
 
 
 def grade_probabilities(lm: CausalLM, prefix: Prefix, texts: Sequence[Ids], form: Form) -> Grades:

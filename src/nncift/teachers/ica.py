@@ -82,7 +82,27 @@ class IcaOfPairs(Ica):
         if chunk.source is None:
             raise UsageError("ica compares a source with itself behind each target; a chunk without a source was given")
         values = np.full(len(chunk.targets), np.nan, np.float32)
-        behind, pairs, shortened = self._behind[chunk.source], dict[int, Row](), False
+        pairs, shortened = self._pairs(chunk)
+        if not pairs:
+            return ChunkLabels(values, 0, shortened)
+        alone = self.alone([chunk.source])
+        self.reader.check_not_nan([chunk.source], alone, "source")
+        values[list(pairs)] = alone - self.reader.mean_losses(list(pairs.values()))
+        named = [chunk.targets[index] for index in pairs]
+        self.reader.check_not_nan(named, values[list(pairs)], "target", f" in front of source {chunk.source!r}")
+        return ChunkLabels(values, self._tokens(chunk, pairs), shortened)
+
+    def chunk_tokens(self, chunk: Chunk) -> int:
+        """Return the tokens that `label` reads for a chunk."""
+        pairs, _ = self._pairs(chunk)
+        return self._tokens(chunk, pairs) if pairs else 0
+
+    def _tokens(self, chunk: Chunk, pairs: Mapping[int, Row]) -> int:
+        return len(self._alone(str(chunk.source))) + sum(map(len, pairs.values()))
+
+    def _pairs(self, chunk: Chunk) -> tuple[dict[int, Row], bool]:
+        """Return the source behind each target that fits, by the target's place, and whether a target was cut."""
+        behind, pairs, shortened = self._behind[str(chunk.source)], dict[int, Row](), False
         for index, target in enumerate(chunk.targets):
             try:
                 block = self.wording.block(self._examples[target], self.block_tokens)
@@ -94,14 +114,7 @@ class IcaOfPairs(Ica):
             row = Row((*self.wording.bos, *block.ids, *behind.prompt), behind.response)
             if len(row) <= self.lm.context:
                 pairs[index] = row
-        if not pairs:
-            return ChunkLabels(values, 0, shortened)
-        alone = self.alone([chunk.source])
-        self.reader.check_not_nan([chunk.source], alone, "source")
-        values[list(pairs)] = alone - self.reader.mean_losses(list(pairs.values()))
-        named = [chunk.targets[index] for index in pairs]
-        self.reader.check_not_nan(named, values[list(pairs)], "target", f" in front of source {chunk.source!r}")
-        return ChunkLabels(values, len(self._alone(chunk.source)) + sum(map(len, pairs.values())), shortened)
+        return pairs, shortened
 
 
 class IcaOfSet(Ica):

@@ -50,6 +50,11 @@ class InContextTeacher(ModelTeacher):
                 self._joined[role, example.id] = reason
         return Row(tokens.prompt, tokens.response)
 
+    def row_tokens(self, item: str) -> int | None:
+        """Return the tokens of a prepared row that reads alone."""
+        found = super().row_tokens(item)
+        return None if found is None else len(self.wording.bos) + found
+
     def notes(self) -> tuple[str, ...]:
         """Return sentences on rows, also on those that are no part of one conversation with the other row of their pairs."""
         counts = Counter((role, reason) for (role, _), reason in self._joined.items())

@@ -30,7 +30,7 @@ from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.less_features import Aggregate, GradientFeatures
 from nncift.teachers.less_projection import Projection, ProjectionKind
-from nncift.teachers.less_warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train
+from nncift.teachers.less_warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train, try_gradient
 from nncift.teachers.model_teacher import ModelTeacher
 
 ALIKE = "neighbours_alike"
@@ -250,13 +250,20 @@ class Less(ModelTeacher):
         return rejected
 
     def without_warm_up(self) -> Less:
-        """Return the same teacher with one checkpoint and no warm-up: what a row costs there can be known before one is paid."""
+        """Return the same teacher with one checkpoint and no warm-up, on the same weights, so that a row's cost can be known."""
         if self.folders is None and not self.recipe.trains:
             return self
         options = {name: value for name, value in self.options.items() if name not in ("teacher", "model")}
         options |= {"warmup_share": 0.0, "device": self.reader.device, "seed": self.seed}
         options |= {"checkpoints": None} if self.folders is None else {"checkpoints": self.folders[:1], "lora": None}
-        return Less(self.reader.source, **options)
+        found = Less(self.reader.source, **options)
+        found.reader.lm = self.lm.with_own_modules()
+        return found
+
+    def try_step(self, ids: Sequence[str]) -> None:
+        """Compute the gradient of rows as an update of the warm-up does, with dropout, and change nothing."""
+        with self.trainable.at(self.warm_up()[0].weights):
+            try_gradient(self.trainable, [self._rows[item] for item in ids], self.reader.batch_tokens)
 
     def warm_up(self) -> Sequence[Checkpoint]:
         """Return the checkpoints: the user's own, those in the workspace, or freshly trained ones."""

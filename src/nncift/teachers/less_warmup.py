@@ -208,6 +208,21 @@ def _add_gradients(trainable: Trainable, weight: float, rows: Sequence[Row]) -> 
     return rows
 
 
+def try_gradient(trainable: Trainable, rows: Sequence[Row], batch_tokens: int) -> None:
+    """Compute the gradient that an update on rows would take, and leave weights and gradients as they are."""
+    parameters = list(trainable.parameters.values())
+    for value in parameters:
+        value.requires_grad_(True)
+    trainable.model.train()
+    try:
+        for batch in batches(list(map(len, rows)), batch_tokens):
+            _add_gradients(trainable, 1 / len(rows), [rows[place] for place in batch])
+    finally:
+        trainable.model.eval().requires_grad_(False)
+        for value in parameters:
+            value.grad = None
+
+
 def describe_warmup(recipe: Recipe, shape: LoraShape | None) -> dict[str, Any]:
     """Return what decides the warm-up, for fingerprints."""
     return {

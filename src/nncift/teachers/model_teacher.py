@@ -53,6 +53,11 @@ class ModelTeacher:
         """Tokenise rows; one whose prompt and response exceed the context is unusable."""
         return self.reader.prepare(examples)
 
+    def row_tokens(self, item: str) -> int | None:
+        """Return the tokens of a prepared row that reads alone; None for a teacher that reads rows in other words."""
+        row = self.reader.rows.get(item)
+        return None if row is None else len(row)
+
     def notes(self) -> tuple[str, ...]:
         """Return sentences about the rows that were prepared."""
         return self.reader.notes()

@@ -103,6 +103,10 @@ class SelectIt(ModelTeacher):
                 sums[name] += weight * value
         return RowLabels(values[:, None].astype(np.float32), tokens, self.row_passes * len(ids), sums)
 
+    def tokens_of(self, ids: Sequence[str]) -> int:
+        """Return the tokens of rows under all rating prompts, what all rows share included."""
+        return sum(rater.tokens_of(ids) for rater in self.raters) if ids else 0
+
     @property
     def figures(self) -> tuple[str, ...]:
         """The probability of all grades together, and how often each wins, lowest first; means over rating prompts and models."""
