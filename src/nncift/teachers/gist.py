@@ -89,6 +89,7 @@ class Gist(Less):
         """Return LESS on the model as it is with as many numbers a row: its passes cost what those of this teacher do."""
         options = {name: value for name, value in self.options.items() if name not in ("teacher", "model")}
         plain = Less(self.reader.source, **{**options, "device": self.reader.device, "projection_kind": "sketch"})
+        plain.reader.lm = self.lm
         return plain.without_warm_up()
 
     def notes(self) -> tuple[str, ...]:
