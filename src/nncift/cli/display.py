@@ -63,6 +63,28 @@ def table(
     return made
 
 
+def cost_of_parts(title: str, parts: Mapping[str, str], result: Mapping[str, Any]) -> Table:
+    """Return the table of a dry run: passes, tokens and both times of every part that costs something."""
+    made = table(title, ("", "passes", "tokens", "processor", "time"))
+    for key, name in parts.items():
+        cost = result[key]
+        if cost["passes"]:
+            shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
+            shown += ["-" if cost[kind] is None else seconds(cost[kind]) for kind in ("processor_seconds", "seconds")]
+            made.add_row(name, f"{cost['passes']:,}", *shown, end_section=key in ("embed", "answers"))
+    return made
+
+
+def busy_sentence(timed: Mapping[str, Any]) -> str:
+    """Return a sentence where the clock went on while other programs had the processor; an empty one elsewhere."""
+    if not timed["busy"]:
+        return ""
+    return (
+        f"This machine is busy: what was timed took {seconds(timed['seconds'])} for {seconds(timed['processor_seconds'])} of the "
+        "processor. Times are for a machine as busy as this one."
+    )
+
+
 def fidelity_table(result: Mapping[str, Any]) -> Table:
     """Return the student's measures by quadrant, and those of the baselines on pairs of unseen items."""
     columns = ("predictor", "pairs of", "R^2", "Spearman", "interval", "MSE", "pairs")

@@ -27,7 +27,7 @@ COMMANDS = {
     "report": "Make the report of RUN again where it is missing or old: one file that needs no network.",
     "study": "Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again.",
     "demo": "Show the whole idea on a generated world where the truth is known.",
-    "doctor": "Show versions, devices, memory and missing extras.",
+    "doctor": "Show versions, devices, memory, missing extras, and whether encoders and models are on this machine.",
 }
 """The commands in the order of work, with what their own help begins with: to list them loads none of them."""
 

@@ -10,8 +10,10 @@ import click
 
 from nncift.cli.display import (
     PREDICTORS,
+    busy_sentence,
     console,
     cost_line,
+    cost_of_parts,
     cost_table,
     fidelity_table,
     number,
@@ -199,20 +201,10 @@ def _show_estimate(result: Mapping[str, Any]) -> None:
     )
     out.print(_labels(result["labels"]))
     title = "What it would cost: passes and tokens are counted, times come from a few passes"
-    made = table(title, ("", "passes", "tokens", "processor", "time"))
-    for key, name in PARTS.items():
-        cost = result[key]
-        if cost["passes"]:
-            shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
-            shown += ["-" if cost[kind] is None else seconds(cost[kind]) for kind in ("processor_seconds", "seconds")]
-            made.add_row(name, f"{cost['passes']:,}", *shown, end_section=key == "embed")
-    out.print(made)
-    size, timed = result["bytes"], result["timed"]
-    if timed["busy"]:
-        out.print(
-            f"This machine is busy: what was timed took {seconds(timed['seconds'])} for {seconds(timed['processor_seconds'])} of "
-            "the processor. Times are for a machine as busy as this one."
-        )
+    out.print(cost_of_parts(title, PARTS, result))
+    size = result["bytes"]
+    if busy := busy_sentence(result["timed"]):
+        out.print(busy)
     untimed = (
         " The time of this encoder is not known before it is loaded." if result["embed"]["seconds"] is None else ""
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nncift.cli.display import console, show_warnings, table
+from nncift.cli.display import busy_sentence, console, cost_of_parts, show_warnings, table
 from nncift.cli.options import (
     chosen,
     fetch_option,
@@ -32,14 +32,15 @@ from nncift.finetune.tune_settings import TuneSettings
 @settings_options(TuneSettings)
 @settings_options(RunSettings, ("trust_remote_code",))
 @option("--qlora", is_flag=True, group="Training", help="The same as --method qlora.")
+@option("--dry-run", is_flag=True, group="Run", help="Tell what training and judging would cost, and stop.")
 @path_option("--out", "Folder; one that exists is continued.  [default: RUN/tune]")
 @fetch_option
 @offline_option
 @memory_option
-def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, fetch: bool, **flags: Any) -> dict[str, Any]:
+def tune_command(
+    show: bool, run: Path, qlora: bool, dry_run: bool, out: Path | None, fetch: bool, **flags: Any
+) -> dict[str, Any]:
     """Train a model on RUN's selection and on rival subsets alike, and judge them by rows that none has seen."""
-    from nncift.finetune.experiment import tune
-
     allowed = Permissions(bool(flags.pop("trust_remote_code")), fetch)
     given = chosen(flags, TuneSettings)
     for name in ("arms", "metrics"):
@@ -49,10 +50,36 @@ def tune_command(show: bool, run: Path, qlora: bool, out: Path | None, fetch: bo
         if given.get("method", "qlora") != "qlora":
             raise UsageError(f"--qlora and --method {given['method']} were given; give one of them")
         given["method"] = "qlora"
+    if dry_run:
+        from nncift.finetune.tune_estimate import estimate_tune
+
+        planned = estimate_tune(run, given, out, progress(show), allowed=allowed)
+        if show:
+            _show_estimate(planned)
+        return planned
+    from nncift.finetune.experiment import tune
+
     summary = tune(run, given, out, progress(show), allowed=allowed)
     if show:
         show_tune(summary, run / "tune" if out is None else out)
     return summary
+
+
+PARTS = {"train": "training", "judge": "losses of test rows", "answers": "answers, at their longest", "total": "total"}
+
+
+def _show_estimate(planned: Mapping[str, Any]) -> None:
+    """Print what a tune would cost."""
+    out = console()
+    done = f", {planned['done']} are done" if planned["done"] else ""
+    out.print(
+        f"{planned['trainings']} trainings of {planned['steps']:,} steps in all ({planned['method']}), each judged by "
+        f"{planned['test_rows']} test rows; {planned['judgings']} judgings{done}. Nothing was trained or written."
+    )
+    out.print(cost_of_parts("What it would cost: tokens are counted, times come from a few rows", PARTS, planned))
+    if busy := busy_sentence(planned["timed"]):
+        out.print(busy)
+    show_warnings(out, planned["notes"])
 
 
 def show_tune(tune: Mapping[str, Any], folder: Path) -> None:

@@ -17,7 +17,7 @@ from nncift.core.progress import Progress, silent
 from nncift.errors import UsageError
 from nncift.evaluation.run_verdict import selection_key
 from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
-from nncift.finetune.batch_schedule import Measure, schedule
+from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
 from nncift.finetune.comparison import UNTRAINED, Group, GroupSummary, summarise, with_costs
 from nncift.finetune.results_store import Cell, Cells, Outcome
 from nncift.finetune.test_set import held_out
@@ -119,16 +119,20 @@ class TuneExperiment:
         budgets = [SubsetSize(asked, selected_ids(self.run, asked, self.folder / "selections")) for asked in sizes]
         return {budget: self._choose(budget) for budget in budgets}
 
-    @cached_property
-    def groups(self) -> list[Group]:
-        """What is set side by side, budget by budget; missing cells are computed."""
-        wanted = [
+    def work(self) -> dict[Cell, CellWork]:
+        """Return what all cells take; rows are chosen for it."""
+        wanted = (
             work
             for seed in self._seeds
             for budget, arms in self._chosen.items()
             for work in self._of(budget, arms, seed)
-        ]
-        outcomes = self._outcomes({work.cell: work for work in wanted})
+        )
+        return {work.cell: work for work in wanted}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """What is set side by side, budget by budget; missing cells are computed."""
+        outcomes = self._outcomes(self.work())
         return [
             Group(how, budget.name, budget.k, self._by_arm(how, budget, outcomes))
             for budget in self._chosen
@@ -185,12 +189,14 @@ class TuneExperiment:
         for name, arm in ARMS.items():
             if name in self.settings.arms:
                 began = time.perf_counter()
-                first = choose(self._pool, name, budget, self.settings.seed)
-                found[name] = {
-                    seed: choose(self._pool, name, budget, seed) if arm.drawn else first for seed in self._seeds
-                }
+                first = self.rows_of(name, budget, self.settings.seed)
+                found[name] = {seed: self.rows_of(name, budget, seed) if arm.drawn else first for seed in self._seeds}
                 self._pool.spent(name, time.perf_counter() - began)
         return found
+
+    def rows_of(self, arm: str, budget: SubsetSize, seed: int) -> tuple[str, ...]:
+        """Return the rows of an arm under a seed."""
+        return choose(self._pool, arm, budget, seed)
 
     def _of(self, budget: SubsetSize, chosen: Chosen, seed: int) -> Iterator[CellWork]:
         """Yield the cells of a budget under a seed."""
@@ -214,17 +220,35 @@ class TuneExperiment:
         return found
 
     def _trained(self, work: CellWork, measure: Measure) -> Outcome:
+        seed, (planned, key) = int(work.cell.seed or 0), self.training_of(work, measure)
+        return self._kept(work.cell, key, lambda: self._trainer.trained(planned, seed))
+
+    def _shown(self, work: CellWork) -> Outcome:
+        return self._kept(work.cell, self._shown_key(work), lambda: self._trainer.shown(work.ids))
+
+    def training_of(self, work: CellWork, measure: Measure) -> tuple[BatchSchedule, str]:
+        """Return what a cell reads in training, and the fingerprint of that."""
         trainer, content, seed = self._trainer, self._pool.content, int(work.cell.seed or 0)
         planned = schedule(trainer.training_sets.lengths(work.ids), measure, trainer.recipe.batch, seed)
         read = [[[item, content[item]] for item in update] for update in planned.updates]
-        key = fingerprint("training", trainer.identity(), trainer.context, trainer.recipe.describe(), read, seed)
-        return self._kept(work.cell, key, lambda: trainer.trained(planned, seed))
+        return planned, fingerprint(
+            "training", trainer.identity(), trainer.context, trainer.recipe.describe(), read, seed
+        )
 
-    def _shown(self, work: CellWork) -> Outcome:
+    def _shown_key(self, work: CellWork) -> str:
         content = self._pool.content
         rows = sorted([item, content[item]] for item in work.ids)
-        key = fingerprint("showing", self._trainer.identity(), self.settings.in_context if rows else None, rows)
-        return self._kept(work.cell, key, lambda: self._trainer.shown(work.ids))
+        return fingerprint("showing", self._trainer.identity(), self.settings.in_context if rows else None, rows)
+
+    def is_kept(self, work: CellWork) -> bool:
+        """Tell whether a cell was computed before."""
+        key = self._shown_key(work) if work.measure is None else self.training_of(work, work.measure)[1]
+        return self._cells.load(work.cell, key) is not None
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains and judges."""
+        return self._trainer
 
     def _kept(self, cell: Cell, key: str, compute: Callable[[], Outcome]) -> Outcome:
         """Return a cell as it is stored, or compute and store it."""

@@ -74,6 +74,14 @@ def generate(
     return [_answer(example, found.get(example.id), failures, writer) for example in examples]
 
 
+def writing_steps(
+    lm: CausalLM, wording: PromptFormat, lengths: Sequence[int], new: int, batch_tokens: int = 8192
+) -> int:
+    """Return the steps of `generate` for prompts of these lengths, where every answer is as long as it may be."""
+    found = _Writer(lm, wording).batches(lengths, new, batch_tokens)
+    return sum(max(0, min(new, lm.context - max(lengths[place] for place in batch))) for batch in found)
+
+
 def _answer(example: Example, ids: Ids | None, failures: dict[str, str], writer: _Writer) -> Answer:
     if ids is None:
         return Answer(example.id, example.prompt, example.response, None, failures[example.id], ended=False)

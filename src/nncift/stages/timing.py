@@ -98,6 +98,10 @@ class Trials:
             found = self._timed(sizes, do, picked)
         return found
 
+    def once(self, units: float, do: Callable[[], object]) -> Pace:
+        """Time work of so many units."""
+        return self._timed([units], lambda _: do(), [0])
+
     def _timed(self, sizes: Sequence[float], do: Callable[[list[int]], object], places: list[int]) -> Pace:
         units = max(1e-9, sum(sizes[place] for place in places))
         processor, clock = time.process_time(), time.perf_counter()

@@ -253,7 +253,7 @@ class LayerTeacher(ModelTeacher, ABC):
         """Return the same teacher with statistics of no meaning: what a row costs can be known before they are fitted."""
         options = {name: value for name, value in self.options.items() if name not in ("teacher", "model")}
         made = type(self)(self.reader.source, seed=self.seed, **{**options, "device": self.reader.device})
-        made._plain = True
+        made.reader.lm, made._plain = self.lm.with_own_modules(), True
         return made
 
     @property
