@@ -97,6 +97,7 @@ class TeacherSettings(Settings):
             "ekfac",
             "logra",
             "trackstar",
+            "retrain",
             "length",
             "random",
         ),

@@ -23,6 +23,7 @@ SHIPPED: dict[str, Callable[[str], Any]] = {
     ),
     "ifd": lambda folder: teachers.Ifd(folder, device="cpu"),
     "loss": lambda folder: teachers.Loss(folder, device="cpu"),
+    "retrain": lambda folder: teachers.Retrain(folder, device="cpu", trainings=3, rank=2),
     "ekfac": lambda folder: teachers.EkFac(folder, device="cpu", sample=4, projection=64),
     "logra": lambda folder: teachers.Logra(folder, device="cpu", sample=4, projection=2),
     "trackstar": lambda folder: teachers.TrackStar(folder, device="cpu", sample=4, projection=2),

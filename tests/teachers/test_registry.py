@@ -26,13 +26,14 @@ OWN: dict[str, dict[str, Any]] = {
     "selectit": {"grades": 4, "alpha": 0.5},
     "ifd": {"above_one": "keep"},
     "ica": {"in_front": 3},
+    "retrain": {"trainings": 3, "lora": False, "share": 0.4},
     "ekfac": {"projection": 64, "sample": 9, "damping": 0.2, "layers": ["q_proj"]},
     "logra": {"projection": 4, "lora": True, "rank": 2},
     "trackstar": {"projection": 4, "mix": 0.25, "subtask": "task"},
     "random": {"seed": 9},
     "column": {"column": "quality"},
 }
-MODELS = {"delift", "less", "selectit", "ifd", "loss", "rds", "ica", "ekfac", "logra", "trackstar"}
+MODELS = {"delift", "less", "selectit", "ifd", "loss", "rds", "ica", "ekfac", "logra", "trackstar", "retrain"}
 
 
 class Plugged:

@@ -160,6 +160,7 @@ _CLASSES = {
     "Logra": "logra",
     "Loss": "loss",
     "Rds": "rds",
+    "Retrain": "retrain",
     "SelectIt": "selectit",
     "Similarity": "delift_se",
     "TrackStar": "trackstar",

@@ -26,6 +26,7 @@ TEACHERS: Mapping[str, str] = {
     "ekfac": "nncift.teachers.ekfac:EkFac",
     "logra": "nncift.teachers.logra:Logra",
     "trackstar": "nncift.teachers.trackstar:TrackStar",
+    "retrain": "nncift.teachers.retrain:Retrain",
     "length": "nncift.teachers.given_scores:Length",
     "random": "nncift.teachers.given_scores:Random",
     "column": "nncift.teachers.given_scores:Column",
