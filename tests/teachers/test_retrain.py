@@ -21,7 +21,8 @@ from nncift.data import Examples, read
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.training_steps import row_losses
-from nncift.teachers import FeatureTeacher, Retrain, retrain
+from nncift.teachers import FeatureTeacher, Retrain, less_warmup, retrain
+from nncift.teachers.abilities import AimsAtTargets, KeepsWorkspace, WarmsUp
 
 SMALL: dict[str, Any] = {
     "trainings": 4,
@@ -86,7 +87,6 @@ def test_utilities_are_a_ridge_regression_of_plain_trainings(
     folder: Path, sets: tuple[Examples, Examples], lora: bool
 ) -> None:
     teacher = prepared(str(folder), sets, lora=lora)
-    assert isinstance(teacher, FeatureTeacher)
     sources, targets = (teacher.measure(rows.ids) for rows in sets)
     assert sources.values.shape == (9, teacher.width) == (9, 8)
     assert (sources.passes, sources.tokens) == (4 * 9, 4 * sum(len(teacher.reader.rows[item]) for item in sets[0].ids))
@@ -95,7 +95,7 @@ def test_utilities_are_a_ridge_regression_of_plain_trainings(
         expected = [[losses[m][item] for m in range(4)] for item in rows.ids]
         np.testing.assert_allclose(labels.values[:, :4], expected, rtol=2e-3, atol=2e-3)
     inside: npt.NDArray[np.float64] = np.array(
-        [[item in teacher.half(m) for item in sets[0].ids] for m in range(4)], float
+        [[item in teacher.half(m) for item in sets[0].ids] for m in range(4)], np.float64
     )
     assert set(inside.sum(axis=1)) == {4.0}
     centred = inside - inside.mean(axis=0)
@@ -112,7 +112,8 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_training(
     llama_folder: Path, sets: tuple[Examples, Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared(str(llama_folder), sets).measure(sets[0].ids).values
-    made, plain = [], retrain.train
+    made: list[int] = []
+    plain = less_warmup.train
 
     def stopped(*given: Any, **more: Any) -> Any:
         if len(made) == 2:
@@ -125,7 +126,12 @@ def test_a_run_that_was_stopped_goes_on_behind_the_last_training(
         with pytest.raises(KeyboardInterrupt):
             prepared(str(llama_folder), sets, workspace=tmp_path).measure(sets[0].ids)
     again: list[int] = []
-    monkeypatch.setattr(retrain, "train", lambda *given, **more: again.append(1) or plain(*given, **more))
+
+    def counted(*given: Any, **more: Any) -> Any:
+        again.append(1)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(retrain, "train", counted)
     values = prepared(str(llama_folder), sets, workspace=tmp_path).measure(sets[0].ids).values
     np.testing.assert_array_equal(values, whole)
     assert len(again) == 2
@@ -153,6 +159,7 @@ def test_rows_that_no_training_knew_are_refused(llama_folder: Path, sets: tuple[
 
 def test_all_trainings_are_counted_in_forward_passes(llama_folder: Path, sets: tuple[Examples, Examples]) -> None:
     teacher = prepared(str(llama_folder), sets)
+    assert all(isinstance(teacher, of) for of in (FeatureTeacher, WarmsUp, KeepsWorkspace, AimsAtTargets))
     assert teacher.warm_up_passes == 3 * 4 * 2 * 4
     assert any("4 times on 4 rows for 2 epochs: 96 forward passes" in note for note in teacher.notes())
     timed = teacher.without_warm_up()
