@@ -13,7 +13,8 @@ from torch import nn
 from nncift.errors import UsageError
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.checkpoints import Adam, Checkpoint, Direction
-from nncift.models.lora import LoraShape, Trainable
+from nncift.models.linear_layers import linear_layers
+from nncift.models.lora import ALL_LINEAR, LoraShape, Trainable
 from nncift.models.lora_gradients import LoraGradients, gradients_of
 from nncift.models.per_sample_gradients import PerSample, Piece
 from nncift.teachers.less_projection import Projection, ProjectionKind
@@ -167,6 +168,19 @@ def test_a_layer_that_no_row_reaches_has_zeros(llama_folder: Path) -> None:
     assert set(found) == set(trainable.parameters)
     assert not any(value.any() for name, value in found.items() if "layers.1" in name)
     assert all(value.any(1).all() for name, value in found.items() if "layers.0" in name and "lora_B" in name)
+
+
+def test_weights_are_chosen_by_the_names_of_their_modules(model: nn.Module) -> None:
+    linear = Trainable.whole(copy.deepcopy(model), ALL_LINEAR).parameters
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    expected = {f"{name}.weight" for name, module in linear_layers(model).items() if module is not head}
+    assert set(linear) == expected
+    last = next(iter(expected)).split(".")[-2]
+    assert all(name.split(".")[-2] == last for name in Trainable.whole(copy.deepcopy(model), (last,)).parameters)
+    with pytest.raises(UsageError, match="ends in nowhere"):
+        Trainable.whole(model, ("nowhere",))
+    adapted = Trainable.with_lora(copy.deepcopy(model), LoraShape(rank=2, targets=ALL_LINEAR), seed=0)
+    assert {name.rpartition(".lora_")[0] + ".weight" for name in adapted.parameters} == expected
 
 
 def test_every_parameter_of_a_model_is_covered(model: nn.Module) -> None:

@@ -297,6 +297,22 @@ def test_it_is_a_feature_teacher_that_says_what_decides_its_values(llama_folder:
     assert json.loads(json.dumps(less.options))["teacher"] == "less"
 
 
+def test_targets_choose_layers_for_lora_and_weights_without_it(llama_folder: Path, pool: Examples) -> None:
+    one = prepared(str(llama_folder), pool, lora=False, targets="all-linear")
+    names = set(one.trainable.parameters)
+    assert len(names) == 2 * 7
+    assert all(name.endswith("proj.weight") for name in names)
+    assert one.options["targets"] == ["all-linear"]
+    with_lora = prepared(str(llama_folder), pool, targets=["all-linear"])
+    assert {name.split(".lora_")[0] + ".weight" for name in with_lora.trainable.parameters} == names
+    described = [
+        dict(prepared(str(llama_folder), pool, lora=False, targets=given).describe()) for given in (None, "up_proj")
+    ]
+    assert described[0] != described[1] != one.describe()
+    labels = one.measure(pool.ids)
+    np.testing.assert_allclose(one.utility(labels.values, labels.values), reference(one, pool.ids), atol=1e-4)
+
+
 def test_nothing_to_warm_up_on_is_an_error(llama_folder: Path) -> None:
     with pytest.raises(UsageError, match="prepare a pool first"):
         Less(str(llama_folder), **SMALL).warm_up()

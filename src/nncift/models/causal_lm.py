@@ -35,6 +35,7 @@ from nncift.models.loading import (
 )
 from nncift.models.model_parts import additions_of, body_of, check_causal, states_of
 from nncift.models.token_rows import Batch, gathered, laid_out, log_softmax_at, split
+from nncift.models.token_rows import Front as Front
 from nncift.models.token_rows import Prefix as Prefix
 from nncift.models.token_rows import Reading as Reading
 from nncift.models.token_rows import Row as Row
@@ -134,6 +135,11 @@ class CausalLM:
         """Whether the keys and values of a prefix are computed once and shared by all rows behind it."""
         return self._fast_prefix
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether keys and values of what rows begin with may serve all of them."""
+        return self._fast_prefix
+
     def with_cache(self, cache: Any) -> dict[str, Any]:
         """Return the arguments of a pass that reads and grows a cache; transformers 5.24 gave it another name."""
         return {"use_cache": True, self._cache_name: cache}
@@ -178,41 +184,59 @@ class CausalLM:
             given = self.with_cache(prefix.repeated(len(rows)))
         return split(self._gold(laid, given).cpu().numpy(), rows)
 
-    def read(self, rows: Sequence[Row], layers: Sequence[int] = ()) -> list[Reading]:
+    def read(self, rows: Sequence[Row], layers: Sequence[int] = (), front: Front | None = None) -> list[Reading]:
         """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
 
+        front: what all rows begin with, read before (`front`); the rows are without it, and what is returned is of the whole.
         layers: those whose additions to the states are wanted, below `self.layers`. Rows are padded on the right, which
         a causal model cannot see; the caller chooses how many. A row's response may be empty, and then so are its
         log-probabilities; otherwise the row needs a token before it. Raises ResourceError as `log_probabilities` does.
         """
-        with self._reading(f"one row of up to {max(map(len, rows))} tokens"):
-            return self.fits.run(rows, len, lambda part: self._shown(part, layers))
+        before = 0 if front is None else len(front.prefix.ids)
+        with self._reading(f"one row of up to {before + max(map(len, rows))} tokens"):
+            return self.fits.run(rows, len, lambda part: self._shown(part, layers, front), before=before)
 
-    def _shown(self, rows: Sequence[Row], layers: Sequence[int] = ()) -> list[Reading]:
+    def front(self, ids: Sequence[int], layers: Sequence[int] = ()) -> Front:
+        """Read once what rows begin with, for `read`; only where `shares_prefixes`."""
+        import torch
+
+        tokens = torch.tensor([list(ids)])
+        with self._reading(f"a beginning of {len(ids)} tokens"):
+            self._check_known(tokens)
+            output = self._body(
+                tokens.to(self.device), use_cache=True, **({"output_hidden_states": True} if layers else {})
+            )
+            states = states_of(output, self.model).float().cpu().numpy()[0]
+            return Front(Prefix(tuple(ids), self.cache_of(output)), states, additions_of(output, layers)[:, 0])
+
+    def _shown(self, rows: Sequence[Row], layers: Sequence[int] = (), front: Front | None = None) -> list[Reading]:
         laid = laid_out(rows, ())
         self._check_known(laid.ids)
-        output, values = self._output_and_gold(laid, {"output_hidden_states": True} if layers else {})
+        given: dict[str, Any] = {"output_hidden_states": True} if layers else {}
+        given |= {"use_cache": False} if front is None else self.with_cache(front.prefix.repeated(len(rows)))
+        output, values = self._output_and_gold(laid, given)
         states, flat = states_of(output, self.model).float().cpu().numpy(), values.cpu().numpy()
         added = additions_of(output, layers)
-        return [
+        found = [
             Reading(logs, states[index, : len(row)], added[:, index, : len(row)])
             for index, (row, logs) in enumerate(zip(rows, split(flat, rows), strict=True))
         ]
+        return found if front is None else [front.before(reading) for reading in found]
 
     def _output_and_gold(self, laid: Batch, given: Mapping[str, Any]) -> tuple[Any, torch.Tensor]:
         """Return what the body gave, and the response tokens' log-probabilities, in one pass. given: more for the body."""
         ids = laid.ids.to(self.device)
         if self._fast_head:
-            output = self._body(ids, use_cache=False, **given)
+            output = self._body(ids, **given)
             return output, self._through_head(states_of(output, self.model), laid)
         seen: list[Any] = []
         handle = body_of(self.model).register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
-            logits = self.model(input_ids=ids, use_cache=False, **given).logits
+            logits = self.model(input_ids=ids, **given).logits
         finally:
             handle.remove()
         shown = bool(seen) and getattr(seen[-1], "last_hidden_state", None) is not None
-        return seen[-1] if shown else self._body(ids, use_cache=False, **given), log_softmax_at(logits, laid)
+        return seen[-1] if shown else self._body(ids, **given), log_softmax_at(logits, laid)
 
     def _gold(self, laid: Batch, given: Mapping[str, Any]) -> torch.Tensor:
         """Return the log-probabilities of all response tokens, one row's behind the other's."""

@@ -21,10 +21,17 @@ ATTENTION = frozenset(
 )
 """Names of the projections to query, key, value and output, inside modules whose name holds `attn` or `attention`."""
 
+ALL_LINEAR = ("all-linear",)
+"""In the place of names: all linear layers but the one that gives the logits."""
+
 
 @dataclass(frozen=True)
 class LoraShape:
-    """Size and place of LoRA matrices. targets: None = the attention projections, found by name; else module name ends."""
+    """Size and place of LoRA matrices.
+
+    targets: None = the attention projections, found by name; ALL_LINEAR = all linear layers but the one that gives the logits;
+    else ends of modules' names.
+    """
 
     rank: int = 128
     alpha: float = 512
@@ -51,19 +58,35 @@ class Trainable:
     Outside `at` adapters are off, so that the model is the plain one to everybody else.
     """
 
-    def __init__(self, model: nn.Module, adapted: Any | None) -> None:
+    def __init__(self, model: nn.Module, adapted: Any | None, names: frozenset[str] | None = None) -> None:
         self.model = model
         self._adapted = adapted
-        named = model.named_parameters()
-        kept = [(name, value) for name, value in named if adapted is None or value.requires_grad]
+        kept = [
+            (name, value)
+            for name, value in model.named_parameters()
+            if (adapted is None or value.requires_grad) and (names is None or name in names)
+        ]
         self.parameters: dict[str, nn.Parameter] = {plain_name(name): value for name, value in kept}
         model.requires_grad_(False).eval()
         self._enable(on=False)
 
     @classmethod
-    def whole(cls, model: nn.Module) -> Trainable:
-        """Train every parameter."""
-        return cls(model, None)
+    def whole(cls, model: nn.Module, targets: tuple[str, ...] | None = None) -> Trainable:
+        """Train every parameter, or the weights of some modules: ALL_LINEAR, or ends of their names.
+
+        Raises UsageError where no module is meant.
+        """
+        if targets is None:
+            return cls(model, None)
+        ends = linear_modules(model) if targets == ALL_LINEAR else targets
+        names = frozenset(
+            f"{name}.weight"
+            for name, module in model.named_modules()
+            if name.endswith(ends) and isinstance(getattr(module, "weight", None), _tensor_type())
+        )
+        if not names:
+            raise UsageError(f"no module of this model has a weight and a name that ends in {' or '.join(targets)}")
+        return cls(model, None, names)
 
     @classmethod
     def with_lora(cls, model: nn.Module, shape: LoraShape, seed: int) -> Trainable:
@@ -71,7 +94,8 @@ class Trainable:
         peft = import_peft()
         from transformers.pytorch_utils import Conv1D
 
-        places = attention_modules(model) if shape.targets is None else list(shape.targets)
+        linear = linear_modules(model) if shape.targets == ALL_LINEAR else shape.targets
+        places = attention_modules(model) if linear is None else list(linear)
         transposed = any(isinstance(m, Conv1D) and name.endswith(tuple(places)) for name, m in model.named_modules())
         config = peft.LoraConfig(
             r=shape.rank,

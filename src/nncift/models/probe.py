@@ -26,10 +26,10 @@ from nncift.core.arrays import Floats
 from nncift.core.seeds import generator
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
-from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Reading, Row
 from nncift.models.embedding_cache import BlockEncoder, Embedded, EmbeddingCache
 from nncift.models.prompt_format import PromptFormat
+from nncift.models.shared_reading import readings
 from nncift.models.views import HIDDEN, OUTPUT, STATS, Views
 
 if TYPE_CHECKING:
@@ -108,10 +108,8 @@ class Probe:
         """Return the features `(n, dim)` and the tokens of every row before it was cut to the context."""
         rows, counts = zip(*(self._row(example) for example in examples), strict=True)
         found = np.empty((len(rows), self.views.dim), np.float32)
-        for batch in batches([len(row) for row in rows], self.batch_tokens):
-            readings = self.lm.read([rows[index] for index in batch], self._layers)
-            for index, reading in zip(batch, readings, strict=True):
-                found[index] = self._features(rows[index], reading)
+        for index, reading in readings(self.lm, rows, self.batch_tokens, self._layers):
+            found[index] = self._features(rows[index], reading)
         return found, np.array(counts, np.int32)
 
     def tokens(self, example: Example) -> int:

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from nncift.core.arrays import Doubles
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
-from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.loading import ModelSource
 from nncift.models.prompt_format import PromptFormat, Remarks, Tokens
+from nncift.models.shared_reading import mean_losses, tokens_read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -154,12 +154,11 @@ class Reader:
 
     def mean_losses(self, rows: Sequence[Row]) -> Doubles:
         """Return the mean negative log-likelihood of every row's response, in nats per token."""
-        values = np.full(len(rows), np.nan)
-        start = self.lm.prefix(())
-        for batch in batches([len(row) for row in rows], self.batch_tokens):
-            for index, logs in zip(batch, self.lm.log_probabilities(start, [rows[i] for i in batch]), strict=True):
-                values[index] = -np.mean(logs, dtype=np.float64)
-        return values
+        return mean_losses(self.lm, rows, self.batch_tokens)
+
+    def tokens_read(self, rows: Sequence[Row]) -> int:
+        """Return the tokens that go through the model where rows are read together: what several begin with once."""
+        return tokens_read(self.lm, rows)
 
     def check_not_nan(self, ids: Sequence[str], values: AnyFloats, what: str = "row", behind: str = "") -> None:
         """Raise ResourceError where the model gave no number for a row. values: `(n_rows, ...)`; behind: ends the row's name."""

@@ -83,6 +83,21 @@ class Prefix:
         return cache
 
 
+@dataclass(frozen=True)
+class Front:
+    """What rows begin with, read once: its keys and values, and its states and additions as in `Reading`."""
+
+    prefix: Prefix
+    hidden: npt.NDArray[np.float32]
+    added: npt.NDArray[np.float32]
+
+    def before(self, reading: Reading) -> Reading:
+        """Return the reading of a whole row from that of the rest of it."""
+        hidden = np.concatenate([self.hidden, reading.hidden])
+        added = np.concatenate([self.added, reading.added], axis=1) if len(reading.added) else reading.added
+        return Reading(reading.log_probabilities, hidden, added)
+
+
 def laid_out(rows: Sequence[Row], before: Sequence[int]) -> Batch:
     """Pad rows on the right, all behind the same ids, and find where each response token is predicted."""
     import torch

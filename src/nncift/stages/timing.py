@@ -241,8 +241,9 @@ def row_price(rows: Examples, ids: Collection[str], teacher: RowTeacher, seed: i
     sizes: list[float] = [1.0] * len(drawn)
     if isinstance(timed, CountsTokens):
         # What all rows have in front of them is read once, and before what is timed.
-        shared = 2 * timed.tokens_of(drawn[:1]) - timed.tokens_of(drawn[:1] * 2)
-        sizes = [timed.tokens_of([item]) - shared for item in drawn]
+        alone = [timed.tokens_of([item]) for item in drawn]
+        shared = sum(alone[:2]) - timed.tokens_of(drawn[:2])
+        sizes = [tokens - shared for tokens in alone]
     by_token = isinstance(timed, CountsTokens) and any(sizes)
     sizes = sizes if by_token else [1.0] * len(drawn)
     read: list[float] = []

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Literal, Unpack
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from nncift.core.arrays import Floats
 from nncift.errors import DataError, UsageError
 from nncift.models.batching import batches
+from nncift.models.beginnings import common_start
 from nncift.models.causal_lm import Row
 from nncift.models.prompt_format import Block
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
@@ -64,7 +64,7 @@ class Delift(InContextTeacher):
         fitting = [index for index, row in enumerate(rows) if len(ids) + len(row) <= self.lm.context]
         tokens = 0
         if fitting:
-            common = _common_start([rows[index].prompt for index in fitting])
+            common = common_start([rows[index].prompt for index in fitting])
             front, rest = (*ids, *common), {index: rows[index].without(len(common)) for index in fitting}
             # A sequence without an example has its first token in every row: a prefix of one token saves nothing.
             alone = not block.ids and not common
@@ -91,7 +91,7 @@ class Delift(InContextTeacher):
                 return 0
         rows = [known[target] for target in chunk.targets]
         fitting = [row for row in rows if len(front) + len(row) <= self.lm.context]
-        common = len(_common_start([row.prompt for row in fitting]))
+        common = len(common_start([row.prompt for row in fitting]))
         if chunk.source is None and not common:
             return sum(len(front) + len(row) for row in fitting)
         rest = sum(len(row) - common for row in fitting)
@@ -106,11 +106,3 @@ class Delift(InContextTeacher):
 
 def _behind(ids: Sequence[int], row: Row) -> Row:
     return Row((*ids, *row.prompt), row.response)
-
-
-def _common_start(prompts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Return the tokens that several prompts begin with, such as a template's; each keeps one that predicts its response."""
-    if len(prompts) < 2:
-        return ()
-    found = takewhile(lambda column: len(set(column)) == 1, zip(*(prompt[:-1] for prompt in prompts), strict=False))
-    return tuple(column[0] for column in found)

@@ -26,7 +26,8 @@ from nncift.models.per_sample_gradients import Piece
 from nncift.models.response_reader import AnyModel, AnyTokenizer
 from nncift.storage.atomic import reporting_full_disk, write_sealed
 from nncift.teachers.kept_rows import Kept, contents, on_record, put
-from nncift.teachers.less import Less, LessSettings
+from nncift.teachers.less import Less
+from nncift.teachers.less_options import LessSettings
 
 DIRECTIONS = 150
 """Directions at most, as published."""

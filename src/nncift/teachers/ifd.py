@@ -60,8 +60,8 @@ class Ifd(ModelTeacher):
     def measure(self, ids: Sequence[str]) -> RowLabels:
         """Return the difficulty of rows."""
         rows = [self.reader.rows[item] for item in ids]
-        alone = [Row(self._start, row.response) for row in rows]
-        values = self.reader.mean_losses(rows) / np.maximum(self.reader.mean_losses(alone), np.finfo(np.float32).tiny)
+        alone = self.reader.mean_losses(self._alone(rows))
+        values = self.reader.mean_losses(rows) / np.maximum(alone, np.finfo(np.float32).tiny)
         self.reader.check_not_nan(ids, values)
         misled = {ABOVE_ONE: float((values > 1).sum())}
         if self.above_one == "last":
@@ -69,9 +69,12 @@ class Ifd(ModelTeacher):
         return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), 2 * len(rows), misled)
 
     def tokens_of(self, ids: Sequence[str]) -> int:
-        """Return the tokens of rows, each read behind its prompt and behind a first token."""
+        """Return the tokens of rows, each read behind its prompt and behind a first token; what several begin with once."""
         rows = [self.reader.rows[item] for item in ids]
-        return sum(len(row) + len(self._start) + len(row.response) for row in rows)
+        return self.reader.tokens_read(rows) + self.reader.tokens_read(self._alone(rows))
+
+    def _alone(self, rows: Sequence[Row]) -> list[Row]:
+        return [Row(self._start, row.response) for row in rows]
 
     def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
         """Return a sentence where most prompts do not help with their responses."""

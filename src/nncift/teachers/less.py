@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, get_args
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -21,95 +20,22 @@ from nncift.core.fingerprints import fingerprint
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import Row
-from nncift.models.checkpoints import Adam, Checkpoint, Direction, bring, content
-from nncift.models.lora import LoraShape, Trainable
+from nncift.models.checkpoints import Adam, Checkpoint, bring, content
+from nncift.models.lora import Trainable
 from nncift.models.lora_gradients import LoraGradients, gradients_of
 from nncift.models.per_sample_gradients import PerSample, Piece, gradient_batches
 from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import GRADIENT, StoredAs
-from nncift.teachers.less_features import Aggregate, GradientFeatures
-from nncift.teachers.less_projection import Projection, ProjectionKind
+from nncift.teachers.less_features import GradientFeatures
+from nncift.teachers.less_options import LessOptions, LessSettings
+from nncift.teachers.less_projection import Projection
 from nncift.teachers.less_warmup import UPDATES_APART, Recipe, describe_warmup, draw, thinned, train, try_gradient
 from nncift.teachers.model_teacher import ModelTeacher
 
 ALIKE = "neighbours_alike"
 NEARLY_ALIKE = 0.99
 """Mean cosine of a row's features at neighbouring checkpoints above which another checkpoint is not worth its pass."""
-
-
-class LessSettings(ModelSettings, total=False):
-    """What `Less` takes by keyword: the settings of every model teacher, and its own (see `LessOptions`)."""
-
-    lora: bool | None
-    checkpoints: int | Sequence[str | Path] | None
-    warmup_share: float
-    epochs: int
-    learning_rate: float
-    rank: int
-    alpha: float
-    dropout: float
-    targets: Sequence[str] | None
-    projection: int
-    projection_kind: ProjectionKind | Literal["target"]
-    adam: Direction
-    aggregate: Aggregate
-    subtask: str | None
-
-
-@dataclass(frozen=True)
-class LessOptions:
-    """LESS's own settings.
-
-    lora: None or True = LoRA matrices through peft; False = all parameters, for small models. rank, alpha, dropout, targets: of
-    LoRA; targets None = the attention's projections by name. checkpoints: None = as many of the warm-up's epochs as enough
-    updates lie between (`Recipe.kept`); a number of them; or peft adapter folders of the user's own, in place of a warm-up.
-    warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has seen nothing, so that Adam's direction is
-    its first step (close to the gradient's sign); `adam="none"` takes plain gradients for sources too. projection: dimensions.
-    subtask: a column of the target rows that names each row's subtask; aggregate: what a subtask's rows make of a source, see
-    `GradientFeatures`.
-    """
-
-    lora: bool | None = None
-    checkpoints: int | Sequence[str | Path] | None = None
-    warmup_share: float = 0.05
-    epochs: int = 4
-    learning_rate: float = 2e-5
-    rank: int = 128
-    alpha: float = 512
-    dropout: float = 0.1
-    targets: Sequence[str] | None = None
-    projection: int = 32_768
-    projection_kind: ProjectionKind = "sketch"
-    adam: Direction = "corrected"
-    aggregate: Aggregate = "cosine-of-mean"
-    subtask: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.adam not in get_args(Direction):
-            raise UsageError(f"LESS's adam is {', '.join(get_args(Direction))}, not {self.adam!r}")
-        if self.aggregate not in get_args(Aggregate):
-            raise UsageError(f"LESS's aggregate is {' or '.join(get_args(Aggregate))}, not {self.aggregate!r}")
-        if self.folders is not None and (self.lora is False or not self.folders):
-            raise UsageError("checkpoints of your own are LoRA folders, at least one, and exclude lora=False")
-
-    @property
-    def folders(self) -> tuple[Path, ...] | None:
-        """Folders of the user's own checkpoints; None where there are none."""
-        brought = self.checkpoints is not None and not isinstance(self.checkpoints, int)
-        return tuple(map(Path, self.checkpoints)) if brought else None  # type: ignore[arg-type]
-
-    @property
-    def shape(self) -> LoraShape | None:
-        """Of the LoRA matrices; None where all parameters count."""
-        targets = None if self.targets is None else tuple(self.targets)
-        return None if self.lora is False else LoraShape(self.rank, self.alpha, self.dropout, targets)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings that would make them again."""
-        plain = {"lora": self.lora is not False, "targets": None if self.targets is None else list(self.targets)}
-        plain |= {} if self.folders is None else {"checkpoints": [str(folder) for folder in self.folders]}
-        return {**vars(self), **plain}
 
 
 class Less(ModelTeacher):
@@ -151,6 +77,7 @@ class Less(ModelTeacher):
         )
         self.recipe = Recipe(own.warmup_share, own.epochs, own.learning_rate)
         self.lora, self.folders = own.shape, own.folders
+        self.weights = own.modules if self.lora is None else None
         self.wanted = own.checkpoints if isinstance(own.checkpoints, int) else None
         self.recipe.kept(0, self.wanted)
         self.projection = Projection(own.projection, seed, own.projection_kind)
@@ -173,7 +100,7 @@ class Less(ModelTeacher):
         if self.folders is not None:
             return Trainable.with_adapter(model, self.folders[0])
         if self.lora is None:
-            return Trainable.whole(model)
+            return Trainable.whole(model, self.weights)
         return Trainable.with_lora(model, self.lora, self.seed)
 
     @property
@@ -211,8 +138,8 @@ class Less(ModelTeacher):
             return ()
         updates = every * self.recipe.updates(len(self._sample or ()))
         return (
-            f"LESS takes gradients at {_count(kept, 'checkpoint')} instead of {every}: the warm-up makes only "
-            f"{_count(updates, 'update')}, and checkpoints fewer than {UPDATES_APART} updates apart say much the same "
+            f"LESS takes gradients at {kept} checkpoint{'s' * (kept != 1)} instead of {every}: the warm-up makes only "
+            f"{updates} update{'s' * (updates != 1)}, and checkpoints fewer than {UPDATES_APART} updates apart say much the same "
             f"(--option checkpoints={every} takes all).",
         )
 
@@ -353,6 +280,8 @@ class Less(ModelTeacher):
         trained: dict[str, Any] = describe_warmup(self.recipe, self.lora)
         if self.folders is not None:
             trained = {"brought": [content(folder) for folder in self.folders]}
+        elif self.weights is not None:
+            trained["weights"] = list(self.weights)
         read = self.reader.describe()
         del read["batch_tokens"]
         return {**read, "warmup": trained, "seed": self.seed}
@@ -400,7 +329,3 @@ class Less(ModelTeacher):
 
     def _rates(self) -> list[float]:
         return [checkpoint.learning_rate for checkpoint in self.warm_up()]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -33,5 +33,5 @@ class Loss(ModelTeacher):
         return RowLabels(values[:, None].astype(np.float32), self.tokens_of(ids), len(ids))
 
     def tokens_of(self, ids: Sequence[str]) -> int:
-        """Return the tokens of rows, each read once."""
-        return sum(len(self.reader.rows[item]) for item in ids)
+        """Return the tokens of rows, what several begin with once."""
+        return self.reader.tokens_read([self.reader.rows[item] for item in ids])

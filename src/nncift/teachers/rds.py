@@ -13,9 +13,9 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.data.examples import Example, Examples, Rejection
-from nncift.models.batching import batches
 from nncift.models.causal_lm import Row
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
+from nncift.models.shared_reading import readings
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.model_teacher import ModelTeacher
 
@@ -49,15 +49,14 @@ class Rds(ModelTeacher):
         """Return features of unit norm, `(n_rows, hidden size)`."""
         rows = [self.reader.rows[item] for item in ids]
         values = np.empty((len(rows), self.width), np.float32)
-        for batch in batches([len(row) for row in rows], self.reader.batch_tokens):
-            for index, reading in zip(batch, self.lm.read([rows[index] for index in batch]), strict=True):
-                values[index] = _pooled(reading.hidden)
+        for index, reading in readings(self.lm, rows, self.reader.batch_tokens):
+            values[index] = _pooled(reading.hidden)
         self.reader.check_not_nan(ids, values)
         return RowLabels(values, self.tokens_of(ids), len(rows))
 
     def tokens_of(self, ids: Sequence[str]) -> int:
-        """Return the tokens of rows, each read once."""
-        return sum(len(self.reader.rows[item]) for item in ids)
+        """Return the tokens of rows, what several begin with once."""
+        return self.reader.tokens_read([self.reader.rows[item] for item in ids])
 
     def utility(self, targets: Floats, sources: Floats) -> Floats:
         """Return the cosines `(n_targets, n_sources)` of features."""
