@@ -8,9 +8,14 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
+from nncift.data.records import MOST_PARTS, has_many_parts
+
 CHUNK = 1 << 20
 MOST_VALUE = 1 << 29
 """Longest value that is held: a table by columns is one."""
+MANY_BYTES = 1 << 23
+"""Text that is counted before it becomes a value; of more than a row there is never so much in memory."""
+
 _NUMBER = re.compile(r"[0-9.eE+-]*")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _MARGIN = 16
@@ -140,6 +145,9 @@ class _Window:
         """Return the next value."""
         self.next()
         while True:
+            # What was read may hold the next values too, which then are as long.
+            if len(self._text) - self._at > MANY_BYTES and has_many_parts(self._text, self._at):
+                raise self.error(f"a value of more than {MOST_PARTS:,} lists and objects")
             try:
                 value, end = json.JSONDecoder().raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:

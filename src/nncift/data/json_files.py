@@ -22,6 +22,7 @@ from nncift.data.json_arrays import CHUNK, MOST_VALUE, array_values, first_eleme
 from nncift.data.opening import opened, suffix_of
 from nncift.data.records import (
     MAX_BYTES,
+    MOST_PARTS,
     TURN_ROLES,
     Line,
     Record,
@@ -29,6 +30,7 @@ from nncift.data.records import (
     broken,
     from_json,
     from_value,
+    has_many_parts,
     kind_of,
     shown,
     too_long,
@@ -58,7 +60,7 @@ def json_records(
             return
         start = _beginning(handle)
         if layout == "value":
-            (value,) = _read((json.loads((start + handle.read(MOST_VALUE)).decode("utf-8")) for _ in range(1)), path)
+            (value,) = _read((_whole(start + handle.read(MOST_VALUE)) for _ in range(1)), path)
             raise DataError(f"{str(path)!r} holds {kind_of(value)}, expected an array of objects")
         values = array_values(start, handle) if layout == "array" else value_stream(start, handle)
         for number, row in enumerate(_read(values, path), start=1):
@@ -192,7 +194,7 @@ def _of_object(path: Path, row_columns: Collection[str], is_row: IsRow) -> Itera
                 f"{str(path)!r} is one object of more than {MOST_VALUE >> 20} MiB without a list of rows in it; write one row "
                 "a line (pandas: to_json(path, orient='records', lines=True))"
             )
-        (value,) = _read((json.loads(data.decode("utf-8")) for _ in range(1)), path)
+        (value,) = _read((_whole(data) for _ in range(1)), path)
     record = from_value(1, value)
     table = None if record.row is None or is_row(record.row) else rows_of_table(cast("Row", value))
     if table is None:
@@ -200,6 +202,15 @@ def _of_object(path: Path, row_columns: Collection[str], is_row: IsRow) -> Itera
         return
     for number, row in enumerate(table, start=1):
         yield from_value(number, row)
+
+
+def _whole(data: bytes) -> object:
+    """Return the value of a document. Raises ValueError where it is none, or more than memory should hold of it."""
+    text = data.decode("utf-8")
+    if has_many_parts(text):
+        raise json.JSONDecodeError(f"a value of more than {MOST_PARTS:,} lists and objects", "", 0)
+    found: object = json.loads(text)
+    return found
 
 
 def _list_of_rows(names: list[tuple[str, bool]], path: Path) -> int | None:

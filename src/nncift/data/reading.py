@@ -16,7 +16,7 @@ from nncift.data.file_rows import file_records, lines_or_records
 from nncift.data.formats import SCORED, Dialogue, Reader, parse
 from nncift.data.layout import Layout, names_of, value_at
 from nncift.data.proposals import what_to_do
-from nncift.data.records import MAX_REASON, Line, Record, Row, shown
+from nncift.data.records import MAX_REASON, Line, Record, Row, check_worth_reading, shown
 from nncift.data.sample import drawing_order, read_until
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
@@ -239,6 +239,7 @@ def _take_usable(
     (given, source), before, had = name, len(log.rejected), len(found)
     unread: list[Row] = []
     for record in map(_record, records):
+        check_worth_reading(given, len(log.rejected) - before, len(found) - had)
         if record.row is None:
             log.reject(source, record.line, record.reason)
             continue

@@ -9,6 +9,7 @@ import base64
 import json
 import math
 from datetime import date, time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from nncift.errors import DataError
@@ -19,6 +20,12 @@ MAX_DEPTH = 100
 MAX_REASON = 300
 MAX_BYTES = 1 << 25
 """Longest row, as JSON text: 32 MiB, some eight million tokens."""
+
+MOST_UNUSABLE = 1_000_000
+"""Rows that cannot be used, among few that can, beyond which a file is given up."""
+
+MOST_PARTS = 2_000_000
+"""Lists and objects of a row, by the brackets in its text: each takes thirty times its text in memory."""
 
 Row = dict[str, Any]
 TURN_ROLES = frozenset(("role", "from", "speaker"))
@@ -70,6 +77,20 @@ def too_long(line: int) -> Record:
     return Record(line, "", None, f"too long: the row has more than {MAX_BYTES >> 20} MiB")
 
 
+def check_worth_reading(given: str | Path, unusable: int, usable: int) -> None:
+    """Raise DataError where a file holds nearly nothing but rows that cannot be used: each would be kept with its reason."""
+    if unusable > MOST_UNUSABLE and usable * 100 < unusable:
+        raise DataError(
+            f"more than {MOST_UNUSABLE:,} rows of {str(given)!r} cannot be used and nearly none can. Is it a "
+            "file of instruction data? Name its columns with --map, or give another"
+        )
+
+
+def has_many_parts(text: str, start: int = 0) -> bool:
+    """Tell a JSON text that is more lists and objects than any row holds."""
+    return text.count("[", start) + text.count("{", start) > MOST_PARTS
+
+
 def from_json(line: int, data: bytes) -> Record:
     """Parse one line of JSON; what cannot be parsed comes back with its reason."""
     try:
@@ -85,6 +106,8 @@ def from_text(line: int, raw: str) -> Record:
 
     A number that is not finite (NaN, an infinity, 1e999) is null, as in tables, and the row's text is written anew then.
     """
+    if len(raw) > MOST_PARTS and has_many_parts(raw):
+        return Record(line, "", None, f"too many parts: the row has more than {MOST_PARTS:,} lists and objects")
     try:
         try:
             value = _FINITE.decode(raw)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from nncift.core.memory import pass_on
-from nncift.data.records import MAX_DEPTH, Record, from_value, shown
+from nncift.data.records import MAX_DEPTH, Record, from_value, shown, too_long
 from nncift.errors import DataError, ResourceError
+from nncift.storage.arrow_messages import check_messages
+from nncift.storage.arrow_sizes import python_bytes
 from nncift.storage.parquet import parquet_file
+from nncift.storage.parquet_pages import survey
 
 BATCH_ROWS = 1024
-BATCH_BYTES = 1 << 30
-"""Most bytes of a batch, if every row held all that its group holds."""
+BATCH_BYTES = 1 << 27
+"""Bytes of a batch that are aimed at."""
+
+AT_ONCE, MOST_ROW = 1 << 25, 1 << 28
+"""Bytes of Python objects that are made at once, and of a row; as JSON text a row has at most 32 MiB."""
+
+MOST_RATIO, LEAST_EXPANDED, ROW_BYTES = 200, 1 << 28, 512
+"""How many times its size a file of tables may stand for, and how many bytes it may in any case: in all, and for each row."""
 
 MANY_ROWS, LEAST_ROW_BYTES = 1_000_000, 0.1
 """Beyond so many rows, a file holds at least so many bytes for each."""
@@ -30,10 +40,17 @@ def parquet_records(path: Path, text_columns: Collection[str] = ()) -> Iterator[
     # An open file, since pyarrow may take a name for the address of a remote store.
     with path.open("rb") as handle:
         try:
-            table = parquet_file(handle)
+            found = survey(handle)
+            found.check()
+            if repeating := found.repeating(LEAST_EXPANDED):
+                once = parquet_file(handle, repeating).iter_batches(columns=repeating, use_threads=False)
+                collections.deque(_in_proportion(path, once), maxlen=0)
+                handle.seek(0)
+            table = parquet_file(handle, found.repeating(BATCH_BYTES, nested=True))
             _check_expansion(path, table.metadata.num_rows, path.stat().st_size)
-            rows = _batch_rows(table.metadata)
-            yield from _batch_records(table.iter_batches(batch_size=rows, use_threads=False), text_columns)
+            rows = max(1, min(BATCH_ROWS, BATCH_ROWS * BATCH_BYTES // max(1, found.heaviest)))
+            batches = table.iter_batches(batch_size=rows, use_threads=False)
+            yield from _batch_records(_in_proportion(path, batches), text_columns)
         # A damaged schema shows as text that cannot be decoded.
         except (pa.ArrowException, OSError, ValueError) as error:
             pass_on(error)
@@ -52,10 +69,11 @@ def _arrow_batches(paths: Iterable[Path]) -> Iterator[Any]:
 
     for path in paths:
         try:
+            check_messages(path)
             with path.open("rb") as handle:
-                for batch in _opened(handle):
-                    # What an Arrow file says of itself is not checked before, and reading past a buffer ends the process.
-                    batch.validate(full=True)
+                collections.deque(_in_proportion(path, _whole(handle)), maxlen=0)
+            with path.open("rb") as handle:
+                for batch in _whole(handle):
                     _check_expansion(path, batch.num_rows, batch.nbytes)
                     for start in range(0, batch.num_rows, BATCH_ROWS):
                         yield batch.slice(start, BATCH_ROWS)
@@ -64,6 +82,13 @@ def _arrow_batches(paths: Iterable[Path]) -> Iterator[Any]:
             raise DataError(
                 f"cannot read {str(path)!r} as Arrow: {shown(str(error), 160)}; is the file complete?"
             ) from error
+
+
+def _whole(handle: IO[bytes]) -> Iterator[Any]:
+    for batch in _opened(handle):
+        # What an Arrow file says of itself is not checked before, and reading past a buffer ends the process.
+        batch.validate(full=True)
+        yield batch
 
 
 def _opened(handle: IO[bytes]) -> Iterator[Any]:
@@ -86,15 +111,6 @@ def _check_expansion(path: Path, rows: int, size: int) -> None:
             f"{str(path)!r} says that it holds {rows:,} rows in {size:,} bytes, which rows of text do "
             "not; write it anew if it is what you think it is"
         )
-
-
-def _batch_rows(about: Any) -> int:
-    """Return how many rows are read at once: fewer where groups are large, since each row may repeat the longest value.
-
-    Groups are asked and no columns: pyarrow ends the process over damaged statistics of a column.
-    """
-    sizes = [int(about.row_group(number).total_byte_size) for number in range(about.num_row_groups)]
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // max([1, *sizes])))
 
 
 def is_saved(folder: Path) -> bool:
@@ -194,9 +210,40 @@ def split_of(loaded: Any, split: str | None, name: str, typed: Callable[[str], s
     return loaded[chosen]
 
 
+def _in_proportion(path: Path, batches: Iterable[Any]) -> Iterator[Any]:
+    """Pass batches on. Raises DataError once their values are far more than the file: one value may stand in millions of rows."""
+    size, done, rows = path.stat().st_size, 0, 0
+    for batch in batches:
+        done += python_bytes(batch)
+        rows += batch.num_rows
+        if done > max(LEAST_EXPANDED, MOST_RATIO * size) + ROW_BYTES * rows:
+            raise DataError(
+                f"{str(path)!r} stands for more than {MOST_RATIO} times its size, which rows of text do not; write it anew "
+                "if it is what you think it is"
+            )
+        yield batch
+
+
+def _small(batch: Any) -> Iterator[Any]:
+    """Cut a batch so that no part takes much memory as Python objects; one row alone may, and comes out as its bytes."""
+    found = python_bytes(batch)
+    if found <= AT_ONCE:
+        yield batch
+    elif batch.num_rows > 1:
+        half = batch.num_rows // 2
+        yield from _small(batch.slice(0, half))
+        yield from _small(batch.slice(half))
+    else:
+        yield batch if found <= MOST_ROW else found
+
+
 def _batch_records(batches: Iterable[Any], text_columns: Collection[str]) -> Iterator[Record]:
     line = 0
-    for batch in batches:
+    for batch in (part for whole in batches for part in _small(whole)):
+        if isinstance(batch, int):
+            line += 1
+            yield too_long(line)
+            continue
         for value in batch_values(batch, text_columns):
             line += 1
             if isinstance(value, Exception):

@@ -18,7 +18,7 @@ from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
 from nncift.data.layout import Layout, map_for
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
 from nncift.data.reading import TRIED, check_files, read, records_of, source_names
-from nncift.data.records import Row
+from nncift.data.records import Row, check_worth_reading
 from nncift.data.turns import UnusableError
 from nncift.errors import ResourceError, UsageError
 from nncift.models.encoders import create
@@ -81,6 +81,7 @@ def inspect(
         texts: list[tuple[str, str]] = []
         for record in records_of(path, own):
             found.rows += 1
+            check_worth_reading(path, found.rows - found.usable, found.usable)
             if record.row is None:
                 _problem(found, record.line, record.reason)
                 continue

@@ -9,18 +9,39 @@ from pathlib import Path
 from typing import IO, Any, overload
 
 from nncift.core.parallel import ranges
+from nncift.storage.arrow_sizes import python_bytes
+from nncift.storage.parquet_pages import BombError, Survey, survey
 
 AT_ONCE = 1 << 14
 
 
-def parquet_file(source: Path | IO[bytes]) -> Any:
+OWN_RATIO, OWN_LEAST = 16, 1 << 27
+"""How many times its size a file of a run may stand for, and how many bytes it may in any case."""
+
+
+def parquet_file(source: Path | IO[bytes], compact: Sequence[str] = ()) -> Any:
     """Open a Parquet file to be read by this thread alone. Raises what pyarrow raises.
 
-    Reading ahead is left to a thread of Arrow's, which ends the process where it is refused memory.
+    Reading ahead is left to a thread of Arrow's, which ends the process where it is refused memory. compact: columns that are
+    read as places in a dictionary, so that a value that stands in many rows is in memory once.
     """
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(source, pre_buffer=False)
+    return pq.ParquetFile(source, pre_buffer=False, read_dictionary=list(compact) or None)
+
+
+def _checked(path: Path) -> Survey:
+    """Survey a file of a run before it is read. Raises ValueError where it is damaged, or far more than a run writes."""
+    found = survey(path)
+    found.check()
+    return found
+
+
+def _check_size(held: Any, path: Path) -> None:
+    """Raise ValueError where values that are about to become Python objects are far more than their file."""
+    size, found = path.stat().st_size, python_bytes(held)
+    if found > max(OWN_LEAST, OWN_RATIO * size) + 64 * len(held):
+        raise BombError(f"its {size:,} bytes stand for {found:,} bytes of values")
 
 
 def read_columns(path: Path, names: Collection[str] | None = None, *, without: Collection[str] = ()) -> Any:
@@ -30,11 +51,14 @@ def read_columns(path: Path, names: Collection[str] | None = None, *, without: C
     """
     import pyarrow as pa
 
-    with parquet_file(path) as file:
+    compact = _checked(path).repeating(OWN_LEAST)
+    with parquet_file(path, compact) as file:
         wanted = [name for name in file.schema_arrow.names if (names is None or name in names) and name not in without]
         groups = range(file.num_row_groups)
         parts = [file.read_row_group(group, columns=wanted, use_threads=False) for group in groups]
         table = pa.concat_tables(parts) if parts else file.schema_arrow.empty_table().select(wanted)
+    for column in table.columns:
+        _check_size(column, path)
     # Arrow keeps what it unpacked in.
     pa.default_memory_pool().release_unused()
     return table
@@ -78,6 +102,7 @@ class FileColumn(Sequence[Any]):
         import pyarrow.parquet as pq
 
         self._path, self._name = path, name
+        self._compact = _checked(path).repeating(OWN_LEAST)
         about = pq.read_metadata(path)
         self._starts = [0, *accumulate(about.row_group(group).num_rows for group in range(about.num_row_groups))]
         self._rows = range(self._starts[-1]) if rows is None else rows
@@ -118,7 +143,9 @@ class FileColumn(Sequence[Any]):
     def _read(self, row: int) -> Any:
         group = bisect_right(self._starts, row) - 1
         if group != self._group:
-            with parquet_file(self._path) as table:
-                self._held = Column(table.read_row_group(group, columns=[self._name], use_threads=False)[self._name])
+            with parquet_file(self._path, self._compact) as table:
+                held = table.read_row_group(group, columns=[self._name], use_threads=False)[self._name]
+            _check_size(held, self._path)
+            self._held = Column(held)
             self._group = group
         return self._held[row - self._starts[group]]

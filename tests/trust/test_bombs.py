@@ -1,0 +1,190 @@
+"""Small files that stand for gigabytes are refused by their lengths, before what they stand for is made."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nncift.data import json_arrays, read, records
+from nncift.errors import DataError
+from nncift.storage import arrow_messages, parquet_pages
+from nncift.storage.arrow_sizes import python_bytes
+from nncift.storage.parquet import FileColumn, read_columns
+
+Write = Callable[[Path, pa.Table], None]
+
+
+def _feather(path: Path, table: pa.Table) -> None:
+    with pa.ipc.new_file(path, table.schema) as sink:
+        sink.write_table(table)
+
+
+def _repeated(value: str, rows: int) -> pa.Table:
+    places = pa.array([0] * rows, pa.int32())
+    column = pa.DictionaryArray.from_arrays(places, pa.array([value]))
+    return pa.table({"instruction": column, "output": column})
+
+
+def _parquet(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path)
+
+
+WRITERS: dict[str, Write] = {".parquet": _parquet, ".arrow": _feather}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_one_long_value_in_many_rows(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pool{suffix}"
+    WRITERS[suffix](path, _repeated("x" * (1 << 18), 4000))
+    assert path.stat().st_size < 2 << 20
+    with pytest.raises(DataError, match="stands for more than"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_value_that_repeats_as_much_as_in_data_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pool{suffix}"
+    WRITERS[suffix](path, _repeated("x" * 2000, 500))
+    assert len(read(path)) == 500
+
+
+def test_a_page_that_unpacks_to_far_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"instruction": ["a" * (1 << 21)], "output": ["b"]}), path, compression="zstd")
+    assert len(read(path)) == 1
+    monkeypatch.setattr(parquet_pages, "MOST_PAGE", 1 << 20)
+    with pytest.raises(DataError, match="a page of it unpacks"):
+        read(path)
+
+
+def test_a_message_that_unpacks_to_far_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pool.arrow"
+    table = pa.table({"instruction": ["a" * (1 << 21)], "output": ["b"]})
+    with pa.ipc.new_file(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as sink:
+        sink.write_table(table)
+    assert len(read(path)) == 1
+    monkeypatch.setattr(arrow_messages, "MOST_MESSAGE", 1 << 20)
+    with pytest.raises(DataError, match="unpack to"):
+        read(path)
+
+
+def test_a_row_of_millions_of_empty_turns(tmp_path: Path) -> None:
+    path = tmp_path / "pool.parquet"
+    turns = pa.StructArray.from_arrays([pa.array(["user"] * 3_000_000)], names=["role"])
+    lists = pa.ListArray.from_arrays(pa.array([0, 3_000_000], pa.int32()), turns)
+    pq.write_table(pa.table({"messages": lists}), path)
+    with pytest.raises(DataError, match=r"too long|stands for"):
+        read(path)
+
+
+def test_far_more_values_than_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({f"c{at}": pa.nulls(400_000, pa.string()) for at in range(4)}), path)
+    monkeypatch.setattr(parquet_pages, "MANY_CELLS", 1_000_000)
+    with pytest.raises(DataError, match="stand for 1,600,000 values"):
+        read(path)
+
+
+def test_files_of_a_run_have_the_same_guard(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(_repeated("x" * (1 << 18), 4000), path)
+    with pytest.raises(ValueError, match="stand for"):
+        read_columns(path)
+    with pytest.raises(ValueError, match="stand for"):
+        FileColumn(path, "output")[0]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_row_of_nothing_but_brackets(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 20)
+    path, row = tmp_path / f"pool.{suffix}", '{"instruction":"a","output":"b","more":[' + "[]," * 2_000_001 + "1]}"
+    path.write_text(f"[{row}]" if suffix == "json" else row + "\n")
+    with pytest.raises(DataError, match="2,000,000 lists and objects"):
+        read(path)
+
+
+def test_a_file_of_rows_that_cannot_be_used_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_UNUSABLE", 100)
+    path = tmp_path / "pool.jsonl"
+    path.write_text("{}\n" * 200)
+    with pytest.raises(DataError, match="more than 100 rows"):
+        read(path)
+
+
+TABLE = pa.table(
+    {
+        "text": [f"text {at} " * 20 for at in range(3000)],
+        "same": ["same"] * 3000,
+        "none": pa.nulls(3000, pa.string()),
+        "turns": [[{"role": "user", "content": "x" * (at % 50)}, {"role": "a", "content": None}] for at in range(3000)],
+    }
+)
+
+
+@pytest.mark.parametrize("pages", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "zstd", "lz4"])
+@pytest.mark.parametrize(
+    "how", [{}, {"use_dictionary": False}, {"write_page_index": True}, {"row_group_size": 700, "data_page_size": 512}]
+)
+def test_pages_are_found_as_pyarrow_finds_them(pages: str, codec: str, how: dict[str, Any]) -> None:
+    file = io.BytesIO()
+    pq.write_table(TABLE, file, compression=codec, data_page_version=pages, **how)
+    found, about = parquet_pages.survey(file), pq.ParquetFile(file).metadata
+    assert [rows for rows, _ in found.groups] == [about.row_group(at).num_rows for at in range(about.num_row_groups)]
+    for at, (_, chunks) in enumerate(found.groups):
+        columns = [about.row_group(at).column(place) for place in range(about.num_columns)]
+        assert [(one.path, one.values) for one in chunks] == [(one.path_in_schema, one.num_values) for one in columns]
+    by_name = {one.path: one for one in found.groups[0][1]}
+    # Of a column whose values are written once each, none stands in many rows; else the longest is known.
+    assert by_name["same"].longest == (0 if "use_dictionary" in how else 4)
+    assert not by_name["same"].nested
+    assert by_name["turns.list.element.content"].nested
+
+
+def test_every_cut_or_changed_footer_is_an_error_or_read(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    pq.write_table(TABLE.slice(0, 20), file)
+    whole = file.getvalue()
+    for at in range(len(whole) - 900, len(whole), 7):
+        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]):
+            try:
+                parquet_pages.survey(io.BytesIO(data))
+            except ValueError:
+                continue
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["a" * 100, None, "b"],
+        [["a"] * 5, [], None],
+        [{"role": "user", "content": "x" * 50}] * 3,
+        [[{"role": "user", "content": "x" * 50}] * 3],
+        [1.5, 2.5],
+        [None, None],
+    ],
+)
+def test_sizes_are_near_what_python_takes(values: list[Any]) -> None:
+    def size(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return sys.getsizeof(value) + sum(map(size, inner))
+
+    array = pa.array(values)
+    real = sum(size(value) for value in array.to_pylist())
+    assert real / 3 <= python_bytes(array) <= 3 * real
+    several = pa.array(values * 4)
+    assert python_bytes(several) == 4 * python_bytes(array)
+    assert python_bytes(several.slice(len(values), len(values))) == python_bytes(array)
+
+
+def test_a_value_of_a_dictionary_counts_where_it_is_meant() -> None:
+    long = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, None], pa.int32()), pa.array(["x" * 1000, "y"]))
+    assert python_bytes(long) == 2 * (56 + 1000) + (56 + 1) + 4 * 8
+    assert python_bytes(long.slice(1, 1)) == 56 + 1 + 8
