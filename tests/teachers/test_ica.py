@@ -93,6 +93,7 @@ def test_a_pair_is_the_source_s_loss_alone_less_that_behind_the_target(lm: Causa
     np.testing.assert_allclose(labels.values, expected, atol=2e-5)
     assert np.abs(labels.values).max() > 1e-3
     assert labels.tokens == tokens + len(rows[0]) + len(alone.response)
+    assert teacher.chunk_tokens(Chunk(0, "a", targets)) == labels.tokens
 
 
 def test_it_is_delift_with_the_roles_exchanged(lm: CausalLM) -> None:
@@ -154,7 +155,7 @@ def test_a_pair_that_cannot_fit_has_no_value(llama: CausalLM) -> None:
     assert np.isfinite(values).tolist() == [True, False, True]
     nothing = teacher.label(Chunk(0, "long", ("wide",)))
     assert np.isnan(nothing.values).all()
-    assert nothing.tokens == 0
+    assert nothing.tokens == teacher.chunk_tokens(Chunk(0, "long", ("wide",))) == 0
 
 
 def test_a_long_target_loses_the_start_of_its_prompt(llama: CausalLM) -> None:

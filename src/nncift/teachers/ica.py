@@ -79,30 +79,30 @@ class IcaOfPairs(Ica):
 
     def label(self, chunk: Chunk) -> ChunkLabels:
         """Return by how much each target in front lowers the source's loss, in nats a token; NaN where a pair cannot fit."""
-        if chunk.source is None:
-            raise UsageError("ica compares a source with itself behind each target; a chunk without a source was given")
         values = np.full(len(chunk.targets), np.nan, np.float32)
         pairs, shortened = self._pairs(chunk)
-        if not pairs:
+        if not pairs or chunk.source is None:
             return ChunkLabels(values, 0, shortened)
         alone = self.alone([chunk.source])
         self.reader.check_not_nan([chunk.source], alone, "source")
         values[list(pairs)] = alone - self.reader.mean_losses(list(pairs.values()))
         named = [chunk.targets[index] for index in pairs]
         self.reader.check_not_nan(named, values[list(pairs)], "target", f" in front of source {chunk.source!r}")
-        return ChunkLabels(values, self._tokens(chunk, pairs), shortened)
+        return ChunkLabels(values, self._read_tokens(chunk.source, pairs), shortened)
 
     def chunk_tokens(self, chunk: Chunk) -> int:
-        """Return the tokens that `label` reads for a chunk."""
+        """Return the tokens that `label` reads for a chunk: every pair whole, and the source alone."""
         pairs, _ = self._pairs(chunk)
-        return self._tokens(chunk, pairs) if pairs else 0
+        return self._read_tokens(chunk.source, pairs) if pairs and chunk.source is not None else 0
 
-    def _tokens(self, chunk: Chunk, pairs: Mapping[int, Row]) -> int:
-        return len(self._alone(str(chunk.source))) + sum(map(len, pairs.values()))
+    def _read_tokens(self, source: str, pairs: Mapping[int, Row]) -> int:
+        return len(self._alone(source)) + sum(map(len, pairs.values()))
 
     def _pairs(self, chunk: Chunk) -> tuple[dict[int, Row], bool]:
-        """Return the source behind each target that fits, by the target's place, and whether a target was cut."""
-        behind, pairs, shortened = self._behind[str(chunk.source)], dict[int, Row](), False
+        """Return the pairs of a chunk that fit, by place, and whether a target in front lost its prompt's start."""
+        if chunk.source is None:
+            raise UsageError("ica compares a source with itself behind each target; a chunk without a source was given")
+        behind, pairs, shortened = self._behind[chunk.source], dict[int, Row](), False
         for index, target in enumerate(chunk.targets):
             try:
                 block = self.wording.block(self._examples[target], self.block_tokens)
