@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from nncift import teachers
+from nncift.config import resolve
 from nncift.data import Examples, read
 from nncift.data.examples import Rejection
+from nncift.pipeline import execute
+from nncift.stages.estimate import estimate
+from nncift.stages.request import Request
 from nncift.teachers import RowLabels
 from nncift.teachers.abilities import WarmUpCost, pass_weight, row_passes, warm_up_cost
 
@@ -73,3 +77,40 @@ def test_declared_passes_are_those_counted(llama_folder: Path, write_pool: Calla
     teacher = getattr(teachers, made)(str(llama_folder), device="cpu", **given)
     teacher.prepare(examples)
     assert teacher.measure(examples.ids[:3]).passes == 3 * row_passes(teacher)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "option"),
+    [
+        ("ekfac", {"sample": 6, "projection": 32}),
+        ("logra", {"sample": 6, "projection": 2}),
+        ("trackstar", {"sample": 6, "projection": 2}),
+        ("less", {"projection_kind": "target", "rank": 2, "epochs": 1, "warmup_share": 0.2}),
+        ("retrain", {"trainings": 3, "rank": 2}),
+        ("rds", {}),
+    ],
+)
+def test_a_dry_run_counts_the_passes_that_are_made(
+    llama_folder: Path, write_pool: Callable[..., Path], tmp_path: Path, teacher: str, option: dict[str, Any]
+) -> None:
+    settings = resolve(
+        {
+            "pool": (str(write_pool(24)),),
+            "target": (str(write_pool(6, "target.jsonl", start=50)),),
+            "teacher": teacher,
+            "option": option,
+            "model": str(llama_folder),
+            "encoder": "hash",
+            "features": "text",
+            "labels": "40%",
+            "budget": 3,
+            "device": "cpu",
+        }
+    )
+    planned = estimate(Request.resolve(settings))
+    done = execute(Request.resolve(settings, out=tmp_path / "run"), tmp_path / "run")
+    assert planned["label"]["passes"] == done.ledger["teacher_passes"]
+    assert planned["full_teacher"]["passes"] == done.ledger["full_teacher_passes"]
+    labelled = done.ledger["stages"]["label"]["model_tokens"]
+    # A training's tokens are those of halves, whose rows are not all of one length.
+    assert planned["label"]["tokens"] == pytest.approx(labelled, rel=0.1 if teacher == "retrain" else 1e-9)

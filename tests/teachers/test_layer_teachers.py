@@ -462,3 +462,33 @@ def test_settings_that_cannot_be_are_refused(name: str, wrong: dict[str, Any]) -
         MADE[name]("model", **wrong)
     with pytest.raises(UsageError, match="share in F"):
         TrackStar("model", mix=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("teacher", "options"),
+    [
+        ("trackstar", ["sample=6", "projection=3"]),
+        ("retrain", ["trainings=3", "rank=2"]),
+        ("ica", ["in_front=2"]),
+        ("less", ["projection_kind=target", "rank=2", "epochs=1", "warmup_share=0.2"]),
+    ],
+)
+def test_shards_that_know_some_rows_alone_are_the_plain_run(
+    call: Callable[..., Any],
+    write_pool: Callable[..., Path],
+    llama_folder: Path,
+    tmp_path: Path,
+    teacher: str,
+    options: list[str],
+) -> None:
+    pool, target = write_pool(40), write_pool(8, "target.jsonl", start=60)
+    plain = ["run", pool, "--target", target, "--model", llama_folder, "--encoder", "hash", "--teacher", teacher]
+    plain += ["--features", "text", "--labels", "60%", "--budget", "4", "--objective", "rr", "--json", "--quiet"]
+    plain += [part for option in options for part in ("--option", option)]
+    assert call(*plain, "--out", tmp_path / "plain").code == 0
+    for shard in ("1/2", "2/2"):
+        assert call(*plain, "--out", tmp_path / "shards", "--shard", shard).code in (0, 130)
+    assert call(*plain, "--out", tmp_path / "shards").code == 0
+    chosen = [(tmp_path / name / "subset.jsonl").read_text(encoding="utf-8") for name in ("plain", "shards")]
+    assert chosen[0] == chosen[1]
