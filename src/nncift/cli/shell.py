@@ -159,7 +159,9 @@ def progress_ends() -> None:
 
 
 def _calm_libraries() -> None:
-    """Keep other libraries from drawing bars of their own and from warning about forks."""
+    """Keep other libraries from drawing bars of their own, from warning about forks, and from spinning while they wait."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # As `core.threads.wait_passively`, before any library that starts threads is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

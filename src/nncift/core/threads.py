@@ -1,8 +1,10 @@
-"""Compiled loops over ranges, one thread each."""
+"""Threads: of compiled loops over ranges, one each, and how many a model is given on the CPU."""
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,6 +21,55 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 # A child process has none of its parent's threads.
 os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+LONG = 1.0
+"""Seconds of a trial from which on nothing is compared."""
+WORTH = 0.9
+"""Share of one thread's time below which several are taken."""
+
+
+def wait_passively() -> None:
+    """Let threads of torch that wait for each other sleep, where torch is not loaded yet.
+
+    By default they spin: on a busy machine two threads then take four times the processor of one.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def free_cores() -> int:
+    """Return how many cores other processes leave, by the load of the last minute; at least one."""
+    cores = os.cpu_count() or 1
+    try:
+        # This process is one of those that are counted.
+        others = max(0.0, os.getloadavg()[0] - 1)
+    except OSError:
+        return cores
+    return max(1, round(cores - others))
+
+
+def best_threads(work: Callable[[], object], most: int, use: Callable[[int], object]) -> int:
+    """Return the number of threads, 1 or what is free of `most`, with which work takes less time; ties go to one.
+
+    work: a short piece of what will be done often. use: sets the number of threads.
+    """
+    several = min(most, free_cores())
+    if several < 2:
+        return 1
+    use(several)
+    if _clock(work) >= LONG:
+        # So large a model gains by every core that is free.
+        return several
+    together = min(_clock(work), _clock(work))
+    use(1)
+    return several if together < WORTH * min(_clock(work), _clock(work)) else 1
+
+
+def _clock(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def in_threads(kernel: Callable[[int, int], object], n: int, least: int = 64) -> None:

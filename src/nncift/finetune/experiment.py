@@ -316,5 +316,5 @@ def _machine(lm: CausalLM) -> dict[str, Any]:
     return {
         **{name: record[name] for name in ("python", "platform", "cores", "devices", "packages")},
         "device": str(lm.device),
-        "threads": 1 if lm._small else record["torch_threads"],
+        "threads": record["torch_threads"] if lm.threads is None else lm.threads,
     }

@@ -25,6 +25,7 @@ from nncift.models.causal_lm import Row
 from nncift.runs.finished import FinishedRun
 from nncift.stages.estimate import NOTHING as FREE
 from nncift.stages.estimate import Cost
+from nncift.stages.holdout import has_holdout
 from nncift.stages.timing import Pace, Share, Trials
 
 DEAR = ("teacher", "small-teacher", "rds", "less", "ifd")
@@ -57,7 +58,8 @@ def estimate_tune(
     Tokens of training are counted from the schedules; answers are priced at their longest. given, out, allowed: as for `tune`.
     Raises what `tune` raises before it trains.
     """
-    run, settings = FinishedRun(path, allowed), resolve(given)
+    run = FinishedRun(path, allowed)
+    settings = resolve(given, holdout=has_holdout(run.base))
     place = run.path / "tune" if out is None else out
     with TemporaryDirectory() as aside:
         for part in ("cells", "costs"):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.memory import rows_at_once
+from nncift.core.threads import best_threads
 from nncift.errors import ResourceError, UsageError
 from nncift.models.batching import BatchLimit
 from nncift.models.loading import ModelSource as ModelSource
@@ -53,7 +54,10 @@ PROBE = 24
 """Tokens of the sequence on which shortcuts are tried."""
 
 SMALL = 5_000_000
-"""Parameters below which a second CPU thread costs more than it gives, most of all on a busy machine."""
+"""Parameters of a model that trains whole by default."""
+
+TRIED_TOKENS = 32
+"""Tokens that are read to choose the number of threads."""
 
 
 class CausalLM:
@@ -69,8 +73,9 @@ class CausalLM:
         self.context = context
         self.device = next(model.parameters()).device
         self.fits = BatchLimit()
-        self._small = self.device.type == "cpu" and model.num_parameters() < SMALL
+        self.threads: int | None = None
         self._fast_head, self._fast_prefix = self._try_shortcuts()
+        self.threads = self._try_threads()
 
     @classmethod
     def load(
@@ -283,17 +288,33 @@ class CausalLM:
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
-        """Use one thread for a small model on the CPU, and give the others back."""
+        """Use so many threads as the model was found to be fastest with, and give the others back."""
         import torch
 
         before = torch.get_num_threads()
-        if self._small:
-            torch.set_num_threads(1)
+        wanted = before if self.threads is None else min(before, self.threads)
+        if wanted != before:
+            torch.set_num_threads(wanted)
         try:
             yield
         finally:
-            if self._small:
+            if wanted != before:
                 torch.set_num_threads(before)
+
+    def _try_threads(self) -> int | None:
+        """Return the threads that this model is fastest with here and now; None on another device than the CPU."""
+        import torch
+
+        if self.device.type != "cpu":
+            return None
+        most, size = torch.get_num_threads(), int(self.model.config.get_text_config().vocab_size)
+        rows = [Row([7 % size], [(7 * k + 3) % size for k in range(TRIED_TOKENS - 1)])]
+        try:
+            return best_threads(
+                lambda: self.log_probabilities(Prefix((), None), rows), most, lambda some: torch.set_num_threads(some)
+            )
+        finally:
+            torch.set_num_threads(most)
 
     def _body(self, ids: torch.Tensor, **kwargs: Any) -> Any:
         return body_of(self.model)(input_ids=ids, **kwargs)

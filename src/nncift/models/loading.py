@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.core.memory import check_torch, pass_on
 from nncift.core.texts import first_line as first_line
+from nncift.core.threads import wait_passively
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
 from nncift.models.packaged import PACKAGES, converted, gguf_of, identity
@@ -285,6 +286,7 @@ def fingerprint_of_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 def resolve_device(device: str) -> str:
     """Return the device that `auto` or a name stands for. Raises ResourceError for one that is not there."""
     check_torch()
+    wait_passively()
     import torch
 
     if device == "auto":
