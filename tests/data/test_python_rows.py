@@ -144,3 +144,14 @@ def test_ids_1_and_text_1_are_one_id() -> None:
     assert found.ids[2] == "2"
     assert any("Ids that several rows share in 2 rows (first: '1')" in note for note in found.notes)
     assert len(set(found.ids)) == 3
+
+
+def test_named_levels_of_an_index_are_columns() -> None:
+    pd = pandas()
+    frame = pd.DataFrame({"prompt": ["p", "q"], "completion": ["a", "b"], "id": ["x", "y"], "part": [1, 2]})
+    assert rows_from(frame.set_index("id")).ids == ("x", "y")
+    found = rows_from(frame.set_index(["part", "id"]))
+    assert [(row.id, row.row["part"]) for row in found] == [("x", 1), ("y", 2)]
+    # An index without a name, or of a column that is there, counts rows.
+    assert rows_from(frame.set_index("id", drop=False)).ids == ("x", "y")
+    assert "index" not in rows_from(frame.iloc[::-1])[0].row

@@ -339,8 +339,14 @@ def inspect(
     format: str = "auto",  # noqa: A002
     map: Mapping[str, str] | None = None,  # noqa: A002
     tokenizer: str | None = None,
+    against: Files = (),
+    encoder: str | None = None,
 ) -> Mapping[str, Any]:
-    """Tell formats, counts, problems with their lines, token statistics and duplicates of files."""
+    """Tell formats, counts, problems with their lines, token statistics and duplicates of files.
+
+    against: files of test rows, which must not be in the others; encoder: compares meanings with those too.
+    """
     from nncift.stages.inspection import inspect
 
-    return inspect(*files, format=format, map=map, tokenizer=tokenizer)
+    tests = [against] if isinstance(against, str | Path) else list(against)
+    return inspect(*files, format=format, map=map, tokenizer=tokenizer, against=tests, encoder=encoder)

@@ -88,6 +88,9 @@ def _as_lists(rows: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _of_pandas(frame: Any) -> Iterator[Record]:
+    # A level of the index that has a name is a column that somebody set apart, such as the ids.
+    if levels := [name for name in frame.index.names if isinstance(name, str) and name not in frame.columns]:
+        frame = frame.reset_index(level=levels)
     names = list(frame.columns)
     if not all(isinstance(name, str) for name in names):
         raise UsageError(
