@@ -97,8 +97,12 @@ def put_cells(path: Path, rows: list[Any]) -> Path:
 
 def put_packed(path: Path, rows: list[Any]) -> Path:
     text = "\n".join(map(json.dumps, rows)).encode()
-    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[path.suffix]
-    path.write_bytes(pack(text))
+    packings: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+    }
+    path.write_bytes(packings[path.suffix](text))
     return path
 
 
