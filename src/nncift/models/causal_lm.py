@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.memory import rows_at_once
-from nncift.core.threads import best_threads
 from nncift.errors import ResourceError, UsageError
 from nncift.models.batching import BatchLimit
 from nncift.models.loading import ModelSource as ModelSource
@@ -35,6 +34,7 @@ from nncift.models.loading import (
     resolve_dtype,
 )
 from nncift.models.model_parts import additions_of, body_of, check_causal, states_of
+from nncift.models.thread_trial import try_threads
 from nncift.models.token_rows import Batch, gathered, laid_out, log_softmax_at, split
 from nncift.models.token_rows import Front as Front
 from nncift.models.token_rows import Prefix as Prefix
@@ -56,9 +56,6 @@ PROBE = 24
 SMALL = 5_000_000
 """Parameters of a model that trains whole by default."""
 
-TRIED_TOKENS = 32
-"""Tokens that are read to choose the number of threads."""
-
 
 class CausalLM:
     """A causal language model and its tokenizer, ready to score responses. Built by `CausalLM.load`."""
@@ -75,7 +72,7 @@ class CausalLM:
         self.fits = BatchLimit()
         self.threads: int | None = None
         self._fast_head, self._fast_prefix = self._try_shortcuts()
-        self.threads = self._try_threads()
+        self.threads = try_threads(self)
 
     @classmethod
     def load(
@@ -300,21 +297,6 @@ class CausalLM:
         finally:
             if wanted != before:
                 torch.set_num_threads(before)
-
-    def _try_threads(self) -> int | None:
-        """Return the threads that this model is fastest with here and now; None on another device than the CPU."""
-        import torch
-
-        if self.device.type != "cpu":
-            return None
-        most, size = torch.get_num_threads(), int(self.model.config.get_text_config().vocab_size)
-        rows = [Row([7 % size], [(7 * k + 3) % size for k in range(TRIED_TOKENS - 1)])]
-        try:
-            return best_threads(
-                lambda: self.log_probabilities(Prefix((), None), rows), most, lambda some: torch.set_num_threads(some)
-            )
-        finally:
-            torch.set_num_threads(most)
 
     def _body(self, ids: torch.Tensor, **kwargs: Any) -> Any:
         return body_of(self.model)(input_ids=ids, **kwargs)
