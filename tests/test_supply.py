@@ -14,7 +14,8 @@ from nncift.cli import main as cli
 from nncift.errors import ResourceError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import SentenceEncoder
-from nncift.models.loading import OFFLINE, check_no_code, go_offline, locate
+from nncift.models.loading import OFFLINE, go_offline, locate
+from nncift.models.model_folder import check_no_code
 
 
 def pickled(folder: Path, to: Path) -> Path:

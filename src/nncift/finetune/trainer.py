@@ -42,7 +42,7 @@ class Trainer:
         self, run: FinishedRun, settings: TuneSettings, pool: Examples, tests: Examples, *, faster: float = 1.0
     ) -> None:
         self._run, self._settings, self._pool, self._tests = run.settings, settings, pool, tests
-        self._allowed, self._check_models = run.allowed, run.check_models
+        self._allowed, self._check_models, self._check_same = run.allowed, run.check_models, run.check_same
         self._faster = faster
         self.notes: list[str] = []
 
@@ -60,9 +60,12 @@ class Trainer:
         # Weights that train whole in half precision lose every small step.
         dtype = "float32" if given.method == "whole" and given.dtype == "auto" else given.dtype
         four = "4bit" if given.method == "qlora" else None
-        return CausalLM.load(
+        found = CausalLM.load(
             ModelSource(name, four), device=given.device, dtype=dtype, trust_remote_code=self._allowed.code
         )
+        if given.model is None:
+            self._check_same({"model": found.fingerprint})
+        return found
 
     @cached_property
     def parameters(self) -> int:

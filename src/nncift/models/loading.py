@@ -16,6 +16,7 @@ from nncift.core.texts import first_line as first_line
 from nncift.core.threads import wait_passively
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
+from nncift.models.model_folder import check_shards, layer_folders
 from nncift.models.packaged import PACKAGES, converted, gguf_of, identity
 from nncift.models.quiet import without_bars
 
@@ -52,8 +53,10 @@ def load_model(
 
     placing = _placing(source, device, dtype)
     weights = folder
+    check_shards(folder)
     if adapters.is_adapter(folder):
         weights, trust_remote_code = adapters.base_of(folder), False
+        check_shards(weights)
         if source.load_in:
             raise UsageError(f"--load-in {source.load_in} does not go with an adapter; merge it into its base first")
     # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
@@ -226,41 +229,17 @@ def check_is_local(name: str, by: str, *, fetch: bool = False, yes: str = FETCH)
         )
 
 
-def check_no_code(folder: Path) -> None:
-    """Raise ResourceError for an encoder that brings code, or weights that only unpickling opens.
-
-    sentence-transformers imports the modules that a local folder names, and opens `pytorch_model.bin` of its layers.
-    """
-    named = folder / "modules.json"
-    try:
-        modules = json.loads(named.read_text(encoding="utf-8")) if named.exists() else []
-        foreign = [
-            str(module["type"]) for module in modules if not str(module["type"]).startswith("sentence_transformers.")
-        ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ResourceError(f"{str(named)!r} cannot be read: {first_line(error)}") from error
-    if foreign:
-        raise ResourceError(
-            f"the encoder {str(folder)!r} names the module {foreign[0]!r}, which is code of its own, and nncift runs none; "
-            "expected modules of sentence_transformers"
-        )
-    if pickled := sorted([*folder.glob("*_*/*.bin"), *folder.glob("*_*/*.pt"), *folder.glob("*_*/*.pkl")]):
-        raise ResourceError(
-            f"the encoder {str(folder)!r} keeps weights in {pickled[0].name!r}, a pickle, which nncift never opens; convert it "
-            "to safetensors"
-        )
-
-
 def fingerprint(folder: Path) -> str:
     """Hash the weights, configuration, tokenizer and code of a model folder; 16 hex digits.
 
-    A sentence encoder keeps its pooling in numbered folders inside, and they count too. What was converted from a GGUF file is
+    A sentence encoder keeps its layers in folders inside, and they count too. What was converted from a GGUF file is
     known by that file, an adapter by itself and its base.
     """
     if (known := identity(folder)) is not None:
         return known
     digest = hashlib.sha256()
-    for path in sorted([*folder.iterdir(), *folder.glob("[0-9]*_*/*")]):
+    layers = {path for layer in layer_folders(folder) for path in layer.iterdir()}
+    for path in sorted({*folder.iterdir(), *folder.glob("[0-9]*_*/*"), *layers}):
         if path.suffix in {".safetensors", ".json", ".model", ".jinja", ".txt", ".py"} and path.is_file():
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as stream:

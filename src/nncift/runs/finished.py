@@ -33,13 +33,17 @@ from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json
 from nncift.storage.parquet import Column, read_columns
-from nncift.storage.run_directory import MANIFEST, SUMMARY
+from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER
 from nncift.storage.selection_folder import RECORD, place_of, run_behind
 from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
 from nncift.teachers.subtasks import FILE as SUBTASKS
 
 Floats = npt.NDArray[np.float32]
+
+
+DECISIVE = ("model", "weights", "encoder", "wording")
+"""What a teacher says of the files that it loads, and of how rows are worded."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,25 @@ class FinishedRun:
             check_is_local(made.model, by, fetch=self.allowed.fetch)
         if encoder:
             check_encoder_is_local(made.encoder, by, fetch=self.allowed.fetch)
+
+    def check_same(self, found: Mapping[str, Any]) -> None:
+        """Raise DataError where a model or an encoder at hand is not the one that gave the run's labels.
+
+        found: what a teacher says of itself, or a part of that.
+        """
+        checksums.verify(self.base, TEACHER)
+        path = self.base / TEACHER
+        try:
+            labelled = read_json(path) if path.exists() else {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{str(path)!r} is damaged ({error}); run the same `nncift run` again") from error
+        differ = sorted(name for name in DECISIVE if name in found and labelled.get(name, found[name]) != found[name])
+        if differ:
+            raise DataError(
+                f"the labels of {str(self.path)!r} are of other files than those at hand: {' and '.join(differ)} differ now "
+                f"({found[differ[0]]!r}, and it was {labelled[differ[0]]!r}). Put back what the run was made with, or run again "
+                "with another --out"
+            )
 
     @cached_property
     def summary(self) -> dict[str, Any]:

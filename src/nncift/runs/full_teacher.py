@@ -159,6 +159,7 @@ def _true(
     if isinstance(teacher, RowTeacher):
         # The pool comes first, as in the run: LESS draws its warm-up from it.
         prepare_all(teacher, run.rows.examples, run.rows.target_examples)
+    run.check_same(teacher.describe())
     return true_matrix(teacher, sources, folder, progress, targets=targets)
 
 

@@ -18,9 +18,8 @@ from nncift.stages.active import next_round
 from nncift.stages.check import prepare_all
 from nncift.stages.context import RunContext, identity
 from nncift.storage.atomic import write_sealed
+from nncift.storage.run_directory import TEACHER as TEACHER
 from nncift.teachers import RowTeacher
-
-TEACHER = "labels/teacher.json"
 
 
 @dataclass

@@ -36,6 +36,9 @@ from nncift.storage.selection_folder import is_selection_folder
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
 LOCK = ".lock"
+TEACHER = "labels/teacher.json"
+"""What the teacher says of itself: its model, how it words rows, what decides its values."""
+
 MARK_OF_MANIFEST, FINISH = "manifest", "finish"
 LEFT = (SUMMARY, "ledger.json", "rejected.jsonl", "growth.json", "subtasks.json")
 """What a finished run leaves beside the files of its stages."""

@@ -1,0 +1,143 @@
+"""What is loaded is what was hashed: models and encoders hold nothing from elsewhere, and labels know their teacher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nncift
+from nncift.errors import ResourceError
+from nncift.models.causal_lm import CausalLM
+from nncift.models.encoders import SentenceEncoder
+from nncift.models.loading import fingerprint
+from nncift.models.model_folder import check_no_code, check_shards
+
+Call = Callable[..., Any]
+OURS = "sentence_transformers.models"
+
+
+@pytest.fixture
+def model(tmp_path: Path, llama_folder: Path) -> Path:
+    """Return a copy of the tiny model."""
+    return Path(shutil.copytree(llama_folder, tmp_path / "model"))
+
+
+def _flip(path: Path, back: int = 40) -> None:
+    data = bytearray(path.read_bytes())
+    data[-back] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def _layers(folder: Path, *layers: tuple[str, str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "modules.json").write_text(
+        json.dumps([{"idx": at, "name": str(at), "path": path, "type": kind} for at, (path, kind) in enumerate(layers)])
+    )
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+def test_a_flipped_bit_of_the_weights_is_noticed(
+    call: Call, model: Path, tmp_path: Path, write_pool: Callable[..., Path], command: str
+) -> None:
+    given = {"teacher": "loss", "encoder": "hash", "labels": "60%", "budget": 6}
+    nncift.run(write_pool(24), out=tmp_path / "run", model=str(model), test_items=3, **given)
+    _flip(model / "model.safetensors")
+    more: list[Any] = ["--full-teacher"] if command == "evaluate" else ["--test", write_pool(8, "t.jsonl", start=900)]
+    found = call(command, tmp_path / "run", *more)
+    assert found.code == 3
+    assert "model differ now" in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/model.safetensors", "/etc/model.safetensors", "sub\\model.safetensors", ".."]
+)
+def test_an_index_names_no_weights_elsewhere(model: Path, name: str) -> None:
+    (model / "model.safetensors").rename(model / "part.safetensors")
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "part.safetensors"}}))
+    check_shards(model)
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ResourceError, match="loads nothing from elsewhere"):
+        CausalLM.load(model)
+    with pytest.raises(ResourceError, match="loads nothing from elsewhere"):
+        SentenceEncoder(str(model)).encode(["a"])
+
+
+@pytest.mark.parametrize("name", ["pooling", "1_Pooling"])
+def test_every_layer_of_an_encoder_counts_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), (name, f"{OURS}.Pooling"))
+    (folder / name).mkdir()
+    (folder / name / "config.json").write_text("{}")
+    before = fingerprint(folder)
+    (folder / name / "config.json").write_text('{"pooling_mode": "cls"}')
+    assert fingerprint(folder) != before
+
+
+def test_a_pickle_in_a_layer_of_any_name_is_refused(tmp_path: Path) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), ("dense", f"{OURS}.Dense"))
+    (folder / "dense").mkdir()
+    check_no_code(folder)
+    (folder / "dense" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ResourceError, match="a pickle, which nncift never opens"):
+        check_no_code(folder)
+
+
+def test_a_pickle_behind_the_transformer_in_its_own_folder_is_refused(tmp_path: Path) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), ("", f"{OURS}.Dense"))
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(ResourceError, match="a pickle"):
+        check_no_code(folder)
+    # A model of its own lies beside its safetensors and is not opened.
+    check_no_code(_layers(folder, ("", f"{OURS}.Transformer")))
+
+
+@pytest.mark.parametrize("file", ["router_config.json", "config.json"])
+def test_parts_of_routers_are_followed(tmp_path: Path, file: str) -> None:
+    folder = _layers(tmp_path / "encoder", ("router", f"{OURS}.Router"))
+    inner = folder / "router" / "query"
+    inner.mkdir(parents=True)
+    (folder / "router" / file).write_text(json.dumps({"types": {"query": f"{OURS}.Router"}}))
+    (inner / file).write_text(json.dumps({"types": {"deep": f"{OURS}.Dense"}}))
+    (inner / "deep").mkdir()
+    before = fingerprint(folder)
+    (inner / "deep" / "config.json").write_text("{}")
+    assert fingerprint(folder) != before
+    (inner / "deep" / "weights.pt").write_bytes(b"\x80")
+    with pytest.raises(ResourceError, match="a pickle"):
+        check_no_code(folder)
+    (inner / file).write_text(json.dumps({"types": {"deep": "evil.Dense"}}))
+    with pytest.raises(ResourceError, match=r"'evil\.Dense', which is code"):
+        check_no_code(folder)
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", "/etc", "..", "c:x"])
+def test_a_layer_lies_nowhere_else(tmp_path: Path, name: str) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), (name, f"{OURS}.Pooling"))
+    with pytest.raises(ResourceError, match="loads nothing from elsewhere"):
+        check_no_code(folder)
+
+
+def test_a_layer_is_no_link_to_elsewhere(tmp_path: Path) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), ("1_Pooling", f"{OURS}.Pooling"))
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "1_Pooling").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ResourceError, match="a link to elsewhere"):
+        check_no_code(folder)
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("torch.nn.modules.activation.Tanh", True), ("os.abort", False)])
+def test_a_function_of_a_layer_is_one_of_torch(tmp_path: Path, name: str, allowed: bool) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), ("2_Dense", f"{OURS}.Dense"))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text(json.dumps({"activation_function": name}))
+    if allowed:
+        check_no_code(folder)
+    else:
+        with pytest.raises(ResourceError, match=r"'os\.abort', which is code"):
+            check_no_code(folder)
