@@ -84,9 +84,14 @@ def _show_estimate(planned: Mapping[str, Any]) -> None:
 
 def show_tune(tune: Mapping[str, Any], folder: Path) -> None:
     """Print every arm's values, every comparison, and how to read them."""
+    from nncift.evaluation.run_verdict import TRAINS, training_verdict
     from nncift.finetune.tune_report import READING, arm_rows, comparison_rows, groups_of, summary, title
 
     out = console()
+    answer, why = training_verdict(tune)
+    out.print(f"{TRAINS[answer][:1].upper()}{TRAINS[answer][1:]}.", style="bold")
+    if why:
+        out.print(why)
     for line in summary(tune):
         out.print(line)
     for group in groups_of(tune):

@@ -22,6 +22,7 @@ from nncift.demo import model_path
 from nncift.demo.world import Truth, make_world, read_truth
 from nncift.evaluation.metrics import skill
 from nncift.pipeline import execute
+from nncift.runs.bad_rows import auc
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report import write_report
 from nncift.runs.true_matrix import true_matrix
@@ -77,10 +78,18 @@ def play(
     free = {name: done.similar_ids(name, len(run.subset)) for name in done.similarities.names if name != EMBEDDING}
     truth = judge(true, pool, read_truth(files.truth), run.subset.ids, done.vectors(true.source_ids), seed, free)
     truth["seconds"] = round(seconds, 2)
+    truth["auc"] = _found_bad(done, read_truth(files.truth))
     record = {**run.summary, "truth": truth}
     write_report(run.path, truth)
     write_json(folder / "demo.json", record)
     return record
+
+
+def _found_bad(run: FinishedRun, known: Mapping[str, Truth]) -> dict[str, float]:
+    """Return how well scores find the corrupted rows, as the report's `likely wrong` does; empty without any."""
+    scores = {item: choice.score for item, choice in run.choices.items() if choice.score is not None}
+    bad = {item for item in scores if known[item].corrupted}
+    return {"likely wrong": auc(scores, bad)} if 0 < len(bad) < len(scores) else {}
 
 
 def judge(

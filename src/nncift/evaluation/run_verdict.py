@@ -91,7 +91,7 @@ def verdict_of(summary: Mapping[str, Any], settings: RunSettings, training: Mapp
     What a summary lacks counts as not measured.
     """
     agrees, why = _agreement(summary)
-    trains, trained = _training(training)
+    trains, trained = training_verdict(training)
     advice = list(_advice(summary, settings, agrees, trains))
     said = (why, trained, *(one.about for one in advice))
     return Verdict(agrees, trains, " ".join(part for part in said if part), tuple(one.command for one in advice))
@@ -156,7 +156,7 @@ def _beaten_by(summary: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _training(record: Mapping[str, Any] | None) -> tuple[Training, str]:
+def training_verdict(record: Mapping[str, Any] | None) -> tuple[Training, str]:
     """Return what a tune found of the selection beside random rows, in its first metric, without rows shown in context."""
     if record is None:
         return "not measured", ""
@@ -173,8 +173,9 @@ def _training(record: Mapping[str, Any] | None) -> tuple[Training, str]:
     unit, higher = record["metrics"][first["metric"]]["unit"], record["metrics"][first["metric"]]["higher_is_better"]
     bounds = first["interval"]
     between = "" if bounds is None else f", 95 % interval {bounds[0]:+.3g} to {bounds[1]:+.3g}"
+    model = Path(record["model"]["name"]).name
     return answer, (
-        f"Trained on it, {record['model']['name']} differs from training on random rows by {first['difference']:+.3g} in "
+        f"Trained on it, {model} differs from training on random rows by {first['difference']:+.3g} in "
         f"{first['metric']} ({unit}; {'higher' if higher else 'lower'} is better{between}, {record['test_rows']} test rows, "
         f"{record['seeds']} training runs)."
     )

@@ -69,20 +69,24 @@ _COMPARED = re.compile(
 
 def grouped(warnings: Sequence[str]) -> list[str]:
     """Return warnings with those of `verdict` joined into one sentence of each kind: what one reads, not what one files."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     rest: list[str] = []
-    first: dict[str, int] = {}
+    first: dict[str, tuple[int, str]] = {}
     for warning in warnings:
         match = _COMPARED.match(warning)
         if match is None:
             rest.append(warning)
             continue
-        first.setdefault(match["how"], len(rest))
-        found.setdefault(match["how"], []).append(f"{match['rival']} ({match['metric']})")
-    for how, rivals in sorted(found.items(), key=lambda both: -first[both[0]]):
-        if len(rivals) == 1:
-            said = next(one for one in warnings if (match := _COMPARED.match(one)) and match["how"] == how)
-        else:
-            said = f"On unseen items (q4) the student is {how} {', '.join(rivals[:-1])} and {rivals[-1]}."
-        rest.insert(first[how], said)
+        first.setdefault(match["how"], (len(rest), warning))
+        found.setdefault(match["how"], {}).setdefault(match["rival"], []).append(match["metric"])
+    for how, rivals in sorted(found.items(), key=lambda both: -first[both[0]][0]):
+        place, said = first[how]
+        if sum(map(len, rivals.values())) > 1:
+            named = _joined([f"{rival} ({_joined(metrics)})" for rival, metrics in rivals.items()])
+            said = f"On unseen items (q4) the student is {how} {named}."
+        rest.insert(place, said)
     return rest
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def tune(
     record = experiment.record()
     write_json(experiment.folder / "tune.json", record)
     write_text(experiment.folder / "tune.md", page(record))
-    write_text(experiment.folder / "tune.html", html(record))
+    report = os.path.relpath(run.path / "report.html", experiment.folder)
+    write_text(experiment.folder / "tune.html", html(record, Path(report).as_posix()))
     renew(run.path, record)
     return record
 

@@ -7,12 +7,16 @@ from typing import Any
 
 from markupsafe import Markup
 
+from nncift.evaluation.run_verdict import TRAINS, training_verdict
 from nncift.finetune.comparison import AGAINST, MARGIN, GroupSummary, MetricSummary, between_seeds
 from nncift.runs.report import page_of
 from nncift.runs.report.charts import Chart, Dot, intervals
 from nncift.runs.report.report_tables import markdown
 
 TITLE = "Does the selected subset train as well?"
+KINDS = {"yes": "yes", "no": "no", "unclear": "unclear", "not measured": "unclear"}
+"""The look of an answer."""
+
 HOWS = {
     "steps": "Equal steps: every arm takes the same number of optimiser steps",
     "tokens": "Equal tokens: every arm reads the same number of tokens in training",
@@ -60,15 +64,42 @@ def page(record: Mapping[str, Any]) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def html(record: Mapping[str, Any]) -> str:
-    """Return a stored tune as a page of charts: every arm's difference from one of them with its interval."""
-    parts: list[Chart | Markup] = [Markup("<h1>{}</h1>").format(TITLE), _list(summary(record))]
+def html(record: Mapping[str, Any], report: str | None = None) -> str:
+    """Return a stored tune as a page: the answer, every arm's values, and its difference from one of them with its interval.
+
+    report: address of the run's own report, from where this page lies.
+    """
+    answer, why = training_verdict(record)
+    head = f"{TRAINS[answer][:1].upper()}{TRAINS[answer][1:]}."
+    parts: list[Chart | Markup] = [
+        Markup("<h1>{}</h1>").format(TITLE),
+        Markup('<section class="verdict {}"><h2>{}</h2><p>{}</p></section>').format(KINDS[answer], head, why),
+    ]
+    if report is not None:
+        parts.append(Markup('<p><a href="{}">The report of the selection</a></p>').format(report))
     for group in groups_of(record):
         parts.append(Markup("<h2>{}</h2>").format(title(group)))
+        parts.append(_table(arm_rows(group, record["metrics"])))
         for metric, about in record["metrics"].items():
             parts += [Markup("<figure>{}</figure>").format(chart) for chart in _differences(group, metric, about)]
+        if group.comparisons:
+            parts.append(_table(comparison_rows(group)))
+    parts += [Markup("<h2>What was done</h2>"), _list(summary(record))]
     parts += [Markup("<h2>How to read this</h2>"), _list([*READING, *record["notes"]])]
     return page_of("nncift tune", parts)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Markup:
+    """Return a table, its head first, that scrolls where it is wide."""
+    head, *body = rows
+    lines = Markup("").join(_line(Markup("<td>{}</td>"), row) for row in body)
+    return Markup('<div class="scroll"><table class="left"><thead>{}</thead><tbody>{}</tbody></table></div>').format(
+        _line(Markup("<th>{}</th>"), head), lines
+    )
+
+
+def _line(cell: Markup, texts: Sequence[str]) -> Markup:
+    return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in texts))
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:

@@ -17,11 +17,9 @@ MOST_COMPARED = 4000
 """Rows that are held against each other for the distance to the nearest."""
 
 MOST_LISTED = 8
+CERTAIN = ("duplicate", "empty")
 FAR = 1.5
 """Interquartile ranges beyond a quartile from which on a value is an outlier (Tukey)."""
-
-EMPTY = 2
-"""Characters up to which a response or a prompt counts as empty."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,10 @@ class IssueRow:
 
 @dataclass(frozen=True)
 class Issue:
-    """Rows of one kind. rests_on: what they were found by. auc: chance that a bad row is found before a good one, where known."""
+    """Rows of one kind. rests_on: what they were found by. auc: chance that a bad row is found before a good one, where known.
+
+    certain: a row is of this kind or is not, as of duplicates.
+    """
 
     kind: str
     rests_on: str
@@ -45,6 +46,7 @@ class Issue:
     selected: int
     examples: list[IssueRow]
     auc: float | None = None
+    certain: bool = False
     ids: frozenset[str] = field(default=frozenset(), repr=False)
 
 
@@ -72,7 +74,8 @@ def _issue(
         for item, figure in list(figures.items())[:MOST_LISTED]
     ]
     selected = sum(run.choices[item].selected for item in figures)
-    return Issue(kind, rests_on, looked_at, len(figures), selected, rows, auc, frozenset(figures))
+    certain = kind in CERTAIN
+    return Issue(kind, rests_on, looked_at, len(figures), selected, rows, auc, certain, frozenset(figures))
 
 
 def _low(run: FinishedRun) -> tuple[str, str, int, dict[str, str]]:
@@ -106,9 +109,9 @@ def _empty(run: FinishedRun) -> tuple[str, str, int, dict[str, str]]:
     found = {
         item: f"prompt {prompt} characters, response {response}"
         for item, prompt, response in sizes
-        if min(prompt, response) <= EMPTY
+        if not prompt or not response
     }
-    return "empty", f"a prompt or a response of at most {EMPTY} characters", len(ids), found
+    return "empty", "a prompt or a response without a character", len(ids), found
 
 
 def _far(run: FinishedRun) -> tuple[str, str, int, dict[str, str]]:

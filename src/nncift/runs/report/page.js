@@ -127,7 +127,9 @@ const start = (data) => {
   let matching = all, page = 0, by = "rank", up = true;
   const compare = (a, b) => {
     const [x, y] = [KEYS[by](a), KEYS[by](b)];
-    if (x === null || y === null) return x === y ? a - b : x === null ? 1 : -1;
+    // Behind the chosen rows come those that would add most.
+    if (x === null && y === null) return (data.gain[b] ?? -Infinity) - (data.gain[a] ?? -Infinity) || a - b;
+    if (x === null || y === null) return x === null ? 1 : -1;
     const order = x < y ? -1 : x > y ? 1 : 0;
     return (up ? order : -order) || a - b;
   };
@@ -241,6 +243,8 @@ const start = (data) => {
       filter();
       byId("rows").scrollIntoView();
     }
+    // The table has grown since the browser went there.
+    if (!match && !issue && location.hash.length > 1) byId(location.hash.slice(1))?.scrollIntoView();
     if (!match) return;
     const at = place.get(decodeURIComponent(match[1]));
     if (at === undefined) return;

@@ -20,7 +20,7 @@ PCA_ROWS = 4000
 REASON_BYTES = 420
 MOST_EXPLAINED = 300
 LENGTH_BINS = 16
-LEAST_TEXT, MOST_TEXT, ALL_TEXT = 60, 2000, 6_000_000
+LEAST_TEXT, MOST_TEXT, ALL_TEXT = 60, 2000, 12_000_000
 """Bytes of a text that are listed, and of all together."""
 
 
