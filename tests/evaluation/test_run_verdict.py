@@ -119,6 +119,9 @@ def test_a_small_sample_is_told_to_take_more_rows() -> None:
 def test_a_good_selection_is_trained_on_next() -> None:
     found = verdict_of(summary(0.8, 0.6, 1.0), SETTINGS)
     assert [command.split()[1] for command in found.next] == ["tune", "export"]
+    assert " --test TEST.jsonl " in found.next[0]
+    aside = resolve({"pool": ("pool.jsonl",), "teacher": "delift", "model": "m", "encoder": "hash", "holdout": "10%"})
+    assert verdict_of(summary(0.8, 0.6, 1.0), aside).next[0] == "nncift tune runs/a --arms selected,random,none"
 
 
 @pytest.mark.parametrize(

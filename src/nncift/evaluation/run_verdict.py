@@ -209,7 +209,9 @@ def _advice(
     if agrees != "yes":
         yield from _to_measure_more(summary, settings, run)
     if trains == "not measured":
-        yield _Advice(f"nncift tune {shlex.quote(run)} --test TEST.jsonl --arms selected,random,none")
+        # Rows that were set aside need no test file.
+        tests = "" if settings.holdout is not None else " --test TEST.jsonl"
+        yield _Advice(f"nncift tune {shlex.quote(run)}{tests} --arms selected,random,none")
     if agrees == "yes" and trains != "no":
         yield _Advice(f"nncift export {shlex.quote(run)} --to trl --out {shlex.quote(f'{run}-train.jsonl')}")
     elif agrees == "no" and settings.pool:
