@@ -133,6 +133,31 @@ def llamafactory_reads(row: Row, stanza: Row) -> tuple[list[Row], list[Row], str
     return read, answers, system
 
 
+@pytest.mark.parametrize("to", ["trl", "axolotl", "llamafactory", "openai"])
+def test_parts_that_are_all_text_are_one_text(make_run: MakeRun, to: str) -> None:
+    parts = [{"type": "text", "text": "Name"}, {"type": "text", "text": "a bird"}]
+    rows = [SINGLE, {"messages": [{"role": "user", "content": parts}, SAID]}]
+    got, _ = written(make_run(*rows), to)
+    assert "Name\\na bird" in json.dumps(got[1])
+    assert '"type"' not in json.dumps(got)
+
+
+def test_a_pair_of_parts_that_are_all_text_goes_to_axolotl(make_run: MakeRun) -> None:
+    said = [{"type": "text", "text": "An"}, {"type": "text", "text": "owl"}]
+    row = {**PAIR, "prompt": [ASKED], "chosen": [{"role": "assistant", "content": said}]}
+    (got,), _ = written(make_run({**row, "rejected": [{"role": "assistant", "content": "A dog"}]}), "axolotl")
+    assert got["chosen"] == {"role": "assistant", "content": "An\nowl"}
+
+
+@pytest.mark.parametrize("to", ["trl", "axolotl"])
+def test_parts_beside_a_picture_stay_parts_in_every_row(make_run: MakeRun, to: str) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "a.png"}}]
+    got, _ = written(make_run(SINGLE, {"messages": [{"role": "user", "content": parts}, SAID]}), to)
+    contents = [turn["content"] for row in got for turn in (*row.get("messages", ()), *row.get("prompt", ()))]
+    assert contents
+    assert all(isinstance(content, list) for content in contents)
+
+
 def config_of(folder: Path, to: str) -> Row:
     found: Row = yaml.safe_load((folder / f"train.{to}.yaml").read_text())
     return found

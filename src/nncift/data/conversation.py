@@ -89,9 +89,13 @@ class Conversation:
     @property
     def has_media(self) -> bool:
         """Whether anything but text is in it."""
-        return bool(self.media) or any(
-            isinstance(turn.content, list) and _is_media(turn.content) for turn in self.turns
-        )
+        return bool(self.media) or self.has_media_parts
+
+    @property
+    def has_media_parts(self) -> bool:
+        """Whether a turn, of either side, has a part that is not text."""
+        turns = (*self.turns, *(self.rejected or ()))
+        return any(isinstance(turn.content, list) and is_media(turn.content) for turn in turns)
 
 
 def converse(row: Row, layout: Layout) -> Conversation:
@@ -167,7 +171,8 @@ def _parsed(value: Any, what: str) -> Any:
         raise UnusableError(f"tool call: {what} is text that is no JSON") from error
 
 
-def _is_media(parts: list[Any]) -> bool:
+def is_media(parts: list[Any]) -> bool:
+    """Tell whether a part of a turn is not text."""
     return any(
         isinstance(part, dict) and part.get("type", "text") not in ("text", "input_text", "output_text")
         for part in parts

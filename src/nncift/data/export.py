@@ -261,7 +261,8 @@ def _maker(
     if to == "same":
         return lambda item, _: kept_row(item.raw)
     conversations = [talk for _, talk in talks]
-    parts = any(isinstance(turn.content, list) for talk in conversations for turn in talk.turns)
+    # Parts that are all text are one text: templates of language models print a list as Python does.
+    parts = any(talk.has_media_parts for talk in conversations)
     make = forms.form_of(conversations, to, last=last, parts=parts, pairs=found.pairs, marks=marks)
     found.notes += make.notes
     found.options.update(make.options)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nncift.core.texts import rows_of
 from nncift.data import trainers
-from nncift.data.conversation import Conversation, Speech
+from nncift.data.conversation import Conversation, Speech, is_media
 from nncift.data.records import Row
 from nncift.data.trainers import check_whole, openai_turn, sharegpt_turn, sharegpt_turns
 from nncift.data.turns import UnusableError
@@ -227,9 +227,9 @@ def _check_single(trainer: str, *sides: tuple[Speech, ...]) -> None:
 
 
 def _text_turn(turn: Speech) -> Row:
-    if not isinstance(turn.content, str):
-        raise UnusableError("pair: a turn has parts, and axolotl's loader of pairs takes texts")
-    return {"role": turn.role, "content": turn.content}
+    if turn.content is None or (isinstance(turn.content, list) and is_media(turn.content)):
+        raise UnusableError("pair: a turn has parts that are not text, and axolotl's loader of pairs takes texts")
+    return openai_turn(replace(turn, extra={}, calls=()), arguments=lambda call: call.text, parts=False)
 
 
 _TAKEN = ("role", "content", "tool_calls", "tool_call_id", "name", "weight")
