@@ -18,7 +18,8 @@ from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError
 
 from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, TimeCap
 from nncift.core.declaration import Settings, setting
-from nncift.core.texts import read_text
+from nncift.core.texts import first_line
+from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, UsageError
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -307,10 +308,6 @@ GROWING = SELECTION | {
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
 
-MOST_BYTES = 1 << 24
-"""Longest settings file."""
-
-
 def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
     """Join a preset, a settings file and given values (later ones win) into checked settings.
 
@@ -362,29 +359,13 @@ def is_manifest(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        values = _parsed(path)
-    # An integer of too many digits is a ValueError.
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"the settings file {str(path)!r} cannot be read: {reason}") from error
+        values = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the settings file {str(path)!r} cannot be read: {first_line(error)}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise DataError(f"the settings file {str(path)!r} must hold names and values, such as `labels: 5%`")
     return values
-
-
-def _parsed(path: Path) -> Any:
-    """Parse a file without aliases: a few lines of them can stand for more values than memory holds."""
-    import yaml
-
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-    text = read_text(path)
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-        raise ValueError("it has an alias (*name), which settings do not need; write the value out")
-    return yaml.safe_load(text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

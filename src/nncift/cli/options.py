@@ -98,11 +98,11 @@ def assignment(flag: str, text: str) -> tuple[str, str]:
 
 def typed(name: str, text: str) -> Any:
     """Return an option's value, read as YAML; a number such as 2e-5 is text to YAML 1.1, and a number to people."""
-    import yaml
+    from nncift.core.yaml_text import parse_yaml
 
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise UsageError(f"--option {name}={text!r} was given, and its value cannot be read as YAML") from error
     if isinstance(value, str) and value[-1:].isdigit():
         with contextlib.suppress(ValueError):

@@ -16,6 +16,7 @@ from nncift import config
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import Executor, map_by
+from nncift.core.yaml_text import read_yaml
 from nncift.data.pool import PoolTable
 from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError, UsageError
@@ -179,9 +180,7 @@ def _write_settings(folder: Path, settings: RunSettings) -> None:
 
 def _rewrite_manifest(directory: RunDir) -> None:
     """Write the new settings with the record of the run, less what is recorded anew."""
-    import yaml
-
-    before = yaml.safe_load((directory.path / MANIFEST).read_text(encoding="utf-8")).get("record", {})
+    before = read_yaml(directory.path / MANIFEST).get("record", {})
     # The summary is kept until the new one takes its place, so that a killed selection goes on with the same command.
     record = {name: value for name, value in before.items() if name not in ("versions", "machine")}
     directory.write_manifest(record, keep_summary=True)

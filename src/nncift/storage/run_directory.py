@@ -25,6 +25,7 @@ from nncift import config
 from nncift.config import GROWING, RunSettings
 from nncift.core.fingerprints import fingerprint as fingerprint_of
 from nncift.core.memory import named
+from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json, write_sealed, write_text
@@ -227,9 +228,7 @@ class RunDir:
 
     def _holds(self, values: Mapping[str, Any]) -> bool:
         path = self.path / MANIFEST
-        return self.is_done(MARK_OF_MANIFEST, self._lasting(), (MANIFEST,)) and (
-            yaml.safe_load(path.read_text(encoding="utf-8")) == values
-        )
+        return self.is_done(MARK_OF_MANIFEST, self._lasting(), (MANIFEST,)) and (read_yaml(path) == values)
 
     def _lasting(self) -> str:
         """Hash the settings that a run keeps for good."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nncift import config
 from nncift.config import CODE, RunSettings
-from nncift.core.texts import read_text
+from nncift.core.texts import first_line
+from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, UsageError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -210,9 +210,9 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
 def _written(path: Path) -> dict[str, Any]:
     """Return what a study file holds. Raises DataError where it cannot be read, or holds no study."""
     try:
-        written = yaml.safe_load(read_text(path))
-    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"the study {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+        written = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"the study {str(path)!r} cannot be read: {first_line(error)}") from error
     if not isinstance(written, dict) or not isinstance(written.get("pools"), dict):
         raise DataError(f"the study {str(path)!r} must hold `name`, `pools` and `analyses`")
     return written

@@ -10,9 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nncift.core.texts import read_text
+from nncift.core.texts import first_line
+from nncift.core.yaml_text import read_yaml
 from nncift.errors import UsageError
 from nncift.models.prompt_format import PromptFormat
 
@@ -53,11 +52,9 @@ def read_prompts(path: str | Path | None = None) -> Rating:
     shipped = files("nncift.teachers") / "prompts" / f"{path or 'rating'}.yaml"
     file = shipped if path is None or (str(path).isidentifier() and shipped.is_file()) else Path(path)
     try:
-        held = yaml.safe_load(read_text(file))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise UsageError(
-            f"the rating prompts {str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}"
-        ) from error
+        held = read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the rating prompts {str(path)!r} cannot be read: {first_line(error)}") from error
     words = None
     if isinstance(held, dict):
         if set(held) != {"grades", "prompts"}:
