@@ -102,12 +102,17 @@ def inverse(matrix: Doubles, damping: float = 0.1) -> Doubles:
     return np.asarray(np.linalg.inv(matrix + damping * np.diag(matrix).mean() * np.eye(len(matrix))))
 
 
+def covered(teacher: Any) -> list[Any]:
+    """Return projections by layer, of those that a pass calls: Mamba reads the weight of one of its layers by itself."""
+    return [(name, sides) for name, sides in teacher.sides.items() if name in teacher.warm_up()]
+
+
 def logra(teacher: Any, sets: tuple[Examples, Examples]) -> Doubles:
     rows = teacher.reader.rows
     total = np.zeros((len(sets[1]), len(sets[0])))
     every = {item: gradients(teacher, row) for item, row in rows.items()}
     sample = [gradients(teacher, row) for row in teacher.sampled.values()]
-    for name, (of_errors, of_inputs) in teacher.sides.items():
+    for name, (of_errors, of_inputs) in covered(teacher):
 
         def u(found: dict[str, Doubles], name: str = name, left: Any = of_errors, right: Any = of_inputs) -> Doubles:
             return np.asarray(left.numpy() @ found[name] @ right.numpy().T).ravel()
@@ -123,7 +128,7 @@ def trackstar(teacher: Any, sets: tuple[Examples, Examples]) -> Doubles:
     every = {item: gradients(teacher, row) for item, row in rows.items()}
     sample = [gradients(teacher, row) for row in teacher.sampled.values()]
     parts: dict[str, list[Doubles]] = {item: [] for item in every}
-    for name, (of_errors, of_inputs) in teacher.sides.items():
+    for name, (of_errors, of_inputs) in covered(teacher):
         second = np.mean([one[name] ** 2 for one in sample], axis=0)
         scale = (second + 1e-4 * second.mean()) ** -0.5
 
@@ -492,3 +497,53 @@ def test_shards_that_know_some_rows_alone_are_the_plain_run(
     assert call(*plain, "--out", tmp_path / "shards").code == 0
     chosen = [(tmp_path / name / "subset.jsonl").read_text(encoding="utf-8") for name in ("plain", "shards")]
     assert chosen[0] == chosen[1]
+
+
+def mixture(folder: Path) -> CausalLM:
+    """A mixture of experts that keeps all experts' weights in parameters of one module."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+    )
+    return CausalLM.of(MixtralForCausalLM(config), tokenizer)
+
+
+def convolutions(folder: Path) -> CausalLM:
+    """A state-space model, whose layers hold convolutions beside linear projections."""
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, state_size=8, num_hidden_layers=2, initializer_range=0.3
+    )
+    return CausalLM.of(MambaForCausalLM(config), tokenizer)
+
+
+@pytest.mark.parametrize(("made", "left_out"), [(mixture, "MixtralExperts"), (convolutions, "Conv1d")])
+@pytest.mark.parametrize("name", MADE)
+def test_of_experts_and_convolutions_linear_layers_alone_are_covered(
+    llama_folder: Path, sets: tuple[Examples, Examples], made: Callable[[Path], CausalLM], left_out: str, name: str
+) -> None:
+    teacher = prepared(name, made(llama_folder), sets)
+    (note,) = (note for note in teacher.notes() if "covers" in note)
+    assert left_out in note.partition("left out")[2]
+    sources, targets = (teacher.measure(rows.ids).values for rows in sets)
+    found = teacher.utility(targets, sources)
+    assert np.isfinite(found).all()
+    if name != "ekfac":
+        expected = REFERENCES[name](teacher, sets)
+        np.testing.assert_allclose(found / np.abs(expected).max(), expected / np.abs(expected).max(), atol=5e-3)
+    silent = {name.rpartition(".")[2] for name in set(teacher.shapes) - set(teacher.warm_up())}
+    assert silent == (set() if made is mixture else {"dt_proj"})

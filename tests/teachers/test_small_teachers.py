@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import nncift
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import ResourceError, UsageError
 from nncift.models.batching import batches
@@ -363,3 +365,25 @@ def test_ifd_counts_the_rows_whose_prompt_misleads(lm: CausalLM) -> None:
     teacher.prepare(pool())
     labels = teacher.measure(pool().ids)
     assert labels.figures == {"above_one": (labels.values > 1).sum()}
+
+
+def test_subtasks_of_rds_take_turns(write_pool: Callable[..., Path], llama_folder: Path, tmp_path: Path) -> None:
+    target = write_pool(5, "target.jsonl", start=50)
+    rows = [json.loads(line) | {"task": "few" if at == 0 else "many"} for at, line in enumerate(target.open())]
+    target.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    run = nncift.run(
+        write_pool(24),
+        target=target,
+        teacher="rds",
+        option={"subtask": "task"},
+        model=str(llama_folder),
+        encoder="hash",
+        labels="100%",
+        budget=4,
+        device="cpu",
+        out=tmp_path / "run",
+    )
+    table = run.to_pandas()
+    turns = table[table["selected"]].sort_values("rank")["reason"].str.extract(r"in the turn of target:(row-\d+)")[0]
+    # The subtask of one row has every other turn.
+    assert [turn == "row-0050" for turn in turns] in ([True, False] * 2, [False, True] * 2)

@@ -63,9 +63,10 @@ class EkFac(LayerTeacher):
         """Return by layer `Q_A`, `Q_B` and `(L + damping * mean L)^-1/2`."""
         rows = list(self.sampled.values())
         bases = self._bases(rows)
-        moments = self._corrections(rows, bases)
+        moments = dict(self._corrections(rows, bases))
         found = {}
-        for name, moment in moments.items():
+        for name in list(moments):
+            moment = moments.pop(name)
             mean = float(moment.double().mean())
             if mean != 0:
                 inputs, errors = bases[name]
@@ -90,7 +91,12 @@ class EkFac(LayerTeacher):
                 total.addmm_(values.T, values)
 
         self.passes.run(rows, consume, self._sampled_labels(rows))
-        return {name: (_eigenvectors(own[0]), _eigenvectors(own[1])) for name, own in found.items()}
+        # One after the other: moments and eigenvectors of all layers would be twice as much.
+        turned = {}
+        for name in list(found):
+            inputs, errors = found.pop(name)
+            turned[name] = (_eigenvectors(inputs), _eigenvectors(errors))
+        return turned
 
     def _corrections(
         self, rows: Sequence[Row], bases: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -181,4 +187,4 @@ def _eigenvectors(moment: torch.Tensor) -> torch.Tensor:
         return torch.eye(len(moment), device=moment.device) if size == 0 else moment * float("nan")
     scaled = moment / size
     found: torch.Tensor = torch.linalg.eigh(scaled.double() if len(moment) <= EXACT else scaled)[1].float()
-    return found
+    return found.contiguous()

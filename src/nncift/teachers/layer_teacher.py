@@ -154,7 +154,7 @@ class LayerTeacher(ModelTeacher, ABC):
         why = " (fresh LoRA matrices that read the states have none; give a trained adapter)" if self._fresh else ""
         return (
             f"{self.title} leaves out {round(means[SILENT])} of {len(self.shapes)} layers, in which no row of the sample has a "
-            f"gradient{why}.",
+            f"gradient, or which the model does not call{why}.",
         )
 
     def use_workspace(self, folder: Path | None) -> None:

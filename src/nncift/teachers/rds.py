@@ -24,15 +24,22 @@ class Rds(ModelTeacher):
     """The RDS teacher: `utility[t, s]` in [-1, 1] from features of the model's hidden size. One forward pass per row.
 
     A row too long for the context is cut at its start, before the response. width is known once `prepare` was called.
-    Settings: see `ModelSettings`.
+    subtask: a column of the target rows that names each row's subtask, by which they take turns. Settings: see `ModelSettings`.
     """
 
     name = "rds"
     kind: Kind = "pairwise"
 
-    def __init__(self, model: AnyModel, tokenizer: AnyTokenizer = None, **settings: Unpack[ModelSettings]) -> None:
-        super().__init__(model, tokenizer=tokenizer, **settings)
-        self.width = 0
+    def __init__(
+        self,
+        model: AnyModel,
+        tokenizer: AnyTokenizer = None,
+        *,
+        subtask: str | None = None,
+        **settings: Unpack[ModelSettings],
+    ) -> None:
+        super().__init__(model, {} if subtask is None else {"subtask": subtask}, tokenizer, **settings)
+        self.width, self.subtask = 0, subtask
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Load the model and tokenise rows; one whose response alone exceeds the context is unusable."""
@@ -61,6 +68,10 @@ class Rds(ModelTeacher):
     def utility(self, targets: Floats, sources: Floats) -> Floats:
         """Return the cosines `(n_targets, n_sources)` of features."""
         return np.asarray(targets @ sources.T, np.float32)
+
+    def subtask_utility(self, targets: Floats, sources: Floats, ids: Sequence[str]) -> Floats:
+        """Return the cosines: every target keeps its own, and subtasks take turns, or means are taken of them, at selection."""
+        return self.utility(targets, sources)
 
 
 def _pooled(hidden: Floats) -> Floats:
