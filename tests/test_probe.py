@@ -225,9 +225,9 @@ def test_rows_that_were_read_are_not_read_again(probe: Probe, monkeypatch: pytes
     asked: list[int] = []
     read = CausalLM.read
 
-    def counting(self: CausalLM, rows: Any, *more: Any) -> Any:
+    def counting(self: CausalLM, rows: Any, *more: Any, **named: Any) -> Any:
         asked.append(len(rows))
-        return read(self, rows, *more)
+        return read(self, rows, *more, **named)
 
     monkeypatch.setattr(CausalLM, "read", counting)
     renamed = [example(f"other-{row.id}", row.prompt, row.response) for row in POOL]

@@ -186,17 +186,20 @@ class CausalLM:
             given = self.with_cache(prefix.repeated(len(rows)))
         return split(self._gold(laid, given).cpu().numpy(), rows)
 
-    def read(self, rows: Sequence[Row], layers: Sequence[int] = (), front: Front | None = None) -> list[Reading]:
+    def read(
+        self, rows: Sequence[Row], layers: Sequence[int] = (), front: Front | None = None, *, scored: bool = True
+    ) -> list[Reading]:
         """Return what one forward pass shows of every row: log-probabilities of its response and all last hidden states.
 
         front: what all rows begin with, read before (`front`); the rows are without it, and what is returned is of the whole.
+        scored: False leaves the vocabulary out where `head_is_last`, and log-probabilities with it.
         layers: those whose additions to the states are wanted, below `self.layers`. Rows are padded on the right, which
         a causal model cannot see; the caller chooses how many. A row's response may be empty, and then so are its
         log-probabilities; otherwise the row needs a token before it. Raises ResourceError as `log_probabilities` does.
         """
         before = 0 if front is None else len(front.prefix.ids)
         with self._reading(f"one row of up to {before + max(map(len, rows))} tokens"):
-            return self.fits.run(rows, len, lambda part: self._shown(part, layers, front), before=before)
+            return self.fits.run(rows, len, lambda part: self._shown(part, layers, front, scored), before=before)
 
     def front(self, ids: Sequence[int], layers: Sequence[int] = ()) -> Front:
         """Read once what rows begin with, for `read`; only where `shares_prefixes`."""
@@ -205,23 +208,26 @@ class CausalLM:
         tokens = torch.tensor([list(ids)])
         with self._reading(f"a beginning of {len(ids)} tokens"):
             self._check_known(tokens)
-            output = self._body(
-                tokens.to(self.device), use_cache=True, **({"output_hidden_states": True} if layers else {})
-            )
+            output = self._body(tokens.to(self.device), use_cache=True, output_hidden_states=bool(layers))
             states = states_of(output, self.model).float().cpu().numpy()[0]
             return Front(Prefix(tuple(ids), self.cache_of(output)), states, additions_of(output, layers)[:, 0])
 
-    def _shown(self, rows: Sequence[Row], layers: Sequence[int] = (), front: Front | None = None) -> list[Reading]:
+    def _shown(
+        self, rows: Sequence[Row], layers: Sequence[int] = (), front: Front | None = None, scored: bool = True
+    ) -> list[Reading]:
         laid = laid_out(rows, ())
         self._check_known(laid.ids)
         given: dict[str, Any] = {"output_hidden_states": True} if layers else {}
         given |= {"use_cache": False} if front is None else self.with_cache(front.prefix.repeated(len(rows)))
-        output, values = self._output_and_gold(laid, given)
-        states, flat = states_of(output, self.model).float().cpu().numpy(), values.cpu().numpy()
-        added = additions_of(output, layers)
+        if scored or not self._fast_head:
+            output, values = self._output_and_gold(laid, given)
+            each = split(values.cpu().numpy(), rows)
+        else:
+            output, each = self._body(laid.ids.to(self.device), **given), [np.zeros(0, np.float32)] * len(rows)
+        states, added = states_of(output, self.model).float().cpu().numpy(), additions_of(output, layers)
         found = [
             Reading(logs, states[index, : len(row)], added[:, index, : len(row)])
-            for index, (row, logs) in enumerate(zip(rows, split(flat, rows), strict=True))
+            for index, (row, logs) in enumerate(zip(rows, each, strict=True))
         ]
         return found if front is None else [front.before(reading) for reading in found]
 

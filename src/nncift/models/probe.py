@@ -108,7 +108,8 @@ class Probe:
         """Return the features `(n, dim)` and the tokens of every row before it was cut to the context."""
         rows, counts = zip(*(self._row(example) for example in examples), strict=True)
         found = np.empty((len(rows), self.views.dim), np.float32)
-        for index, reading in readings(self.lm, rows, self.batch_tokens, self._layers):
+        # Logits are needed for the errors, and tell the log-probabilities too.
+        for index, reading in readings(self.lm, rows, self.batch_tokens, self._layers, scored=False):
             found[index] = self._features(rows[index], reading)
         return found, np.array(counts, np.int32)
 
@@ -147,7 +148,7 @@ class Probe:
         before = len(row.prompt)
         # The state at position k - 1 predicts token k.
         predicting = reading.hidden[before - 1 : len(row) - 1]
-        error, entropy = self._errors(predicting, row.response)
+        error, entropy, scores = self._errors(predicting, row.response)
         added = [part[before - 1 : len(row) - 1] for part in reading.added] or [predicting]
         parts = [_unit(_sketch(error, part, *signs)) for part, signs in zip(added, self._signs, strict=True)]
         # The squared length of a sum of e h' is that of all pairs of tokens.
@@ -155,7 +156,7 @@ class Probe:
         weights = np.arange(1, len(row) + 1) / (len(row) * (len(row) + 1) / 2)
         pooled = [reading.hidden[before:].mean(axis=0), reading.hidden[:before].mean(axis=0), weights @ reading.hidden]
         hidden = [part if self._narrow is None else part @ self._narrow for part in pooled]
-        logs = reading.log_probabilities.astype(np.float64)
+        logs = (scores if self.lm.head_is_last else reading.log_probabilities).astype(np.float64)
         likely = np.exp(logs)
         statistics = [
             -logs.mean(),
@@ -170,23 +171,27 @@ class Probe:
         ]
         return np.concatenate([*hidden, _unit(np.sum(parts, axis=0)), statistics]).astype(np.float32)
 
-    def _errors(self, states: Floats, gold: Sequence[int]) -> tuple[Floats, float]:
-        """Return the loss's gradient with respect to every predicting state, `(n, hidden)`, and the mean entropy in nats."""
+    def _errors(self, states: Floats, gold: Sequence[int]) -> tuple[Floats, float, Floats]:
+        """Return the loss's gradient with respect to every predicting state, mean entropy in nats, and gold log-probabilities.
+
+        `(n, hidden)`, a number, `(n,)`; all as the output embeddings alone give them.
+        """
         import torch
 
         head = self.lm.model.get_output_embeddings()
         weight: torch.Tensor = head.weight
         step = max(1, AT_ONCE // weight.shape[0])
-        errors, entropy = [], 0.0
+        errors, scores, entropy = [], [], 0.0
         with torch.inference_mode(), self.lm._threads():
             for start in range(0, len(gold), step):
                 state = torch.from_numpy(np.ascontiguousarray(states[start : start + step])).to(weight.device)
                 logs = torch.log_softmax(head(state.to(weight.dtype)).float(), dim=-1)
                 likely = logs.exp()
                 entropy -= float((likely * logs).sum())
-                wanted = weight[torch.tensor(gold[start : start + step], device=weight.device)].float()
-                errors.append(((likely.to(weight.dtype) @ weight).float() - wanted).cpu().numpy())
-        return np.concatenate(errors), entropy / len(gold)
+                due = torch.tensor(gold[start : start + step], device=weight.device)
+                scores.append(logs.gather(1, due.to(logs.device)[:, None])[:, 0].cpu().numpy())
+                errors.append(((likely.to(weight.dtype) @ weight).float() - weight[due].float()).cpu().numpy())
+        return np.concatenate(errors), entropy / len(gold), np.concatenate(scores)
 
     @cached_property
     def _signs(self) -> tuple[tuple[Floats, Floats], ...]:

@@ -13,14 +13,14 @@ from nncift.models.causal_lm import CausalLM, Reading, Row
 
 
 def readings(
-    lm: CausalLM, rows: Sequence[Row], batch_tokens: int, layers: Sequence[int] = ()
+    lm: CausalLM, rows: Sequence[Row], batch_tokens: int, layers: Sequence[int] = (), *, scored: bool = True
 ) -> Iterator[tuple[int, Reading]]:
     """Yield the place of every row and what a pass shows of it; see `CausalLM.read`."""
     for part in parts_of(lm, rows):
         front = lm.front(part.ids, layers) if part.ids else None
         rest = [rows[place].without(len(part.ids)) for place in part.places]
         for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids)):
-            found = lm.read([rest[index] for index in batch], layers, front)
+            found = lm.read([rest[index] for index in batch], layers, front, scored=scored)
             yield from zip((part.places[index] for index in batch), found, strict=True)
 
 
