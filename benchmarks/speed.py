@@ -1,6 +1,7 @@
 """Speed, side by side in one run: `make trainer`, or `python benchmarks/speed.py [--only PART] [--json] [--write]`.
 
-Parts: pairs, fl, sparse, teachers, costs. Plain versions are written here as anyone would write them first; the peers come from
+Parts: pairs, fl, sparse, teachers, costs, and only on request real (a real model: `--only real --data FILE`).
+Plain versions are written here as anyone would write them first; the peers come from
 the registry into an environment of their own. Medians of several repeats; ratios are within one run.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import statistics
@@ -21,6 +23,7 @@ import numpy as np
 import pair_scoring
 import peers
 import plots
+import real_speed
 import sparse
 import teachers
 
@@ -35,6 +38,7 @@ TITLES = {
     "pairs": "All pairs of two sets",
     "fl": "Facility location on a dense matrix, 30 % selected",
     "sparse": "Facility location on a neighbour graph, 10 % selected",
+    "real": "Teachers on a real model",
 }
 
 
@@ -128,7 +132,7 @@ def write(record: dict[str, Any]) -> None:
         if part in record:
             # The neighbour graph is measured size by size.
             before = known.get(part, {}).get("figures", {}) if part == "sparse" else {}
-            figures = {**before, **record[part]}
+            figures: dict[str, Any] = {**before, **record[part]}
             if part == "sparse":
                 figures = dict(sorted(figures.items(), key=lambda item: item[1]["rows"] if "_rows" in item[0] else 0))
                 (RESULTS / COSTS).write_text(plots.cost_against_rows(figures), encoding="utf-8")
@@ -138,8 +142,10 @@ def write(record: dict[str, Any]) -> None:
     for part, title in TITLES.items():
         if part in known:
             facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known[part]["machine"].items())
-            lines += [f"## {title}", "", f"`python benchmarks/speed.py --only {part}` on: {facts}.", ""]
-            lines += [*_table(known[part]["figures"]), ""]
+            figures = known[part]["figures"]
+            command = real_speed.command(figures) if part == "real" else f"python benchmarks/speed.py --only {part}"
+            lines += [f"## {title}", "", f"`{command}` on: {facts}.", ""]
+            lines += [*(real_speed.page(figures) if part == "real" else _table(figures)), ""]
             if part == "sparse" and (RESULTS / COSTS).exists():
                 lines += [f"![Seconds and memory against the number of rows]({COSTS})", ""]
     (RESULTS / "speed.md").write_text("\n".join(lines), encoding="utf-8")
@@ -166,15 +172,19 @@ def _table(figures: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Run the chosen comparisons and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["pairs", "fl", "sparse", "teachers", "costs"])
-    parser.add_argument("--model", help="a small local model; that of the demo where none is given")
+    parser.add_argument("--only", choices=["pairs", "fl", "sparse", "teachers", "costs", "real"])
+    parser.add_argument("--model", help="a small local model; that of the demo, or smollm2, if none is given")
     parser.add_argument("--data", help="rows for the teachers; those of the demo where none are given")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the teachers' comparisons")
     parser.add_argument("--sizes", help="rows, with commas between; for fl and sparse")
+    parser.add_argument("--rows", type=int, default=16, help="real: rows of --data")
+    parser.add_argument("--repeats", type=int, default=3, help="real: turns, behind one that is not counted")
+    parser.add_argument("--bergson", help="real: the python of an environment with bergson (see peer_bergson.py)")
     parser.add_argument("--no-peers", action="store_true", help="leave out submodlib-py and apricot-select")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write docs/results/speed.md and speed.json")
     given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     sizes = tuple(int(size) for size in given.sizes.split(",")) if given.sizes else None
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "pairs": lambda: pair_scoring.compare(REPEATS),
@@ -185,6 +195,12 @@ def main() -> None:
     }
     record: dict[str, Any] = {"machine": machine()}
     record.update({name: part() for name, part in parts.items() if given.only in (None, name)})
+    if given.only == "real":
+        if given.data is None:
+            parser.error("--only real needs --data FILE, instruction rows of some kind")
+        record["real"] = real_speed.compare(
+            given.model or "smollm2", given.data, given.rows, given.repeats, given.bergson
+        )
     if given.write:
         write(record)
     if given.json:
