@@ -7,7 +7,7 @@ import pytest
 
 from nncift import config
 from nncift.config import SelectSettings
-from nncift.core.texts import read_text
+from nncift.core.texts import one_line, read_text
 from nncift.errors import DataError
 from nncift.selection.constraints import Constraints
 from nncift.teachers.rating import read_prompts
@@ -41,3 +41,17 @@ def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_bytes("größe".encode("latin-1"))
     with pytest.raises(DataError, match=r"--include .* cannot be read"):
         Constraints.read(SelectSettings(include=str(tmp_path / "ids.txt")))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\n b\tc", "a b c"),
+        ("\x1b]0;title\x07red \x1b[31m", "\\x1b]0;title\\x07red \\x1b[31m"),
+        ("\u202eevil\u200b \x9b31m", "\\u202eevil\\u200b \\x9b31m"),
+        ("Straße 木 🌊", "Straße 木 🌊"),
+        ("word " * 9, "word word word wo ..."),
+    ],
+)
+def test_a_text_of_a_row_commands_no_terminal(text: str, shown: str) -> None:
+    assert one_line(text, 17 if len(text) > 40 else 40) == shown

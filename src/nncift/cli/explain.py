@@ -8,6 +8,10 @@ from typing import Any
 from nncift.cli.display import console, table
 from nncift.cli.options import run_argument
 from nncift.cli.shell import command, option
+from nncift.core.texts import one_line
+
+SHOWN = 300
+"""Characters of a text that are shown."""
 
 
 @command("explain", example="nncift explain runs/alpaca --id row-17 --why-not")
@@ -36,7 +40,9 @@ def _show_matches(summary: dict[str, Any]) -> None:
     columns = ("id", "rank", "prompt", "response")
     made = table(f"{summary['found']:,} rows have {summary['search']!r}", columns, left=("id", "prompt", "response"))
     for row in summary["rows"]:
-        made.add_row(row["id"], str(row["rank"] or "-"), _short(row["prompt"]), _short(row["response"]))
+        made.add_row(
+            row["id"], str(row["rank"] or "-"), one_line(row["prompt"], SHOWN), one_line(row["response"], SHOWN)
+        )
     out = console(wrap=False)
     out.print(made)
     if summary["found"] > len(summary["rows"]):
@@ -47,8 +53,8 @@ def _show_matches(summary: dict[str, Any]) -> None:
 def _show(summary: dict[str, Any]) -> None:
     out = console(wrap=False)
     out.print(f"{summary['id']} ({summary['source']}, line {summary['line']})")
-    out.print(f"  prompt:   {_short(summary['prompt'])}")
-    out.print(f"  response: {_short(summary['response'])}")
+    out.print(f"  prompt:   {one_line(summary['prompt'], SHOWN)}")
+    out.print(f"  response: {one_line(summary['response'], SHOWN)}")
     out.print(summary["reason"])
     if summary["score"] is not None:
         out.print(
@@ -74,8 +80,3 @@ def _show(summary: dict[str, Any]) -> None:
     out.print("What would have to change:")
     for sentence in summary["change"]:
         out.print(f"  {sentence}")
-
-
-def _short(text: str, limit: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit] + "..."

@@ -11,6 +11,7 @@ from nncift.cli.display import console, table
 from nncift.cli.options import chosen, memory_option, offline_option, settings_options
 from nncift.cli.shell import command, option
 from nncift.config import RunSettings
+from nncift.core.texts import one_line
 from nncift.errors import DataError, QualityError
 
 if TYPE_CHECKING:
@@ -148,14 +149,9 @@ def _show_contamination(found: dict[str, Any]) -> None:
             sides = [
                 cell
                 for side in (hit["row"], hit["test"])
-                for cell in (f"{side['source']} line {side['line']}", _line(side["text"]))
+                for cell in (f"{side['source']} line {side['line']}", one_line(side["text"], SHOWN_TEXT))
             ]
             made.add_row(
                 *((kind.replace("_", " "), f"{count:,}") if not place else ("", "")), f"{hit['score']:.2f}", *sides
             )
     out.print(made)
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN_TEXT else f"{line[:SHOWN_TEXT]} ..."

@@ -20,10 +20,14 @@ from nncift.cli.options import (
 from nncift.cli.shell import command, option, progress
 from nncift.config import RunSettings
 from nncift.core.permissions import Permissions
+from nncift.core.texts import one_line
 from nncift.errors import UsageError
 
 if TYPE_CHECKING:
     from nncift.runs.query import QueryResult
+
+SHOWN = 200
+"""Characters of a text that are shown."""
 
 
 @command("query", example='nncift query runs/alpaca --prompt "Name a sea." --response "The Sahara."')
@@ -78,8 +82,8 @@ def query_command(
 def _show(result: QueryResult, path: Path | None) -> None:
     out = console()
     for answer in result.answers:
-        out.print(f"Prompt:   {_short(answer.prompt)}")
-        out.print(f"Response: {_short(answer.response)}")
+        out.print(f"Prompt:   {one_line(answer.prompt, SHOWN)}")
+        out.print(f"Response: {one_line(answer.response, SHOWN)}")
         columns = ("row", "utility", "how it is known", "in the run", "prompt")
         made = table("Rows that push a model there, the strongest first", columns, left=columns[2:])
         for row in answer.rows:
@@ -87,14 +91,9 @@ def _show(result: QueryResult, path: Path | None) -> None:
             if row.low is not None:
                 how += f", 90 % {row.low:.3g} to {row.high:.3g}"
             place = "not chosen" if row.rank is None else f"rank {row.rank}"
-            made.add_row(row.id, f"{row.utility:.4g}", how, place, _short(row.prompt, 60))
+            made.add_row(row.id, f"{row.utility:.4g}", how, place, one_line(row.prompt, 60))
         out.print(made)
         out.print(f"Over all {result.pool:,} rows the student predicts {answer.mean:.4g} ± {answer.deviation:.2g}.")
     show_warnings(out, result.warnings)
     if path is not None:
         out.print(f"File: {path}", soft_wrap=True)
-
-
-def _short(text: str, limit: int = 200) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[:limit] + " ..."

@@ -42,3 +42,13 @@ def first_line(error: BaseException) -> str:
 def rows_of(count: int) -> str:
     """Return a number of rows in words."""
     return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def one_line(text: str, most: int) -> str:
+    """Return a text of a row for a terminal: on one line, of about `most` characters, control characters written out.
+
+    What a terminal obeys, such as the escape in front of a colour or a title, must not come from data.
+    """
+    line = " ".join(text.split())
+    line = line if len(line) <= most else f"{line[:most]} ..."
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
