@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -68,7 +74,8 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(standalone_mode=False)
+        with _stopped_alike():
+            code = cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         code = _say(INTERRUPTED, 130)
     except click.ClickException as error:
@@ -87,6 +94,36 @@ def main() -> None:
         traceback.print_exc()
         code = _say(DEFECT, 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _stopped_alike() -> Iterator[None]:
+    """Let what ends a process from outside end it as Ctrl-C does; a second time ends it at once, and without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    before = {found: signal.getsignal(found) for found in names if found is not None}
+    # What is ignored stays so: nohup ignores that a terminal is closed.
+    ours = [found for found, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def second(_: int, __: FrameType | None) -> None:
+        os._exit(130)
+
+    def first(_: int, __: FrameType | None) -> None:
+        for found in ours:
+            signal.signal(found, second)
+        raise KeyboardInterrupt
+
+    for found in ours:
+        signal.signal(found, first)
+    try:
+        yield
+    finally:
+        for found, handler in before.items():
+            # Where an interruption is on its way out, another one finds the quiet end.
+            if found in ours and signal.getsignal(found) is not second:
+                signal.signal(found, handler)
 
 
 def _say(text: str, code: int) -> int:

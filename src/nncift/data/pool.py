@@ -262,7 +262,11 @@ def _write(path: Path, parts: Sequence[tuple[str, PoolTable]]) -> None:
             ("raw", pa.string()),
         ]
     )
-    with atomic(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with (
+        atomic(path) as part,
+        part.open("wb") as stream,
+        pq.ParquetWriter(stream, schema, compression="zstd") as writer,
+    ):
         for columns in _groups(parts):
             writer.write_table(pa.table({name: list(columns[name]) for name in schema.names}, schema=schema))
     pa.default_memory_pool().release_unused()

@@ -354,9 +354,9 @@ class LabelStore(ABC, Generic[PlanT]):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with atomic(self._path("plan", generation, ".parquet")) as part:
+        with atomic(self._path("plan", generation, ".parquet")) as part, part.open("wb") as stream:
             pq.write_table(
-                pa.table({name: pa.array(column) for name, column in plan.columns(generation).items()}), part
+                pa.table({name: pa.array(column) for name, column in plan.columns(generation).items()}), stream
             )
         self._write_head(plan, generation)
 

@@ -166,8 +166,11 @@ def _appearing(out: Path) -> Iterator[Path]:
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    yield part
-    part.rename(out)
+    try:
+        yield part
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_settings(folder: Path, settings: RunSettings) -> None:

@@ -316,8 +316,8 @@ def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstrai
             "length": pa.chunked_array(_parts(rows.length, pa.int64()), pa.int64()),
         }
     )
-    with atomic(path) as part:
-        pq.write_table(table, part)
+    with atomic(path) as part, part.open("wb") as stream:
+        pq.write_table(table, stream)
     pa.default_memory_pool().release_unused()
 
 

@@ -63,6 +63,14 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_permitted(error: BaseException, path: Path) -> None:
+    """Raise ResourceError where a file cannot be read because it may not be: it is not damaged, and nothing replaces it."""
+    if isinstance(error, PermissionError):
+        raise ResourceError(
+            f"{str(path)!r} may not be read (permission denied); give yourself leave to read it"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.errors import DataError
-from nncift.storage.atomic import digest, read_json, write_sealed
+from nncift.storage.atomic import check_permitted, digest, read_json, write_sealed
 
 log = logging.getLogger(__name__)
 MARKS = "stages"
@@ -39,6 +39,7 @@ def read_mark(run: Path, stage: str) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
+        check_permitted(error, path)
         log.warning("%s is damaged (%s); the stage is done again", path, error)
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("files", {}), dict) else {}
@@ -55,6 +56,7 @@ def reason(run: Path, name: str, recorded: Mapping[str, Any]) -> str | None:
     except FileNotFoundError:
         return "it is gone"
     except (OSError, KeyError, TypeError, ValueError) as error:
+        check_permitted(error, path)
         return f"what was recorded of it cannot be read: {error}"
 
 

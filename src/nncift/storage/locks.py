@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ class PathLock:
         """Lock; tell whether that is done. wait: until it is. Raises OSError where the file cannot be written."""
         from filelock import Timeout
 
+        # Older releases empty what a link leads to.
+        if self._path.is_symlink():
+            raise OSError(errno.ELOOP, "the lock is a link, and nothing is written through it", str(self._path))
         try:
             self._lock.acquire(timeout=-1 if wait else 0)
         except Timeout:

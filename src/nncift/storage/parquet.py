@@ -27,7 +27,18 @@ def parquet_file(source: Path | IO[bytes], compact: Sequence[str] = ()) -> Any:
     """
     import pyarrow.parquet as pq
 
+    if isinstance(source, Path) and not _is_text(source):
+        source = source.open("rb")
     return pq.ParquetFile(source, pre_buffer=False, read_dictionary=list(compact) or None)
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether a name is UTF-8, which pyarrow expects of it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked(path: Path) -> Survey:
@@ -99,11 +110,9 @@ class FileColumn(Sequence[Any]):
     """
 
     def __init__(self, path: Path, name: str, rows: range | None = None) -> None:
-        import pyarrow.parquet as pq
-
         self._path, self._name = path, name
         self._compact = _checked(path).repeating(OWN_LEAST)
-        about = pq.read_metadata(path)
+        about = parquet_file(path).metadata
         self._starts = [0, *accumulate(about.row_group(group).num_rows for group in range(about.num_row_groups))]
         self._rows = range(self._starts[-1]) if rows is None else rows
         self._group, self._held = -1, Column(())

@@ -8,6 +8,7 @@ file that repeats the run; `summary.json` is there when the whole run is finishe
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,12 +29,13 @@ from nncift.core.memory import named
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
-from nncift.storage.atomic import read_json, write_sealed, write_text
+from nncift.storage.atomic import check_permitted, read_json, write_sealed, write_text
 from nncift.storage.ledger import StageCost, Stopwatch
 from nncift.storage.locks import PathLock
 from nncift.storage.outputs import check_run_folder
 from nncift.storage.selection_folder import is_selection_folder
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.yaml"
 SUMMARY = "summary.json"
 LOCK = ".lock"
@@ -140,6 +142,7 @@ class RunDir:
         try:
             return read_json(path) if sealed else json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
+            check_permitted(error, path)
             raise DataError(
                 f"{str(path)!r} is damaged ({error}); delete the run directory or use another --out"
             ) from error
@@ -253,11 +256,13 @@ class RunDir:
         write_sealed(self.file("costs.json"), {key: value.to_json() for key, value in self._costs.items()})
 
     def _read_costs(self) -> dict[str, StageCost]:
-        found = self.read_json("costs.json", {}, sealed=True)
         try:
+            found = self.read_json("costs.json", {}, sealed=True)
             return {name: StageCost(**cost) for name, cost in found.items()}
-        except (AttributeError, TypeError) as error:
-            raise DataError(f"{str(self.path / 'costs.json')!r} is damaged ({error}); use another --out") from error
+        except (AttributeError, TypeError, DataError) as error:
+            # Figures alone: no result depends on them.
+            log.warning("%s is damaged (%s); costs are counted anew from here", self.path / "costs.json", error)
+            return {}
 
     def _check_settings(self, *, given: bool = False) -> None:
         """Refuse settings that what exists was not made with. given: of those alone that are not left open."""

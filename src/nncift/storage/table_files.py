@@ -25,7 +25,8 @@ def write_table(table: Any, out: Path) -> None:
         if out.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            pq.write_table(table, part)
+            with part.open("wb") as file:
+                pq.write_table(table, file)
             return
         with part.open("w", encoding="utf-8", newline="") as stream:
             rows = (row for batch in table.to_batches() for row in batch.to_pylist())
