@@ -168,3 +168,28 @@ def test_a_description_that_does_not_fit_is_refused(record: dict[str, object], t
 def test_an_unknown_network_is_named_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"'tower' was given; expected one of .*did you mean 'towers'"):
         network("tower")
+
+
+REST_POISON: dict[str, Callable[[dict[str, np.ndarray]], object]] = {
+    "missing": lambda w: w.pop("target_keys"),
+    "rows": lambda w: w.update(target_rest=w["target_rest"][:-1].copy()),
+    "rank": lambda w: w.update(target_rest_bias=w["target_rest_bias"][:-1].copy()),
+    "dim": lambda w: w.update(target_rest_weight=w["target_rest_weight"][:-1].copy()),
+    "key": lambda w: w.update(target_keys=w["target_keys"][:, :-1].copy()),
+    "not finite": lambda w: w.update(target_rest=np.full_like(w["target_rest"], np.nan)),
+}
+
+
+@pytest.mark.parametrize("poison", [None, *REST_POISON])
+def test_what_is_kept_of_labelled_rows_has_to_fit(poison: str | None, tmp_path: Path) -> None:
+    student, random = made("product", VIEWS["text"]), np.random.default_rng(1)
+    shapes = {"keys": (4, 16), "rest": (4, 3), "rest_weight": (6, 3), "rest_bias": (3,)}
+    kept = {f"target_{name}": random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    student = Student("product", {**student.weights, **kept}, 0.3, 0.05, views=VIEWS["text"])
+    student.save(tmp_path)
+    if poison is None:
+        assert Student.load(tmp_path).net.width == 7 + 3 + 6
+        return
+    rewrite(tmp_path, REST_POISON[poison])
+    with pytest.raises(DataError):
+        Student.load(tmp_path)

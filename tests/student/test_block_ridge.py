@@ -57,6 +57,12 @@ def test_the_network_is_the_two_sided_regression_of_the_formula(
     hat = kernel @ np.linalg.inv(kernel + penalty * np.eye(30))
     line = fit.offset + fit.slopes["text"] * (u @ u.T)
     expected = mean + scale * (line + hat @ fit.rest @ hat.T)
+    # All rows are labelled here: what either side leaves of a row's own labels comes on top.
+    for axis, rest in (("target", fit.rest), ("source", fit.rest.T)):
+        own = fit.own_penalty(axis, penalty)
+        if own is not None:
+            left = (rest - hat @ rest) @ np.linalg.inv(kernel + own * np.eye(30)) @ kernel
+            expected += scale * (left if axis == "target" else left.T)
     found = predicted(whole, labels, powers=1)
     curves, shift = fit.curves(penalty, 1)
     expected += scale * (shift + curves["text"][0] * (u @ u.T))
@@ -144,3 +150,38 @@ def test_all_views_of_a_probe_are_read(training_data: Make) -> None:
     found = predicted(whole, labels)
     off = ~np.eye(n, dtype=bool)
     assert np.corrcoef(found[off], values[off])[0, 1] > 0.9
+
+
+def test_pairs_with_one_labelled_row_are_predicted_from_its_own_labels(
+    training_data: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(60)
+    random = np.random.default_rng(6)
+    # Each target weighs the sources in its own way, of which its vector tells nothing.
+    values = (random.normal(size=(60, 6)) @ x.T).astype(np.float32)
+    whole = training_data(values, x)
+    t, s = (part.ravel().astype(np.int32) for part in np.indices((40, 40)))
+    pairs = replace(whole.train, target=t, source=s, value=values[t, s])
+    whole = replace(whole, train=pairs, validation=pairs.take(np.arange(0)))
+    labels = Labels.of(whole.train)
+    assert labels is not None
+    found = predicted(whole, labels)
+    truth = values[:40, 40:]
+    assert np.mean((found[:40, 40:] - truth) ** 2) < 0.1 * truth.var()
+    assert np.mean((found[40:, 40:] - values[40:, 40:]) ** 2) > 0.5 * truth.var()
+
+
+def test_a_labelled_row_is_known_by_its_vector_and_no_other_is(
+    training_data: Make, vectors: Callable[..., np.ndarray]
+) -> None:
+    x = vectors(24)
+    whole, labels = full(training_data, bilinear(x) + np.random.default_rng(3).normal(size=(24, 24)), x)
+    learned = solve_block(whole, labels, 6)
+    student = Student("product", learned.weights, learned.mean, learned.scale, views=whole.views)
+    rank = learned.weights["target_rest"].shape[1]
+    inner = learned.weights["target_weight"].shape[1]
+    at = slice(inner, inner + rank)
+    again = unit(x + np.random.default_rng(1).normal(scale=1e-6, size=x.shape).astype(np.float32))
+    assert np.array_equal(student.project_targets(again)[:, at], learned.weights["target_rest"])
+    others = unit(x + np.float32(0.01))
+    assert not student.project_targets(others)[:, at].any()

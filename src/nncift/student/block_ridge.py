@@ -3,8 +3,11 @@
 Each axis has a kernel: a constant, and the inner products of the rows' views. What is left of the labels after straight lines of
 the cosines is regressed on the kernel of the targets and on that of the sources, `P = K_t (K_t + p I)^-1 R (K_s + p I)^-1 K_s`
 (two-step kernel ridge regression; Stock et al., Neural Computation 30, 2018), and polynomials of the cosines learn what that
-leaves. Predictions of rows that were left out are known in closed form, so that no labels are set aside for the penalty. The
-result is a bilinear network (`networks.bilinear`) of low rank. Cost: cubic in measured rows, and no epoch, learning rate or seed.
+leaves. What the regression along an axis leaves of a row's own labels is regressed along the other axis alone: a pair with one
+labelled row is predicted from the labels of that row, and not only from those of rows that are like it.
+
+Predictions of rows that were left out are known in closed form, so that no labels are set aside for the penalties. The result is
+a bilinear network (`networks.bilinear`) of low rank. Cost: cubic in measured rows, and no epoch, learning rate or seed.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.storage.vector_store import rows_of
 from nncift.student.item_features import ItemFeatures
 from nncift.student.networks import FittedStudent, Floats, TrainingData
+from nncift.student.row_keys import keys_of
 from nncift.student.view_cosines import powers_of
 
 Doubles = npt.NDArray[np.float64]
@@ -34,6 +38,9 @@ LINES, CURVES = 1e-2, 1e-2
 """Penalties of the straight lines, for standardised cosines, and of the polynomials, in units of a power's largest variance."""
 
 RANK = 32
+"""Rank of the product, and of what is kept of rows with labels of their own."""
+
+AXES = ("target", "source")
 FULL = 0.9
 """Share of a block's pairs that must be labelled for this regression; the others are filled with what is predicted for them."""
 
@@ -111,8 +118,11 @@ def solve_block(training_data: TrainingData, labels: Labels, powers: int) -> Fit
     # The strongest of equals claims least.
     penalty = PENALTIES[len(errors) - 1 - int(np.argmin(errors[::-1]))]
     curves, shift = chooser.curves(penalty, powers)
+    own = {axis: chooser.own_penalty(axis, penalty) for axis in AXES}
     fit = chooser if part.value.shape == labels.value.shape else _Fit.of(features, training_data, labels, mean, scale)
     weights = fit.weights(features, penalty, curves, shift)
+    for axis, strength in own.items():
+        weights |= {} if strength is None else fit.own_weights(features, axis, penalty, strength)
     course = {
         "start": "lines",
         "penalty": penalty,
@@ -186,6 +196,38 @@ class _Fit:
         by_view = dict(zip(self.cosine, np.split(found, len(self.cosine)), strict=True))
         return by_view, float(missed.mean() - centre @ found)
 
+    def _own(self, axis: str, penalty: float) -> tuple[Doubles, _Axis]:
+        """Return what the regression along an axis leaves of its rows' own labels, one row each, and the other axis."""
+        if axis == "target":
+            return self.rest - (self.targets.left * self.targets.kept(penalty)) @ (
+                self.targets.left.T @ self.rest
+            ), self.sources
+        rest = self.rest.T
+        return rest - (self.sources.left * self.sources.kept(penalty)) @ (self.sources.left.T @ rest), self.targets
+
+    def own_penalty(self, axis: str, penalty: float) -> float | None:
+        """Return the penalty under which that is best predicted from the other rows of the other axis; None where it is not."""
+        own, across = self._own(axis, penalty)
+        present = self.present if axis == "target" else self.present.T
+        errors = [float(np.mean((own - own @ across.without_own(of).T)[present] ** 2)) for of in PENALTIES]
+        best = len(errors) - 1 - int(np.argmin(errors[::-1]))
+        return PENALTIES[best] if errors[best] < float(np.mean(own[present] ** 2)) else None
+
+    def own_weights(self, features: ItemFeatures, axis: str, penalty: float, own_penalty: float) -> dict[str, Floats]:
+        """Return what is kept of an axis's labelled rows, and the map of the other's rows that it meets, at low rank."""
+        own, across = self._own(axis, penalty)
+        left, size, right = linalg.svd((own @ across.left) * across.kept(own_penalty), full_matrices=False)
+        rank = max(1, min(RANK, int((size > 1e-9 * max(size[0], 1e-30)).sum())))
+        root = np.sqrt(size[:rank])
+        weight, bias = _mapped(features, across, right[:rank].T * root)
+        rows = self.targets if axis == "target" else self.sources
+        units = np.zeros((len(own), features.views.dim), np.float32)
+        for name, vectors in rows.alike.items():
+            units[:, features.views.place(name)] = vectors
+        found = {"keys": keys_of(units, features.views), "rest": left[:, :rank] * root}
+        found |= {"rest_weight": weight, "rest_bias": bias}
+        return {f"{axis}_{name}": np.asarray(array, np.float32) for name, array in found.items()}
+
     def weights(
         self, features: ItemFeatures, penalty: float, curves: Mapping[str, Doubles], shift: float
     ) -> dict[str, Floats]:
@@ -197,9 +239,7 @@ class _Fit:
         root = np.sqrt(size[:rank])
         found: dict[str, npt.NDArray[np.floating]] = {}
         for axis, own, part in (("target", self.targets, left[:, :rank]), ("source", self.sources, right[:rank].T)):
-            matrix = (own.right / own.size) @ (part * root)
-            weight, bias = features.affine(matrix[:-1])
-            bias = matrix[-1] * np.sqrt(CONSTANT) + bias
+            weight, bias = _mapped(features, own, part * root)
             # One number more: the constant part, which meets a 1.
             weight = np.concatenate([weight, np.zeros((len(weight), 1))], axis=1)
             bias = np.append(bias, 1.0 if axis == "target" else self.offset + shift)
@@ -209,6 +249,13 @@ class _Fit:
             powers[0] += self.slopes[name]
             found[f"{name}_powers"], found[f"{name}_centre"] = powers, features.centres[name]
         return {name: np.asarray(array, np.float32) for name, array in found.items()}
+
+
+def _mapped(features: ItemFeatures, axis: _Axis, part: Doubles) -> tuple[Doubles, Doubles]:
+    """Return the map from views, and its bias, whose values on an axis's labelled rows are its singular vectors times a part."""
+    matrix = (axis.right / axis.size) @ part
+    weight, bias = features.affine(matrix[:-1])
+    return weight, matrix[-1] * np.sqrt(CONSTANT) + bias
 
 
 def _lines(

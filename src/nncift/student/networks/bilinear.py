@@ -4,6 +4,9 @@
 (docs/method.md, section 2). For `towers` every p_v is a straight line, so that a prediction is one inner product of two
 projections, and nearest-neighbour search works on them. For `product` it is a polynomial of the cosine, which can single out
 near neighbours. Without labels that say otherwise, what is left is similarity, the free baseline.
+
+Of a row with labels of its own more is known than its vector says: what a regression leaves of its labels is kept as `rest`, and
+meets a linear map of the rows on the other axis (`student.block_ridge`). Its vector tells which row it is (`student.row_keys`).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from nncift.errors import DataError
 from nncift.models.views import Views, unit
 from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData, Weights
 from nncift.student.networks.shapes import agree
+from nncift.student.row_keys import KEY, rest_of
 from nncift.student.view_cosines import POWERS, add_polynomial, powers_of
 
 SHAPES = {
@@ -26,6 +30,14 @@ SHAPES = {
     "source_weight": ("source_dim", "rank"),
     "source_bias": ("rank",),
 }
+REST = {
+    "keys": ("rows", "key"),
+    "rest": ("rows", "rest_rank"),
+    "rest_weight": ("other_dim", "rest_rank"),
+    "rest_bias": ("rest_rank",),
+}
+"""What is kept of labelled rows of an axis, `target_` or `source_`; the map is of the rows on the other one."""
+
 AT_ONCE = 1 << 21
 """Pairs of a block that are computed at once."""
 
@@ -54,7 +66,17 @@ class Bilinear:
         wrong += ["target_dim"] if sizes["target_dim"] not in (0, views.dim) else []
         if wrong or sizes["source_dim"] != views.dim or sizes.get("powers", self.powers) != self.powers:
             raise DataError(f"a student's weights do not fit its views {views.to_json()}: {sizes}")
-        self.rank = sizes["rank"]
+        self.rank = sizes["rank"] + sum(self._rest_rank(axis) for axis in ("target", "source"))
+
+    def _rest_rank(self, axis: str) -> int:
+        """Return how many numbers are kept of labelled rows of an axis. Raises DataError where its weights do not fit."""
+        names = {name: f"{axis}_{name}" for name in REST}
+        if not any(name in self._weights for name in names.values()):
+            return 0
+        sizes = agree(self._weights, {names[name]: axes for name, axes in REST.items()})
+        if sizes["other_dim"] != self._views.dim or sizes["key"] != KEY:
+            raise DataError(f"a student's rows of its own do not fit its views {self._views.to_json()}: {sizes}")
+        return sizes["rest_rank"]
 
     @classmethod
     def learn(
@@ -106,14 +128,23 @@ class Bilinear:
         """Return `(n_targets, width)`; a pointwise teacher's target has vectors of width 0."""
         if not vectors.shape[1]:
             return np.repeat(self._weights["target_bias"][None, :], len(vectors), axis=0)
-        parts = self._units(vectors)
-        towers = parts @ self._weights["target_weight"] + self._weights["target_bias"]
-        return self._joined(towers, parts, fold=True)
+        return self._projected("target", vectors)
 
     def project_sources(self, vectors: Floats) -> Floats:
         """Return `(n_sources, width)`."""
-        parts = self._units(vectors)
-        return self._joined(parts @ self._weights["source_weight"] + self._weights["source_bias"], parts, fold=False)
+        return self._projected("source", vectors)
+
+    def _projected(self, axis: str, vectors: Floats) -> Floats:
+        parts, weights = self._units(vectors), self._weights
+        towers = [parts @ weights[f"{axis}_weight"] + weights[f"{axis}_bias"]]
+        for own in ("target", "source"):
+            if f"{own}_rest" not in weights:
+                continue
+            if own == axis:
+                towers.append(rest_of(weights[f"{own}_keys"], weights[f"{own}_rest"], parts, self._views))
+            else:
+                towers.append(parts @ weights[f"{own}_rest_weight"] + weights[f"{own}_rest_bias"])
+        return self._joined(towers, parts, fold=axis == "target")
 
     def block(self, targets: Floats, sources: Floats) -> Floats:
         """Return `(n_targets, n_sources)` predictions, in Fortran order."""
@@ -165,9 +196,9 @@ class Bilinear:
             parts[:, place] = unit(parts[:, place], self._weights.get(f"{name}_centre"))
         return parts
 
-    def _joined(self, towers: Floats, parts: Floats, *, fold: bool) -> Floats:
+    def _joined(self, towers: Sequence[Floats], parts: Floats, *, fold: bool) -> Floats:
         alike = [parts[:, self._views.place(name)] for name in self._alike]
-        return np.asarray(np.concatenate([towers, *alike], axis=1), np.float32)
+        return np.asarray(np.concatenate([*towers, *alike], axis=1), np.float32)
 
 
 class Towers(Bilinear):
@@ -182,13 +213,13 @@ class Towers(Bilinear):
     def _curves(self) -> list[tuple[slice, Floats]]:
         return []
 
-    def _joined(self, towers: Floats, parts: Floats, *, fold: bool) -> Floats:
+    def _joined(self, towers: Sequence[Floats], parts: Floats, *, fold: bool) -> Floats:
         # The straight line's slope goes into the targets.
         alike = [
             parts[:, self._views.place(name)] * (self._weights[f"{name}_powers"][0] if fold else np.float32(1))
             for name in self._alike
         ]
-        return np.asarray(np.concatenate([towers, *alike], axis=1), np.float32)
+        return np.asarray(np.concatenate([*towers, *alike], axis=1), np.float32)
 
 
 class Product(Bilinear):
