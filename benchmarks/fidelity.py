@@ -80,6 +80,9 @@ def students() -> Iterator[tuple[str, str, str, str]]:
         for student in ("towers", "product"):
             for plan in ("block", "scatter", "active"):
                 yield student, "default", features, plan
+        for student in ("landmark", "ranker"):
+            for plan in ("block", "scatter"):
+                yield student, "default", features, plan
 
 
 def demo_world(rows: int, cache: Path) -> World:

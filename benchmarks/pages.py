@@ -11,6 +11,7 @@ from typing import Any
 
 from calibration import calibration_table
 from judging import AGREEMENT, SKILLS, pm, slashed, table
+from rivals import rival_tables
 from target_sets import target_table
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -87,6 +88,8 @@ def as_page(results: Mapping[str, Any]) -> str:
     lines = ["# Fidelity: students beside what is free", ""]
     if "real" in results:
         lines += real_tables(results["real"])
+    if "rivals" in results:
+        lines += rival_tables(results["rivals"])
     if "calibration" in results:
         lines += calibration_part(results["calibration"])
     if "toys" in results:

@@ -3,7 +3,8 @@
 `make` builds a *real world* and keeps it: pools of 240 and 600 short rows of five sources, the utilities of all their pairs by
 LESS (one checkpoint, 65,536 dimensions), DELIFT's of 70 x 70 rows, probe features and embeddings. It takes about an hour on one
 core, goes on where it was after a kill, and is shared out by `--part 1/2` and `--part 2/2` at the same time. `judge` then trains
-students on plans of labels and tells what they select, in seconds to minutes. `calibrate` compares the skill that runs state of
+students on plans of labels and tells what they select, in seconds to minutes. `rivals` sets published students beside ours, on
+this world and, with `--toy MODEL --data DIR`, on a small model's gradients. `calibrate` compares the skill that runs state of
 themselves with the true one, on random pools of this world and, with `--toy MODEL --data DIR`, of a small model's gradients.
 `--write` puts the tables into docs/results/fidelity.md.
 """
@@ -22,6 +23,7 @@ from fidelity import gradient_world
 from judging import Way, World, lines_of
 from pages import TARGET_SET, WORLDS, calibration_part, machine, publish, real_tables
 from real_world import PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
+from rivals import compared, rival_tables
 from target_sets import can_be_drawn, target_lines
 
 from nncift.distributed.shards import Shard
@@ -42,7 +44,7 @@ STUDENTS = tuple((student, "default", features) for features in ("text", "probe"
 def main() -> None:
     """Make or judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "judge", "calibrate"])
+    parser.add_argument("what", choices=["make", "judge", "rivals", "calibrate"])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument(
         "--world", type=Path, help="the folder of the world  [default: in the cache, named by the model]"
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="judge: print JSON")
     given = parser.parse_args()
     try:
-        {"make": made, "judge": judge, "calibrate": calibrate}[given.what](given)
+        {"make": made, "judge": judge, "rivals": rivals, "calibrate": calibrate}[given.what](given)
     except NnciftError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
@@ -107,13 +109,34 @@ def judge(given: argparse.Namespace) -> None:
     print(json.dumps(results) if given.json else "\n".join(real_tables(results)))
 
 
+def rivals(given: argparse.Namespace) -> None:
+    """Set published students beside ours."""
+    folder = given.world or default_folder(given.model)
+    worlds = [*RealWorld(folder).worlds(given.only), *toy_worlds(given, folder)]
+    results = {
+        "machine": machine(),
+        "command": command(),
+        "seeds": given.seeds,
+        WORLDS: compared(worlds, given.seeds),
+    }
+    if given.write:
+        publish({"rivals": results})
+    print(json.dumps(results) if given.json else "\n".join(rival_tables(results)))
+
+
+def toy_worlds(given: argparse.Namespace, folder: Path) -> list[World]:
+    """Return the gradients of a small model over the rows in `--data`; none where it is not given."""
+    if not given.toy or not given.data:
+        return []
+    files = [file for stem in SOURCES.values() for file in sorted(given.data.glob(f"{stem}.json*"))]
+    return [replace(gradient_world(given.toy, files, max(POOLS), folder / "toy"), name="toy gradients")]
+
+
 def calibrate(given: argparse.Namespace) -> None:
     """Compare stated with true skill on random pools of the larger LESS world, and of a toy's gradients."""
     folder = given.world or default_folder(given.model)
     worlds = [replace(world, name="LESS") for world in RealWorld(folder).worlds(["less"])][-1:]
-    if given.toy and given.data:
-        files = [file for stem in SOURCES.values() for file in sorted(given.data.glob(f"{stem}.json*"))]
-        worlds.append(replace(gradient_world(given.toy, files, max(POOLS), folder / "toy"), name="toy gradients"))
+    worlds += toy_worlds(given, folder)
     lines = calibrated(worlds, given.seeds)
     results = {"machine": machine(), "command": command(), "seeds": given.seeds, "lines": lines}
     if given.write:
