@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from nncift.config import resolve
-from nncift.errors import DataError, ResourceError, UsageError
+from nncift.errors import ResourceError, UsageError
 from nncift.storage.run_directory import RunDir
 
 HOLDER = """
@@ -179,14 +180,13 @@ def test_costs_survive_a_failure_and_add_up_over_sessions(tmp_path: Path) -> Non
     assert (found.model_passes, found.sessions) == (7, 2)
 
 
-def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", json.dumps({"fit": {"hours": 1}}), "[]"])
+def test_damaged_costs_are_named_and_counted_anew(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     path = finished(tmp_path / "run")
-    (path / "costs.json").write_text("{")
-    with pytest.raises(DataError, match=r"costs\.json"), opened(path):
-        pass
-    (path / "costs.json").write_text(json.dumps({"fit": {"hours": 1}}))
-    with pytest.raises(DataError, match=r"costs\.json"), opened(path):
-        pass
+    (path / "costs.json").write_text(text)
+    with caplog.at_level(logging.WARNING), opened(path) as directory:
+        assert directory.costs() == {}
+    assert "costs.json is damaged; costs are counted anew" in caplog.text
 
 
 def test_a_manifest_is_a_settings_file_that_gives_the_same_settings(tmp_path: Path) -> None:

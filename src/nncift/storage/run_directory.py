@@ -259,9 +259,9 @@ class RunDir:
         try:
             found = self.read_json("costs.json", {}, sealed=True)
             return {name: StageCost(**cost) for name, cost in found.items()}
-        except (AttributeError, TypeError, DataError) as error:
+        except (AttributeError, TypeError, DataError):
             # Figures alone: no result depends on them.
-            log.warning("%s is damaged (%s); costs are counted anew from here", self.path / "costs.json", error)
+            log.warning("%s is damaged; costs are counted anew from here", self.path / "costs.json")
             return {}
 
     def _check_settings(self, *, given: bool = False) -> None:
