@@ -187,7 +187,7 @@ PARTS = {
     "measure": "labels to measure with",
     "probe": "probe",
     "embed": "embedding",
-    "total": "total (passes of the teacher's model)",
+    "total": "total (teacher's model)",
     "full_teacher": "everything (full teacher)",
 }
 

@@ -83,6 +83,11 @@ class SentenceEncoder:
         """Where its small files lie, which is enough to count tokens; raises ResourceError where it cannot be had."""
         return vars(self).get("folder") or self._located(weights=False)
 
+    def padded(self, sizes: Sequence[float]) -> float:
+        """Return the tokens that batches of texts of these sizes, in order, have with their padding."""
+        batches = (sizes[at : at + self._batch_size] for at in range(0, len(sizes), self._batch_size))
+        return sum(len(batch) * max(batch) for batch in batches)
+
     def check(self) -> None:
         """Raise ResourceError where the model cannot be had or brings code of its own; nothing is loaded."""
         check_no_code(self.files)

@@ -297,6 +297,10 @@ def text_price(rows: Examples, encoder: Encoder, seed: int, trials: Trials, devi
         do = partial(_stand_in, trial, sizes)
     units: list[float] = [1.0] * len(texts) if sizes is None else [float(max(1, size)) for size in sizes]
     pace = Trials().pace(units, do, TEXTS, units=ceil(MOST_ITEMS * fmean(units)))
+    if isinstance(encoder, SentenceEncoder):
+        # What is timed is of one length; batches are padded to their longest text.
+        padded = encoder.padded(sorted(units)) / sum(units)
+        pace = Pace(padded * pace.processor, padded * pace.clock)
     return TextPrice(None if sizes is None else fmean(units), pace)
 
 
