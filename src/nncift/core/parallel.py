@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -220,6 +221,7 @@ def map_by(executor: Executor) -> ParallelMap:
     return parallel_map
 
 
+@cache
 def arithmetic() -> Mapping[str, Any]:
     """Return what decides the last bits of a calculation, as far as a process can tell."""
     return {name: metadata.version(name) for name in ("nncift", "numpy", "numba")}

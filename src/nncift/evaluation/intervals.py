@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.result_types import Record
@@ -84,13 +84,13 @@ def _of_all_targets(residual: Array, row: Codes, target: Codes) -> tuple[Array, 
     error = np.bincount(row, residual) / count
     mean, items = float(error.mean()), len(count)
     spread = float(((error - mean) ** 2).sum()) / (items - 1)
-    least = abs(mean) + float(stats.t.ppf(0.95, items - 1)) * math.sqrt(spread / items)
+    least = abs(mean) + float(special.stdtrit(items - 1, 0.95)) * math.sqrt(spread / items)
     within = _beside_both(residual, row, target)
     free = len(residual) - items - len(np.unique(target)) + 1
     if free < 1 or spread <= 0:
         return error, least
     noise = float((within**2).sum()) / free / float(count.mean())
-    allowed = spread / max(noise, 1e-300) / float(stats.f.ppf(LUCK, items - 1, free))
+    allowed = spread / max(noise, 1e-300) / float(special.fdtri(items - 1, free, LUCK))
     return mean + (error - mean) * math.sqrt(max(0.0, 1.0 - 1.0 / allowed)), least
 
 

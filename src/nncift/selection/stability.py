@@ -24,6 +24,7 @@ from nncift.labels.plan import SCORE
 from nncift.labels.vectors import Vectors
 from nncift.selection import pose
 from nncift.selection.constraints import ResolvedConstraints
+from nncift.selection.coverage import Coverage
 from nncift.selection.problem import DenseProblem, build
 from nncift.selection.rules import Rules
 from nncift.selection.utilities import Utilities
@@ -213,8 +214,11 @@ class _Part:
         score = found.matrix.mean_per_source() if found.score is None else found.score
         problem = pose(found.matrix, str(settings.objective), replace(found, score=score).given, reuse=True)
         rules = self.rules if self.whole else self._rules(source_ids)
-        k = max(1, self.k, len(rules.include))
-        return problem.choose(min(k, len(source_ids) - len(rules.exclude)), settings.seed, rules).ids
+        k = min(max(1, self.k, len(rules.include)), len(source_ids) - len(rules.exclude))
+        if isinstance(problem, Coverage):
+            # Gains and reasons of the rows that are left out take longer than choosing.
+            return tuple(source_ids[at] for at in problem.order(k, rules).sources)
+        return problem.choose(k, settings.seed, rules).ids
 
     def _rules(self, source_ids: tuple[str, ...]) -> Rules:
         here = frozenset(source_ids)
