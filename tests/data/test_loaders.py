@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from nncift.data.export import export
+from nncift.data.lengths import LengthLimit
+from nncift.errors import ResourceError
 
 Row = dict[str, Any]
 MakeRun = Callable[..., Path]
@@ -250,6 +252,25 @@ def test_advice_for_several_turns_looks_at_the_chat_template(
     record = export(make_run(SYSTEM, model=str(tmp_path / "model")), tmp_path / "train.jsonl", to="trl")
     (note,) = [note for note in record["notes"] if "assistant_only_loss" in note]
     assert said in note
+
+
+def test_a_model_is_looked_for_only_where_it_says_something(make_run: MakeRun, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def locate(name: str) -> str:
+        asked.append(name)
+        raise ResourceError("it is not installed")
+
+    run = make_run(SINGLE, SYSTEM, model="smollm2")
+    for to in ("same", "axolotl", "llamafactory", "openai"):
+        export(run, tmp_path / to / "train.jsonl", to=to, locate=locate)
+    assert not asked
+    record = export(run, tmp_path / "train.jsonl", to="trl", locate=locate)
+    assert asked == ["smollm2"]
+    assert any("TRL puts in its own" in note for note in record["notes"])
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in (tmp_path / "train.trl.py").read_text()
+    with pytest.raises(ResourceError):
+        export(run, tmp_path / "train.jsonl", length=LengthLimit(50), locate=locate)
 
 
 def test_a_card_says_what_was_selected_how_and_from_what(make_run: MakeRun, tmp_path: Path) -> None:

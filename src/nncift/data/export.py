@@ -46,6 +46,25 @@ class _Selected:
     scores: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """The run's model, which is looked at where that is asked for: its name, and what tells where transformers reads it."""
+
+    name: str | None
+    locate: Callable[[str], str]
+
+    def read(self, name: str | None) -> str | None:
+        """Return where a model is read."""
+        return None if name is None else self.locate(name)
+
+    def has_marks(self) -> bool | None:
+        """Tell whether its chat template has generation marks; None where it is not at hand."""
+        try:
+            return has_generation_marks(self.read(self.name))
+        except ResourceError:
+            return None
+
+
 @dataclass
 class _Exported:
     """Rows of the file, rows left out with their reason, what the user should know, and how to configure the trainer."""
@@ -91,7 +110,7 @@ def export(
     layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        model = None if settings.model is None else locate(settings.model)
+        model = _Model(settings.model, locate)
         found = _converted(selected, layout, to, turns == "last", (length, model), with_scores)
         if not found.rows:
             why = "; ".join(
@@ -168,7 +187,7 @@ def _converted(
     layout: Layout,
     to: str,
     last: bool,
-    limit: tuple[LengthLimit | None, str | None],
+    limit: tuple[LengthLimit | None, _Model],
     with_scores: bool,
 ) -> _Exported:
     """Return the rows of the file. limit: the trainer's, and the run's model."""
@@ -185,7 +204,7 @@ def _converted(
         kept = selected
     else:
         talks = _short_enough(talks, limit, found)
-        kept = _made(talks, to, last, found, has_generation_marks(limit[1]))
+        kept = _made(talks, to, last, found, limit[1].has_marks)
     if with_scores:
         found.rows = [{**row, **_scores(item)} for item, row in zip(kept, found.rows, strict=True)]
     return found
@@ -196,13 +215,13 @@ def _scores(item: _Selected) -> Row:
 
 
 def _short_enough(
-    talks: list[tuple[_Selected, Conversation]], limit: tuple[LengthLimit | None, str | None], found: _Exported
+    talks: list[tuple[_Selected, Conversation]], limit: tuple[LengthLimit | None, _Model], found: _Exported
 ) -> list[tuple[_Selected, Conversation]]:
     """Return the rows that a trainer does not cut. Raises DataError where others are not to be dropped."""
     length, model = limit
     if length is None:
         return talks
-    count = token_counter(length.tokenizer or model)
+    count = token_counter(model.read(length.tokenizer or model.name))
     counts = [count(talk) for _, talk in talks]
     long = [(item, tokens) for (item, _), tokens in zip(talks, counts, strict=True) if tokens > length.tokens]
     if long and length.too_long == "refuse":
@@ -217,11 +236,11 @@ def _short_enough(
 
 
 def _made(
-    talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported, marks: bool | None
+    talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported, marks: Callable[[], bool | None]
 ) -> list[_Selected]:
     """Add to `found` what the trainer is given for every conversation, and return of which rows that is.
 
-    marks: whether the chat template of the run's model has generation marks, None where that is not known.
+    marks: tells whether the chat template of the run's model has generation marks, None where that is not known.
     """
     found.pairs = bool(talks) and all(talk.rejected is not None for _, talk in talks) and to != "same"
     sides = sum(talk.rejected is not None for _, talk in talks)
@@ -255,7 +274,7 @@ def _made(
 
 
 def _maker(
-    talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported, marks: bool | None
+    talks: list[tuple[_Selected, Conversation]], to: str, last: bool, found: _Exported, marks: Callable[[], bool | None]
 ) -> Any:
     """Return the function from row and conversation to a row of the file, the same for all; note how to configure the trainer."""
     if to == "same":

@@ -31,11 +31,11 @@ def form_of(
     last: bool,
     parts: bool,
     pairs: bool,
-    marks: bool | None = None,
+    marks: Callable[[], bool | None] = lambda: None,
 ) -> Form:
     """Return the form for all rows of a file. parts: some contents are lists. pairs: the rows are pairs of answers.
 
-    marks: whether the model's chat template says what the assistant generates, None where that is not known.
+    marks: tells whether the model's chat template says what the assistant generates, None where that is not known.
     """
     if pairs:
         return _of_pairs(conversations, to, parts=parts)
@@ -69,7 +69,7 @@ _MARKS = {
 }
 
 
-def _trl(conversations: Sequence[Conversation], last: bool, parts: bool, marks: bool | None) -> Form:
+def _trl(conversations: Sequence[Conversation], last: bool, parts: bool, marks: Callable[[], bool | None]) -> Form:
     several = sum(talk.responses > 1 for talk in conversations)
     masked = sum(talk.masked for talk in conversations)
     if last or not several:
@@ -78,7 +78,7 @@ def _trl(conversations: Sequence[Conversation], last: bool, parts: bool, marks: 
         return Form(lambda talk: trainers.trl(talk, form="last", parts=parts), (note,))
     form = "learned" if masked else "messages"
     notes = [
-        f"Set `assistant_only_loss=True` in SFTConfig, so that only assistant turns are learned from; {_MARKS[marks]}"
+        f"Set `assistant_only_loss=True` in SFTConfig, so that only assistant turns are learned from; {_MARKS[marks()]}"
     ]
     if masked:
         notes.append(f"{rows_of(masked)} have masked turns: they stand in `prompt`, and TRL learns from `completion`.")
