@@ -109,7 +109,7 @@ def survey(source: Path | IO[bytes]) -> Survey:
             return survey(handle)
     try:
         return _survey(source)
-    except (struct.error, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (struct.error, AttributeError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"its footer or a page's header cannot be read ({type(error).__name__})") from error
     finally:
         source.seek(0)
