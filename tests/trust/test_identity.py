@@ -15,7 +15,7 @@ from nncift.errors import ResourceError
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import SentenceEncoder
 from nncift.models.loading import fingerprint
-from nncift.models.model_folder import check_no_code, check_shards
+from nncift.models.model_folder import check_config, check_no_code, check_shards
 
 Call = Callable[..., Any]
 OURS = "sentence_transformers.models"
@@ -67,6 +67,28 @@ def test_an_index_names_no_weights_elsewhere(model: Path, name: str) -> None:
         CausalLM.load(model)
     with pytest.raises(ResourceError, match="loads nothing from elsewhere"):
         SentenceEncoder(str(model)).encode(["a"])
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**6}, {"vocab_size": 10**9}, {"hidden_size": 10**8}])
+def test_a_configuration_is_compared_with_the_weights_before_anything_is_built(
+    model: Path, change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_config(model)
+    about = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(about | change))
+    for load in ("transformers.AutoModelForCausalLM.from_pretrained", "transformers.AutoModel.from_pretrained"):
+        monkeypatch.setattr(load, lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(ResourceError, match=next(iter(change))):
+        CausalLM.load(model)
+    with pytest.raises(ResourceError, match=next(iter(change))):
+        SentenceEncoder(str(model)).encode(["a"])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"\x01\0\0\0\0\0\0\0{"])
+def test_weights_without_a_header_are_named(model: Path, data: bytes) -> None:
+    (model / "model.safetensors").write_bytes(data)
+    with pytest.raises(ResourceError, match=r"model\.safetensors"):
+        CausalLM.load(model)
 
 
 @pytest.mark.parametrize("name", ["pooling", "1_Pooling"])

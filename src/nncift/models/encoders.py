@@ -21,7 +21,7 @@ from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import FETCH, check_is_local, is_here, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
-from nncift.models.model_folder import check_no_code, check_shards
+from nncift.models.model_folder import check_config, check_no_code, check_shards
 from nncift.models.model_parts import last_hidden_states
 from nncift.models.sentence_model import SentenceModel, load_tokenizer, plan_of
 
@@ -111,6 +111,7 @@ class SentenceEncoder:
         folder = self.folder
         check_no_code(folder)
         check_shards(folder)
+        check_config(folder)
         try:
             model = self._loaded(folder, resolve_device(self._device))
         except NnciftError:

@@ -16,7 +16,7 @@ from nncift.core.texts import first_line as first_line
 from nncift.core.threads import wait_passively
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
-from nncift.models.model_folder import check_shards, layer_folders
+from nncift.models.model_folder import check_config, check_shards, layer_folders
 from nncift.models.packaged import PACKAGES, converted, gguf_of, identity
 from nncift.models.quiet import without_bars
 
@@ -59,6 +59,7 @@ def load_model(
         check_shards(weights)
         if source.load_in:
             raise UsageError(f"--load-in {source.load_in} does not go with an adapter; merge it into its base first")
+    check_config(weights)
     # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
     try:
         own = (folder / "tokenizer_config.json").is_file()

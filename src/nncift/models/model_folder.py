@@ -6,12 +6,20 @@ Only what lies in the folder itself is ever loaded, so that what is loaded is wh
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nncift.core.texts import first_line
 from nncift.errors import ResourceError
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
+"""What configurations call the number of layers."""
+
+MOST_TIMES = 4
+"""How many times the numbers of all weights an embedding may have by its configuration."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 ROUTERS = ("router_config.json", "config.json")
@@ -73,6 +81,54 @@ def check_shards(folder: Path) -> None:
             _check_name(name, index)
 
 
+def check_config(folder: Path) -> None:
+    """Raise ResourceError where a configuration asks for far more than the weights are: it would be built before it fails.
+
+    Compared with the headers of the weights: layers with the number of tensors, the embedding with the numbers that they hold.
+    """
+    about = _json(folder / "config.json", {})
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or not isinstance(about, dict) or about.get("quantization_config"):
+        return
+    tensors = numbers = 0
+    for file in files:
+        shapes = _shapes(file)
+        tensors, numbers = tensors + len(shapes), numbers + sum(map(math.prod, shapes))
+    for part in (
+        about,
+        *(value for name, value in about.items() if name.endswith("_config") and isinstance(value, dict)),
+    ):
+        for name in LAYERS:
+            if _whole(part.get(name)) > tensors:
+                raise ResourceError(
+                    f"the configuration of {str(folder)!r} says {name} = {part[name]}, and its weights are {tensors:,} tensors; "
+                    "save the model again"
+                )
+        embedding = _whole(part.get("vocab_size")) * _whole(part.get("hidden_size"))
+        if embedding > MOST_TIMES * numbers:
+            raise ResourceError(
+                f"the configuration of {str(folder)!r} says vocab_size = {part['vocab_size']} and hidden_size = "
+                f"{part['hidden_size']}, and its weights hold {numbers:,} numbers; save the model again"
+            )
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _shapes(file: Path) -> list[list[int]]:
+    """Return the shapes of the tensors in a file of weights, from its header."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > MOST_BYTES:
+                raise ValueError(f"its header has more than {MOST_BYTES >> 20} MiB")
+            header = json.loads(stream.read(length))
+        return [[int(size) for size in about["shape"]] for name, about in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise ResourceError(f"the weights {str(file)!r} cannot be loaded: {first_line(error)}") from error
+
+
 def _with_parts(folder: Path, name: str, root: Path) -> Iterator[Path]:
     """Yield a layer's folder and those of its parts."""
     _check_name(name, folder)
@@ -125,4 +181,4 @@ def _json(path: Path, default: Any) -> Any:
             raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ResourceError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
+        raise ResourceError(f"{str(path)!r} cannot be loaded: {first_line(error)}") from error
