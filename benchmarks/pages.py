@@ -29,6 +29,11 @@ matrix. `skill`: selected by the student. `skill in a run`: by what a run uses a
 the true one. `worst - free`: the lowest difference, over seeds and budgets, of a run's skill to the best similarity that is free
 under the same features, at each budget the best in hindsight. `measured`: rows for LESS, pairs for DELIFT, those for validation
 and test included.
+{when}"""
+
+EARLIER = """
+Measured before pairs with one labelled row were predicted from that row's own labels. What was asked of the default student for
+LESS, and the students side by side further down, are measured with it.
 """
 
 TOYS = """## Toy models
@@ -87,7 +92,7 @@ def as_page(results: Mapping[str, Any]) -> str:
     """Return the page of all parts."""
     lines = ["# Fidelity: students beside what is free", ""]
     if "real" in results:
-        lines += real_tables(results["real"])
+        lines += real_tables(results["real"], results.get("rivals"))
     if "rivals" in results:
         lines += rival_tables(results["rivals"])
     if "calibration" in results:
@@ -102,9 +107,13 @@ def calibration_part(results: Mapping[str, Any]) -> list[str]:
     return [CALIBRATION.format(**results), *calibration_table(results["lines"])]
 
 
-def real_tables(results: Mapping[str, Any]) -> list[str]:
-    """Return the part about a real model."""
-    lines = [REAL.format(**results, **results["rows"]), *_asked(results[WORLDS])]
+def real_tables(results: Mapping[str, Any], rivals: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the part about a real model. rivals: a later measurement of the same students, for what was asked of them."""
+    found = {name: world["lines"] for name, world in results[WORLDS].items()}
+    # Those of DELIFT have other numbers of labels.
+    found |= {name: lines for name, lines in (rivals or {}).get(WORLDS, {}).items() if name.startswith("LESS")}
+    when = EARLIER if rivals and not results.get("own labels") else ""
+    lines = [REAL.format(**results, **results["rows"], when=when), *_asked(found)]
     heads = [
         "student",
         "features",
@@ -123,11 +132,11 @@ def real_tables(results: Mapping[str, Any]) -> list[str]:
     return [*lines, *target_table(results[TARGET_SET])] if results.get(TARGET_SET) else lines
 
 
-def _asked(worlds: Mapping[str, Any]) -> list[str]:
+def _asked(worlds: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Return what was asked beside what was found, misses first."""
     rows = []
     for world, plan, asked in ASKED:
-        for line in worlds.get(world, {"lines": []})["lines"]:
+        for line in worlds.get(world, ()):
             if (line["student"], line["features"], line["plan"]) == ("product", "probe", plan):
                 for key, least in asked.items():
                     found = line[key]["mean"]

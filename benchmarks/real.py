@@ -101,6 +101,7 @@ def judge(given: argparse.Namespace) -> None:
         "seeds": given.seeds,
         "model": real.about["model"]["name"],
         "rows": real.sizes,
+        "own labels": True,
         WORLDS: found,
         TARGET_SET: targets,
     }
