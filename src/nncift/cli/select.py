@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nncift.cli.display import console, value_table
+from nncift.cli.display import console, show_verdict, value_table
 from nncift.cli.options import (
     chosen,
     engine_options,
@@ -48,6 +48,7 @@ def _show(summary: Mapping[str, Any]) -> None:
     from nncift.selection.solve import by_score_note
 
     out, selection = console(), summary["selection"]
+    show_verdict(out, summary["verdict"])
     removed = f", {selection['removed_duplicates']} duplicates removed first" if selection["removed_duplicates"] else ""
     tokens = f", {selection['tokens']:,} tokens" if "tokens" in selection else ""
     out.print(f"Selected {summary['selected']} of {summary['pool']} rows{tokens}{removed}.")

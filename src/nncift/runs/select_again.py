@@ -99,11 +99,14 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
                 write_selection(part, rows, settled, chosen, **place_of(run, out))
                 _write_settings(part, settings)
                 checksums.write_mark(part, "select", "", (*FILES, MANIFEST))
+        found_there = {**directory.read_json(SUMMARY), "run": str(out or run), "selection": result}
     return {
         "run": str(run),
         "out": str(out or run),
         "pool": len(rows.ids),
         "selected": result["budget"],
+        # A selection of its own has not been trained on; one in its run's place has the answer of the summary.
+        "verdict": found_there["verdict"] if out is None else verdict_of(found_there, settings).to_json(),
         "selection": result,
     }
 
