@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -117,3 +118,33 @@ def test_a_file_inside_a_folder_that_is_read(tmp_path: Path) -> None:
         check_replaces_nothing(folder / "part.arrow", [folder])
     check_replaces_nothing(folder / "new.jsonl", [folder])
     check_replaces_nothing(tmp_path / "elsewhere.jsonl", [folder, "hub:org/name", tmp_path / "absent"])
+
+
+def test_ids_are_never_paths(call: Call, tmp_path: Path) -> None:
+    ids = ["../../evil", f"{tmp_path}/evil", "a/../../../evil", ".", "..", "~/evil", "C:\\evil", "con", "a" * 200]
+    rows = [{"id": name, "instruction": f"say {name}", "output": f"{at} is said"} for at, name in enumerate(ids)]
+    rows += [{"id": str(at), "instruction": f"count to {at}", "output": "done"} for at in range(20)]
+    pool = tmp_path / "in" / "pool.jsonl"
+    pool.parent.mkdir()
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "deep" / "er" / "run"
+    given = (
+        "--teacher",
+        "length",
+        "--encoder",
+        "hash",
+        "--labels",
+        "60%",
+        "--budget",
+        25,
+        "--test-items",
+        3,
+        "--quiet",
+    )
+    assert call("run", pool, "--out", out, *given).code == 0
+    assert {ids[0], ids[1]} <= set(nncift.load(out).selected_ids)
+    assert call("explain", out, "--id", ids[0], "--quiet").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "in"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["er"]
+    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["run"]
+    assert not list(out.rglob("*evil*"))
