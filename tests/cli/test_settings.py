@@ -1,5 +1,6 @@
 """Settings are declared once: flags, help, completion, files and docs come from the declarations."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -81,7 +82,7 @@ def test_a_command_is_listed_with_what_its_help_begins_with(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_of_a_command_can_be_typed(name: str) -> None:
     found = command(name)
-    words = found.example.split()
+    words = shlex.split(found.example)
     assert words[:2] == ["nncift", name]
     assert found.make_context(name, words[2:]).params
     assert f"Example: {found.example}" in " ".join(found.get_help(click.Context(found, info_name=name)).split())

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def evaluate_command(
     show: bool, run: Path, full_teacher: bool, retrain: bool, dry_run: bool, fetch: bool, **flags: Any
 ) -> dict[str, Any]:
-    """Measure the student of RUN: quadrants beside baselines, what more labels gave, skill under the truth, truth by training."""
+    """Measure the student of RUN: quadrants beside baselines, what more labels gave, and truth by training."""
     allowed, device = Permissions(bool(flags.pop("trust_remote_code")), fetch), flags["device"] or "auto"
     given = chosen(flags, RetrainSettings)
     only = [name for name in given if name != "device"] + (["dry_run"] if dry_run else [])

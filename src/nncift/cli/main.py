@@ -22,7 +22,7 @@ from nncift.errors import NnciftError, ResourceError
 COMMANDS = {
     "inspect": "Show formats, counts, problems with their lines, token statistics and duplicates of FILES.",
     "run": "Select rows of POOL files that are worth training on.",
-    "evaluate": "Measure the student of RUN: quadrants beside baselines, what more labels gave, and skill under the truth.",
+    "evaluate": "Measure the student of RUN: quadrants beside baselines, what more labels gave, and truth by training.",
     "explain": "Explain why a row of RUN was chosen or dropped, and what would have to change.",
     "select": "Select again from a finished RUN: another budget, objective or rules; no model is loaded.",
     "export": "Write the selected rows of RUN for a trainer, checked before they are written.",

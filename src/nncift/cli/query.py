@@ -51,7 +51,7 @@ SHOWN = 200
 def query_command(
     show: bool, run: Path, prompt: str | None, response: str | None, file: Path | None, fetch: bool, **flags: Any
 ) -> dict[str, Any]:
-    """Show which rows of RUN's pool push a model to a response, by the run's student and on request exactly by its teacher."""
+    """Show which rows of RUN's pool push a model to a response, by the run's student or exactly by its teacher."""
     out: Path | None = flags["out"]
     if out is not None and out.suffix not in (".html", ".json"):
         raise UsageError(f"--out {str(out)!r} was given; expected a name that ends in .html or .json")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @command(
     "run",
     example="nncift run alpaca.jsonl --model smollm2 --budget 30% --out runs/alpaca",
-    everyday=("target", "teacher", "model", "labels", "budget", "preset", "dry_run", "verbose", "out"),
+    everyday=("target", "teacher", "model", "labels", "budget", "preset", "dry_run", "out"),
 )
 @click.argument("pool", nargs=-1, type=str)
 @settings_options(RunSettings, without=("pool",))
