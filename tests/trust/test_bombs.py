@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nncift.core import texts
 from nncift.data import json_arrays, read, records
 from nncift.errors import DataError
+from nncift.runs.finished import FinishedRun
 from nncift.storage import arrow_messages, parquet_pages
 from nncift.storage.arrow_sizes import python_bytes
+from nncift.storage.atomic import read_json
 from nncift.storage.parquet import FileColumn, read_columns
 
 Write = Callable[[Path, pa.Table], None]
@@ -188,3 +191,15 @@ def test_a_value_of_a_dictionary_counts_where_it_is_meant() -> None:
     long = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0, None], pa.int32()), pa.array(["x" * 1000, "y"]))
     assert python_bytes(long) == 2 * (56 + 1000) + (56 + 1) + 4 * 8
     assert python_bytes(long.slice(1, 1)) == 56 + 1 + 8
+
+
+def test_json_of_a_run_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "MOST_PARTS", 1000)
+    path = tmp_path / "summary.json"
+    path.write_text(f"[{'[],' * 998}1]")
+    assert len(read_json(path)) == 999
+    path.write_text(f"[{'[],' * 1000}1]")
+    with pytest.raises(ValueError, match="more than 1,000 lists"):
+        read_json(path)
+    with pytest.raises(DataError, match="more than 1,000 lists"):
+        _ = FinishedRun(tmp_path).summary

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import json
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
+
+MOST_PARTS = 4_000_000
+"""Lists and objects in a JSON file of a run; each takes thirty times its text in memory."""
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -23,6 +28,13 @@ def read_text(path: Path | Traversable) -> str:
     data = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_of(text: str) -> Any:
+    """Return what a JSON text of a run holds. Raises ValueError where it is none, or far more in memory than as text."""
+    if text.count("[") + text.count("{") > MOST_PARTS:
+        raise ValueError(f"it holds more than {MOST_PARTS:,} lists and objects")
+    return json.loads(text)
 
 
 def seconds(value: float) -> str:

@@ -5,7 +5,6 @@ What report and `explain` ask of a run goes through here, so that both show the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from nncift.core.lazily import LazilyBy
 from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
+from nncift.core.texts import json_of
 from nncift.data.layout import Layout
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
@@ -314,7 +314,7 @@ class FinishedRun:
         folder = folder or self.base
         checksums.verify(folder, name)
         try:
-            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            record = json_of((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{name} of {str(folder)!r} cannot be read ({error}); run the same command again"

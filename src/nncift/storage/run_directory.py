@@ -7,7 +7,6 @@ file that repeats the run; `summary.json` is there when the whole run is finishe
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -26,6 +25,7 @@ from nncift import config
 from nncift.config import GROWING, RunSettings
 from nncift.core.fingerprints import fingerprint as fingerprint_of
 from nncift.core.memory import named
+from nncift.core.texts import json_of
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
@@ -140,7 +140,7 @@ class RunDir:
         if not path.exists():
             return default
         try:
-            return read_json(path) if sealed else json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path) if sealed else json_of(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             check_permitted(error, path)
             raise DataError(
