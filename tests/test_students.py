@@ -86,9 +86,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     read = CausalLM.read
 
-    def counting(self: CausalLM, rows: Sequence[Any], layers: Sequence[int] = ()) -> Any:
+    def counting(self: CausalLM, rows: Sequence[Any], *given: Any, **more: Any) -> Any:
         found.append(len(rows))
-        return read(self, rows, layers)
+        return read(self, rows, *given, **more)
 
     monkeypatch.setattr(CausalLM, "read", counting)
     return found
