@@ -195,7 +195,7 @@ def exported(data: bytes) -> None:
     run.mkdir(exist_ok=True)
     (run / "manifest.yaml").write_text("pool: [pool.jsonl]\n")
     selected = [exporting._Selected(row.id, rank, row.source, row.raw) for rank, row in enumerate(found, start=1)]
-    given, exporting._selected = exporting._selected, lambda _: selected
+    given, exporting._selected = exporting._selected, lambda run: selected
     try:
         for to in exporting.TRAINERS:
             with _allowed():
@@ -546,7 +546,7 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path, state: Path
 
     state: a file that counts over sessions; each goes on with inputs of its own.
     """
-    before = (
+    before: dict[str, Any] = (
         json.loads(state.read_text())
         if state is not None and state.exists()
         else {"sessions": 0, "inputs": {}, "finds": []}
@@ -578,7 +578,7 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path, state: Path
                             sys.stderr.write(f"{what}: {str(error)[:200]} ({path})\n")
     record["cpu_minutes"] = round((time.process_time() - began) / 60, 2)
     if state is not None:
-        counts = Counter(before["inputs"])
+        counts: Counter[str] = Counter(before["inputs"])
         counts.update(record["inputs"])
         found = [*before["finds"], *record["finds"]]
         total = {"sessions": before["sessions"] + 1, "total": counts.total(), "inputs": dict(counts), "finds": found}

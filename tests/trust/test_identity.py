@@ -45,7 +45,7 @@ def _layers(folder: Path, *layers: tuple[str, str]) -> Path:
 def test_a_flipped_bit_of_the_weights_is_noticed(
     call: Call, model: Path, tmp_path: Path, write_pool: Callable[..., Path], command: str
 ) -> None:
-    given = {"teacher": "loss", "encoder": "hash", "labels": "60%", "budget": 6}
+    given: dict[str, Any] = {"teacher": "loss", "encoder": "hash", "labels": "60%", "budget": 6}
     nncift.run(write_pool(24), out=tmp_path / "run", model=str(model), test_items=3, **given)
     _flip(model / "model.safetensors")
     more: list[Any] = ["--full-teacher"] if command == "evaluate" else ["--test", write_pool(8, "t.jsonl", start=900)]
