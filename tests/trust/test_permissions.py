@@ -115,11 +115,15 @@ def test_a_manifest_does_not_permit_code(
 
 
 def test_evaluate_runs_code_with_the_flag_of_this_call(
-    call: Call, finished: Path, folder_with_code: Path, canary: Path
+    call: Call, write_pool: Callable[..., Path], tmp_path: Path, folder_with_code: Path, canary: Path
 ) -> None:
-    _say(finished, model=str(folder_with_code), trust_remote_code=True)
-    assert call("evaluate", finished, "--full-teacher", "--trust-remote-code", "--quiet").code == 0
-    assert canary.exists()
+    given: dict[str, Any] = {"model": str(folder_with_code), "teacher": "loss", "encoder": "hash", "labels": "60%"}
+    nncift.run(write_pool(24), out=tmp_path / "run", budget=6, test_items=3, trust_remote_code=True, **given)
+    canary.unlink()
+    line = ("evaluate", tmp_path / "run", "--full-teacher", "--quiet")
+    found = call(*line)
+    assert (found.code, canary.exists()) == (2, False)
+    assert call(*line, "--trust-remote-code").code == 0
 
 
 def test_a_run_that_had_leave_is_read_without_any(finished: Path) -> None:
