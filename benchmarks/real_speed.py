@@ -56,40 +56,38 @@ class Way:
     memory_mb: float = 0.0
 
 
-def compare(model: str, data: str, rows: int, repeats: int, bergson: str | None) -> dict[str, Any]:
-    """Return tokens a second, shares and plain loops of all teachers on a model and rows of a file."""
+def compare(model: str, data: str, rows: int, repeats: int, bergson: str | None) -> Iterator[dict[str, Any]]:
+    """Yield tokens a second, shares and plain loops of all teachers on a model and rows of a file, anew after every turn."""
     import torch
 
     torch.set_num_threads(1)
     lm = CausalLM.load(model, device="cpu")
     pool = read(data, limit=rows)
-    ways = dict(_ways(lm, pool))
-    with _peer(bergson, lm, pool) as peer:
-        for turn in range(repeats + 1):
-            for name, way in ways.items():
-                _time(way, keep=turn > 0)
-                log.info("turn %d: %s %s %s MB", turn, name, way.seconds[-1:] + way.plain_seconds[-1:], way.memory_mb)
-            if peer is not None:
-                peer.run(keep=turn > 0)
-        found = _figures(ways)
-        if peer is not None:
-            found["bergson"] = peer.figures(ways[ACTIVATIONS])
-    plain = Loss(lm)
-    plain.prepare(pool)
+    plain = _prepared(Loss(lm), pool)
     known = list(plain.reader.rows.values())
     lengths = [len(row) for row in known]
-    return {
-        "about": {
-            "model": model if not Path(model).exists() else Path(model).name,
-            "parameters": lm.model.num_parameters(),
-            "rows": len(lengths),
-            "tokens": sum(lengths),
-            "tokens_once": once(known),
-            "median_tokens": statistics.median(lengths),
-            "repeats": repeats,
-        },
-        "ways": found,
+    about = {
+        "model": model if not Path(model).exists() else Path(model).name,
+        "parameters": lm.model.num_parameters(),
+        "rows": len(lengths),
+        "tokens": sum(lengths),
+        "tokens_once": once(known),
+        "median_tokens": statistics.median(lengths),
     }
+    with _peer(bergson, lm, pool) as peer:
+        if peer is not None:
+            peer.run(keep=False)
+        ways = dict(_ways(lm, pool))
+        for turn in range(1, repeats + 1):
+            for name, way in ways.items():
+                _time(way)
+                log.info("turn %d: %s %s %.0f MB", turn, name, way.seconds[-1:] + way.plain_seconds[-1:], way.memory_mb)
+            if peer is not None:
+                peer.run(keep=True)
+            found = _figures(ways)
+            if peer is not None:
+                found["bergson"] = peer.figures(ways[ACTIVATIONS])
+            yield {"about": {**about, "repeats": turn}, "ways": found}
 
 
 def command(figures: dict[str, Any]) -> str:
@@ -110,7 +108,7 @@ def page(figures: dict[str, Any]) -> list[str]:
         f"of public instruction sets, {about['tokens']:,} tokens under its chat template, of which {about['tokens_once']:,} are "
         "left when what rows begin with is read once. Tokens a processor second over the tokens that must be read; the share is "
         "of the pass that a teacher needs. Forward and back include the vocabulary where a response token is due. Memory is what "
-        "the first time takes beyond the model's weights.",
+        "a turn takes at most beyond what the process holds before it: weights, and signs of projections.",
         "",
         "| | tokens/s | share | of | times faster than the plain loop | memory, MB |",
         "|---|---:|---:|---|---:|---:|",
@@ -138,16 +136,15 @@ def _beside_bergson(ways: dict[str, Any]) -> list[str]:
     ]
 
 
-def _time(way: Way, *, keep: bool) -> None:
-    if not keep:
-        way.memory_mb = memory_of(way.action)
-        return
-    for action, found in ((way.action, way.seconds), (way.plain, way.plain_seconds)):
-        if action is None:
-            continue
+def _time(way: Way) -> None:
+    began = time.process_time()
+    grown = memory_of(way.action)
+    way.seconds.append(time.process_time() - began)
+    way.memory_mb = max(way.memory_mb, grown)
+    if way.plain is not None:
         began = time.process_time()
-        action()
-        found.append(time.process_time() - began)
+        way.plain()
+        way.plain_seconds.append(time.process_time() - began)
 
 
 def _figures(ways: dict[str, Way]) -> dict[str, Any]:
@@ -233,15 +230,16 @@ def _gradients(lm: CausalLM, pool: Examples, ids: tuple[str, ...], tokens: int) 
 
     for name, settings in (
         ("less, lora", {}),
-        ("less, all linear layers", {"lora": False, "targets": ["all-linear"]}),
         ("less, all linear layers, no adam", {"lora": False, "targets": ["all-linear"], "adam": "none"}),
     ):
         teacher = _prepared(Less(lm, warmup_share=0.0, batch_tokens=BATCH_TOKENS, **settings), pool)
+        # What is made once and kept: compiled loops, signs, a copy of a model that is borrowed.
+        teacher.measure(ids[:1])
         plain = (lambda teacher=teacher: _gradients_one_by_one(teacher, ids)) if name == "less, lora" else None
         yield name, Way(tokens, ACTIVATIONS, lambda teacher=teacher: teacher.measure(ids), plain)
     logra = _prepared(Logra(lm, projection=SIDE, batch_tokens=BATCH_TOKENS), pool)
     logra = getattr(logra, "without_warm_up", lambda: logra)()
-    _prepared(logra, pool)
+    _prepared(logra, pool).measure(ids[:1])
     yield "logra, all linear layers", Way(tokens, ACTIVATIONS, lambda: logra.measure(ids))
 
 

@@ -198,9 +198,10 @@ def main() -> None:
     if given.only == "real":
         if given.data is None:
             parser.error("--only real needs --data FILE, instruction rows of some kind")
-        record["real"] = real_speed.compare(
-            given.model or "smollm2", given.data, given.rows, given.repeats, given.bergson
-        )
+        for found in real_speed.compare(given.model or "smollm2", given.data, given.rows, given.repeats, given.bergson):
+            record["real"] = found
+            if given.write:
+                write(record)
     if given.write:
         write(record)
     if given.json:
