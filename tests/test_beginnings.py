@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nncift.models.batching import batches
 from nncift.models.beginnings import LEAST, LEAST_SAVED, Beginning, beginnings_of, common_start, tokens_once
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.shared_reading import mean_losses, parts_of, readings, tokens_read
@@ -98,3 +99,12 @@ def test_a_model_that_cannot_share_reads_rows_whole(llama_folder: Path) -> None:
     assert parts_of(lm, rows) == [Beginning((), (0, 1, 2, 3))]
     assert tokens_read(lm, rows) == sum(map(len, rows))
     np.testing.assert_allclose(mean_losses(lm, rows, 64), shared, atol=1e-5)
+
+
+def test_a_batch_of_enough_tokens_takes_no_padding_for_more() -> None:
+    lengths = [60, 60, 62, 90, 20]
+    assert batches(lengths, 1000) == [[4, 0, 1, 2, 3]]
+    # 20 is not enough yet; 140 tokens are, and 62 more would be 248 padded tokens of 202.
+    assert batches(lengths, 1000, enough=128) == [[4, 0, 1], [2, 3]]
+    assert batches([60, 60, 62, 90], 1000, enough=128) == [[0, 1, 2], [3]]
+    assert batches([100] * 7, 1000, enough=128) == [list(range(7))]

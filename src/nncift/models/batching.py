@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nncift.core.memory import ran_out
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
+ENOUGH_ON_CPU = 128
+"""Tokens of a pass from which on products of matrices are as fast as they get on a core."""
+PADDING = 0.05
+"""Padded tokens, as a share of the others, that a batch of enough tokens may have."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,25 +33,35 @@ def batches(
     *,
     responses: Sequence[int] | None = None,
     most_responses: int = 0,
+    enough: int | None = None,
 ) -> list[list[int]]:
     """Cut positions, sorted by length, into batches of at most `batch_tokens` padded tokens, at least one row each.
 
     before: tokens of a shared prefix, whose keys and values are held once per row: long ones make batches smaller. responses: of
-    these lengths, of which a batch has at most `most_responses` padded tokens, since each needs its own logits.
+    these lengths, of which a batch has at most `most_responses` padded tokens, since each needs its own logits. enough: tokens
+    from which on a batch is not made larger at the cost of more padding than PADDING; None = padding does not count.
     """
     found: list[list[int]] = []
-    longest = 0
+    longest = read = 0
     for index in sorted(range(len(lengths)), key=lambda position: (lengths[position], position)):
         size, width = len(found[-1]) + 1 if found else 1, lengths[index]
         full = size * width > batch_tokens or size * (width + before) > 8 * batch_tokens
         if responses is not None:
             longest = max(longest, responses[index])
             full = full or size * longest > most_responses
+        full = full or (enough is not None and read >= enough and size * width > (1 + PADDING) * (read + width))
         if not found or full:
             found.append([])
+            read = 0
             longest = 0 if responses is None else responses[index]
+        read += width
         found[-1].append(index)
     return found
+
+
+def enough_on(device: torch.device) -> int | None:
+    """Return from how many tokens on a larger batch is no faster on a device; None where launching costs more than padding."""
+    return ENOUGH_ON_CPU if device.type == "cpu" else None
 
 
 class BatchLimit:

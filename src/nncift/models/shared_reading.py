@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nncift.core.arrays import Doubles
-from nncift.models.batching import batches
+from nncift.models.batching import batches, enough_on
 from nncift.models.beginnings import Beginning, beginnings_of, tokens_once
 from nncift.models.causal_lm import CausalLM, Reading, Row
 
@@ -19,7 +19,7 @@ def readings(
     for part in parts_of(lm, rows):
         front = lm.front(part.ids, layers) if part.ids else None
         rest = [rows[place].without(len(part.ids)) for place in part.places]
-        for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids)):
+        for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), enough=enough_on(lm.device)):
             found = lm.read([rest[index] for index in batch], layers, front, scored=scored)
             yield from zip((part.places[index] for index in batch), found, strict=True)
 
@@ -30,7 +30,7 @@ def mean_losses(lm: CausalLM, rows: Sequence[Row], batch_tokens: int) -> Doubles
     for part in parts_of(lm, rows):
         prefix = lm.prefix(part.ids)
         rest = [rows[place].without(len(part.ids)) for place in part.places]
-        for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids)):
+        for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), enough=enough_on(lm.device)):
             found = lm.log_probabilities(prefix, [rest[index] for index in batch])
             for index, logs in zip(batch, found, strict=True):
                 values[part.places[index]] = -np.mean(logs, dtype=np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.errors import DataError, UsageError
-from nncift.models.batching import batches
+from nncift.models.batching import batches, enough_on
 from nncift.models.beginnings import common_start
 from nncift.models.causal_lm import Row
 from nncift.models.prompt_format import Block
@@ -71,7 +71,8 @@ class Delift(InContextTeacher):
             prefix = self.lm.prefix(() if alone else front)
             again = 0 if prefix.cache is not None else len(prefix.ids)
             tokens += len(prefix.ids) - again
-            for places in batches([len(rest[index]) for index in fitting], self.reader.batch_tokens, len(front)):
+            lengths, enough = [len(rest[index]) for index in fitting], enough_on(self.lm.device)
+            for places in batches(lengths, self.reader.batch_tokens, len(front), enough=enough):
                 batch = [fitting[place] for place in places]
                 scored = [_behind(ids, rest[index]) if alone else rest[index] for index in batch]
                 tokens += sum(map(len, scored)) + again * len(scored)
