@@ -37,7 +37,8 @@ from nncift.teachers.rds import Rds
 from nncift.teachers.selectit import SelectIt
 
 log = logging.getLogger(__name__)
-FORWARD, ACTIVATIONS, WEIGHTS = "forward", "forward and back, activations", "forward and back, weights"
+FORWARD, VOCABULARY = "forward", "forward, and the vocabulary where due"
+ACTIVATIONS, WEIGHTS = "forward and back, activations", "forward and back, weights"
 BATCH_TOKENS, SIDE = 2048, 16
 CHUNKS = 2
 """Examples that DELIFT puts in front of all targets."""
@@ -45,11 +46,16 @@ CHUNKS = 2
 
 @dataclass
 class Way:
-    """One thing to time. tokens: that must be read, each beginning once. needs: the pass that it is set beside."""
+    """One thing to time.
+
+    tokens: that must be read, each beginning once. needs: the pass that it is set beside. due: positions that must be taken to
+    the vocabulary, beside a forward pass; a probe's gradient with respect to the states counts as much again.
+    """
 
     tokens: int
     needs: str
     action: Callable[[], Any]
+    due: int = 0
     plain: Callable[[], Any] | None = None
     seconds: list[float] = field(default_factory=list)
     plain_seconds: list[float] = field(default_factory=list)
@@ -106,18 +112,20 @@ def page(figures: dict[str, Any]) -> list[str]:
     lines = [
         f"{about['model']}, {about['parameters'] / 1e6:.1f} M parameters, float32, one thread; {about['rows']} short rows "
         f"of public instruction sets, {about['tokens']:,} tokens under its chat template, of which {about['tokens_once']:,} are "
-        "left when what rows begin with is read once. Tokens a processor second over the tokens that must be read; the share is "
-        "of the pass that a teacher needs. Forward and back include the vocabulary where a response token is due. Memory is what "
-        "a turn takes at most beyond what the process holds before it: weights, and signs of projections.",
+        "left when what rows begin with is read once. Tokens a processor second over the tokens that must be read. The share is "
+        "that of the seconds which a teacher needs: of a forward pass through the body, and for each position that is due of the "
+        "vocabulary's product (twice for a probe, which takes its gradient too), or of forward and back, which includes that. "
+        "Memory is what a turn takes at most beyond what the process holds before it: weights, and signs of projections.",
         "",
-        "| | tokens/s | share | of | times faster than the plain loop | memory, MB |",
-        "|---|---:|---:|---|---:|---:|",
+        "| | tokens/s | of the body's forward rate | share of what it needs | times faster than the plain loop | memory, MB |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, own in ways.items():
         share = f"{100 * own['share']:.0f} %" if "share" in own else ""
+        beside = f"{100 * own['tokens_per_second'] / ways[FORWARD]['tokens_per_second']:.0f} %"
         faster = f"{own['times_faster_than_plain']:.2f}" if "times_faster_than_plain" in own else ""
         lines.append(
-            f"| {name} | {own['tokens_per_second']:.0f} | {share} | {own.get('needs', '')} | {faster} | {own['memory_mb']:.0f} |"
+            f"| {name} | {own['tokens_per_second']:.0f} | {beside} | {share} | {faster} | {own['memory_mb']:.0f} |"
         )
     if "bergson" in ways:
         lines += ["", *_beside_bergson(ways)]
@@ -150,10 +158,13 @@ def _time(way: Way) -> None:
 def _figures(ways: dict[str, Way]) -> dict[str, Any]:
     rates = {name: way.tokens / statistics.median(way.seconds) for name, way in ways.items()}
     found: dict[str, Any] = {}
+    body = statistics.median(ways[FORWARD].seconds)
+    vocabulary = (statistics.median(ways[VOCABULARY].seconds) - body) / ways[VOCABULARY].due
     for name, way in ways.items():
         found[name] = {"tokens_per_second": rates[name], "memory_mb": way.memory_mb}
-        if name not in (FORWARD, ACTIVATIONS, WEIGHTS):
-            found[name] |= {"needs": way.needs, "share": rates[name] / rates[way.needs]}
+        if name not in (FORWARD, VOCABULARY, ACTIVATIONS, WEIGHTS):
+            needed = way.tokens / rates[way.needs] + (way.due * vocabulary if way.needs == FORWARD else 0.0)
+            found[name] |= {"needs": way.needs, "share": needed / statistics.median(way.seconds)}
         if way.plain is not None:
             seconds = statistics.median(way.plain_seconds)
             found[name]["times_faster_than_plain"] = seconds / statistics.median(way.seconds)
@@ -166,10 +177,12 @@ def _ways(lm: CausalLM, pool: Examples) -> Iterator[tuple[str, Way]]:
     ids = tuple(loss.reader.rows)
     rows = list(loss.reader.rows.values())
     tokens = sum(map(len, rows))
+    due = sum(len(row.response) for row in rows)
     yield FORWARD, Way(tokens, FORWARD, lambda: _forward(lm, rows))
+    yield VOCABULARY, Way(tokens, FORWARD, lambda: _forward(lm, rows, due=True), due)
     yield ACTIVATIONS, Way(tokens, ACTIVATIONS, lambda: _back(lm, rows, weights=False))
     yield WEIGHTS, Way(tokens, WEIGHTS, lambda: _back(lm, rows, weights=True))
-    yield "loss", Way(once(rows), FORWARD, lambda: loss.measure(ids), lambda: _losses_one_by_one(lm, rows))
+    yield "loss", Way(once(rows), FORWARD, lambda: loss.measure(ids), due, lambda: _losses_one_by_one(lm, rows))
     yield from _readers(lm, pool, ids)
     yield "delift", _delift(lm, pool, ids)
     yield from _gradients(lm, pool, ids, tokens)
@@ -181,10 +194,11 @@ def _readers(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Iterator[tup
     ifd.prepare(pool)
     known, examples = ifd.reader.rows, [pool.by_id(item) for item in ids]
     with_prompts = once(list(known.values()))
-    alone = sum(len(row.response) + 1 for row in known.values())
+    due = sum(len(row.response) for row in known.values())
+    alone = due + len(known)
     yield "rds", Way(with_prompts, FORWARD, lambda: rds.measure(ids))
-    yield "ifd", Way(with_prompts + alone, FORWARD, lambda: ifd.measure(ids))
-    yield "probe", Way(with_prompts, FORWARD, lambda: probe.read(examples))
+    yield "ifd", Way(with_prompts + alone, FORWARD, lambda: ifd.measure(ids), 2 * due)
+    yield "probe", Way(with_prompts, FORWARD, lambda: probe.read(examples), 2 * due)
     few = ids[: max(2, len(ids) // 4)]
     selectit = SelectIt(lm, batch_tokens=BATCH_TOKENS)
     selectit.prepare(pool)
@@ -202,7 +216,7 @@ def _readers(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Iterator[tup
                 with torch.inference_mode():
                     lm.model(input_ids=torch.tensor([selectit.wording._ids(whole)])).logits[:, -1].softmax(-1)
 
-    yield "selectit", Way(needed, FORWARD, lambda: selectit.measure(few), plain)
+    yield "selectit", Way(needed, FORWARD, lambda: selectit.measure(few), len(few) * len(texts), plain)
 
 
 def _delift(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Way:
@@ -222,7 +236,8 @@ def _delift(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Way:
                 with torch.inference_mode():
                     lm.model(input_ids=torch.tensor([[*front, *row.prompt, *row.response]])).logits.softmax(-1)
 
-    return Way(needed, FORWARD, lambda: [teacher.label(chunk) for chunk in chunks], plain)
+    due = len(chunks) * sum(len(row.response) for row in behind.values())
+    return Way(needed, FORWARD, lambda: [teacher.label(chunk) for chunk in chunks], due, plain)
 
 
 def _gradients(lm: CausalLM, pool: Examples, ids: tuple[str, ...], tokens: int) -> Iterator[tuple[str, Way]]:
@@ -236,7 +251,7 @@ def _gradients(lm: CausalLM, pool: Examples, ids: tuple[str, ...], tokens: int) 
         # What is made once and kept: compiled loops, signs, a copy of a model that is borrowed.
         teacher.measure(ids[:1])
         plain = (lambda teacher=teacher: _gradients_one_by_one(teacher, ids)) if name == "less, lora" else None
-        yield name, Way(tokens, ACTIVATIONS, lambda teacher=teacher: teacher.measure(ids), plain)
+        yield name, Way(tokens, ACTIVATIONS, lambda teacher=teacher: teacher.measure(ids), 0, plain)
     logra = _prepared(Logra(lm, projection=SIDE, batch_tokens=BATCH_TOKENS), pool)
     logra = getattr(logra, "without_warm_up", lambda: logra)()
     _prepared(logra, pool).measure(ids[:1])
@@ -255,15 +270,18 @@ def once(rows: Sequence[Row]) -> int:
     return tokens_once([len(row) for row in rows], beginnings_of([row.prompt for row in rows]))
 
 
-def _forward(lm: CausalLM, rows: Sequence[Row]) -> None:
+def _forward(lm: CausalLM, rows: Sequence[Row], *, due: bool = False) -> None:
     import torch
 
-    from nncift.models.batching import batches
+    from nncift.models.batching import batches, enough_on
     from nncift.models.token_rows import laid_out
 
     with torch.inference_mode():
-        for batch in batches([len(row) for row in rows], BATCH_TOKENS):
-            last_hidden_states(lm.model, input_ids=laid_out([rows[at] for at in batch], ()).ids, use_cache=False)
+        for batch in batches([len(row) for row in rows], BATCH_TOKENS, enough=enough_on(lm.device)):
+            laid = laid_out([rows[at] for at in batch], ())
+            states = last_hidden_states(lm.model, input_ids=laid.ids, use_cache=False)
+            if due:
+                lm.model.get_output_embeddings()(states[laid.rows, laid.positions]).log_softmax(-1)
 
 
 def _back(lm: CausalLM, rows: Sequence[Row], *, weights: bool) -> None:
@@ -295,10 +313,14 @@ def _losses_one_by_one(lm: CausalLM, rows: Sequence[Row]) -> None:
 
 
 def _gradients_one_by_one(teacher: Less, ids: Sequence[str]) -> None:
-    """Measure as anyone would first: one row, backward, all gradients laid behind each other, one projection."""
+    """Measure as anyone would first: one row, backward, Adam's first step, and both sketched coordinate by coordinate."""
     import torch
 
-    trainable = teacher.trainable
+    trainable, k = teacher.trainable, teacher.projection.dimension
+    size = sum(value.numel() for value in trainable.parameters.values())
+    random = torch.Generator().manual_seed(0)
+    places = torch.randint(k, (size,), generator=random)
+    signs = torch.randint(2, (size,), generator=random).float() * 2 - 1
     with trainable.at(trainable.snapshot()):
         for value in trainable.parameters.values():
             value.requires_grad_(True)
@@ -309,7 +331,9 @@ def _gradients_one_by_one(teacher: Less, ids: Sequence[str]) -> None:
             labels[0, : len(row.prompt)] = -100
             trainable.model.zero_grad(set_to_none=True)
             trainable.model(input_ids=sequence, labels=labels).loss.backward()
-            torch.cat([value.grad.reshape(-1) for value in trainable.parameters.values() if value.grad is not None])
+            gradient = torch.cat([value.grad.reshape(-1) for value in trainable.parameters.values()])
+            for vector in (gradient, gradient / (gradient.abs() + 1e-8)):
+                torch.zeros(k).index_add_(0, places, signs * vector)
         for value in trainable.parameters.values():
             value.requires_grad_(False)
             value.grad = None
