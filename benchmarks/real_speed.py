@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +244,14 @@ def _delift(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Way:
 def _gradients(lm: CausalLM, pool: Examples, ids: tuple[str, ...], tokens: int) -> Iterator[tuple[str, Way]]:
     from nncift.teachers.logra import Logra
 
-    for name, settings in (
-        ("less, lora", {}),
-        ("less, all linear layers, no adam", {"lora": False, "targets": ["all-linear"], "adam": "none"}),
-    ):
+    whole = {"lora": False, "targets": ["all-linear"], "adam": "none"}
+    ways: tuple[tuple[str, dict[str, Any]], ...] = (("less, lora", {}), ("less, all linear layers, no adam", whole))
+    for name, settings in ways:
         teacher = _prepared(Less(lm, warmup_share=0.0, batch_tokens=BATCH_TOKENS, **settings), pool)
         # What is made once and kept: compiled loops, signs, a copy of a model that is borrowed.
         teacher.measure(ids[:1])
-        plain = (lambda teacher=teacher: _gradients_one_by_one(teacher, ids)) if name == "less, lora" else None
-        yield name, Way(tokens, ACTIVATIONS, lambda teacher=teacher: teacher.measure(ids), 0, plain)
+        plain = partial(_gradients_one_by_one, teacher, ids) if name == "less, lora" else None
+        yield name, Way(tokens, ACTIVATIONS, partial(teacher.measure, ids), 0, plain)
     logra = _prepared(Logra(lm, projection=SIDE, batch_tokens=BATCH_TOKENS), pool)
     logra = getattr(logra, "without_warm_up", lambda: logra)()
     _prepared(logra, pool).measure(ids[:1])
