@@ -331,7 +331,8 @@ def _gradients_one_by_one(teacher: Less, ids: Sequence[str]) -> None:
             labels[0, : len(row.prompt)] = -100
             trainable.model.zero_grad(set_to_none=True)
             trainable.model(input_ids=sequence, labels=labels).loss.backward()
-            gradient = torch.cat([value.grad.reshape(-1) for value in trainable.parameters.values()])
+            parts = [value.grad for value in trainable.parameters.values() if value.grad is not None]
+            gradient = torch.cat([part.reshape(-1) for part in parts])
             for vector in (gradient, gradient / (gradient.abs() + 1e-8)):
                 torch.zeros(k).index_add_(0, places, signs * vector)
         for value in trainable.parameters.values():
