@@ -54,7 +54,8 @@ def study(tmp_path: Path, *analyses: dict[str, Any]) -> Path:
         "pools": {"world": {"world": {"rows": 400}}},
         "analyses": [{**base, **analysis} for analysis in analyses],
     }
-    path.write_text(yaml.safe_dump(whole))
+    # As JSON, which is YAML: a dump of YAML would write what is shared as an alias.
+    path.write_text(json.dumps(whole))
     return path
 
 
