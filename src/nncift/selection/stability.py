@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
+from nncift.core.parallel import serial_map
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.data.pool import PoolTable
@@ -206,6 +207,8 @@ class _Part:
             vectors=Vectors(targets, sources, whole.vectors.views),
             labels={"train": _within(known, self, target_ids, source_ids)},
             contents=tuple(whole.contents[at] for at in self.sources) if whole.contents else (),
+            # Seconds of work, here: shards and clusters share out what the selection itself rests on.
+            calculate=serial_map,
         )
         dense = settings.model_copy(update={"neighbours": None, "optimiser": None})
         found = build(utilities, dense)
