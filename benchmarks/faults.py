@@ -19,6 +19,9 @@ MENDED, UNTOUCHED, REFUSED, SILENT = "mended, named", "written anew", "refused, 
 SUMMARY = "run/summary.json"
 WARNED = (SUMMARY, "run/report.json", "run/report.html", "run/stages/report.json", "run/stages/finish.json")
 """Files that repeat what a run warns of."""
+COSTS = "costs.json"
+COUNTED = ("run/costs.json", "run/ledger.json", *WARNED)
+"""Files that tell what a run cost: where that record is damaged, costs are counted anew from there."""
 KINDS = ("bit", "half", "empty")
 """One bit flipped, the second half cut off, nothing left."""
 
@@ -45,12 +48,20 @@ def damage(path: Path, kind: str, dice: random.Random) -> None:
 
 
 def unwarned(wanted: Mapping[str, bytes], found: Mapping[str, bytes], file: str) -> Mapping[str, bytes]:
-    """Return what was found as it would be without warnings of a damaged file, where the summary is the same but for them."""
+    """Return what was found as it would be without warnings of a damaged file, where the summary is the same but for them.
+
+    Of a damaged record of costs also without what was counted anew: these are figures, and nothing rests on them.
+    """
     if SUMMARY not in found or SUMMARY not in wanted:
         return found
     record, was = json.loads(found[SUMMARY]), json.loads(wanted[SUMMARY])
     record["warnings"] = [sentence for sentence in record["warnings"] if Path(file).name not in sentence]
-    return {**found, **{name: wanted[name] for name in WARNED}} if record == was else found
+    names = WARNED
+    if Path(file).name == COSTS:
+        names = COUNTED
+        for one in (record, was):
+            del one["ledger"]
+    return {**found, **{name: wanted[name] for name in names if name in wanted}} if record == was else found
 
 
 def explain(folder: Path, out: Path | None = None) -> None:
