@@ -20,7 +20,7 @@ SUMMARY = "run/summary.json"
 WARNED = (SUMMARY, "run/report.json", "run/report.html", "run/stages/report.json", "run/stages/finish.json")
 """Files that repeat what a run warns of."""
 COSTS = "costs.json"
-COUNTED = ("run/costs.json", "run/ledger.json", *WARNED)
+COUNTED = ("run/costs.json", "run/ledger.json", "run/student/README.md", *WARNED)
 """Files that tell what a run cost: where that record is damaged, costs are counted anew from there."""
 KINDS = ("bit", "half", "empty")
 """One bit flipped, the second half cut off, nothing left."""
