@@ -1,4 +1,8 @@
-"""What Arrow values take as Python objects, from their lengths and before any is made."""
+"""What Arrow values take as Python objects, from their lengths and before any is made.
+
+Lengths are read from Arrow's buffers: the import of pyarrow.compute takes tens of megabytes, and ends the process where it is
+refused memory.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ def _of_array(array: Any) -> int:
     if not len(array) or types.is_null(kind):
         return 8 * len(array)
     if types.is_dictionary(kind):
-        return 8 * len(array) + _of_repeated(array.dictionary, _numbers(array.indices.drop_null()))
+        return 8 * len(array) + _of_repeated(array.dictionary, _numbers(array.indices)[_known(array.indices)])
     if types.is_run_end_encoded(kind):
         return len(array) * int(_each(array.values).max(initial=0))
     if types.is_struct(kind) or types.is_union(kind):
@@ -66,14 +70,14 @@ def _of_repeated(values: Any, places: npt.NDArray[np.int64]) -> int:
 def _each(array: Any) -> npt.NDArray[np.int64]:
     """Return the bytes of every value, `(n,)`."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     kind, types = array.type, pa.types
     if _is_view(kind):
         array = array.cast(pa.large_binary() if "binary" in str(kind) else pa.large_string())
         kind = array.type
     if types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-        return OBJECT + _numbers(pc.binary_length(array))
+        wide = types.is_large_string(kind) or types.is_large_binary(kind)
+        return OBJECT + np.diff(_buffer(array, "i8" if wide else "i4", 1)).astype(np.int64)
     if types.is_nested(kind) or types.is_dictionary(kind) or isinstance(array, pa.ExtensionArray):
         if len(array) > FEW:
             return np.full(len(array), _of_array(array), np.int64)
@@ -86,11 +90,33 @@ def _is_view(kind: Any) -> bool:
 
 
 def _numbers(array: Any) -> npt.NDArray[np.int64]:
-    """Return the numbers of an array, 0 for those that are missing."""
+    """Return the whole numbers of an array, 0 for those that are missing."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if isinstance(array, np.ndarray):
         return array.astype(np.int64)
-    found = array if isinstance(array, pa.Array) else pa.array(array)
-    return np.asarray(pc.fill_null(found, 0).to_numpy(zero_copy_only=False), np.int64)
+    unsigned = pa.types.is_unsigned_integer(array.type)
+    found = _buffer(array, f"{'u' if unsigned else 'i'}{array.type.bit_width // 8}").astype(np.int64)
+    return np.where(_known(array), found, 0)
+
+
+def _known(array: Any) -> npt.NDArray[np.bool_]:
+    """Return which values of an array are there."""
+    bits = array.buffers()[0]
+    if not array.null_count or bits is None:
+        return np.ones(len(array), bool)
+    start, end = array.offset, array.offset + len(array)
+    return np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[start:end].astype(bool)
+
+
+def _buffer(array: Any, dtype: str, more: int = 0) -> npt.NDArray[Any]:
+    """Return the numbers in the second buffer of an array, one for each value and `more` behind them."""
+    held, wanted = array.buffers()[1], len(array) + more
+    if held is None:
+        return np.zeros(wanted, dtype)
+    found = np.frombuffer(held, dtype, count=len(held) // np.dtype(dtype).itemsize)[
+        array.offset : array.offset + wanted
+    ]
+    if len(found) < wanted:
+        raise ValueError("its numbers are cut off")
+    return found
