@@ -223,7 +223,7 @@ def test_a_run_under_a_cap_selects_the_same_to_the_byte(tmp_path: Path, write_po
         "20",
     ]
     left = {}
-    for name, more in (("free", []), ("capped", ["--max-mem", "500M"])):
+    for name, more in (("free", []), ("capped", ["--max-mem", "540M"])):
         line = [sys.executable, "-m", "nncift", *command, "--quiet", "--out", str(tmp_path / name), *more]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -22,6 +22,8 @@ Call = Callable[..., Any]
 STOPPED = """
 import os, signal, sys
 from nncift.cli import main
+# A shell that starts tests in the background has them ignore SIGINT, which children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.{before})
 def command(**_):
     try:

@@ -12,6 +12,7 @@ import yaml
 
 from nncift import config
 from nncift.errors import DataError
+from nncift.storage import checksums
 from nncift.storage.atomic import write_text
 from nncift.storage.selection_folder import run_behind
 
@@ -124,12 +125,25 @@ def _reasons(left_out: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 
 def _summary(run: Path) -> Mapping[str, Any]:
-    """Return the summary of the run behind a folder; nothing where it is not at hand, for what is exported is in the folder."""
+    """Return the summary of the run behind a folder; nothing where it is not at hand, for what is exported is in the folder.
+
+    Raises DataError for one that is damaged.
+    """
     try:
-        found = json.loads((run_behind(run) / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, DataError):
+        behind = run_behind(run)
+    except DataError:
         return {}
-    return found if isinstance(found, dict) else {}
+    place = behind / "summary.json"
+    if not place.exists():
+        return {}
+    checksums.verify(behind, place.name)
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{str(place)!r} is damaged ({error}); run the same `nncift run` again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{str(place)!r} is damaged: it holds no object; run the same `nncift run` again")
+    return found
 
 
 def _plain(text: str) -> str:
