@@ -56,7 +56,7 @@ def unwarned(wanted: Mapping[str, bytes], found: Mapping[str, bytes], file: str)
         return found
     record, was = json.loads(found[SUMMARY]), json.loads(wanted[SUMMARY])
     record["warnings"] = [sentence for sentence in record["warnings"] if Path(file).name not in sentence]
-    names = WARNED
+    names: tuple[str, ...] = WARNED
     if Path(file).name == COSTS:
         names = COUNTED
         for one in (record, was):
