@@ -61,6 +61,7 @@ def test_a_retraining_judges_student_teacher_and_rivals_and_resumes_to_the_byte(
     # Ten halves, two random removals, and one for every other estimate but chance.
     assert found.trainings == 10 + 2 + len(found.lds) - 1
     assert {one.rows for one in found.removals} == {3}
+    assert cost_of(run, given, full_teacher=True).trainings == found.trainings
     folder = run / "retrain"
     assert json.loads((folder / "retraining.json").read_text()) == found.to_json()
     page = (folder / "retraining.md").read_text()
@@ -79,6 +80,9 @@ def test_a_retraining_judges_student_teacher_and_rivals_and_resumes_to_the_byte(
 
 
 def test_a_dry_run_counts_what_a_retraining_trains(run: Path, given: dict[str, Any]) -> None:
+    whole = cost_of(run, given, full_teacher=True)
+    assert (whole.trainings, whole.removals) == (10 + 2 + 7, 2 + 7)
+    assert not (run / "retrain").exists()
     cost = cost_of(run, {**given, "remove": "none"})
     assert (cost.trainings, cost.trained, cost.removals) == (10, 0, 0)
     assert not (run / "retrain" / "cells").exists() or not list((run / "retrain" / "cells").iterdir())

@@ -15,7 +15,7 @@ from nncift.errors import UsageError
 from nncift.finetune.retrain_settings import RetrainSettings
 
 if TYPE_CHECKING:
-    from nncift.finetune.retraining_results import Retraining
+    from nncift.finetune.retraining_results import Retraining, RetrainingCost
 
 
 @command(
@@ -46,7 +46,9 @@ def evaluate_command(
             f"--{only[0].replace('_', '-')} was given, which belongs to --retrain; give that too, or leave it out"
         )
     if dry_run:
-        return _dry_run(show, run, given, allowed)
+        from nncift.finetune.retraining import cost_of
+
+        return _dry_run(show, cost_of(run, given, full_teacher=full_teacher, allowed=allowed))
     from nncift.runs.evaluate import evaluate
 
     summary = evaluate(
@@ -64,10 +66,7 @@ def evaluate_command(
     return summary
 
 
-def _dry_run(show: bool, run: Path, given: Mapping[str, Any], allowed: Permissions) -> dict[str, Any]:
-    from nncift.finetune.retraining import cost_of
-
-    cost = cost_of(run, given, allowed)
+def _dry_run(show: bool, cost: RetrainingCost) -> dict[str, Any]:
     if show:
         console().print(
             f"{cost.trainings} trainings ({cost.trained} stand already), {cost.removals} of them without top rows, on halves of "

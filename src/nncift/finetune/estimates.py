@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress
 from nncift.core.seeds import generator
 from nncift.data import Examples
-from nncift.errors import ResourceError
 from nncift.finetune.lexical import bm25
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
@@ -66,31 +66,56 @@ class Estimates:
     progress: Progress
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all estimates, none of which is made for it; the student's first."""
+        return tuple(self._makers)
+
     def all(self) -> dict[str, Estimate]:
-        """Return every estimate by name, the student's first. What cannot be had is left out, with a note."""
-        found = {STUDENT: self._student()}
+        """Return every estimate by name. What cannot be had is left out, with a note."""
+        if BM25 not in self._makers:
+            self.notes.append("BM25 is left out: it needs the library bm25s (pip install bm25s).")
+        return {name: make() for name, make in self._makers.items()}
+
+    @cached_property
+    def _makers(self) -> dict[str, Callable[[], Estimate]]:
+        found: dict[str, Callable[[], Estimate]] = {STUDENT: self._student}
         if self.with_teacher:
-            found[TEACHER] = self._teacher()
-        for name in (name for name in self._similar.names if name in ABOUT):
-            found[name] = self._similarity(name)
+            found[TEACHER] = self._teacher
+        found |= {name: partial(self._similarity, name) for name in self._similar.names if name in ABOUT}
+        found[RDS] = self._states
+        if find_spec("bm25s") is not None:
+            found[BM25] = self._words
+        if self.run.rows.target_ids is None and len({self._source_of[item] for item in self.rows}) > 1:
+            found[SOURCE] = self._same_source
+        return found | {LOSS: self._losses, LENGTH: self._lengths, RANDOM: self._random}
+
+    @cached_property
+    def _source_of(self) -> dict[str, str]:
+        return dict(zip(self.run.rows.ids, self.run.rows.sources, strict=True))
+
+    def _states(self) -> Estimate:
         states = self._labelled(Rds(self.lm(), template=self.template), self._targets)
-        found[RDS] = self._of(states, "RDS+: cosine in the trained model's states")
-        try:
-            texts = self._targets.texts, self._rows.texts
-            found[BM25] = Estimate(bm25(*texts), "BM25: rare words in common")
-        except ResourceError as error:
-            self.notes.append(f"{error}.")
-        source_of = dict(zip(self.run.rows.ids, self.run.rows.sources, strict=True))
-        if self.run.rows.target_ids is None and len({source_of[item] for item in self.rows}) > 1:
-            same = [[float(source_of[t] == source_of[s]) for s in self.rows] for t in self.targets]
-            found[SOURCE] = Estimate(np.array(same), "1 for rows of the target's own file, else 0")
+        return self._of(states, "RDS+: cosine in the trained model's states")
+
+    def _words(self) -> Estimate:
+        return Estimate(bm25(self._targets.texts, self._rows.texts), "BM25: rare words in common")
+
+    def _same_source(self) -> Estimate:
+        same = [[float(self._source_of[t] == self._source_of[s]) for s in self.rows] for t in self.targets]
+        return Estimate(np.array(same), "1 for rows of the target's own file, else 0")
+
+    def _losses(self) -> Estimate:
         losses = self._labelled(Loss(self.lm(), template=self.template), None)
-        found[LOSS] = self._of(losses, "loss of the row's response before training", for_all=True)
+        return self._of(losses, "loss of the row's response before training", for_all=True)
+
+    def _lengths(self) -> Estimate:
         lengths = [float(len(one.response)) for one in self._rows]
-        found[LENGTH] = Estimate(self._for_all(np.array([lengths])), "letters of the row's response")
+        return Estimate(self._for_all(np.array([lengths])), "letters of the row's response")
+
+    def _random(self) -> Estimate:
         drawn = generator(self.seed, "retrain", "random").normal(size=(len(self.targets), len(self.rows)))
-        found[RANDOM] = Estimate(drawn, "random numbers")
-        return found
+        return Estimate(drawn, "random numbers")
 
     @cached_property
     def _rows(self) -> Examples:

@@ -22,7 +22,7 @@ from nncift.core.progress import Progress, silent
 from nncift.core.seeds import derive, generator, shuffled
 from nncift.errors import DataError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
-from nncift.finetune.estimates import BM25, RANDOM, SOURCE, STUDENT, TEACHER, Estimate, Estimates
+from nncift.finetune.estimates import BM25, RANDOM, SOURCE, STUDENT, TEACHER, Estimates
 from nncift.finetune.lds import Agreement, agreements, ceiling, mean_of
 from nncift.finetune.results_store import Cell, Cells, Outcome
 from nncift.finetune.retrain_settings import RetrainSettings, resolve, share_of
@@ -74,9 +74,11 @@ def retrain(
     return found
 
 
-def cost_of(path: str | Path, given: Mapping[str, Any], allowed: Permissions = NOTHING) -> RetrainingCost:
-    """Return what a retraining would take, without loading the weights twice or training at all."""
-    return Experiment(FinishedRun(path, allowed), resolve(given), False, silent).cost()
+def cost_of(
+    path: str | Path, given: Mapping[str, Any], *, full_teacher: bool = False, allowed: Permissions = NOTHING
+) -> RetrainingCost:
+    """Return what `retrain` with the same arguments would take; nothing is trained or written."""
+    return Experiment(FinishedRun(path, allowed), resolve(given), full_teacher, silent).cost()
 
 
 class Experiment:
@@ -173,10 +175,9 @@ class Experiment:
         return np.array([[float(item in half) for item in self.rows] for half in inside])
 
     @cached_property
-    def estimates(self) -> dict[str, Estimate]:
-        """What is judged, by name."""
+    def _estimates(self) -> Estimates:
         trainer = self._trainer
-        made = Estimates(
+        return Estimates(
             self.run,
             self.targets,
             self.rows,
@@ -187,16 +188,14 @@ class Experiment:
             self.settings.device,
             self.settings.seed,
             self._progress,
+            self.notes,
         )
-        found = made.all()
-        self.notes += made.notes
-        return found
 
     def cost(self) -> RetrainingCost:
         """Return what all trainings take: three forward passes a row read, and one a target."""
-        trainer, cells = self._trainer, self._cells
+        trainer = self._trainer
         works = [*self._half_works(), *self._random_works()]
-        judged = 8 + self._with_teacher
+        judged = sum(name != RANDOM for name in self._estimates.names)
         removals = len(self.settings.remove) * (self.settings.draws + judged)
         plans = [self._schedule(work) for work in works]
         full = [
@@ -204,7 +203,8 @@ class Experiment:
             for share in self.settings.remove
         ]
         plans += [plan for plan in full for _ in range(judged)]
-        stands = sum(cells.load(work.cell, self._key(work)) is not None for work in works)
+        begun = (self._cells_folder / "cells").is_dir()
+        stands = sum(self._cells.load(work.cell, self._key(work)) is not None for work in works) if begun else 0
         read = sum(plan.rows_read for plan in plans)
         return RetrainingCost(
             len(self.rows),
@@ -221,7 +221,7 @@ class Experiment:
         """Train where it is missing, and return what the trainings say."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # Before anything is trained: the estimates read the untouched model, and what cannot be had is refused early.
-        estimates, trainer = self.estimates, self._trainer
+        estimates, trainer = self._estimates.all(), self._trainer
         before = self._kept(Cell("untouched", None, "none", None), self._untouched_key(), ())
         works = list(self._half_works())
         outcomes = self._trained(works, "training on halves")
@@ -299,13 +299,13 @@ class Experiment:
                 increase = mean_of(outcomes[work.cell] - usual, self.settings.seed)
                 yield Removal(share, count, name, increase)
 
+    @property
+    def _cells_folder(self) -> Path:
+        return self.folder if self._shared is None else self._shared / fingerprint("retrain", self.targets, self.rows)
+
     @cached_property
     def _cells(self) -> Cells:
-        folder = self._shared or self.folder
-        if self._shared is not None:
-            folder /= fingerprint("retrain", self.targets, self.rows)
-            folder.mkdir(parents=True, exist_ok=True)
-        return Cells(folder, self.targets)
+        return Cells(self._cells_folder, self.targets)
 
     @cached_property
     def _content(self) -> dict[str, str]:

@@ -46,6 +46,12 @@ class ModelSettings(TypedDict, total=False):
     trust_remote_code: bool
 
 
+def parted(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings that every teacher with a language model takes, and a teacher's own."""
+    shared = {name: value for name, value in settings.items() if name in ModelSettings.__annotations__}
+    return shared, {name: value for name, value in settings.items() if name not in shared}
+
+
 def loaded(model: AnyModel, tokenizer: AnyTokenizer, context: int | None = None) -> str | CausalLM:
     """Return what a `Reader` takes: a name, or a loaded model. context: as in `CausalLM.of`.
 

@@ -24,7 +24,7 @@ from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
 from nncift.models.linear_layers import LayerPair
 from nncift.models.lora import LoraShape, Trainable
-from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings, parted
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.kept_rows import Kept, contents, on_record, put
@@ -106,8 +106,7 @@ class LayerTeacher(ModelTeacher, ABC):
         own: Mapping[str, Any] | None = None,
         **settings: Unpack[LayerSettings],
     ) -> None:
-        shared: Any = {name: value for name, value in settings.items() if name in ModelSettings.__annotations__}
-        given: Any = {name: value for name, value in settings.items() if name not in shared}
+        shared, given = parted(settings)
         self.given = LayerOptions(**given)
         super().__init__(model, {**self.given.to_json(), **(own or {})}, tokenizer, **shared)
         self.seed, self.workspace, self.subtask = seed, workspace, self.given.subtask

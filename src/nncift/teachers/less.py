@@ -24,7 +24,7 @@ from nncift.models.checkpoints import Adam, Checkpoint, bring, content
 from nncift.models.lora import Trainable
 from nncift.models.lora_gradients import LoraGradients, gradients_of
 from nncift.models.per_sample_gradients import PerSample, Piece, gradient_batches
-from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, ModelSettings
+from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, parted
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.less_features import GradientFeatures
@@ -69,8 +69,7 @@ class Less(ModelTeacher):
         workspace: Path | None = None,
         **settings: Unpack[LessSettings],
     ) -> None:
-        shared: Any = {name: value for name, value in settings.items() if name in ModelSettings.__annotations__}
-        given: Any = {name: value for name, value in settings.items() if name not in shared}
+        shared, given = parted(settings)
         own = LessOptions(**given)
         super().__init__(
             model, {"batch_tokens": shared.get("batch_tokens", BATCH_TOKENS), **own.to_json()}, tokenizer, **shared

@@ -25,7 +25,7 @@ from nncift.models.batching import batches
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Checkpoint
 from nncift.models.lora import LoraShape, Trainable
-from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
+from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings, parted
 from nncift.models.training_steps import row_losses
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import FORWARD, GRADIENT
@@ -102,8 +102,7 @@ class Retrain(ModelTeacher):
         workspace: Path | None = None,
         **settings: Unpack[RetrainSettings],
     ) -> None:
-        shared: Any = {name: value for name, value in settings.items() if name in ModelSettings.__annotations__}
-        given: Any = {name: value for name, value in settings.items() if name not in shared}
+        shared, given = parted(settings)
         self.given = RetrainOptions(**given)
         self.recipe = Recipe(1.0, self.given.epochs, self.given.learning_rate, self.given.batch_rows)
         super().__init__(model, vars(self.given), tokenizer, **shared)
