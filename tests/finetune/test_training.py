@@ -230,3 +230,33 @@ def test_the_method_follows_the_size() -> None:
     assert method_of("auto", 100_000_000) == "lora"
     assert method_of("qlora", 500_000) == "qlora"
     assert defaults("qlora", 10**9) == {"learning_rate": 2e-4, "batch": 4, "epochs": 3.0}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_merged_matrices_train_as_their_own_path_does(
+    kind: str, request: pytest.FixtureRequest, write_pool: Write
+) -> None:
+    lm = CausalLM.load(request.getfixturevalue(f"{kind}_folder"), device="cpu")
+    rows = TrainingSets.of(read(write_pool(12)), PromptFormat(lm.tokenizer), lm.context)
+    plan = schedule(rows.lengths(list(rows.rows)), Measure(steps=6), 4, 0)
+    before = state(lm)
+    tuner = FineTuner(lm, recipe("lora", rank=4, dropout=0.0))
+    found, losses = [], []
+    for merged in (tuner._merged, None):
+        tuner._merged = merged
+        with tuner.trained(rows.rows, plan, 0) as own:
+            found.append(tuner._trainable.snapshot())
+            losses.append([*own, float(summed_loss(lm, list(rows.rows.values())).detach())])
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4)
+    moved = max(float(value.abs().max()) for name, value in found[1].items() if "lora_B" in name)
+    assert moved > 1e-3
+    for name, value in found[1].items():
+        # Adam divides by the size of a gradient, so that rounding of the smallest of them shows.
+        assert torch.allclose(found[0][name], value, atol=0.02 * moved), name
+    kept = {name.replace(".base_layer.", "."): value for name, value in state(lm).items()}
+    assert all(torch.equal(value, kept[name]) for name, value in before.items())
+
+
+def test_dropout_is_seen_by_the_matrices_own_path_alone(llama: CausalLM) -> None:
+    assert FineTuner(llama, recipe("lora", rank=4, dropout=0.1))._merged is None
+    assert FineTuner(llama, recipe("whole", dropout=0.0))._merged is None

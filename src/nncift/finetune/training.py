@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +16,10 @@ from nncift.core.seeds import derive
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule
-from nncift.models.batching import batches, free_cache, is_out_of_memory
+from nncift.models.batching import batches, enough_on, free_cache, is_out_of_memory
 from nncift.models.causal_lm import SMALL, CausalLM, Row
 from nncift.models.lora import LoraShape, Trainable, linear_modules, seeded
+from nncift.models.merged_training import MergedTraining
 from nncift.models.prompt_format import PromptFormat, Remarks, Tokens
 from nncift.models.training_steps import BETAS, CLIP, EPSILON, rate, row_losses
 
@@ -147,6 +148,7 @@ class FineTuner:
             shape = LoraShape(recipe.rank, recipe.alpha, recipe.dropout, linear_modules(lm.model))
             self._trainable = Trainable.with_lora(lm.model, shape, 0)
         self._start = self._trainable.snapshot()
+        self._merged = None if recipe.dropout else MergedTraining.of(self._trainable)
         self._most = recipe.batch_tokens
 
     @property
@@ -165,6 +167,12 @@ class FineTuner:
             with trainable.at(self._start):
                 trainable.renew(derive(seed, "tune", "lora"))
                 losses = self._train([[rows[item] for item in update] for update in schedule.updates], seed)
+                if self.recipe.method == "whole":
+                    yield losses
+                    return
+                tuned = trainable.snapshot()
+            # The adapters' own path would cost every judged token more.
+            with trainable.merged_at(tuned):
                 yield losses
         finally:
             trainable.load(self._start)
@@ -189,9 +197,10 @@ class FineTuner:
             )
             model.train()
             try:
-                for step, update in enumerate(updates):
-                    optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate(step, len(updates))
-                    losses.append(self._update(update, optimizer, values))
+                with nullcontext() if self._merged is None else self._merged.inside():
+                    for step, update in enumerate(updates):
+                        optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate(step, len(updates))
+                        losses.append(self._update(update, optimizer, values))
             except torch.OutOfMemoryError as error:
                 raise ResourceError(
                     f"training on one row does not fit into the memory of {self.lm.device}; try --method qlora or a smaller "
@@ -215,6 +224,8 @@ class FineTuner:
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if self._merged is not None:
+            self._merged.renew()
         return loss
 
     def _gradients(self, update: Sequence[Row], values: Sequence[torch.Tensor]) -> float:
@@ -225,7 +236,8 @@ class FineTuner:
         """
         total = sum(len(row.response) for row in update)
         while True:
-            parts = [[update[place] for place in places] for places in batches(list(map(len, update)), self._most)]
+            together = batches(list(map(len, update)), self._most, enough=enough_on(self.lm.device))
+            parts = [[update[place] for place in places] for places in together]
             try:
                 return sum(self._pass(part, total) for part in parts)
             except (MemoryError, RuntimeError) as error:
