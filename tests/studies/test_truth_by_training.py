@@ -76,7 +76,7 @@ def test_a_study_of_retraining_trains_once_for_all_students(tmp_path: Path, llam
     path.write_text(yaml.safe_dump(study))
     result = run.study(path, tmp_path / "out", device="cpu")
     assert result["analyses"]["foreseen"]["records"] == 2
-    (folder,) = (tmp_path / "out" / "foreseen" / "trainings").glob("*/cells")
+    (folder,) = (tmp_path / "out" / "trainings").glob("*/cells")
     # Ten halves, and the model as it is; both students are judged by the same.
     assert len(list(folder.iterdir())) == 11
     _, records, page = run.page_of(tmp_path / "out" / "foreseen.json")

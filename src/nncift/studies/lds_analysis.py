@@ -20,8 +20,9 @@ from nncift.studies.workspace import Workspace
 def retrain_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[dict[str, Any]]:
     """Return one record per combination and seed: what its student's estimates, its teacher's and all rivals foresee.
 
-    options are the settings of `nncift evaluate --retrain`. Combinations over the same rows share their trainings. With `truth`
-    the full teacher is judged too, on the pairs of these targets and rows alone; runs whose teacher asks the same share them.
+    options are the settings of `nncift evaluate --retrain`. Combinations over the same rows share their trainings, and those of
+    other analyses too. With `truth` the full teacher is judged too, on the pairs of these targets and rows alone; runs whose
+    teacher asks the same share them.
     """
     found = []
     combinations = analysis.combinations()
@@ -43,7 +44,7 @@ def _judged(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any],
     settings = resolve(
         {"model": workspace.pools[analysis.pool].model, **analysis.options, "seed": seed, "device": workspace.device}
     )
-    folder = workspace.folder / analysis.name / "trainings"
+    folder = workspace.folder / "trainings"
     experiment = Experiment(run, settings, analysis.truth, workspace.progress, shared=folder)
     ledger = run.summary["ledger"]
     return {
