@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nncift.config import resolve
-from nncift.evaluation.run_verdict import selection_key, training_record, verdict_of
+from nncift.evaluation.run_verdict import selection_key, training_record, training_verdict, verdict_of
 
 SETTINGS = resolve({"pool": ("pool.jsonl",), "teacher": "delift", "model": "m", "encoder": "hash"})
 
@@ -145,3 +145,21 @@ def test_a_tune_of_another_selection_says_nothing(tmp_path: Path) -> None:
     assert training_record(tmp_path / "none", key) is None
     (tmp_path / "tune" / "tune.json").write_text("no object")
     assert training_record(tmp_path, key) is None
+
+
+def test_the_first_metric_that_tells_rows_apart_gives_the_verdict() -> None:
+    found = record("better")
+    exact = {"metric": "exact", "arm": "selected", "against": "random", "difference": 0.0, "interval": [0.0, 0.0]}
+    exact |= {"verdict": "no significant difference", "wins": 0, "losses": 0}
+    found["metrics"] = {name: found["metrics"][name] for name in ("exact", "loss")}
+    found["metrics"]["exact"]["higher_is_better"] = True
+    found["results"][0]["comparisons"].append(exact)
+    answer, why = training_verdict(found)
+    assert answer == "yes"
+    assert "-0.1 in loss" in why
+    assert why.endswith("In exact no test row told the two apart.")
+    # Where a single row differs, exact answers decide.
+    exact |= {"difference": 2.0, "interval": [-2.0, 6.0], "wins": 1}
+    answer, why = training_verdict(found)
+    assert answer == "unclear"
+    assert "+2 in exact" in why

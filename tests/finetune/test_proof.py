@@ -39,6 +39,29 @@ def cells(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "cells").iterdir())}
 
 
+def test_arms_are_trained_at_two_rates_and_one_that_diverges_is_not_used(
+    run: Path, given: dict[str, Any], write_pool: Write
+) -> None:
+    tests = str(write_pool(24, "more.jsonl", start=277))
+    arms = {"arms": ("selected", "none"), "equal": "steps", "metrics": ("loss",), "seeds": 1}
+    given |= {"drop_seen": True, "limit_test": 16}
+    record = tune(run, {**given, **arms, "test": tests, "learning_rate": "1e-3,1e25"})
+    assert (record["test_rows"], record["validation_rows"]) == (12, 4)
+    found = record["results"][0]["arms"]
+    assert [one["used"] for one in found["selected"]["learning_rates"]] == [True, False]
+    assert found["selected"]["learning_rates"][1]["validation"] is None
+    assert "learning_rates" not in found["none"]
+    alone = tune(run, {**given, **arms, "test": tests, "learning_rate": 1e-3}, run / "alone")
+    with (run / "tune" / "cells" / "steps-6-selected-0-0.001.json").open() as file:
+        at_rate = json.load(file)
+    with (run / "alone" / "cells" / "steps-6-selected-0.json").open() as file:
+        assert json.load(file)["values"] == at_rate["values"]
+    assert (alone["test_rows"], alone["validation_rows"]) == (16, 0)
+    assert "| selected | 0.001 |" in (run / "tune" / "tune.md").read_text()
+    with pytest.raises(UsageError, match="too few to set some aside"):
+        tune(run, {**given, **arms, "learning_rate": "1e-3,1e-2"}, run / "few")
+
+
 def test_every_arm_is_trained_alike_and_judged(run: Path, given: dict[str, Any]) -> None:
     record = tune(run, {**given, "arms": ARMS, "in_context": 2})
     assert [(result["how"], result["rows"]) for result in record["results"]] == [

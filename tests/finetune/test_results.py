@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nncift.errors import UsageError
-from nncift.finetune.comparison import Group, joined, summarise, verdict, within
+from nncift.finetune.comparison import Group, summarise, verdict, within
+from nncift.finetune.learning_rates import RatedGroup, best, joined, validation_ids
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import Scores, Values
 from nncift.finetune.tune_report import html, page
@@ -87,7 +88,8 @@ def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
         "notes": ["One <note>."],
         "seconds": 9.0,
         "model": {"name": "tiny", "parameters": 10, "trained_parameters": 10},
-        "recipe": {"method": "whole", "learning_rate": 1e-3, "batch": 4, "epochs": 5.0, "steps": None},
+        "validation_rows": 0,
+        "recipe": {"method": "whole", "learning_rates": [1e-3], "batch": 4, "epochs": 5.0, "steps": None},
         "costs": {"teacher": {"teacher_passes": 1600}},
         "machine": {"device": "cpu", "platform": "here"},
         "metrics": {name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in UNITS.items()},
@@ -108,9 +110,10 @@ def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
 
 
 def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
-    drawn = {**group.outcomes, "teacher": group.outcomes["none"]}
-    one = Group("context", "10%", 4, drawn)
-    both = joined([one, one])
+    drawn = {arm: {None: found} for arm, found in {**group.outcomes, "teacher": group.outcomes["none"]}.items()}
+    one = RatedGroup("context", "10%", 4, drawn)
+    ids = [str(number) for number in range(40)]
+    first, both = (best(each, ids, frozenset(), UNITS) for each in (one, joined([one, one])))
     assert {arm: len(found) for arm, found in both.outcomes.items()} == {
         "selected": 6,
         "random": 6,
@@ -119,7 +122,49 @@ def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
     }
     assert (
         summarise(both, UNITS, 0).to_json()["arms"]["selected"]["metrics"]["loss"]["by_seed"][:3]
-        == (summarise(one, UNITS, 0).to_json()["arms"]["selected"]["metrics"]["loss"]["by_seed"])
+        == (summarise(first, UNITS, 0).to_json()["arms"]["selected"]["metrics"]["loss"]["by_seed"])
     )
     with pytest.raises(UsageError, match="cannot be joined"):
-        joined([one, Group("steps", "10%", 4, drawn)])
+        joined([one, RatedGroup("steps", "10%", 4, drawn)])
+    with pytest.raises(UsageError, match="cannot be joined"):
+        joined([one, RatedGroup("context", "10%", 4, {arm: {0.1: found[None]} for arm, found in drawn.items()})])
+
+
+def test_an_arm_counts_at_the_rate_that_is_better_on_validation_rows_alone() -> None:
+    ids = ["a", "b", "c", "d"]
+    hits = np.zeros(4)
+    lower = outcome(np.array([1.0, 1.0, 9.0, 9.0]), hits)
+    higher = outcome(np.array([2.0, 2.0, 3.0, 5.0]), hits)
+    lost = outcome(np.full(4, np.nan), hits)
+    found = best(
+        RatedGroup(
+            "steps", "10%", 4, {"selected": {0.1: [lower], 0.5: [higher]}, "random": {0.1: [higher], 0.5: [lost]}}
+        ),
+        ids,
+        frozenset("ab"),
+        UNITS,
+    )
+    arms = summarise(found, UNITS, 0).to_json()["arms"]
+    # The lower rate is better on a and b, and what it does on c and d is what is reported.
+    assert arms["selected"]["metrics"]["loss"]["mean"] == 9.0
+    assert [
+        (one["learning_rate"], one["validation"], one["metrics"]["loss"], one["used"])
+        for one in arms["selected"]["learning_rates"]
+    ] == [(0.1, 1.0, 9.0, True), (0.5, 2.0, 4.0, False)]
+    # A rate at which training diverged is not used.
+    assert [(one["validation"], one["used"]) for one in arms["random"]["learning_rates"]] == [
+        (2.0, True),
+        (None, False),
+    ]
+    assert arms["random"]["metrics"]["loss"]["mean"] == 4.0
+
+
+def test_validation_rows_are_a_quarter_where_enough_are_left() -> None:
+    ids = [f"row {number}" for number in range(40)]
+    chosen = validation_ids(ids, None)
+    assert len(chosen) == 10
+    assert validation_ids(ids[::-1], None) == chosen
+    assert len(validation_ids(ids, 3)) == 3
+    assert validation_ids(ids[:15], None) == frozenset()
+    with pytest.raises(UsageError, match="some must be left to judge"):
+        validation_ids(ids, 40)

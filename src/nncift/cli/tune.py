@@ -85,7 +85,7 @@ def _show_estimate(planned: Mapping[str, Any]) -> None:
 def show_tune(tune: Mapping[str, Any], folder: Path) -> None:
     """Print every arm's values, every comparison, and how to read them."""
     from nncift.evaluation.run_verdict import TRAINS, training_verdict
-    from nncift.finetune.tune_report import READING, arm_rows, comparison_rows, groups_of, summary, title
+    from nncift.finetune.tune_report import READING, arm_rows, comparison_rows, groups_of, rate_rows, summary, title
 
     out = console()
     answer, why = training_verdict(tune)
@@ -100,6 +100,8 @@ def show_tune(tune: Mapping[str, Any], folder: Path) -> None:
         if group.comparisons:
             head, *rows = comparison_rows(group)
             out.print(table("Beside each other", head, rows, left=(*head[:3], "verdict")))
+        if rates := rate_rows(group, tune["metrics"]):
+            out.print(table("Learning rates", rates[0], rates[1:]))
     for line in READING:
         out.print(line)
     show_warnings(out, tune["notes"])

@@ -157,10 +157,17 @@ def _beaten_by(summary: Mapping[str, Any]) -> str | None:
 
 
 def training_verdict(record: Mapping[str, Any] | None) -> tuple[Training, str]:
-    """Return what a tune found of the selection beside random rows, in its first metric, without rows shown in context."""
+    """Return what a tune found of the selection beside random rows, without rows shown in context.
+
+    The first metric decides that tells a single test row apart: where a model solves nothing, exact answers say nothing.
+    """
     if record is None:
         return "not measured", ""
-    found = list(_beside_random(record))
+    every = list(_beside_random(record))
+    known = list(record.get("metrics") or {})
+    telling = [one["metric"] for one in every if one.get("wins", 1) or one.get("losses", 1)]
+    decides = min(telling or [one["metric"] for one in every], key=known.index, default=None)
+    found = [one for one in every if one["metric"] == decides]
     if not found:
         return "not measured", ""
     sides = {one["verdict"] for one in found}
@@ -177,19 +184,21 @@ def training_verdict(record: Mapping[str, Any] | None) -> tuple[Training, str]:
     return answer, (
         f"Trained on it, {model} differs from training on random rows by {first['difference']:+.3g} in "
         f"{first['metric']} ({unit}; {'higher' if higher else 'lower'} is better{between}, {record['test_rows']} test rows, "
-        f"{record['seeds']} training runs)."
+        f"{record['seeds']} training runs).{_silent(known[: known.index(first['metric'])])}"
     )
 
 
+def _silent(names: Sequence[str]) -> str:
+    return f" In {', '.join(names)} no test row told the two apart." if names else ""
+
+
 def _beside_random(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the comparisons of the selection with random rows in the first metric, of arms that were trained."""
-    first = next(iter(record.get("metrics") or {}), None)
+    """Yield the comparisons of the selection with random rows, of arms that were trained."""
     for group in record.get("results") or ():
         if group["how"] == "context":
             continue
         for one in group["comparisons"]:
-            wanted = (one["metric"], one["arm"], one["against"]) == (first, "selected", "random")
-            if wanted and one["difference"] is not None:
+            if (one["arm"], one["against"]) == ("selected", "random") and one["difference"] is not None:
                 yield one
 
 

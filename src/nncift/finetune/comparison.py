@@ -8,13 +8,12 @@ the other's mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from nncift.errors import UsageError
 from nncift.finetune.arms import ARMS
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import LOSS, Scores, Values
@@ -29,19 +28,36 @@ MARGIN = 0.02
 UNTRAINED = "none"
 UNDECIDED = "no significant difference"
 OPTIONAL = frozenset(
-    "steps epochs tokens share_of_training shown shortened left_out training_loss first_failure perplexity".split()
+    (
+        "steps epochs tokens share_of_training shown shortened left_out training_loss learning_rates first_failure "
+        "perplexity"
+    ).split()
 )
 """Facts of an arm or a metric that are stored only where there are any."""
 
 
 @dataclass(frozen=True)
+class RateSummary:
+    """What an arm reached at a learning rate: means on the validation rows, and on those that judge. used: whether it counts."""
+
+    learning_rate: float
+    validation: float | None
+    metrics: dict[str, float | None]
+    used: bool
+
+
+@dataclass(frozen=True)
 class Group:
-    """The cells that are set side by side: one way to use the rows, one budget. outcomes: by arm, one per seed."""
+    """The cells that are set side by side: one way to use the rows, one budget. outcomes: by arm, one per seed.
+
+    tried: every learning rate of the arms that were trained at several.
+    """
 
     how: str
     budget: str
     k: int
     outcomes: Mapping[str, Sequence[Outcome]]
+    tried: Mapping[str, Sequence[RateSummary]] = field(default_factory=dict)
 
     def table(self, arm: str, metric: str) -> Values:
         """Return an arm's values of a metric, `(n_seeds, n_items)`."""
@@ -85,6 +101,7 @@ class ArmSummary:
     left_out: float | None = None
     seconds: dict[str, float | None]
     training_loss: list[float | None] | None = None
+    learning_rates: list[RateSummary] | None = None
     metrics: dict[str, MetricSummary]
 
 
@@ -136,28 +153,6 @@ class GroupSummary:
         return TypeAdapter(GroupSummary).validate_python(record)
 
 
-def joined(parts: Sequence[Group]) -> Group:
-    """Return the groups of several runs, of one budget and over the same test rows, as one whose seeds are all of theirs.
-
-    An arm with a single outcome in a run counts as often as that run has seeds, so that seeds stay beside each other; the
-    untouched model stays one. Raises UsageError where the groups are not of one kind, or differ in their arms.
-    """
-    first = parts[0]
-    for part in parts:
-        if (part.how, part.k, set(part.outcomes)) != (first.how, first.k, set(first.outcomes)):
-            raise UsageError(
-                f"groups of {part.how} with {part.k} rows and {first.how} with {first.k} rows, or of other arms, cannot be joined"
-            )
-    found: dict[str, list[Outcome]] = {arm: [] for arm in first.outcomes}
-    for part in parts:
-        seeds = max(map(len, part.outcomes.values()))
-        for arm, outcomes in part.outcomes.items():
-            found[arm] += outcomes if len(outcomes) == seeds else [*outcomes] * seeds
-    if UNTRAINED in found:
-        found[UNTRAINED] = found[UNTRAINED][:1]
-    return Group(first.how, first.budget, first.k, found)
-
-
 def summarise(group: Group, units: Mapping[str, tuple[str, bool]], seed: int) -> GroupSummary:
     """Return what a group of cells says."""
     arms = {arm: _arm(group, arm, units) for arm in ARMS if arm in group.outcomes}
@@ -201,6 +196,7 @@ def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> ArmSu
         **{fact: group.mean(arm, fact) for fact in facts},
         seconds={name: _mean([one.cost.get(name, 0.0) for one in outcomes]) for name in ("training", "judging")},
         training_loss=[_mean([ends[end] for ends in losses]) for end in (0, 1)] if losses else None,
+        learning_rates=list(group.tried[arm]) if arm in group.tried else None,
         metrics={metric: _metric(group, arm, metric) for metric in units},
     )
 
@@ -220,6 +216,12 @@ def _metric(group: Group, arm: str, metric: str) -> MetricSummary:
         first_failure=next((one.failures[metric] for one in scores if metric in one.failures), None),
         perplexity=_perplexity(scores) if metric == LOSS else None,
     )
+
+
+def mean_of_seeds(outcomes: Sequence[Outcome], metric: str) -> float | None:
+    """Return the mean over seeds of each seed's mean over the items that have a value; None where none has."""
+    tables = [outcome.scores.values[metric] for outcome in outcomes]
+    return _mean([_mean(row[np.isfinite(row)].tolist()) for row in tables])
 
 
 def _perplexity(scores: Sequence[Scores]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nncift.evaluation.run_verdict import selection_key
 from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
 from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
 from nncift.finetune.comparison import UNTRAINED, Group, GroupSummary, summarise, with_costs
+from nncift.finetune.learning_rates import RatedGroup, best
 from nncift.finetune.results_store import Cell, Cells, Outcome
 from nncift.finetune.test_set import held_out
 from nncift.finetune.trainer import Trainer
@@ -132,25 +133,35 @@ class TuneExperiment:
         return {work.cell: work for work in wanted}
 
     @cached_property
-    def groups(self) -> list[Group]:
-        """What is set side by side, budget by budget; missing cells are computed."""
+    def rated(self) -> list[RatedGroup]:
+        """What is set side by side, budget by budget, at every learning rate; missing cells are computed."""
         outcomes = self._outcomes(self.work())
         return [
-            Group(how, budget.name, budget.k, self._by_arm(how, budget, outcomes))
+            RatedGroup(how, budget.name, budget.k, self._by_arm(how, budget, outcomes))
             for budget in self._chosen
             for how in self.settings.hows
         ]
 
+    def best(self, group: RatedGroup) -> Group:
+        """Return a group with every arm at its better learning rate, over the rows that judge."""
+        trainer = self._trainer
+        return best(group, trainer.evaluation_set.tests.ids, trainer.validation, self.units)
+
     def record(self) -> dict[str, Any]:
         """Compute what is missing and return everything that is reported."""
-        trainer, groups = self._trainer, self.groups
+        trainer, groups = self._trainer, self.rated
         spent = {
-            id(one): sum(one.cost.values()) for group in groups for found in group.outcomes.values() for one in found
+            id(one): sum(one.cost.values())
+            for group in groups
+            for rates in group.outcomes.values()
+            for found in rates.values()
+            for one in found
         }
         return {
             "run": str(self.run.path),
             "selection": selection_key(list(self.run.chosen)),
-            "test_rows": len(trainer.evaluation_set.tests),
+            "test_rows": len(trainer.evaluation_set.tests) - len(trainer.validation),
+            "validation_rows": len(trainer.validation),
             "model": {
                 "name": trainer.lm.name,
                 "fingerprint": trainer.lm.fingerprint,
@@ -158,7 +169,12 @@ class TuneExperiment:
                 "parameters": trainer.parameters,
                 "trained_parameters": trainer.tuner.parameters,
             },
-            "recipe": {**trainer.recipe.describe(), "epochs": trainer.recipe.epochs, "steps": trainer.recipe.steps},
+            "recipe": {
+                **trainer.recipe.describe(),
+                "learning_rates": list(trainer.rates),
+                "epochs": trainer.recipe.epochs,
+                "steps": trainer.recipe.steps,
+            },
             "seeds": self.settings.seeds,
             "seed": self.settings.seed,
             "in_context": self.settings.in_context,
@@ -171,7 +187,7 @@ class TuneExperiment:
                 for budget, arms in self._chosen.items()
             },
             "costs": self._pool.costs,
-            "results": [self._summary(group).to_json() for group in groups],
+            "results": [self._summary(self.best(group)).to_json() for group in groups],
             "seconds": round(sum(spent.values()), 3),
             "machine": _machine(trainer.lm),
             "notes": [*trainer.notes, *self._about_rows()],
@@ -205,7 +221,15 @@ class TuneExperiment:
         for how in self.settings.hows:
             measure = None if how == "context" else self._measure(how, budget)
             for arm, ids in chosen.items():
-                yield CellWork(_cell(how, budget, arm, seed), ids[seed], None if arm == UNTRAINED else measure)
+                for rate in self._rates(how, arm):
+                    yield CellWork(
+                        _cell(how, budget, arm, seed, rate), ids[seed], None if arm == UNTRAINED else measure
+                    )
+
+    def _rates(self, how: str, arm: str) -> tuple[float | None, ...]:
+        """Return the learning rates that an arm is trained at; None: the only one, or nothing trains."""
+        rates = self._trainer.rates
+        return (None,) if arm == UNTRAINED or how == "context" or len(rates) == 1 else rates
 
     def _measure(self, how: str, budget: SubsetSize) -> Measure:
         lengths, recipe = self._trainer.training_sets.lengths(budget.rows), self._trainer.recipe
@@ -223,7 +247,7 @@ class TuneExperiment:
 
     def _trained(self, work: CellWork, measure: Measure) -> Outcome:
         seed, (planned, key) = int(work.cell.seed or 0), self.training_of(work, measure)
-        return self._kept(work.cell, key, lambda: self._trainer.trained(planned, seed))
+        return self._kept(work.cell, key, lambda: self._trainer.trained(planned, seed, work.cell.rate))
 
     def _shown(self, work: CellWork) -> Outcome:
         return self._kept(work.cell, self._shown_key(work), lambda: self._trainer.shown(work.ids))
@@ -233,9 +257,8 @@ class TuneExperiment:
         trainer, content, seed = self._trainer, self._pool.content, int(work.cell.seed or 0)
         planned = schedule(trainer.training_sets.lengths(work.ids), measure, trainer.recipe.batch, seed)
         read = [[[item, content[item]] for item in update] for update in planned.updates]
-        return planned, fingerprint(
-            "training", trainer.identity(), trainer.context, trainer.recipe.describe(), read, seed
-        )
+        recipe = replace(trainer.recipe, learning_rate=work.cell.rate or trainer.recipe.learning_rate)
+        return planned, fingerprint("training", trainer.identity(), trainer.context, recipe.describe(), read, seed)
 
     def _shown_key(self, work: CellWork) -> str:
         content = self._pool.content
@@ -260,9 +283,17 @@ class TuneExperiment:
             self._cells.store(cell, key, found)
         return found
 
-    def _by_arm(self, how: str, budget: SubsetSize, outcomes: Mapping[Cell, Outcome]) -> dict[str, list[Outcome]]:
+    def _by_arm(
+        self, how: str, budget: SubsetSize, outcomes: Mapping[Cell, Outcome]
+    ) -> dict[str, dict[float | None, list[Outcome]]]:
         return {
-            arm: [outcomes[cell] for cell in dict.fromkeys(_cell(how, budget, arm, seed) for seed in self._seeds)]
+            arm: {
+                rate: [
+                    outcomes[cell]
+                    for cell in dict.fromkeys(_cell(how, budget, arm, seed, rate) for seed in self._seeds)
+                ]
+                for rate in self._rates(how, arm)
+            }
             for arm in self.settings.arms
         }
 
@@ -289,12 +320,12 @@ class TuneExperiment:
         return notes
 
 
-def _cell(how: str, budget: SubsetSize, arm: str, seed: int) -> Cell:
+def _cell(how: str, budget: SubsetSize, arm: str, seed: int, rate: float | None) -> Cell:
     """Return where an outcome is kept: the untouched model has one, and what is shown without a draw needs no seed."""
     if arm == UNTRAINED:
         return Cell("untouched", None, arm, None)
     once = how == "context" and not ARMS[arm].drawn
-    return Cell(how, budget.k, arm, None if once else seed)
+    return Cell(how, budget.k, arm, None if once else seed, rate)
 
 
 def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> dict[str, Any]:

@@ -19,17 +19,23 @@ from nncift.storage.atomic import write_json
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a cell stands: how its rows serve, rows of the budget, arm, seed; None where the cell has no such thing."""
+    """Where a cell stands: how its rows serve, rows of the budget, arm, seed; None where the cell has no such thing.
+
+    rate: the learning rate, where several are compared.
+    """
 
     how: str
     budget: int | None
     arm: str
     seed: int | None
+    rate: float | None = None
 
     @property
     def name(self) -> str:
         """Name of its files."""
-        return "-".join(str(part) for part in (self.how, self.budget, self.arm, self.seed) if part is not None)
+        rate = None if self.rate is None else f"{self.rate:g}"
+        parts = (self.how, self.budget, self.arm, self.seed, rate)
+        return "-".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Cells:
             "budget": cell.budget,
             "arm": cell.arm,
             "seed": cell.seed,
+            "learning_rate": cell.rate,
             "facts": dict(outcome.facts),
             "ids": list(self._ids),
             "values": {name: _numbers(values) for name, values in scores.values.items()},

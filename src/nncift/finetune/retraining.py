@@ -153,6 +153,7 @@ class Experiment:
         own = {
             name: getattr(given, name)
             for name in ("model", "method", "epochs", "batch", "rank", "device", "learning_rate")
+            if getattr(given, name) is not None
         }
         # Dropout would make a loss depend more on chance and less on the rows, and it costs a third more.
         settings = TuneSettings.model_validate({**own, "dropout": 0.0, "metrics": (LOSS,)})

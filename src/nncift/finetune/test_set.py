@@ -75,7 +75,7 @@ class EvaluationSet:
         self.tests, self.wording, self.max_new_tokens = tests, wording, max_new_tokens
         # Under names of their own, since they stand in front of the model like test rows.
         self.questions = tuple(replace(one, id=f"question {one.id}") for one in questions)
-        self.loss = LOSS in metrics
+        self._names, self.loss = tuple(metrics), LOSS in metrics
         self.metrics: dict[str, Metric] = {
             name: metric(name, **options.get(name, {})) for name in metrics if name != LOSS
         }
@@ -89,8 +89,12 @@ class EvaluationSet:
     @property
     def units(self) -> dict[str, tuple[str, bool]]:
         """Unit of every metric, and whether higher is better."""
-        found = {LOSS: ("nats per token", False)} if self.loss else {}
-        return found | {name: (one.unit, one.higher_is_better) for name, one in self.metrics.items()}
+        return {
+            name: ("nats per token", False)
+            if name == LOSS
+            else (self.metrics[name].unit, self.metrics[name].higher_is_better)
+            for name in self._names
+        }
 
     def describe(self) -> list[Any]:
         """Return what decides the values beside the model, for fingerprints."""
@@ -121,6 +125,12 @@ class EvaluationSet:
                 own = list(getattr(one, "failures", {}).values())
                 failures[name] = next(iter([*why, *own]), "the metric gave no number")
         return Scores(values, losses.tokens, [one.text for one in written], failures)
+
+    def nothing(self, why: str) -> Scores:
+        """Return the scores of a model that cannot be judged."""
+        sizes = {name: len(self.questions) if name == CHOICE else len(self.tests) for name in self.units}
+        values = {name: np.full(size, np.nan) for name, size in sizes.items()}
+        return Scores(values, np.zeros(len(self.tests), np.int64), (), dict.fromkeys(values, why))
 
 
 def judge_of(options: Mapping[str, Any]) -> Judge:

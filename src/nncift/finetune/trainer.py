@@ -14,9 +14,10 @@ from nncift.core.arrays import Floats
 from nncift.data import Examples
 from nncift.errors import DataError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule
+from nncift.finetune.learning_rates import validation_ids
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import EvaluationSet
-from nncift.finetune.training import FineTuner, Recipe, TrainingSets, defaults, method_of
+from nncift.finetune.training import SECOND, DivergedError, FineTuner, Recipe, TrainingSets, defaults, method_of
 from nncift.finetune.tune_settings import TuneSettings
 from nncift.generation.choices import Question, read_questions
 from nncift.generation.few_shot import InFront, examples_in_front
@@ -77,14 +78,45 @@ class Trainer:
         """How subsets are trained on."""
         given = self._settings
         method = method_of(given.method, self.parameters)
-        own = {name: getattr(given, name) for name in ("learning_rate", "batch", "epochs")}
-        usual = defaults(method, self.parameters)
+        own = {name: getattr(given, name) for name in ("batch", "epochs")}
         values = {
-            **usual,
-            "learning_rate": (1.0 if method == "whole" else self._faster) * float(usual["learning_rate"]),
+            **defaults(method, self.parameters),
             **{name: value for name, value in own.items() if value is not None},
+            "learning_rate": self._rates[0],
         }
         return Recipe(method, steps=given.steps, rank=given.rank, alpha=given.alpha, dropout=given.dropout, **values)
+
+    @cached_property
+    def _rates(self) -> tuple[float, ...]:
+        """The learning rates that are given, or two by method and size."""
+        method = method_of(self._settings.method, self.parameters)
+        first = float(defaults(method, self.parameters)["learning_rate"]) * (1.0 if method == "whole" else self._faster)
+        return self._settings.learning_rate or (first, SECOND[method] * first)
+
+    @cached_property
+    def validation(self) -> frozenset[str]:
+        """Ids of the test rows that choose among learning rates; none where there is one rate."""
+        if len(self._rates) < 2:
+            return frozenset()
+        return validation_ids(self._tests.ids, self._settings.validation_rows)
+
+    @cached_property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that every arm is trained at: the first alone where too few test rows could tell them apart.
+
+        Raises UsageError where several were asked for that nothing can tell apart.
+        """
+        if len(self._rates) < 2 or self.validation:
+            return self._rates
+        if self._settings.learning_rate:
+            raise UsageError(
+                f"{len(self._rates)} learning rates were given, and {len(self._tests)} test rows are too few to set some aside "
+                "that choose among them; give one rate, more test rows, or --validation-rows"
+            )
+        self.notes.append(
+            f"{len(self._tests)} test rows are too few to choose among learning rates: all trains at {self._rates[0]:g}."
+        )
+        return self._rates[:1]
 
     @cached_property
     def tuner(self) -> FineTuner:
@@ -177,10 +209,22 @@ class Trainer:
             self._run.encoder,
         ]
 
-    def trained(self, schedule: BatchSchedule, seed: int) -> Outcome:
-        """Train by a schedule, judge, and leave the model as it was."""
+    def trained(self, schedule: BatchSchedule, seed: int, learning_rate: float | None = None) -> Outcome:
+        """Train by a schedule, judge, and leave the model as it was.
+
+        learning_rate: None = the only one. At one of several a training that diverges has no values, and is not chosen.
+        """
         began = time.perf_counter()
-        with self.tuner.trained(self.training_sets.rows, schedule, seed) as losses:
+        try:
+            return self._judged(schedule, seed, learning_rate, began)
+        except DivergedError as error:
+            if learning_rate is None:
+                raise
+            cost = {"training": round(time.perf_counter() - began, 3), "judging": 0.0}
+            return Outcome(self.evaluation_set.nothing(str(error)), schedule.to_json(), cost)
+
+    def _judged(self, schedule: BatchSchedule, seed: int, learning_rate: float | None, began: float) -> Outcome:
+        with self.tuner.trained(self.training_sets.rows, schedule, seed, learning_rate) as losses:
             middle = time.perf_counter()
             scores = self.evaluation_set.evaluate(self.lm)
         ends = [float(np.mean(losses[:ENDS])), float(np.mean(losses[-ENDS:]))]

@@ -64,6 +64,14 @@ TINY = {"learning_rate": 1e-3, "batch": 4, "epochs": 5.0}
 """Models of a few million parameters learn nothing in three epochs of a few hundred rows (docs/tune.md)."""
 
 
+SECOND = {"whole": 3.0, "lora": 5.0, "qlora": 5.0}
+"""By method: the second learning rate of a comparison, as a multiple of the first. A small subset may want a higher one."""
+
+
+class DivergedError(ResourceError):
+    """Training at this learning rate ends in weights that are no numbers."""
+
+
 def method_of(wanted: str, parameters: int) -> Method:
     """Return the method that `auto` stands for, or the one that was named."""
     if wanted == "auto":
@@ -157,16 +165,20 @@ class FineTuner:
         return sum(value.numel() for value in self._trainable.parameters.values())
 
     @contextmanager
-    def trained(self, rows: Mapping[str, Row], schedule: BatchSchedule, seed: int) -> Iterator[list[float]]:
+    def trained(
+        self, rows: Mapping[str, Row], schedule: BatchSchedule, seed: int, learning_rate: float | None = None
+    ) -> Iterator[list[float]]:
         """Train by a schedule; inside, the model is the tuned one. Gives the training loss of every step.
 
-        Raises ResourceError where the weights stop being numbers, or where memory runs out.
+        learning_rate: in the place of the recipe's. Raises DivergedError where the weights stop being numbers, ResourceError if
+        memory runs out.
         """
-        trainable = self._trainable
+        trainable, highest = self._trainable, learning_rate or self.recipe.learning_rate
+        updates = [[rows[item] for item in update] for update in schedule.updates]
         try:
             with trainable.at(self._start):
                 trainable.renew(derive(seed, "tune", "lora"))
-                losses = self._train([[rows[item] for item in update] for update in schedule.updates], seed)
+                losses = self._train(updates, seed, highest)
                 if self.recipe.method == "whole":
                     yield losses
                     return
@@ -177,10 +189,10 @@ class FineTuner:
         finally:
             trainable.load(self._start)
 
-    def _train(self, updates: Sequence[Sequence[Row]], seed: int) -> list[float]:
+    def _train(self, updates: Sequence[Sequence[Row]], seed: int, highest: float) -> list[float]:
         import torch
 
-        model, recipe = self.lm.model, self.recipe
+        model = self.lm.model
         values = list(self._trainable.parameters.values())
         losses = []
         with seeded(model, derive(seed, "tune", "dropout")), self.lm._threads():
@@ -188,7 +200,7 @@ class FineTuner:
                 value.requires_grad_(True)
             optimizer = torch.optim.AdamW(
                 values,
-                lr=recipe.learning_rate,
+                lr=highest,
                 betas=BETAS,
                 eps=EPSILON,
                 weight_decay=0.0,
@@ -199,7 +211,7 @@ class FineTuner:
             try:
                 with nullcontext() if self._merged is None else self._merged.inside():
                     for step, update in enumerate(updates):
-                        optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate(step, len(updates))
+                        optimizer.param_groups[0]["lr"] = highest * rate(step, len(updates))
                         losses.append(self._update(update, optimizer, values))
             except torch.OutOfMemoryError as error:
                 raise ResourceError(
@@ -218,9 +230,10 @@ class FineTuner:
         loss = self._gradients(update, values)
         norm = torch.nn.utils.clip_grad_norm_(values, CLIP)
         if not bool(torch.isfinite(norm)):
-            raise ResourceError(
+            used = float(optimizer.param_groups[0]["lr"])
+            raise DivergedError(
                 f"training diverged: the loss is {loss:.3g} and its gradient no number; lower --learning-rate "
-                f"({self.recipe.learning_rate:g} was used)"
+                f"({used:g} was used in this step)"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

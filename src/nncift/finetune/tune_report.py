@@ -84,6 +84,8 @@ def html(record: Mapping[str, Any], report: str | None = None) -> str:
             parts += [Markup("<figure>{}</figure>").format(chart) for chart in _differences(group, metric, about)]
         if group.comparisons:
             parts.append(_table(comparison_rows(group)))
+        if rates := rate_rows(group, record["metrics"]):
+            parts += [Markup("<h3>Learning rates</h3>"), _table(rates)]
     parts += [Markup("<h2>What was done</h2>"), _list(summary(record))]
     parts += [Markup("<h2>How to read this</h2>"), _list([*READING, *record["notes"]])]
     return page_of("nncift tune", parts)
@@ -109,7 +111,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     length = f"{recipe['steps']} steps" if recipe["steps"] else f"{recipe['epochs']:g} epochs of the run's selection"
     lines = [
         f"Run {record['run']}; {record['test_rows']} test rows; {record['seeds']} seeds.",
-        f"Model {model['name']}: {trained} are trained ({recipe['method']}), learning rate {recipe['learning_rate']:g}, "
+        f"Model {model['name']}: {trained} are trained ({recipe['method']}), {_rates_of(record)}, "
         f"{recipe['batch']} rows a step, {length} set the measure for all arms.",
     ]
     for arm, cost in record["costs"].items():
@@ -120,6 +122,14 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _rates_of(record: Mapping[str, Any]) -> str:
+    rates = record["recipe"]["learning_rates"]
+    if len(rates) == 1:
+        return f"learning rate {rates[0]:g}"
+    named = " and ".join(f"{rate:g}" for rate in rates)
+    return f"learning rates {named}, each arm's better one by {record['validation_rows']} validation rows"
+
+
 def title(group: GroupSummary) -> str:
     """Return the heading of a group of arms."""
     return f"{HOWS[group.how]} ({group.budget}, {group.rows} rows)"
@@ -127,8 +137,26 @@ def title(group: GroupSummary) -> str:
 
 def tables(group: GroupSummary, metrics: Mapping[str, Any]) -> list[str]:
     """Return the tables of a group as Markdown: its arms, and their comparisons where there are any."""
-    arms, compared = arm_rows(group, metrics), comparison_rows(group)
-    return [markdown(arms), *([markdown(compared, left=3)] if group.comparisons else [])]
+    rates = rate_rows(group, metrics)
+    compared = [markdown(comparison_rows(group), left=3)] if group.comparisons else []
+    return [markdown(arm_rows(group, metrics)), *compared, *([markdown(rates)] if rates else [])]
+
+
+def rate_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return a table of the learning rates that arms were trained at, its head first; nothing where there was one."""
+    head = ["arm", "learning rate", "validation", *(f"{name} ({about['unit']})" for name, about in metrics.items()), ""]
+    rows = [
+        [
+            name,
+            f"{one.learning_rate:g}",
+            _number(one.validation, ".4g"),
+            *(_number(one.metrics[metric], ".4g") for metric in metrics),
+            "used" if one.used else "",
+        ]
+        for name, arm in group.arms.items()
+        for one in arm.learning_rates or ()
+    ]
+    return [head, *rows] if rows else []
 
 
 def arm_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]]:

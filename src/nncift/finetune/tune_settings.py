@@ -34,6 +34,13 @@ class TuneSettings(Settings):
         dict, "Read a field of the test files from a column: prompt=question", metavar="NAME=COLUMN", group="Judging"
     )
     limit_test: int | None = setting(None, "Test rows: a seeded sample of so many", ge=1, group="Judging")
+    validation_rows: int | None = setting(
+        None,
+        "Test rows that choose among learning rates and judge nothing else",
+        shown="a quarter",
+        ge=1,
+        group="Judging",
+    )
     drop_seen: bool = setting(
         False, "Leave out test rows that the run has seen, in place of refusing them", group="Judging"
     )
@@ -78,7 +85,12 @@ class TuneSettings(Settings):
     equal: Literal["steps", "tokens", "both"] = setting("both", "What all arms have alike")
     epochs: float | None = setting(None, "Passes over the run's selection, which set the measure for all arms", gt=0)
     steps: int | None = setting(None, "The same in optimiser steps", ge=1)
-    learning_rate: float | None = setting(None, "Highest learning rate", shown="by method and size", gt=0)
+    learning_rate: tuple[float, ...] = setting(
+        (),
+        "Highest learning rate; of several, with commas, each arm keeps the one that is better on validation rows",
+        shown="two, by method and size",
+        metavar="RATE,RATE",
+    )
     batch: int | None = setting(None, "Rows of an optimiser step", shown="4", ge=1)
     rank: int = setting(8, "Rank of LoRA's matrices", ge=1)
     alpha: float = setting(16, "Scale of LoRA", gt=0)
@@ -87,8 +99,8 @@ class TuneSettings(Settings):
     seed: int = setting(0, "Seed of the first of them", ge=0)
 
     metrics: tuple[str, ...] = setting(
-        ("loss", "exact"),
-        "Measures, with commas",
+        ("exact", "loss"),
+        "Measures, with commas; the first that tells arms apart decides",
         choices=("loss", "exact", "rouge1", "rougeL", "embedding", "choice", "judge"),
         metavar="A,B",
         group="Judging",
@@ -107,6 +119,16 @@ class TuneSettings(Settings):
         """Take one name as a list of one; a list keeps its order and loses what it says twice."""
         names = (value,) if isinstance(value, str | int | float) else value
         return tuple(dict.fromkeys(str(name) for name in names))
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rates(cls, value: Any) -> Any:
+        """Take one number, and text with commas; rates rise, and none stands twice."""
+        parts = [value] if isinstance(value, str | int | float) else ([] if value is None else list(value))
+        found = sorted({float(part) for text in parts for part in str(text).split(",") if part.strip()})
+        if any(not 0 < rate < float("inf") for rate in found):
+            raise ValueError("a learning rate is above 0")
+        return tuple(found)
 
     @property
     def hows(self) -> tuple[str, ...]:

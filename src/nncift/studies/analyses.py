@@ -181,8 +181,9 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
     options are the settings of `nncift tune`; budgets, test rows and seeds are the study's. Without a smaller model the arm
     small-teacher is left out, and the record says so.
     """
-    from nncift.finetune.comparison import joined, summarise
+    from nncift.finetune.comparison import summarise
     from nncift.finetune.experiment import TuneExperiment
+    from nncift.finetune.learning_rates import joined
     from nncift.finetune.tune_settings import resolve
 
     pool = workspace.pools[analysis.pool]
@@ -206,7 +207,7 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
         }
         folder = workspace.folder / analysis.name / f"seed-{seed}"
         experiment = TuneExperiment(run, resolve(given), folder, workspace.progress, truth=workspace.truth_folder(run))
-        for group in experiment.groups:
+        for group in experiment.rated:
             parts[group.how, group.budget].append(group)
         about = experiment.record()
         costs.append(about["costs"])
@@ -214,7 +215,7 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
         passes.append({name: ledger[name] for name in ("teacher_passes", "full_teacher_passes", "saving")})
     result = []
     for groups in parts.values():
-        record = summarise(joined(groups), experiment.units, 0).to_json()
+        record = summarise(experiment.best(joined(groups)), experiment.units, 0).to_json()
         result.append(
             {
                 **record,
