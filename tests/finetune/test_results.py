@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,8 @@ def test_the_page_tells_values_failures_and_verdicts(group: Group) -> None:
 
 
 def test_groups_of_several_runs_join_their_seeds(group: Group) -> None:
-    drawn = {arm: {None: found} for arm, found in {**group.outcomes, "teacher": group.outcomes["none"]}.items()}
+    every = {**group.outcomes, "teacher": group.outcomes["none"]}
+    drawn: dict[str, dict[float | None, Sequence[Outcome]]] = {arm: {None: found} for arm, found in every.items()}
     one = RatedGroup("context", "10%", 4, drawn)
     ids = [str(number) for number in range(40)]
     first, both = (best(each, ids, frozenset(), UNITS) for each in (one, joined([one, one])))
