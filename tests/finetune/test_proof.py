@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nncift
-from nncift.errors import DataError, UsageError
+from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.finetune.experiment import tune
 from nncift.finetune.trainer import Trainer
 from nncift.runs.finished import FinishedRun
@@ -112,6 +112,7 @@ def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
     assert shares["selected"] == shares["full"] == 1
     assert shares["none"] == 0
     finished = FinishedRun(run)
+    from nncift.finetune.arms import ARMS as EVERY
     from nncift.finetune.arms import Pool, SubsetSize, choose
     from nncift.models.causal_lm import CausalLM
     from nncift.runs.full_teacher import truth_of
@@ -119,13 +120,13 @@ def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
     pool = Pool(finished, run / "tune", lambda: CausalLM.load(given["model"], device="cpu"), device="cpu")
     budget = SubsetSize(None, finished.chosen)
     true = truth_of(finished)
-    teacher = choose(pool, "teacher", budget, 0)
+    teacher = choose(pool, EVERY["teacher"], budget, 0)
     best = facility_location_value(true, teacher)
     assert best >= facility_location_value(true, finished.chosen)
-    assert best >= max(facility_location_value(true, choose(pool, "random", budget, seed)) for seed in range(20))
-    assert choose(pool, "random", budget, 0) != choose(pool, "random", budget, 1)
-    assert choose(pool, "embedding", budget, 0) == choose(pool, "embedding", budget, 1)
-    assert len(set(choose(pool, "longest", budget, 0))) == 6
+    assert best >= max(facility_location_value(true, choose(pool, EVERY["random"], budget, seed)) for seed in range(20))
+    assert choose(pool, EVERY["random"], budget, 0) != choose(pool, EVERY["random"], budget, 1)
+    assert choose(pool, EVERY["embedding"], budget, 0) == choose(pool, EVERY["embedding"], budget, 1)
+    assert len(set(choose(pool, EVERY["longest"], budget, 0))) == 6
 
 
 def test_a_tune_that_was_stopped_goes_on_and_gives_the_same_bytes(
@@ -306,3 +307,25 @@ def test_arms_of_other_teachers_choose_by_the_trained_model_and_cost_their_passe
     assert shares["less"] == pytest.approx(6 / 40 + less["cost"] / 120)
     # The run's teacher compares embeddings, and costs no pass of a model.
     assert shares["selected"] == pytest.approx(6 / 40)
+
+
+def test_a_subset_of_another_tool_is_an_arm(run: Path, given: dict[str, Any], tmp_path: Path) -> None:
+    found = FinishedRun(run)
+    theirs, short, strange = tmp_path / "theirs.txt", tmp_path / "short.txt", tmp_path / "strange.txt"
+    theirs.write_text("\n".join([*found.chosen, *found.rows.ids]) + "\n")
+    short.write_text(found.rows.ids[0] + "\n")
+    strange.write_text("nobody\n")
+    arms = {**given, "arms": ("selected", "none"), "equal": "steps", "metrics": "loss", "seeds": 1}
+    record = tune(run, {**arms, "subset": {"theirs": str(theirs)}})
+    assert record["arms"]["theirs"] == "the first ids of theirs.txt"
+    result = record["results"][0]["arms"]
+    assert list(result) == ["selected", "none", "theirs"]
+    # The same rows in the same order, which the file repeats behind them.
+    assert result["theirs"]["metrics"]["loss"] == result["selected"]["metrics"]["loss"]
+    assert ("theirs", "selected") in {(one["arm"], one["against"]) for one in record["results"][0]["comparisons"]}
+    with pytest.raises(InfeasibleError, match="short has 1 ids, and every arm takes 6 rows"):
+        tune(run, {**arms, "subset": {"short": str(short)}})
+    with pytest.raises(DataError, match="1 of 1 ids are no rows of the run's pool, the first 'nobody'"):
+        tune(run, {**arms, "subset": {"other": str(strange)}})
+    with pytest.raises(UsageError, match="one that no arm has"):
+        tune(run, {**arms, "subset": {"random": str(theirs)}})

@@ -25,7 +25,7 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
-from nncift.errors import UsageError
+from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.finetune.lexical import bm25
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import fingerprint as fingerprint_of
@@ -35,7 +35,7 @@ from nncift.runs.full_teacher import judged_objective, true_problem, truth_of
 from nncift.runs.select_again import reselect
 from nncift.runs.true_matrix import true_matrix
 from nncift.selection import select
-from nncift.selection.constraints import Constraints
+from nncift.selection.constraints import Constraints, ids_of
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 from nncift.selection.solve import solve
 from nncift.stages.request import Request
@@ -300,9 +300,38 @@ ARMS: Mapping[str, Arm] = {
 """Name -> arm, in the order of reports."""
 
 
-def choose(pool: Pool, name: str, budget: SubsetSize, seed: int) -> tuple[str, ...]:
+def arms_of(names: Sequence[str], subsets: Mapping[str, str], known: Sequence[str]) -> dict[str, Arm]:
+    """Return the arms that are compared, in the order of reports, and behind them those of files of ids.
+
+    subsets: by name of such an arm, its file, one id a line. known: ids of the rows that can be chosen. Raises DataError for
+    a file that cannot be read, and for ids that are not among these.
+    """
+    found = {name: arm for name, arm in ARMS.items() if name in names}
+    for name, file in subsets.items():
+        ids, inside = ids_of(file, f"--subset {name}="), set(known)
+        strange = [item for item in ids if item not in inside]
+        if strange:
+            raise DataError(
+                f"--subset {name}={file}: {len(strange)} of {len(ids)} ids are no rows of the run's pool, the first "
+                f"{strange[0]!r}"
+            )
+        found[name] = Arm(_listed(name, ids), f"the first ids of {Path(file).name}")
+    return found
+
+
+def _listed(name: str, ids: Sequence[str]) -> Chooser:
+    def choose_first(pool: Pool, budget: SubsetSize, seed: int) -> Sequence[str]:
+        if len(ids) < budget.k:
+            raise InfeasibleError(
+                f"--subset {name} has {len(ids)} ids, and every arm takes {budget.k} rows, as many as the run's selection"
+            )
+        return ids[: budget.k]
+
+    return choose_first
+
+
+def choose(pool: Pool, arm: Arm, budget: SubsetSize, seed: int) -> tuple[str, ...]:
     """Return the rows of an arm. Raises InfeasibleError where the pool has fewer, and what the arm's own labels raise."""
-    arm = ARMS[name]
     if arm.sized:
         check_count(budget.k, len(pool.ids))
     return tuple(arm.choose(pool, budget, seed))

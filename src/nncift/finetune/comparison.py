@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from nncift.finetune.arms import ARMS
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import LOSS, Scores, Values
 from nncift.generation.likelihood import Losses, perplexity
@@ -155,7 +154,7 @@ class GroupSummary:
 
 def summarise(group: Group, units: Mapping[str, tuple[str, bool]], seed: int) -> GroupSummary:
     """Return what a group of cells says."""
-    arms = {arm: _arm(group, arm, units) for arm in ARMS if arm in group.outcomes}
+    arms = {arm: _arm(group, arm, units) for arm in group.outcomes}
     comparisons = [
         _compared(group, metric, arm, other, higher, seed)
         for metric, (_, higher) in units.items()

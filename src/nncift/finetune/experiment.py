@@ -17,7 +17,7 @@ from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.errors import UsageError
 from nncift.evaluation.run_verdict import selection_key
-from nncift.finetune.arms import ARMS, Pool, SubsetSize, choose, selected_ids
+from nncift.finetune.arms import Arm, Pool, SubsetSize, arms_of, choose, selected_ids
 from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
 from nncift.finetune.comparison import UNTRAINED, Group, GroupSummary, summarise, with_costs
 from nncift.finetune.learning_rates import RatedGroup, best
@@ -80,7 +80,10 @@ class CellWork:
 
 
 class TuneExperiment:
-    """All cells of one tune, computed where they are missing. units: of every metric, and whether higher is better."""
+    """All cells of one tune, computed where they are missing.
+
+    arms: in the order of reports. units: of every metric, and whether higher is better.
+    """
 
     def __init__(
         self,
@@ -94,9 +97,11 @@ class TuneExperiment:
         self.run, self.settings, self.folder, self._progress = run, settings, folder, progress
         if "teacher" in settings.arms:
             check_existing(run, judged_objective(run))
-        inputs = [*settings.test, *([settings.questions] if settings.questions else []), *inputs_of(run.settings)]
+        own = [*settings.test, *([settings.questions] if settings.questions else []), *settings.subset.values()]
+        inputs = [*own, *inputs_of(run.settings)]
         for name in LEFT:
             check_replaces_nothing(folder / name, inputs)
+        self.arms: Mapping[str, Arm] = arms_of(settings.arms, settings.subset, run.rows.ids)
         tests = held_out(run, settings)
         self._trainer = Trainer(run, settings, run.rows.examples, tests.rows)
         self._trainer.notes.extend(tests.notes)
@@ -181,7 +186,7 @@ class TuneExperiment:
             "metrics": {
                 name: {"unit": unit, "higher_is_better": higher} for name, (unit, higher) in self.units.items()
             },
-            "arms": {name: arm.about for name, arm in ARMS.items() if name in self.settings.arms},
+            "arms": {name: arm.about for name, arm in self.arms.items()},
             "choosing": {
                 budget.name: _overlaps(budget, arms, trainer.training_sets.unusable)
                 for budget, arms in self._chosen.items()
@@ -204,17 +209,16 @@ class TuneExperiment:
     def _choose(self, budget: SubsetSize) -> Chosen:
         """Return the rows of every arm by seed; arms that are not drawn choose once."""
         found = {}
-        for name, arm in ARMS.items():
-            if name in self.settings.arms:
-                began = time.perf_counter()
-                first = self.rows_of(name, budget, self.settings.seed)
-                found[name] = {seed: self.rows_of(name, budget, seed) if arm.drawn else first for seed in self._seeds}
-                self._pool.spent(name, time.perf_counter() - began)
+        for name, arm in self.arms.items():
+            began = time.perf_counter()
+            first = self.rows_of(name, budget, self.settings.seed)
+            found[name] = {seed: self.rows_of(name, budget, seed) if arm.drawn else first for seed in self._seeds}
+            self._pool.spent(name, time.perf_counter() - began)
         return found
 
     def rows_of(self, arm: str, budget: SubsetSize, seed: int) -> tuple[str, ...]:
         """Return the rows of an arm under a seed."""
-        return choose(self._pool, arm, budget, seed)
+        return choose(self._pool, self.arms[arm], budget, seed)
 
     def _of(self, budget: SubsetSize, chosen: Chosen, seed: int) -> Iterator[CellWork]:
         """Yield the cells of a budget under a seed."""
@@ -223,13 +227,20 @@ class TuneExperiment:
             for arm, ids in chosen.items():
                 for rate in self._rates(how, arm):
                     yield CellWork(
-                        _cell(how, budget, arm, seed, rate), ids[seed], None if arm == UNTRAINED else measure
+                        self._cell(how, budget, arm, seed, rate), ids[seed], None if arm == UNTRAINED else measure
                     )
 
     def _rates(self, how: str, arm: str) -> tuple[float | None, ...]:
         """Return the learning rates that an arm is trained at; None: the only one, or nothing trains."""
         rates = self._trainer.rates
         return (None,) if arm == UNTRAINED or how == "context" or len(rates) == 1 else rates
+
+    def _cell(self, how: str, budget: SubsetSize, arm: str, seed: int, rate: float | None) -> Cell:
+        """Return where an outcome is kept: the untouched model has one, and what is shown without a draw needs no seed."""
+        if arm == UNTRAINED:
+            return Cell("untouched", None, arm, None)
+        once = how == "context" and not self.arms[arm].drawn
+        return Cell(how, budget.k, arm, None if once else seed, rate)
 
     def _measure(self, how: str, budget: SubsetSize) -> Measure:
         lengths, recipe = self._trainer.training_sets.lengths(budget.rows), self._trainer.recipe
@@ -290,11 +301,11 @@ class TuneExperiment:
             arm: {
                 rate: [
                     outcomes[cell]
-                    for cell in dict.fromkeys(_cell(how, budget, arm, seed, rate) for seed in self._seeds)
+                    for cell in dict.fromkeys(self._cell(how, budget, arm, seed, rate) for seed in self._seeds)
                 ]
                 for rate in self._rates(how, arm)
             }
-            for arm in self.settings.arms
+            for arm in self.arms
         }
 
     def _about_rows(self) -> list[str]:
@@ -318,14 +329,6 @@ class TuneExperiment:
         if self.settings.seeds == 1:
             notes.append("One seed: the intervals say nothing about another training run.")
         return notes
-
-
-def _cell(how: str, budget: SubsetSize, arm: str, seed: int, rate: float | None) -> Cell:
-    """Return where an outcome is kept: the untouched model has one, and what is shown without a draw needs no seed."""
-    if arm == UNTRAINED:
-        return Cell("untouched", None, arm, None)
-    once = how == "context" and not ARMS[arm].drawn
-    return Cell(how, budget.k, arm, None if once else seed, rate)
 
 
 def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,6 +57,12 @@ class TuneSettings(Settings):
             *("output", "sum", "rds", "less", "ifd", "bm25", "full", "none"),
         ),
         metavar="A,B",
+        group="Selection",
+    )
+    subset: dict[str, str] = setting(
+        dict,
+        "Further arm of your own: NAME=FILE of ids, one a line, best first; may be repeated",
+        metavar="NAME=FILE",
         group="Selection",
     )
     budget: tuple[str, ...] = setting(
@@ -155,6 +162,11 @@ def resolve(given: Mapping[str, Any], *, holdout: bool = False) -> TuneSettings:
     unknown = [name for name in settings.arms if name not in ARMS]
     if unknown:
         raise UsageError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    taken = [name for name in settings.subset if name in ARMS or not re.fullmatch(r"[A-Za-z0-9_.]+", name)]
+    if taken:
+        raise UsageError(
+            f"--subset {taken[0]}=... was given; its name is one that no arm has, of letters, digits, dots and underscores"
+        )
     if not settings.arms or not settings.metrics:
         raise UsageError("--arms and --metrics each name at least one")
     if settings.judge and "judge" not in settings.metrics:

@@ -108,15 +108,17 @@ class ResolvedConstraints:
         return [self.k, sorted(rules.include), sorted(rules.exclude), cost, rules.capacity, sorted(self.removed)]
 
 
-def _ids(file: str | None, flag: str) -> frozenset[str]:
-    """Read a file of ids, one a line. Raises DataError where it cannot be read or holds none."""
-    if file is None:
-        return frozenset()
+def ids_of(file: str, flag: str) -> tuple[str, ...]:
+    """Return the ids of a file, one a line, in its order. Raises DataError where it cannot be read or holds none."""
     try:
         lines = read_text(Path(file)).splitlines()
     except (OSError, UnicodeError) as error:
         raise DataError(f"{flag} {file!r} cannot be read: {error}") from error
-    ids = frozenset(line.strip() for line in lines if line.strip())
+    ids = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:
         raise DataError(f"{flag} {file!r} holds no id; expected one a line")
     return ids
+
+
+def _ids(file: str | None, flag: str) -> frozenset[str]:
+    return frozenset() if file is None else frozenset(ids_of(file, flag))
