@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift.core import texts
-from nncift.data import json_arrays, read, records
+from nncift.data import json_arrays, json_files, read, records
 from nncift.errors import DataError
 from nncift.runs.finished import FinishedRun
 from nncift.storage import arrow_messages, parquet_pages
@@ -106,11 +106,26 @@ def test_files_of_a_run_have_the_same_guard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_a_row_of_nothing_but_brackets(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 20)
-    path, row = tmp_path / f"pool.{suffix}", '{"instruction":"a","output":"b","more":[' + "[]," * 2_000_001 + "1]}"
+    for module in (records, json_arrays, json_files):
+        monkeypatch.setattr(module, "MOST_PARTS", 20_000)
+    monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 13)
+    path, row = tmp_path / f"pool.{suffix}", '{"instruction":"a","output":"b","more":[' + "[]," * 20_001 + "1]}"
     path.write_text(f"[{row}]" if suffix == "json" else row + "\n")
-    with pytest.raises(DataError, match="2,000,000 lists and objects"):
+    with pytest.raises(DataError, match="20,000 lists and objects"):
         read(path)
+
+
+def test_brackets_are_counted_once_however_many_values_were_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 13)
+    counted = list[int]()
+    monkeypatch.setattr(json_arrays, "has_many_parts", lambda text, start: bool(counted.append(start)))
+    path = tmp_path / "pool.json"
+    path.write_text("[" + ",".join(['{"instruction":"a","output":"b"}'] * 5000) + "]")
+    assert len(read(path)) == 5000
+    # Once to see how the file is laid out, and once to read it.
+    assert len(counted) == 2
 
 
 def test_a_file_of_rows_that_cannot_be_used_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,8 @@ class _Window:
     def __init__(self, start: bytes, handle: IO[bytes]) -> None:
         self._handle, self._decoder = handle, codecs.getincrementaldecoder("utf-8")()
         self._text, self._at, self._whole = "", 0, False
+        # Whether the lists and objects of the text have been counted: once, or many short values would each count them all.
+        self._counted = False
         # Before the text: bytes that were decoded, characters, lines, and characters of the line that it begins in.
         self._bytes, self._before, self._lines, self._column = 0, 0, 0, 0
         self._text = self._decoded(start)
@@ -146,8 +148,9 @@ class _Window:
         self.next()
         while True:
             # What was read may hold the next values too, which then are as long.
-            if len(self._text) - self._at > MANY_BYTES and has_many_parts(self._text, self._at):
+            if not self._counted and len(self._text) - self._at > MANY_BYTES and has_many_parts(self._text, self._at):
                 raise self.error(f"a value of more than {MOST_PARTS:,} lists and objects")
+            self._counted = True
             try:
                 value, end = json.JSONDecoder().raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
@@ -186,7 +189,7 @@ class _Window:
         self._before += len(done)
         self._lines += done.count("\n")
         self._column = len(done) + (self._column if last < 0 else -last - 1)
-        self._text, self._at = self._text[self._at :] + fresh, 0
+        self._text, self._at, self._counted = self._text[self._at :] + fresh, 0, False
         return True
 
     def _decoded(self, data: bytes) -> str:
