@@ -1,4 +1,6 @@
-"""Put a study's pages under docs/results/study: `python benchmarks/publish_study.py OUT [OUT...]`.
+"""Put a study's pages under docs/results/study, those of the preset smollm2 under docs/results/real.
+
+    python benchmarks/publish_study.py OUT [OUT...]
 
 Pages, figures and tables (CSV) are drawn from the records of `nncift study`, with a line that says by which command and where.
 """
@@ -14,14 +16,13 @@ from nncift.runs.report.report_tables import as_csv
 from nncift.studies.grid import PRESETS
 from nncift.studies.run_study import page_of, write_page
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results" / "study"
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
-def publish(out: Path, folder: Path) -> list[str]:
-    """Write the pages of all analyses of a study; return their names."""
+def publish(out: Path) -> list[str]:
+    """Write the pages of all analyses of a study; return their places."""
     machine: dict[str, Any] = json.loads((out / "study.json").read_text(encoding="utf-8"))["machine"]
     where = f"{machine['cores']} cores, {machine['platform']}, Python {machine['python']}, no GPU"
-    folder.mkdir(parents=True, exist_ok=True)
     names = []
     for path in sorted(out.glob("*.json")):
         if path.stem.startswith("study"):
@@ -32,9 +33,11 @@ def publish(out: Path, folder: Path) -> list[str]:
             f"Written from the records of `nncift study --preset {preset} --only {analysis.name}` ({where}; other work shared "
             f"the machine, so seconds are upper bounds): [{analysis.name}.csv]({analysis.name}.csv)."
         )
+        folder = RESULTS / ("real" if preset == "smollm2" else "study")
+        folder.mkdir(parents=True, exist_ok=True)
         write_page(folder, analysis, page, note)
         (folder / f"{analysis.name}.csv").write_text(as_csv(records), encoding="utf-8")
-        names.append(analysis.name)
+        names.append(f"{folder.name}/{analysis.name}")
     return names
 
 
@@ -43,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", nargs="+", type=Path)
     for out in parser.parse_args().out:
-        print(out, ", ".join(publish(out, FOLDER)))
+        print(out, ", ".join(publish(out)))
 
 
 if __name__ == "__main__":
