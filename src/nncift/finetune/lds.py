@@ -7,8 +7,9 @@ arXiv 2303.14186).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import rankdata
@@ -21,15 +22,21 @@ from nncift.evaluation.metrics import number
 
 RESAMPLES = 2000
 LEVEL = 0.95
+NORMAL = 1.959964
+"""The standard normal distribution's quantile for an interval of `LEVEL`."""
 
 
 @dataclass(frozen=True)
 class Mean(Record):
-    """A mean over targets and its interval (bootstrap over targets); None where it is not defined. targets: behind the mean."""
+    """A mean over targets and its interval (bootstrap over targets); None where it is not defined. targets: behind the mean.
+
+    wide: of a score, the interval over other targets and other halves; None where nothing was left out to tell it.
+    """
 
     mean: float | None
     interval: tuple[float, float] | None
     targets: int
+    wide: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,42 @@ def agreements(
     estimates: by name, `(n_targets, n_rows)`. members: `(n_subsets, n_rows)`. losses: of the targets after training on each
     subset, `(n_subsets, n_targets)`.
     """
-    found = {name: rank_correlations(forecasts(values, members), -losses.T) for name, values in estimates.items()}
+    foreseen = {name: forecasts(values, members) for name, values in estimates.items()}
+    found = {name: rank_correlations(one, -losses.T) for name, one in foreseen.items()}
+    fewer = {name: _without_each(one, -losses.T) for name, one in foreseen.items()}
     return {
         name: Agreement(
-            mean_of(own, seed),
-            {other: mean_of(own - found[other], seed) for other in against if other in found and other != name},
+            _with_halves(mean_of(own, seed), own, fewer[name]),
+            {
+                other: _with_halves(mean_of(own - found[other], seed), own - found[other], fewer[name] - fewer[other])
+                for other in against
+                if other in found and other != name
+            },
         )
         for name, own in found.items()
     }
+
+
+def _without_each(forecast: Doubles, outcome: Doubles) -> Doubles:
+    """Return the mean correlation over targets without each of the subsets, `(n_subsets,)`."""
+    parts = [rank_correlations(np.delete(forecast, m, 1), np.delete(outcome, m, 1)) for m in range(forecast.shape[1])]
+    known = [part[np.isfinite(part)] for part in parts]
+    return np.array([part.mean() if len(part) else np.nan for part in known])
+
+
+def _with_halves(mean: Mean, own: Doubles, fewer: Doubles) -> Mean:
+    """Return a mean with its interval over other targets and other subsets: normal, with both variances added.
+
+    The one over subsets is the jackknife's. What chance does to single pairs of target and subset is in both, so that the
+    interval is a little too wide and never too narrow for it. own: by target, fewer: means without each subset.
+    """
+    known = own[np.isfinite(own)]
+    if mean.mean is None or len(known) < 2 or not np.isfinite(fewer).all():
+        return mean
+    count = len(fewer)
+    variance = (count - 1) / count * float(((fewer - fewer.mean()) ** 2).sum()) + float(known.var(ddof=1)) / len(known)
+    half = NORMAL * math.sqrt(variance)
+    return replace(mean, wide=(mean.mean - half, mean.mean + half))
 
 
 def ceiling(losses: Doubles) -> float | None:

@@ -13,8 +13,9 @@ from nncift.runs.report.report_tables import markdown
 TITLE = "Does the estimate foresee what training does?"
 READING = (
     "LDS: rank correlation, over the halves, of what an estimate forecasts (its utilities summed over the half) with minus the "
-    "target's loss after training on the half; mean over targets, with a 95 % interval over other targets. 0 is chance.",
-    "Less: the difference of two scores, target by target, with its interval.",
+    "target's loss after training on the half; mean over targets. 0 is chance. Two 95 % intervals: over other targets, with the "
+    "halves as they were drawn, and over other targets and other halves, which decides.",
+    "Less: the difference of two scores, target by target, with its interval over other targets and halves.",
     "Without its top rows: how much more the targets' loss is, in nats per token, after training without the rows that an "
     "estimate puts on top than without as many random ones. Above 0, these rows were worth more than others.",
 )
@@ -38,12 +39,13 @@ def page(found: Retraining) -> str:
 def sentence(found: Retraining) -> str:
     """Return the answer: what the student's score is, and what it is not above."""
     own = found.lds[STUDENT]
-    if own.lds.mean is None or own.lds.interval is None:
+    bounds = _bounds(own.lds)
+    if own.lds.mean is None or bounds is None:
         return "No answer: the losses of the targets did not differ between the halves."
-    low = own.lds.interval[0]
+    low = bounds[0]
     said = "Yes" if low > 0 else "Not shown"
     text = f"{said}: the student's forecasts agree with training by {_with(own.lds)}"
-    beaten = [name for name, gap in own.differences.items() if gap.interval is not None and gap.interval[0] > 0]
+    beaten = [name for name, gap in own.differences.items() if (_bounds(gap) or (0.0,))[0] > 0]
     equal = [name for name in own.differences if name not in (*beaten, TEACHER)]
     if beaten:
         text += f", above {_listed(beaten)}"
@@ -75,7 +77,7 @@ def lds_rows(found: Retraining) -> list[list[str]]:
     """Return the table of scores, its head first, the best on top."""
     order = sorted(found.lds, key=lambda name: -(found.lds[name].lds.mean or 0.0))
     against = [name for name in next(iter(found.lds.values())).differences if name != TEACHER]
-    head = ["estimate", "LDS", "95 % interval", *(f"less {name}" for name in against)]
+    head = ["estimate", "LDS", "over targets", "over targets and halves", *(f"less {name}" for name in against)]
     return [head, *([name, *_cells(found.lds[name], against)] for name in order)]
 
 
@@ -101,7 +103,7 @@ def figure(found: Retraining) -> str:
         Dot(
             name,
             one.lds.mean,
-            one.lds.interval,
+            _bounds(one.lds),
             "better" if name in (STUDENT, TEACHER) else "open",
             f"{name}: {_with(one.lds)}",
         )
@@ -115,15 +117,22 @@ def figure(found: Retraining) -> str:
 def _cells(one: Agreement, against: Sequence[str]) -> list[str]:
     gaps = [one.differences.get(name) for name in against]
     found = ["-" if gap is None or gap.mean is None else f"{gap.mean:+.2f} ({_range(gap, '+.2f')})" for gap in gaps]
-    return [_number(one.lds.mean, ".2f"), _range(one.lds, ".2f"), *found]
+    over = "-" if one.lds.interval is None else f"{one.lds.interval[0]:.2f} to {one.lds.interval[1]:.2f}"
+    return [_number(one.lds.mean, ".2f"), over, _range(one.lds, ".2f"), *found]
 
 
 def _with(mean: Mean) -> str:
-    return _number(mean.mean, ".2f") + (f" ({_range(mean, '.2f')})" if mean.interval is not None else "")
+    return _number(mean.mean, ".2f") + (f" ({_range(mean, '.2f')})" if _bounds(mean) is not None else "")
+
+
+def _bounds(mean: Mean) -> tuple[float, float] | None:
+    """Return the interval that decides: over halves as well where it is known."""
+    return mean.wide or mean.interval
 
 
 def _range(mean: Mean, form: str) -> str:
-    return "-" if mean.interval is None else f"{format(mean.interval[0], form)} to {format(mean.interval[1], form)}"
+    bounds = _bounds(mean)
+    return "-" if bounds is None else f"{format(bounds[0], form)} to {format(bounds[1], form)}"
 
 
 def _number(value: float | None, form: str) -> str:

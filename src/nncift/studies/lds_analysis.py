@@ -71,7 +71,14 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
         )
         against = ("random", "embedding", "bm25", "same source")
         rows: list[list[Cell]] = [
-            ["estimate", "rows or pairs measured", "LDS", "95 % interval", *(f"less {name}" for name in against)]
+            [
+                "estimate",
+                "rows or pairs measured",
+                "LDS",
+                "over targets",
+                "over targets and halves",
+                *(f"less {name}" for name in against),
+            ]
         ]
         for name, (share, one) in sorted(scores.items(), key=lambda item: -(item[1][1].lds.mean or 0.0)):
             gaps = [one.differences.get(other) for other in against]
@@ -81,14 +88,17 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
                     share,
                     one.lds.mean,
                     _range(one.lds.interval),
-                    *("-" if gap is None else _range(gap.interval) for gap in gaps),
+                    _range(one.lds.wide),
+                    *("-" if gap is None else _range(gap.wide or gap.interval) for gap in gaps),
                 ]
             )
         text.append(markdown(rows))
         dots = [
-            Dot(name, one.lds.mean, one.lds.interval) for name, (_, one) in scores.items() if one.lds.mean is not None
+            Dot(name, one.lds.mean, one.lds.wide or one.lds.interval)
+            for name, (_, one) in scores.items()
+            if one.lds.mean is not None
         ]
-        label = "LDS, 95 % intervals over targets"
+        label = "LDS, 95 % intervals over targets and halves"
         drawn[f"{analysis.name}-{seed}.svg"] = Sheet(
             {f"seed {seed}": intervals(f"seed {seed}", dots, label, 0.0)}, 1
         ).svg()
