@@ -89,6 +89,56 @@ def test_copies_of_a_row_are_set_aside_together(tmp_path: Path) -> None:
     assert all(texts.count(text) == 2 for text in texts)
 
 
+def texts_of(run: Path) -> tuple[list[str], list[str]]:
+    """Return the prompts of the rows that were set aside, and of those in the pool."""
+    aside = [json.loads(line)["prompt"] for line in (run / "holdout.jsonl").read_text().splitlines()]
+    return aside, [json.loads(raw)["prompt"] for raw in pq.read_table(run / "rows.parquet")["raw"].to_pylist()]
+
+
+def copied(index: int, end: str = "") -> dict[str, str]:
+    """Return a row whose words are its own, but for the last."""
+    return {"prompt": " ".join(f"w{index}x{n}" for n in range(20)) + end, "completion": f"said{index}"}
+
+
+def test_near_copies_of_a_row_are_set_aside_together(tmp_path: Path) -> None:
+    rows = [copied(index // 2, "" if index % 2 else " More!") for index in range(60)]
+    run = nncift.run(rows, holdout="10%", out=tmp_path / "run", **LENGTH)
+    aside, pool = texts_of(run.path)
+    assert {text.split()[0] for text in aside}.isdisjoint(text.split()[0] for text in pool)
+    assert len(aside) >= 6
+    assert any("of them are near copies of others that are" in text for text in run.warnings)
+
+
+def test_copies_in_other_letters_are_near_copies(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {index // 2}", "completion": "YES." if index % 2 else "yes"} for index in range(60)]
+    aside, pool = texts_of(nncift.run(rows, holdout="10%", out=tmp_path / "run", **LENGTH).path)
+    assert set(aside).isdisjoint(pool)
+
+
+def test_near_copies_of_what_the_run_has_seen_are_not_set_aside(tmp_path: Path) -> None:
+    nncift.run([copied(index) for index in range(40)], holdout="10%", out=tmp_path / "run", **LENGTH)
+    more = [copied(index) for index in range(40)] + [copied(index, " More!") for index in range(60)]
+    run = nncift.run(more, out=tmp_path / "run")
+    aside, pool = texts_of(run.path)
+    assert {text.split()[0] for text in aside}.isdisjoint(text.split()[0] for text in pool)
+    assert len(aside) >= 10
+
+
+def test_near_copies_of_a_target_set_are_not_set_aside(tmp_path: Path) -> None:
+    target = [copied(index, " More!") for index in range(36)]
+    given = {**LENGTH, "teacher": "delift-se"}
+    run = nncift.run([copied(index) for index in range(40)], target=target, holdout=3, out=tmp_path / "run", **given)
+    assert {text.split()[0] for text in texts_of(run.path)[0]} < {f"w{index}x0" for index in range(36, 40)}
+
+
+def test_a_crowd_of_near_copies_does_not_take_the_pool(tmp_path: Path) -> None:
+    rows = [copied(0, f" end{index}") for index in range(30)] + [copied(index) for index in range(1, 31)]
+    run = nncift.run(rows, holdout="10%", out=tmp_path / "run", **LENGTH)
+    aside, pool = texts_of(run.path)
+    assert 0 < len(aside) <= 12
+    assert sum(text.startswith("w0x0") for text in pool) == 30
+
+
 def test_the_same_rows_are_set_aside_by_every_process_and_others_by_another_seed(tmp_path: Path) -> None:
     rows = [row(index) for index in range(40)]
     one, two, other = (

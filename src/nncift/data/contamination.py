@@ -167,6 +167,23 @@ def contamination(
     return Contamination(rows, len(tests), tuple(hits), (note,) if known.ignored else ())
 
 
+def near_copies(
+    pool: Iterable[Example],
+    tests: Sequence[Example],
+    least: float = Thresholds.near_copy,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[Example, Example]]:
+    """Yield pairs of a row of a pool and a test row that have the same words, or nearly so.
+
+    least: Jaccard similarity of a near copy. advance: as in `contamination`.
+    """
+    known = _TestRows(tests, Thresholds(near_copy=least), None)
+    left = iter(pool)
+    while some := list(islice(left, BATCH)):
+        yield from known.copies(Batch(some))
+        advance(len(some))
+
+
 def shingles_of(words: Sequence[str]) -> frozenset[tuple[str, ...]]:
     """Return the different three words in a row of a text; none of a text of fewer."""
     return frozenset(tuple(words[at : at + SHINGLE]) for at in range(len(words) - SHINGLE + 1))
@@ -183,19 +200,37 @@ class _TestRows:
     def __init__(self, tests: Sequence[Example], thresholds: Thresholds, embed: Embed | None) -> None:
         self._limits, self._embed = thresholds, embed
         self._batch = Batch(tests)
-        texts, spoken = self._batch.words.texts, self._batch.spoken
+        texts = self._batch.words.texts
         self._whole = {words: places[0] for words, places in _places(text.words for text in texts).items()}
         prompts = _places(text.words[: text.asked] for text in texts)
         known = {words: places for words, places in prompts.items() if len(words) >= SHORTEST_PROMPT}
         self._prompts = {words: places[0] for words, places in known.items() if len(places) <= MOST_SHARED}
-        self._passages = [
-            Passages(length, spoken, rows, MOST_SHARED)
-            for length, rows in _passages_of(spoken.texts, thresholds.words).items()
-        ]
-        self._count = np.sum([part.count for part in self._passages], axis=0)
-        self.ignored = len(known) - len(self._prompts) + sum(part.ignored for part in self._passages)
+        self._shared_prompts = len(known) - len(self._prompts)
         self._familiar = Familiar(SHINGLE, self._batch.words)
         self._vectors = None if embed is None else embed([row.text for row in tests])
+
+    @cached_property
+    def _passages(self) -> list[Passages]:
+        spoken = self._batch.spoken
+        return [
+            Passages(length, spoken, rows, MOST_SHARED)
+            for length, rows in _passages_of(spoken.texts, self._limits.words).items()
+        ]
+
+    @cached_property
+    def _count(self) -> npt.NDArray[np.int64]:
+        return np.asarray(np.sum([part.count for part in self._passages], axis=0))
+
+    @property
+    def ignored(self) -> int:
+        """Passages and prompts that too many test rows share."""
+        return self._shared_prompts + sum(part.ignored for part in self._passages)
+
+    def copies(self, batch: Batch) -> Iterator[tuple[Example, Example]]:
+        """Yield pairs of a row and a test row with the same words, or nearly so."""
+        whole = ((row, self._whole.get(tuple(text.words))) for row, text in enumerate(batch.words.texts))
+        pairs = {(row, test) for row, _, test in self._alike(batch)} | {pair for pair in whole if pair[1] is not None}
+        return ((batch.rows[row], self._batch.rows[test]) for row, test in sorted(pairs) if test is not None)
 
     def hits(self, batch: Batch) -> list[Hit]:
         """Return the hits of some rows, of two rows the strongest alone."""
@@ -234,6 +269,10 @@ class _TestRows:
         return _best(hit for hit in shares if hit[1] >= self._limits.overlap)
 
     def _near_copies(self, batch: Batch) -> Best:
+        return _best(self._alike(batch))
+
+    def _alike(self, batch: Batch) -> list[tuple[int, float, int]]:
+        """Return near copies: row, similarity and test row."""
         # Of a near copy at least this share of its parts are a test row's: others need no signature.
         rows = self._familiar.rows(batch.words, self._limits.near_copy)
         found: list[tuple[int, float, int]] = []
@@ -242,7 +281,7 @@ class _TestRows:
             met = self._index.query(_signature(mine))
             alike = ((jaccard(mine, shingles_of(self._batch.words.texts[test].words)), test) for test in met)
             found += [(row, score, test) for score, test in alike if score >= self._limits.near_copy]
-        return _best(found)
+        return found
 
     def _similar(self, batch: Batch) -> Best:
         if self._embed is None or self._vectors is None:

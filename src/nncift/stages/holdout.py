@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.data import Examples
+from nncift.data.contamination import near_copies
 from nncift.data.examples import Example
 from nncift.data.formats import parse, prompt_text
 from nncift.data.layout import Layout
@@ -40,32 +41,42 @@ def set_aside(
 ) -> Parted | None:
     """Return a pool without the rows of `--holdout`, and these; None without `--holdout`.
 
-    Rows are drawn by the run's seed, in proportion over the sources. Rows of the same content go together. A run that is extended
-    keeps what it has set aside, and sets aside of its new rows alone, since it has seen the others; so do rows of the target set
-    and of those that were trained on already, `also_seen`.
+    Rows are drawn by the run's seed, in proportion over the sources. Rows of the same content go together, and so do near copies
+    (`contamination.near_copies`): what is left in the pool gives none of them away. A run that is extended keeps what it has set
+    aside, and sets aside of its new rows alone, since it has seen the others; so do rows of the target set and of those that were
+    trained on already, `also_seen`.
 
     Raises InfeasibleError where nothing would be set aside, or nothing left.
     """
     if settings.holdout is None:
         return None
     wanted = settings.holdout.rows(len(pool))
-    seen = {row.content_hash for rows in also_seen for row in rows or ()}
+    seen = set[str]()
+    for rows in filter(None, also_seen):
+        seen |= {row.content_hash for row, _ in near_copies(pool, rows)} | {row.content_hash for row in rows}
     earlier: set[str] = set()
     if out is not None:
         earlier = {str(row["content"]) for row in _kept(Path(out), RECORD, STAGE, [])}
         seen |= set(map(str, dict(_kept(Path(out), "pool.json", "check", {})).values()))
-    chosen = _chosen(pool, wanted, earlier, seen - earlier, settings.seed)
+    drawn = _chosen(pool, wanted, earlier, seen - earlier, settings.seed)
+    chosen = _with_copies(
+        pool,
+        drawn,
+        wanted,
+        fixed={row.id for row in pool if row.content_hash in earlier},
+        seen={row.id for row in pool if row.content_hash in seen - earlier},
+    )
     if not chosen or len(chosen) == len(pool):
         known = sum(row.content_hash in seen for row in pool)
         raise InfeasibleError(
             f"--holdout {settings.holdout} of {len(pool)} rows sets {len(chosen)} aside. The {known} rows that the run has seen "
-            "stay in the pool, and rows of one content go together; give another share or pool"
+            "stay in the pool, and near copies go together; give another share or pool"
         )
     held = Examples(tuple(row for row in pool if row.id in chosen))
     rest = tuple(row for row in pool if row.id not in chosen)
     note = (
         f"{len(held):,} of {len(pool):,} rows are set aside (--holdout {settings.holdout}): nothing of this run sees them, and "
-        "nncift tune judges by them."
+        f"nncift tune judges by them.{_said_of_copies(len(chosen - drawn), len(drawn - chosen))}"
     )
     return Parted(Examples(rest, pool.rejected, (*pool.notes, note)), held, note)
 
@@ -82,6 +93,57 @@ def _chosen(pool: Examples, wanted: int, earlier: Collection[str], seen: Collect
             break
         chosen.update(of_content[free[place].content_hash])
     return chosen
+
+
+def _with_copies(
+    pool: Examples, drawn: Collection[str], wanted: int, *, fixed: Collection[str], seen: Collection[str]
+) -> set[str]:
+    """Return ids of the rows that are set aside, near copies together.
+
+    A near copy of a row that is set aside is set aside too. Copies of what the run has seen go back to the pool, and so do the
+    largest groups of copies where there would be more than twice the rows wanted. fixed: rows that stay set aside in any case.
+    """
+    held, new, pairs = set(drawn), set(drawn), list[tuple[str, str]]()
+    while new:
+        rest = [row for row in pool if row.id not in held]
+        # In the order of the pool: a set's differs from process to process.
+        some = Examples(tuple(row for row in pool if row.id in new))
+        found = [(row.id, of.id) for row, of in near_copies([*rest, *some], some) if row.id != of.id]
+        pairs += found
+        new = {row for row, _ in found if row not in held and row not in seen}
+        held |= new
+    groups = _groups([row.id for row in pool if row.id in held or row.id in seen], pairs)
+    free = [group for group in groups if not group & set(seen) and not group & set(fixed)]
+    size = sum(map(len, free)) + len(fixed)
+    for group in sorted(free, key=len, reverse=True):
+        if size <= 2 * wanted or len(free) == 1:
+            break
+        free.remove(group)
+        size -= len(group)
+    # A group that holds rows of both sides stays parted as it was.
+    return set(fixed).union(*free, *(group - set(seen) for group in groups if group & set(fixed)))
+
+
+def _groups(ids: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[set[str]]:
+    """Return the groups that rows form, of which some are paired."""
+    group_of = {item: {item} for item in ids}
+    for one, other in pairs:
+        if group_of[one] is not group_of[other]:
+            smaller, larger = sorted((group_of[one], group_of[other]), key=len)
+            larger |= smaller
+            group_of.update(dict.fromkeys(smaller, larger))
+    return list({id(group): group for group in group_of.values()}.values())
+
+
+def _said_of_copies(joined: int, returned: int) -> str:
+    """Return sentences on near copies. joined: rows that were not drawn; returned: rows that were."""
+    found = [
+        f" {joined:,} of them are near copies of others that are." if joined else "",
+        f" {returned:,} that were drawn stay in the pool with their near copies: the run has seen some, or they are too many."
+        if returned
+        else "",
+    ]
+    return "".join(found)
 
 
 def write_holdout(directory: RunDir, rows: Examples) -> None:
