@@ -57,6 +57,9 @@ class DataSettings(Settings):
         "auto", "Format of the rows"
     )
     map: dict[str, str] = setting(dict, "Read a field from a column: prompt=question", metavar="NAME=COLUMN")
+    turns: Literal["last", "all"] = setting(
+        "last", "Assistant turns to score, train on and export: the last that is learned from, or every one"
+    )
     limit: int | None = setting(None, "Rows in all: a seeded sample over all files in proportion", ge=1)
     strict: bool = setting(False, "Stop at the first row that cannot be used")
 

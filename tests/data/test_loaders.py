@@ -249,7 +249,7 @@ def test_advice_for_several_turns_looks_at_the_chat_template(
     if template is not None:
         text = template if name.endswith("jinja") else json.dumps({"chat_template": template})
         (tmp_path / "model" / name).write_text(text)
-    record = export(make_run(SYSTEM, model=str(tmp_path / "model")), tmp_path / "train.jsonl", to="trl")
+    record = export(make_run(SYSTEM, model=str(tmp_path / "model")), tmp_path / "train.jsonl", to="trl", turns="all")
     (note,) = [note for note in record["notes"] if "assistant_only_loss" in note]
     assert said in note
 
@@ -265,7 +265,7 @@ def test_a_model_is_looked_for_only_where_it_says_something(make_run: MakeRun, t
     for to in ("same", "axolotl", "llamafactory", "openai"):
         export(run, tmp_path / to / "train.jsonl", to=to, locate=locate)
     assert not asked
-    record = export(run, tmp_path / "train.jsonl", to="trl", locate=locate)
+    record = export(run, tmp_path / "train.jsonl", to="trl", turns="all", locate=locate)
     assert asked == ["smollm2"]
     assert any("TRL puts in its own" in note for note in record["notes"])
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in (tmp_path / "train.trl.py").read_text()

@@ -139,7 +139,7 @@ def exported(found: Examples, folder: Path, to: str) -> list[dict[str, Any]]:
     selected = [_Selected(row.id, rank, row.source, row.raw) for rank, row in enumerate(found, start=1)]
     (folder / "manifest.yaml").write_text("pool: [a]\n")
     with mock.patch.object(export, "_selected", return_value=selected):
-        export.export(folder, folder / "out.jsonl", to=to)
+        export.export(folder, folder / "out.jsonl", to=to, turns="all")
     return [json.loads(line) for line in (folder / "out.jsonl").read_text(encoding="utf-8").split("\n") if line]
 
 

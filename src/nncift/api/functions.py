@@ -70,6 +70,7 @@ class RunOptions(SelectOptions, total=False):
     option: Mapping[str, Any]
     format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"]
     map: Mapping[str, str]
+    turns: Literal["last", "all"]
     limit: int
     strict: bool
     seed: int
@@ -184,7 +185,8 @@ def score(
 
     files = [] if not are_paths(rows) else [rows] if isinstance(rows, str | Path) else rows
     check_replaces_nothing(Path(out), files, Path(run))
-    return score_file(rows_from(rows), Path(run), Path(out), device=device, fetch=fetch).to_json()
+    read = rows_from(rows, turns=FinishedRun(run).settings.turns)
+    return score_file(read, Path(run), Path(out), device=device, fetch=fetch).to_json()
 
 
 def evaluate(
@@ -253,7 +255,8 @@ def query(
     from nncift.runs.query import Question, query
 
     run = FinishedRun(path, Permissions(trust_remote_code))
-    return query(run, rows_from(rows), Question(top, exact, device), progress=for_people()).to_json()
+    read = rows_from(rows, turns=run.settings.turns)
+    return query(run, read, Question(top, exact, device), progress=for_people()).to_json()
 
 
 def report(path: str | Path) -> Path:
@@ -287,7 +290,7 @@ def export(
 
     most, too_long = options.get("max_length"), options.get("too_long", "refuse")
     limit = None if most is None else LengthLimit(most, options.get("tokenizer"), too_long)
-    turns, with_scores = options.get("turns", "all"), options.get("with_scores", False)
+    turns, with_scores = options.get("turns"), options.get("with_scores", False)
     return export(path, out, to=to, turns=turns, length=limit, with_scores=with_scores, locate=readable)
 
 
@@ -338,6 +341,7 @@ def inspect(
     *files: str,
     format: str = "auto",  # noqa: A002
     map: Mapping[str, str] | None = None,  # noqa: A002
+    turns: Literal["last", "all"] = "last",
     tokenizer: str | None = None,
     against: Files = (),
     encoder: str | None = None,
@@ -349,4 +353,4 @@ def inspect(
     from nncift.stages.inspection import inspect
 
     tests = [against] if isinstance(against, str | Path) else list(against)
-    return inspect(*files, format=format, map=map, tokenizer=tokenizer, against=tests, encoder=encoder)
+    return inspect(*files, format=format, map=map, turns=turns, tokenizer=tokenizer, against=tests, encoder=encoder)

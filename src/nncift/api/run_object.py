@@ -174,7 +174,8 @@ class Run:
         from nncift.data import rows_from
         from nncift.runs.query import Question, query
 
-        return query(self._finished, rows_from(rows), Question(top, exact, device)).to_json()
+        read = rows_from(rows, turns=self._finished.settings.turns)
+        return query(self._finished, read, Question(top, exact, device)).to_json()
 
     def select(self, *, out: str | Path | None = None, **settings: Any) -> Mapping[str, Any]:
         """Select again, with another budget, objective or other constraints; no model is loaded.

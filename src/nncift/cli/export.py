@@ -24,8 +24,7 @@ from nncift.errors import UsageError
 @path_option("--out", "File to write, .jsonl or .json.", required=True, group="Options")
 @option(
     "--turns",
-    default="all",
-    help="Responses to learn from: all assistant turns, or the last.  [default: all]",
+    help="Responses to learn from: all assistant turns, or the last.  [default: those that the run scored]",
     **choices("all", "last"),
 )
 @option("--max-length", type=int, help="The trainer's limit in tokens: rows whose response it would cut are refused.")
@@ -33,7 +32,7 @@ from nncift.errors import UsageError
 @option("--tokenizer", help="With --max-length: folder or hub name.  [default: the run's model]")
 @option("--with-scores", is_flag=True, help="Add rank and scores of every row, in columns nncift_...")
 def export_command(
-    show: bool, run: Path, to: str, out: Path, turns: str, max_length: int | None, **flags: Any
+    show: bool, run: Path, to: str, out: Path, turns: str | None, max_length: int | None, **flags: Any
 ) -> dict[str, Any]:
     """Write the selected rows of RUN for a trainer, checked before they are written."""
     from nncift.data.export import export

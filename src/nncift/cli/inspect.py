@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from nncift.data.layout import Turns
+
 SHOWN_HITS, SHOWN_TEXT = 3, 60
 """Hits of a kind that are shown, and characters of their texts."""
 
 
 @command("inspect", example="nncift inspect alpaca.jsonl")
 @click.argument("files", nargs=-1, required=True, type=str)
-@settings_options(RunSettings, ("format", "map"))
+@settings_options(RunSettings, ("format", "map", "turns"))
 @option(
     "--against",
     multiple=True,
@@ -64,7 +66,7 @@ def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...]
 def _show(summary: dict[str, Any]) -> None:
     out = console(wrap=False)
     for file in summary["files"]:
-        _show_file(out, file)
+        _show_file(out, file, summary["turns"])
     if not summary["usable"]:
         return
     out.print(_lengths(summary))
@@ -73,9 +75,9 @@ def _show(summary: dict[str, Any]) -> None:
         _show_contamination(summary["contamination"])
 
 
-def _show_file(out: Console, file: Mapping[str, Any]) -> None:
+def _show_file(out: Console, file: Mapping[str, Any], turns: Turns) -> None:
     """Show what one file holds, and what is wrong with it."""
-    from nncift.data.formats import SCORED
+    from nncift.data.formats import scored
 
     formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
     out.print(
@@ -86,7 +88,7 @@ def _show_file(out: Console, file: Mapping[str, Any]) -> None:
         lines = ", ".join(map(str, problem["lines"]))
         out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
     if several := file["several_responses"]:
-        out.print(f"  {several:,} rows have several responses: {SCORED}")
+        out.print(f"  {several:,} rows have several responses: {scored(turns)}")
     for what, rows in file["not_used"].items():
         out.print(f"  {rows:,} rows with {what}: not used")
     if held := file["control_tokens"]["rows"]:

@@ -65,9 +65,10 @@ def query_command(
 
     if out is not None:
         check_replaces_nothing(out, [] if file is None else [file], run)
-    queries = read(str(file)) if file is not None else rows_from([{"prompt": prompt, "response": response}])
     given = chosen(flags, RunSettings)
     found = FinishedRun(run, Permissions(bool(given.get("trust_remote_code")), fetch))
+    turns = found.settings.turns
+    queries = rows_from([{"prompt": prompt, "response": response}]) if file is None else read(str(file), turns=turns)
     question = Question(flags["top"], flags["exact"], given.get("device", "auto"))
     result = query(found, queries, question, progress=progress(show))
     if out is not None:

@@ -25,12 +25,14 @@ from nncift.config import RunSettings
 def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, fetch: bool, **flags: Any) -> dict[str, Any]:
     """Score NEW rows with the student of a finished run; no language model is loaded."""
     from nncift.data import read
+    from nncift.runs.finished import FinishedRun
     from nncift.stages.finish import score_file
     from nncift.storage.outputs import check_replaces_nothing
 
     given = chosen(flags, RunSettings)
     device = given.pop("device", "auto")
     check_replaces_nothing(out, new, run)
+    given["turns"] = FinishedRun(run).settings.turns
     result = score_file(read(*new, **given), run, out, device=device, fetch=fetch).to_json()
     if show:
         _show(result)

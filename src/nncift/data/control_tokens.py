@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -111,7 +111,7 @@ class Controls:
         def hide(text: str) -> str:
             return pattern.sub(lambda hit: chars[hit.group()], text)
 
-        turns = tuple(Message(message.role, hide(message.content)) for message in messages)
+        turns = tuple(replace(message, content=hide(message.content)) for message in messages)
         return Mask({char: control for control, char in chars.items()}, turns, hide(response))
 
     def _piece(self, text: str, before: str) -> list[int]:

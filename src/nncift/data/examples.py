@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -25,10 +25,14 @@ HASH_DIGITS = 32
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation: `role` is system, user, assistant or tool; `content` is plain text."""
+    """One turn of a conversation: `role` is system, user, assistant or tool; `content` is plain text.
+
+    learned: it is learned from as the response is, under `--turns all`.
+    """
 
     role: str
     content: str
+    learned: bool = False
 
 
 class Said(NamedTuple):
@@ -98,10 +102,21 @@ class Example(_Stored):
 
     @property
     def content_hash(self) -> str:
-        """Hash of what models see of this row (turns and response): 32 hex digits, whatever file and key order."""
+        """Hash of what models see and learn from of this row: 32 hex digits, whatever file and key order."""
         if not hasattr(self, "_json"):
             return content_hash(self.messages, self.response)
         return self.id[:HASH_DIGITS] if self._content is None else self._content.hex()
+
+    @property
+    def learned_text(self) -> str:
+        """All responses that are learned from, as one text."""
+        return "\n\n".join([*(turn.content for turn in self.messages if turn.learned), self.response])
+
+    def with_last_alone(self) -> Example:
+        """Return the row with its last response as the only one that is learned from: what comes before is asked."""
+        if not any(turn.learned for turn in self.messages):
+            return self
+        return replace(self, messages=tuple(replace(turn, learned=False) for turn in self.messages))
 
     @property
     def row(self) -> dict[str, Any]:
@@ -180,6 +195,11 @@ class Examples(Sequence[Example]):
 
 
 def content_hash(messages: Iterable[Message], response: str) -> str:
-    """Hash turns and response to 32 hex digits."""
-    content = json.dumps([[turn.role, turn.content] for turn in messages] + [response], ensure_ascii=True)
-    return hashlib.sha256(content.encode("ascii")).hexdigest()[:HASH_DIGITS]
+    """Hash turns, which of them are learned from, and the response to 32 hex digits."""
+    return hashlib.sha256(content_text(messages, response).encode("ascii")).hexdigest()[:HASH_DIGITS]
+
+
+def content_text(messages: Iterable[Message], response: str) -> str:
+    """Return turns, which of them are learned from, and the response as one text that nothing else has."""
+    turns = [[turn.role, turn.content, *([True] if turn.learned else [])] for turn in messages]
+    return json.dumps([*turns, response], ensure_ascii=True)

@@ -16,8 +16,8 @@ from nncift.core.texts import rows_of
 from nncift.data import forms, trainers
 from nncift.data.card import write_card
 from nncift.data.conversation import Conversation, converse
-from nncift.data.formats import SCORED
-from nncift.data.layout import Layout
+from nncift.data.formats import scored
+from nncift.data.layout import Layout, Turns
 from nncift.data.lengths import LengthLimit, token_counter
 from nncift.data.records import Row, kept_row, kind_of, to_json
 from nncift.data.starters import Start, has_generation_marks
@@ -67,13 +67,17 @@ class _Model:
 
 @dataclass
 class _Exported:
-    """Rows of the file, rows left out with their reason, what the user should know, and how to configure the trainer."""
+    """Rows of the file, rows left out with their reason, what the user should know, and how to configure the trainer.
+
+    several: rows of the file with several responses.
+    """
 
     rows: list[Row] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     pairs: bool = False
+    several: int = 0
 
     def leave(self, selected: _Selected, reason: str) -> None:
         self.left_out.append({"id": selected.id, "rank": selected.rank, "reason": reason})
@@ -84,7 +88,7 @@ def export(
     out: str | Path,
     *,
     to: str = "same",
-    turns: str = "all",
+    turns: str | None = None,
     length: LengthLimit | None = None,
     with_scores: bool = False,
     locate: Callable[[str], str] = str,
@@ -92,7 +96,7 @@ def export(
     """Write the selected rows of a run for a trainer, in rank order, and return what was written.
 
     to: `same` (the rows as they were), `trl`, `axolotl`, `llamafactory` or `openai`. turns: `all` = every assistant turn that no
-    mask excludes is learned from, `last` = only the last one, which is what nncift scored. out: a `.jsonl` or `.json` file; what
+    mask excludes is learned from, `last` = only the last one; None = as the run scored. out: a `.jsonl` or `.json` file; what
     the trainer is started with and a card are written beside it, and LLaMA-Factory's `dataset_info.json` written or extended.
     Rows that the trainer would drop are left out, and listed in `left_out` with their reasons. length: rows beyond the trainer's
     limit are refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`. locate: returns where
@@ -104,14 +108,20 @@ def export(
     run, out = Path(run), Path(out)
     _check_settings(to, turns, out, with_scores)
     selected = _selected(run)
-    record: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
     settings = config.recorded(run / "manifest.yaml")
+    # Rows as they are keep all their turns and marks.
+    turns = turns or ("all" if to == "same" else settings.turns)
+    record: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
     check_replaces_nothing(out, inputs_of(settings), run)
     layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         model = _Model(settings.model, locate)
         found = _converted(selected, layout, to, turns == "last", (length, model), with_scores)
+        if to != "same" and found.several:
+            found.notes.append(
+                f"{rows_of(found.several)} have several responses: {_said_of_turns(turns, settings.turns)}"
+            )
         if not found.rows:
             why = "; ".join(
                 f"{count} x {reason}" for reason, count in Counter(x["reason"] for x in found.left_out).most_common(3)
@@ -142,16 +152,24 @@ def export(
     return {**record, "rows": len(found.rows), "files": files, "left_out": found.left_out, "notes": found.notes}
 
 
-def _check_settings(to: str, turns: str, out: Path, with_scores: bool) -> None:
+def _check_settings(to: str, turns: str | None, out: Path, with_scores: bool) -> None:
     """Raise UsageError for unknown names and for settings that contradict."""
     for what, given, known in (("--to", to, TRAINERS), ("--turns", turns, TURNS), ("--out", out.suffix, SUFFIXES)):
-        if given not in known:
+        if given is not None and given not in known:
             raise UsageError(f"{what} was given as {given!r}; expected one of {', '.join(known)}")
     if to == "same" and turns == "last":
         raise UsageError("--turns last was given with --to same, which leaves rows as they are; name a trainer")
     if to == "openai" and (with_scores or out.suffix != ".jsonl"):
         what = "--with-scores" if with_scores else f"--out {out.name}"
         raise UsageError(f"{what} was given with --to openai, which takes .jsonl files of its own columns alone")
+
+
+def _said_of_turns(turns: str, of_run: Turns) -> str:
+    """Return which responses a trainer learns from, beside those that the run scored."""
+    if turns == of_run:
+        return scored(of_run)
+    learned = {"last": "the last", "all": "every one"}
+    return f"this file learns from {learned[turns]}, and the run scored {learned[of_run]}."
 
 
 def _selected(run: Path) -> list[_Selected]:
@@ -269,7 +287,7 @@ def _made(
             written.append(talk)
     found.left_out.sort(key=itemgetter("rank"))
     if to != "same":
-        _tell(written, found, to, last=last)
+        _tell(written, found, to)
     return kept
 
 
@@ -317,12 +335,10 @@ def _types(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, kind_of(value).partition(" (")[0]
 
 
-def _tell(talks: list[Conversation], found: _Exported, to: str, *, last: bool) -> None:
+def _tell(talks: list[Conversation], found: _Exported, to: str) -> None:
     """Note what is cut and passed through of the rows that are written."""
-    several = sum(talk.responses > 1 for talk in talks)
+    found.several = sum(talk.responses > 1 for talk in talks)
     cut, media = sum(talk.cut > 0 for talk in talks), sum(talk.has_media for talk in talks)
-    if several and not last:
-        found.notes.append(f"{rows_of(several)} have several responses: {SCORED}")
     if cut:
         found.notes.append(f"Turns after the last response are cut in {rows_of(cut)}.")
     if media:

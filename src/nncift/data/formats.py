@@ -17,19 +17,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nncift.data.examples import Message, Said
-from nncift.data.layout import Layout
+from nncift.data.layout import Layout, Turns
 from nncift.data.records import Row, as_row
 from nncift.data.row_turns import row_turns
 from nncift.data.turns import Turn, UnusableError, roles_said, turn_of
 
-SCORED = (
-    "what is scored is the last that is learned from; export --turns last trains on it alone, --turns all on every one."
-)
-"""The rule for rows of several turns, which every command says in the same words."""
+_SCORED: dict[Turns, str] = {
+    "last": "the last that is learned from is scored, trained on and exported; with --turns all, every one.",
+    "all": "every one is scored, trained on and exported; with --turns last, the last that is learned from.",
+}
+
+
+def scored(turns: Turns) -> str:
+    """Return the rule for rows of several turns, which every command says in the same words."""
+    return _SCORED[turns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +72,12 @@ def parse(row: Row, layout: Layout) -> Dialogue:
     used = [*before, turns[last]]
     for turn in used:
         _check_characters(turn)
+    messages = tuple(_messages(before))
+    learned = sum(message.learned for message in messages)
+    if learned and layout.turns == "last":
+        messages = tuple(replace(message, learned=False) for message in messages)
     return Dialogue(
-        messages=tuple(Message(turn.role, turn.text) for turn in before),
+        messages=messages,
         response=turns[last].text,
         unused_turns=len(turns) - last - 1,
         media_parts=sum(turn.media_parts for turn in used),
@@ -76,8 +86,17 @@ def parse(row: Row, layout: Layout) -> Dialogue:
         numbers=found.numbers + sum(turn.number for turn in used),
         reasoning=sum(turn.reasoning for turn in used),
         pair=found.rejected is not None,
-        responses=sum(turn.role == "assistant" and not turn.masked for turn in turns[: last + 1]),
+        responses=learned + 1,
     )
+
+
+def _messages(turns: Iterable[Turn]) -> Iterator[Message]:
+    """Yield the turns before the response. A turn is learned from that answers something, says something, and is not masked."""
+    asked = False
+    for turn in turns:
+        learned = asked and turn.role == "assistant" and not turn.masked and turn.speaks
+        yield Message(turn.role, turn.text, learned)
+        asked = asked or (turn.role in ("user", "tool") and bool(turn.text.strip()))
 
 
 def last_learned(turns: list[Turn]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nncift.data.opening import stem_of
 from nncift.data.records import Row, shown
@@ -35,13 +35,16 @@ FIELDS = (*_FORMAT_OF, "history", "response", "system", "id")
 
 _ROLE = "role:"
 
+Turns = Literal["last", "all"]
+"""Which assistant turns are scored, trained on and exported: the last that is learned from, or all that no mask excludes."""
+
 
 @dataclass(frozen=True)
 class Layout:
     """Which format rows have (None: each row tells), and which column holds a field where it is not the usual one.
 
     roles: what role names of the user's own mean. forced: `format` was given, and not inferred from `columns`. files: layouts of
-    single inputs by the name that `--map` gave them.
+    single inputs by the name that `--map` gave them. turns: which of a row's are learned from.
     """
 
     format: str | None
@@ -49,10 +52,16 @@ class Layout:
     roles: Mapping[str, str] = field(default_factory=dict)
     forced: bool = False
     files: Mapping[str, Layout] = field(default_factory=dict)
+    turns: Turns = "last"
 
     @classmethod
-    def from_settings(cls, format: str, columns: Mapping[str, str] | None) -> Layout:  # noqa: A002
-        """Check `--format` and `--map`; raises UsageError for unknown names and for settings that contradict."""
+    def from_settings(
+        cls,
+        format: str,  # noqa: A002
+        columns: Mapping[str, str] | None,
+        turns: Turns = "last",
+    ) -> Layout:
+        """Check `--format`, `--map` and `--turns`; raises UsageError for unknown names and for settings that contradict."""
         if format != "auto" and format not in FORMATS:
             raise UsageError(f"unknown format {format!r}{_nearest(format, FORMATS)}; known: auto, {', '.join(FORMATS)}")
         common: dict[str, str] = {}
@@ -60,8 +69,10 @@ class Layout:
         for name, value in (columns or {}).items():
             file, rest = _split(name)
             (common if file is None else single.setdefault(file, {}))[rest] = value
-        whole = cls._one(format, common)
-        return replace(whole, files={file: cls._one(format, {**common, **given}) for file, given in single.items()})
+        if turns not in ("last", "all"):
+            raise UsageError(f"turns was given as {turns!r}; expected last or all")
+        files = {file: replace(cls._one(format, {**common, **given}), turns=turns) for file, given in single.items()}
+        return replace(cls._one(format, common), files=files, turns=turns)
 
     @classmethod
     def _one(cls, format: str, given: Mapping[str, str]) -> Layout:  # noqa: A002

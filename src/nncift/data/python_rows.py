@@ -8,7 +8,7 @@ from typing import Any
 
 from nncift.data.examples import Examples
 from nncift.data.json_files import rows_of_table
-from nncift.data.layout import Layout
+from nncift.data.layout import Layout, Turns
 from nncift.data.reading import ReadOptions, collect, is_usable, read
 from nncift.data.records import Record, from_value, shown
 from nncift.data.tables import BATCH_ROWS, dataset_records, split_of, table_records
@@ -35,6 +35,7 @@ def rows_from(
     limit: int | None = None,
     seed: int = 0,
     strict: bool = False,
+    turns: Turns = "last",
 ) -> Examples:
     """Return rows as examples, whatever holds them. Settings: as those of `read`.
 
@@ -48,8 +49,8 @@ def rows_from(
         return rows
     if are_paths(rows):
         paths = (rows,) if isinstance(rows, (str, Path)) else rows
-        return read(*paths, format=format, map=map, limit=limit, seed=seed, strict=strict)
-    layout = Layout.from_settings(format, map)
+        return read(*paths, format=format, map=map, limit=limit, seed=seed, strict=strict, turns=turns)
+    layout = Layout.from_settings(format, map, turns)
     options = ReadOptions(limit, seed, strict)
     return collect([(f"the {type(rows).__name__}", SOURCE, _records(rows, layout))], layout, options)
 

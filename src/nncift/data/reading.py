@@ -13,8 +13,8 @@ from nncift.core.memory import named
 from nncift.core.texts import rows_of
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
 from nncift.data.file_rows import file_records, lines_or_records
-from nncift.data.formats import SCORED, Dialogue, Reader, parse
-from nncift.data.layout import Layout, names_of, value_at
+from nncift.data.formats import Dialogue, Reader, parse, scored
+from nncift.data.layout import Layout, Turns, names_of, value_at
 from nncift.data.proposals import what_to_do
 from nncift.data.records import MAX_REASON, Line, Record, Row, check_worth_reading, shown
 from nncift.data.sample import drawing_order, read_until
@@ -110,16 +110,16 @@ def read(
     limit: int | None = None,
     seed: int = 0,
     strict: bool = False,
+    turns: Turns = "last",
 ) -> Examples:
     """Read instruction data from files and from the hub.
 
     paths: `.jsonl`, `.ndjson` and `.json` (also `.gz`), `.parquet`, `hub:org/name[:split]`, `hub:FOLDER`.
-    format: `auto` (each row tells, see formats.py) or one of messages, sharegpt, alpaca, prompt.
-    map: column names for fields, such as `{"prompt": "question", "completion": "answer"}`.
+    format: `auto` (each row tells, see formats.py) or one of them. map: columns of fields, such as `{"prompt": "question"}`.
     limit: read so many usable rows, a sample over all inputs in proportion; a larger limit contains a smaller one. Rows are drawn
     by their text and parsed one after the other, so that rejections and shared ids are those of the rows that were read.
     seed: what the sample is drawn from. strict: refuse the first row that cannot be used instead of setting it aside; all rows
-    are read for it.
+    are read for it. turns: `last` = the assistant's last turn that no mask excludes is learned from, `all` = all such turns.
 
     Raises UsageError for wrong arguments, DataError for an input that cannot be read or has no usable row,
     ResourceError for `hub:` without the extra, and where memory runs out.
@@ -133,7 +133,7 @@ def read(
             )
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UsageError(f"limit is {limit!r}, expected a whole number of rows, at least 1")
-    layout = Layout.from_settings(format, map)
+    layout = Layout.from_settings(format, map, turns)
     names = source_names(paths)
     check_files(layout, names)
     notes = []
@@ -383,7 +383,7 @@ def _notes(log: _Log, layout: Layout) -> tuple[str, ...]:
             log.masked_last,
             "The last assistant turn is masked in {}: the response is the last one that is learned from.",
         ),
-        (log.several, f"Several responses in {{}}: {SCORED}"),
+        (log.several, f"Several responses in {{}}: {scored(layout.turns)}"),
         (log.media, "Parts that are not text in {}: a placeholder such as [image] stands for them."),
         (log.numbers, "Numbers in {} are read as their text."),
         (log.reasoning, "Turns with reasoning_content in {}: what is scored is their content alone."),

@@ -110,7 +110,7 @@ class Estimates:
         return self._of(losses, "loss of the row's response before training", for_all=True)
 
     def _lengths(self) -> Estimate:
-        lengths = [float(len(one.response)) for one in self._rows]
+        lengths = [float(len(one.learned_text)) for one in self._rows]
         return Estimate(self._for_all(np.array([lengths])), "letters of the row's response")
 
     def _random(self) -> Estimate:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from nncift.config import nearest
 from nncift.data import Examples, read
-from nncift.data.layout import Layout
 from nncift.data.proportion import sampled
 from nncift.errors import DataError, UsageError
 from nncift.finetune.tune_settings import TuneSettings
@@ -202,6 +201,13 @@ def _test_rows(run: FinishedRun, settings: TuneSettings) -> Examples:
     if settings.test:
         # Of rows that are to be dropped first, nothing is known before they are read.
         limit = None if settings.drop_seen else settings.limit_test
-        return read(*settings.test, format=settings.format, map=settings.map, limit=limit, seed=settings.seed)
-    rows = read_holdout(run.base, Layout.from_settings(run.settings.format, run.settings.map))
+        return read(
+            *settings.test,
+            format=settings.format,
+            map=settings.map,
+            limit=limit,
+            seed=settings.seed,
+            turns=run.settings.turns,
+        )
+    rows = read_holdout(run.base, run.layout)
     return Examples(rows.items, notes=(f"The test rows are those of the run's --holdout {run.settings.holdout}.",))

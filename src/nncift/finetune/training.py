@@ -111,7 +111,7 @@ class TrainingSets:
         for example in examples:
             try:
                 tokens, cut = _within(example, wording, context - len(wording.bos))
-                row = Row((*wording.bos, *tokens.prompt), tokens.response)
+                row = tokens.row(wording.bos)
                 if not row.prompt or not row.response:
                     raise DataError("no tokens: its prompt or its response is empty under this template")
             except DataError as error:
@@ -247,7 +247,7 @@ class FineTuner:
         Passes have at most `_most` padded tokens. Where one does not fit into memory that is halved for good, and the step begins
         again: a pass that ran out may have left a part of its gradient, and a second copy to sum into is dear where all train.
         """
-        total = sum(len(row.response) for row in update)
+        total = sum(len(row.counted) for row in update)
         while True:
             together = batches(list(map(len, update)), self._most, enough=enough_on(self.lm.device))
             parts = [[update[place] for place in places] for places in together]
@@ -276,4 +276,4 @@ class FineTuner:
 def summed_loss(lm: CausalLM, rows: Sequence[Row]) -> torch.Tensor:
     """Return the negative log-likelihood of all response tokens of some rows, summed, as a scalar with a gradient."""
     means = row_losses(lm.model, rows, lm.device, head_is_last=lm.head_is_last)
-    return (means * means.new_tensor([len(row.response) for row in rows])).sum()
+    return (means * means.new_tensor([len(row.counted) for row in rows])).sum()

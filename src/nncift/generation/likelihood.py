@@ -61,9 +61,7 @@ def response_losses(
     return Losses(
         examples.ids,
         np.array([found[item] if ok else np.nan for item, ok in zip(examples.ids, read, strict=True)], np.float64),
-        np.array(
-            [len(rows[item].response) if ok else 0 for item, ok in zip(examples.ids, read, strict=True)], np.int64
-        ),
+        np.array([len(rows[item].counted) if ok else 0 for item, ok in zip(examples.ids, read, strict=True)], np.int64),
         failures,
     )
 

@@ -36,12 +36,13 @@ class Prompts:
     def row(self, example: Example, room: int = 0) -> Row:
         """Return an item whole, its examples in front, with at least `room` tokens of the context left behind its prompt.
 
+        With room for an answer, all turns before the last response are its prompt.
         Raises DataError where the item cannot be worded, or is too long: nothing is cut here (see `few_shot`).
         """
         shown = self._before.get(example.id, ())
-        tokens = self.wording.tokens(example, behind=bool(shown))
+        tokens = self.wording.tokens(example.with_last_alone() if room else example, behind=bool(shown))
         front = [token for place, one in enumerate(shown) for token in self._block(one, first=not place)]
-        row = Row((*self.wording.bos, *front, *tokens.prompt), tokens.response)
+        row = tokens.row((*self.wording.bos, *front))
         if not row.prompt or not row.response:
             raise DataError("no tokens: its prompt or its response is empty under this template")
         needed = len(row.prompt) + (room or len(row.response))

@@ -54,6 +54,18 @@ class Rendered:
         return self.prompt + self.response + self.gap
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A conversation as text in parts: what stands before a response that counts, the response, what stands before the next, ...
+
+    joined: as in `Rendered`. partial: the template left only a part of a response.
+    """
+
+    parts: tuple[str, ...]
+    joined: str | None
+    partial: bool
+
+
 class _RefusedError(DataError):
     """A template refuses turns."""
 
@@ -117,6 +129,34 @@ class ChatTemplate:
         except DataError as error:
             return self._joined(alone, CHANGES if isinstance(error, _ChangedError) else REFUSES)
         return found if found.response == alone.response else self._joined(alone, CHANGES)
+
+    def conversation(self, messages: Turns, response: str, *, behind: bool) -> Said:
+        """Return a target in parts; behind: as it reads behind every example, which may show in its first part alone.
+
+        Raises DataError where turns are refused, where the template leaves nothing of a response, and where it words one that is
+        learned from differently once others follow.
+        """
+        learned = [place for place, message in enumerate(messages) if message.learned]
+        answers = [*((messages[:place], messages[place].content) for place in learned), (messages, response)]
+        rendered = [self.alone(*answer) for answer in answers]
+        left = [self.left(one, text) for one, (_, text) in zip(rendered, answers, strict=True)]
+        if "nothing" in left:
+            raise DataError("the chat template leaves nothing of the response")
+        opening = self.behind(*answers[0]) if behind else rendered[0]
+        parts, text = [opening.prompt, rendered[0].response], rendered[0].prompt + rendered[0].response
+        for one in rendered[1:]:
+            if not one.prompt.startswith(text):
+                # Some end the last response with a mark of its own, which does not count then.
+                ended = self.frame[1].rstrip()
+                parts[-1], text = parts[-1].removesuffix(ended), text.removesuffix(ended)
+            if not one.prompt.startswith(text):
+                raise DataError(
+                    "the chat template words an earlier response differently once others follow; with --turns last, the last "
+                    "alone is scored"
+                )
+            parts += [one.prompt[len(text) :], one.response]
+            text = one.prompt + one.response
+        return Said(tuple(parts), opening.joined, "part" in left)
 
     def before(self, messages: Turns, response: str, *, first: bool = True) -> tuple[str, str | None]:
         """Return an example as it reads before every target, and why it is joined plainly, None where it is not.

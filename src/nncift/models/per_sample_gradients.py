@@ -55,7 +55,7 @@ def gradient_batches(lm: CausalLM, rows: Sequence[Row], batch_tokens: int) -> li
     """Return which rows go through a model forward and back together: by tokens, and by what their logits take."""
     at_once = LOGITS_AT_ONCE_CPU if lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
     most = at_once // int(lm.model.config.get_text_config().vocab_size)
-    responses = [len(row.response) for row in rows]
+    responses = [len(row.counted) for row in rows]
     return batches(list(map(len, rows)), batch_tokens, responses=responses, most_responses=most)
 
 

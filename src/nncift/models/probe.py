@@ -12,7 +12,6 @@ layer's own (N. Pham and R. Pagh, KDD 2013).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,7 @@ import numpy.typing as npt
 
 from nncift.core.arrays import Floats
 from nncift.core.seeds import generator
-from nncift.data.examples import Example, Examples
+from nncift.data.examples import Example, Examples, content_text
 from nncift.errors import DataError, UsageError
 from nncift.models.causal_lm import CausalLM, Reading, Row
 from nncift.models.embedding_cache import BlockEncoder, Embedded, EmbeddingCache
@@ -135,21 +134,24 @@ class Probe:
         except DataError as error:
             raise DataError(f"the probe cannot read row {example.id!r}: {error}") from error
         prompt = (*self.wording.bos, *tokens.prompt)
-        response = tokens.response
+        response, scored = tokens.response, tokens.scored
         if not prompt:
             prompt, response = response[:1], response[1:]
+            scored = None if scored is None else tuple(place - 1 for place in scored if place)
         if not prompt or not response:
             raise DataError(f"the probe cannot read row {example.id!r}: it has fewer than two tokens")
         whole, room = len(prompt) + len(response), self.lm.context
         response = response[: room - 1]
-        return Row(prompt[-max(1, room - len(response)) :], response), whole
+        # The first response comes first: some of it is left.
+        scored = None if scored is None else tuple(place for place in scored if place < len(response))
+        return Row(prompt[-max(1, room - len(response)) :], response, scored), whole
 
     def _features(self, row: Row, reading: Reading) -> Floats:
         before = len(row.prompt)
         # The state at position k - 1 predicts token k.
-        predicting = reading.hidden[before - 1 : len(row) - 1]
-        error, entropy, scores = self._errors(predicting, row.response)
-        added = [part[before - 1 : len(row) - 1] for part in reading.added] or [predicting]
+        predicting = reading.hidden[row.places]
+        error, entropy, scores = self._errors(predicting, row.gold)
+        added = [part[row.places] for part in reading.added] or [predicting]
         parts = [_unit(_sketch(error, part, *signs)) for part, signs in zip(added, self._signs, strict=True)]
         # The squared length of a sum of e h' is that of all pairs of tokens.
         push = float(np.sqrt(max(0.0, np.sum((error @ error.T) * (predicting @ predicting.T))))) / len(error)
@@ -165,7 +167,7 @@ class Probe:
             np.sqrt(np.mean((1 - likely) ** 2)),
             min(WORST, -logs.min()),
             entropy,
-            np.log(len(row.response)),
+            np.log(len(row.counted)),
             np.log(before),
             np.log(max(push, 1e-12)),
         ]
@@ -226,9 +228,7 @@ class _Cached:
 
     def __init__(self, probe: Probe, examples: Sequence[Example]) -> None:
         self._probe = probe
-        self.texts = [
-            json.dumps([[turn.role, turn.content] for turn in row.messages] + [row.response]) for row in examples
-        ]
+        self.texts = [content_text(row.messages, row.response) for row in examples]
         self.rows = dict(zip(self.texts, examples, strict=True))
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:

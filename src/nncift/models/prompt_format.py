@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from nncift.core.memory import check_room
 from nncift.data.control_tokens import Controls, Mask
 from nncift.data.examples import Example, Message
-from nncift.errors import DataError, UsageError
+from nncift.errors import UsageError
 from nncift.models.chat_template import ChatTemplate, Rendered
+from nncift.models.token_rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,8 @@ class Tokens:
     """Token ids of a target: what the model reads before the response, and the response with its end of sequence.
 
     joined: why a target behind an example is not part of one conversation, but joined plainly; None where it is. partial: the
-    chat template left only a part of the response. spelled: control tokens that the row's own text holds, read as text.
+    chat template left only a part of a response. spelled: control tokens that the row's own text holds, read as text.
+    scored: as in `Row`, where several turns are learned from: then `response` is all that stands from the first of them on.
     """
 
     prompt: tuple[int, ...]
@@ -48,9 +50,14 @@ class Tokens:
     joined: str | None = None
     partial: bool = False
     spelled: tuple[str, ...] = ()
+    scored: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
+
+    def row(self, before: Sequence[int] = ()) -> Row:
+        """Return the tokens as a row, behind others."""
+        return Row((*before, *self.prompt), self.response, self.scored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +112,21 @@ class PromptFormat:
         check_room("tokenising rows")
         messages, response = example.messages, example.response
         if self._template is None:
-            text = self._plain(messages, response)
-            return Tokens(tuple(self._ids(text.prompt)), (*self._ids(text.response), *self.eos))
+            parts = self._plain_parts(messages, response)
+            ids, scored = _joined([self._ids(text) for text in parts[1:]], self.eos)
+            return Tokens(tuple(self._ids(parts[0])), ids, scored=scored)
         mask = self._mask(messages, response)
         turns = (messages, response) if mask is None else (mask.messages, mask.response)
-        text = (self._template.behind if behind else self._template.alone)(*turns)
-        left = self._template.left(text, turns[1])
-        if left == "nothing":
-            raise DataError("the chat template leaves nothing of the response")
+        said = self._template.conversation(*turns, behind=behind)
         # Behind an example stands the end of its response, which is what a conversation begins with or a mark of its own.
-        prompt = self._controls.ids(text.prompt, self._template.ends if behind else self._template.bos, mask)
+        prompt = self._controls.ids(said.parts[0], self._template.ends if behind else self._template.bos, mask)
         end = () if self._template.frame[1].strip() else self.eos
-        ids = (*self._controls.ids(text.response, text.prompt, mask), *end)
-        return Tokens(tuple(prompt), ids, text.joined, left == "part", () if mask is None else tuple(mask.of.values()))
+        pieces = [
+            self._controls.ids(text, before, mask) for before, text in zip(said.parts[:-1], said.parts[1:], strict=True)
+        ]
+        ids, scored = _joined(pieces, end)
+        spelled = () if mask is None else tuple(mask.of.values())
+        return Tokens(tuple(prompt), ids, said.joined, said.partial, spelled, scored)
 
     def block(self, example: Example, limit: int, *, first: bool = True) -> Block:
         """Tokenise an example to stand in front of a target, in at most `limit` tokens where its response allows.
@@ -177,7 +186,9 @@ class PromptFormat:
             forced = position == 0 and message.role == "system" and self._template and self._template.forces_system
             opens = kept or not self.chat or message.role in ("system", "user")
             if last or forced or (opens and dropped < len(message.content)):
-                kept.append(Message(message.role, message.content[dropped:]))
+                # What is left of a response that was cut is none, nor is one whose question is gone.
+                learned = message.learned and not dropped and any(turn.role in ("user", "tool") for turn in kept)
+                kept.append(Message(message.role, message.content[dropped:], learned))
         return kept
 
     def _block_ids(self, messages: Sequence[Message], response: str, *, first: bool) -> tuple[list[int], str | None]:
@@ -205,6 +216,19 @@ class PromptFormat:
         before, between = self.text.split("{prompt}", 1)
         middle, after = between.split("{response}", 1)
         return Rendered(before + plain_prompt(messages) + middle, response + after, SEPARATOR)
+
+    def _plain_parts(self, messages: Sequence[Message], response: str) -> list[str]:
+        """Return, in plain wording, what stands before the first turn that is learned from, that turn, what follows, ..."""
+        text = self._plain(messages, response)
+        lead = self.text.index("{prompt}")
+        parts, at = [], 0
+        for place, message in enumerate(messages):
+            if message.learned:
+                # Turns that are learned from answer others, so all of them bear their role.
+                end = lead + len(plain_prompt(messages[: place + 1]))
+                parts += [text.prompt[at : end - len(message.content)], message.content]
+                at = end
+        return [*parts, text.prompt[at:], text.response]
 
     def _start(self) -> tuple[int, ...]:
         """Return the ids in front of every sequence: what the chat template begins with, else the tokenizer's habit."""
@@ -264,6 +288,20 @@ class Remarks:
                 "template, and nothing else of it is read."
             )
         return tuple(found)
+
+
+def _joined(pieces: Sequence[Sequence[int]], end: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Return the ids of responses and of what stands between them, the end behind the last, and the places of those that count.
+
+    pieces: a response, what stands before the next, the next, ...; a single response counts whole, which None says.
+    """
+    *others, last = pieces
+    every = [*others, (*last, *end)]
+    ids = tuple(token for piece in every for token in piece)
+    if not others:
+        return ids, None
+    kinds = [place % 2 == 0 for place, piece in enumerate(every) for _ in piece]
+    return ids, tuple(place for place, counts in enumerate(kinds) if counts)
 
 
 def plain_prompt(messages: Sequence[Message]) -> str:

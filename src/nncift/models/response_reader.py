@@ -137,7 +137,7 @@ class Reader:
     def whole(self, example: Example) -> Row:
         """Return an example as a sequence of its own. Raises DataError where it has no tokens, or more than the context holds."""
         tokens = self.tokens(example)
-        row = Row((*self.wording.bos, *tokens.prompt), tokens.response)
+        row = tokens.row(self.wording.bos)
         if not row.prompt or not row.response:
             raise DataError(NO_TOKENS)
         self.check_fits(len(row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,24 +16,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids to be scored: `response` is predicted, `prompt` is read before it."""
+    """Token ids to be scored: `response` is predicted, `prompt` is read before it.
+
+    scored: places of those tokens of the response that count, ascending; None = all. Others are turns between several responses.
+    """
 
     prompt: Sequence[int]
     response: Sequence[int]
+    scored: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
 
+    @property
+    def counted(self) -> Sequence[int]:
+        """Places of the response's tokens that count."""
+        return range(len(self.response)) if self.scored is None else self.scored
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Where the model predicts the tokens that count, as places of prompt and response."""
+        return np.asarray(self.counted, np.int64) + (len(self.prompt) - 1)
+
+    @property
+    def gold(self) -> Sequence[int]:
+        """The tokens that count."""
+        return self.response if self.scored is None else [self.response[place] for place in self.scored]
+
     def without(self, tokens: int) -> Row:
         """Return the row less so many tokens of its prompt's start, which are read in front of it."""
-        return Row(self.prompt[tokens:], self.response)
+        return replace(self, prompt=self.prompt[tokens:])
+
+    def behind(self, ids: Sequence[int]) -> Row:
+        """Return the row with more in front of its prompt."""
+        return replace(self, prompt=(*ids, *self.prompt))
+
+    def record(self) -> list[list[int]]:
+        """Return the row as JSON, which `Row(*record)` reads."""
+        return [list(self.prompt), list(self.response), *([] if self.scored is None else [list(self.scored)])]
 
 
 @dataclass(frozen=True)
 class Reading:
     """What one pass over a row showed, float32.
 
-    log_probabilities: of every response token, `(n_response,)`. hidden: the last layer's states at every position of
+    log_probabilities: of every response token that counts, `(n_response,)`. hidden: the last layer's states at every position of
     prompt and response, `(len(row), hidden size)`, as the model's head reads them. added: what some layers add to the states,
     `(n_layers, len(row), hidden size)`.
     """
@@ -105,18 +132,17 @@ def laid_out(rows: Sequence[Row], before: Sequence[int]) -> Batch:
     sequences = [[*before, *row.prompt, *row.response] for row in rows]
     width = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences], dtype=torch.long)
-    starts = [len(sequence) - len(row.response) - 1 for sequence, row in zip(sequences, rows, strict=True)]
-    if min(starts) < 0:
+    if any(len(sequence) == len(row.response) for sequence, row in zip(sequences, rows, strict=True)):
         raise ValueError("a row's response needs a token before it, which predicts its first one")
-    at_row = np.repeat(np.arange(len(rows)), [len(row.response) for row in rows])
-    at = np.concatenate([np.arange(first, first + len(row.response)) for first, row in zip(starts, rows, strict=True)])
-    gold = torch.tensor([token for row in rows for token in row.response], dtype=torch.long)
+    at_row = np.repeat(np.arange(len(rows)), [len(row.counted) for row in rows])
+    at = np.concatenate([row.places + len(before) for row in rows])
+    gold = torch.tensor([token for row in rows for token in row.gold], dtype=torch.long)
     return Batch(ids, torch.from_numpy(at_row), torch.from_numpy(at), gold)
 
 
 def split(flat: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
     """Return the values of all response tokens, one row's behind the other's, row by row."""
-    return np.split(flat, np.cumsum([len(row.response) for row in rows])[:-1])
+    return np.split(flat, np.cumsum([len(row.counted) for row in rows])[:-1])
 
 
 def log_softmax_at(logits: torch.Tensor, laid: Batch) -> torch.Tensor:

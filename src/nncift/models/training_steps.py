@@ -58,15 +58,15 @@ def row_losses(
     """
     import torch
 
-    width, longest = max(map(len, rows)), max(len(row.response) for row in rows)
+    width, longest = max(map(len, rows)), max(len(row.counted) for row in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     places = torch.zeros((len(rows), longest), dtype=torch.long)
     gold = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor([*row.prompt, *row.response])
-        own = len(row.response)
-        places[index, :own] = torch.arange(len(row.prompt) - 1, len(row) - 1)
-        gold[index, :own] = torch.tensor(row.response)
+        own = len(row.counted)
+        places[index, :own] = torch.from_numpy(row.places)
+        gold[index, :own] = torch.tensor(row.gold)
     ids, places, gold = ids.to(device), places.to(device), gold.to(device)
     each = torch.arange(len(rows), device=device)[:, None]
     if head_is_last:

@@ -184,10 +184,15 @@ class FinishedRun:
         taken = set(self.chosen)
         return [item for item in self.choices if item not in taken]
 
+    @property
+    def layout(self) -> Layout:
+        """How the run's rows say what they say, and which of their turns are learned from."""
+        return Layout.from_settings(self.settings.format, self.settings.map, self.settings.turns)
+
     @cached_property
     def rows(self) -> PoolTable:
         """The rows themselves."""
-        return PoolTable.open(self.base, Layout.from_settings(self.settings.format, self.settings.map))
+        return PoolTable.open(self.base, self.layout)
 
     @cached_property
     def labels(self) -> dict[str, LabelledPairs]:

@@ -106,6 +106,9 @@ def _stubs(rows: Sequence[Example], seed: int) -> list[str]:
 def _with(example: Example, response: str, kind: str) -> Example:
     """Return a row with another response and a marked id; its original row is written anew, since a run reads it again."""
     name = f"{example.id}#{kind}"
-    turns = [{"role": one.role, "content": one.content} for one in example.messages]
+    turns: list[dict[str, object]] = [{"role": one.role, "content": one.content} for one in example.messages]
+    for turn, one in zip(turns, example.messages, strict=True):
+        if one.role == "assistant" and not one.learned:
+            turn["weight"] = 0
     row = {"id": name, "messages": [*turns, {"role": "assistant", "content": response}]}
     return replace(example, id=name, response=response, raw=json.dumps(row, ensure_ascii=False))

@@ -32,7 +32,7 @@ def check_named(settings: RunSettings) -> None:
     """Raise UsageError where settings name no pool, or `--map` a file that is not among the inputs."""
     if not settings.pool:
         raise UsageError("no pool was given; name at least one file of instruction examples")
-    layout = Layout.from_settings(settings.format, settings.map)
+    layout = Layout.from_settings(settings.format, settings.map, settings.turns)
     check_files(
         layout,
         (
@@ -96,11 +96,19 @@ def workspace_of(out: str | Path | None) -> Path | None:
 
 def held(settings: RunSettings, rows: Any, limit: int | None) -> Examples:
     """Return rows that Python holds already as examples."""
-    columns = map_for(settings.map, [SOURCE])
-    return rows_from(rows, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
+    return rows_from(rows, map=map_for(settings.map, [SOURCE]), limit=limit, **_reading(settings))
 
 
 def _read(settings: RunSettings, paths: Sequence[str], limit: int | None) -> Examples:
     # What `--map` says of the files of another set says nothing here.
-    columns = map_for(settings.map, source_names(paths))
-    return read(*paths, format=settings.format, map=columns, limit=limit, seed=settings.seed, strict=settings.strict)
+    return read(*paths, map=map_for(settings.map, source_names(paths)), limit=limit, **_reading(settings))
+
+
+def _reading(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings of every reading."""
+    return {
+        "format": settings.format,
+        "seed": settings.seed,
+        "strict": settings.strict,
+        "turns": settings.turns,
+    }

@@ -15,7 +15,7 @@ from nncift.data.contamination import contamination
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
 from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
-from nncift.data.layout import Layout, map_for
+from nncift.data.layout import Layout, Turns, map_for
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
 from nncift.data.reading import TRIED, check_files, read, records_of, source_names
 from nncift.data.records import Row, check_worth_reading
@@ -55,6 +55,7 @@ def inspect(
     *paths: str | Path,
     format: str = "auto",  # noqa: A002
     map: Mapping[str, str] | None = None,  # noqa: A002
+    turns: Turns = "last",
     tokenizer: str | None = None,
     against: Sequence[str | Path] = (),
     encoder: str | None = None,
@@ -62,12 +63,12 @@ def inspect(
     """Read every row of some files and tell what is there; nothing is written and no language model is loaded.
 
     against: files of test rows; which rows hold them is reported (`data.contamination`), also by meaning with an encoder.
-    tokenizer: a folder or hub name whose tokenizer counts; without one, that of the encoder `minilm` where it is installed,
-    else words and marks. Raises UsageError for wrong settings, DataError for a file that cannot be read at all.
+    turns: as in `read`. tokenizer: a folder or hub name whose tokenizer counts; without one, that of the encoder `minilm` where
+    it is installed, else words and marks. Raises UsageError for wrong settings, DataError for a file that cannot be read at all.
     """
     if not paths:
         raise UsageError("no input given, expected at least one file or hub:org/name")
-    layout = Layout.from_settings(format, map)
+    layout = Layout.from_settings(format, map, turns)
     counted_in, count, special = _counter(tokenizer)
     controls = _pattern(special)
     seen: dict[str, tuple[str, int]] = {}
@@ -116,6 +117,7 @@ def inspect(
         "rows": sum(one["rows"] for one in files),
         "usable": usable,
         "rejected": sum(one["rejected"] for one in files),
+        "turns": turns,
         "counted_in": counted_in,
         "duplicates": {
             "rows": len(copies),

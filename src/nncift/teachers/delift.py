@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, Unpack
 
 import numpy as np
@@ -15,7 +14,6 @@ from nncift.core.arrays import Floats
 from nncift.errors import DataError, UsageError
 from nncift.models.batching import batches, enough_on
 from nncift.models.beginnings import common_start
-from nncift.models.causal_lm import Row
 from nncift.models.prompt_format import Block
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Chunk, ChunkLabels, Kind
@@ -74,7 +72,7 @@ class Delift(InContextTeacher):
             lengths, enough = [len(rest[index]) for index in fitting], enough_on(self.lm.device)
             for places in batches(lengths, self.reader.batch_tokens, len(front), enough=enough):
                 batch = [fitting[place] for place in places]
-                scored = [_behind(ids, rest[index]) if alone else rest[index] for index in batch]
+                scored = [rest[index].behind(ids) if alone else rest[index] for index in batch]
                 tokens += sum(map(len, scored)) + again * len(scored)
                 for index, logs in zip(batch, self.lm.log_probabilities(prefix, scored), strict=True):
                     values[index] = self._distance(logs)
@@ -103,7 +101,3 @@ class Delift(InContextTeacher):
         if self.variant == "logprob":
             return -float(np.mean(logs, dtype=np.float64))
         return float(np.sqrt(np.mean((1.0 - np.exp(logs.astype(np.float64))) ** 2)))
-
-
-def _behind(ids: Sequence[int], row: Row) -> Row:
-    return Row((*ids, *row.prompt), row.response)

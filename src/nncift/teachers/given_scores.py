@@ -50,7 +50,7 @@ class _Simple(ABC):
 
 
 class Length(_Simple):
-    """Longer responses first: `score[s]` is the response's number of characters, which no tokenizer decides."""
+    """Longer responses first: `score[s]` is the number of characters that are learned from, which no tokenizer decides."""
 
     name = "length"
 
@@ -58,7 +58,7 @@ class Length(_Simple):
         super().__init__()
 
     def _score(self, example: Example) -> float:
-        return float(len(example.response))
+        return float(len(example.learned_text))
 
 
 class Random(_Simple):

@@ -68,7 +68,7 @@ class Ica(InContextTeacher):
 
     def _alone(self, item: str) -> Row:
         row = self.reader.rows[item]
-        return Row((*self.wording.bos, *row.prompt), row.response)
+        return row.behind(self.wording.bos)
 
 
 class IcaOfPairs(Ica):
@@ -111,7 +111,7 @@ class IcaOfPairs(Ica):
                 shortened = True
                 continue
             shortened = shortened or block.shortened
-            row = Row((*self.wording.bos, *block.ids, *behind.prompt), behind.response)
+            row = behind.behind((*self.wording.bos, *block.ids))
             if len(row) <= self.lm.context:
                 pairs[index] = row
         return pairs, shortened

@@ -1,7 +1,8 @@
 """IFD, instruction-following difficulty: how little the instruction helps with the response (arXiv 2308.12032).
 
 `ifd[s] = loss(response | prompt) / loss(response alone)`, both the mean negative log-likelihood of a response token; the response
-alone stands behind what documents begin with (`neutral_start`), and behind nothing of a chat.
+alone stands behind what documents begin with (`neutral_start`), and behind nothing of a chat. Of a row with several responses
+that count, "alone" is all that stands from the first of them on.
 Near 0, the prompt says it all; near 1, the model cannot use the prompt yet, which makes the row worth training on.
 Above 1, the prompt misleads: prompt and response hardly belong together, and the paper sets such rows aside.
 """
@@ -9,6 +10,7 @@ Above 1, the prompt misleads: prompt and response hardly belong together, and th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, Unpack
 
@@ -74,7 +76,7 @@ class Ifd(ModelTeacher):
         return self.reader.tokens_read(rows) + self.reader.tokens_read(self._alone(rows))
 
     def _alone(self, rows: Sequence[Row]) -> list[Row]:
-        return [Row(self._start, row.response) for row in rows]
+        return [replace(row, prompt=self._start) for row in rows]
 
     def warnings(self, means: Mapping[str, float]) -> tuple[str, ...]:
         """Return a sentence where most prompts do not help with their responses."""

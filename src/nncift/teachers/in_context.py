@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Unpack
 
 from nncift.data.examples import Example, Examples, Rejection
@@ -44,11 +45,11 @@ class InContextTeacher(ModelTeacher):
             raise DataError(NO_TOKENS)
         self.reader.check_fits(len(self.wording.bos) + len(tokens))
         self._examples[example.id] = example
-        self._behind[example.id] = Row(behind.prompt, tokens.response)
+        self._behind[example.id] = replace(tokens, prompt=behind.prompt).row()
         for role, reason in (("in front of a target", joined), ("behind an example", behind.joined)):
             if reason is not None:
                 self._joined[role, example.id] = reason
-        return Row(tokens.prompt, tokens.response)
+        return tokens.row()
 
     def row_tokens(self, item: str) -> int | None:
         """Return the tokens of a prepared row that reads alone."""

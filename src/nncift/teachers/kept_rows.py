@@ -22,7 +22,7 @@ def put(record: Path | None, key: str, rows: Kept) -> Kept:
     """Put rows on record, where there is a place for it, and return them. key: of all that decides how they are read."""
     if record is not None:
         record.parent.mkdir(parents=True, exist_ok=True)
-        tokens = [[list(row.prompt), list(row.response)] for row in rows.values()]
+        tokens = [row.record() for row in rows.values()]
         # Processes that begin at the same time take the same rows, and each puts them on record.
         own = record.with_name(f"{record.stem}-{os.getpid()}{record.suffix}")
         write_sealed(own, {"key": key, "ids": list(rows), "tokens": tokens})
@@ -38,10 +38,10 @@ def on_record(record: Path | None, key: Callable[[], str]) -> Kept | None:
     found = None if record is None else read_json(record)
     if found is None or found["key"] != key():
         return None
-    rows = (Row(prompt, response) for prompt, response in found["tokens"])
+    rows = (Row(*tokens) for tokens in found["tokens"])
     return dict(zip(found["ids"], rows, strict=True))
 
 
 def contents(rows: Kept | None) -> str | None:
     """Return a hash of what rows say, in their order; None where there are none."""
-    return None if rows is None else fingerprint([[list(row.prompt), list(row.response)] for row in rows.values()])
+    return None if rows is None else fingerprint([row.record() for row in rows.values()])

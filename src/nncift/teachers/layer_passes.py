@@ -178,5 +178,5 @@ class LayerPasses:
     def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
         at_once = LOGITS_AT_ONCE_CPU if self.lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
         most = at_once // int(self.lm.model.config.get_text_config().vocab_size)
-        responses = [len(row.response) for row in rows]
+        responses = [len(row.counted) for row in rows]
         return batches(list(map(len, rows)), self.batch_tokens, responses=responses, most_responses=most)

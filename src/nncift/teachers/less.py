@@ -289,7 +289,7 @@ class Less(ModelTeacher):
         return None if self.workspace is None else self.workspace / name
 
     def _sample_key(self) -> str | None:
-        return None if self._sample is None else fingerprint([[row.prompt, row.response] for row in self._sample])
+        return None if self._sample is None else fingerprint([row.record() for row in self._sample])
 
     @cached_property
     def _gradients(self) -> PerSample | LoraGradients:

@@ -81,7 +81,7 @@ def draw(rows: Mapping[str, Row], recipe: Recipe, seed: int, record: Path | None
     found = None if record is None else read_json(record)
     if found is None or found["key"] != key:
         drawn = shuffled(rows, seed, "warm-up rows")[: max(1, round(recipe.share * len(rows)))]
-        tokens = [[list(rows[item].prompt), list(rows[item].response)] for item in drawn]
+        tokens = [rows[item].record() for item in drawn]
         found = {"key": key, "ids": drawn, "tokens": tokens}
         if record is not None:
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def draw(rows: Mapping[str, Row], recipe: Recipe, seed: int, record: Path | None
             own = record.with_name(f"{record.stem}-{os.getpid()}{record.suffix}")
             write_sealed(own, found)
             os.replace(own, record)
-    return [Row(prompt, response) for prompt, response in found["tokens"]]
+    return [Row(*tokens) for tokens in found["tokens"]]
 
 
 @dataclass(frozen=True)
