@@ -102,11 +102,11 @@ def build(utilities: Utilities, settings: RunSettings, removed: Collection[str] 
     utilities.check_finite()
     if settings.neighbours is not None:
         return _on_graph(utilities, settings, removed)
-    return _dense(utilities, str(settings.objective))
+    return build_dense(utilities, str(settings.objective))
 
 
-def _dense(utilities: Utilities, objective: str) -> DenseProblem:
-    """Return the matrix of a run. Objectives of coverage see the student's tail, others do not.
+def build_dense(utilities: Utilities, objective: str) -> DenseProblem:
+    """Return the whole matrix, for predictions that are finite. Objectives of coverage see the student's tail, others do not.
 
     `flmi` looks at the pool's rows as targets, whose utilities are all predicted where the run has a target set of its own.
     """

@@ -21,12 +21,13 @@ from nncift.core.parallel import serial_map
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.data.pool import PoolTable
+from nncift.errors import DataError
 from nncift.labels.plan import SCORE
 from nncift.labels.vectors import Vectors
 from nncift.selection import pose
 from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.coverage import Coverage
-from nncift.selection.problem import DenseProblem, build
+from nncift.selection.problem import build_dense
 from nncift.selection.rules import Rules
 from nncift.selection.utilities import Utilities
 from nncift.storage.vector_store import rows_of
@@ -173,6 +174,11 @@ class Refits:
 
 
 def _with_weights(shipped: Student, learned: FittedStudent) -> Student:
+    """Return the student with what a refit learned. Raises DataError where that is not finite: it would predict nothing."""
+    if not all(np.isfinite(part).all() for part in learned.weights.values()):
+        raise DataError(
+            "a refit of the student on labels drawn again is not finite; its labels or embeddings are damaged"
+        )
     return replace(shipped, weights=learned.weights, mean=learned.mean, scale=learned.scale)
 
 
@@ -196,9 +202,9 @@ class _Part:
 
     def selected(self, refits: Refits, student: Student, known: LabelledPairs) -> tuple[str, ...]:
         """Return the ids that are selected by a student and the labels that are known to it."""
-        whole, settings = refits.utilities, refits.settings
-        target_ids = tuple(whole.target_ids[at] for at in self.targets)
-        source_ids = target_ids if whole.shared else tuple(whole.source_ids[at] for at in self.sources)
+        whole, objective = refits.utilities, str(refits.settings.objective)
+        target_ids = _at(whole.target_ids, self.targets)
+        source_ids = target_ids if whole.shared else _at(whole.source_ids, self.sources)
         sources = rows_of(whole.vectors.sources, self.sources)
         targets = sources if whole.shared else rows_of(whole.vectors.targets, self.targets)
         utilities = replace(
@@ -206,26 +212,28 @@ class _Part:
             student=student,
             vectors=Vectors(targets, sources, whole.vectors.views),
             labels={"train": _within(known, self, target_ids, source_ids)},
-            contents=tuple(whole.contents[at] for at in self.sources) if whole.contents else (),
+            # They are looked at beside rows that were trained on already, and read from a file.
+            contents=_at(whole.contents, self.sources) if whole.contents and whole.existing is not None else (),
             # Seconds of work, here: shards and clusters share out what the selection itself rests on.
             calculate=serial_map,
         )
-        dense = settings.model_copy(update={"neighbours": None, "optimiser": None})
-        found = build(utilities, dense)
-        if not isinstance(found, DenseProblem):
-            raise TypeError("a selection without neighbours has a dense problem")
+        found = build_dense(utilities, objective)
         score = found.matrix.mean_per_source() if found.score is None else found.score
-        problem = pose(found.matrix, str(settings.objective), replace(found, score=score).given, reuse=True)
+        problem = pose(found.matrix, objective, replace(found, score=score).given, reuse=True)
         rules = self.rules if self.whole else self._rules(source_ids)
         k = min(max(1, self.k, len(rules.include)), len(source_ids) - len(rules.exclude))
         if isinstance(problem, Coverage):
             # Gains and reasons of the rows that are left out take longer than choosing.
             return tuple(source_ids[at] for at in problem.order(k, rules).sources)
-        return problem.choose(k, settings.seed, rules).ids
+        return problem.choose(k, refits.settings.seed, rules).ids
 
     def _rules(self, source_ids: tuple[str, ...]) -> Rules:
         here = frozenset(source_ids)
         return Rules(self.rules.include & here, self.rules.exclude & here)
+
+
+def _at(values: Sequence[str], places: Codes) -> tuple[str, ...]:
+    return tuple(values[at] for at in places.tolist())
 
 
 def _within(

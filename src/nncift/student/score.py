@@ -67,6 +67,10 @@ def all_pairs(
         return held[0]
 
     def keep(place: int, found: Arrays) -> None:
+        if len(tasks) == 1:
+            # The only tile is the whole.
+            held.append(found["block"])
+            return
         rows, columns = tasks[place]
         whole()[columns, rows] = found["block"]
 

@@ -16,17 +16,22 @@ POWERS = (1, 2, 4, 8, 16, 32)
 
 @njit(cache=True, nogil=True, fastmath={"contract", "nsz"})
 def _add(out: Floats, cosine: Floats, weights: Floats, start: int, stop: int) -> None:
+    width = cosine.shape[1]
+    # A row at a time, so that the innermost loop is one of vector instructions.
+    power, total = np.empty(width, np.float32), np.empty(width, np.float32)
     for i in range(start, stop):
         row, into = cosine[i], out[i]
-        for j in range(row.shape[0]):
-            c = row[j]
-            total = weights[0] * c
+        for j in range(width):
+            total[j] = weights[0] * row[j]
             # Opposites are not alike: only the straight line sees below 0.
-            power = max(c, np.float32(0))
-            for k in range(1, weights.shape[0]):
-                power = power * power
-                total += weights[k] * power
-            into[j] += total
+            power[j] = max(row[j], np.float32(0))
+        for k in range(1, weights.shape[0]):
+            weight = weights[k]
+            for j in range(width):
+                power[j] = power[j] * power[j]
+                total[j] += weight * power[j]
+        for j in range(width):
+            into[j] += total[j]
 
 
 def add_polynomial(out: Floats, cosine: Floats, weights: Floats) -> None:
