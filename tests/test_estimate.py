@@ -67,6 +67,30 @@ def test_tokens_are_extrapolated_from_the_start_of_a_chunk_and_its_targets(write
     assert record["bytes"]["matrix_in_memory"] == 2 * 4 * 50 * 50
 
 
+def test_a_cap_in_time_times_nothing_twice(write_pool: Callable[..., Path]) -> None:
+    asked = []
+    for time in (None, "1h"):
+        chunks: list[Chunk] = []
+        texts: list[str] = []
+
+        class Counted(Priced):
+            def label(self, chunk: Chunk, into: list[Chunk] = chunks) -> ChunkLabels:
+                into.append(chunk)
+                return super().label(chunk)
+
+        class Counting(HashEncoder):
+            def encode(self, given: Sequence[str], into: list[str] = texts) -> Any:
+                into.extend(given)
+                return super().encode(given)
+
+        settings = RunSettings(labels="20%", budget="10", time=time)
+        request = Request.resolve(settings, pool=read(write_pool(50)), teacher=Counted(), encoder=Counting())
+        assert estimate(request)["labels"]["train"] == 100
+        asked.append((len(chunks), len(texts)))
+    assert asked[0] == asked[1]
+    assert min(asked[0]) > 0
+
+
 @pytest.mark.parametrize("given", ["pool", "target"])
 def test_rows_that_the_teacher_refuses_end_as_the_run_does(
     write_pool: Callable[..., Path], tmp_path: Path, given: str

@@ -112,15 +112,16 @@ def estimate(request: Request, progress: Progress = silent) -> dict[str, Any]:
         settings.encoder, device=settings.device, load_lm=lambda: language_model(teacher)
     )
     others = tuple({row.content_hash: row for row in request.existing or ()}.values())
+    trials = Trials()
     allowance = allow(
         settings,
         label_budgets(settings, axes),
         Passes.of(settings, axes, teacher, len(others)),
-        lambda: rates_of(settings, axes, teacher, encoder, len(others)),
+        lambda: rates_of(settings, axes, teacher, encoder, len(others), trials),
     )
     # Where labels may grow, the price is that of the last round.
     most = allowance.rounds[-1]
-    plan, trials = _plan(most, settings.seed, axes, teacher), Trials()
+    plan = _plan(most, settings.seed, axes, teacher)
     label, full = cost(plan, teacher, axes.rows, settings.seed, trials, progress)
     read = Examples((*axes.rows, *others))
     probe = _probe(settings, teacher, read, trials, progress) if allowance.features == "probe" else NOTHING
@@ -186,7 +187,8 @@ def _cost_by_pair(
                 tokens += teacher.chunk_tokens(chunk)
                 advance(1)
     with progress("timing a few pairs", 0):
-        price = pair_price(rows, teacher, *timing, plan)
+        seed, trials = timing
+        price = trials.price("pair", lambda: pair_price(rows, teacher, seed, trials, plan))
     passes, pairs = sum(len(chunk.targets) for chunk in chunks), plan.full_passes(relative=False)
     each, sources = chunk_passes(teacher), len(plan.source_ids)
     full = plan.full_passes(relative=teacher.relative) + each * sources
@@ -195,8 +197,8 @@ def _cost_by_pair(
 
 
 def _cost_by_row(plan: RowPlan, teacher: RowTeacher, rows: Examples, seed: int, trials: Trials) -> tuple[Cost, Cost]:
-    price, once = row_price(rows, plan.measured, teacher, seed, trials), warm_up_cost(teacher)
-    found = []
+    price = trials.price("row", lambda: row_price(rows, plan.measured, teacher, seed, trials))
+    once, found = warm_up_cost(teacher), []
     for ids in (plan.measured, plan.full):
         counted = isinstance(teacher, CountsTokens)
         tokens = float(teacher.tokens_of(sorted(ids))) if isinstance(teacher, CountsTokens) else price.tokens * len(ids)
@@ -249,7 +251,7 @@ def _probe(
             tokens += probe.tokens(row) if known is None else min(known, probe.lm.context)
             advance(1)
     with progress("timing the probe", 0):
-        pace = probe_pace(probe, rows, settings.seed, trials)
+        pace = trials.price("probe", lambda: probe_pace(probe, rows, settings.seed, trials))
     return Cost(len(rows), float(tokens), *pace.of(tokens))
 
 
@@ -267,7 +269,7 @@ def _embedding(
                 advance(min(COUNTED, len(rows) - start))
             tokens = None if None in counts else float(sum(count or 0 for count in counts))
     with progress("timing the encoder", 0):
-        price = text_price(axes.rows, encoder, settings.seed, trials, settings.device)
+        price = trials.price("text", lambda: text_price(axes.rows, encoder, settings.seed, settings.device))
     return Cost(len(rows), tokens, *price.of(len(rows), tokens))
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 from statistics import fmean
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from nncift.teachers.abilities import (
     warm_up_cost,
 )
 
+_Price = TypeVar("_Price")
 CANDIDATES = 64
 """Rows or chunks among which those that are timed are chosen."""
 MOST_ITEMS = 8
@@ -75,11 +77,19 @@ class Pace:
 
 @dataclass
 class Trials:
-    """Times work, and adds up what was timed. tokens: of the teacher's model."""
+    """Times work, and adds up what was timed. tokens: of the teacher's model. prices: what was found, by kind of pass."""
 
     tokens: float = 0.0
     processor: float = 0.0
     clock: float = 0.0
+    prices: dict[str, Any] = field(default_factory=dict)
+
+    def price(self, kind: str, find: Callable[[], _Price]) -> _Price:
+        """Return the price of a kind of pass, which is found once: a cap in time and an estimate ask for the same."""
+        if kind not in self.prices:
+            self.prices[kind] = find()
+        found: _Price = self.prices[kind]
+        return found
 
     def pace(self, sizes: Sequence[float], do: Callable[[list[int]], object], share: Share, units: int = 0) -> Pace:
         """Time `do` on items of about the mean size.
@@ -285,7 +295,7 @@ class TextPrice:
         return self.pace.of(texts if self.tokens is None else texts * self.tokens if tokens is None else tokens)
 
 
-def text_price(rows: Examples, encoder: Encoder, seed: int, trials: Trials, device: str = "auto") -> TextPrice:
+def text_price(rows: Examples, encoder: Encoder, seed: int, device: str = "auto") -> TextPrice:
     """Time embedding a few texts that no cache has; an encoder of its own is not loaded, but stood in for (`EncoderTrial`)."""
     texts = [rows.by_id(item).text for item in shuffled(rows.ids, seed, "estimate", "texts")[:CANDIDATES]]
     sizes = encoder.count(texts) if isinstance(encoder, CountsTexts) else None
@@ -313,21 +323,30 @@ def _stand_in(trial: EncoderTrial, sizes: Sequence[int], places: list[int]) -> N
 
 
 def rates_of(
-    settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, encoder: Encoder, existing: int = 0
+    settings: RunSettings,
+    axes: Axes,
+    teacher: Teacher | RowTeacher,
+    encoder: Encoder,
+    existing: int = 0,
+    trials: Trials | None = None,
 ) -> Rates:
-    """Time what a run takes. existing: rows that were trained on already, which are embedded and probed too."""
-    trials, seed, rows = Trials(), settings.seed, len(axes.rows) + existing
-    fixed = text_price(axes.rows, encoder, seed, trials, settings.device).of(rows, None)[0] or 0.0
+    """Time what a run takes. existing: rows that were trained on already, which are embedded and probed too.
+
+    trials: keeps the prices that are found, by the names that an estimate takes them by.
+    """
+    trials, seed, rows = Trials() if trials is None else trials, settings.seed, len(axes.rows) + existing
+    text = trials.price("text", lambda: text_price(axes.rows, encoder, seed, settings.device))
+    fixed = text.of(rows, None)[0] or 0.0
     if settings.features == "probe":
         probe = Probe(language_model(teacher, "--features probe"), settings.template)
         drawn = [axes.rows.by_id(item) for item in shuffled(axes.rows.ids, seed, "estimate", "probe")[:CANDIDATES]]
         tokens = rows * fmean(probe.tokens(row) for row in drawn)
-        fixed += probe_pace(probe, axes.rows, seed, trials).of(tokens)[0]
+        fixed += trials.price("probe", lambda: probe_pace(probe, axes.rows, seed, trials)).of(tokens)[0]
     if isinstance(teacher, RowTeacher):
-        row = row_price(axes.rows, axes.sources.ids, teacher, seed, trials)
+        row = trials.price("row", lambda: row_price(axes.rows, axes.sources.ids, teacher, seed, trials))
         each = row.pace.of(row.tokens if row.by_token else 1)[0]
         return Rates(fixed, 0.0, each / max(1, row_passes(teacher)))
-    pair = pair_price(axes.rows, teacher, seed, trials)
+    pair = trials.price("pair", lambda: pair_price(axes.rows, teacher, seed, trials))
     if not pair.by_token:
         return Rates(fixed, 0.0, pair.pace.clock)
     return Rates(fixed, pair.begun * pair.pace.clock, pair.target * pair.pace.clock)
