@@ -78,9 +78,12 @@ def in_threads(kernel: Callable[[int, int], object], n: int, least: int = 64) ->
     least: the shortest range that is worth a thread. Threads of our own, since numba's parallel loops abort when two Python
     threads run them at once.
     """
+    check_room("a compiled loop")
+    if n < 2 * least:
+        kernel(0, n)
+        return
     import numba
 
-    check_room("a compiled loop")
     workers = min(numba.config.NUMBA_NUM_THREADS, max(n // least, 1))  # type: ignore[attr-defined]
     edges = [n * i // workers for i in range(workers + 1)]
     if workers == 1:

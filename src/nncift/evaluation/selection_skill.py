@@ -8,8 +8,9 @@ labels' own selection (docs/method.md, section 2).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +64,14 @@ class Block:
 
     def seen_by(self, name: str) -> Array:
         """Return what selection sees: the label where it is known, else what is predicted."""
-        found = np.where(self.known, self.truth, self.predictions[name])
-        # What has no label has no prediction that counts either: both are masked alike.
-        found[~np.isfinite(self.truth)] = np.nan
+        return self._seen[name]
+
+    @cached_property
+    def _seen(self) -> Mapping[str, Array]:
+        found = {name: np.where(self.known, self.truth, of) for name, of in self.predictions.items()}
+        for of in found.values():
+            # What has no label has no prediction that counts either: both are masked alike.
+            of[~np.isfinite(self.truth)] = np.nan
         return found
 
 
@@ -179,21 +185,24 @@ class _Part:
 
 def _some(blocks: Sequence[Block], random: np.random.Generator) -> list[_Part]:
     """Draw items, and return what is left of every block; an item on both axes is drawn once."""
-    sources = _drawn(np.concatenate([block.sources for block in blocks]), random)
-    targets = _drawn(np.concatenate([block.targets for block in blocks]), random)
+    sources = _drawn([block.sources for block in blocks], random)
+    targets = _drawn([block.targets for block in blocks], random)
     found = []
     for block in blocks:
-        kept_sources = np.isin(block.sources, sources)
-        kept_targets = np.isin(block.targets, targets) if len(block.targets) > 1 else np.ones(1, bool)
+        kept_sources = sources[block.sources]
+        kept_targets = targets[block.targets] if len(block.targets) > 1 else np.ones(1, bool)
         shared = block.same >= 0
         kept_targets[block.same[shared]] = kept_sources[shared]
         found.append(_Part(block, np.flatnonzero(kept_targets), np.flatnonzero(kept_sources)))
     return found
 
 
-def _drawn(codes: Codes, random: np.random.Generator) -> Codes:
-    every = np.unique(codes)
-    return every[random.permutation(len(every))[: round(KEPT * len(every))]]
+def _drawn(codes: Sequence[Codes], random: np.random.Generator) -> Mask:
+    """Return by code whether it is drawn."""
+    every = np.unique(np.concatenate(codes))
+    found = np.zeros(1 + int(every[-1]), bool)
+    found[every[random.permutation(len(every))[: round(KEPT * len(every))]]] = True
+    return found
 
 
 def _gained(
@@ -210,25 +219,30 @@ def _gained(
         across = part.target_ids
         problem = _posed(across, ids, truth, objective)
         k = max(1, round(share * len(ids)))
-        chance = float(np.mean([problem.value(list(some)) for some in _random_sets(ids, k, random)]))
-        total[""] += float(problem.value(_chosen(problem, ids, k))) - chance
+        drawn = np.array([random.permutation(len(ids))[:k] for _ in range(RANDOM_DRAWS)])
+        chance = float(np.mean(_values(problem, ids, drawn)))
+        total[""] += float(_values(problem, ids, _chosen(problem, ids, k))[0]) - chance
         for name in names:
             chosen = _chosen(_posed(across, ids, part.of(part.block.seen_by(name)), objective), ids, k)
-            total[name] += float(problem.value(chosen)) - chance
+            total[name] += float(_values(problem, ids, chosen)[0]) - chance
     return total
 
 
-def _chosen(problem: Problem, ids: tuple[str, ...], k: int) -> list[str]:
+def _values(problem: Problem, ids: tuple[str, ...], sets: Codes) -> Array:
+    """Return the objective's value of each set, a row of `(n_sets, k)` places among the ids, which are in order."""
+    if isinstance(problem, Coverage):
+        return problem.values(sets)
+    return np.array([problem.value([ids[place] for place in some]) for some in sets.tolist()])
+
+
+def _chosen(problem: Problem, ids: tuple[str, ...], k: int) -> Codes:
+    """Return the places of what is chosen, as one set."""
     # An account of every row would take most of the time.
     if isinstance(problem, Coverage):
-        return [ids[source] for source in problem.order(k).sources]
-    return list(problem.choose(k, 0).ids)
+        return problem.order(k).sources[None, :]
+    place = {item: at for at, item in enumerate(ids)}
+    return np.array([[place[item] for item in problem.choose(k, 0).ids]], np.intp)
 
 
 def _posed(targets: tuple[str, ...], sources: tuple[str, ...], values: Array, objective: str) -> Problem:
     return pose(UtilityMatrix(targets, sources, np.asfortranarray(values, np.float32)), objective)
-
-
-def _random_sets(ids: tuple[str, ...], k: int, random: np.random.Generator) -> Iterator[tuple[str, ...]]:
-    for _ in range(RANDOM_DRAWS):
-        yield tuple(ids[place] for place in random.permutation(len(ids))[:k])

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from nncift.core.seeds import shuffled
 from nncift.selection import Subset, kernels
 from nncift.selection.objectives import Similarity, positions
 from nncift.selection.rules import NO_RULES, Order, Rules
+
+Codes = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,12 @@ class Coverage:
     def value(self, ids: Sequence[str]) -> float:
         """Return the objective's value of a set. Raises UsageError for ids that are no sources."""
         return self._value(self._positions(ids)) * self.similarity.scale.unit
+
+    def values(self, sets: Codes) -> kernels.Doubles:
+        """Return the values `(n_sets,)` of small sets, each a row of `(n_sets, k)` positions among the similarity's sources."""
+        best = np.maximum(self.similarity.levels.T[sets].max(axis=1, initial=0), self.floor)
+        added = best.sum(axis=1, dtype=np.int64) - self.floor.sum(dtype=np.int64) + self.bonus[sets].sum(axis=1)
+        return np.asarray(added * self.similarity.scale.unit, np.float64)
 
     def _positions(self, ids: Sequence[str]) -> kernels.Longs:
         return positions(self.similarity.source_ids, ids).astype(np.int64)
