@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,9 @@ LEAST = 4
 FILLED, FILLING = 3, 0.4
 """Rounds in which missing pairs are filled, and the penalty then."""
 
+KEPT = 300
+"""Rows of an axis up to which the matrices of all penalties are kept once they are made, 6 MB at most."""
+
 LEFT_OUT = 800
 """Rows of an axis at most on which predictions without them are made, to choose the penalty and to learn the polynomials."""
 
@@ -69,12 +73,20 @@ class _Axis:
         """Return the share of every singular direction that the penalty keeps."""
         return np.asarray(self.size**2 / (self.size**2 + penalty))
 
+    @cached_property
+    def _without_own(self) -> dict[float, Doubles]:
+        return {}
+
     def without_own(self, penalty: float) -> Doubles:
-        """Return the matrix `(n, n)` that predicts each row from all others."""
+        """Return the matrix `(n, n)` that predicts each row from all others; every penalty is tried up to three times."""
+        if (kept := self._without_own.get(penalty)) is not None:
+            return kept
         hat = (self.left * self.kept(penalty)) @ self.left.T
         own = np.minimum(np.diag(hat), 1 - 1e-9)
         hat /= (1 - own)[:, None]
         np.fill_diagonal(hat, 0.0)
+        if len(hat) <= KEPT:
+            self._without_own[penalty] = hat
         return np.asarray(hat)
 
 
