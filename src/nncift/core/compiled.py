@@ -1,4 +1,4 @@
-"""Compiling with numba, and the compiled loop that matrices themselves need; numba loads when one is first asked for."""
+"""Compiling with numba, and the compiled loops of lower layers; numba loads when one is first asked for."""
 
 from __future__ import annotations
 
@@ -30,3 +30,35 @@ def means_of(columns: npt.NDArray[np.float32], start: int, stop: int, mean: npt.
                 count += 1
         if count:
             mean[s] = total / count
+
+
+@compiled
+def write_centred_ranks(
+    weights: npt.NDArray[np.float64],
+    order: npt.NDArray[np.intp],
+    last: npt.NDArray[np.intp],
+    ranks: npt.NDArray[np.float64],
+) -> None:
+    """Write the average ranks less their mean under each column of weights, both `(n, n_resamples)`.
+
+    order: `(n,)` positions that sort the values. last: where each run of ties ends in it.
+    """
+    n, columns = weights.shape
+    total, below, here = np.zeros(columns), np.zeros(columns), np.zeros(columns)
+    for row in range(n):
+        for j in range(columns):
+            total[j] += weights[row, j]
+    start = 0
+    for end in last:
+        here[:] = 0.0
+        for place in range(start, end + 1):
+            row = order[place]
+            for j in range(columns):
+                here[j] += weights[row, j]
+        for place in range(start, end + 1):
+            row = order[place]
+            for j in range(columns):
+                ranks[row, j] = (2.0 * below[j] + here[j] - total[j]) / 2.0
+        for j in range(columns):
+            below[j] += here[j]
+        start = end + 1

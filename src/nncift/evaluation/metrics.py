@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.memory import check_room
 from nncift.core.pairs import LabelledPairs
 
 Array = npt.NDArray[np.float64]
@@ -59,18 +60,16 @@ class Ranking:
     """The order of some values, found once, from which the ranks under any weights follow without sorting again.
 
     order: `(n,)` positions that sort the values. last: `(n_runs,)` place in that order where each run of ties ends.
-    run: `(n,)` run of each value.
     """
 
     order: Integers
     last: Integers
-    run: Integers
 
     @classmethod
     def of(cls, values: Array) -> Ranking:
         """Sort values of shape `(n,)`."""
         _, run, size = np.unique(values, return_inverse=True, return_counts=True)
-        return cls(np.argsort(run, kind="stable"), np.cumsum(size) - 1, run)
+        return cls(np.argsort(run, kind="stable"), np.cumsum(size) - 1)
 
     def centred(self, weights: Array) -> Array:
         """Return average ranks minus their mean, in the shape of the weights.
@@ -79,10 +78,13 @@ class Ranking:
         sample; their average is b + (w+1)/2, and the mean of all ranks is (total+1)/2. Sums of integers and halves
         are exact in float64, so a constant gives exactly 0.
         """
-        up_to = np.cumsum(weights[self.order], axis=0)[self.last]
-        below = np.concatenate([np.zeros_like(up_to[:1]), up_to[:-1]])
-        ranks: Array = ((up_to + below - up_to[-1]) / 2)[self.run]
-        return ranks
+        from nncift.core.compiled import write_centred_ranks
+
+        check_room("a compiled loop")
+        columns = np.ascontiguousarray(weights.reshape(len(weights), -1), np.float64)
+        ranks = np.empty_like(columns)
+        write_centred_ranks(columns, self.order, self.last, ranks)
+        return ranks.reshape(weights.shape)
 
 
 def rank_correlation(label: Array, prediction: Array, weights: Array) -> Array:
