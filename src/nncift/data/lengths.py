@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nncift.data.conversation import Conversation, Speech
-from nncift.errors import ResourceError, UsageError
+from nncift.errors import DataError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from nncift.data.chat_rendering import ChatRenderer
 
 WHAT_TO_DO = ("refuse", "drop")
 
@@ -43,27 +46,35 @@ def token_counter(model: str | None) -> Callable[[Conversation], int]:
         )
     from transformers import AutoTokenizer
 
+    from nncift.data.chat_rendering import ChatRenderer
+
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(model)) if Path(model).is_dir() else model)
     except (OSError, ValueError) as error:
         raise ResourceError(f"--tokenizer {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
+    render = ChatRenderer(tokenizer) if getattr(tokenizer, "chat_template", None) else None
+
     def count(conversation: Conversation) -> int:
         sides = [conversation.turns] if conversation.rejected is None else [conversation.turns, conversation.rejected]
-        return max(_length(tokenizer, [_plain(turn) for turn in side]) for side in sides)
+        return max(_length(tokenizer, render, [_plain(turn) for turn in side]) for side in sides)
 
     return count
 
 
-def _length(tokenizer: Any, turns: list[dict[str, str]]) -> int:
-    if getattr(tokenizer, "chat_template", None):
+def _length(tokenizer: Any, render: ChatRenderer | None, turns: list[dict[str, str]]) -> int:
+    if render is not None:
         from jinja2 import TemplateError
 
+        from nncift.data.chat_rendering import TooMuchWorkError
+
         try:
-            return len(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+            return len(tokenizer(render(turns), add_special_tokens=False)["input_ids"])
         except TemplateError:
             # Templates refuse roles; the texts alone are a length from below.
             pass
+        except TooMuchWorkError as error:
+            raise DataError(f"the chat template of {tokenizer.name_or_path!r} is refused: {error}") from error
     text = "\n\n".join(turn["content"] for turn in turns)
     return len(tokenizer(text)["input_ids"])
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from nncift.data.chat_rendering import ChatRenderer
 from nncift.data.examples import Message
-from nncift.errors import DataError, UsageError
+from nncift.errors import DataError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +97,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         template = str(tokenizer.get_chat_template())
         # A template that names the day would give other values tomorrow.
-        self._template = (FIXED_DAY if "strftime_now" in template else "") + template
+        self._render = ChatRenderer(tokenizer, (FIXED_DAY if "strftime_now" in template else "") + template)
         self._opening, start = self._first_rendering()
         bos = str(tokenizer.bos_token or "")
         self.bos = bos if bos and start.startswith(bos) else ""
@@ -323,11 +324,9 @@ class ChatTemplate:
         """Render turns; ask: with what stands before a response that is due. Raises _RefusedError."""
         said = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    said, chat_template=self._template, tokenize=False, add_generation_prompt=ask
-                )
-            )
+            return self._render(said, ask=ask)
+        except ResourceError:
+            raise
         except Exception as error:
             # A Jinja template may raise anything.
             raise _RefusedError(f"the model's chat template refuses these turns: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from nncift.data.chat_rendering import ChatRenderer
 from nncift.models.prompt_format import PromptFormat
 
 BOUNDARIES = (
@@ -43,7 +44,7 @@ def _turn_marks(tokenizer: Any) -> frozenset[int]:
         return frozenset()
     turns = [{"role": role, "content": "?"} for role in ("user", "assistant", "user")]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        text = ChatRenderer(tokenizer)(turns, ask=True)
     except Exception:  # noqa: BLE001 - a Jinja template may raise anything
         return frozenset()
     ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]

@@ -12,6 +12,7 @@ from typing import Any
 
 from nncift.core.texts import first_line
 from nncift.core.yaml_text import read_yaml
+from nncift.data.chat_rendering import ChatRenderer
 from nncift.errors import UsageError
 from nncift.models.prompt_format import PromptFormat
 
@@ -165,11 +166,7 @@ def encoder(tokenizer: Any, *, special: bool) -> Callable[[Sequence[str]], list[
 
 def _as_turn(tokenizer: Any, text: str) -> str:
     try:
-        rendered = str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-        )
+        rendered = ChatRenderer(tokenizer)([{"role": "user", "content": text}], ask=True)
     except Exception as error:
         # A Jinja template may raise anything.
         raise UsageError(f"the model's chat template refuses a user's turn: {error}; use --template plain") from error
