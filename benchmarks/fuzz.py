@@ -541,17 +541,35 @@ def mutated(target: str, dice: random.Random) -> bytes:
     return bytes(data[:200_000])
 
 
-def fuzz(targets: list[str], minutes: float, seed: int, finds: Path, state: Path | None = None) -> dict[str, Any]:
+def counted(state: Path | None) -> dict[str, Any]:
+    """Return what the sessions before have counted in a file; nothing where there is none."""
+    if state is None or not state.exists():
+        return {"sessions": 0, "cpu_minutes": 0.0, "inputs": {}, "finds": []}
+    found: dict[str, Any] = json.loads(state.read_text())
+    return found
+
+
+def count(state: Path, record: Mapping[str, Any]) -> None:
+    """Add a session to the file that counts them."""
+    before = counted(state)
+    inputs: Counter[str] = Counter(before["inputs"])
+    inputs.update({target: inputs_of or 0 for target, inputs_of in record["inputs"].items()})
+    total = {
+        "sessions": before["sessions"] + 1,
+        "cpu_minutes": round(before.get("cpu_minutes", 0.0) + record["cpu_minutes"], 2),
+        "total": inputs.total(),
+        "inputs": dict(inputs),
+        "finds": [*before["finds"], *record["finds"]],
+    }
+    state.write_text(json.dumps(total, indent=2))
+
+
+def fuzz(targets: list[str], minutes: float, seed: int, finds: Path, session: int = 0) -> dict[str, Any]:
     """Mutate in turns for so long; return how many inputs each target had, and what was found.
 
-    state: a file that counts over sessions; each goes on with inputs of its own.
+    session: each has inputs of its own.
     """
-    before: dict[str, Any] = (
-        json.loads(state.read_text())
-        if state is not None and state.exists()
-        else {"sessions": 0, "inputs": {}, "finds": []}
-    )
-    dice, began = random.Random(f"{seed} {before['sessions']}"), time.process_time()
+    dice, began = random.Random(f"{seed} {session}"), time.process_time()
     record: dict[str, Any] = {"inputs": dict.fromkeys(targets, 0), "finds": []}
     known: set[str] = set()
     if {"directory", "manifest"} & set(targets):
@@ -577,12 +595,6 @@ def fuzz(targets: list[str], minutes: float, seed: int, finds: Path, state: Path
                             record["finds"].append({"what": what, "said": str(error)[:200], "file": str(path)})
                             sys.stderr.write(f"{what}: {str(error)[:200]} ({path})\n")
     record["cpu_minutes"] = round((time.process_time() - began) / 60, 2)
-    if state is not None:
-        counts: Counter[str] = Counter(before["inputs"])
-        counts.update(record["inputs"])
-        found = [*before["finds"], *record["finds"]]
-        total = {"sessions": before["sessions"] + 1, "total": counts.total(), "inputs": dict(counts), "finds": found}
-        state.write_text(json.dumps(total, indent=2))
     return record
 
 
@@ -646,7 +658,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--minutes", type=float, default=1, help="CPU minutes; on the clock with atheris")
     asked.add_argument("--only", choices=(*TARGETS, "readers"), action="append")
-    asked.add_argument("--state", type=Path, help="file that counts inputs over sessions (mutate)")
+    asked.add_argument("--state", type=Path, help="file that counts inputs over sessions")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--engine", choices=("mutate", "atheris"), default="mutate")
     asked.add_argument("--finds", type=Path, default=Path("fuzz-finds"))
@@ -660,9 +672,11 @@ def main() -> None:
         if given.engine == "atheris":
             record = by_coverage(targets, given.minutes, given.seed, given.finds)
         else:
-            record = fuzz(targets, given.minutes, given.seed, given.finds, given.state)
+            record = fuzz(targets, given.minutes, given.seed, given.finds, counted(given.state)["sessions"])
     finally:
         shutil.rmtree(folder(), ignore_errors=True)
+    if given.state is not None:
+        count(given.state, record)
     print(json.dumps(record, indent=2))
     sys.exit(1 if record["finds"] else 0)
 
