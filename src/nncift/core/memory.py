@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from nncift.errors import ResourceError, UsageError
+
+if sys.platform != "win32":
+    import resource
 
 UNITS = {
     "": 1,
@@ -83,6 +85,8 @@ def free_memory() -> int | None:
 
 def capped() -> int | None:
     """Return the bytes that `cap` lets this process take, None without one."""
+    if sys.platform == "win32":
+        return None
     most, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return None if most == resource.RLIM_INFINITY else most
 
@@ -103,8 +107,7 @@ def rows_at_once(most: int, row_bytes: int) -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Tell whether an error says that this process's memory, and not a device's, ran out."""
-    most, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    known = _SAID if most == resource.RLIM_INFINITY else (*_SAID, *_SAID_UNDER_A_CAP)
+    known = _SAID if capped() is None else (*_SAID, *_SAID_UNDER_A_CAP)
     return isinstance(error, MemoryError) or any(said in str(error).lower() for said in known)
 
 
@@ -181,6 +184,8 @@ def cap(most: int) -> None:
     What is asked beyond raises MemoryError, or RuntimeError in torch. Memory maps of files do not count. A lower cap that exists
     already stays. Raises ResourceError where the process takes more than that already.
     """
+    if sys.platform == "win32":
+        raise ResourceError("--max-mem was given, and Windows caps no process's memory; leave it out")
     _take_work_space()
     _make_arrow_modest()
     if (have := taken()) > most:
@@ -223,7 +228,7 @@ def _free_on_machine() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
-        if all(name in os.sysconf_names for name in names):
+        names, known = ("SC_PHYS_PAGES", "SC_PAGE_SIZE"), getattr(os, "sysconf_names", {})
+        if all(name in known for name in names):
             return os.sysconf(names[0]) * os.sysconf(names[1])
     return None

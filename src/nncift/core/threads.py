@@ -44,7 +44,7 @@ def free_cores() -> int:
     try:
         # This process is one of those that are counted.
         others = max(0.0, os.getloadavg()[0] - 1)
-    except OSError:
+    except (OSError, AttributeError):
         return cores
     return max(1, round(cores - others))
 

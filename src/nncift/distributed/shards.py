@@ -6,9 +6,9 @@ lock of the run, which the run that joins the shards holds alone.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
+import sys
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,9 @@ from nncift.storage import checksums
 from nncift.storage.locks import locked
 from nncift.storage.run_directory import RunDir
 from nncift.teachers.abilities import KeepsWorkspace, WarmsUp
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK = ".lock"
 TEACHER_FOLDER = "teacher"
@@ -224,8 +227,8 @@ def _folder_like(run: Path, shard: Shard) -> Iterator[Path]:
     whole = f"a process without --shard works on {str(run)!r}; wait until it ends"
     same = f"another process works on shard {shard} of {str(run)!r}; wait until it ends, or give another --shard"
     with (
-        _lock(run / LOCK, fcntl.LOCK_SH, whole),
-        _lock(folder.with_name(f"{shard.name}{LOCK}"), fcntl.LOCK_EX, same),
+        _lock(run / LOCK, whole, shared=True),
+        _lock(folder.with_name(f"{shard.name}{LOCK}"), same),
     ):
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -251,8 +254,10 @@ def _link(run: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path, how: int, refusal: str) -> Iterator[None]:
-    """Hold the lock of a file. Raises ResourceError, with the refusal, where another process has it."""
+def _lock(path: Path, refusal: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file. Raises ResourceError, with the refusal, where another process has it, and on Windows."""
+    if sys.platform == "win32":
+        raise ResourceError("--shard needs locks that several processes share, which Windows has not; run without it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Read and write: a lock on a network file system needs the one for sharing and the other for excluding.
@@ -261,7 +266,7 @@ def _lock(path: Path, how: int, refusal: str) -> Iterator[None]:
         raise ResourceError(f"{str(path)!r} cannot be written: {error.strerror}") from error
     with stream:
         try:
-            fcntl.flock(stream, how | fcntl.LOCK_NB)
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             raise ResourceError(refusal) from error
         yield

@@ -134,7 +134,7 @@ def _load() -> float:
     """Return the processes that want a processor, for each that there is."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
-    except OSError:
+    except (OSError, AttributeError):
         return 0.0
 
 

@@ -38,7 +38,8 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with reporting_full_disk(path):
             yield part
-        with part.open("rb") as stream:
+        # Windows flushes only what is open for writing.
+        with part.open("r+b") as stream:
             os.fsync(stream.fileno())
         os.replace(part, path)
     finally:

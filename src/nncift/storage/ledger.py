@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -138,13 +137,20 @@ class Stopwatch:
 
 
 def peak_mb() -> float:
-    """Return the peak resident memory in MB since the last reset; since the process began where none is possible."""
+    """Return the peak resident memory in MB since the last reset; since the process began where none is possible.
+
+    0 on Windows, which tells neither in this way.
+    """
     try:
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e6
     except OSError:
         pass
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 

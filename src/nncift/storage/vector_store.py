@@ -306,7 +306,8 @@ def load_array(path: Path, mode: Literal["r", "r+"] | None = None) -> npt.NDArra
 def release(array: npt.NDArray[Any]) -> None:
     """Let go the pages of a mapped file: they count as this process's memory, and can be read again at any time."""
     mapped = _map_of(array)
-    if mapped is not None:
+    # Windows has neither.
+    if mapped is not None and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
