@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift.core import texts
-from nncift.data import json_arrays, json_files, read, records
+from nncift.data import json_arrays, read, records
 from nncift.errors import DataError
 from nncift.runs.finished import FinishedRun
 from nncift.storage import arrow_messages, parquet_pages
@@ -106,12 +106,27 @@ def test_files_of_a_run_have_the_same_guard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
 def test_a_row_of_nothing_but_brackets(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (records, json_arrays, json_files):
-        monkeypatch.setattr(module, "MOST_PARTS", 20_000)
+    monkeypatch.setattr(records, "MOST_PARTS", 20_000)
     monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 13)
     path, row = tmp_path / f"pool.{suffix}", '{"instruction":"a","output":"b","more":[' + "[]," * 20_001 + "1]}"
     path.write_text(f"[{row}]" if suffix == "json" else row + "\n")
     with pytest.raises(DataError, match="20,000 lists and objects"):
+        read(path)
+
+
+@pytest.mark.parametrize("values", ["1.5,", '"ab",', '"k":1,'])
+@pytest.mark.parametrize("form", ["pool.json", "pool.jsonl", "columns.json"])
+def test_a_row_of_nothing_but_short_values(
+    tmp_path: Path, values: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MOST_PARTS", 20_000)
+    monkeypatch.setattr(texts, "MOST_HELD", 1 << 20)
+    monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 13)
+    body = values * 30_000 + ('"k":1' if ":" in values else "1")
+    row = '{"instruction":"a","output":"b","more":' + (f"{{{body}}}" if ":" in values else f"[{body}]") + "}"
+    path = tmp_path / form
+    path.write_text({"pool.json": f"[{row}]", "pool.jsonl": f"{row}\n", "columns.json": row}[form])
+    with pytest.raises(DataError, match="so many values that they take more than 1 MiB"):
         read(path)
 
 
@@ -120,7 +135,7 @@ def test_brackets_are_counted_once_however_many_values_were_read_at_once(
 ) -> None:
     monkeypatch.setattr(json_arrays, "MANY_BYTES", 1 << 13)
     counted = list[int]()
-    monkeypatch.setattr(json_arrays, "has_many_parts", lambda text, start: bool(counted.append(start)))
+    monkeypatch.setattr(json_arrays, "too_many_parts", lambda text, start: counted.append(start))
     path = tmp_path / "pool.json"
     path.write_text("[" + ",".join(['{"instruction":"a","output":"b"}'] * 5000) + "]")
     assert len(read(path)) == 5000

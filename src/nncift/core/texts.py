@@ -11,6 +11,9 @@ from typing import Any
 MOST_PARTS = 4_000_000
 """Lists and objects in a JSON file of a run; each takes thirty times its text in memory."""
 
+MOST_HELD, LEAST_TIMES = 1 << 29, 4
+"""Bytes that values of a JSON text may take in memory, or so many times its own where that is more."""
+
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -32,9 +35,24 @@ def read_text(path: Path | Traversable) -> str:
 
 def json_of(text: str) -> Any:
     """Return what a JSON text of a run holds. Raises ValueError where it is none, or far more in memory than as text."""
-    if text.count("[") + text.count("{") > MOST_PARTS:
-        raise ValueError(f"it holds more than {MOST_PARTS:,} lists and objects")
+    if why := too_much(text, parts=MOST_PARTS):
+        raise ValueError(f"it holds {why}")
     return json.loads(text)
+
+
+def too_much(text: str, start: int = 0, *, parts: int) -> str:
+    """Return why a JSON text is more than memory should hold as values, by its signs alone; empty where it is not.
+
+    parts: most lists and objects.
+    """
+    lists = text.count("[", start) + text.count("{", start)
+    if lists > parts:
+        return f"more than {parts:,} lists and objects"
+    # A short text takes 51 bytes and its place in a list 8, a name and its place in an object about 100.
+    held = 60 * (lists + text.count(",", start)) + 100 * text.count(":", start)
+    if held > max(MOST_HELD, LEAST_TIMES * (len(text) - start)):
+        return f"so many values that they take more than {MOST_HELD >> 20:,} MiB"
+    return ""
 
 
 def seconds(value: float) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from nncift.data.records import MOST_PARTS, has_many_parts
+from nncift.data.records import too_many_parts
 
 CHUNK = 1 << 20
 MOST_VALUE = 1 << 29
@@ -148,9 +148,10 @@ class _Window:
         self.next()
         while True:
             # What was read may hold the next values too, which then are as long.
-            if not self._counted and len(self._text) - self._at > MANY_BYTES and has_many_parts(self._text, self._at):
-                raise self.error(f"a value of more than {MOST_PARTS:,} lists and objects")
-            self._counted = True
+            if not self._counted and len(self._text) - self._at > MANY_BYTES:
+                if why := too_many_parts(self._text, self._at):
+                    raise self.error(f"a value of {why}")
+                self._counted = True
             try:
                 value, end = json.JSONDecoder().raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:

@@ -22,7 +22,6 @@ from nncift.data.json_arrays import CHUNK, MOST_VALUE, array_values, first_eleme
 from nncift.data.opening import opened, suffix_of
 from nncift.data.records import (
     MAX_BYTES,
-    MOST_PARTS,
     TURN_ROLES,
     Line,
     Record,
@@ -30,10 +29,10 @@ from nncift.data.records import (
     broken,
     from_json,
     from_value,
-    has_many_parts,
     kind_of,
     shown,
     too_long,
+    too_many_parts,
 )
 from nncift.errors import DataError
 
@@ -207,8 +206,8 @@ def _of_object(path: Path, row_columns: Collection[str], is_row: IsRow) -> Itera
 def _whole(data: bytes) -> object:
     """Return the value of a document. Raises ValueError where it is none, or more than memory should hold of it."""
     text = data.decode("utf-8")
-    if has_many_parts(text):
-        raise json.JSONDecodeError(f"a value of more than {MOST_PARTS:,} lists and objects", "", 0)
+    if why := too_many_parts(text):
+        raise json.JSONDecodeError(f"a value of {why}", "", 0)
     found: object = json.loads(text)
     return found
 

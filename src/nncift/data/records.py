@@ -12,6 +12,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nncift.core.texts import too_much
 from nncift.errors import DataError
 
 # Chat rows with tool schemas nest about 20 deep. The bound keeps a row readable in every later stage: Python's own
@@ -86,9 +87,9 @@ def check_worth_reading(given: str | Path, unusable: int, usable: int) -> None:
         )
 
 
-def has_many_parts(text: str, start: int = 0) -> bool:
-    """Tell a JSON text that is more lists and objects than any row holds."""
-    return text.count("[", start) + text.count("{", start) > MOST_PARTS
+def too_many_parts(text: str, start: int = 0) -> str:
+    """Return why a JSON text is more values than any row holds, empty where it is not."""
+    return too_much(text, start, parts=MOST_PARTS)
 
 
 def from_json(line: int, data: bytes) -> Record:
@@ -106,8 +107,8 @@ def from_text(line: int, raw: str) -> Record:
 
     A number that is not finite (NaN, an infinity, 1e999) is null, as in tables, and the row's text is written anew then.
     """
-    if len(raw) > MOST_PARTS and has_many_parts(raw):
-        return Record(line, "", None, f"too many parts: the row has more than {MOST_PARTS:,} lists and objects")
+    if len(raw) > MOST_PARTS and (why := too_many_parts(raw)):
+        return Record(line, "", None, f"too many parts: the row has {why}")
     try:
         try:
             value = _FINITE.decode(raw)
