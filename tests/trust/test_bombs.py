@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift.core import texts
-from nncift.data import json_arrays, read, records
+from nncift.data import file_rows, json_arrays, read, records
 from nncift.errors import DataError
 from nncift.runs.finished import FinishedRun
 from nncift.storage import arrow_messages, parquet_pages
@@ -127,6 +127,33 @@ def test_a_row_of_nothing_but_short_values(
     path = tmp_path / form
     path.write_text({"pool.json": f"[{row}]", "pool.jsonl": f"{row}\n", "columns.json": row}[form])
     with pytest.raises(DataError, match="so many values that they take more than 1 MiB"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("pool.json", '{"a":[' + "1," * 200 + "1]}", "more than 100 values in lists"),
+        ("pool.json", "{" + '"k":1,' * 200 + '"k":1}', "more than 100 names"),
+        ("pool.jsonl", '{"instruction":"a","output":"b"}\n' + "\n" * 200, "more than 100 lines of a file are blank"),
+        ("pool.csv", "instruction,output\na,b\n" + "\n" * 200, "more than 100 lines of a file are blank"),
+        ("pool.csv", "instruction,output\n" + "ab," * 200 + "\n", "more than 100 cells"),
+        ("pool.csv", ",".join(map(str, range(200))) + "\n", "more than 100 cells"),
+    ],
+)
+def test_files_of_next_to_nothing_are_given_up(
+    tmp_path: Path, name: str, text: str, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, bound in (
+        (json_arrays, "MOST_LISTED"),
+        (json_arrays, "MOST_NAMES"),
+        (records, "MOST_BLANK"),
+        (file_rows, "MOST_CELLS"),
+    ):
+        monkeypatch.setattr(module, bound, 100)
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=match):
         read(path)
 
 

@@ -43,7 +43,7 @@ MOST_BITS, MOST_WIDTH = 10_000, 1000
 
 _BUDGET: ContextVar[Budget] = ContextVar("budget")
 _STEP_FILTER, _READ_FILTER, _TEXT_FILTER, _MADE_FILTER = "nncift step", "nncift read", "nncift text", "nncift made"
-_ITEMS = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+_ITEMS: Any = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 _PERCENT_WIDTH = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(?:\*|\d{4,}|\d*\.(?:\*|\d{4,}))")
 _WIDTH, _NESTED_KEY = re.compile(r"\d{4,}|[*{]"), re.compile(r"%\([^)]*\(")
 
@@ -159,8 +159,8 @@ def _environment() -> _BoundedEnvironment:
     ours.globals.update(theirs.globals)
     for name, filter_ in theirs.filters.items():
         ours.filters[name] = _counted_filter(name, filter_)
-    for name in theirs.tests.keys() - _FREE_TESTS:
-        ours.tests[name] = _counted_test(theirs.tests[name])
+    tests: dict[str, Any] = theirs.tests
+    ours.tests.update({name: _counted_test(tests[name]) for name in tests.keys() - _FREE_TESTS})
     ours.filters |= {_STEP_FILTER: _step, _READ_FILTER: _read, _TEXT_FILTER: _text, _MADE_FILTER: _made}
     return ours
 

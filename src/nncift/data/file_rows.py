@@ -12,12 +12,14 @@ from typing import IO
 from nncift.data.examples import Example, Rejection
 from nncift.data.json_files import IsRow, OfLine, json_records
 from nncift.data.opening import opened, suffix_of
-from nncift.data.records import MAX_BYTES, Line, Record, from_json, from_value, shown
+from nncift.data.records import MAX_BYTES, Line, Record, check_not_blank, from_json, from_value, shown
 from nncift.data.tables import arrow_records, is_saved, parquet_records, saved_records
 from nncift.errors import DataError
 from nncift.storage.atomic import atomic
 
 _TABLES = (".csv", ".tsv")
+MOST_CELLS = 2_000_000
+"""Separators in a line of a table: text of such a length has far fewer."""
 
 
 def file_records(path: Path, row_columns: Collection[str] = (), is_row: IsRow = lambda _: True) -> Iterator[Record]:
@@ -111,14 +113,16 @@ def csv_records(handle: IO[bytes], path: Path, *, tabs: bool) -> Iterator[Record
     try:
         header_line = text.readline(MAX_BYTES)
         separator = _separator(header_line, "\t" if tabs else ",")
-        lines = _and_then(header_line, text)
+        lines = _and_then(header_line, text, separator, path)
         reader = csv.reader(lines, delimiter=separator, strict=True)
         names = next(reader, [])
         _check_names(names, path)
-        before = reader.line_num
+        before, blank = reader.line_num, 0
         for cells in reader:
             line, before = before + 1, reader.line_num
             if not cells:
+                blank += 1
+                check_not_blank(blank)
                 continue
             if len(cells) != len(names):
                 reason = f"wrong number of cells: the row has {len(cells)}, and the header {len(names)}"
@@ -139,11 +143,16 @@ def csv_records(handle: IO[bytes], path: Path, *, tabs: bool) -> Iterator[Record
         text.detach()
 
 
-def _and_then(first: str, rest: io.TextIOWrapper) -> Iterator[str]:
-    yield first
-    # A record may run over lines; a line without an end must not fill the memory.
-    while line := rest.readline(MAX_BYTES):
+def _and_then(first: str, rest: io.TextIOWrapper, separator: str, path: Path) -> Iterator[str]:
+    # A record may run over lines; a line without an end must not fill the memory, and neither must its cells.
+    line = first
+    while line:
+        if len(line) > MOST_CELLS and line.count(separator) > MOST_CELLS:
+            raise DataError(
+                f"a line of {str(path)!r} has more than {MOST_CELLS:,} cells; is {separator!r} what parts its columns?"
+            )
         yield line
+        line = rest.readline(MAX_BYTES)
 
 
 def _separator(header: str, usual: str) -> str:
@@ -151,8 +160,10 @@ def _separator(header: str, usual: str) -> str:
 
 
 def _check_names(names: list[str], path: Path) -> None:
-    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if twice is not None:
-        raise DataError(f"the header of {str(path)!r} names the column {shown(twice)} twice; rename one")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"the header of {str(path)!r} names the column {shown(name)} twice; rename one")
+        seen.add(name)
     if not any(names):
         raise DataError(f"{str(path)!r} has no header, expected the names of its columns in the first line")

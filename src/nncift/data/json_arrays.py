@@ -16,6 +16,10 @@ MOST_VALUE = 1 << 29
 MANY_BYTES = 1 << 23
 """Text that is counted before it becomes a value; of more than a row there is never so much in memory."""
 
+MOST_LISTED, MOST_NAMES = 4_000_000, 1_000_000
+"""Values in the lists of an object that are no objects, and names in it, that are gone through to find its list of rows."""
+
+_DECODER = json.JSONDecoder()
 _NUMBER = re.compile(r"[0-9.eE+-]*")
 _BLANK = re.compile(r"[ \t\n\r]*")
 _MARGIN = 16
@@ -70,11 +74,20 @@ def survey(start: bytes, handle: IO[bytes]) -> tuple[list[tuple[str, bool]], boo
 
     With every name stands whether its value is an array with objects in it. Raises as `array_values`.
     """
-    text = _Window(start, handle)
-    names = [
-        (name, values is not None and any(isinstance(value, dict) for value in values))
-        for name, values in _entries(text)
-    ]
+    text, left = _Window(start, handle), MOST_LISTED
+    names = []
+    for name, values in _entries(text):
+        has_rows = False
+        for value in values or ():
+            left -= 1
+            if left < 0:
+                raise text.error(f"an object with more than {MOST_LISTED:,} values in lists")
+            if isinstance(value, dict):
+                has_rows = True
+                break
+        names.append((name, has_rows))
+        if len(names) > MOST_NAMES:
+            raise text.error(f"an object of more than {MOST_NAMES:,} names")
     return names, bool(text.next())
 
 
@@ -153,7 +166,7 @@ class _Window:
                     raise self.error(f"a value of {why}")
                 self._counted = True
             try:
-                value, end = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 late = "string" in error.msg or error.pos + _MARGIN >= len(self._text)
                 if late and self._more():

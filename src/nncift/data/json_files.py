@@ -27,6 +27,7 @@ from nncift.data.records import (
     Record,
     Row,
     broken,
+    check_not_blank,
     from_json,
     from_value,
     kind_of,
@@ -94,10 +95,10 @@ class _FedLines(io.RawIOBase):
 def _beginning(handle: IO[bytes], size: int | None = None) -> bytes:
     """Return what a document begins with, blanks and then some text."""
     size = CHUNK if size is None else size
-    start = handle.read(size)
-    while start.isspace() and (more := handle.read(size)):
-        start += more
-    return start
+    parts = [handle.read(size)]
+    while parts[-1].isspace() and (more := handle.read(size)):
+        parts.append(more)
+    return b"".join(parts)
 
 
 def _layout(path: Path, is_row: IsRow) -> str:
@@ -145,9 +146,14 @@ def _any_left(handle: IO[bytes]) -> bool:
 
 def _lines(handle: IO[bytes], of_line: OfLine) -> Iterator[Record | Line]:
     """Yield one record per line; only a line feed ends a line, since JSON text may hold any other separator."""
+    blank = 0
     for number, line in enumerate(_bounded(handle), start=1):
         if line is None:
             yield too_long(number)
+            continue
+        if line.isspace():
+            blank += 1
+            check_not_blank(blank)
             continue
         # A comma between rows is left over from an array.
         text = line.rstrip(b"\r\n")

@@ -25,6 +25,9 @@ MAX_BYTES = 1 << 25
 MOST_UNUSABLE = 1_000_000
 """Rows that cannot be used, among few that can, beyond which a file is given up."""
 
+MOST_BLANK = 5_000_000
+"""Blank lines of a file; each takes time and holds nothing."""
+
 MOST_PARTS = 2_000_000
 """Lists and objects of a row, by the brackets in its text: each takes thirty times its text in memory."""
 
@@ -85,6 +88,12 @@ def check_worth_reading(given: str | Path, unusable: int, usable: int) -> None:
             f"more than {MOST_UNUSABLE:,} rows of {str(given)!r} cannot be used and nearly none can. Is it a "
             "file of instruction data? Name its columns with --map, or give another"
         )
+
+
+def check_not_blank(lines: int) -> None:
+    """Raise DataError for a file of so many blank lines that it is none of rows."""
+    if lines > MOST_BLANK:
+        raise DataError(f"more than {MOST_BLANK:,} lines of a file are blank; take them out, or give another file")
 
 
 def too_many_parts(text: str, start: int = 0) -> str:
