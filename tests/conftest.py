@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+
+from tests.hastened import hasten
 
 # No test may depend on how busy a machine is, nor fail on one and pass on another by what was drawn; `pytest
 # --hypothesis-profile=default` draws anew.
@@ -33,10 +36,27 @@ WORDS = (
 ).split()
 
 
-def pytest_collection_finish() -> None:
+frozen = 0
+"""Modules that were imported when garbage was last frozen."""
+
+
+def freeze() -> None:
     """Leave what was imported out of every collection of garbage from here on: it took a sixth of a small run."""
+    global frozen
     gc.collect()
     gc.freeze()
+    frozen = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    """Freeze what test files import."""
+    freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Freeze what a test has imported on its way, such as PyTorch."""
+    if len(sys.modules) > frozen + 100:
+        freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,10 +67,23 @@ def without_disks() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return folders that are not there yet: a folder made by pytest for every test takes a look at those of all others."""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every test's caches out of the home folder and out of each other's way."""
-    monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("NNCIFT_CACHE", str(next(caches)))
+
+
+@pytest.fixture
+def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw fewer resamples and refits (`tests.hastened`)."""
+    hasten(monkeypatch)
 
 
 @pytest.fixture(scope="session")

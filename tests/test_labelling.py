@@ -3,8 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +17,12 @@ from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.evaluation.fidelity import measure
 from nncift.labels.row_labels import RowLabelStore
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
 from nncift.stages.request import Request
-from nncift.student import paper_recipe as fit
 from nncift.teachers import RowLabels
+from tests.hastened import hasten
 
 Write = Callable[..., Path]
 Floats = npt.NDArray[np.float32]
@@ -74,9 +71,7 @@ class Features:
 
 @pytest.fixture(autouse=True)
 def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
-    monkeypatch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
-    monkeypatch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=10))
+    hasten(monkeypatch, epochs=10)
 
 
 def select(pool: Any, out: Path, teacher: Any = None, **given: Any) -> Run:
@@ -165,8 +160,7 @@ def test_known_scores_are_used_as_they_are(tmp_path: Path, write_pool: Write) ->
     assert run.summary["teacher"] == "column:quality"
 
 
-@pytest.mark.parametrize("stop_after", [0, 1])
-@pytest.mark.parametrize("labels", [0.3, 0.6])
+@pytest.mark.parametrize(("labels", "stop_after"), [(0.3, 1), (0.6, 0)])
 def test_a_run_stopped_while_measuring_ends_with_the_same_bytes(
     tmp_path: Path, write_pool: Write, stop_after: int, labels: float
 ) -> None:
@@ -214,10 +208,8 @@ def test_less_stopped_after_its_warm_up_ends_with_the_same_bytes(
     write_pool(44)
     teacher: Any = "less" if by_name else Less(str(llama_folder), **TINY)
     given = {"model": str(llama_folder), "option": TINY} if by_name else {}
-    for labels in (0.5, 0.6):
-        more = select(pool, tmp_path / "halting", teacher, labels=labels, **given)
-        rows = more.summary["labels"]["rows"]
-        assert more.ledger["teacher_passes"] == rows + 4 > before
+    more = select(pool, tmp_path / "halting", teacher, labels=0.6, **given)
+    assert more.ledger["teacher_passes"] == more.summary["labels"]["rows"] + 4 > before
     assert json.loads((tmp_path / "halting" / "labels" / "teacher" / "warmup.json").read_text())["ids"] == warm_up
 
 

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Call = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("hastened")
 
 
 def test_a_gate_that_is_not_reached_is_exit_code_5(
