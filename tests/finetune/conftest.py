@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +16,23 @@ from nncift.teachers.delift_se import Similarity
 Write = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, make_row: Callable[[int], dict[str, str]]) -> Path:
+    """Return a folder with a finished run and its pool, made once: copy it to change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    pool = folder / "pool.jsonl"
+    pool.write_text("".join(json.dumps(make_row(index)) + "\n" for index in range(40)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        teacher = Similarity("hash")
+        nncift.run(pool, teacher=teacher, out=folder / "run", encoder="hash", labels=0.5, budget=6, gate=False)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, write_pool: Write) -> Path:
-    out = tmp_path / "run"
-    nncift.run(write_pool(40), teacher=Similarity("hash"), out=out, encoder="hash", labels=0.5, budget=6, gate=False)
-    return out
+def run(tmp_path: Path, finished: Path) -> Path:
+    shutil.copy(finished / "pool.jsonl", tmp_path)
+    return Path(shutil.copytree(finished / "run", tmp_path / "run"))
 
 
 @pytest.fixture
