@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pytest
 
 import nncift
@@ -23,6 +24,8 @@ from nncift.models import encoders as encode
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+LONG = ("docs/data.md", "docs/index.md", "docs/metrics.md", "docs/scale.md", "docs/teachers.md", "docs/tune.md")
+"""Pages with several runs or trainings, which take seconds: `make test` reads them, `make test-slow` runs them too."""
 MADE_FIRST = "nncift run alpaca.jsonl --model MODEL --budget 30% --out runs/alpaca --quiet"
 
 
@@ -188,7 +191,7 @@ def names_of(page: str) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer, "folder": "."}
 
 
-@pytest.mark.parametrize("page", NAMES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in NAMES])
 def test_every_block_of_a_page_runs_as_it_stands(page: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = names_of(page)
     for language, text in blocks(page):
@@ -213,6 +216,22 @@ def test_every_block_of_a_page_runs_as_it_stands(page: str, reader: Path, monkey
             nncift.teachers.SelectIt("MODEL", rating_prompts="prompts.yaml")
         else:
             pytest.fail(f"{page} has a block in {language!r}, which no test runs")
+
+
+@pytest.mark.parametrize("page", LONG)
+def test_commands_of_a_long_page_have_the_flags_that_it_shows(page: str) -> None:
+    read = 0
+    for language, text in blocks(page):
+        if language == "python":
+            compile(text, page, "exec")
+        elif language in ("shell", "slurm"):
+            lines = [shlex.split(re.sub(r"\$\w+", "1", line), comments=True) for line in text.splitlines()]
+            for words in [words for words in lines if words[:1] == ["nncift"]]:
+                command = cli.cli.get_command(click.Context(cli.cli), words[1])
+                assert command is not None, words
+                command.make_context(words[1], words[2:])
+                read += 1
+    assert read or page == "docs/metrics.md"
 
 
 def test_blocks_are_found_in_both_forms() -> None:

@@ -15,7 +15,12 @@ def test_the_examples_page_names_every_script() -> None:
         assert f"`{script.name}" in page
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def marked(script: Path) -> Any:
+    """Return a script as a parameter; slow where a language model labels."""
+    return pytest.param(script, id=script.stem, marks=pytest.mark.slow if "Delift(" in script.read_text() else ())
+
+
+@pytest.mark.parametrize("script", [marked(script) for script in EXAMPLES])
 def test_an_example_runs(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(script)])
