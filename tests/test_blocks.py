@@ -224,7 +224,7 @@ def left_by(folder: Path) -> dict[str, bytes]:
 def test_a_run_in_small_parts_leaves_the_same_bytes(
     tmp_path: Path, write_pool: Callable[..., Path], name: str, small_parts: Callable[[], None]
 ) -> None:
-    pool = write_pool(400)
+    pool = write_pool(160)
     for part in ("whole", "parts"):
         if part == "parts":
             small_parts()

@@ -212,7 +212,7 @@ def test_log_probabilities_are_the_same_to_the_byte_whatever_a_cap_leaves(
 def test_a_run_under_a_cap_selects_the_same_to_the_byte(tmp_path: Path, write_pool: Callable[..., Path]) -> None:
     command = [
         "run",
-        str(write_pool(300)),
+        str(write_pool(60)),
         "--teacher",
         "delift-se",
         "--encoder",
