@@ -51,7 +51,7 @@ bench: setup
 
 # The documentation as a site, in site/; a broken link or an unknown name fails.
 docs: .venv/.docs-ready
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/zensical build --strict --clean
 
 .venv/.docs-ready: .venv/.ready
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e ".[docs]"
@@ -74,4 +74,4 @@ audit: .venv/.audit-ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site .cache .mypy_cache .ruff_cache .pytest_cache
