@@ -18,16 +18,18 @@ from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import HashEncoder
 from nncift.models.prompt_format import PromptFormat
-from nncift.teachers import FeatureTeacher, RowTeacher
+from nncift.teachers import Chunk, FeatureTeacher, RowTeacher
 from nncift.teachers.abilities import HasNotes
 from nncift.teachers.delift import Delift
 from nncift.teachers.delift_se import Similarity
 from nncift.teachers.given_scores import Column, Length, Random
+from nncift.teachers.ica import Ica
 from nncift.teachers.ifd import Ifd
 from nncift.teachers.less import Less
 from nncift.teachers.loss import Loss
 from nncift.teachers.neutral import neutral_start
 from nncift.teachers.rds import Rds
+from nncift.teachers.selectit import SelectIt
 
 PAIRS = [
     ("sort the red list", "list red"),
@@ -387,3 +389,13 @@ def test_subtasks_of_rds_take_turns(write_pool: Callable[..., Path], llama_folde
     turns = table[table["selected"]].sort_values("rank")["reason"].str.extract(r"in the turn of target:(row-\d+)")[0]
     # The subtask of one row has every other turn.
     assert [turn == "row-0050" for turn in turns] in ([True, False] * 2, [False, True] * 2)
+
+
+@pytest.mark.parametrize("make", [Loss, Ifd, Rds, SelectIt, Delift, Ica, Length, Similarity])
+def test_a_row_that_was_set_aside_is_refused_by_name(make: Any, llama: CausalLM) -> None:
+    plain = {Length: lambda: Length(), Similarity: lambda: Similarity("hash")}
+    teacher = plain[make]() if make in plain else make(llama)
+    teacher.prepare(pool())
+    pairs = isinstance(teacher, Delift | Ica)
+    with pytest.raises(UsageError, match="row 'other' cannot be measured: it was never prepared, or it was rejected"):
+        _ = teacher.label(Chunk(0, "other", ("r0",))) if pairs else teacher.measure(["other"])

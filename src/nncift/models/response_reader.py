@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,16 @@ else:
     AnyModel = AnyTokenizer = Any
 
 BATCH_TOKENS = 2048
+Held = TypeVar("Held")
 AnyFloats = npt.NDArray[np.floating[Any]]
 NO_TOKENS = "no tokens: its prompt or its response is empty under this template"
+
+
+class Prepared(dict[str, Held]):
+    """What is held of the rows that were prepared, by id. Raises UsageError for another id, which a set-aside row is too."""
+
+    def __missing__(self, item: str) -> Held:
+        raise UsageError(f"row {item!r} cannot be measured: it was never prepared, or it was rejected")
 
 
 class ModelSettings(TypedDict, total=False):
@@ -101,7 +109,7 @@ class Reader:
             "trust_remote_code": trust_remote_code,
         }
         self.batch_tokens = batch_tokens
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = Prepared()
         self._remarks = Remarks()
 
     @property

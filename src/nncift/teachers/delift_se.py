@@ -12,6 +12,7 @@ from nncift.core.arrays import Floats
 from nncift.data.examples import Examples, Rejection
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.models.encoders import Encoder, create
+from nncift.models.response_reader import Prepared
 from nncift.teachers import Kind, RowLabels
 
 NO_SAVING = "the teacher costs what the student's input costs, so a student saves nothing: take the full matrix"
@@ -34,7 +35,7 @@ class Similarity:
         name = encoder if isinstance(encoder, str) else type(encoder).__name__
         self.options: Mapping[str, Any] = {"teacher": self.name, "encoder": name}
         self.width = 0
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, str] = Prepared()
 
     @cached_property
     def _cache(self) -> EmbeddingCache:

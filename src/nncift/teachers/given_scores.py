@@ -12,6 +12,7 @@ import numpy as np
 from nncift.core.seeds import derive
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, UsageError
+from nncift.models.response_reader import Prepared
 from nncift.teachers import Kind, RowLabels
 
 
@@ -25,7 +26,7 @@ class _Simple(ABC):
 
     def __init__(self, **settings: Any) -> None:
         self.options: Mapping[str, Any] = {"teacher": self.name, **settings}
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, float] = Prepared()
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Score rows, and return those that have no score."""

@@ -18,7 +18,7 @@ from nncift.data.examples import Examples
 from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Prefix
 from nncift.models.model_parts import body_of, last_hidden_states
-from nncift.models.response_reader import Reader, too_long
+from nncift.models.response_reader import Prepared, Reader, too_long
 from nncift.teachers.rating import Form, Ids, encoder, make_form
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Rater:
         self.words = tuple(words)
         self.grades = len(self.words)
         self.shortened: set[str] = set()
-        self._rows: dict[str, tuple[Ids, Ids]] = {}
+        self._rows: dict[str, tuple[Ids, Ids]] = Prepared()
         self._prefixes: dict[int, Prefix] = {}
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError
 from nncift.models.causal_lm import Row
-from nncift.models.response_reader import NO_TOKENS, AnyModel, AnyTokenizer, ModelSettings
+from nncift.models.response_reader import NO_TOKENS, AnyModel, AnyTokenizer, ModelSettings, Prepared
 from nncift.teachers.model_teacher import ModelTeacher
 
 
@@ -25,8 +25,8 @@ class InContextTeacher(ModelTeacher):
         **settings: Unpack[ModelSettings],
     ) -> None:
         super().__init__(model, own, tokenizer, **settings)
-        self._examples: dict[str, Example] = {}
-        self._behind: dict[str, Row] = {}
+        self._examples: dict[str, Example] = Prepared()
+        self._behind: dict[str, Row] = Prepared()
         self._joined: dict[tuple[str, str], str] = {}
 
     @property

@@ -269,9 +269,6 @@ class LayerTeacher(ModelTeacher, ABC):
         """Return the features of rows, `(n, width)`. Raises ResourceError for a row whose gradient is no number."""
         import torch
 
-        unknown = [item for item in ids if item not in self.reader.rows]
-        if unknown:
-            raise UsageError(f"row {unknown[0]!r} cannot be measured: it was never prepared, or it was rejected")
         rows, statistics = [self.reader.rows[item] for item in ids], self.warm_up()
         found = torch.zeros((len(rows), self.dimension), device=self.lm.device)
 

@@ -18,7 +18,7 @@ import numpy as np
 from nncift.core.arrays import Floats
 from nncift.core.fingerprints import fingerprint
 from nncift.data.examples import Examples, Rejection
-from nncift.errors import ResourceError, UsageError
+from nncift.errors import ResourceError
 from nncift.models.causal_lm import Row
 from nncift.models.checkpoints import Adam, Checkpoint, bring, content
 from nncift.models.lora import Trainable
@@ -221,9 +221,6 @@ class Less(ModelTeacher):
 
     def measure(self, ids: Sequence[str]) -> RowLabels:
         """Return the features of rows, `(n, width)`. Raises ResourceError for a row whose gradient is no number."""
-        unknown = [example_id for example_id in ids if example_id not in self._rows]
-        if unknown:
-            raise UsageError(f"row {unknown[0]!r} cannot be measured: it was never prepared, or it was rejected")
         rows = [self._rows[example_id] for example_id in ids]
         found = [self._at(checkpoint, rows) for checkpoint in self.warm_up()]
         features = self._features

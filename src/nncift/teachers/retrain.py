@@ -227,16 +227,14 @@ class Retrain(ModelTeacher):
 
         Raises UsageError for a row that is neither of the pool nor a target, ResourceError where a loss is no number.
         """
-        inclusions = [self._inclusion(item) for item in ids]
         rows = [self.reader.rows[item] for item in ids]
+        inclusions = [self._inclusion(item) for item in ids]
         losses = np.stack([self._losses(weights, rows) for weights in self.warm_up()], axis=1)
         self.reader.check_not_nan(ids, losses, "the loss of row")
         values = np.concatenate([losses, np.stack(inclusions)], axis=1) if ids else np.empty((0, self.width))
         return RowLabels(values.astype(np.float32), self.tokens_of(ids), self.row_passes * len(ids))
 
     def _inclusion(self, item: str) -> Floats:
-        if item not in self.reader.rows:
-            raise UsageError(f"row {item!r} cannot be measured: it was never prepared, or it was rejected")
         if self._plain or item in self._targets():
             return np.zeros(self.given.trainings, np.float32)
         if item not in self.inclusions:
