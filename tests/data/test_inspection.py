@@ -147,3 +147,22 @@ def test_masks_pairs_and_reasoning_are_told(tmp_path: Path) -> None:
     record = inspect(path)["files"][0]
     assert record["formats"] == {"messages": 1, "preference": 1}
     assert list(record["not_used"].values()) == [1, 1, 1, 1]
+
+
+def test_copies_name_the_first_row_of_their_content_over_files(tmp_path: Path) -> None:
+    texts = ["a", "b", "a", "c", "b", "a"]
+    files = []
+    for name, some in (("one", texts[:3]), ("two", texts[3:])):
+        files.append(tmp_path / f"{name}.jsonl")
+        lines = [json.dumps({"prompt": f"ask {text}", "completion": text}) for text in some]
+        files[-1].write_text("".join(line + "\n" for line in lines))
+    other = tmp_path / "three.jsonl"
+    other.write_text("".join(json.dumps({"prompt": "ask c", "completion": str(k)}) + "\n" for k in range(2)))
+    found = inspect(*files, other)["duplicates"]
+    assert found["rows"] == 3
+    assert found["first"] == [
+        {"source": "one", "line": 3, "of": ["one", 1]},
+        {"source": "two", "line": 2, "of": ["one", 2]},
+        {"source": "two", "line": 3, "of": ["one", 1]},
+    ]
+    assert found["same_prompt_other_response"] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nncift.data.contamination import contamination
 from nncift.data.control_tokens import COMMON
@@ -43,12 +45,58 @@ class _File:
     turns: Counter[int] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
     several: int = 0
-    prompts: list[int] = field(default_factory=list)
-    responses: list[int] = field(default_factory=list)
+    prompts: array[int] = field(default_factory=lambda: array("q"))
+    responses: array[int] = field(default_factory=lambda: array("q"))
     labels: LabelColumns = field(default_factory=LabelColumns)
-    control_lines: list[int] = field(default_factory=list)
+    control_lines: array[int] = field(default_factory=lambda: array("q"))
     control_texts: Counter[str] = field(default_factory=Counter)
     unread: list[Row] = field(default_factory=list)
+
+
+class _Contents:
+    """Hashes of contents and prompts, 16 bytes each: a million rows are looked at in little memory."""
+
+    def __init__(self) -> None:
+        self._whole, self._asked = bytearray(), bytearray()
+        self._lines = array("q")
+        self._starts: dict[str, int] = {}
+
+    def add(self, source: str, line: int, dialogue: Dialogue) -> None:
+        """Take a row."""
+        self._starts.setdefault(source, len(self._lines))
+        self._lines.append(line)
+        self._whole += bytes.fromhex(content_hash(dialogue.messages, dialogue.response))
+        self._asked += bytes.fromhex(content_hash(dialogue.messages, ""))
+
+    def copies(self) -> dict[str, Any]:
+        """Return how many rows repeat another, the first of them with what they repeat, and how many share a prompt alone."""
+        first = _first_places(self._whole)
+        copies = np.flatnonzero(first != np.arange(len(first)))
+        once = np.frombuffer(bytes(self._asked), "V16")[first == np.arange(len(first))]
+        shared = np.bincount(_first_places(once.tobytes()))
+        return {
+            "rows": len(copies),
+            "first": [
+                dict(zip(("source", "line"), self._at(place), strict=True)) | {"of": list(self._at(int(first[place])))}
+                for place in copies[:SHOWN_LINES].tolist()
+            ],
+            "same_prompt_other_response": int(shared[shared > 1].sum()),
+        }
+
+    def _at(self, place: int) -> tuple[str, int]:
+        return max((start, source) for source, start in self._starts.items() if start <= place)[1], self._lines[place]
+
+
+def _first_places(hashes: bytes | bytearray) -> npt.NDArray[np.intp]:
+    """Return for every hash of 16 bytes where the first equal one stands, `(n,)`."""
+    keys = np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2)
+    # Stable: of equal ones the first comes first.
+    order = np.lexsort(keys.T)
+    new = np.ones(len(keys), bool)
+    new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    found = np.empty(len(keys), np.intp)
+    found[order] = order[np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))]
+    return found
 
 
 def inspect(
@@ -71,10 +119,7 @@ def inspect(
     layout = Layout.from_settings(format, map, turns)
     counted_in, count, special = _counter(tokenizer)
     controls = _pattern(special)
-    seen: dict[str, tuple[str, int]] = {}
-    prompts: Counter[str] = Counter()
-    copies: list[dict[str, Any]] = []
-    files = []
+    contents, files = _Contents(), []
     names = source_names(paths)
     check_files(layout, [*names, *source_names(against)])
     for path, source in zip(paths, names, strict=True):
@@ -100,12 +145,7 @@ def inspect(
             found.labels.add(record.row)
             _find_controls(found, record.line, controls, [*(m.content for m in dialogue.messages), dialogue.response])
             _unused(found, dialogue)
-            content = content_hash(dialogue.messages, dialogue.response)
-            if content in seen:
-                copies.append({"source": source, "line": record.line, "of": list(seen[content])})
-            else:
-                seen[content] = (source, record.line)
-                prompts[content_hash(dialogue.messages, "")] += 1
+            contents.add(source, record.line, dialogue)
             texts.append((prompt_text(dialogue.messages), dialogue.response))
             if len(texts) == BATCH:
                 _measure(found, texts, count)
@@ -119,11 +159,7 @@ def inspect(
         "rejected": sum(one["rejected"] for one in files),
         "turns": turns,
         "counted_in": counted_in,
-        "duplicates": {
-            "rows": len(copies),
-            "first": copies[:SHOWN_LINES],
-            "same_prompt_other_response": sum(times for times in prompts.values() if times > 1),
-        },
+        "duplicates": contents.copies(),
         **_contamination(files, against, format, map or {}, encoder),
     }
 
@@ -176,13 +212,13 @@ def _record(path: str | Path, source: str, found: _File, *, several: bool) -> di
         "tokens": {
             "prompt": _quantiles(found.prompts),
             "response": _quantiles(found.responses),
-            "whole": _quantiles([a + b for a, b in zip(found.prompts, found.responses, strict=True)]),
+            "whole": _quantiles(np.add(found.prompts, found.responses)),
             "sum": sum(found.prompts) + sum(found.responses),
         },
         "labels": found.labels.counts(),
         "control_tokens": {
             "rows": len(found.control_lines),
-            "lines": found.control_lines[:SHOWN_LINES],
+            "lines": found.control_lines[:SHOWN_LINES].tolist(),
             "texts": dict(found.control_texts.most_common(SHOWN_LINES)),
         },
     }
@@ -214,13 +250,13 @@ def _unused(found: _File, dialogue: Dialogue) -> None:
 
 def _measure(found: _File, texts: list[tuple[str, str]], count: Count) -> None:
     if texts:
-        found.prompts += count([prompt for prompt, _ in texts])
-        found.responses += count([response for _, response in texts])
+        found.prompts.extend(count([prompt for prompt, _ in texts]))
+        found.responses.extend(count([response for _, response in texts]))
         texts.clear()
 
 
-def _quantiles(lengths: list[int]) -> dict[str, int] | None:
-    if not lengths:
+def _quantiles(lengths: array[int] | npt.NDArray[np.int64]) -> dict[str, int] | None:
+    if not len(lengths):
         return None
     values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
     return dict(zip(QUANTILES, (int(value) for value in values), strict=True))
