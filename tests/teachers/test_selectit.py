@@ -418,6 +418,8 @@ def test_a_response_that_does_not_fit_is_rejected_with_both_numbers(tmp_path: Pa
         (2, "too long: needs 13 tokens, and the model's context holds 12")
     ]
     assert teacher.measure(["r0"]).values.shape == (1, 1)
+    with pytest.raises(UsageError, match="row 'r1' cannot be measured: it was never prepared, or it was rejected"):
+        teacher.measure(["r1"])
 
 
 def test_chat_template_puts_the_rating_prompt_into_a_turn(prompts: Path) -> None:

@@ -29,7 +29,6 @@ from nncift.teachers.less import Less
 from nncift.teachers.loss import Loss
 from nncift.teachers.neutral import neutral_start
 from nncift.teachers.rds import Rds
-from nncift.teachers.selectit import SelectIt
 
 PAIRS = [
     ("sort the red list", "list red"),
@@ -391,10 +390,10 @@ def test_subtasks_of_rds_take_turns(write_pool: Callable[..., Path], llama_folde
     assert [turn == "row-0050" for turn in turns] in ([True, False] * 2, [False, True] * 2)
 
 
-@pytest.mark.parametrize("make", [Loss, Ifd, Rds, SelectIt, Delift, Ica, Length, Similarity])
+@pytest.mark.parametrize("make", [Loss, Ifd, Rds, Delift, Ica, Length, Similarity])
 def test_a_row_that_was_set_aside_is_refused_by_name(make: Any, llama: CausalLM) -> None:
-    plain = {Length: lambda: Length(), Similarity: lambda: Similarity("hash")}
-    teacher = plain[make]() if make in plain else make(llama)
+    given: dict[Any, tuple[Any, ...]] = {Length: (), Similarity: ("hash",)}
+    teacher = make(*given.get(make, (llama,)))
     teacher.prepare(pool())
     pairs = isinstance(teacher, Delift | Ica)
     with pytest.raises(UsageError, match="row 'other' cannot be measured: it was never prepared, or it was rejected"):
