@@ -5,8 +5,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +18,12 @@ from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, InfeasibleError, NnciftError, UsageError
-from nncift.evaluation.fidelity import measure
 from nncift.labels import BASE, PairLabelStore
 from nncift.models.encoders import HashEncoder
 from nncift.stages.request import Request
-from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels, Teacher
 from nncift.teachers.registry import create
+from tests.hastened import hasten
 
 Write = Callable[..., Path]
 
@@ -62,15 +59,9 @@ class RuleTeacher:
         return {"teacher": "rule", "model": self._weights}
 
 
-def hasten(patch: pytest.MonkeyPatch) -> None:
-    """Draw fewer resamples and train less: no test here looks at intervals, or at how good a student is."""
-    patch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
-    patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=15))
-
-
 @pytest.fixture(autouse=True)
 def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
-    hasten(monkeypatch)
+    hasten(monkeypatch, epochs=15)
 
 
 def select(pool: Any, out: Path, teacher: Teacher | None = None, **given: Any) -> Run:
@@ -111,7 +102,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Run:
     (folder / "pool.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
-        hasten(patch)
+        hasten(patch, epochs=15)
         return nncift.run(
             folder / "pool.jsonl",
             teacher=nncift.teachers.Delift(str(llama_folder)),

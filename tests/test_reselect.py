@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +17,12 @@ from nncift import Run, compare
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
-from nncift.evaluation.fidelity import measure
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import utilities_of
 from nncift.runs.select_again import reselect
 from nncift.selection.problem import GraphProblem, build
-from nncift.student import paper_recipe as fit
 from nncift.teachers import Chunk, ChunkLabels
+from tests.hastened import hasten
 
 Write = Callable[..., Path]
 
@@ -62,8 +59,7 @@ class WordTeacher:
 @pytest.fixture(autouse=True, scope="module")
 def hastened() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
-        patch.setitem(fit.RECIPES, "default", replace(fit.RECIPES["default"], epochs=60))
+        hasten(patch, epochs=60)
         yield
 
 

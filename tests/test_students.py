@@ -8,7 +8,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from safetensors.numpy import load_file, save_file
 import nncift
 from nncift import Run, explain
 from nncift.errors import UsageError
-from nncift.evaluation.fidelity import measure
 from nncift.labels import TRAIN, PairLabelStore
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
 from nncift.runs.select_again import reselect
 from nncift.stages.finish import score_file
+from tests.hastened import hasten
 
 Write = Callable[..., Path]
 ROWS, NEW, EXISTING = 40, 6, 5
@@ -33,8 +32,7 @@ ROWS, NEW, EXISTING = 40, 6, 5
 
 @pytest.fixture(autouse=True)
 def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw fewer resamples: no test here looks at intervals."""
-    monkeypatch.setattr("nncift.evaluation.fidelity.measure", partial(measure, resamples=20))
+    hasten(monkeypatch)
 
 
 def row(index: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The full teacher judges selections of every objective, each by what the objective is about."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from nncift.runs.select_again import reselect
 from nncift.selection import Given, pose
 from nncift.selection.objectives import Reference
 from nncift.teachers.delift_se import Similarity
+from tests.hastened import hasten
 
 Write = Callable[..., Path]
 QUICK: dict[str, Any] = {
@@ -30,6 +31,13 @@ QUICK: dict[str, Any] = {
     "gate": False,
     "device": "cpu",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hastened() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        hasten(patch)
+        yield
 
 
 def features(rows: Examples) -> npt.NDArray[np.float32]:
