@@ -14,6 +14,7 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.labels.plan import SCORE
+from nncift.models.encoders import full_name
 from nncift.models.views import TEXT, Views
 from nncift.storage.vector_store import VectorFile
 
@@ -49,7 +50,7 @@ class VectorFiles:
             probe = VectorFile(run, PROBE)
             self._files.append(probe)
             views |= probe.about("views")
-        self.views = Views.of(views)
+        self.views = Views.of(views, full_name(text.about("encoder")))
 
     def of(self, ids: Sequence[str]) -> Floats:
         """Return the vectors of rows, `(n, dim)`; where the rows lie in the file in this order, they are mapped and read-only.

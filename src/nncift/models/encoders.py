@@ -34,6 +34,12 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 NAMES = {"minilm": MINILM, "bge-large": "BAAI/bge-large-en-v1.5"}
 
 
+def full_name(described: Mapping[str, Any]) -> str:
+    """Return the name on the hub of an encoder that was described, where a short one stands for it; "" for none."""
+    name = str(described.get("encoder", ""))
+    return NAMES.get(name, name)
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """Turns texts into vectors."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,14 +27,18 @@ AT_ONCE = 1 << 14
 
 @dataclass(frozen=True)
 class Views:
-    """The parts of an item's vector: names and widths, in order."""
+    """The parts of an item's vector: names and widths, in order.
+
+    encoder: the name of what made the sentence embedding, "" where it is not known.
+    """
 
     widths: tuple[tuple[str, int], ...]
+    encoder: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, widths: Mapping[str, int]) -> Views:
+    def of(cls, widths: Mapping[str, int], encoder: str = "") -> Views:
         """Take names and widths in the order of the mapping."""
-        return cls(tuple((name, int(width)) for name, width in widths.items()))
+        return cls(tuple((name, int(width)) for name, width in widths.items()), encoder)
 
     @property
     def dim(self) -> int:

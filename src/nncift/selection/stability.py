@@ -139,9 +139,7 @@ class Refits:
     def _student(self, known: LabelledPairs) -> Student | None:
         """Return what selects, fitted on some of the labels; None where that takes training by descent."""
         shipped, vectors = self.utilities.student, self.utilities.vectors
-        data = TrainingData(
-            known, known.take(np.arange(0)), vectors.targets, vectors.sources, shipped.views or vectors.views
-        )
+        data = TrainingData(known, known.take(np.arange(0)), vectors.targets, vectors.sources, vectors.views)
         if not is_student(self.used):
             free = free_students(data, rising=False).get(self.used)
             return None if free is None else replace(_with_weights(shipped, free), network=FREE)

@@ -17,7 +17,7 @@ from nncift.core.parallel import ParallelMap, serial_map
 from nncift.errors import DataError, ResourceError
 from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import Vectors
-from nncift.models.views import TEXT, Views
+from nncift.models.views import Views
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.student.model import Student, predict_all, with_known
 from nncift.student.networks import Predictor
@@ -74,7 +74,7 @@ class Utilities:
     @property
     def views(self) -> Views:
         """What the vectors consist of for the student."""
-        return self.student.views or Views.of({TEXT: self.vectors.sources.shape[1]})
+        return self.vectors.views
 
     def for_coverage(self) -> Utilities:
         """Return the utilities as coverage objectives see them: predictions with the student's tail."""
