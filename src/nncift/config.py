@@ -165,7 +165,7 @@ class StudentSettings(Settings):
     student: str = setting(
         "product",
         "Network that learns the labels",
-        choices=("product", "towers", "paper", "landmark", "ranker"),
+        choices=("product", "towers", "paper", "landmark", "ranker", "pretrained"),
         plugins="nncift.students",
     )
     recipe: Literal["default", "paper"] = setting("default", "How it is trained")

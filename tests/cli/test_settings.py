@@ -117,7 +117,7 @@ def test_run_shows_eight_options() -> None:
         ("run", "--teacher", "delift", ["delift", "delift-se"]),
         ("run", "--objective", "f", ["fl", "flmi", "fl2mi", "flcg"]),
         ("run", "--plan", "", ["block", "scatter", "active", "rows"]),
-        ("run", "--student", "p", ["product", "paper"]),
+        ("run", "--student", "p", ["product", "paper", "pretrained"]),
         ("run", "--features", "", ["text", "probe"]),
         ("run", "--preset", "", ["auto", "cheap", "paper"]),
         ("run", "--engine", "", ["local", "ray"]),

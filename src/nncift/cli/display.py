@@ -20,6 +20,7 @@ PREDICTORS = {
     "hidden": "hidden-state cosine",
     "output": "output-gradient cosine",
     "sum": "sum of the cosines",
+    "pretrained": "pretrained student",
     "ridge": "product ridge",
 }
 CONTROLS = {
@@ -30,6 +31,7 @@ CONTROLS = {
     "hidden": "hidden states alone (a probe)",
     "output": "output gradients alone (a probe)",
     "sum": "sum of all similarities (a probe)",
+    "pretrained": "pretrained student alone",
     "rds": "RDS+ (a probe)",
 }
 QUADRANTS = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}

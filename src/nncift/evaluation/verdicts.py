@@ -15,6 +15,7 @@ NAMES = {
     "hidden": "cosine similarity of the hidden states",
     "output": "cosine similarity of the output gradients",
     "sum": "the sum of all similarities",
+    "pretrained": "the pretrained student",
     "ridge": "ridge on the product of the embeddings",
 }
 METRICS = {"spearman": "Spearman correlation", "r2": "R^2"}

@@ -35,6 +35,7 @@ ABOUT: Mapping[str, str] = {
     "hidden": "cosine of the probe's hidden states",
     "output": "cosine of the probe's gradients at the output",
     "sum": "sum of all free cosines of the probe",
+    "pretrained": "the pretrained student, which saw no label",
 }
 
 

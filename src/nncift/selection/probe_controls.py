@@ -1,9 +1,10 @@
 """Similarities that are free: what a selection by them alone would be stands beside every selection, as a control.
 
-Of embeddings alone, and where a probe asked the teacher's model about each row, of what it found: hidden states, gradients at the
-output, and the sum of all (method.md 2). They take the place of utilities under the run's own objective; a row is no source of
-its own, as with every teacher. RDS+ (arXiv 2503.01807) is a rule of its own: by hidden states with weights that rise by the
-position, targets take rows in turn, whatever the run's objective is.
+Of embeddings alone; of the map in the package where MiniLM made them (`student.pretrained_map`); and where a probe asked the
+teacher's model about each row, of what it found: hidden states, gradients at the output, and the sum of all (method.md 2). They
+take the place of utilities under the run's own objective; a row is no source of its own, as with every teacher. RDS+ (arXiv
+2503.01807) is a rule of its own: by hidden states with weights that rise by the position, targets take rows in turn, whatever the
+run's objective is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nncift.selection import Given
 from nncift.selection.controls import similar_ids, similarities
 from nncift.selection.objectives import Reference
 from nncift.selection.rules import NO_RULES, Rules
+from nncift.student.pretrained_map import PRETRAINED, applies, mapped
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,10 +57,11 @@ class FreeSimilarities:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the controls: a view each, their sum where there are several, and RDS+ where there are hidden states."""
+        """Names of the controls: views, the sum of several, the map in the package and RDS+ where they apply."""
         names = tuple(NAMES[view] for view in self.views.similar if view in NAMES)
         several = (SUM,) if len(names) > 1 else ()
-        return (*names, *several, *((RDS,) if HIDDEN in self.views.names else ()))
+        learned = (PRETRAINED,) if applies(self.views) else ()
+        return (*names, *several, *learned, *((RDS,) if HIDDEN in self.views.names else ()))
 
     def at(self, targets: list[int], sources: list[int]) -> FreeSimilarities:
         """Return the similarities of some targets and sources."""
@@ -118,6 +121,8 @@ class FreeSimilarities:
         """Return vectors of both sides whose inner products are the similarity."""
         if name == RDS:
             return unit(self.views.pooled(targets)), unit(self.views.pooled(sources))
+        if name == PRETRAINED:
+            return mapped(self.views, targets), mapped(self.views, sources)
         if name != SUM:
             view = next(view for view, own in NAMES.items() if own == name)
             return self._unit(view, targets), self._unit(view, sources)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from nncift.config import RunSettings
-from nncift.models.encoders import SentenceEncoder, create
+from nncift.models.encoders import SentenceEncoder, create, full_name
 from nncift.models.loading import ModelSource, check_model, check_packages, resolve_device
 from nncift.storage.run_directory import RunDir
+from nncift.student import pretrained_map
 
 
 def check_first(
@@ -20,6 +21,8 @@ def check_first(
     this run cannot have.
     """
     check_directory(settings, out)
+    if encoder and settings.student == pretrained_map.PRETRAINED:
+        pretrained_map.check(full_name({"encoder": settings.encoder}))
     if settings.device not in ("auto", "cpu"):
         # torch, which knows of devices, takes seconds to import.
         resolve_device(settings.device)

@@ -32,6 +32,7 @@ from nncift.stages.inputs import (
 from nncift.storage.ledger import training_cost
 from nncift.storage.run_directory import MANIFEST
 from nncift.student.networks import network
+from nncift.student.pretrained_map import PRETRAINED
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
 from nncift.teachers.abilities import (
     FORWARD,
@@ -110,6 +111,7 @@ class Request:
         )
         if rows.pool is None:
             check_named(settings)
+        _check_kind(settings, teacher)
         check_first(settings, model=named, encoder=encoder is None, out=out)
         target = read_target(settings) if rows.target is None else rows.target
         existing = read_existing(settings) if rows.existing is None else rows.existing
@@ -147,6 +149,15 @@ def _check_student(settings: StudentSettings) -> None:
         raise UsageError(
             f"--recipe {settings.recipe} is not one of the student {settings.student}, which has {', '.join(recipes)}; the "
             "published recipe belongs to --student paper"
+        )
+
+
+def _check_kind(settings: StudentSettings, teacher: Teacher | RowTeacher) -> None:
+    """Raise UsageError for the student in the package where a teacher's values are of no pairs."""
+    if settings.student == PRETRAINED and teacher.kind == "pointwise":
+        raise UsageError(
+            f"--student {PRETRAINED} predicts what a row does for another, and the teacher {teacher.name} gives each row one "
+            "score; give another --student"
         )
 
 

@@ -17,6 +17,7 @@ from nncift.core.parallel import ranges
 from nncift.models.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
 from nncift.storage.vector_store import rows_of
 from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData
+from nncift.student.pretrained_map import PRETRAINED, applies, mapped, mapping
 
 Doubles = npt.NDArray[np.float64]
 
@@ -77,10 +78,8 @@ def free_lines(
     found = {}
     for name, sizes in wanted.items():
         x = np.sum([size * cosine[view] for view, size in sizes.items()], axis=0)
-        spread = float(np.var(x))
-        slope = float(np.mean((x - x.mean()) * train.value)) / spread if spread > 0 else 0.0
+        slope, intercept = _line(x, train.value)
         if slope > 0 or not rising:
-            intercept = float(train.value.mean(dtype=np.float64)) - slope * float(x.mean())
             found[name] = intercept, {view: slope * size for view, size in sizes.items()}
     return found
 
@@ -91,10 +90,39 @@ def free_students(training_data: TrainingData, *, rising: bool = True) -> dict[s
         return {}
     alike = ViewCosines.of(training_data)
     lines = free_lines(training_data, alike, rising=rising)
-    return {
+    found = {
         name: FittedStudent(_towers(training_data, alike, slopes), intercept, 1.0, {})
         for name, (intercept, slopes) in lines.items()
     }
+    if training_data.targets.shape[1] and applies(training_data.views):
+        learned, slope = pretrained_student(training_data)
+        found |= {PRETRAINED: learned} if slope > 0 or not rising else {}
+    return found
+
+
+def pretrained_student(training_data: TrainingData) -> tuple[FittedStudent, float]:
+    """Return the map in the package with a slope and an intercept from the labels, as `towers`, and the slope.
+
+    Raises UsageError where rows were embedded by another encoder.
+    """
+    train, views = training_data.train.present(), training_data.views
+    x = np.empty(len(train))
+    for at in ranges(len(train), GATHERED):
+        rows = (training_data.targets, train.target[at]), (training_data.sources, train.source[at])
+        x[at] = np.einsum("nd,nd->n", *(mapped(views, rows_of(*of)) for of in rows))
+    slope, intercept = _line(x, train.value)
+    weight, bias = np.zeros((views.dim, mapping().shape[1]), np.float32), mapping()[-1]
+    weight[views.place(TEXT)] = mapping()[:-1]
+    size = np.float32(slope)
+    weights = {"target_weight": weight * size, "target_bias": bias * size, "source_weight": weight, "source_bias": bias}
+    return FittedStudent(weights, intercept, 1.0, {}), slope
+
+
+def _line(x: Doubles, value: Floats) -> tuple[float, float]:
+    """Return slope and intercept of values over `x`."""
+    spread = float(np.var(x)) if len(x) else 0.0
+    slope = float(np.mean((x - x.mean()) * value)) / spread if spread > 0 else 0.0
+    return slope, float(value.mean(dtype=np.float64)) - slope * float(x.mean())
 
 
 def tail_of(training_data: TrainingData, spread: float) -> tuple[dict[str, Floats], float] | None:

@@ -27,6 +27,7 @@ CONTROLS = {
     "hidden": "hidden states alone (a probe)",
     "output": "output gradients alone (a probe)",
     "sum": "sum of all similarities (a probe)",
+    "pretrained": "pretrained student alone",
     "rds": "RDS+, rows in turn by hidden states (a probe)",
     "longest": "longest responses",
 }

@@ -31,6 +31,7 @@ NETWORKS: Mapping[str, str] = {
     "product": "nncift.student.networks.bilinear:Product",
     "landmark": "nncift.student.networks.landmark:Landmark",
     "ranker": "nncift.student.networks.ranker:Ranker",
+    "pretrained": "nncift.student.networks.pretrained:Pretrained",
 }
 
 
