@@ -59,7 +59,7 @@ ROWS = "1000"
 
 PARTS = {
     "read": "import nncift; print(len(nncift.read({path!r})))",
-    "inspect": "from nncift.stages.inspection import inspect; print(inspect({path!r})['rows'])",
+    "inspect": "from nncift.stages.inspection import inspect; print(inspect({path!r}).rows)",
     "read and embed (hash, 256 numbers) into a file": (
         "import nncift; from pathlib import Path;"
         "from nncift.models.embedding_cache import EmbeddingCache; from nncift.models.encoders import HashEncoder;"

@@ -278,7 +278,7 @@ def costs(model: str | None, data: str | None) -> dict[str, Any]:
         def fresh(settings: Any = settings, workspace: Path | None = None) -> Teacher | RowTeacher:
             return registry.create(settings, "cpu", encoder="hash", workspace=workspace)
 
-        planned = estimate(Request.resolve(settings, pool=pool, teacher=fresh()))
+        planned = estimate(Request.resolve(settings, pool=pool, teacher=fresh())).to_json()
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             teacher = fresh(workspace=inputs.workspace_of(out))

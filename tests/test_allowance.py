@@ -291,7 +291,7 @@ def test_a_run_keeps_to_its_cost_and_says_what_was_cut(write_pool: Write, tmp_pa
     assert run.ledger["share_of_training"] == pytest.approx(teacher.asked / 540)
     assert any("--cost 80% allows" in warning for warning in run.warnings)
     settings = config.resolve({"labels": "50%", "cost": "80%", "budget": 8, "encoder": "hash"})
-    record = estimate(Request.resolve(settings, pool=read(pool), teacher=Pairs()))
+    record = estimate(Request.resolve(settings, pool=read(pool), teacher=Pairs())).to_json()
     assert record["label"]["passes"] == teacher.asked
     assert record["cost"] == run.ledger["cost"]
     again = select(pool, tmp_path / "run", teacher, labels="50%", cost="80%")
@@ -343,7 +343,7 @@ def test_a_run_that_saves_nothing_has_all_the_values(write_pool: Write, tmp_path
 def test_the_dry_run_tells_every_part(write_pool: Write) -> None:
     pool = read(write_pool(60))
     settings = config.resolve({"labels": "20%", "budget": 8, "teacher": "gradients", "objective": "topk"})
-    record = estimate(Request.resolve(settings, pool=pool, teacher=Gradients(), encoder=HashEncoder()))
+    record = estimate(Request.resolve(settings, pool=pool, teacher=Gradients(), encoder=HashEncoder())).to_json()
     # 12 rows train, 6 test, 4 validate; a warm-up of 7 passes before.
     assert {name: record["labels"][name] for name in ("rows", "train_rows", "validation_rows", "test_rows")} == {
         "rows": 22,
@@ -363,7 +363,7 @@ def test_the_dry_run_tells_every_part(write_pool: Write) -> None:
 
 def test_too_few_labels_are_told_of(write_pool: Write) -> None:
     settings, pool = config.resolve({"labels": "10%", "budget": 8}), read(write_pool(60))
-    record = estimate(Request.resolve(settings, pool=pool, teacher=Pairs(), encoder=HashEncoder()))
+    record = estimate(Request.resolve(settings, pool=pool, teacher=Pairs(), encoder=HashEncoder())).to_json()
     # 36 pairs train, at most as many measure: 3 x 2, 2 x 1, and 2 x 3 x 3.
     assert record["labels"] == {"base": 0, "train": 36, "validation": 2, "q2": 9, "q3": 9, "test": 6}
     assert any("learns from 36 labels and is measured by 26" in note and "--labels" in note for note in record["notes"])

@@ -15,27 +15,15 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nncift"
 MODULES = sorted(file for file in SOURCE.rglob("*.py"))
 AT_THE_ROOT = {"__init__.py", "__main__.py", "config.py", "errors.py", "pipeline.py", "testing.py"}
-PRIVATE = {
-    "told",
-    "wish",
-    "wishes",
-    "ground",
-    "climb",
-    "rung",
-    "rungs",
-    "hand",
-    "hands",
-    "pupil",
-    "lesson",
-    "exam",
-    "bench",
-    "shadow",
-    "hire",
-    "hired",
-    "lent",
-    "labourer",
-}
+PRIVATE = set(
+    "told wish wishes ground grounds climb climbs rung rungs hand hands pupil pupils lesson lessons exam exams bench benches "
+    "shadow hire hired lent labourer labourers beckon beckons".split()
+)
 """Words that earlier names were made of and that no reader of the field knows."""
+PHRASES = re.compile(
+    r"\b(told apart|wish(es)?|climbs?|rungs?|pupils?|lessons?|exams?|labourers?|hired|beckons?)\b", re.IGNORECASE
+)
+"""What no docstring, help or error says either."""
 LONGEST = 400
 """Lines of a module."""
 LONGER = {"nncift.teachers.less": 410}
@@ -108,6 +96,17 @@ def test_modules_are_short() -> None:
 def test_identifiers_use_the_words_of_the_field() -> None:
     found = {(dotted(file), name) for file in MODULES for name in identifiers(file) if PRIVATE & set(words(name))}
     assert not sorted(found)
+
+
+def test_sentences_use_the_words_of_the_field() -> None:
+    texts = [
+        (dotted(file), node.lineno, found.group())
+        for file in MODULES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for found in PHRASES.finditer(node.value)
+    ]
+    assert not texts
 
 
 def test_a_private_word_would_be_found(tmp_path: Path) -> None:

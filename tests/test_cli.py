@@ -15,6 +15,8 @@ from nncift.cli import doctor, score
 from nncift.cli import main as cli
 from nncift.cli.display import console, show_warnings
 from nncift.config import RunSettings
+from nncift.models.environment import Environment
+from nncift.stages.finish import ScoreSummary
 from nncift.storage.run_directory import RunDir
 
 Write = Callable[..., Path]
@@ -405,30 +407,21 @@ def test_a_defect_of_ours_is_exit_code_1_and_asks_for_a_report(call: Call, monke
 @pytest.mark.parametrize("text", ["[red]a[/red]", "[/]", "[/nothing]", ":cat: [bold", "a[link=http://x]b[/link]"])
 def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text: str) -> None:
     show_warnings(console(), [text])
-    record = {
-        "rows": 1,
-        "rejected": 0,
-        "score_quartiles": [0.0] * 5,
-        "interval": text,
-        "interval_half_width": None,
-        "warnings": [text],
-        "out": text,
-    }
-    score._show(record)
-    machine = {
-        "python": "3",
-        "platform": text,
-        "cores": 1,
-        "torch_threads": 1,
-        "devices": [text],
-        "free_memory_bytes": None,
-        "free_disk_bytes": 0,
-        "cache": text,
-        "cache_bytes": 0,
-        "packages": {text: None},
-        "models": {text: True},
-        "extras": {"hub": False},
-    }
+    score._show(ScoreSummary(text, 1, 0, (0.0,) * 5, None, text, (text,)))
+    machine = Environment(
+        python="3",
+        platform=text,
+        packages={text: None},
+        devices=(text,),
+        cores=1,
+        torch_threads=1,
+        free_memory_bytes=None,
+        free_disk_bytes=0,
+        cache=text,
+        cache_bytes=0,
+        extras={"hub": False},
+        models={text: True},
+    )
     doctor._show(machine)
     out = capsys.readouterr().out
     assert out.count(text) == 9

@@ -83,10 +83,10 @@ def test_inspect_tells_of_test_rows_with_columns_of_their_own(tmp_path: Path) ->
     pool = write(tmp_path / "pool.jsonl", POOL)
     tests = write(tmp_path / "tests.jsonl", [{"question": row["prompt"], "answer": row["completion"]} for row in TESTS])
     columns = {"tests.jsonl:prompt": "question", "tests.jsonl:completion": "answer"}
-    found = inspect(pool, map=columns, against=[tests])["contamination"]
+    found = inspect(pool, map=columns, against=[tests]).to_json()["contamination"]
     assert (found["rows"], found["tests"], found["contaminated"]) == (6, 1, 1)
     assert found["by_kind"] == {"exact": 1, "near_copy": 0, "overlap": 0, "similar": 0}
-    assert "contamination" not in inspect(pool)
+    assert "contamination" not in inspect(pool).to_json()
     with pytest.raises(UsageError, match="--encoder was given without --against"):
         inspect(pool, encoder="hash")
 

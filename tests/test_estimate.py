@@ -23,7 +23,9 @@ from tests.test_encode import as_sentence_model
 
 
 def estimated(settings: RunSettings, pool: Examples, teacher: Any, target: Examples | None = None) -> dict[str, Any]:
-    return estimate(Request.resolve(settings, pool=pool, teacher=teacher, target=target, encoder=HashEncoder()))
+    return estimate(
+        Request.resolve(settings, pool=pool, teacher=teacher, target=target, encoder=HashEncoder())
+    ).to_json()
 
 
 class Priced:
@@ -85,7 +87,7 @@ def test_a_cap_in_time_times_nothing_twice(write_pool: Callable[..., Path]) -> N
 
         settings = RunSettings(labels="20%", budget="10", time=time)
         request = Request.resolve(settings, pool=read(write_pool(50)), teacher=Counted(), encoder=Counting())
-        assert estimate(request)["labels"]["train"] == 100
+        assert estimate(request).labels["train"] == 100
         asked.append((len(chunks), len(texts)))
     assert asked[0] == asked[1]
     assert min(asked[0]) > 0
@@ -260,7 +262,7 @@ def test_passes_and_tokens_are_those_of_the_run(
         prompts.write_text("- 'rate {prompt} {response} from 1 to 5:'\n- 'how good is {prompt} {response}?'\n")
         given["option"] = {"rating_prompts": str(prompts)}
     settings = RunSettings(pool=(str(write_pool(40)),), encoder="hash", **given)
-    record = estimate(Request.resolve(settings))
+    record = estimate(Request.resolve(settings)).to_json()
     assert None not in (record["label"]["seconds"], record["label"]["processor_seconds"])
     stages = execute(Request.resolve(settings, out=tmp_path / "run"), tmp_path / "run").ledger["stages"]
     assert ("probe" in stages) == (record["probe"]["passes"] > 0) == (name in ("delift", "less"))
@@ -279,7 +281,7 @@ def test_an_encoder_is_timed_without_its_weights(
     pool, settings = read(write_pool(50)), RunSettings(labels="20%", budget="10", device="cpu")
     encoder = SentenceEncoder(str(folder), device="cpu")
     encoder._tokenizer.pad_token = encoder._tokenizer.eos_token  # type: ignore[union-attr]
-    record = estimate(Request.resolve(settings, pool=pool, teacher=Priced(), encoder=encoder))
+    record = estimate(Request.resolve(settings, pool=pool, teacher=Priced(), encoder=encoder)).to_json()
     assert "model" not in vars(encoder)
     assert record["embed"]["seconds"] > 0
     counts = encoder.encode(pool.texts)[1]

@@ -252,7 +252,7 @@ def test_what_is_no_gguf_is_left_to_others_and_several_are_refused(llama_folder:
 @needs_gguf
 def test_inspect_counts_with_its_tokenizer(gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"instruction": "the", "output": "the t"}) + "\n")
-    found = inspect(tmp_path / "rows.jsonl", tokenizer=str(gguf))
+    found = inspect(tmp_path / "rows.jsonl", tokenizer=str(gguf)).to_json()
     assert found["files"][0]["tokens"]["sum"] == 1 + 3
 
 

@@ -195,7 +195,7 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
     (tmp_path / "in").write_text("sums-001\n\n")
     (tmp_path / "out").write_text("poem-000\npoem-001\n")
     rules = {"quota": ("kind:min=20%,max=50%",), "include": str(tmp_path / "in"), "exclude": str(tmp_path / "out")}
-    record = reselect(done, rules, tmp_path / "again")
+    record = reselect(done, rules, tmp_path / "again").to_json()
     chosen = ids_in(tmp_path / "again")
     assert chosen[0] == "sums-001"
     assert not {"poem-000", "poem-001"} & set(chosen)
@@ -207,7 +207,7 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
 
 
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
-    record = reselect(done, {"budget": "60tok"}, tmp_path / "again")
+    record = reselect(done, {"budget": "60tok"}, tmp_path / "again").to_json()
     rows = PoolTable.open(done)
     tokens = dict(zip(rows.ids, rows.tokens or (), strict=True))
     assert record["selection"]["tokens"] == sum(tokens[item] for item in ids_in(tmp_path / "again")) <= 60
@@ -219,7 +219,7 @@ def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
 
 def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
     # A topic has 7 different rows: what repeats their words has the same content.
-    record = reselect(done, {"dedup": "exact", "budget": "100%"}, tmp_path / "again")
+    record = reselect(done, {"dedup": "exact", "budget": "100%"}, tmp_path / "again").to_json()
     assert record["selected"] == 21
     assert record["selection"]["removed_duplicates"] == 39
     table = pq.read_table(tmp_path / "again" / "selection.parquet").to_pydict()
@@ -227,14 +227,14 @@ def test_duplicates_go_first_and_are_told(done: Path, tmp_path: Path) -> None:
     assert reason["sums-007"] == "Removed before the selection: sums-000 has the same content."
     with pytest.raises(InfeasibleError, match="--dedup removes are not counted"):
         reselect(done, {"dedup": "exact", "budget": 22}, tmp_path / "other")
-    assert reselect(done, {"dedup": "near:0.5", "budget": "100%"}, tmp_path / "near")["selected"] < 21
+    assert reselect(done, {"dedup": "near:0.5", "budget": "100%"}, tmp_path / "near").to_json()["selected"] < 21
 
 
 @pytest.mark.parametrize("objective", ["fl", "rr", "max"])
 def test_a_graph_of_all_neighbours_selects_like_the_whole_matrix(done: Path, tmp_path: Path, objective: str) -> None:
     given = {"budget": 6, "objective": objective}
-    record = reselect(done, {"neighbours": 59, **given}, tmp_path / "graph")
-    whole = reselect(done, given, tmp_path / "whole")
+    record = reselect(done, {"neighbours": 59, **given}, tmp_path / "graph").to_json()
+    whole = reselect(done, given, tmp_path / "whole").to_json()
     assert ids_in(tmp_path / "graph") == ids_in(tmp_path / "whole")
     assert record["selection"]["value"] == pytest.approx(whole["selection"]["value"])
     assert record["selection"]["neighbours"] == {"each": 59, "recall": 1.0}
@@ -256,8 +256,8 @@ def test_a_graph_of_all_rows_selects_for_a_target_set_like_the_whole_matrix(
     (tmp_path / "in").write_text("code-003\n")
     rules = {"include": str(tmp_path / "in"), "exclude": str(tmp_path / "out"), "quota": ("kind:max=60%",)}
     for name, given in {"plain": {}, "rules": rules}.items():
-        record = reselect(run.path, {"neighbours": 60, **given}, tmp_path / f"graph-{name}")["selection"]
-        whole = reselect(run.path, given, tmp_path / f"whole-{name}")["selection"]
+        record = reselect(run.path, {"neighbours": 60, **given}, tmp_path / f"graph-{name}").to_json()["selection"]
+        whole = reselect(run.path, given, tmp_path / f"whole-{name}").to_json()["selection"]
         assert ids_in(tmp_path / f"graph-{name}") == ids_in(tmp_path / f"whole-{name}")
         assert record["objective"] == whole["objective"] == objective
         assert record["by_score"] == whole["by_score"]
@@ -324,8 +324,8 @@ def test_rules_on_a_graph_of_all_neighbours_are_those_of_the_matrix(
         if name in given:
             (tmp_path / name).write_text(given[name])
             given = {**given, name: str(tmp_path / name)}
-    record = reselect(done, {**given, "neighbours": 59}, tmp_path / "graph")["selection"]
-    whole = reselect(done, given, tmp_path / "whole")["selection"]
+    record = reselect(done, {**given, "neighbours": 59}, tmp_path / "graph").to_json()["selection"]
+    whole = reselect(done, given, tmp_path / "whole").to_json()["selection"]
     # A row may stand for another one where both add the same but for the rounding of a product.
     ranked = [gains_in(tmp_path / name) for name in ("graph", "whole")]
     assert [gain for _, gain in ranked[0]] == pytest.approx([gain for _, gain in ranked[1]], rel=1e-4)
@@ -339,8 +339,10 @@ def test_rules_on_a_graph_of_all_neighbours_are_those_of_the_matrix(
 
 @pytest.mark.parametrize("optimiser", ["stochastic", "partition"])
 def test_cheaper_optimisers_work_in_a_run(done: Path, tmp_path: Path, optimiser: str) -> None:
-    record = reselect(done, {"neighbours": 8, "budget": 12, "optimiser": optimiser}, tmp_path / "other")["selection"]
-    lazy = reselect(done, {"neighbours": 8, "budget": 12}, tmp_path / "lazy")["selection"]
+    record = reselect(done, {"neighbours": 8, "budget": 12, "optimiser": optimiser}, tmp_path / "other").to_json()[
+        "selection"
+    ]
+    lazy = reselect(done, {"neighbours": 8, "budget": 12}, tmp_path / "lazy").to_json()["selection"]
     assert record["optimiser"] == optimiser
     assert record["budget"] == 12
     assert 0.9 * lazy["value"] <= record["value"] <= record["upper_bound"]
@@ -361,13 +363,13 @@ def test_towers_find_neighbours_by_what_they_predict(files: dict[str, Path], tmp
     alike = found.alike["embedding"]
     assert alike is not None
     assert not np.array_equal(alike.sources, found.graph.sources[:, :3])
-    record = reselect(run.path, {"neighbours": 3, "budget": 6}, tmp_path / "graph")["selection"]
+    record = reselect(run.path, {"neighbours": 3, "budget": 6}, tmp_path / "graph").to_json()["selection"]
     assert record["controls"]["embedding"] is not None
 
 
 def test_choosing_again_in_place_is_what_run_would_do(files: dict[str, Path], copy: Path) -> None:
     before = json.loads((copy / "summary.json").read_text())
-    record = reselect(copy, {"budget": "20", "objective": "topk"})
+    record = reselect(copy, {"budget": "20", "objective": "topk"}).to_json()
     summary = json.loads((copy / "summary.json").read_text())
     assert summary["selected"] == record["selected"] == 20
     assert summary["selection"] == record["selection"]

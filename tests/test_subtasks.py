@@ -86,7 +86,7 @@ def test_a_run_selects_by_the_subtask_that_a_row_helps_most(
     assert [
         row["id"] for row in map(json.loads, (tmp_path / "run" / "subset.jsonl").read_text("utf-8").splitlines())
     ] == best
-    record = reselect(tmp_path / "run", {"budget": "4"}, tmp_path / "again")
+    record = reselect(tmp_path / "run", {"budget": "4"}, tmp_path / "again").to_json()
     assert record["selected"] == 4
     again = (tmp_path / "again" / "subset.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["id"] for line in again] == best[:4]

@@ -234,11 +234,11 @@ def test_a_run_keeps_to_its_turns(tmp_path: Path, call: Callable[..., Any]) -> N
     assert "turns" in changed.err
     run = nncift.load(out)
     assert all(turn.learned for row in run.subset for turn in row.messages[1:2])
-    record = export(out, tmp_path / "train.jsonl", to="axolotl")
+    record = export(out, tmp_path / "train.jsonl", to="axolotl").to_json()
     assert record["turns"] == "all"
     first = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])["messages"]
     assert [turn["training"] for turn in first if turn["role"] == "assistant"] == [True, False, True, True]
-    other = export(out, tmp_path / "last.jsonl", to="axolotl", turns="last")
+    other = export(out, tmp_path / "last.jsonl", to="axolotl", turns="last").to_json()
     assert any("this file learns from the last, and the run scored every one" in note for note in other["notes"])
 
 

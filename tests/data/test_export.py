@@ -65,7 +65,7 @@ OTHER_TOOL = {
 
 def written(run: Path, to: str, turns: str = "all", name: str = "out.jsonl") -> tuple[list[Row], dict[str, Any]]:
     out = run.parent / name
-    record = export(run, out, to=to, turns=turns)
+    record = export(run, out, to=to, turns=turns).to_json()
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], record
 
 
@@ -91,7 +91,7 @@ def llamafactory_drops(row: Row, stanza: Row) -> bool:
 
 def test_same_writes_the_rows_as_they_were_in_rank_order(make_run: MakeRun) -> None:
     run = make_run(PLAIN, SHAREGPT, {"prompt": "ö", "completion": "ü", "n": 1.50})
-    record = export(run, run.parent / "out.jsonl")
+    record = export(run, run.parent / "out.jsonl").to_json()
     assert (run.parent / "out.jsonl").read_bytes() == (run / "subset.jsonl").read_bytes()
     assert (record["rows"], record["left_out"]) == (3, [])
 

@@ -27,7 +27,7 @@ def talk_of(*turns: Row) -> Row:
 
 def written(run: Path, to: str, turns: str = "all", **more: Any) -> tuple[list[Row], Row]:
     out = run.parent / "out.jsonl"
-    record = export(run, out, to=to, turns=turns, **more)
+    record = export(run, out, to=to, turns=turns, **more).to_json()
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()], record
 
 

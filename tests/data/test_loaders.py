@@ -227,7 +227,7 @@ def test_what_starts_a_trainer_is_typed_where_the_file_is(make_run: MakeRun, tmp
     (tmp_path / "a model").mkdir()
     run = make_run(SINGLE, model=str(tmp_path / "a model"))
     for to, command in (("trl", "python"), ("axolotl", "axolotl train"), ("llamafactory", "llamafactory-cli train")):
-        record = export(run, tmp_path / "some where" / "train.jsonl", to=to)
+        record = export(run, tmp_path / "some where" / "train.jsonl", to=to).to_json()
         started = next(name for name in record["files"] if f".{to}." in name)
         assert record["start"] == f"cd '{tmp_path}/some where' && {command} {Path(started).name}"
         assert str((tmp_path / "a model").resolve()) in Path(started).read_text()
@@ -249,7 +249,9 @@ def test_advice_for_several_turns_looks_at_the_chat_template(
     if template is not None:
         text = template if name.endswith("jinja") else json.dumps({"chat_template": template})
         (tmp_path / "model" / name).write_text(text)
-    record = export(make_run(SYSTEM, model=str(tmp_path / "model")), tmp_path / "train.jsonl", to="trl", turns="all")
+    record = export(
+        make_run(SYSTEM, model=str(tmp_path / "model")), tmp_path / "train.jsonl", to="trl", turns="all"
+    ).to_json()
     (note,) = [note for note in record["notes"] if "assistant_only_loss" in note]
     assert said in note
 
@@ -265,7 +267,7 @@ def test_a_model_is_looked_for_only_where_it_says_something(make_run: MakeRun, t
     for to in ("same", "axolotl", "llamafactory", "openai"):
         export(run, tmp_path / to / "train.jsonl", to=to, locate=locate)
     assert not asked
-    record = export(run, tmp_path / "train.jsonl", to="trl", turns="all", locate=locate)
+    record = export(run, tmp_path / "train.jsonl", to="trl", turns="all", locate=locate).to_json()
     assert asked == ["smollm2"]
     assert any("TRL puts in its own" in note for note in record["notes"])
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in (tmp_path / "train.trl.py").read_text()
@@ -283,7 +285,7 @@ def test_a_card_says_what_was_selected_how_and_from_what(make_run: MakeRun, tmp_
     }
     (run / "summary.json").write_text(json.dumps(summary))
     for to in ("same", "trl"):
-        record = export(run, tmp_path / f"{to}.jsonl", to=to)
+        record = export(run, tmp_path / f"{to}.jsonl", to=to).to_json()
         (place,) = [name for name in record["files"] if name.endswith(".card.md")]
         card = Path(place).read_text()
         head = yaml.safe_load(card.split("---")[1])

@@ -81,7 +81,7 @@ def test_judge_counts_corrupted_rows_and_skills_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_small_demo_runs_whole(tmp_path: Path) -> None:
-    record = play(tmp_path / "demo", rows=50, labels="25%")
+    record = play(tmp_path / "demo", rows=50, labels="25%").to_json()
     truth = record["truth"]
     assert {"objective", "skill", "corrupted_share", "skills_covered", "oracle_skill"} <= truth.keys()
     assert {"selected", "random", "full_teacher"} <= truth["objective"].keys()

@@ -65,7 +65,7 @@ def start(
         try:
             done = pipeline.execute(request, path, executor=executor or executor_of(shard=shard))
         except Incomplete as incomplete:
-            return incomplete.report
+            return incomplete.report.to_json() if incomplete.report else {}
         assert shard is None
         return done
 

@@ -155,7 +155,7 @@ def test_rules_bind_everything_that_is_compared(files: dict[str, Path], tmp_path
 def test_a_selection_on_neighbours_is_judged_by_the_whole_truth(
     aimed: Path, files: dict[str, Path], objective: str
 ) -> None:
-    record = reselect(aimed, {"objective": objective, "neighbours": 6})["selection"]
+    record = reselect(aimed, {"objective": objective, "neighbours": 6}).to_json()["selection"]
     assert record["neighbours"] == {"each": 6, "recall": 1.0}
     assert set(record["controls"]) == {"random", "stratified", "longest", "embedding"}
     judged = evaluate(aimed, full_teacher=True, device="cpu")["full_teacher"]

@@ -7,32 +7,41 @@ from typing import Any
 import pytest
 
 from nncift.config import resolve
-from nncift.evaluation.run_verdict import selection_key, training_record, training_verdict, verdict_of
+from nncift.evaluation.gate import GateRecord, SkillRecord
+from nncift.evaluation.intervals import PairInterval
+from nncift.evaluation.run_verdict import (
+    NO_VERDICT,
+    RunSummary,
+    selection_key,
+    training_record,
+    training_verdict,
+    verdict_of,
+)
+from nncift.selection.solve import SelectionRecord
+from nncift.storage.ledger import Ledger, ModelCost, StageCost
 
 SETTINGS = resolve({"pool": ("pool.jsonl",), "teacher": "delift", "model": "m", "encoder": "hash"})
 
 
-def summary(skill: float, low: float, high: float, **more: Any) -> dict[str, Any]:
-    gate = {"used": "student", "items": 40, "pairs": 900}
-    gate["skill"] = {
-        "student": {"skill": skill, "error": 0.1, "interval": [low, high]},
-        "cosine": {"skill": more.pop("free", -1.0), "error": 0.1, "interval": [-1.2, -0.8]},
-    }
-    return {
+def summary(skill: float, low: float, high: float, free: float = -1.0, **more: Any) -> RunSummary:
+    found: dict[str, Any] = {
         "run": "runs/a",
         "pool": 1000,
-        "teacher": "delift",
-        "gate": gate,
-        "selection": {"value": 10.0, "controls": {"random": 8.0, "embedding": 9.0}},
-        "labels": {"train": 10_000, "q2": 10, "q3": 10, "validation": 10, "test": 10},
-        "ledger": {
-            "full_teacher_passes": 1_000_000,
-            "full_teacher_seconds": 90_000.0,
-            "share_of_training": 0.1,
-            "stages": {"label": {"seconds": 100.0}},
-        },
-        **more,
+        "rejected": 0,
+        "contaminated": 0,
+        "holdout": 0,
+        "selected": 100,
     }
+    found |= {"verdict": NO_VERDICT, "teacher": "delift", "student": "towers", "features": "text", "plan": "active"}
+    found |= {"growth": (), "fidelity": {}, "baselines": {}, "warnings": (), "all_labelled": False}
+    found |= {"labels": {"train": 10_000, "q2": 10, "q3": 10, "validation": 10, "test": 10}}
+    skills = {"student": SkillRecord(skill, 0.1, (low, high)), "cosine": SkillRecord(free, 0.1, (-1.2, -0.8))}
+    found["gate"] = GateRecord("student", "fl", 0.1, 40, 900, skills)
+    found["pair_interval"] = PairInterval(None, 0.9, None, 0)
+    found["selection"] = SelectionRecord("fl", 100, 10.0, 12.0, 0.8, 0, {"random": 8.0, "embedding": 9.0}, 0)
+    spent = ModelCost(labels=9_000, weight=1, others=0, full=1_000_000, rows=10_000)
+    found["ledger"] = Ledger.of({"label": StageCost(seconds=100.0)}, spent, 90_000.0)
+    return RunSummary(**{**found, **more})
 
 
 def record(verdict: str, selection: str = "") -> dict[str, Any]:
@@ -80,9 +89,8 @@ def test_the_interval_decides(skill: float, low: float, high: float, answer: str
 
 
 def test_what_was_not_measured_is_unclear_and_says_so() -> None:
-    bare = summary(0.0, 0.0, 0.0)
-    bare["gate"] = {"used": "student", "items": 10, "pairs": 90, "skill": {}}
-    found = verdict_of(bare, SETTINGS)
+    bare = GateRecord("student", "fl", 0.1, 10, 90, {})
+    found = verdict_of(summary(0.0, 0.0, 0.0, gate=bare), SETTINGS)
     assert found.agrees_with_teacher == "unclear"
     assert "10 labelled rows with 90 pairs are too few" in found.why
 
@@ -92,8 +100,8 @@ def test_nothing_predicted_agrees_by_itself() -> None:
 
 
 def test_a_selection_below_random_rows_by_its_own_values_is_no_yes() -> None:
-    worse = summary(0.8, 0.6, 1.0, selection={"value": 7.0, "controls": {"random": 8.0}})
-    found = verdict_of(worse, SETTINGS)
+    worse = SelectionRecord("fl", 100, 7.0, 12.0, 0.8, 0, {"random": 8.0}, 0)
+    found = verdict_of(summary(0.8, 0.6, 1.0, selection=worse), SETTINGS)
     assert found.agrees_with_teacher == "unclear"
     assert "no better than random rows" in found.why
 

@@ -34,7 +34,7 @@ def files(folder: Path) -> dict[str, float]:
 
 def test_tokens_are_those_of_the_tune_and_what_is_done_costs_nothing(run: Path, given: dict[str, Any]) -> None:
     before = files(run)
-    planned = estimate_tune(run, given)
+    planned = estimate_tune(run, given).to_json()
     assert files(run) == before
     tune(run, given)
     facts = [json.loads(path.read_text())["facts"] for path in (run / "tune" / "cells").iterdir()]
@@ -43,13 +43,13 @@ def test_tokens_are_those_of_the_tune_and_what_is_done_costs_nothing(run: Path, 
     # Two measures, three arms that train, two seeds; the untrained model is judged once.
     assert (planned["trainings"], planned["judgings"], planned["done"]) == (12, 13, 0)
     assert planned["train"]["seconds"] > 0
-    after = estimate_tune(run, given)
+    after = estimate_tune(run, given).to_json()
     assert (after["trainings"], after["judgings"], after["done"]) == (0, 0, 13)
     assert after["total"]["passes"] == 0
 
 
 def test_dear_arms_are_priced_by_the_length_of_the_selection(run: Path, given: dict[str, Any]) -> None:
-    planned = estimate_tune(run, {**given, "arms": ("selected", "rds"), "metrics": ("loss",)})
+    planned = estimate_tune(run, {**given, "arms": ("selected", "rds"), "metrics": ("loss",)}).to_json()
     assert any("Choosing the rows of rds" in note for note in planned["notes"])
     assert planned["answers"]["passes"] == 0
     assert planned["judge"]["passes"] == planned["judgings"] * planned["test_rows"]

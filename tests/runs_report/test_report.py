@@ -189,17 +189,6 @@ def test_a_report_is_made_again_only_where_the_run_or_the_page_changed(done: Pat
     assert page.exists()
 
 
-def test_keys_that_an_older_or_newer_run_lacks_are_no_reason_to_fail(run: FinishedRun, record: dict[str, Any]) -> None:
-    bare = FinishedRun(run.path)
-    bare.summary.clear()
-    bare.summary.update({"pool": 60, "student": "towers"})
-    bare.fidelity.clear()
-    bare.fidelity.update({"baselines": {"newcomer": {"q4": {"pairs": 3, "spearman": 0.5}}}, "fidelity": {}})
-    found = numbers(bare)
-    assert found.quadrants[0].name == "newcomer"
-    assert "newcomer" in render(found, "x")
-
-
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished run"):
         write_report(tmp_path)

@@ -107,7 +107,7 @@ def test_a_dry_run_counts_the_passes_that_are_made(
             "device": "cpu",
         }
     )
-    planned = estimate(Request.resolve(settings))
+    planned = estimate(Request.resolve(settings)).to_json()
     done = execute(Request.resolve(settings, out=tmp_path / "run"), tmp_path / "run")
     assert planned["label"]["passes"] == done.ledger["teacher_passes"]
     assert planned["full_teacher"]["passes"] == done.ledger["full_teacher_passes"]

@@ -223,7 +223,7 @@ def test_a_run_selects_with_it_at_the_cost_that_was_estimated(
             "device": "cpu",
         }
     )
-    planned = estimate(Request.resolve(settings))
+    planned = estimate(Request.resolve(settings)).to_json()
     done = execute(Request.resolve(settings, out=tmp_path / "run"), tmp_path / "run")
     assert planned["full_teacher"]["passes"] == done.ledger["full_teacher_passes"] == full
     assert planned["label"]["passes"] == done.ledger["teacher_passes"]

@@ -168,7 +168,7 @@ def select(path: str | Path, *, out: str | Path | None = None, **settings: Unpac
     """Select again from a finished run; no model is loaded. out: a new directory, None = replace the run's selection."""
     from nncift.runs.select_again import reselect
 
-    return reselect(Path(path), settings, None if out is None else Path(out))
+    return reselect(Path(path), settings, None if out is None else Path(out)).to_json()
 
 
 def score(
@@ -291,7 +291,8 @@ def export(
     most, too_long = options.get("max_length"), options.get("too_long", "refuse")
     limit = None if most is None else LengthLimit(most, options.get("tokenizer"), too_long)
     turns, with_scores = options.get("turns"), options.get("with_scores", False)
-    return export(path, out, to=to, turns=turns, length=limit, with_scores=with_scores, locate=readable)
+    found = export(path, out, to=to, turns=turns, length=limit, with_scores=with_scores, locate=readable)
+    return found.to_json()
 
 
 def tune(
@@ -353,4 +354,5 @@ def inspect(
     from nncift.stages.inspection import inspect
 
     tests = [against] if isinstance(against, str | Path) else list(against)
-    return inspect(*files, format=format, map=map, turns=turns, tokenizer=tokenizer, against=tests, encoder=encoder)
+    found = inspect(*files, format=format, map=map, turns=turns, tokenizer=tokenizer, against=tests, encoder=encoder)
+    return found.to_json()

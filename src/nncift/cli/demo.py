@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +23,12 @@ from nncift.cli.display import (
 from nncift.cli.options import path_option, verbose_option
 from nncift.cli.shell import command, option, progress
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nncift.core.result_types import JsonObject
+    from nncift.demo.play import DemoResult
+
 
 @command("demo", example="nncift demo --out runs/demo")
 @path_option("--out", "Folder.  [default: runs/demo]", default=Path("runs/demo"), group="Options")
@@ -33,7 +38,7 @@ from nncift.cli.shell import command, option, progress
 @option("--encoder", default="hash", show_default=True, help="As in run.")
 @option("--seed", type=int, default=0, show_default=True, help="One seed for world and run.")
 @verbose_option
-def demo_command(show: bool, out: Path, verbose: bool, **settings: Any) -> dict[str, Any]:
+def demo_command(show: bool, out: Path, verbose: bool, **settings: Any) -> DemoResult:
     """Show the whole idea on a generated world where the truth is known."""
     from nncift.demo.play import play
 
@@ -43,27 +48,27 @@ def demo_command(show: bool, out: Path, verbose: bool, **settings: Any) -> dict[
     return result
 
 
-def _show(result: Mapping[str, Any], folder: Path, *, verbose: bool) -> None:
+def _show(found: DemoResult, folder: Path, *, verbose: bool) -> None:
     """Print the answer, how a selection fares where the truth is known, and where to look next."""
-    out, truth, ledger, where = console(), result["truth"], result["ledger"], folder / "run"
-    show_verdict(out, result["verdict"])
+    out, result, truth, where = console(), found.summary, found.truth, folder / "run"
+    show_verdict(out, result.verdict)
     show_figures(out, result)
     out.print(
-        f"A world of {result['pool']} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
+        f"A world of {result.pool} instruction examples from {truth['skills_covered']['all']:.0f} invented skills, "
         f"{100 * truth['corrupted_share']['pool']:.0f} % of them corrupted. A tiny language model, shipped with nncift, is the "
         f"teacher's. Judged by all {truth['passes']:,} true values, which only a demo can afford:"
     )
-    out.print(_truth_table(truth, result["selected"]))
+    out.print(_truth_table(truth, result.selected))
     if verbose:
-        out.print(fidelity_table(result))
-        out.print(cost_table(ledger))
-        out.print(cost_line(ledger))
-    show_warnings(out, result["warnings"])
-    show_next(out, result["verdict"]["next"], (f"{where}/report.html", "subset.jsonl", "selection.parquet"))
+        out.print(fidelity_table(result.fidelity, result.baselines))
+        out.print(cost_table(result.ledger))
+        out.print(cost_line(result.ledger))
+    show_warnings(out, result.warnings)
+    show_next(out, result.verdict.next, (f"{where}/report.html", "subset.jsonl", "selection.parquet"))
     out.print(f"World and truth: {folder}/world. Your own data: nncift run FILE.jsonl --model MODEL --out DIR")
 
 
-def _truth_table(truth: Mapping[str, Any], selected: int) -> Any:
+def _truth_table(truth: JsonObject, selected: int) -> Table:
     """Return every way to select, judged by the true matrix."""
     columns = ("selection", "value", "skill", "corrupted", "skills covered")
     made = table(f"{selected} rows selected in each way, judged by the true matrix", columns)

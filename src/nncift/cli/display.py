@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nncift.core.texts import seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from nncift.evaluation.fidelity import Measures
+    from nncift.evaluation.run_verdict import RunSummary, Verdict
+    from nncift.finetune.tune_estimate import TuneEstimate
+    from nncift.selection.solve import SelectionRecord
+    from nncift.stages.estimate import Cost, Estimate
+    from nncift.stages.timing import Timed
+    from nncift.storage.ledger import Ledger
 
 PREDICTORS = {
     "student": "student",
@@ -65,79 +73,78 @@ def table(
     return made
 
 
-def cost_of_parts(title: str, parts: Mapping[str, str], result: Mapping[str, Any]) -> Table:
+def cost_of_parts(title: str, parts: Mapping[str, str], result: Estimate | TuneEstimate) -> Table:
     """Return the table of a dry run: passes, tokens and both times of every part that costs something."""
     made = table(title, ("", "passes", "tokens", "processor", "time"))
     for key, name in parts.items():
-        cost = result[key]
-        if cost["passes"]:
-            shown = ["-" if cost["tokens"] is None else f"{cost['tokens']:,}"]
-            shown += ["-" if cost[kind] is None else seconds(cost[kind]) for kind in ("processor_seconds", "seconds")]
-            made.add_row(name, f"{cost['passes']:,}", *shown, end_section=key in ("embed", "answers"))
+        cost: Cost = getattr(result, key)
+        if cost.passes:
+            shown = ["-" if cost.tokens is None else f"{round(cost.tokens):,}"]
+            shown += ["-" if value is None else seconds(value) for value in (cost.processor, cost.seconds)]
+            made.add_row(name, f"{cost.passes:,}", *shown, end_section=key in ("embed", "answers"))
     return made
 
 
-def busy_sentence(timed: Mapping[str, Any]) -> str:
+def busy_sentence(timed: Timed) -> str:
     """Return a sentence where the clock went on while other programs had the processor; an empty one elsewhere."""
-    if not timed["busy"]:
+    if not timed.busy:
         return ""
     return (
-        f"This machine is busy: what was timed took {seconds(timed['seconds'])} for {seconds(timed['processor_seconds'])} of the "
+        f"This machine is busy: what was timed took {seconds(timed.seconds)} for {seconds(timed.processor_seconds)} of the "
         "processor. Times are for a machine as busy as this one."
     )
 
 
-def fidelity_table(result: Mapping[str, Any]) -> Table:
+def fidelity_table(student: Mapping[str, Measures], baselines: Mapping[str, Mapping[str, Measures]]) -> Table:
     """Return the student's measures by quadrant, and those of the baselines on pairs of unseen items."""
     columns = ("predictor", "pairs of", "R^2", "Spearman", "interval", "MSE", "pairs")
     made = table("How well teacher values are predicted (95 % intervals over items)", columns, left=columns[:2])
-    found_in = [quadrant for quadrant in QUADRANTS if result["fidelity"][quadrant]["pairs"]]
-    rows = [("student", quadrant, result["fidelity"][quadrant]) for quadrant in found_in]
-    rows += [(name, "q4", quadrants["q4"]) for name, quadrants in result["baselines"].items()]
+    rows = [("student", quadrant, student[quadrant]) for quadrant in QUADRANTS if student[quadrant].pairs]
+    rows += [(name, "q4", quadrants["q4"]) for name, quadrants in baselines.items()]
     for name, quadrant, found in rows:
         made.add_row(
             PREDICTORS.get(name, name),
             QUADRANTS[quadrant],
-            number(found["r2"], 3),
-            number(found["spearman"], 3),
-            interval(found["spearman_interval"]),
-            number(found["mse"], None),
-            str(found["pairs"]),
+            number(found.r2, 3),
+            number(found.spearman, 3),
+            interval(found.spearman_interval),
+            number(found.mse, None),
+            str(found.pairs),
             end_section=(name, quadrant) == ("student", "q4"),
         )
     return made
 
 
-def value_table(selection: Mapping[str, Any]) -> Table:
+def value_table(selection: SelectionRecord) -> Table:
     """Return the objective's value of the selection beside those of the control selections."""
-    bound = f"this run ({selection['objective']}; at least {100 * selection['share_of_optimum']:.1f} % of optimal)"
-    rows = [(bound, number(selection["value"], 4))]
-    for name, value in selection["controls"].items():
+    bound = f"this run ({selection.objective}; at least {100 * selection.share_of_optimum:.1f} % of optimal)"
+    rows = [(bound, number(selection.value, 4))]
+    for name, value in selection.controls.items():
         label = CONTROLS.get(name, name)
         rows.append((label if value is not None else f"{label} (left out: too large a pool)", number(value, 4)))
     return table("Value of the selection, under known labels and predictions", ("selection", "value"), rows)
 
 
-def cost_line(ledger: Mapping[str, Any]) -> str:
+def cost_line(ledger: Ledger) -> str:
     """Return what passes of the teacher's model cost, against the full teacher and against training, as a sentence or two."""
     return (
-        f"Teacher passes: {ledger['teacher_passes']:,} instead of {ledger['full_teacher_passes']:,}; in forward passes "
-        f"{ledger['cost']:,} instead of {ledger['full_teacher_cost']:,} (saving {100 * ledger['saving']:.1f} %), which is "
-        f"{100 * ledger['share_of_training']:.1f} % of training on all rows for 3 epochs."
+        f"Teacher passes: {ledger.teacher_passes:,} instead of {ledger.full_teacher_passes:,}; in forward passes "
+        f"{ledger.cost:,} instead of {ledger.full_teacher_cost:,} (saving {100 * ledger.saving:.1f} %), which is "
+        f"{100 * ledger.share_of_training:.1f} % of training on all rows for 3 epochs."
     )
 
 
-def cost_table(ledger: Mapping[str, Any]) -> Table:
+def cost_table(ledger: Ledger) -> Table:
     """Return the cost of every stage."""
     rows = (
         (
             name,
-            f"{cost['seconds']:.1f}",
-            f"{cost['peak_mb']:.0f}",
-            f"{cost['model_passes']:,}",
-            f"{cost['model_tokens']:,}",
+            f"{cost.seconds:.1f}",
+            f"{cost.peak_mb:.0f}",
+            f"{cost.model_passes:,}",
+            f"{cost.model_tokens:,}",
         )
-        for name, cost in ledger["stages"].items()
+        for name, cost in ledger.stages.items()
     )
     return table("Cost", ("stage", "seconds", "peak MB", "model passes", "model tokens"), rows)
 
@@ -161,49 +168,42 @@ def show_warnings(out: Console, warnings: Sequence[str]) -> None:
 COLOURS = {"yes": "bold green", "no": "bold red", "unclear": "bold yellow"}
 
 
-def show_verdict(out: Console, verdict: Mapping[str, Any]) -> None:
+def show_verdict(out: Console, verdict: Verdict) -> None:
     """Print the answer first, and why."""
-    from nncift.evaluation.run_verdict import Verdict
-
-    found = Verdict.of_json(dict(verdict), "the summary")
-    out.print(found.headline, style=COLOURS[found.agrees_with_teacher])
-    if found.why:
-        out.print(found.why)
+    out.print(verdict.headline, style=COLOURS[verdict.agrees_with_teacher])
+    if verdict.why:
+        out.print(verdict.why)
 
 
-def show_figures(out: Console, result: Mapping[str, Any]) -> None:
+def show_figures(out: Console, result: RunSummary) -> None:
     """Print the four figures of a run: rows, agreement, stability, cost; a saving counts for nothing under a bad verdict."""
-    ledger, agrees = result["ledger"], result["verdict"]["agrees_with_teacher"]
-    gate = result["gate"]
-    skill = gate["skill"].get(gate["used"])
-    rejected = f", {result['rejected']:,} rejected (rejected.jsonl says why)" if result["rejected"] else ""
+    ledger, agrees, skill = result.ledger, result.verdict.agrees_with_teacher, result.gate.headline
+    rejected = f", {result.rejected:,} rejected (rejected.jsonl says why)" if result.rejected else ""
     agreement = "not measured"
     if skill is not None:
-        low, high = skill["interval"]
-        agreement = (
-            f"{skill['skill']:.2f} of the way from chance to the teacher (90 % interval {low:.2f} to {high:.2f})"
-        )
-    cost = f"{ledger['teacher_passes']:,} passes of the teacher's model in {seconds(ledger['seconds'])}"
+        low, high = skill.interval
+        agreement = f"{skill.skill:.2f} of the way from chance to the teacher (90 % interval {low:.2f} to {high:.2f})"
+    cost = f"{ledger.teacher_passes:,} passes of the teacher's model in {seconds(ledger.seconds)}"
     if agrees == "yes":
-        cost += f", {100 * ledger['saving']:.1f} % less than labelling everything"
+        cost += f", {100 * ledger.saving:.1f} % less than labelling everything"
     lines = (
-        ("Selected", f"{result['selected']:,} of {result['pool']:,} rows{rejected}", None),
+        ("Selected", f"{result.selected:,} of {result.pool:,} rows{rejected}", None),
         ("Agreement", agreement, None if agrees == "yes" else "dim"),
-        ("Stability", stability_line(result["selection"]), None),
-        ("Cost", f"{cost}; {100 * ledger['share_of_training']:.1f} % of training on all rows for 3 epochs", None),
+        ("Stability", stability_line(result.selection), None),
+        ("Cost", f"{cost}; {100 * ledger.share_of_training:.1f} % of training on all rows for 3 epochs", None),
     )
     for name, said, style in lines:
         out.print(f"  {name:<10} {said}", style=style)
 
 
-def stability_line(selection: Mapping[str, Any]) -> str:
+def stability_line(selection: SelectionRecord) -> str:
     """Return how many of the chosen rows are chosen again when the student is fitted on other labelled rows."""
-    found = selection.get("stability")
-    if not found:
+    found = selection.stability
+    if found is None:
         return "not measured"
     return (
-        f"{found['stable']:,} of {found['rows']:,} chosen rows are chosen in more than {100 * found['above']:.0f} % of "
-        f"{found['refits']} refits"
+        f"{found.stable:,} of {found.rows:,} chosen rows are chosen in more than {100 * found.above:.0f} % of "
+        f"{found.refits} refits"
     )
 
 

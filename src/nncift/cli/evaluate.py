@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,12 @@ from nncift.errors import UsageError
 from nncift.finetune.retrain_settings import RetrainSettings
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nncift.core.result_types import JsonObject
     from nncift.finetune.retraining_results import Retraining, RetrainingCost
+    from nncift.runs.evaluate import CurvePoint, Evaluation
+    from nncift.runs.full_teacher import FullTeacherResult
 
 
 @command(
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
 @memory_option
 def evaluate_command(
     show: bool, run: Path, full_teacher: bool, retrain: bool, dry_run: bool, fetch: bool, **flags: Any
-) -> dict[str, Any]:
+) -> Evaluation | RetrainingCost | JsonObject:
     """Measure the student of RUN: quadrants beside baselines, what more labels gave, and truth by training."""
     allowed, device = Permissions(bool(flags.pop("trust_remote_code")), fetch), flags["device"] or "auto"
     given = chosen(flags, RetrainSettings)
@@ -51,29 +56,27 @@ def evaluate_command(
         return _dry_run(show, cost_of(run, given, full_teacher=full_teacher, allowed=allowed))
     from nncift.runs.evaluate import evaluate
 
-    summary = evaluate(
-        run, full_teacher=full_teacher, device=device, progress=progress(show), allowed=allowed
-    ).to_json()
+    found = evaluate(run, full_teacher=full_teacher, device=device, progress=progress(show), allowed=allowed)
     if show:
-        _show(summary)
-    if retrain:
-        from nncift.finetune.retraining import retrain as trained
+        _show(found)
+    if not retrain:
+        return found
+    from nncift.finetune.retraining import retrain as trained
 
-        found = trained(run, given, full_teacher=full_teacher, progress=progress(show), allowed=allowed)
-        summary["retraining"] = found.to_json()
-        if show:
-            _show_retraining(found, run)
-    return summary
+    retraining = trained(run, given, full_teacher=full_teacher, progress=progress(show), allowed=allowed)
+    if show:
+        _show_retraining(retraining, run)
+    return {**found.to_json(), "retraining": retraining.to_json()}
 
 
-def _dry_run(show: bool, cost: RetrainingCost) -> dict[str, Any]:
+def _dry_run(show: bool, cost: RetrainingCost) -> RetrainingCost:
     if show:
         console().print(
             f"{cost.trainings} trainings ({cost.trained} stand already), {cost.removals} of them without top rows, on halves of "
             f"{cost.half} of {cost.rows} rows; {cost.targets} targets. {cost.tokens:,} tokens are read in training; "
             f"{cost.passes:,} forward-pass equivalents."
         )
-    return cost.to_json()
+    return cost
 
 
 def _show_retraining(found: Retraining, run: Path) -> None:
@@ -91,49 +94,45 @@ def _show_retraining(found: Retraining, run: Path) -> None:
     out.print(f"Files: {run}/retrain/retraining.md, retraining.json, retraining.svg", soft_wrap=True)
 
 
-def _show(summary: Mapping[str, Any]) -> None:
+def _show(found: Evaluation) -> None:
     """Print fidelity, the learning curve, and the judgement by the full teacher."""
     out = console()
-    out.print(fidelity_table(summary))
-    out.print(_curve(summary["curve"]))
-    if summary["full_teacher"] is not None:
-        _show_truth(summary["full_teacher"])
-    for sentence in summary["verdicts"] or ():
+    out.print(fidelity_table(found.fidelity, found.baselines))
+    out.print(_curve(found.curve))
+    if found.full_teacher is not None:
+        _show_truth(found.full_teacher)
+    for sentence in found.verdicts:
         out.print(f"! {sentence}")
 
 
-def _curve(curve: list[dict[str, Any]]) -> Any:
+def _curve(curve: Sequence[CurvePoint]) -> Table:
     from nncift.evaluation.verdicts import NAMES
 
     columns = ("labels", "predictor", "R^2", "Spearman", "skill", "standard error")
     made = table("On unseen items, by labels to learn from (skill: on held-out blocks)", columns)
     made.columns[0].justify, made.columns[1].justify = "right", "left"
     for step in curve:
-        names = [name for name in step if name != "labels"]
-        for place, name in enumerate(names):
-            found = step[name]
+        for place, (name, found) in enumerate(step.predictors.items(), 1):
             made.add_row(
-                f"{step['labels']:,}" if not place else "",
+                f"{step.labels:,}" if place == 1 else "",
                 NAMES.get(name, name),
-                number(found["r2"], 3),
-                number(found["spearman"], 3),
-                number(found["skill"], 2),
-                number(found["skill_error"], 2),
-                end_section=name == names[-1],
+                number(found.r2, 3),
+                number(found.spearman, 3),
+                number(found.skill, 2),
+                number(found.skill_error, 2),
+                end_section=place == len(step.predictors),
             )
     return made
 
 
-def _show_truth(summary: Mapping[str, Any]) -> None:
+def _show_truth(found: FullTeacherResult) -> None:
     out = console()
-    rows = ((name, number(value, 4), number(summary["skill"][name], 2)) for name, value in summary["value"].items())
-    title = f"{summary['selected']} rows selected in each way, judged by the full teacher"
+    rows = ((name, number(value, 4), number(found.skill[name], 2)) for name, value in found.value.items())
+    title = f"{found.selected} rows selected in each way, judged by the full teacher"
     out.print(table(title, ("selection", "value", "skill"), rows))
-    at = ", ".join(f"{number(step['skill'], 2)} at {step['budget']:.0%}" for step in summary["skill_by_budget"])
+    at = ", ".join(f"{number(step.skill, 2)} at {step.budget:.0%}" for step in found.skill_by_budget)
     out.print(f"Skill of the run's student by budget, known labels in place: {at}.")
-    covered = summary["coverage"]
-    if covered["covered"] is not None:
-        share = f"{100 * covered['covered']:.1f} %"
-        out.print(
-            f"Of {covered['pairs']:,} pairs without a label, {share} lie within their {covered['level']:.0%} interval."
-        )
+    covered = found.coverage
+    if covered.covered is not None:
+        share = f"{100 * covered.covered:.1f} %"
+        out.print(f"Of {covered.pairs:,} pairs without a label, {share} lie within their {covered.level:.0%} interval.")

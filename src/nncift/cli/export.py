@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from nncift.cli.display import console, show_warnings
 from nncift.cli.options import choices, path_option, run_argument
 from nncift.cli.shell import command, option
 from nncift.errors import UsageError
+
+if TYPE_CHECKING:
+    from nncift.data.card import ExportResult
 
 
 @command("export", example="nncift export runs/alpaca --to trl --out train.jsonl --max-length 2048")
@@ -33,7 +36,7 @@ from nncift.errors import UsageError
 @option("--with-scores", is_flag=True, help="Add rank and scores of every row, in columns nncift_...")
 def export_command(
     show: bool, run: Path, to: str, out: Path, turns: str | None, max_length: int | None, **flags: Any
-) -> dict[str, Any]:
+) -> ExportResult:
     """Write the selected rows of RUN for a trainer, checked before they are written."""
     from nncift.data.export import export
     from nncift.data.lengths import LengthLimit
@@ -50,15 +53,13 @@ def export_command(
     return summary
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(summary: ExportResult) -> None:
     from collections import Counter
 
     out = console(wrap=False)
-    out.print(
-        f"Wrote {summary['rows']} of {summary['selected']} selected rows for {summary['to']}: {', '.join(summary['files'])}"
-    )
-    for reason, count in Counter(row["reason"] for row in summary["left_out"]).most_common():
+    out.print(f"Wrote {summary.rows} of {summary.selected} selected rows for {summary.to}: {', '.join(summary.files)}")
+    for reason, count in Counter(row.reason for row in summary.left_out).most_common():
         out.print(f"Left out, {count} x {reason} (ids: --json)")
-    if "start" in summary:
-        out.print(f"Start with: {summary['start']}")
-    show_warnings(out, summary["notes"])
+    if summary.start is not None:
+        out.print(f"Start with: {summary.start}")
+    show_warnings(out, summary.notes)

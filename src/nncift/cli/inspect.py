@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from nncift.data.contamination import Contamination
     from nncift.data.layout import Turns
+    from nncift.stages.inspection import Duplicates, InspectedFile, Inspection
 
 SHOWN_HITS, SHOWN_TEXT = 3, 60
 """Hits of a kind that are shown, and characters of their texts."""
@@ -40,120 +41,119 @@ SHOWN_HITS, SHOWN_TEXT = 3, 60
 @option("--tokenizer", group="Rows", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
 @offline_option
 @memory_option
-def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...], **flags: Any) -> dict[str, Any]:
+def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...], **flags: Any) -> Inspection:
     """Show formats, counts, problems with their lines, token statistics and duplicates of FILES.
 
     Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one; 5 where rows of
     --against are in FILES.
     """
+    from nncift.stages.decontaminate import summary_of
     from nncift.stages.inspection import inspect
 
-    summary = inspect(*files, against=against, **chosen(flags, RunSettings))
+    found = inspect(*files, against=against, **chosen(flags, RunSettings))
     if show:
-        _show(summary)
-    unread = [file for file in summary["files"] if not file["usable"]]
+        _show(found)
+    unread = [file for file in found.files if not file.usable]
     if unread:
-        error = DataError(f"no row of {unread[0]['file']!r} can be used. {unread[0]['advice']}")
-        error.about = summary
+        error = DataError(f"no row of {unread[0].file!r} can be used. {unread[0].advice}")
+        error.about = found.to_json()
         raise error
-    if summary.get("contamination", {}).get("hits"):
-        overlap = QualityError(summary["contamination"]["summary"])
-        overlap.about = summary
+    if found.contamination is not None and found.contamination.hits:
+        overlap = QualityError(summary_of(found.contamination))
+        overlap.about = found.to_json()
         raise overlap
-    return summary
+    return found
 
 
-def _show(summary: dict[str, Any]) -> None:
+def _show(found: Inspection) -> None:
     out = console(wrap=False)
-    for file in summary["files"]:
-        _show_file(out, file, summary["turns"])
-    if not summary["usable"]:
+    for file in found.files:
+        _show_file(out, file, found.turns)
+    if not found.usable:
         return
-    out.print(_lengths(summary))
-    _show_copies(out, summary["duplicates"])
-    if "contamination" in summary:
-        _show_contamination(summary["contamination"])
+    out.print(_lengths(found))
+    _show_copies(out, found.duplicates)
+    if found.contamination is not None:
+        _show_contamination(found.contamination)
 
 
-def _show_file(out: Console, file: Mapping[str, Any], turns: Turns) -> None:
+def _show_file(out: Console, file: InspectedFile, turns: Turns) -> None:
     """Show what one file holds, and what is wrong with it."""
     from nncift.data.formats import scored
 
-    formats = ", ".join(f"{rows:,} {name}" for name, rows in file["formats"].items()) or "no known format"
-    out.print(
-        f"{file['file']}: {file['rows']:,} rows, {file['usable']:,} usable ({formats}), {file['rejected']:,} rejected"
-    )
-    for problem in file["problems"]:
-        more = ", ..." if problem["rows"] > len(problem["lines"]) else ""
-        lines = ", ".join(map(str, problem["lines"]))
-        out.print(f"  {problem['rows']:,} x {problem['kind']}, line {lines}{more}; the first: {problem['first']}")
-    if several := file["several_responses"]:
+    formats = ", ".join(f"{rows:,} {name}" for name, rows in file.formats.items()) or "no known format"
+    out.print(f"{file.file}: {file.rows:,} rows, {file.usable:,} usable ({formats}), {file.rejected:,} rejected")
+    for problem in file.problems:
+        more = ", ..." if problem.rows > len(problem.lines) else ""
+        lines = ", ".join(map(str, problem.lines))
+        out.print(f"  {problem.rows:,} x {problem.kind}, line {lines}{more}; the first: {problem.first}")
+    if several := file.several_responses:
         out.print(f"  {several:,} rows have several responses: {scored(turns)}")
-    for what, rows in file["not_used"].items():
+    for what, rows in file.not_used.items():
         out.print(f"  {rows:,} rows with {what}: not used")
-    if held := file["control_tokens"]["rows"]:
-        lines = ", ".join(map(str, file["control_tokens"]["lines"]))
-        texts = ", ".join(file["control_tokens"]["texts"])
+    if held := file.control_tokens.rows:
+        lines = ", ".join(map(str, file.control_tokens.lines))
+        texts = ", ".join(file.control_tokens.texts)
         out.print(
             f"  {held:,} rows hold the text of control tokens ({texts}), line {lines}{', ...' if held > 5 else ''}: text to "
             "nncift, but control tokens to trainers that tokenise whole conversations"
         )
-    if file["usable"] and file["proposed"]:
-        out.print(f"  rows that no format fits can be read with {file['proposed']}")
-    for column, values in file["labels"].items():
+    if file.usable and file.proposed:
+        out.print(f"  rows that no format fits can be read with {file.proposed}")
+    for column, values in file.labels.items():
         out.print(
             f"  label column {column}: " + ", ".join(f"{value} {rows:,}" for value, rows in list(values.items())[:8])
         )
 
 
-def _lengths(summary: Mapping[str, Any]) -> Table:
+def _lengths(summary: Inspection) -> Table:
     """Return the lengths of rows, file by file."""
     columns = ("file", "part", "least", "median", "90 %", "99 %", "most", "sum")
-    made = table(f"Length of a row, in {summary['counted_in']}", columns, left=columns[:2])
-    for file in summary["files"]:
-        for part in ("prompt", "response", "whole"):
-            found = file["tokens"][part]
+    made = table(f"Length of a row, in {summary.counted_in}", columns, left=columns[:2])
+    for file in summary.files:
+        lengths = {"prompt": file.tokens.prompt, "response": file.tokens.response, "whole": file.tokens.whole}
+        for part, found in lengths.items():
             if found:
-                total = f"{file['tokens']['sum']:,}" if part == "whole" else ""
+                total = f"{file.tokens.sum:,}" if part == "whole" else ""
                 made.add_row(
-                    file["source"] if part == "prompt" else "", part, *(f"{value:,}" for value in found.values()), total
+                    file.source if part == "prompt" else "", part, *(f"{value:,}" for value in found.values()), total
                 )
     return made
 
 
-def _show_copies(out: Console, copies: Mapping[str, Any]) -> None:
+def _show_copies(out: Console, copies: Duplicates) -> None:
     """Show which rows repeat others."""
-    if copies["rows"]:
-        first = copies["first"][0]
+    if copies.rows:
+        first = copies.first[0]
         out.print(
-            f"{copies['rows']:,} rows repeat an earlier one word for word, the first: {first['source']} line {first['line']} = "
-            f"{first['of'][0]} line {first['of'][1]}"
+            f"{copies.rows:,} rows repeat an earlier one word for word, the first: {first.source} line {first.line} = "
+            f"{first.of[0]} line {first.of[1]}"
         )
-    if copies["same_prompt_other_response"]:
-        out.print(f"{copies['same_prompt_other_response']:,} different rows share their prompt with another")
-    if not copies["rows"] and not copies["same_prompt_other_response"]:
+    if copies.same_prompt_other_response:
+        out.print(f"{copies.same_prompt_other_response:,} different rows share their prompt with another")
+    if not copies.rows and not copies.same_prompt_other_response:
         out.print("No row repeats another")
 
 
-def _show_contamination(found: dict[str, Any]) -> None:
+def _show_contamination(found: Contamination) -> None:
     """Show how many rows test rows are in, and the first of every kind beside its test row."""
     out = console()
-    out.print(f"Of {found['rows']:,} rows, {found['contaminated']:,} have any of {found['tests']:,} test rows in them")
-    for note in found["notes"]:
+    out.print(f"Of {found.rows:,} rows, {len(found.strongest):,} have any of {found.tests:,} test rows in them")
+    for note in found.notes:
         out.print(f"  {note}")
-    if not found["hits"]:
+    if not found.hits:
         return
     columns = ("kind", "hits", "score", "row", "text", "test row", "its text")
     made = table(None, columns, left=columns[3:])
-    for kind, count in found["by_kind"].items():
-        shown = [hit for hit in found["hits"] if hit["kind"] == kind][:SHOWN_HITS]
+    for kind, count in found.counts.items():
+        shown = [hit for hit in found.hits if hit.kind == kind][:SHOWN_HITS]
         for place, hit in enumerate(shown):
             sides = [
                 cell
-                for side in (hit["row"], hit["test"])
-                for cell in (f"{side['source']} line {side['line']}", one_line(side["text"], SHOWN_TEXT))
+                for side in (hit.row, hit.test)
+                for cell in (f"{side.source} line {side.line}", one_line(side.text, SHOWN_TEXT))
             ]
             made.add_row(
-                *((kind.replace("_", " "), f"{count:,}") if not place else ("", "")), f"{hit['score']:.2f}", *sides
+                *((kind.replace("_", " "), f"{count:,}") if not place else ("", "")), f"{hit.score:.2f}", *sides
             )
     out.print(made)

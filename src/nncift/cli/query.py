@@ -50,7 +50,7 @@ SHOWN = 200
 @memory_option
 def query_command(
     show: bool, run: Path, prompt: str | None, response: str | None, file: Path | None, fetch: bool, **flags: Any
-) -> dict[str, Any]:
+) -> QueryResult:
     """Show which rows of RUN's pool push a model to a response, by the run's student or exactly by its teacher."""
     out: Path | None = flags["out"]
     if out is not None and out.suffix not in (".html", ".json"):
@@ -77,7 +77,7 @@ def query_command(
         write_query(result, out)
     if show:
         _show(result, out)
-    return result.to_json()
+    return result
 
 
 def _show(result: QueryResult, path: Path | None) -> None:

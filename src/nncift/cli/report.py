@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nncift.cli.display import console, show_verdict
 from nncift.cli.options import run_argument
 from nncift.cli.shell import command, option
 
+if TYPE_CHECKING:
+    from nncift.core.result_types import JsonObject
+
 
 @command("report", example="nncift report runs/alpaca --open")
 @run_argument
 @option("--open", "open_", is_flag=True, help="Open it in the browser.")
-def report_command(show: bool, run: Path, open_: bool) -> dict[str, Any]:
+def report_command(show: bool, run: Path, open_: bool) -> JsonObject:
     """Make the report of RUN again where it is missing or old: one file that needs no network."""
     from nncift.runs.finished import FinishedRun
     from nncift.runs.renew_verdict import verdict
@@ -23,7 +26,7 @@ def report_command(show: bool, run: Path, open_: bool) -> dict[str, Any]:
     page, answer = write_report(found), verdict(found)
     if show:
         out = console()
-        show_verdict(out, answer.to_json())
+        show_verdict(out, answer)
         out.print(f"Report: {page}", soft_wrap=True)
     if open_:
         import webbrowser

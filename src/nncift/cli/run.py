@@ -43,6 +43,15 @@ from nncift.core.texts import seconds
 from nncift.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from nncift.core.parallel import Incomplete
+    from nncift.core.result_types import JsonObject, Record
+    from nncift.distributed.shards import ShardReport
+    from nncift.evaluation.gate import GateRecord
+    from nncift.evaluation.run_verdict import RunSummary
+    from nncift.stages.estimate import Estimate
     from nncift.stages.finish import Run
 
 
@@ -81,7 +90,7 @@ def run_command(
     out: Path | None,
     fetch: bool,
     **flags: Any,
-) -> dict[str, Any]:
+) -> Record | JsonObject:
     """Select rows of POOL files that are worth training on.
 
     POOL names files of instruction examples: JSON lines, JSON, CSV, Parquet, or hub:org/name.
@@ -123,15 +132,13 @@ def run_command(
     try:
         done = execute(asked(out), out, progress=seen, executor=executor)
     except Incomplete as part:
-        if show:
-            _show_shard(part.report)
-        return dict(part.report)
+        return _of_shard(part, show)
     if show:
-        _show(done.summary, done.path, verbose=flags["verbose"])
-    return _proven(done, settings, show, fetch) if settings.prove else dict(done.summary)
+        _show(done.result, done.path, verbose=flags["verbose"])
+    return _proven(done, settings, show, fetch) if settings.prove else done.result
 
 
-def _proven(done: Run, settings: RunSettings, show: bool, fetch: bool) -> dict[str, Any]:
+def _proven(done: Run, settings: RunSettings, show: bool, fetch: bool) -> JsonObject:
     """Train on the selection and on what it is compared with, and return the summary with what that says."""
     from nncift.cli.tune import show_tune
     from nncift.finetune.prove import brief, prove
@@ -144,41 +151,41 @@ def _proven(done: Run, settings: RunSettings, show: bool, fetch: bool) -> dict[s
     return {**FinishedRun(done.path).summary, "proof": brief(record)}
 
 
-def _show(result: Mapping[str, Any], path: Path, *, verbose: bool) -> None:
+def _show(result: RunSummary, path: Path, *, verbose: bool) -> None:
     """Print the answer, four figures, warnings and where to look next; verbose: what they rest on, too."""
     out = console()
-    show_verdict(out, result["verdict"])
+    show_verdict(out, result.verdict)
     show_figures(out, result)
     if verbose:
         _show_tables(out, result)
-    show_warnings(out, result["warnings"])
-    show_next(out, result["verdict"]["next"], (f"{path}/report.html", "subset.jsonl", "selection.parquet"))
+    show_warnings(out, result.warnings)
+    show_next(out, result.verdict.next, (f"{path}/report.html", "subset.jsonl", "selection.parquet"))
     if not verbose:
         out.print("All tables: --verbose", style="dim")
 
 
-def _show_tables(out: Any, result: Mapping[str, Any]) -> None:
-    ledger = result["ledger"]
-    out.print(f"Teacher {result['teacher']}, plan {result['plan']}. {_labels(result['labels'])}")
-    out.print(fidelity_table(result))
-    if result["gate"]["skill"]:
-        out.print(_gate_table(result["gate"]))
-    out.print(value_table(result["selection"]))
+def _show_tables(out: Console, result: RunSummary) -> None:
+    ledger = result.ledger
+    out.print(f"Teacher {result.teacher}, plan {result.plan}. {_labels(result.labels)}")
+    out.print(fidelity_table(result.fidelity, result.baselines))
+    if result.gate.skill:
+        out.print(_gate_table(result.gate))
+    out.print(value_table(result.selection))
     out.print(cost_table(ledger))
     out.print(
-        f"{cost_line(ledger)} Labelling everything would take about {seconds(ledger['full_teacher_seconds'])} at the measured "
+        f"{cost_line(ledger)} Labelling everything would take about {seconds(ledger.full_teacher_seconds)} at the measured "
         "rate."
     )
 
 
-def _gate_table(gate: Mapping[str, Any]) -> Any:
+def _gate_table(gate: GateRecord) -> Table:
     """Return the selection skill of the student and of what is free on held-out rows, and which of them the run uses."""
     columns = ("predictor", "skill", "standard error")
     made = table("Selection skill on held-out rows (0 chance, 1 the teacher's labels)", columns)
-    for name, found in gate["skill"].items():
-        used = name == gate["used"]
+    for name, found in gate.skill.items():
+        used = name == gate.used
         shown = f"{PREDICTORS.get(name, name)}{' (used)' if used else ''}"
-        made.add_row(shown, number(found["skill"], 2), number(found["error"], 2), style="bold" if used else None)
+        made.add_row(shown, number(found.skill, 2), number(found.error, 2), style="bold" if used else None)
     return made
 
 
@@ -192,32 +199,30 @@ PARTS = {
 }
 
 
-def _show_estimate(result: Mapping[str, Any]) -> None:
+def _show_estimate(result: Estimate) -> None:
     """Print what a run would cost."""
     out = console()
-    selected = "as many as the tokens hold" if result["selected"] is None else result["selected"]
+    selected = "as many as the tokens hold" if result.selected is None else result.selected
     out.print(
-        f"{result['pool']} usable rows, {result['rejected']} rejected; {selected} would be selected. Nothing was written."
+        f"{result.pool} usable rows, {result.rejected} rejected; {selected} would be selected. Nothing was written."
     )
-    out.print(_labels(result["labels"]))
+    out.print(_labels(result.labels))
     title = "What it would cost: passes and tokens are counted, times come from a few passes"
     out.print(cost_of_parts(title, PARTS, result))
-    size = result["bytes"]
-    if busy := busy_sentence(result["timed"]):
+    size = result.bytes
+    if busy := busy_sentence(result.timed):
         out.print(busy)
-    untimed = (
-        " The time of this encoder is not known before it is loaded." if result["embed"]["seconds"] is None else ""
-    )
+    untimed = " The time of this encoder is not known before it is loaded." if result.embed.seconds is None else ""
     out.print(
-        f"In forward passes {result['cost']:,} instead of {result['full_teacher_cost']:,} "
-        f"(saving {100 * result['saving']:.1f} %), which is {100 * result['share_of_training']:.1f} % of training on all rows "
+        f"In forward passes {result.cost:,} instead of {result.full_teacher_cost:,} "
+        f"(saving {100 * result.saving:.1f} %), which is {100 * result.share_of_training:.1f} % of training on all rows "
         f"for 3 epochs.{untimed} Disk: "
-        f"{(size['labels'] + size['vectors'] + size['student']) / 1e6:.1f} MB. Memory for the matrix: "
-        f"{size['matrix_in_memory'] / 1e6:.0f} MB."
+        f"{(size.labels + size.vectors + size.student) / 1e6:.1f} MB. Memory for the matrix: "
+        f"{size.matrix_in_memory / 1e6:.0f} MB."
     )
-    show_warnings(out, result["notes"])
-    if result["note"]:
-        out.print(str(result["note"]))
+    show_warnings(out, result.notes)
+    if result.note:
+        out.print(str(result.note))
 
 
 def _labels(labels: Mapping[str, int]) -> str:
@@ -236,14 +241,22 @@ def _labels(labels: Mapping[str, int]) -> str:
 VERBS = {"embed": "embedded", "probe": "probed", "label": "labelled", "score": "calculated"}
 
 
-def _show_shard(result: Mapping[str, Any]) -> None:
-    """Print what a shard did, what is left, and what to do next."""
+def _of_shard(part: Incomplete, show: bool) -> ShardReport:
+    """Return what a shard did, what is left, and what to do next, and print it."""
+    from nncift.distributed.shards import ShardReport
+
+    result = part.report
+    if not isinstance(result, ShardReport):
+        raise part
+    if not show:
+        return result
     out = console()
-    for name, done in result["stages"].items():
-        before = f", {done['before']} were done before" if done["before"] else ""
+    for name, done in result.stages.items():
+        before = f", {done.before} were done before" if done.before else ""
         out.print(
-            f"Shard {result['shard']} {VERBS.get(name, name)} {done['pieces']} pieces ({done['passes']:,} passes, "
-            f"{done['seconds']:.1f} s{before})."
+            f"Shard {result.shard} {VERBS.get(name, name)} {done.pieces} pieces ({done.passes:,} passes, "
+            f"{done.seconds:.1f} s{before})."
         )
-    out.print(f"{result['run']}: {result['next']}.")
-    show_warnings(out, result["warnings"])
+    out.print(f"{result.run}: {result.next}.")
+    show_warnings(out, result.warnings)
+    return result

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +11,9 @@ from nncift.cli.display import console, show_warnings
 from nncift.cli.options import chosen, fetch_option, memory_option, offline_option, path_option, settings_options
 from nncift.cli.shell import command
 from nncift.config import RunSettings
+
+if TYPE_CHECKING:
+    from nncift.stages.finish import ScoreSummary
 
 
 @command("score", example="nncift score new.jsonl --run runs/alpaca --out scores.parquet")
@@ -22,7 +24,7 @@ from nncift.config import RunSettings
 @fetch_option
 @offline_option
 @memory_option
-def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, fetch: bool, **flags: Any) -> dict[str, Any]:
+def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, fetch: bool, **flags: Any) -> ScoreSummary:
     """Score NEW rows with the student of a finished run; no language model is loaded."""
     from nncift.data import read
     from nncift.runs.finished import FinishedRun
@@ -33,21 +35,19 @@ def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, fetch:
     device = given.pop("device", "auto")
     check_replaces_nothing(out, new, run)
     given["turns"] = FinishedRun(run).settings.turns
-    result = score_file(read(*new, **given), run, out, device=device, fetch=fetch).to_json()
+    result = score_file(read(*new, **given), run, out, device=device, fetch=fetch)
     if show:
         _show(result)
     return result
 
 
-def _show(result: Mapping[str, Any]) -> None:
+def _show(result: ScoreSummary) -> None:
     """Print what was scored."""
     out = console()
-    low, _, middle, _, high = result["score_quartiles"]
-    out.print(
-        f"Scored {result['rows']} rows ({result['rejected']} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}."
-    )
-    if result["interval"]:
-        width = "" if result["interval_half_width"] is None else f" Half-width {result['interval_half_width']:.5f}."
-        out.print(f"{result['interval']}{width}")
-    show_warnings(out, result["warnings"])
-    out.print(f"File: {result['out']}")
+    low, _, middle, _, high = result.score_quartiles
+    out.print(f"Scored {result.rows} rows ({result.rejected} rejected): {low:.5f} to {high:.5f}, median {middle:.5f}.")
+    if result.interval:
+        width = "" if result.interval_half_width is None else f" Half-width {result.interval_half_width:.5f}."
+        out.print(f"{result.interval}{width}")
+    show_warnings(out, result.warnings)
+    out.print(f"File: {result.out}")

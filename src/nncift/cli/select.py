@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nncift.cli.display import console, show_verdict, value_table
 from nncift.cli.options import (
@@ -19,6 +18,9 @@ from nncift.cli.options import (
 from nncift.cli.shell import command
 from nncift.config import SelectSettings
 
+if TYPE_CHECKING:
+    from nncift.runs.select_again import Reselection
+
 
 @command(
     "select",
@@ -30,7 +32,7 @@ from nncift.config import SelectSettings
 @path_option("--out", "New directory.  [default: replace the run's selection]")
 @engine_options
 @memory_option
-def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> dict[str, Any]:
+def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> Reselection:
     """Select again from a finished RUN: another budget, objective or rules; no model is loaded."""
     from nncift.runs.select_again import reselect
 
@@ -43,16 +45,14 @@ def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> dic
     return summary
 
 
-def _show(summary: Mapping[str, Any]) -> None:
+def _show(summary: Reselection) -> None:
     """Print what was selected, beside its controls."""
-    from nncift.selection.solve import by_score_note
-
-    out, selection = console(), summary["selection"]
-    show_verdict(out, summary["verdict"])
-    removed = f", {selection['removed_duplicates']} duplicates removed first" if selection["removed_duplicates"] else ""
-    tokens = f", {selection['tokens']:,} tokens" if "tokens" in selection else ""
-    out.print(f"Selected {summary['selected']} of {summary['pool']} rows{tokens}{removed}.")
+    out, selection = console(), summary.selection
+    show_verdict(out, summary.verdict)
+    removed = f", {selection.removed_duplicates} duplicates removed first" if selection.removed_duplicates else ""
+    tokens = "" if selection.tokens is None else f", {selection.tokens:,} tokens"
+    out.print(f"Selected {summary.selected} of {summary.pool} rows{tokens}{removed}.")
     out.print(value_table(selection))
-    if (by_score := selection.get("by_score")) and (said := by_score_note(selection["budget"], by_score)):
-        out.print(f"! {said}")
-    out.print(f"Files: {summary['out']}/subset.jsonl, selection.parquet", soft_wrap=True)
+    if selection.note:
+        out.print(f"! {selection.note}")
+    out.print(f"Files: {summary.out}/subset.jsonl, selection.parquet", soft_wrap=True)

@@ -9,11 +9,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nncift.errors import NnciftError
+
+if TYPE_CHECKING:
+    from nncift.core.result_types import JsonObject, Record
 
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 OUTPUT = "Output and help"
@@ -86,10 +89,10 @@ option = functools.partial(click.option, cls=Option)
 
 def command(
     name: str, *, example: str, everyday: Collection[str] = ()
-) -> Callable[[Callable[..., dict[str, Any]]], Command]:
+) -> Callable[[Callable[..., Record | JsonObject]], Command]:
     """Make a command of a function that returns what `--json` prints; show tells it whether to print for people."""
 
-    def decorate(function: Callable[..., dict[str, Any]]) -> Command:
+    def decorate(function: Callable[..., Record | JsonObject]) -> Command:
         @functools.wraps(function)
         def called(json_: bool, quiet: bool, **given: Any) -> None:
             logging.basicConfig(
@@ -100,7 +103,7 @@ def command(
                 progress_begins(name)
             try:
                 with _memory_named(name):
-                    summary = function(show=not json_ and not quiet, **given)
+                    result = function(show=not json_ and not quiet, **given)
             except NnciftError as error:
                 if json_ and error.about is not None:
                     click.echo(json.dumps(error.about, allow_nan=False))
@@ -109,7 +112,7 @@ def command(
                 progress_ends()
             if json_:
                 # ASCII escapes print on any terminal and in any locale, and mean the same.
-                click.echo(json.dumps(summary, allow_nan=False))
+                click.echo(json.dumps(result if isinstance(result, dict) else result.to_json(), allow_nan=False))
 
         quiet = option("--quiet", is_flag=True, group=OUTPUT, help="Print errors only.")
         about = "One JSON object on standard output, nothing else there."

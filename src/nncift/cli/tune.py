@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nncift.cli.display import busy_sentence, console, cost_of_parts, show_warnings, table
 from nncift.cli.options import (
@@ -21,6 +20,10 @@ from nncift.config import RunSettings
 from nncift.core.permissions import Permissions
 from nncift.errors import UsageError
 from nncift.finetune.tune_settings import TuneSettings
+
+if TYPE_CHECKING:
+    from nncift.core.result_types import JsonObject
+    from nncift.finetune.tune_estimate import TuneEstimate
 
 
 @command(
@@ -39,7 +42,7 @@ from nncift.finetune.tune_settings import TuneSettings
 @memory_option
 def tune_command(
     show: bool, run: Path, qlora: bool, dry_run: bool, out: Path | None, fetch: bool, **flags: Any
-) -> dict[str, Any]:
+) -> TuneEstimate | JsonObject:
     """Train a model on RUN's selection and on rival subsets alike, and judge them by rows that none has seen."""
     allowed = Permissions(bool(flags.pop("trust_remote_code")), fetch)
     given = chosen(flags, TuneSettings)
@@ -68,21 +71,21 @@ def tune_command(
 PARTS = {"train": "training", "judge": "losses of test rows", "answers": "answers, at their longest", "total": "total"}
 
 
-def _show_estimate(planned: Mapping[str, Any]) -> None:
+def _show_estimate(planned: TuneEstimate) -> None:
     """Print what a tune would cost."""
     out = console()
-    done = f", {planned['done']} are done" if planned["done"] else ""
+    done = f", {planned.done} are done" if planned.done else ""
     out.print(
-        f"{planned['trainings']} trainings of {planned['steps']:,} steps in all ({planned['method']}), each judged by "
-        f"{planned['test_rows']} test rows; {planned['judgings']} judgings{done}. Nothing was trained or written."
+        f"{planned.trainings} trainings of {planned.steps:,} steps in all ({planned.method}), each judged by "
+        f"{planned.test_rows} test rows; {planned.judgings} judgings{done}. Nothing was trained or written."
     )
     out.print(cost_of_parts("What it would cost: tokens are counted, times come from a few rows", PARTS, planned))
-    if busy := busy_sentence(planned["timed"]):
+    if busy := busy_sentence(planned.timed):
         out.print(busy)
-    show_warnings(out, planned["notes"])
+    show_warnings(out, planned.notes)
 
 
-def show_tune(tune: Mapping[str, Any], folder: Path) -> None:
+def show_tune(tune: JsonObject, folder: Path) -> None:
     """Print every arm's values, every comparison, and how to read them."""
     from nncift.evaluation.run_verdict import TRAINS, training_verdict
     from nncift.finetune.tune_report import READING, arm_rows, comparison_rows, groups_of, rate_rows, summary, title

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import Record
 
 if TYPE_CHECKING:
     from nncift.config import RunSettings
@@ -186,7 +187,7 @@ class Incomplete(Exception):  # noqa: N818 - no error: a shard has done its part
     def __init__(self, stage: str, left: int = 0) -> None:
         super().__init__(f"{left} pieces of {stage} are left for other shards")
         self.stage, self.left = stage, left
-        self.report: Mapping[str, Any] = {}
+        self.report: Record | None = None
 
 
 def map_found(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from nncift.errors import DataError
+
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object where it is read or written; inside, results are records."""
 
 OPTIONAL: Mapping[str, Any] = {"omitted": True}
 """Metadata of a field that is left out of the JSON where it has its default."""
@@ -20,7 +23,7 @@ OPTIONAL: Mapping[str, Any] = {"omitted": True}
 class Record:
     """Base of results; fields hold what JSON can, other records, tuples and mappings of these."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the fields in their order: tuples as lists, numbers of numpy as Python's, paths as text."""
         parts = ((part, getattr(self, part.name)) for part in fields(self))
         return {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from nncift import config
+from nncift.core.result_types import OPTIONAL, JsonObject, Record
 from nncift.errors import DataError
 from nncift.storage import checksums
 from nncift.storage.atomic import write_text
@@ -34,15 +35,39 @@ _SHOWN = (
 """Settings that say how rows were selected, where they are given."""
 
 
-def write_card(
-    run: Path, out: Path, record: Mapping[str, Any], rows: int, left_out: Sequence[Mapping[str, Any]] = ()
-) -> Path:
-    """Write the card beside an exported file, and return its path. record: of the export; rows: of the file."""
-    path, place = out.with_name(out.stem + SUFFIX), run / "manifest.yaml"
+@dataclass(frozen=True)
+class LeftOut(Record):
+    """A selected row that is not in an exported file."""
+
+    id: str
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExportResult(Record):
+    """What an export wrote. selected, rows: of the run, and of the file. start: the command that starts the trainer."""
+
+    run: str
+    to: str
+    turns: str
+    out: str
+    selected: int
+    rows: int
+    files: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+    start: str | None = field(default=None, metadata=OPTIONAL)
+
+
+def write_card(run: Path, record: ExportResult) -> Path:
+    """Write the card beside an exported file, and return its path."""
+    out, place = Path(record.out), run / "manifest.yaml"
+    path = out.with_name(out.stem + SUFFIX)
     settings = config.recorded(place).model_dump(mode="json", exclude_none=True)
     summary = _summary(run)
     try:
-        text = card(settings, summary, {**record, "rows": rows, "left_out": left_out})
+        text = card(settings, summary, record)
     # Files that somebody has edited may hold anything in any place.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -52,10 +77,10 @@ def write_card(
     return path
 
 
-def card(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def card(settings: JsonObject, summary: JsonObject, record: ExportResult) -> str:
     """Return the card. settings, summary: of the run, and of the selection; summary is empty where it is not at hand."""
-    name = Path(str(record["out"])).name
-    size = next((words for most, words in _SIZES if record["rows"] < most), "n>1M")
+    name = Path(str(record.out)).name
+    size = next((words for most, words in _SIZES if record.rows < most), "n>1M")
     head = {
         "configs": [{"config_name": "default", "data_files": name}],
         "size_categories": [size],
@@ -63,7 +88,7 @@ def card(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mappin
     }
     pool = ", ".join(_plain(Path(str(one)).name) for one in settings.get("pool", ())) or "rows given from Python"
     of = f" of {summary['pool']:,} usable rows" if "pool" in summary else ""
-    made = f" for {record['to']}" if record["to"] != "same" else ", as they were"
+    made = f" for {record.to}" if record.to != "same" else ", as they were"
     model = f", on the language model `{_plain(Path(str(settings['model'])).name)}`" if settings.get("model") else ""
     given = {key: settings[key] for key in _SHOWN if settings.get(key) not in (None, "", [], {})}
     shown = [(key, ", ".join(map(str, one)) if isinstance(one, list) else str(one)) for key, one in given.items()]
@@ -75,14 +100,14 @@ def card(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mappin
             "",
             f"# {_plain(name)}",
             "",
-            f"{record['rows']:,} rows{made}, in the order of their rank: {record['selected']:,} were selected{of} by "
+            f"{record.rows:,} rows{made}, in the order of their rank: {record.selected:,} were selected{of} by "
             "[nncift](https://arxiv.org/abs/2502.09969), for what training on each adds.",
             "",
             f"- From: {pool}.",
             f"- By: the influence function `{_plain(str(settings.get('teacher', 'less')))}`{model}.",
             *_about(summary),
             *_turns(record),
-            *(f"- Left out, {count:,} x {_plain(reason)}." for reason, count in _reasons(record["left_out"])),
+            *(f"- Left out, {count:,} x {_plain(reason)}." for reason, count in _reasons(record.left_out)),
             "",
             "| setting | value |",
             "|---|---|",
@@ -95,7 +120,7 @@ def card(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mappin
     )
 
 
-def _about(summary: Mapping[str, Any]) -> list[str]:
+def _about(summary: JsonObject) -> list[str]:
     """Return lines on what was kept away from the selection, and on how good it is."""
     lines = []
     if summary.get("contaminated"):
@@ -113,18 +138,18 @@ def _about(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _turns(record: Mapping[str, Any]) -> list[str]:
-    if record["to"] == "same":
+def _turns(record: ExportResult) -> list[str]:
+    if record.to == "same":
         return []
-    which = "the last response" if record["turns"] == "last" else "every assistant turn that no mask excludes"
+    which = "the last response" if record.turns == "last" else "every assistant turn that no mask excludes"
     return [f"- Learned from: {which}. What was scored is the last response that is learned from."]
 
 
-def _reasons(left_out: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    return Counter(str(row["reason"]).partition(":")[0] for row in left_out).most_common()
+def _reasons(left_out: Iterable[LeftOut]) -> list[tuple[str, int]]:
+    return Counter(row.reason.partition(":")[0] for row in left_out).most_common()
 
 
-def _summary(run: Path) -> Mapping[str, Any]:
+def _summary(run: Path) -> JsonObject:
     """Return the summary of the run behind a folder; nothing where it is not at hand, for what is exported is in the folder.
 
     Raises DataError for one that is damaged.

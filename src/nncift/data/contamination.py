@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.result_types import JsonObject
 from nncift.data.examples import Example
 from nncift.data.passages import Batch, Familiar, Passages, Words
 from nncift.errors import UsageError
@@ -92,7 +93,7 @@ class Hit:
     test: Example
     part: str = "row"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return kind and score, and of both rows id, source, line and text."""
         sides = {
             name: {"id": row.id, "source": row.source, "line": row.line, "text": row.text}
@@ -129,7 +130,7 @@ class Contamination:
         found = Counter(hit.kind for hit in self.hits)
         return {kind: found[kind] for kind in KINDS}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return counts and hits."""
         return {
             "rows": self.rows,

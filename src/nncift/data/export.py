@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 from nncift import config
 from nncift.core.memory import pass_on
+from nncift.core.result_types import JsonObject
 from nncift.core.texts import rows_of
 from nncift.data import forms, trainers
-from nncift.data.card import write_card
+from nncift.data.card import ExportResult, LeftOut, write_card
 from nncift.data.conversation import Conversation, converse
 from nncift.data.formats import scored
 from nncift.data.layout import Layout, Turns
@@ -73,14 +74,14 @@ class _Exported:
     """
 
     rows: list[Row] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
     pairs: bool = False
     several: int = 0
 
     def leave(self, selected: _Selected, reason: str) -> None:
-        self.left_out.append({"id": selected.id, "rank": selected.rank, "reason": reason})
+        self.left_out.append(LeftOut(selected.id, selected.rank, reason))
 
 
 def export(
@@ -92,7 +93,7 @@ def export(
     length: LengthLimit | None = None,
     with_scores: bool = False,
     locate: Callable[[str], str] = str,
-) -> dict[str, Any]:
+) -> ExportResult:
     """Write the selected rows of a run for a trainer, in rank order, and return what was written.
 
     to: `same` (the rows as they were), `trl`, `axolotl`, `llamafactory` or `openai`. turns: `all` = every assistant turn that no
@@ -122,34 +123,40 @@ def export(
             found.notes.append(
                 f"{rows_of(found.several)} have several responses: {_said_of_turns(turns, settings.turns)}"
             )
-        if not found.rows:
-            why = "; ".join(
-                f"{count} x {reason}" for reason, count in Counter(x["reason"] for x in found.left_out).most_common(3)
-            )
-            raise DataError(f"none of the {len(selected)} selected rows can be exported to {to}: {why}")
-        if to == "same" and not with_scores and not found.left_out:
-            # As they were, to the byte.
-            _write(out, [item.raw for item in selected])
-            files = [str(out), str(write_card(run, out, record, len(selected)))]
-            return {**record, "rows": len(selected), "files": files, "left_out": [], "notes": []}
-        # Read back as the trainer will read it: a file that is not JSON must never be left behind.
-        lines = [to_json(row) for row in found.rows]
-        if any(json.loads(line) != row for line, row in zip(lines, found.rows, strict=True)):
-            raise DataError(f"a row of {str(run)!r} holds values that JSON does not keep; export --to same")
+        lines = _lines(run, selected, found, to, as_read=to == "same" and not with_scores)
         _write(out, lines)
-        files = [str(out)]
+        files, start = [str(out)], None
         if to == "llamafactory":
             files.append(str(_register(out, found.rows)))
-        files.append(str(write_card(run, out, record, len(found.rows), found.left_out)))
+        left_out, notes = tuple(found.left_out), tuple(found.notes)
+        record = ExportResult(str(run), to, turns, str(out), len(selected), len(lines), (), left_out, notes)
+        files.append(str(write_card(run, record)))
         if to != "same":
-            start = Start(to, out, settings.model, found.options, found.pairs, length.tokens if length else None)
-            record["start"] = start.command
-            if start.file is not None:
-                write_text(start.file, start.text)
-                files.append(str(start.file))
+            made = Start(to, out, settings.model, found.options, found.pairs, length.tokens if length else None)
+            start = made.command
+            if made.file is not None:
+                write_text(made.file, made.text)
+                files.append(str(made.file))
     except OSError as error:
         raise ResourceError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
-    return {**record, "rows": len(found.rows), "files": files, "left_out": found.left_out, "notes": found.notes}
+    return replace(record, files=tuple(files), start=start)
+
+
+def _lines(run: Path, selected: Sequence[_Selected], found: _Exported, to: str, *, as_read: bool) -> list[str]:
+    """Return the JSON texts of the file's rows; as_read: as they were, to the byte, where none is left out.
+
+    Raises DataError where there are none, or where they say something else when a trainer reads them.
+    """
+    if not found.rows:
+        reasons = Counter(row.reason for row in found.left_out).most_common(3)
+        why = "; ".join(f"{count} x {reason}" for reason, count in reasons)
+        raise DataError(f"none of the {len(selected)} selected rows can be exported to {to}: {why}")
+    if as_read and not found.left_out:
+        return [item.raw for item in selected]
+    lines = [to_json(row) for row in found.rows]
+    if any(json.loads(line) != row for line, row in zip(lines, found.rows, strict=True)):
+        raise DataError(f"a row of {str(run)!r} holds values that JSON does not keep; export --to same")
+    return lines
 
 
 def _check_settings(to: str, turns: str | None, out: Path, with_scores: bool) -> None:
@@ -285,7 +292,7 @@ def _made(
             found.rows.append(row)
             kept.append(item)
             written.append(talk)
-    found.left_out.sort(key=itemgetter("rank"))
+    found.left_out.sort(key=attrgetter("rank"))
     if to != "same":
         _tell(written, found, to)
     return kept
@@ -366,7 +373,7 @@ def _write(out: Path, lines: Iterable[str]) -> None:
 def _register(out: Path, rows: list[Row]) -> Path:
     """Add the stanza to the `dataset_info.json` beside the file; others' stanzas stay as they are."""
     path = out.with_name("dataset_info.json")
-    known: Mapping[str, Any] = {}
+    known: JsonObject = {}
     if path.exists():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nncift.core.result_types import JsonObject
 from nncift.core.texts import rows_of
 from nncift.data import trainers
 from nncift.data.conversation import Conversation, Speech, is_media
@@ -21,7 +22,7 @@ class Form:
 
     row: Callable[[Conversation], Row]
     notes: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+    options: JsonObject = field(default_factory=dict)
 
 
 def form_of(

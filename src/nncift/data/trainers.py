@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from nncift.core.result_types import JsonObject
 from nncift.data.conversation import MEDIA, Call, Conversation, Speech
 from nncift.data.records import Row
 from nncift.data.turns import UnusableError
@@ -154,7 +155,7 @@ def first_learned(conversation: Conversation) -> int:
     return next(k for k, turn in enumerate(conversation.turns) if turn.role == "assistant" and turn.learned)
 
 
-def dataset_info(name: str, file: str, rows: Iterable[Row]) -> dict[str, Any]:
+def dataset_info(name: str, file: str, rows: Iterable[Row]) -> JsonObject:
     """Return the stanza that LLaMA-Factory needs in `dataset_info.json`: it ignores columns that are not named there."""
     columns = {key for row in rows for key in row}
     ranking = {"ranking": True} if "chosen" in columns else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import numpy as np
 from nncift.config import RunSettings
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
+from nncift.core.result_types import JsonObject
 from nncift.data import Examples
 from nncift.demo import model_path
 from nncift.demo.world import Truth, make_world, read_truth
 from nncift.evaluation.metrics import skill
+from nncift.evaluation.run_verdict import RunSummary
 from nncift.pipeline import execute
 from nncift.runs.bad_rows import auc
 from nncift.runs.finished import FinishedRun
@@ -39,6 +42,18 @@ RANDOM_DRAWS = 50
 CHUNK = 128
 
 
+@dataclass(frozen=True)
+class DemoResult:
+    """The summary of the demo's run, and its `truth`: see `judge`."""
+
+    summary: RunSummary
+    truth: JsonObject
+
+    def to_json(self) -> JsonObject:
+        """Return the summary with `truth` added."""
+        return {**self.summary.to_json(), "truth": self.truth}
+
+
 def play(
     out: str | Path,
     *,
@@ -48,8 +63,8 @@ def play(
     budget: str = "10%",
     encoder: str = "hash",
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Make a world, run on it, compute the true matrix, and return the run's summary with `truth` added.
+) -> DemoResult:
+    """Make a world, run on it, compute the true matrix, and return the run's summary with what that says.
 
     Leaves `world/`, `run/` and `truth/` in `out`; what exists there is not computed again. Raises the errors of
     `nncift.errors`.
@@ -79,10 +94,10 @@ def play(
     truth = judge(true, pool, read_truth(files.truth), run.subset.ids, done.vectors(true.source_ids), seed, free)
     truth["seconds"] = round(seconds, 2)
     truth["auc"] = _found_bad(done, read_truth(files.truth))
-    record = {**run.summary, "truth": truth}
+    found = DemoResult(run.result, truth)
     write_report(run.path, truth)
-    write_json(folder / "demo.json", record)
-    return record
+    write_json(folder / "demo.json", found.to_json())
+    return found
 
 
 def _found_bad(run: FinishedRun, known: Mapping[str, Truth]) -> dict[str, float]:
@@ -100,7 +115,7 @@ def judge(
     vectors: np.ndarray[Any, Any],
     seed: int,
     free: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the contract's `truth`: values under the true matrix, skills, corrupted rows, of each way to select.
 
     vectors: embeddings of the true matrix's sources, `(n_sources, dim)`. free: what similarities of a probe select, by name.

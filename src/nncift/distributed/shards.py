@@ -10,14 +10,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from nncift.config import RunSettings
 from nncift.core.parallel import Incomplete, KeepResult, Task, TaskGroup, TaskResult, timed
+from nncift.core.result_types import JsonObject, Record
 from nncift.distributed.local import LocalExecutor, in_files
 from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.piece_cache import FOLDER, SHARDS, PieceCache
@@ -78,11 +78,24 @@ class StageShare:
         """Pieces that are not there."""
         return sum(self.lacking.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what `--json` tells."""
         record = asdict(self)
         del record["lacking"]
         return {**record, "left": self.left, "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class ShardReport(Record):
+    """What `--json` tells of a shard. left: pieces of other shards that are not there, by stage; next: what to do."""
+
+    run: str
+    shard: str
+    stages: Mapping[str, StageShare]
+    left: Mapping[str, int]
+    finished: bool
+    next: str
+    warnings: tuple[str, ...]
 
 
 class ShardExecutor(LocalExecutor):
@@ -174,7 +187,7 @@ class ShardExecutor(LocalExecutor):
             raise RuntimeError("a shard's executor was used before it was opened")
         return self._pieces
 
-    def report(self, run: Path) -> dict[str, Any]:
+    def report(self, run: Path) -> ShardReport:
         """Return what `--json` tells of the shard."""
         left = {name: share.left for name, share in self.stages.items() if share.left}
         if not left:
@@ -186,15 +199,7 @@ class ShardExecutor(LocalExecutor):
                 then += "run once more without --shard"
             else:
                 then += "run every shard again for what follows from them, or run without --shard, which does the rest"
-        return {
-            "run": str(run),
-            "shard": str(self.shard),
-            "stages": {name: share.to_json() for name, share in self.stages.items()},
-            "left": left,
-            "finished": not left,
-            "next": then,
-            "warnings": list(self.notes),
-        }
+        return ShardReport(str(run), str(self.shard), self.stages, left, not left, then, tuple(self.notes))
 
 
 def _drop(task: Task, result: TaskResult) -> None:

@@ -12,14 +12,19 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
-from nncift.core.result_types import Record
+from nncift.core.result_types import JsonObject, Record
 from nncift.core.texts import seconds
+from nncift.evaluation.fidelity import LabelRound, Measures
+from nncift.evaluation.gate import GateRecord
+from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.verdicts import NAMES
+from nncift.selection.solve import SelectionRecord
 from nncift.storage.atomic import read_json
+from nncift.storage.ledger import Ledger
 from nncift.student.candidates import is_student
 
 Agreement = Literal["yes", "no", "unclear"]
@@ -71,12 +76,44 @@ NO_VERDICT = Verdict("unclear", "not measured", "", ())
 """Stands in a summary until its verdict is known."""
 
 
+@dataclass(frozen=True)
+class RunSummary(Record):
+    """What `--json` prints and `summary.json` holds.
+
+    contaminated: of the rejected rows, those that test rows are in. holdout: rows that are set aside. labels: by split.
+    growth: what each round of labels reached. all_labelled: the teacher labelled every row, since a student would have saved
+    nothing.
+    """
+
+    run: str
+    pool: int
+    rejected: int
+    contaminated: int
+    holdout: int
+    selected: int
+    verdict: Verdict
+    teacher: str
+    student: str
+    features: str
+    gate: GateRecord
+    growth: tuple[LabelRound, ...]
+    pair_interval: PairInterval
+    plan: str
+    labels: Mapping[str, int]
+    all_labelled: bool
+    fidelity: Mapping[str, Measures]
+    baselines: Mapping[str, Mapping[str, Measures]]
+    selection: SelectionRecord
+    ledger: Ledger
+    warnings: tuple[str, ...]
+
+
 def selection_key(ids: Sequence[str]) -> str:
     """Return the hash of a selection by which a tune says what it trained on."""
     return fingerprint("selection", list(ids))
 
 
-def training_record(run: Path, selection: str) -> Mapping[str, Any] | None:
+def training_record(run: Path, selection: str) -> JsonObject | None:
     """Return what `nncift tune` recorded in a run's own folder of this selection; None where it has not trained on it."""
     try:
         found = read_json(run / TUNE)
@@ -85,11 +122,8 @@ def training_record(run: Path, selection: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) and found.get("selection") == selection else None
 
 
-def verdict_of(summary: Mapping[str, Any], settings: RunSettings, training: Mapping[str, Any] | None = None) -> Verdict:
-    """Return the verdict of a run. summary: as `summary.json` holds it, less its verdict. training: what a tune recorded.
-
-    What a summary lacks counts as not measured.
-    """
+def verdict_of(summary: RunSummary, settings: RunSettings, training: JsonObject | None = None) -> Verdict:
+    """Return the verdict of a run; that of its summary is not looked at. training: what a tune recorded."""
     agrees, why = _agreement(summary)
     trains, trained = training_verdict(training)
     advice = list(_advice(summary, settings, agrees, trains))
@@ -97,19 +131,17 @@ def verdict_of(summary: Mapping[str, Any], settings: RunSettings, training: Mapp
     return Verdict(agrees, trains, " ".join(part for part in said if part), tuple(one.command for one in advice))
 
 
-def _agreement(summary: Mapping[str, Any]) -> tuple[Agreement, str]:
-    if summary.get("all_labelled"):
+def _agreement(summary: RunSummary) -> tuple[Agreement, str]:
+    if summary.all_labelled:
         return "yes", "The teacher labelled every row itself: nothing of the selection is predicted."
-    gate = summary.get("gate") or {}
-    used = str(gate.get("used"))
-    found = (gate.get("skill") or {}).get(used)
+    gate, used, found = summary.gate, summary.gate.used, summary.gate.headline
     if found is None:
-        items, pairs = gate.get("items", 0), gate.get("pairs", 0)
         return (
             "unclear",
-            f"It could not be measured: {items:,} labelled rows with {pairs:,} pairs are too few to repeat the selection on.",
+            f"It could not be measured: {gate.items:,} labelled rows with {gate.pairs:,} pairs are too few to repeat the "
+            "selection on.",
         )
-    skill, (low, high) = found["skill"], found["interval"]
+    skill, (low, high) = found.skill, found.interval
     who = (
         "the student"
         if is_student(used)
@@ -119,7 +151,7 @@ def _agreement(summary: Mapping[str, Any]) -> tuple[Agreement, str]:
         f"On rows whose labels it has not seen, what {who} selects is worth {skill:.2f} of the way from chance (0) to the "
         f"teacher's own selection (1), 90 % interval {low:.2f} to {high:.2f}"
     )
-    beaten = _beaten_by(summary)
+    beaten = _beaten_by(summary.selection)
     if low > 0 and skill >= HALF:
         if beaten:
             return "unclear", f"{measured}; yet by the values of this run itself it is no better than {beaten}."
@@ -131,32 +163,27 @@ def _agreement(summary: Mapping[str, Any]) -> tuple[Agreement, str]:
     return "unclear", f"{measured}: too wide an interval to tell it from chance."
 
 
-def _free_rival(gate: Mapping[str, Any]) -> str:
+def _free_rival(gate: GateRecord) -> str:
     """Return a sentence on the best of what is free, where it selects no worse than the student that is used."""
-    skills: Mapping[str, Mapping[str, float]] = gate.get("skill") or {}
-    free = {name: of["skill"] for name, of in skills.items() if not is_student(name)}
-    used = str(gate.get("used"))
-    if not free or used not in skills or not is_student(used):
+    free = {name: of.skill for name, of in gate.skill.items() if not is_student(name)}
+    if not free or gate.headline is None or not is_student(gate.used):
         return ""
     best = max(free, key=lambda name: free[name])
-    if free[best] < skills[used]["skill"]:
+    if free[best] < gate.headline.skill:
         return ""
     return f" {_capital(NAMES.get(best, best))} reaches {free[best]:.2f}, and costs no label."
 
 
-def _beaten_by(summary: Mapping[str, Any]) -> str | None:
+def _beaten_by(selection: SelectionRecord) -> str | None:
     """Return what needs no influence at all and has at least the selection's value; None where nothing does."""
-    selection = summary.get("selection") or {}
-    value, controls = selection.get("value"), selection.get("controls") or {}
-    if value is None:
-        return None
     for name, said in RANDOM_CONTROLS.items():
-        if controls.get(name) is not None and controls[name] >= value:
+        value = selection.controls.get(name)
+        if value is not None and value >= selection.value:
             return said
     return None
 
 
-def training_verdict(record: Mapping[str, Any] | None) -> tuple[Training, str]:
+def training_verdict(record: JsonObject | None) -> tuple[Training, str]:
     """Return what a tune found of the selection beside random rows, without rows shown in context.
 
     The first metric decides that tells a single test row apart: where a model solves nothing, exact answers say nothing.
@@ -192,7 +219,7 @@ def _silent(names: Sequence[str]) -> str:
     return f" In {', '.join(names)} no test row told the two apart." if names else ""
 
 
-def _beside_random(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _beside_random(record: JsonObject) -> Iterator[JsonObject]:
     """Yield the comparisons of the selection with random rows, of arms that were trained."""
     for group in record.get("results") or ():
         if group["how"] == "context":
@@ -210,11 +237,9 @@ class _Advice:
     about: str = ""
 
 
-def _advice(
-    summary: Mapping[str, Any], settings: RunSettings, agrees: Agreement, trains: Training
-) -> Iterator[_Advice]:
+def _advice(summary: RunSummary, settings: RunSettings, agrees: Agreement, trains: Training) -> Iterator[_Advice]:
     """Yield what to do next, what helps most first."""
-    run = str(summary.get("run", "RUN"))
+    run = summary.run
     if agrees != "yes":
         yield from _to_measure_more(summary, settings, run)
     if trains == "not measured":
@@ -228,15 +253,14 @@ def _advice(
         yield _Advice(f"{_again(run)} --teacher delift-se --labels 100% --out {shlex.quote(f'{run}-embeddings')}")
 
 
-def _to_measure_more(summary: Mapping[str, Any], settings: RunSettings, run: str) -> Iterator[_Advice]:
-    rows, ledger = int(summary.get("pool") or 0), summary.get("ledger") or {}
-    whole = ledger.get("full_teacher_seconds")
+def _to_measure_more(summary: RunSummary, settings: RunSettings, run: str) -> Iterator[_Advice]:
+    rows, whole = summary.pool, summary.ledger.full_teacher_seconds
     if settings.pool and settings.limit is not None and rows < ENOUGH_ROWS:
         about = f"{rows:,} rows are few to measure this on: take {ENOUGH_ROWS}."
         yield _Advice(f"{_again(run)} --limit {ENOUGH_ROWS} --out {shlex.quote(f'{run}-{ENOUGH_ROWS}')}", about)
     elif settings.pool and (more := _more_labels(summary)) is not None:
         yield _Advice(f"{_again(run)} {more.command} --out {shlex.quote(run)}", more.about)
-    if whole is not None and whole <= BEARABLE and summary.get("teacher"):
+    if whole <= BEARABLE:
         about = f"The full teacher would settle it in about {seconds(whole)}."
         yield _Advice(f"nncift evaluate {shlex.quote(run)} --full-teacher", about)
 
@@ -245,11 +269,10 @@ def _again(run: str) -> str:
     return f"nncift run --config {shlex.quote(f'{run}/manifest.yaml')}"
 
 
-def _more_labels(summary: Mapping[str, Any]) -> _Advice | None:
+def _more_labels(summary: RunSummary) -> _Advice | None:
     """Return flags that double the labels of each axis, with what they add to the run's time; None where all are labelled."""
-    labels, rows = summary.get("labels") or {}, int(summary.get("pool") or 0)
-    ledger = summary.get("ledger") or {}
-    full = ledger.get("full_teacher_passes") or 0
+    labels, rows, ledger = summary.labels, summary.pool, summary.ledger
+    full = ledger.full_teacher_passes
     by_row = "rows" in labels or "q2" not in labels
     have = labels.get("rows", labels.get("train", 0))
     share = have / rows if by_row and rows else math.sqrt(labels.get("train", 0) / full) if full else 0.0
@@ -257,9 +280,9 @@ def _more_labels(summary: Mapping[str, Any]) -> _Advice | None:
         return None
     wanted = min(1.0, 2 * share)
     growth = wanted / share if by_row else (wanted / share) ** 2
-    took = (ledger.get("stages") or {}).get("label", {}).get("seconds", 0.0)
+    took = ledger.stages["label"].seconds if "label" in ledger.stages else 0.0
     # Labels are capped by their cost, too: the cap has to rise with them.
-    cost = max(0.1, ledger.get("share_of_training", 0.0)) * growth
+    cost = max(0.1, ledger.share_of_training) * growth
     labels_wanted = f"{max(1, round(100 * wanted))}%"
     about = f"--labels {labels_wanted} takes about {seconds(took * (growth - 1))} more." if took > 0 else ""
     return _Advice(f"--labels {labels_wanted} --cost {math.ceil(100 * cost)}%", about)

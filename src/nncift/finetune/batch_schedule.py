@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
 
@@ -39,7 +39,7 @@ class BatchSchedule:
         """Passes over the rows."""
         return self.rows_read / self.rows
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what is reported of a schedule."""
         return {"rows": self.rows, "steps": self.steps, "epochs": round(self.epochs, 4), "tokens": self.tokens}
 

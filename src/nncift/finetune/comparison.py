@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from nncift.core.result_types import JsonObject
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import LOSS, Scores, Values
 from nncift.generation.likelihood import Losses, perplexity
@@ -138,7 +139,7 @@ class GroupSummary:
     arms: dict[str, ArmSummary]
     comparisons: list[ArmComparison]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the summary as it is stored, without those facts of arms and metrics that there are not."""
         arms = {
             name: {**_there(asdict(arm)), "metrics": {name: _there(asdict(of)) for name, of in arm.metrics.items()}}
@@ -275,7 +276,7 @@ def within(found: Comparison, margin: float = MARGIN) -> bool | None:
     return None if bounds is None else max(map(abs, bounds)) <= margin
 
 
-def _there(record: Mapping[str, Any]) -> dict[str, Any]:
+def _there(record: JsonObject) -> JsonObject:
     return {name: value for name, value in record.items() if value is not None or name not in OPTIONAL}
 
 

@@ -348,9 +348,13 @@ def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> 
 
 
 def _machine(lm: CausalLM) -> dict[str, Any]:
-    record = examine()
+    found = examine()
     return {
-        **{name: record[name] for name in ("python", "platform", "cores", "devices", "packages")},
+        "python": found.python,
+        "platform": found.platform,
+        "cores": found.cores,
+        "devices": list(found.devices),
+        "packages": dict(found.packages),
         "device": str(lm.device),
-        "threads": record["torch_threads"] if lm.threads is None else lm.threads,
+        "threads": found.torch_threads if lm.threads is None else lm.threads,
     }

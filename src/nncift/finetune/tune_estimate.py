@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
+from nncift.core.result_types import Record
 from nncift.errors import DataError
 from nncift.finetune.arms import SubsetSize
 from nncift.finetune.batch_schedule import BatchSchedule
@@ -26,7 +28,7 @@ from nncift.runs.finished import FinishedRun
 from nncift.stages.estimate import NOTHING as FREE
 from nncift.stages.estimate import Cost
 from nncift.stages.holdout import has_holdout
-from nncift.stages.timing import Pace, Share, Trials
+from nncift.stages.timing import Pace, Share, Timed, Trials
 
 DEAR = ("teacher", "small-teacher", "rds", "less", "ifd")
 """Arms whose rows only passes of a model tell."""
@@ -35,6 +37,25 @@ NEW_TOKENS = 4
 """Tokens of the answers that are timed."""
 AT_ONCE = 4
 """Answers that are timed together."""
+
+
+@dataclass(frozen=True)
+class TuneEstimate(Record):
+    """What is left of a tune, and what it would cost. done: judgings that stand already; timed: the trials behind the seconds."""
+
+    run: str
+    test_rows: int
+    method: str
+    trainings: int
+    judgings: int
+    done: int
+    steps: int
+    train: Cost
+    judge: Cost
+    answers: Cost
+    total: Cost
+    timed: Timed
+    notes: tuple[str, ...]
 
 
 class _Planned(TuneExperiment):
@@ -52,7 +73,7 @@ def estimate_tune(
     progress: Progress = silent,
     *,
     allowed: Permissions = NOTHING,
-) -> dict[str, Any]:
+) -> TuneEstimate:
     """Return passes, tokens and seconds of all trainings and of all judging that are not done yet; nothing is kept.
 
     Tokens of training are counted from the schedules; answers are priced at their longest. given, out, allowed: as for `tune`.
@@ -74,7 +95,7 @@ def estimate_tune(
 
 def _priced(
     experiment: TuneExperiment, every: Sequence[CellWork], todo: Sequence[CellWork], progress: Progress
-) -> dict[str, Any]:
+) -> TuneEstimate:
     trainer, trials = experiment.trainer, Trials()
     plans = [experiment.training_of(work, work.measure)[0] for work in todo if work.measure is not None]
     with progress("timing a step of training", 0):
@@ -92,21 +113,21 @@ def _priced(
         notes.append("Examples in front of test rows are not counted.")
     if {"choice", "judge", "embedding"} & set(experiment.settings.metrics):
         notes.append("The metrics choice, judge and embedding are not priced.")
-    return {
-        "run": str(experiment.run.path),
-        "test_rows": len(trainer.evaluation_set.tests),
-        "method": trainer.recipe.method,
-        "trainings": len(plans),
-        "judgings": len(todo),
-        "done": len(every) - len(todo),
-        "steps": sum(plan.steps for plan in plans),
-        "train": train.to_json(),
-        "judge": judge.to_json(),
-        "answers": answers.to_json(),
-        "total": (train + judge + answers).to_json(),
-        "timed": trials.to_json(trainer.lm.device.type),
-        "notes": notes,
-    }
+    return TuneEstimate(
+        run=str(experiment.run.path),
+        test_rows=len(trainer.evaluation_set.tests),
+        method=trainer.recipe.method,
+        trainings=len(plans),
+        judgings=len(todo),
+        done=len(every) - len(todo),
+        steps=sum(plan.steps for plan in plans),
+        train=train,
+        judge=judge,
+        answers=answers,
+        total=train + judge + answers,
+        timed=trials.timed(trainer.lm.device.type),
+        notes=tuple(notes),
+    )
 
 
 def _training(trainer: Trainer, plans: Sequence[BatchSchedule], trials: Trials) -> Cost:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from nncift.core.result_types import JsonObject
 from nncift.evaluation.run_verdict import TRAINS, training_verdict
 from nncift.finetune.comparison import AGAINST, MARGIN, GroupSummary, MetricSummary, between_seeds
 from nncift.runs.report import page_of
@@ -48,12 +48,12 @@ COMPARED = (
 )
 
 
-def groups_of(record: Mapping[str, Any]) -> list[GroupSummary]:
+def groups_of(record: JsonObject) -> list[GroupSummary]:
     """Return the groups of arms of a stored tune."""
     return [GroupSummary.from_json(result) for result in record["results"]]
 
 
-def page(record: Mapping[str, Any]) -> str:
+def page(record: JsonObject) -> str:
     """Return a stored tune as Markdown."""
     parts = [f"# {TITLE}", _bullets(summary(record))]
     for group in groups_of(record):
@@ -64,7 +64,7 @@ def page(record: Mapping[str, Any]) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def html(record: Mapping[str, Any], report: str | None = None) -> str:
+def html(record: JsonObject, report: str | None = None) -> str:
     """Return a stored tune as a page: the answer, every arm's values, and its difference from one of them with its interval.
 
     report: address of the run's own report, from where this page lies.
@@ -104,7 +104,7 @@ def _line(cell: Markup, texts: Sequence[str]) -> Markup:
     return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in texts))
 
 
-def summary(record: Mapping[str, Any]) -> list[str]:
+def summary(record: JsonObject) -> list[str]:
     """Return what was done, one sentence a line."""
     recipe, model = record["recipe"], record["model"]
     trained = f"{model['trained_parameters']:,} of {model['parameters']:,} parameters"
@@ -122,7 +122,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _rates_of(record: Mapping[str, Any]) -> str:
+def _rates_of(record: JsonObject) -> str:
     rates = record["recipe"]["learning_rates"]
     if len(rates) == 1:
         return f"learning rate {rates[0]:g}"
@@ -135,14 +135,14 @@ def title(group: GroupSummary) -> str:
     return f"{HOWS[group.how]} ({group.budget}, {group.rows} rows)"
 
 
-def tables(group: GroupSummary, metrics: Mapping[str, Any]) -> list[str]:
+def tables(group: GroupSummary, metrics: JsonObject) -> list[str]:
     """Return the tables of a group as Markdown: its arms, and their comparisons where there are any."""
     rates = rate_rows(group, metrics)
     compared = [markdown(comparison_rows(group), left=3)] if group.comparisons else []
     return [markdown(arm_rows(group, metrics)), *compared, *([markdown(rates)] if rates else [])]
 
 
-def rate_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]]:
+def rate_rows(group: GroupSummary, metrics: JsonObject) -> list[list[str]]:
     """Return a table of the learning rates that arms were trained at, its head first; nothing where there was one."""
     head = ["arm", "learning rate", "validation", *(f"{name} ({about['unit']})" for name, about in metrics.items()), ""]
     rows = [
@@ -159,7 +159,7 @@ def rate_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]
     return [head, *rows] if rows else []
 
 
-def arm_rows(group: GroupSummary, metrics: Mapping[str, Any]) -> list[list[str]]:
+def arm_rows(group: GroupSummary, metrics: JsonObject) -> list[list[str]]:
     """Return a table of the arms, its head first: values with their deviation over seeds, and how much was trained."""
     trained = group.how != "context"
     head = ["arm", *(f"{name} ({record['unit']})" for name, record in metrics.items())]
@@ -197,7 +197,7 @@ def comparison_rows(group: GroupSummary) -> list[list[str]]:
     return rows
 
 
-def _differences(group: GroupSummary, metric: str, about: Mapping[str, Any]) -> list[Chart]:
+def _differences(group: GroupSummary, metric: str, about: JsonObject) -> list[Chart]:
     """Draw all arms less one: `random` where it is there, else the teacher or the selection; nothing where nothing is known."""
     against = next((name for name in reversed(AGAINST) if name in group.arms), None)
     dots = [
@@ -215,7 +215,7 @@ def _differences(group: GroupSummary, metric: str, about: Mapping[str, Any]) -> 
     return [intervals(label, dots, label, reference=0.0)] if dots else []
 
 
-def direction(about: Mapping[str, Any]) -> str:
+def direction(about: JsonObject) -> str:
     """Return which way of a metric is better."""
     return "higher" if about["higher_is_better"] else "lower"
 

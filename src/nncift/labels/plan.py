@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.arrays import Codes, Places
+from nncift.core.result_types import JsonObject
 from nncift.teachers import Chunk
 
 SPLITS = ("base", "train", "validation", "q2", "q3", "test")
@@ -127,12 +128,12 @@ class LabelPlan:
         """Return target, source, split and chunk of every pair."""
         return vars(self.generations[generation])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return all but the generations."""
         return _record(self)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> LabelPlan:
+    def of(cls, record: JsonObject, tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> LabelPlan:
         """Read a plan. Raises ValueError for codes beyond its axes, KeyError for what is missing."""
         targets, sources = tuple(record["target_ids"]), tuple(record["source_ids"])
         generations = tuple(
@@ -217,12 +218,12 @@ class RowPlan:
             "chunk": [index for index, ids in enumerate(chunks) for _ in ids],
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return all but the generations."""
         return _record(self)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> RowPlan:
+    def of(cls, record: JsonObject, tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> RowPlan:
         """Read a plan. Raises KeyError for what is missing."""
         generations = []
         for table in tables:
@@ -233,16 +234,16 @@ class RowPlan:
         return cls(axes[0], axes[1], bool(record["shared"]), _roles(record), train[0], train[1], tuple(generations))
 
 
-def _record(plan: LabelPlan | RowPlan) -> dict[str, Any]:
+def _record(plan: LabelPlan | RowPlan) -> JsonObject:
     fields = {name: value for name, value in vars(plan).items() if name != "generations"}
     return {**fields, "roles": vars(plan.roles)}
 
 
-def _roles(record: Mapping[str, Any]) -> Roles:
+def _roles(record: JsonObject) -> Roles:
     return Roles(**{name: tuple(ids) for name, ids in record["roles"].items()})
 
 
-def describe(plan: LabelPlan) -> dict[str, Any]:
+def describe(plan: LabelPlan) -> dict[str, int]:
     """Return the number of planned labels by split."""
     split = plan.entries.split
     return {name: int((split == code).sum()) for code, name in enumerate(SPLITS)}

@@ -6,11 +6,13 @@ import importlib.util
 import os
 import platform
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from nncift.core.memory import free_memory
+from nncift.core.result_types import OPTIONAL, Record
 from nncift.models.encoders import NAMES, SentenceEncoder
 from nncift.models.loading import is_here
 from nncift.models.packaged import PACKAGES as PACKAGES_OF_MODELS
@@ -29,8 +31,26 @@ EXTRAS = {
 """What each extra brings: it is there where all of it is."""
 
 
-def examine() -> dict[str, Any]:
-    """Return versions of packages, devices, cores, free memory and disk in bytes, and which extras are there."""
+@dataclass(frozen=True)
+class Environment(Record):
+    """What a machine offers. packages: versions, None = missing; memory, disk: bytes; extras, models: which are there."""
+
+    python: str
+    platform: str
+    packages: Mapping[str, str | None]
+    devices: tuple[str, ...]
+    cores: int | None
+    torch_threads: int
+    free_memory_bytes: int | None
+    free_disk_bytes: int
+    cache: str
+    cache_bytes: int
+    extras: Mapping[str, bool]
+    models: Mapping[str, bool] | None = field(default=None, metadata=OPTIONAL)
+
+
+def examine() -> Environment:
+    """Return what this machine offers, without models."""
     import torch
 
     devices = [
@@ -40,21 +60,19 @@ def examine() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     cache = cache_folder()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "devices": devices,
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "free_memory_bytes": free_memory(),
-        "free_disk_bytes": shutil.disk_usage(Path.cwd()).free,
-        "cache": str(cache),
-        "cache_bytes": sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
-        "extras": {
-            name: all(importlib.util.find_spec(module) for module in modules) for name, modules in EXTRAS.items()
-        },
-    }
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        devices=tuple(devices),
+        cores=os.cpu_count(),
+        torch_threads=torch.get_num_threads(),
+        free_memory_bytes=free_memory(),
+        free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
+        cache=str(cache),
+        cache_bytes=sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
+        extras={name: all(importlib.util.find_spec(module) for module in modules) for name, modules in EXTRAS.items()},
+    )
 
 
 def models_here() -> dict[str, bool]:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.arrays import Floats
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import generator
 from nncift.data.examples import Example, Examples, content_text
 from nncift.errors import DataError, UsageError
@@ -88,7 +89,7 @@ class Probe:
             }
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return what decides the features, and what it takes to make the same probe again."""
         return {
             "name": self.lm.name,

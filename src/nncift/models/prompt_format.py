@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nncift.core.memory import check_room
+from nncift.core.result_types import JsonObject
 from nncift.data.control_tokens import Controls, Mask
 from nncift.data.examples import Example, Message
 from nncift.errors import UsageError
@@ -91,7 +92,7 @@ class PromptFormat:
         self.bos: tuple[int, ...] = self._start()
         self.eos: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return what decides the tokens, for fingerprints."""
         if self._template is None:
             return {"chat": None, "text": self.text}

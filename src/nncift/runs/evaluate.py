@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
-from nncift.core.result_types import Record
+from nncift.core.result_types import JsonObject, Record
 from nncift.core.seeds import generator
 from nncift.evaluation.cross_fit import hold_out, labels_rows
 from nncift.evaluation.fidelity import FidelityReport, Measures
@@ -60,7 +59,7 @@ class CurvePoint:
     labels: int
     predictors: Mapping[str, PredictorPoint]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the labels, and each predictor's figures by its name."""
         return {"labels": self.labels, **{name: of.to_json() for name, of in self.predictors.items()}}
 

@@ -268,7 +268,7 @@ def _change(run: FinishedRun, choice: Choice, record: Explanation) -> list[str]:
             return ["No utility is known for it, so that no budget short of the whole pool would choose it."]
         return ["It was taken out before the selection, and did not compete; `nncift select` with other rules lets it."]
     if record.objective == "rr":
-        return _turns(run, choice, record)
+        return _turns(run, record)
     ahead = 1 + sum(
         (other.would_add or 0) > (choice.would_add or 0) for other in run.choices.values() if not other.selected
     )
@@ -305,7 +305,7 @@ def _change(run: FinishedRun, choice: Choice, record: Explanation) -> list[str]:
     return found
 
 
-def _turns(run: FinishedRun, choice: Choice, record: Explanation) -> list[str]:
+def _turns(run: FinishedRun, record: Explanation) -> list[str]:
     """Say where a row stands that no target came to: targets take rows in turn, whatever these add."""
     if not record.serves:
         return ["No target has a known utility for it, so that none takes it."]

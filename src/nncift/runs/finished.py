@@ -20,10 +20,12 @@ from nncift.core.lazily import LazilyBy
 from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
+from nncift.core.result_types import JsonObject
 from nncift.core.texts import json_of
 from nncift.data.layout import Layout
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
+from nncift.evaluation.run_verdict import RunSummary
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles
 from nncift.models.encoders import check_encoder_is_local
@@ -121,7 +123,7 @@ class FinishedRun:
             )
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """What `--json` printed."""
         found = self._json(SUMMARY)
         if self.path == self.base:
@@ -131,7 +133,12 @@ class FinishedRun:
         return {**found, "run": str(self.path), "selected": own["budget"], "selection": own}
 
     @cached_property
-    def fidelity(self) -> dict[str, Any]:
+    def result(self) -> RunSummary:
+        """The same with its types. Raises DataError for a summary that is damaged."""
+        return RunSummary.of_json(self.summary, str(self.base / SUMMARY))
+
+    @cached_property
+    def fidelity(self) -> JsonObject:
         """How well the student predicts, beside its baselines."""
         return self._json("fidelity.json")
 
@@ -315,7 +322,7 @@ class FinishedRun:
         found = (self.fidelity.get("pair_interval") or {}).get("half_width")
         return None if found is None else float(found)
 
-    def _json(self, name: str, folder: Path | None = None) -> dict[str, Any]:
+    def _json(self, name: str, folder: Path | None = None) -> JsonObject:
         folder = folder or self.base
         checksums.verify(folder, name)
         try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nncift.core.pairs import LabelledPairs, UtilityMatrix
 from nncift.core.progress import Progress, silent
-from nncift.core.result_types import Record
+from nncift.core.result_types import JsonObject, Record
 from nncift.data import Examples
 from nncift.errors import UsageError
 from nncift.evaluation.metrics import skill
@@ -189,7 +188,7 @@ class BudgetSkill:
     skill: float | None
     free: Mapping[str, float | None]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the figures, one `..._skill` for each similarity."""
         names = {"embeddings" if name == EMBEDDING else name: value for name, value in self.free.items()}
         free = {f"{name}_skill": value for name, value in names.items()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from nncift.core.result_types import JsonObject
 from nncift.evaluation.run_verdict import Verdict, selection_key, training_record, verdict_of
 from nncift.runs.finished import FinishedRun
 from nncift.storage import checksums
@@ -13,15 +13,15 @@ from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import FINISH, LEFT, SUMMARY
 
 
-def verdict(run: FinishedRun, training: Mapping[str, Any] | None = None) -> Verdict:
+def verdict(run: FinishedRun, training: JsonObject | None = None) -> Verdict:
     """Return the verdict of a run as it stands now. training: what a tune recorded, by default what lies in the run's folder."""
     if training is None:
         training = training_record(run.path, selection_key(list(run.chosen)))
     # A run may have been moved since.
-    return verdict_of({**run.summary, "run": str(run.path)}, run.settings, training)
+    return verdict_of(replace(run.result, run=str(run.path)), run.settings, training)
 
 
-def renew(path: str | Path, training: Mapping[str, Any] | None = None) -> Verdict | None:
+def renew(path: str | Path, training: JsonObject | None = None) -> Verdict | None:
     """Write the verdict of a run into its summary, and make its report again; None for a folder that `select --out` wrote.
 
     training: see `verdict`. Raises DataError where there is no finished run.

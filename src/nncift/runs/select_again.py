@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from nncift import config
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import Executor, map_by
+from nncift.core.result_types import JsonObject, Record
 from nncift.core.yaml_text import read_yaml
 from nncift.data.pool import PoolTable
 from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError, UsageError
 from nncift.evaluation.fidelity import FidelityReport
-from nncift.evaluation.run_verdict import selection_key, training_record, verdict_of
+from nncift.evaluation.run_verdict import RunSummary, Verdict, selection_key, training_record, verdict_of
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import KNOWS_EXISTING, build, check_graph, check_sets
-from nncift.selection.solve import FILES, Posing, choose, solve, write_selection
+from nncift.selection.solve import FILES, Posing, Selected, SelectionRecord, choose, solve, write_selection
 from nncift.selection.stability import Refits
 from nncift.selection.utilities import Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
@@ -43,10 +45,22 @@ EMBEDDING_CONTROL_ROWS = 5000
 """Pools up to this size also get the controls that select by similarities; each costs as much as the selection."""
 
 
+@dataclass(frozen=True)
+class Reselection(Record):
+    """What was selected again from a run. out: where it lies; pool, selected: rows."""
+
+    run: str
+    out: str
+    pool: int
+    selected: int
+    verdict: Verdict
+    selection: SelectionRecord
+
+
 def reselect(
     run: Path, given: Mapping[str, Any], out: Path | None = None, executor: Executor | None = None
-) -> dict[str, Any]:
-    """Select again from a finished run, and return its summary.
+) -> Reselection:
+    """Select again from a finished run.
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
     selection, summary, report and manifest are replaced. executor: has calculations done, in this process by default. Raises
@@ -61,7 +75,7 @@ def reselect(
     return result
 
 
-def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor: Executor) -> dict[str, Any]:
+def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor: Executor) -> Reselection:
     settings = _settings(run, given)
     if out is not None:
         _check_new_folder(out)
@@ -82,33 +96,27 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         posing = Posing(partial(build, utilities, settings, settled.removed), Refits(utilities, settings, course, used))
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         if out is None:
-            keys: dict[str, Any] = {
-                name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")
-            }
+            keys: JsonObject = {name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")}
             directory.forget(FINISH)
             _rewrite_manifest(directory)
             found = choose(directory, keys, settings, rows, settled, posing, embedding_control=control)
-            result = found.record.to_json()
-            _rewrite_summary(directory, result, settings, found.ids)
+            record, verdict = found.record, _rewrite_summary(directory, found, settings)
         else:
             objective, seed = str(settings.objective), settings.seed
             chosen = solve(rows, settled, posing.build(), objective=objective, seed=seed, embedding_control=control)
             chosen = posing.with_stability(rows, settled, chosen)
-            result = chosen.record.to_json()
+            record = chosen.record
             with _appearing(out) as part:
                 write_selection(part, rows, settled, chosen, **place_of(run, out))
                 _write_settings(part, settings)
                 checksums.write_mark(part, "select", "", (*FILES, MANIFEST))
-        found_there = {**directory.read_json(SUMMARY), "run": str(out or run), "selection": result}
-    return {
-        "run": str(run),
-        "out": str(out or run),
-        "pool": len(rows.ids),
-        "selected": result["budget"],
-        # A selection of its own has not been trained on; one in its run's place has the answer of the summary.
-        "verdict": found_there["verdict"] if out is None else verdict_of(found_there, settings).to_json(),
-        "selection": result,
-    }
+            # A selection of its own has not been trained on.
+            verdict = verdict_of(replace(_summary(directory), run=str(out), selection=record), settings)
+    return Reselection(str(run), str(out or run), len(rows.ids), record.budget, verdict, record)
+
+
+def _summary(directory: RunDir) -> RunSummary:
+    return RunSummary.of_json(directory.read_json(SUMMARY), str(directory.path / SUMMARY))
 
 
 def _fitted(run: Path) -> tuple[Mapping[str, Any], str]:
@@ -192,17 +200,14 @@ def _rewrite_manifest(directory: RunDir) -> None:
     directory.write_manifest(record, keep_summary=True)
 
 
-def _rewrite_summary(directory: RunDir, result: dict[str, Any], settings: RunSettings, selected: Sequence[str]) -> None:
-    summary = directory.read_json(SUMMARY)
-    costs = {name: cost.to_json() for name, cost in directory.costs().items()}
-    ledger = {
-        **summary["ledger"],
-        "stages": costs,
-        "seconds": round(sum(cost["seconds"] for cost in costs.values()), 3),
-    }
-    write_json(directory.file("ledger.json"), ledger)
-    summary = {**summary, "selected": result["budget"], "selection": result, "ledger": ledger}
-    training = training_record(directory.path, selection_key(selected))
-    summary["verdict"] = verdict_of(summary, settings, training).to_json()
-    write_json(directory.file(SUMMARY), summary)
+def _rewrite_summary(directory: RunDir, found: Selected, settings: RunSettings) -> Verdict:
+    """Write the summary of a run for its new selection, and return its verdict."""
+    before = _summary(directory)
+    ledger = before.ledger.with_stages(directory.costs())
+    write_json(directory.file("ledger.json"), ledger.to_json())
+    summary = replace(before, selected=found.record.budget, selection=found.record, ledger=ledger)
+    training = training_record(directory.path, selection_key(found.ids))
+    summary = replace(summary, verdict=verdict_of(summary, settings, training))
+    write_json(directory.file(SUMMARY), summary.to_json())
     directory.close()
+    return summary.verdict

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from nncift.config import RunSettings
 from nncift.core.progress import Progress, silent
+from nncift.core.result_types import JsonObject, Record
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
@@ -37,8 +37,8 @@ from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.check import check_labelled, prepare_all
 from nncift.stages.label_rounds import label_budgets
 from nncift.stages.request import Request
-from nncift.stages.timing import Trials, pair_price, probe_pace, rates_of, row_price, text_price
-from nncift.storage.ledger import ModelCost
+from nncift.stages.timing import Timed, Trials, pair_price, probe_pace, rates_of, row_price, text_price
+from nncift.storage.ledger import ModelCost, training_cost
 from nncift.teachers import RowTeacher, Teacher
 from nncift.teachers.abilities import (
     CountsChunkTokens,
@@ -80,7 +80,7 @@ class Cost:
         values = (self.tokens, self.seconds, self.processor)
         return Cost(passes, *(None if value is None else share * value for value in values))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the figures as they are printed."""
         return {
             "passes": self.passes,
@@ -93,7 +93,60 @@ class Cost:
 NOTHING = Cost(0, 0.0, 0.0, 0.0)
 
 
-def estimate(request: Request, progress: Progress = silent) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EmbeddingCost(Cost):
+    """The cost of embedding so many rows."""
+
+    rows: int
+
+    def to_json(self) -> JsonObject:
+        """Return the rows, and the figures as they are printed."""
+        return {"rows": self.rows, **super().to_json()}
+
+
+@dataclass(frozen=True)
+class Bytes(Record):
+    """Bytes on disk of labels, vectors and projected targets, and in memory of the matrix and its copy."""
+
+    labels: int
+    vectors: int
+    student: int
+    matrix_in_memory: int
+
+
+@dataclass(frozen=True)
+class Estimate(Record):
+    """What a run would cost, by parts; passes beside those of the full teacher, and all beside training on every row.
+
+    pool, rejected, holdout: rows. selected: None where the budget is of tokens. labels: by split, those of the last round.
+    total: of the teacher's model. timed: the trials behind the seconds. note: of the teacher.
+    """
+
+    pool: int
+    rejected: int
+    holdout: int
+    selected: int | None
+    labels: Mapping[str, int]
+    labels_at_most: str
+    learn: Cost
+    measure: Cost
+    label: Cost
+    probe: Cost
+    embed: EmbeddingCost
+    total: Cost
+    full_teacher: Cost
+    timed: Timed
+    cost: int
+    full_teacher_cost: int
+    training_cost: int
+    saving: float
+    share_of_training: float
+    bytes: Bytes
+    notes: tuple[str, ...]
+    note: str | None
+
+
+def estimate(request: Request, progress: Progress = silent) -> Estimate:
     """Return passes, cost, tokens, seconds and bytes of a run, beside those of the full teacher and of training.
 
     Makes a few passes to time them, and writes nothing.
@@ -129,28 +182,31 @@ def estimate(request: Request, progress: Progress = silent) -> dict[str, Any]:
     own = label + probe + (embed if settings.encoder == "lm" else replace(embed, passes=0, tokens=0.0))
     spent = ModelCost(label.passes, pass_weight(teacher), own.passes - label.passes, full.passes, len(sources))
     learn = label.part(_learning(plan, teacher))
-    return {
-        "pool": len(sources),
-        "rejected": len(pool.rejected) + len(refused),
-        "holdout": len(request.holdout or ()),
-        "selected": budget,
-        "labels": describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan),
-        "labels_at_most": str(most),
-        "learn": learn.to_json(),
-        "measure": label.part(label.passes - learn.passes).to_json(),
-        "label": label.to_json(),
-        "probe": probe.to_json(),
-        "embed": {"rows": len(read), **embed.to_json()},
-        "total": own.to_json(),
-        "full_teacher": full.to_json(),
-        "timed": trials.to_json(
-            teacher.language_model().device.type if isinstance(teacher, HasLanguageModel) else "cpu"
-        ),
-        **{name: value for name, value in spent.to_json().items() if not name.endswith("_passes")},
-        "bytes": _bytes(plan, axes, teacher, encoder),
-        "notes": _notes(allowance, plan, teacher, len(sources)),
-        "note": teacher.describe().get("note"),
-    }
+    device = teacher.language_model().device.type if isinstance(teacher, HasLanguageModel) else "cpu"
+    return Estimate(
+        pool=len(sources),
+        rejected=len(pool.rejected) + len(refused),
+        holdout=len(request.holdout or ()),
+        selected=budget,
+        labels=describe(plan) if isinstance(plan, LabelPlan) else describe_rows(plan),
+        labels_at_most=str(most),
+        learn=learn,
+        measure=label.part(label.passes - learn.passes),
+        label=label,
+        probe=probe,
+        embed=EmbeddingCost(embed.passes, embed.tokens, embed.seconds, embed.processor, len(read)),
+        total=own,
+        full_teacher=full,
+        timed=trials.timed(device),
+        cost=spent.cost,
+        full_teacher_cost=spent.full_cost,
+        training_cost=training_cost(len(sources)),
+        saving=spent.saving,
+        share_of_training=spent.share_of_training,
+        bytes=_bytes(plan, axes, teacher, encoder),
+        notes=tuple(_notes(allowance, plan, teacher, len(sources))),
+        note=teacher.describe().get("note"),
+    )
 
 
 def cost(
@@ -273,16 +329,15 @@ def _embedding(
     return Cost(len(rows), tokens, *price.of(len(rows), tokens))
 
 
-def _bytes(plan: LabelPlan | RowPlan, axes: Axes, teacher: Teacher | RowTeacher, encoder: Encoder) -> Mapping[str, int]:
-    """Return bytes on disk of labels, vectors and projected targets, and in memory of the matrix and its copy."""
+def _bytes(plan: LabelPlan | RowPlan, axes: Axes, teacher: Teacher | RowTeacher, encoder: Encoder) -> Bytes:
     dim = encoder.dim if isinstance(encoder, SentenceEncoder) else int(encoder.describe()["dim"])
     if isinstance(plan, LabelPlan):
         labels = len(plan.entries) * (4 + 4 + 1 + 4 + 4 + 1) + plan.chunks * 33
     else:
         labels = len(plan.measured) * (LabelFormat.of(teacher).row_bytes if isinstance(teacher, RowTeacher) else 4)
-    return {
-        "labels": labels,
-        "vectors": len(axes.rows) * dim * 4,
-        "student": len(axes.target_ids) * HIDDEN * 4 + (2 * dim * HIDDEN + 2 * HIDDEN + 1) * 4,
-        "matrix_in_memory": 2 * 4 * len(axes.target_ids) * len(axes.sources),
-    }
+    return Bytes(
+        labels=labels,
+        vectors=len(axes.rows) * dim * 4,
+        student=len(axes.target_ids) * HIDDEN * 4 + (2 * dim * HIDDEN + 2 * HIDDEN + 1) * 4,
+        matrix_in_memory=2 * 4 * len(axes.target_ids) * len(axes.sources),
+    )

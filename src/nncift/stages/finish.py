@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from nncift import config
-from nncift.core.result_types import Record
+from nncift.core.result_types import JsonObject, Record
 from nncift.data import Examples, write_rejected
 from nncift.data.contamination import CONTAMINATED
 from nncift.data.examples import Rejection
 from nncift.errors import DataError, ResourceError
-from nncift.evaluation.fidelity import FidelityReport, LabelRound, Measures
-from nncift.evaluation.gate import GateRecord, advice
-from nncift.evaluation.intervals import PairInterval
+from nncift.evaluation.fidelity import FidelityReport
+from nncift.evaluation.gate import advice
 from nncift.evaluation.meaning import HeldOutSignal
-from nncift.evaluation.run_verdict import NO_VERDICT, Verdict, selection_key, training_record, verdict_of
+from nncift.evaluation.run_verdict import NO_VERDICT, RunSummary, Verdict, selection_key, training_record, verdict_of
 from nncift.labels.sizes import too_little
 from nncift.labels.store import Axes, LabelStore
 from nncift.selection.solve import SelectionRecord
@@ -37,38 +36,6 @@ from nncift.storage.table_files import check_table_suffix, write_table
 from nncift.student.model import Student
 from nncift.teachers import RowTeacher
 from nncift.teachers.abilities import HasLanguageModel, pass_weight
-
-
-@dataclass(frozen=True)
-class RunSummary(Record):
-    """What `--json` prints and `summary.json` holds.
-
-    contaminated: of the rejected rows, those that test rows are in. holdout: rows that are set aside. labels: by split.
-    growth: what each round of labels reached. all_labelled: the teacher labelled every row, since a student would have saved
-    nothing.
-    """
-
-    run: str
-    pool: int
-    rejected: int
-    contaminated: int
-    holdout: int
-    selected: int
-    verdict: Verdict
-    teacher: str
-    student: str
-    features: str
-    gate: GateRecord
-    growth: tuple[LabelRound, ...]
-    pair_interval: PairInterval
-    plan: str
-    labels: Mapping[str, int]
-    all_labelled: bool
-    fidelity: Mapping[str, Measures]
-    baselines: Mapping[str, Mapping[str, Measures]]
-    selection: SelectionRecord
-    ledger: Ledger
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -144,7 +111,7 @@ def finish(
         warnings=_warnings(context, axes, labelling, fidelity, notes),
     )
     training = training_record(directory.path, selection_key(list(subset.ids)))
-    summary = replace(summary, verdict=verdict_of(summary.to_json(), settings, training))
+    summary = replace(summary, verdict=verdict_of(summary, settings, training))
     write_json(directory.file("ledger.json"), ledger.to_json())
     write_json(directory.file(SUMMARY), summary.to_json())
     directory.close()
@@ -166,11 +133,11 @@ def _warnings(
     return found if hint is None else (*found, hint)
 
 
-def record_of(context: RunContext, pool: Examples) -> dict[str, Any]:
+def record_of(context: RunContext, pool: Examples) -> JsonObject:
     """Return what a manifest records: rows, and, as soon as they were used, teacher and encoder with hashes of their weights."""
     known = {"rows_read": len(pool), "rejected": len(pool.rejected)}
-    encoder: dict[str, Any] = {}
-    teacher: dict[str, Any] = {}
+    encoder: JsonObject = {}
+    teacher: JsonObject = {}
     # What cannot be read is made again further on, or refused there.
     with contextlib.suppress(DataError):
         encoder = context.directory.whole_json("embeddings.json", "embed", {}).get("encoder", {})
@@ -193,7 +160,7 @@ def _ledger(context: RunContext, labels: LabelStore[Any], rows: int) -> Ledger:
     spent = ModelCost(labelling.model_passes, pass_weight(context.teacher), others, full, rows)
     # As they are stored, so that running again computes the same figures.
     seconds = round(labelling.seconds, 3) * full / max(labelling.model_passes, 1)
-    return Ledger(stages, spent, round(seconds, 1))
+    return Ledger.of(stages, spent, round(seconds, 1))
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nncift.data.contamination import contamination
+from nncift.core.result_types import OPTIONAL, JsonObject, Record
+from nncift.data.contamination import Contamination, contamination
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
 from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
@@ -53,6 +53,100 @@ class _File:
     unread: list[Row] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Problem(Record):
+    """What rows of a file cannot be used for. lines: the first of them; first: the whole reason of the first."""
+
+    kind: str
+    rows: int
+    lines: tuple[int, ...]
+    first: str
+
+
+@dataclass(frozen=True)
+class ControlTokens(Record):
+    """Rows that hold the text of control tokens, the first of their lines, and how many rows hold which text."""
+
+    rows: int
+    lines: tuple[int, ...]
+    texts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Lengths(Record):
+    """Quantiles of lengths by name, None where there is no row, and the sum over whole rows."""
+
+    prompt: Mapping[str, int] | None
+    response: Mapping[str, int] | None
+    whole: Mapping[str, int] | None
+    sum: int
+
+
+@dataclass(frozen=True)
+class InspectedFile(Record):
+    """What a file holds.
+
+    formats, columns, turns, not_used: rows by each. proposed: the `--map` that reads rows which no format fits. advice: what to
+    do where no row can be used. labels: rows by value, of every column that looks like a label.
+    """
+
+    file: str
+    source: str
+    rows: int
+    usable: int
+    rejected: int
+    formats: Mapping[str, int]
+    columns: Mapping[str, int]
+    turns: Mapping[str, int]
+    several_responses: int
+    problems: tuple[Problem, ...]
+    not_used: Mapping[str, int]
+    proposed: str | None
+    advice: str | None
+    tokens: Lengths
+    labels: Mapping[str, Mapping[str, int]]
+    control_tokens: ControlTokens
+
+
+@dataclass(frozen=True)
+class Repetition(Record):
+    """A row that repeats an earlier one word for word. of: source and line of that."""
+
+    source: str
+    line: int
+    of: tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Duplicates(Record):
+    """Rows that repeat others, the first of them, and different rows that share their prompt with another."""
+
+    rows: int
+    first: tuple[Repetition, ...]
+    same_prompt_other_response: int
+
+
+@dataclass(frozen=True)
+class Inspection(Record):
+    """What files hold. turns: as in `read`. counted_in: the unit of lengths. contamination: where test rows were given."""
+
+    files: tuple[InspectedFile, ...]
+    rows: int
+    usable: int
+    rejected: int
+    turns: Turns
+    counted_in: str
+    duplicates: Duplicates
+    contamination: Contamination | None = field(default=None, metadata=OPTIONAL)
+
+    def to_json(self) -> JsonObject:
+        """Return the fields, and of a contamination its sentence."""
+        found = super().to_json()
+        if self.contamination is not None:
+            found["contamination"]["summary"] = summary_of(self.contamination) if self.contamination.hits else None
+        return found
+
+
 class _Contents:
     """Hashes of contents and prompts, 16 bytes each: a million rows are looked at in little memory."""
 
@@ -68,20 +162,14 @@ class _Contents:
         self._whole += bytes.fromhex(content_hash(dialogue.messages, dialogue.response))
         self._asked += bytes.fromhex(content_hash(dialogue.messages, ""))
 
-    def copies(self) -> dict[str, Any]:
+    def duplicates(self) -> Duplicates:
         """Return how many rows repeat another, the first of them with what they repeat, and how many share a prompt alone."""
         first = _first_places(self._whole)
         copies = np.flatnonzero(first != np.arange(len(first)))
         once = np.frombuffer(bytes(self._asked), "V16")[first == np.arange(len(first))]
         shared = np.bincount(_first_places(once.tobytes()))
-        return {
-            "rows": len(copies),
-            "first": [
-                dict(zip(("source", "line"), self._at(place), strict=True)) | {"of": list(self._at(int(first[place])))}
-                for place in copies[:SHOWN_LINES].tolist()
-            ],
-            "same_prompt_other_response": int(shared[shared > 1].sum()),
-        }
+        shown = (Repetition(*self._at(place), self._at(int(first[place]))) for place in copies[:SHOWN_LINES].tolist())
+        return Duplicates(len(copies), tuple(shown), int(shared[shared > 1].sum()))
 
     def _at(self, place: int) -> tuple[str, int]:
         return max((start, source) for source, start in self._starts.items() if start <= place)[1], self._lines[place]
@@ -107,7 +195,7 @@ def inspect(
     tokenizer: str | None = None,
     against: Sequence[str | Path] = (),
     encoder: str | None = None,
-) -> dict[str, Any]:
+) -> Inspection:
     """Read every row of some files and tell what is there; nothing is written and no language model is loaded.
 
     against: files of test rows; which rows hold them is reported (`data.contamination`), also by meaning with an encoder.
@@ -151,77 +239,71 @@ def inspect(
                 _measure(found, texts, count)
         _measure(found, texts, count)
         files.append(_record(path, source, found, several=len(paths) > 1))
-    usable = sum(one["usable"] for one in files)
-    return {
-        "files": files,
-        "rows": sum(one["rows"] for one in files),
-        "usable": usable,
-        "rejected": sum(one["rejected"] for one in files),
-        "turns": turns,
-        "counted_in": counted_in,
-        "duplicates": contents.copies(),
-        **_contamination(files, against, format, map or {}, encoder),
-    }
+    return Inspection(
+        tuple(files),
+        sum(one.rows for one in files),
+        sum(one.usable for one in files),
+        sum(one.rejected for one in files),
+        turns,
+        counted_in,
+        contents.duplicates(),
+        _contamination(files, against, format, map or {}, encoder),
+    )
 
 
 def _contamination(
-    files: Sequence[Mapping[str, Any]],
+    files: Sequence[InspectedFile],
     against: Sequence[str | Path],
     format: str,  # noqa: A002
     columns: Mapping[str, str],
     encoder: str | None,
-) -> dict[str, Any]:
+) -> Contamination | None:
     """Return which rows test rows are in, where there are test rows, and every file has rows that can be used."""
     if not against:
         if encoder is not None:
             raise UsageError("--encoder was given without --against; it compares rows with test rows")
-        return {}
-    if not all(file["usable"] for file in files):
-        return {}
+        return None
+    if not all(file.usable for file in files):
+        return None
     pool, tests = (
         read(*paths, format=format, map=map_for(columns, source_names(paths)))
-        for paths in ([file["file"] for file in files], against)
+        for paths in ([file.file for file in files], against)
     )
-    found = contamination(pool, tests, embed=None if encoder is None else embedder(create(encoder)))
-    return {"contamination": {**found.to_json(), "summary": summary_of(found) if found.hits else None}}
+    return contamination(pool, tests, embed=None if encoder is None else embedder(create(encoder)))
 
 
-def _record(path: str | Path, source: str, found: _File, *, several: bool) -> dict[str, Any]:
+def _record(path: str | Path, source: str, found: _File, *, several: bool) -> InspectedFile:
     columns = next(filter(None, map(proposed_map, found.unread)), None)
     proposed = None if columns is None else typed_map(columns, Path(path).name if several else None)
     rejected = [Rejection(source, line, reason) for lines in found.problems.values() for line, reason in lines]
     advice = f"Type {proposed}" if proposed else what_to_do(rejected, ())
-    problems = [
-        {"kind": kind, "rows": len(lines), "lines": [line for line, _ in lines[:SHOWN_LINES]], "first": lines[0][1]}
+    problems = tuple(
+        Problem(kind, len(lines), tuple(line for line, _ in lines[:SHOWN_LINES]), lines[0][1])
         for kind, lines in sorted(found.problems.items(), key=lambda item: (-len(item[1]), item[0]))
-    ]
-    return {
-        "file": str(path),
-        "source": source,
-        "rows": found.rows,
-        "usable": found.usable,
-        "rejected": found.rows - found.usable,
-        "formats": dict(found.formats.most_common()),
-        "columns": dict(found.columns.most_common(50)),
-        "turns": {str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
-        "several_responses": found.several,
-        "problems": problems,
-        "not_used": dict(found.unused),
-        "proposed": proposed,
-        "advice": None if found.usable else advice if found.rows else "It has no rows",
-        "tokens": {
-            "prompt": _quantiles(found.prompts),
-            "response": _quantiles(found.responses),
-            "whole": _quantiles(np.add(found.prompts, found.responses)),
-            "sum": sum(found.prompts) + sum(found.responses),
-        },
-        "labels": found.labels.counts(),
-        "control_tokens": {
-            "rows": len(found.control_lines),
-            "lines": found.control_lines[:SHOWN_LINES].tolist(),
-            "texts": dict(found.control_texts.most_common(SHOWN_LINES)),
-        },
-    }
+    )
+    whole = np.add(found.prompts, found.responses)
+    return InspectedFile(
+        file=str(path),
+        source=source,
+        rows=found.rows,
+        usable=found.usable,
+        rejected=found.rows - found.usable,
+        formats=dict(found.formats.most_common()),
+        columns=dict(found.columns.most_common(50)),
+        turns={str(turns): rows for turns, rows in sorted(found.turns.items())[:20]},
+        several_responses=found.several,
+        problems=problems,
+        not_used=dict(found.unused),
+        proposed=proposed,
+        advice=None if found.usable else advice if found.rows else "It has no rows",
+        tokens=Lengths(_quantiles(found.prompts), _quantiles(found.responses), _quantiles(whole), int(whole.sum())),
+        labels=found.labels.counts(),
+        control_tokens=ControlTokens(
+            len(found.control_lines),
+            tuple(found.control_lines[:SHOWN_LINES].tolist()),
+            dict(found.control_texts.most_common(SHOWN_LINES)),
+        ),
+    )
 
 
 def _problem(found: _File, line: int, reason: str) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from nncift.config import RunSettings
 from nncift.core.arrays import Doubles
+from nncift.core.result_types import Record
 from nncift.core.seeds import shuffled
 from nncift.data import Examples
 from nncift.labels.plan import LabelPlan
@@ -75,6 +76,15 @@ class Pace:
         return units * self.clock, units * self.processor
 
 
+@dataclass(frozen=True)
+class Timed(Record):
+    """Seconds of the clock and of the processor that trials took. busy: other programs had the processor meanwhile."""
+
+    seconds: float
+    processor_seconds: float
+    busy: bool
+
+
 @dataclass
 class Trials:
     """Times work, and adds up what was timed. tokens: of the teacher's model. prices: what was found, by kind of pass."""
@@ -120,14 +130,10 @@ class Trials:
         self.tokens, self.processor, self.clock = self.tokens + units, self.processor + processor, self.clock + clock
         return Pace(processor / units, clock / units)
 
-    def to_json(self, device: str) -> dict[str, object]:
+    def timed(self, device: str) -> Timed:
         """Return what was timed, and whether the machine is busy. device: of the teacher's model."""
         busy = device == "cpu" and self.clock > 0 and (self.processor < BUSY * self.clock or _load() > 1.5)
-        return {
-            "seconds": round(self.clock, 2),
-            "processor_seconds": round(self.processor, 2),
-            "busy": busy,
-        }
+        return Timed(round(self.clock, 2), round(self.processor, 2), busy)
 
 
 def _load() -> float:

@@ -6,9 +6,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Self
+
+from nncift.core.result_types import JsonObject, Record
 
 
 @dataclass
@@ -27,7 +29,7 @@ class StageCost:
     sessions: int = 0
     processor_seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the cost with rounded figures."""
         seconds = {name: round(vars(self)[name], 3) for name in ("seconds", "processor_seconds")}
         return {**asdict(self), **seconds, "peak_mb": round(self.peak_mb, 1)}
@@ -83,7 +85,7 @@ class ModelCost:
         """Cost as a share of training on all rows."""
         return self.cost / training_cost(self.rows)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plain counts of passes, costs in forward passes, and both shares."""
         return {
             "teacher_passes": self.labels + self.others,
@@ -97,25 +99,40 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """What a run cost: by stage, and its passes against labelling everything and against training on all rows.
+class Ledger(Record):
+    """What a run cost: by stage, and its passes against labelling everything and against training on all rows; see `ModelCost`.
 
-    full_teacher_seconds: about what the full teacher would take at the pace of the labels.
+    full_teacher_seconds: about what the full teacher would take at the pace of the labels. seconds: of all stages.
     """
 
     stages: Mapping[str, StageCost]
-    passes: ModelCost
+    teacher_passes: int
+    full_teacher_passes: int
+    cost: int
+    full_teacher_cost: int
+    training_cost: int
+    saving: float
+    share_of_training: float
     full_teacher_seconds: float
+    seconds: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return what `ledger.json` holds."""
-        stages = {name: cost.to_json() for name, cost in self.stages.items()}
-        return {
-            "stages": stages,
-            **self.passes.to_json(),
-            "full_teacher_seconds": self.full_teacher_seconds,
-            "seconds": round(sum(cost["seconds"] for cost in stages.values()), 3),
-        }
+    @classmethod
+    def of(cls, stages: Mapping[str, StageCost], passes: ModelCost, full_teacher_seconds: float) -> Self:
+        """Return the ledger of a run."""
+        return cls(
+            stages,
+            **passes.to_json(),
+            full_teacher_seconds=full_teacher_seconds,
+            seconds=_total(stages),
+        )
+
+    def with_stages(self, stages: Mapping[str, StageCost]) -> Self:
+        """Return the ledger with the costs of stages as they are now."""
+        return replace(self, stages=stages, seconds=_total(stages))
+
+
+def _total(stages: Mapping[str, StageCost]) -> float:
+    return round(sum(round(cost.seconds, 3) for cost in stages.values()), 3)
 
 
 @dataclass

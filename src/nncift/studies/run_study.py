@@ -114,7 +114,7 @@ def study(
         "study": found.grid.name,
         "analyses": record,
         "left_out": dict(found.left_out),
-        "machine": examine(),
+        "machine": examine().to_json(),
     }
     if rehearse is not None:
         summary["rehearsal"] = rehearse

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nncift.models.batching import batches
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.linear_layers import LayerPair, LinearLayers, linear_layers
 from nncift.models.lora import Trainable
+from nncift.models.per_sample_gradients import gradient_batches
 from nncift.models.training_steps import RowLoss, mean_loss
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-LOGITS_AT_ONCE_CPU, LOGITS_AT_ONCE_ELSEWHERE = 2**22, 2**28
-"""Entries of a batch's logits."""
 GRADIENTS_AT_ONCE_CPU, GRADIENTS_AT_ONCE_ELSEWHERE = 2**20, 2**26
 """Entries of one layer's gradients of rows that exist at a time, a row at least."""
 
 PairsOfRows = Callable[[LayerPair, Sequence[int]], None]
-"""Takes the pair of a call, and the places of the rows that were passed together, of which `pair.rows` are its own."""
+"""Takes the pair of a layer, and the places of the rows that were passed together, of which `pair.rows` are its own."""
 LossOf = Callable[[Sequence[int]], RowLoss]
 """Makes the loss of rows at places."""
 
@@ -112,14 +108,14 @@ class LayerPasses:
         return self.trainable.snapshot()
 
     def run(self, rows: Sequence[Row], consume: PairsOfRows, loss: LossOf = _plain_loss) -> None:
-        """Pass rows, and hand every call of every layer to `consume`."""
+        """Pass rows, and hand the pair of every layer to `consume`, all of its calls in it."""
 
         def measure(places: Sequence[int]) -> Sequence[int]:
             self.layers.run([rows[place] for place in places], lambda pair: consume(pair, places), loss(places))
             return places
 
         with self.computing():
-            for batch in self._batches(rows):
+            for batch in gradient_batches(self.lm, rows, self.batch_tokens):
                 self.lm.fits.run(batch, lambda place: len(rows[place]), measure)
 
     def gradients(
@@ -129,54 +125,20 @@ class LayerPasses:
         loss: LossOf = _plain_loss,
         turned: Callable[[LayerPair], LayerPair] = lambda pair: pair,
     ) -> None:
-        """Hand gradients of rows to `consume`, a layer and a few rows at a time, `(n, out, in)`, summed over a layer's calls.
+        """Hand gradients of rows to `consume`, a layer and a few rows at a time, `(n, out, in)`.
 
         turned: what is done to a pair before, such as a rotation of both sides.
         """
-        repeated, kept = self._repeated(rows), dict[str, list[LayerPair]]()
 
         def each(pair: LayerPair, places: Sequence[int]) -> None:
             pair = turned(pair)
-            if pair.layer in repeated:
-                kept.setdefault(pair.layer, []).append(pair)
-            else:
-                self._deliver([pair], consume)
+            for at in self.slices(len(pair.inputs), math.prod(self.shapes[pair.layer])):
+                consume(pair.layer, pair.errors[at].transpose(1, 2) @ pair.inputs[at])
 
-        def measure(places: Sequence[int]) -> Sequence[int]:
-            self.layers.run([rows[place] for place in places], lambda pair: each(pair, places), loss(places))
-            while kept:
-                self._deliver(kept.popitem()[1], consume)
-            return places
-
-        # Of layers that are called again, all calls of a row must be at hand, and of one row at a time.
-        parts = [[place] for place in range(len(rows))] if repeated else self._batches(rows)
-        with self.computing():
-            for batch in parts:
-                self.lm.fits.run(batch, lambda place: len(rows[place]), measure)
+        self.run(rows, each, loss)
 
     def slices(self, count: int, entries: int) -> Iterator[slice]:
         """Yield parts of `count` rows whose gradients of so many entries exist at the same time."""
         at_once = GRADIENTS_AT_ONCE_CPU if self.lm.device.type == "cpu" else GRADIENTS_AT_ONCE_ELSEWHERE
         step = max(1, at_once // max(1, entries))
         yield from (slice(at, min(at + step, count)) for at in range(0, count, step))
-
-    def _deliver(self, pairs: Sequence[LayerPair], consume: Callable[[str, torch.Tensor], None]) -> None:
-        entries = int(np.prod(self.shapes[pairs[0].layer]))
-        for at in self.slices(len(pairs[0].inputs), entries):
-            total = pairs[0].errors[at].transpose(1, 2) @ pairs[0].inputs[at]
-            for pair in pairs[1:]:
-                total += pair.errors[at].transpose(1, 2) @ pair.inputs[at]
-            consume(pairs[0].layer, total)
-
-    def _repeated(self, rows: Sequence[Row]) -> frozenset[str]:
-        """Return the layers that are called more than once for a row: their gradients are sums."""
-        calls: Counter[str] = Counter()
-        with self.computing():
-            self.layers.run([min(rows, key=len)], lambda pair: calls.update([pair.layer]))
-        return frozenset(name for name, count in calls.items() if count > 1)
-
-    def _batches(self, rows: Sequence[Row]) -> list[list[int]]:
-        at_once = LOGITS_AT_ONCE_CPU if self.lm.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
-        most = at_once // int(self.lm.model.config.get_text_config().vocab_size)
-        responses = [len(row.counted) for row in rows]
-        return batches(list(map(len, rows)), self.batch_tokens, responses=responses, most_responses=most)

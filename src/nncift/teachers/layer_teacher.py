@@ -19,6 +19,7 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError, UsageError
@@ -76,7 +77,7 @@ class LayerOptions:
         if not self.damping > 0:
             raise UsageError(f"the damping is above 0, not {self.damping!r}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the settings that would make them again."""
         plain = {"layers": None if self.layers is None else list(self.layers)}
         return {**asdict(self), **plain, "adapter": None if self.adapter is None else str(self.adapter)}

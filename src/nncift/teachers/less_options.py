@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from nncift.core.result_types import JsonObject
 from nncift.errors import UsageError
 from nncift.models.checkpoints import Direction
 from nncift.models.lora import LoraShape
@@ -90,7 +91,7 @@ class LessOptions:
             return None
         return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the settings that would make them again."""
         plain = {"lora": self.lora is not False, "targets": self.modules and list(self.modules)}
         plain |= {} if self.folders is None else {"checkpoints": [str(folder) for folder in self.folders]}

@@ -16,11 +16,12 @@ on CPU its work is about a hundredth: blocks are added up as they lie in memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import generator
 from nncift.errors import UsageError
 from nncift.models.checkpoints import Adam
@@ -62,7 +63,7 @@ class Projection:
         self._tables: dict[tuple[str, int], _Table] = {}
         self._gatherings: dict[tuple[str, int, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return what decides the matrix."""
         kind = "sketch of turned blocks" if self.kind == "sketch" else self.kind
         return {"kind": kind, "dimension": self.dimension, "seed": self.seed, "dtype": "float32"}
