@@ -317,7 +317,7 @@ def test_a_time_is_measured_once_and_read_back(
     write_pool: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool, rates = write_pool(60), [Rates(1.0, 0.0, 0.01), Rates(1.0, 0.0, 0.001)]
-    monkeypatch.setattr("nncift.pipeline.rates_of", lambda *_: rates.pop(0))
+    monkeypatch.setattr("nncift.stages.label_rounds.rates_of", lambda *_: rates.pop(0))
     first = select(pool, tmp_path / "run", Pairs(), labels="50%", time="5s")
     assert first.ledger["cost"] <= 400
     again = select(pool, tmp_path / "run", Pairs(), labels="50%", time="5s")

@@ -112,7 +112,6 @@ def export(
     settings = config.recorded(run / "manifest.yaml")
     # Rows as they are keep all their turns and marks.
     turns = turns or ("all" if to == "same" else settings.turns)
-    record: dict[str, Any] = {"run": str(run), "to": to, "turns": turns, "out": str(out), "selected": len(selected)}
     check_replaces_nothing(out, inputs_of(settings), run)
     layout = Layout.from_settings(settings.format, settings.map)
     try:

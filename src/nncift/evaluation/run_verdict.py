@@ -45,7 +45,7 @@ BEARABLE = 1800.0
 AGREES = {
     "yes": "Yes: the selection agrees with the teacher",
     "no": "No: the selection does not agree with the teacher",
-    "unclear": "Unclear: whether the selection agrees with the teacher cannot be told",
+    "unclear": "Unclear: the labels do not settle whether the selection agrees with the teacher",
 }
 TRAINS = {
     "yes": "training on it is better than on random rows",

@@ -83,7 +83,7 @@ def _shape(group: RatedGroup) -> dict[str, list[float | None]]:
 def best(group: RatedGroup, ids: Sequence[str], validation: frozenset[str], units: Units) -> Group:
     """Return every arm at its better rate, over the rows that judge.
 
-    ids: of the test rows, in the order of all values. Rates are told apart by the loss where it is among the metrics, else by the
+    ids: of the test rows, in the order of all values. Rates are compared by the loss where it is among the metrics, else by the
     first of them, as its mean over seeds and validation rows.
     """
     inside = np.array([item in validation for item in ids])

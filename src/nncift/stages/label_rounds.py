@@ -9,18 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from nncift.config import RunSettings
 from nncift.core.amounts import LabelAmount
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import Incomplete
+from nncift.core.parallel import Incomplete, may_pay
+from nncift.data import Examples
+from nncift.data.pool import PoolTable
 from nncift.errors import QualityError, UsageError
 from nncift.evaluation.fidelity import FidelityReport, LabelRound
 from nncift.labels import LabelBudget, LabelPlan, RowPlan
 from nncift.labels.store import Axes
 from nncift.labels.vectors import Vectors
-from nncift.stages.context import RunContext
+from nncift.stages.allowance import Allowance, settle
+from nncift.stages.context import RunContext, encoder_of
 from nncift.stages.label import label, plan_labels
+from nncift.stages.request import Request
+from nncift.stages.timing import Rates, rates_of
 from nncift.storage.atomic import write_json
 from nncift.student.model import Student
 
@@ -49,6 +55,35 @@ def label_budgets(settings: RunSettings, axes: Axes) -> tuple[LabelBudget, ...]:
     if not auto and (not gated or settings.max_labels is None):
         return (budget,)
     return tuple(budget.sized(size, len(axes.sources)) for size in _sizes(settings, axes))
+
+
+def allowed_rounds(
+    context: RunContext, axes: Axes, request: Request
+) -> tuple[RunContext, Allowance, tuple[LabelBudget, ...]]:
+    """Return what may be labelled, the rounds that are left, and the context with what that decides.
+
+    Raises UsageError where the rules do not fit the rows that are left, and for a time in a shard.
+    """
+    request.constraints.check(PoolTable.of(axes.sources))
+    rates = partial(_timed, context, axes, request.existing)
+    allowance = settle(context, label_budgets(context.settings, axes), axes, request.existing, rates)
+    rounds = remaining(allowance.rounds, axes, context.labels().training())
+    grows = len(rounds) > 1 or rounds[0].kind == "active"
+    targets, sources, settings = len(axes.target_ids), len(axes.sources), context.settings
+    # The targets of flmi are the pool's own rows.
+    calculates = may_pay(max(targets, sources) if settings.objective == "flmi" else targets, sources)
+    last = not (grows or calculates)
+    return replace(context, whole=allowance.whole, features=allowance.features, labels_last=last), allowance, rounds
+
+
+def _timed(context: RunContext, axes: Axes, existing: Examples | None) -> Rates:
+    """Time passes. Raises UsageError in a shard."""
+    if context.executor.partial:
+        raise UsageError(
+            "--time was given with --shard; shards time passes each for itself, and must label one plan. Give --cost or "
+            "--labels: nncift run --time ... --dry-run tells what the time allows"
+        )
+    return rates_of(context.settings, axes, context.teacher, encoder_of(context), len(existing or ()))
 
 
 def remaining(rounds: Sequence[LabelBudget], axes: Axes, have: int) -> tuple[LabelBudget, ...]:

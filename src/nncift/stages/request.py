@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from nncift.core.amounts import CostCap
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
+from nncift.data.python_rows import are_paths
 from nncift.errors import InfeasibleError, UsageError
 from nncift.labels import check_pool_size
 from nncift.models.encoders import Encoder
@@ -23,6 +25,8 @@ from nncift.stages.holdout import set_aside
 from nncift.stages.inputs import (
     GivenRows,
     check_named,
+    check_named_locally,
+    held,
     read_against,
     read_existing,
     read_pool,
@@ -30,7 +34,7 @@ from nncift.stages.inputs import (
     workspace_of,
 )
 from nncift.storage.ledger import training_cost
-from nncift.storage.run_directory import MANIFEST
+from nncift.storage.run_directory import MANIFEST, with_settings_of
 from nncift.student.networks import network
 from nncift.student.pretrained_map import PRETRAINED
 from nncift.teachers import RowTeacher, Teacher, registry, subtasks
@@ -82,6 +86,49 @@ class Request:
     ) -> Self:
         """Return the request for rows that are at hand, or are read from the files that settings name; see `of_rows`."""
         return cls.of_rows(settings, GivenRows(pool, target, existing), teacher=teacher, encoder=encoder, out=out)
+
+    @classmethod
+    def of_call(
+        cls,
+        sets: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        *,
+        teacher: str | Teacher | RowTeacher | None,
+        encoder: str | Encoder | None,
+        out: str | Path,
+        progress: Progress,
+    ) -> Self:
+        """Return the request of a call from Python.
+
+        sets: `pool`, `target`, `existing` and `against`: paths, or rows in whatever holds them; None = the set of a run in `out`.
+        settings: those that the call names. teacher, encoder: names or objects. Raises what `of_rows` raises.
+        """
+        given = dict(settings)
+        if isinstance(teacher, str):
+            given["teacher"] = teacher
+        elif teacher is not None:
+            given.update(registry.as_settings(teacher.options))
+        if encoder is not None:
+            given["encoder"] = encoder if isinstance(encoder, str) else str(encoder.describe()["encoder"])
+        named = {name: rows for name, rows in sets.items() if rows is not None}
+        for name, rows in named.items():
+            paths = [rows] if isinstance(rows, str | Path) else rows
+            given[name] = tuple(str(path) for path in paths) if are_paths(rows) else ()
+        resolved = with_settings_of(out, given)
+        check_named_locally(resolved, given, out)
+        found = {
+            name: held(resolved, rows, resolved.limit if name == "pool" else None)
+            for name, rows in named.items()
+            if not are_paths(rows)
+        }
+        return cls.of_rows(
+            resolved,
+            GivenRows(**found),
+            teacher=None if isinstance(teacher, str) else teacher,
+            encoder=None if isinstance(encoder, str) else encoder,
+            out=out,
+            progress=progress,
+        )
 
     @classmethod
     def of_rows(
