@@ -143,7 +143,7 @@ def shell(text: str, patch: pytest.MonkeyPatch) -> None:
         elif words[:2] == ["pip", "install"]:
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(known), line
-        elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        elif words[0] == "python" and words[1].startswith(("benchmarks/", "tools/")):
             # Its hours, or its minutes, are for whoever changes what it measures.
             assert f'"{words[2]}"' in (ROOT / words[1]).read_text(), line
         elif "_NNCIFT_COMPLETE" in line:
