@@ -1,6 +1,7 @@
 """`nncift select` and `nncift compare` on a finished run, and target and existing sets end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -204,6 +205,17 @@ def test_rules_hold_from_end_to_end(files: dict[str, Path], done: Path, tmp_path
     controls = record["selection"]["controls"]
     assert set(controls) == {"random", "stratified", "longest", "embedding"}
     assert max(controls.values()) <= record["selection"]["upper_bound"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"gate": 1}'])
+def test_a_damaged_report_of_fidelity_is_named_where_no_checksum_speaks_of_it(
+    done: Path, tmp_path: Path, text: str
+) -> None:
+    run = Path(shutil.copytree(done, tmp_path / "run"))
+    shutil.rmtree(run / "stages")
+    (run / "fidelity.json").write_text(text)
+    with pytest.raises(DataError, match=r"fidelity\.json"):
+        reselect(run, {"budget": "3"}, tmp_path / "again")
 
 
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from nncift.selection.utilities import Utilities
 from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.storage import checksums
-from nncift.storage.atomic import read_json, write_json, write_text
+from nncift.storage.atomic import write_json, write_text
 from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
 from nncift.storage.selection_folder import is_selection_folder, place_of, run_behind
 from nncift.student.model import Student
@@ -92,7 +92,7 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         existing = load_existing(run) if sets["existing"] and settings.objective in KNOWS_EXISTING else None
         student, subtask_of = Student.load(run / "student"), subtasks.kept(directory)
         utilities = Utilities(student, vectors, labels, rows.content, existing, subtask_of, map_by(executor))
-        course, used = _fitted(run)
+        course, used = _fitted(directory)
         posing = Posing(partial(build, utilities, settings, settled.removed), Refits(utilities, settings, course, used))
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         if out is None:
@@ -119,10 +119,11 @@ def _summary(directory: RunDir) -> RunSummary:
     return RunSummary.of_json(directory.read_json(SUMMARY), str(directory.path / SUMMARY))
 
 
-def _fitted(run: Path) -> tuple[Mapping[str, Any], str]:
-    """Return how the run's student was fitted, and what selects."""
-    checksums.verify(run, "fidelity.json")
-    found = FidelityReport.of_json(read_json(run / "fidelity.json"), str(run / "fidelity.json"))
+def _fitted(directory: RunDir) -> tuple[Mapping[str, Any], str]:
+    """Return how the run's student was fitted, and what selects. Raises DataError where that is damaged."""
+    name = "fidelity.json"
+    checksums.verify(directory.path, name)
+    found = FidelityReport.of_json(directory.read_json(name, sealed=True), str(directory.path / name))
     return found.course, found.gate.used
 
 
