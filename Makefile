@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An environment that forbids bytecode compiles every library anew at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-portable lint format bench docs dist audit clean
+.PHONY: setup demo test test-slow test-portable lint format bench docs dist sbom lock audit hostile clean
 
 setup: .venv/.ready
 
@@ -57,11 +57,36 @@ docs: .venv/.docs-ready
 	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e ".[docs]"
 	touch $@
 
-# Wheel and source archive, in dist/; then the wheel alone, in a fresh environment, runs the demo.
-dist: setup
+# Wheel and source archive, in dist/, by tools whose hashes are known; then the wheel alone, in a fresh environment, runs the demo.
+dist: setup .venv/.tools-ready
 	rm -rf dist
-	$(BIN)/python -m build
+	.venv/tools/bin/python -m build --no-isolation
+	.venv/tools/bin/twine check --strict dist/*
 	$(BIN)/python -m pytest -m slow --timeout=1200 tests/test_distribution.py
+
+# A bill of materials (CycloneDX) of nncift and all that a plain installation brings, in build/sbom.cdx.json.
+sbom: .venv/.tools-ready
+	rm -rf .venv/sbom && mkdir -p build
+	$(PYTHON) -m venv --without-pip .venv/sbom
+	.venv/tools/bin/python -m pip --python .venv/sbom/bin/python install -qq --no-compile -c constraints.txt .
+	.venv/tools/bin/cyclonedx-py environment .venv/sbom/bin/python --pyproject pyproject.toml --mc-type library \
+	  --output-reproducible --of JSON -o build/sbom.cdx.json
+
+.venv/.tools-ready: requirements/tools.txt
+	$(PYTHON) -m venv .venv/tools
+	.venv/tools/bin/python -m pip install -qq --no-compile --require-hashes -r requirements/tools.txt
+	touch $@
+
+# The tools of a release with the hashes of all files that they may be installed from; asks the network.
+lock: setup
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python -m pip install -qq --no-compile pip-tools
+	.venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --upgrade --no-emit-index-url \
+	  --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate -o requirements/tools.txt requirements/tools.in
+
+# Hostile files, one after the other; the table stands in docs/reliability.md.
+hostile: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile.py --write
 
 # Known weaknesses of the versions installed here, by the advisories of PyPI; asks the network. What cannot be audited fails.
 audit: .venv/.audit-ready

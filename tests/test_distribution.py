@@ -1,14 +1,48 @@
 """Wheel and source archive: they build, hold what they should, and the wheel alone runs the demo in a fresh environment."""
 
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import nncift
 
 ROOT = Path(__file__).parents[1]
+
+
+def test_one_version_stands_in_all_places() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert nncift.__version__ == project["version"]
+    assert f"\n## {project['version']} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_tools_of_a_release_have_hashes_and_come_from_no_named_host() -> None:
+    lines = (ROOT / "requirements" / "tools.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith((" ", "#"))]
+    assert {"build", "cyclonedx-bom", "hatchling", "twine"} <= {pin.partition("==")[0] for pin in pins}
+    assert all(re.fullmatch(r"[\w.-]+==\S+( ; .+)? \\", pin) for pin in pins)
+    assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in lines if line.startswith(" "))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_workflows_are_yaml_that_call_targets_that_exist(path: Path) -> None:
+    about = yaml.safe_load(path.read_text(encoding="utf-8"))
+    steps = [step for job in about.get("jobs", {}).values() for step in job["steps"]]
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for step in steps:
+        for call in re.findall(r"make ([\w -]+?)(?: PYTHON|$)", step.get("run", "")):
+            assert set(call.split()) <= targets
+        for name in re.findall(
+            r"(?:python|pytest)\S* (?:-m slow --timeout=\d+ )?((?:tools|benchmarks|tests)/[\w/]+\.py)",
+            step.get("run", ""),
+        ):
+            assert (ROOT / name).is_file()
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +80,8 @@ def test_the_source_archive_holds_what_its_tests_need(dist: Path) -> None:
         "LICENSE",
         "mkdocs.yml",
         "Makefile",
+        "RELEASING.md",
+        "requirements/tools.txt",
         "tests/conftest.py",
         "examples/targeted.py",
     } <= names

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nncift.student.model import Student as Student
     from nncift.teachers import Teacher as Teacher
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "Encoder": "nncift.models.encoders",
