@@ -96,7 +96,7 @@ def run(folder: Path, executor: Any = None, **given: Any) -> bool:
     try:
         pipeline.execute(request, folder / "run", executor=executor)
     except Incomplete as shard:
-        return bool(shard.report["finished"])
+        return shard.report is not None and bool(shard.report.to_json()["finished"])
     return True
 
 
