@@ -15,6 +15,7 @@ from nncift.errors import InfeasibleError, UsageError
 from nncift.stages.holdout import read_holdout
 
 Call = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("hastened")
 LENGTH: dict[str, Any] = {
     "teacher": "length",
     "encoder": "hash",

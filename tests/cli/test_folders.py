@@ -14,6 +14,7 @@ import yaml
 import nncift
 
 Call = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("hastened")
 LENGTH = ("--teacher", "length", "--encoder", "hash", "--labels", "50%", "--test-items", 5, "--validation-items", 4)
 
 

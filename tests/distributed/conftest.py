@@ -16,8 +16,14 @@ from nncift.distributed.start import executor_of
 from nncift.stages import inputs
 from nncift.stages.request import Request
 from nncift.teachers import registry
+from tests.hastened import hasten
 
 Start = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
+    hasten(monkeypatch)
 
 
 def content(run: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nncift.storage.outputs import check_replaces_nothing, check_run_folder
 from nncift.studies import run_study
 
 Call = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("hastened")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from nncift.storage.run_directory import MANIFEST
 from nncift.studies import grid, run_study
 
 Call = Callable[..., Any]
+pytestmark = pytest.mark.usefixtures("hastened")
 CODE = """
 from pathlib import Path
 Path({canary!r}).write_text("ran")
