@@ -217,11 +217,12 @@ SCENARIOS: Mapping[str, Scenario] = {
 class Harness:
     """Children of this process, in a folder of its own. Make one per process and use it for all that it is asked."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, warm: Callable[[Path], object] | None = None) -> None:
+        """Import and compile what children need: all of it, or what something needs that they do (`warm`)."""
         self.base = base
         self.work = base / "work"
         self._shared = mmap.mmap(-1, 4096)
-        _warm()
+        _warm(warm or _most)
 
     def child(self, act: Callable[[Path], object], *, kill_at: int | None = None, after: float | None = None) -> int:
         """Run in a child, killed before its n-th change on disk or after seconds; return its exit code, negative = killed."""
@@ -405,7 +406,13 @@ def difference(wanted: Mapping[str, bytes], found: Mapping[str, bytes]) -> str |
     return "; ".join(record) or None
 
 
-def _warm() -> None:
+def _most(folder: Path) -> None:
+    """Do what uses most of the package."""
+    run(folder, plan="active", features="probe")
+    select_again(folder)
+
+
+def _warm(act: Callable[[Path], object]) -> None:
     """Import and compile what children need, and keep the model, so that a child costs only its own work."""
     import torch
 
@@ -423,5 +430,4 @@ def _warm() -> None:
         folder = Path(name)
         os.environ["NNCIFT_CACHE"] = str(folder / "cache")
         pool_of(folder)
-        run(folder, plan="active", features="probe")
-        select_again(folder)
+        act(folder)

@@ -18,6 +18,16 @@ def measured(*flags: str) -> dict[str, Any]:
     return found
 
 
+def test_a_killed_run_goes_on_to_the_same_bytes() -> None:
+    found = measured("--quick", "--only", "kills", "--scenario", "loss")
+    assert found["wrong"] == []
+    stages = {kill["stage"] for kill in found["kills"]}
+    assert len(found["kills"]) == 3
+    assert len(stages) > 1
+    assert "finished before the kill" not in stages
+
+
+@pytest.mark.slow
 def test_a_dozen_kills_go_on_to_the_same_bytes() -> None:
     found = measured("--quick", "--only", "kills")
     assert found["wrong"] == []
