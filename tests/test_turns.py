@@ -119,6 +119,17 @@ def test_an_end_mark_of_the_last_response_alone_counts_there_alone(tmp_path: Pat
     assert learned(tokens.row(), lm) == "sea bird red list first ."
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_empty_thought_before_the_last_response_stands_there_alone(
+    tmp_path: Path, lm: CausalLM, behind: bool
+) -> None:
+    thought = "{% if loop.last and m.role == 'assistant' %}: :\n{% endif %}{{ m.content }}"
+    wording = PromptFormat(with_chat(lm, CHAT.replace("{{ m.content }}", thought)).tokenizer)
+    tokens = wording.tokens(rows_of(tmp_path, {"messages": TURNS})[0], behind=behind)
+    assert learned(tokens.row(), lm) == "sea bird </s> red list first </s>"
+    assert str(lm.tokenizer.decode(tokens.prompt)).endswith("name a bird </s> \n <unk> : \n")
+
+
 def test_loss_is_the_mean_over_all_responses(tmp_path: Path, lm: CausalLM) -> None:
     teacher = Loss(with_chat(lm, CHAT))
     (row,) = pool = rows_of(tmp_path, {"messages": TURNS})

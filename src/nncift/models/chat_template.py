@@ -143,21 +143,34 @@ class ChatTemplate:
         left = [self.left(one, text) for one, (_, text) in zip(rendered, answers, strict=True)]
         if "nothing" in left:
             raise DataError("the chat template leaves nothing of the response")
-        opening = self.behind(*answers[0]) if behind else rendered[0]
-        parts, text = [opening.prompt, rendered[0].response], rendered[0].prompt + rendered[0].response
-        for one in rendered[1:]:
-            if not one.prompt.startswith(text):
-                # Some end the last response with a mark of its own, which does not count then.
-                ended = self.frame[1].rstrip()
-                parts[-1], text = parts[-1].removesuffix(ended), text.removesuffix(ended)
-            if not one.prompt.startswith(text):
-                raise DataError(
-                    "the chat template words an earlier response differently once others follow; with --turns last, the last "
-                    "alone is scored"
-                )
-            parts += [one.prompt[len(text) :], one.response]
-            text = one.prompt + one.response
-        return Said(tuple(parts), opening.joined, "part" in left)
+        whole, at, parts = rendered[-1], 0, list[str]()
+        for one in rendered[:-1]:
+            prompt, said = self._within(whole.prompt, one)
+            parts += [whole.prompt[at : len(prompt)], said]
+            at = len(prompt) + len(said)
+        parts += [whole.prompt[at:], whole.response]
+        if not behind:
+            return Said(tuple(parts), None, "part" in left)
+        opening = self.behind(*answers[0])
+        lead = opening.prompt.endswith(self.frame[0]) and rendered[0].prompt != parts[0]
+        first = opening.prompt.removesuffix(self.frame[0]) if lead else opening.prompt
+        return Said((first, *parts[1:]), opening.joined, "part" in left)
+
+    def _within(self, whole: str, one: Rendered) -> tuple[str, str]:
+        """Return what stands before an earlier response in a whole conversation, and the response there.
+
+        one: the conversation up to it. Some templates put a mark of its own, or an empty thought, to the last response alone.
+        Raises DataError where the response is worded otherwise.
+        """
+        lead, ended = self.frame[0], self.frame[1].rstrip()
+        for prompt in dict.fromkeys((one.prompt, one.prompt.removesuffix(lead))):
+            for said in dict.fromkeys((one.response, one.response.removesuffix(ended))):
+                if whole.startswith(prompt + said):
+                    return prompt, said
+        raise DataError(
+            "the chat template words an earlier response differently once others follow; with --turns last, the last alone is "
+            "scored"
+        )
 
     def before(self, messages: Turns, response: str, *, first: bool = True) -> tuple[str, str | None]:
         """Return an example as it reads before every target, and why it is joined plainly, None where it is not.
