@@ -2,10 +2,13 @@
 
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
-from nncift.runs.report.charts import LETTER, Axis, Dot, Line, Sheet, intervals, lines, span, ticks
+from nncift.runs import report
+from nncift.runs.report.charts import LETTER, Axis, Dot, Line, Sheet, intervals, lines, span, style, ticks
+from nncift.runs.report.report_coverage import CONTROLS
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -78,3 +81,10 @@ def test_intervals_stand_beside_their_names() -> None:
     assert x == pytest.approx((first + last) / 2, abs=0.1)
     assert zero == first == float(re.findall(r'<circle class="open" cx="([\d.]+)"', text)[0])
     assert ">a row<" in text
+
+
+def test_every_selection_of_the_coverage_chart_has_a_colour() -> None:
+    page = (Path(report.__file__).parent / "page.css").read_text("utf-8")
+    for name in ("selected", *CONTROLS):
+        assert f".c-{name}{{stroke:var(" in style(), name
+        assert f".swatch.c-{name}{{background:var(" in page, name

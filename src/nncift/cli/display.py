@@ -189,20 +189,21 @@ def show_figures(out: Console, result: RunSummary) -> None:
     lines = (
         ("Selected", f"{result.selected:,} of {result.pool:,} rows{rejected}", None),
         ("Agreement", agreement, None if agrees == "yes" else "dim"),
-        ("Stability", stability_line(result.selection), None),
+        ("Stability", stability_line(result.selection, result.selected), None),
         ("Cost", f"{cost}; {100 * ledger.share_of_training:.1f} % of training on all rows for 3 epochs", None),
     )
     for name, said, style in lines:
         out.print(f"  {name:<10} {said}", style=style)
 
 
-def stability_line(selection: SelectionRecord) -> str:
-    """Return how many of the chosen rows are chosen again when the student is fitted on other labelled rows."""
+def stability_line(selection: SelectionRecord, chosen: int) -> str:
+    """Return how many of the `chosen` rows are chosen again when the student is fitted on other labelled rows."""
     found = selection.stability
     if found is None:
         return "not measured"
+    some = " that were looked at" if found.rows < chosen else ""
     return (
-        f"{found.stable:,} of {found.rows:,} chosen rows are chosen in more than {100 * found.above:.0f} % of "
+        f"{found.stable:,} of {found.rows:,} chosen rows{some} are chosen in more than {100 * found.above:.0f} % of "
         f"{found.refits} refits"
     )
 

@@ -209,7 +209,7 @@ def training_verdict(record: JsonObject | None) -> tuple[Training, str]:
     between = "" if bounds is None else f", 95 % interval {bounds[0]:+.3g} to {bounds[1]:+.3g}"
     model = Path(record["model"]["name"]).name
     return answer, (
-        f"Trained on it, {model} differs from training on random rows by {first['difference']:+.3g} in "
+        f"Trained on it, the model {model} differs from training on random rows by {first['difference']:+.3g} in "
         f"{first['metric']} ({unit}; {'higher' if higher else 'lower'} is better{between}, {record['test_rows']} test rows, "
         f"{record['seeds']} training runs).{_silent(known[: known.index(first['metric'])])}"
     )
