@@ -127,7 +127,7 @@ def test_an_empty_thought_before_the_last_response_stands_there_alone(
     wording = PromptFormat(with_chat(lm, CHAT.replace("{{ m.content }}", thought)).tokenizer)
     tokens = wording.tokens(rows_of(tmp_path, {"messages": TURNS})[0], behind=behind)
     assert learned(tokens.row(), lm) == "sea bird </s> red list first </s>"
-    assert str(lm.tokenizer.decode(tokens.prompt)).endswith("name a bird </s> \n <unk> : \n")
+    assert str(lm.tokenizer.decode(list(tokens.prompt))).endswith("name a bird </s> \n <unk> : \n")
 
 
 def test_loss_is_the_mean_over_all_responses(tmp_path: Path, lm: CausalLM) -> None:

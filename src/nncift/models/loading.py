@@ -208,6 +208,10 @@ def locate(name: str | Path, *, weights: bool = True) -> Path:
                 f"{str(name)!r} is no local directory and is not in the local cache, and the hub may not be asked (--offline or "
                 "HF_HUB_OFFLINE); fetch it once without, or give a folder"
             ) from error
+        if isinstance(error, HFValidationError):
+            raise ResourceError(
+                f"{str(name)!r} is no local directory, and no name of the hub either, which is org/name; check the path"
+            ) from error
         raise ResourceError(
             f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {first_line(error)}"
         ) from error

@@ -153,11 +153,11 @@ class Request:
         _check_student(settings)
         _check_proof(settings)
         named, settings = teacher is None, _as_begun(settings, out)
+        if rows.pool is None:
+            check_named(settings)
         teacher = teacher or registry.create(
             settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(out)
         )
-        if rows.pool is None:
-            check_named(settings)
         _check_kind(settings, teacher)
         check_first(settings, model=named, encoder=encoder is None, out=out)
         target = read_target(settings) if rows.target is None else rows.target
