@@ -164,6 +164,19 @@ def test_the_highest_products_of_two_projections_are_found(exact: bool) -> None:
     assert np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(by_cosine, true, strict=True)]) < 0.8
 
 
+def test_rows_are_in_cells_whose_centres_are_near() -> None:
+    vectors = points(3000)
+    centre, of = cells(vectors, 100, 0)
+    product = vectors @ centre.T
+    assert 90 <= len(centre) <= 110
+    assert np.linalg.norm(centre, axis=1) == pytest.approx(np.ones(len(centre)), abs=1e-5)
+    # Only groups that are near are looked at: most rows lose nothing by that, and the others little.
+    own = product[np.arange(3000), of]
+    assert np.mean(of == product.argmax(axis=1)) > 0.9
+    assert np.mean(product.max(axis=1) - own) < 0.01
+    assert cells(vectors, 100, 0)[1].tobytes() == of.tobytes()
+
+
 def test_duplicates_by_the_thousand_and_few_rows() -> None:
     same = np.ones((2000, 1), np.float32)
     assert nearest(same, 3).codes[5].tolist() == [0, 1, 2]

@@ -1,8 +1,8 @@
 """The nearest rows of every row by cosine, for pools whose matrix of all pairs would not fit: exact, or by cells.
 
 Rows are compared in blocks that numbers of rows alone decide, so that other processes, too, can do them (`calculation`).
-By cells: k-means on a sample splits the rows into cells, and a row is compared with the rows of the cells whose centres are
-nearest to its own cell's. What that misses is measured against exact search on a sample of rows, never assumed.
+By cells: k-means on a sample splits the rows into groups, and these into cells, and a row is compared with the rows of the cells
+whose centres are nearest to its own cell's. What that misses is measured against exact search on a sample of rows, never assumed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ from nncift.errors import ResourceError
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 EXACT_ROWS = 50_000
-PROBES = 12
+PROBES = 16
 CAP = 1 << 28
 _SAMPLE_PER_CELL = 40
 _ROUNDS = 4
 _RECALL_ROWS = 200
-_CELLS_AT_ONCE = 8
+_CELLS_PER_ROOT = 4
+"""Cells for each of the root of the rows: small cells whose centres are near bring fewer rows to compare than large ones."""
+_CELLS_AT_ONCE = 32
+_GROUPS = 8
+"""Groups of cells among whose cells a row's own is looked for."""
+_SORTED_ROWS = 1 << 13
+"""Rows that are sorted into cells at once."""
 _LOOK_SECONDS = 1e-8
 """Of one core, for a product that is looked at."""
 
@@ -69,14 +75,15 @@ def nearest(
     """Return the `k` nearest other rows of every row by inner product; vectors: `(n, d)`, of unit norm where that is a cosine.
 
     queries: `(n, d)` what a row is looked for with, where that is not its own vector. probes: cells that a row is compared with,
-    0 for all pairs; by default all pairs up to EXACT_ROWS rows, else PROBES. cap: bytes for one block of products, by default
-    what a cap on memory leaves; it changes no result. Ties go to the row that comes first. Raises ResourceError for a cap below
-    the smallest block.
+    0 for all pairs; by default all pairs up to EXACT_ROWS rows, else PROBES, and twice as many for queries. cap: bytes for one
+    block of products, by default what a cap on memory leaves; it changes no result. Ties go to the row that comes first. Raises
+    ResourceError for a cap below the smallest block.
     """
     n = len(vectors)
     codes, cosine = np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)
     if probes is None:
-        probes = 0 if n <= EXACT_ROWS else PROBES
+        # The centre of a cell tells less of what queries begin there than of what lies there.
+        probes = 0 if n <= EXACT_ROWS else PROBES if queries is None else 2 * PROBES
     if not probes and cap is not None and cap < 4 * n:
         raise ResourceError(
             f"a memory cap of {cap} bytes was given, and one row of cosines takes {4 * n}; give at least that"
@@ -153,13 +160,15 @@ class _Cells:
         cap: int | None,
         calculate: ParallelMap,
     ) -> _Cells:
-        centre, cell = cells(vectors, max(2, round(math.sqrt(len(vectors)))), seed, calculate)
+        random = generator(seed, "select", "cells")
+        division = _Division.of(vectors, max(2, round(_CELLS_PER_ROOT * math.sqrt(len(vectors)))), random)
+        centre, cell = division.centre, division.cells_of(vectors, calculate)
         # Rows of a cell side by side, so that comparing cells is one product of matrices.
         order = np.argsort(cell, kind="stable").astype(np.int32)
         starts = np.searchsorted(cell[order], np.arange(len(centre) + 1))
         mine, first = order, starts
         if queries is not None:
-            asking = _nearest_centre(queries, centre, calculate)
+            asking = division.cells_of(queries, calculate)
             mine = np.argsort(asking, kind="stable").astype(np.int32)
             first = np.searchsorted(asking[mine], np.arange(len(centre) + 1))
         return cls(centre, vectors[order], order, starts, mine, first, queries, k, probes, cap)
@@ -214,38 +223,86 @@ def lifted(targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
 
 
 def cells(vectors: Floats, count: int, seed: int, calculate: ParallelMap = serial_map) -> tuple[Floats, Codes]:
-    """Return unit centres `(count, d)` of spherical k-means on a sample, and the nearest centre of every row, `(n,)`."""
-    random = generator(seed, "select", "cells")
-    drawn = random.choice(len(vectors), size=min(len(vectors), count * _SAMPLE_PER_CELL), replace=False)
-    sample = vectors[np.sort(drawn)]
+    """Return about `count` unit centres `(count, d)` of spherical k-means on a sample, and the cell of every row, `(n,)`."""
+    division = _Division.of(vectors, count, generator(seed, "select", "cells"))
+    return division.centre, division.cells_of(vectors, calculate)
+
+
+class _Division(NamedTuple):
+    """Groups of cells: centres of groups, `(groups, d)`; those of cells, `(cells, d)`, group by group from `first` on."""
+
+    group: Floats
+    centre: Floats
+    first: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, vectors: Floats, count: int, random: np.random.Generator) -> _Division:
+        """Split a sample of the rows into about the root of `count` groups, and each of these into its share of `count` cells.
+
+        Splitting twice compares a row with about nine roots of `count` centres, and not with all.
+        """
+        drawn = random.choice(len(vectors), size=min(len(vectors), count * _SAMPLE_PER_CELL), replace=False)
+        sample = vectors[np.sort(drawn)]
+        group = _means(sample, max(1, round(math.sqrt(count))), random)
+        of, parts, kept = _own_centre(sample, group), list[Floats](), list[int]()
+        for at in range(len(group)):
+            mine = sample[of == at]
+            if len(mine):
+                kept.append(at)
+                parts.append(_means(mine, max(1, round(count * len(mine) / len(sample))), random))
+        return cls(group[kept], np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
+
+    def cells_of(self, vectors: Floats, calculate: ParallelMap = serial_map) -> Codes:
+        """Return the nearest cell of every row among those of the `_GROUPS` groups that are nearest to it, `(n,)`."""
+        blocks, codes = ranges(len(vectors), rows_within(CAP, 16 * vectors.shape[1])), np.empty(len(vectors), np.int32)
+
+        def keep(place: int, found: Arrays) -> None:
+            codes[blocks[place]] = found["codes"]
+
+        compared = len(self.group) + _GROUPS * len(self.centre) / len(self.group)
+        seconds = len(vectors) * compared * vectors.shape[1] / MULTIPLY_ADDS
+        shared = (vectors, self)
+        calculate(Calculation("sorting rows into cells", _own_cells, shared, blocks, seconds, codes.nbytes), keep)
+        return codes
+
+
+def _own_cells(shared: tuple[Floats, _Division], rows: slice) -> Arrays:
+    vectors, (group, centre, first) = shared
+    near = min(_GROUPS, len(group))
+    found = []
+    for at in ranges(rows.stop - rows.start, _SORTED_ROWS):
+        some = vectors[rows][at]
+        close = np.argpartition(-(some @ group.T), near - 1, axis=1)[:, :near]
+        best, codes = np.full(len(some), -np.inf, np.float32), np.zeros(len(some), np.int32)
+        # Groups in turn, so that what a row has in common with two cells goes to the first.
+        for place in np.unique(close):
+            here = np.flatnonzero((close == place).any(axis=1))
+            product = some[here] @ centre[first[place] : first[place + 1]].T
+            own = product.argmax(axis=1)
+            value = product[np.arange(len(here)), own]
+            better = value > best[here]
+            best[here[better]], codes[here[better]] = value[better], first[place] + own[better]
+        found.append(codes)
+    return {"codes": np.concatenate(found)}
+
+
+def _means(sample: Floats, count: int, random: np.random.Generator) -> Floats:
+    """Return at most `count` unit centres of a sample by spherical k-means."""
     centre = sample[random.choice(len(sample), size=min(count, len(sample)), replace=False)].copy()
     for _ in range(_ROUNDS):
-        of = _nearest_centre(sample, centre)
-        total = np.zeros_like(centre)
-        np.add.at(total, of, sample)
+        own = _own_centre(sample, centre)
+        filled, total = np.unique(own), np.zeros_like(centre)
+        # Rows of a centre side by side: adding them one by one takes longer than comparing them.
+        order = np.argsort(own, kind="stable")
+        total[filled] = np.add.reduceat(sample[order], np.searchsorted(own[order], filled), axis=0)
         length = np.linalg.norm(total, axis=1, keepdims=True)
         centre = np.where(length > 0, total / np.maximum(length, 1e-12), centre).astype(np.float32)
-    return centre, _nearest_centre(vectors, centre, calculate)
+    return centre
 
 
-def _nearest_centre(vectors: Floats, centre: Floats, calculate: ParallelMap = serial_map) -> Codes:
-    blocks = ranges(len(vectors), rows_within(CAP, 4 * len(centre)))
-    codes = np.empty(len(vectors), np.int32)
-
-    def keep(place: int, found: Arrays) -> None:
-        codes[blocks[place]] = found["codes"]
-
-    seconds = len(vectors) * centre.size / MULTIPLY_ADDS
-    calculate(Calculation("sorting rows into cells", _own_cell, (vectors, centre), blocks, seconds, codes.nbytes), keep)
-    return codes
-
-
-def _own_cell(shared: tuple[Floats, Floats], rows: slice) -> Arrays:
-    vectors, centre = shared
-    step = rows_at_once(CAP, 4 * len(centre))
-    starts = range(rows.start, rows.stop, step)
-    found = [(vectors[at : min(at + step, rows.stop)] @ centre.T).argmax(axis=1) for at in starts]
-    return {"codes": np.concatenate(found).astype(np.int32)}
+def _own_centre(vectors: Floats, centre: Floats) -> Codes:
+    blocks = ranges(len(vectors), rows_at_once(CAP, 4 * len(centre)))
+    return np.concatenate([(vectors[at] @ centre.T).argmax(axis=1) for at in blocks]).astype(np.int32)
 
 
 def _compare(
