@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import nncift
 from nncift.errors import ResourceError
+from nncift.models import adapters
 from nncift.models.causal_lm import CausalLM
 from nncift.models.encoders import SentenceEncoder
 from nncift.models.loading import fingerprint
@@ -82,6 +86,45 @@ def test_a_configuration_is_compared_with_the_weights_before_anything_is_built(
         CausalLM.load(model)
     with pytest.raises(ResourceError, match=next(iter(change))):
         SentenceEncoder(str(model)).encode(["a"])
+
+
+@pytest.mark.parametrize("change", [{"intermediate_size": 10**7}, {"head_dim": 10**7}, {"num_key_value_heads": 10**6}])
+def test_all_that_a_configuration_builds_is_compared_with_the_weights(
+    model: Path, change: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CausalLM.load(model)
+    about = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(about | change))
+    for load in ("transformers.AutoModelForCausalLM.from_pretrained", "transformers.AutoModel.from_pretrained"):
+        monkeypatch.setattr(load, lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(ResourceError, match="is of a model of"):
+        CausalLM.load(model)
+
+
+@pytest.mark.parametrize("change", [{"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}, {"num_virtual_tokens": 10**9}])
+def test_an_adapter_is_compared_with_its_weights_before_it_is_made(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_file({"a": np.zeros((4, 16), np.float32)}, tmp_path / adapters.WEIGHTS)
+    (tmp_path / adapters.CONFIG).write_text(json.dumps({"r": 4}))
+    adapters._check_sizes(tmp_path)
+    (tmp_path / adapters.CONFIG).write_text(json.dumps({"r": 4} | change))
+    with pytest.raises(ResourceError, match="the largest side of its weights is 16"):
+        adapters._check_sizes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (struct.pack("<IIQ", 9, 0, 10**12), "a list of 1,000,000,000,000 values"),
+        (struct.pack("<IIQ", 9, 4, 10**6), "more than the file holds"),
+        (struct.pack("<IIQ", 9, 9, 1), "a list of 1 values or of lists"),
+        (struct.pack("<IQ", 8, 1 << 40), "more than the file holds"),
+    ],
+)
+def test_the_header_of_a_gguf_file_holds_no_more_than_the_file(tmp_path: Path, entry: bytes, said: str) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + entry)
+    with pytest.raises(ResourceError, match=said):
+        CausalLM.load(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b"\x01\0\0\0\0\0\0\0{"])

@@ -11,7 +11,7 @@ from typing import Any
 MOST_PARTS = 4_000_000
 """Lists and objects in a JSON file of a run; each takes thirty times its text in memory."""
 
-MOST_HELD, LEAST_TIMES = 1 << 29, 4
+MOST_HELD, LEAST_TIMES = 1 << 28, 4
 """Bytes that values of a JSON text may take in memory, or so many times its own where that is more."""
 
 _MARKS = (

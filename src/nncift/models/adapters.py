@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 from nncift.core.memory import pass_on
 from nncift.core.texts import first_line
 from nncift.errors import ResourceError
+from nncift.models.model_folder import shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+SIZES = ("r", "num_virtual_tokens", "token_dim", "encoder_hidden_size", "num_layers", "num_attention_heads")
+"""Entries of a configuration that say how large parts of an adapter are."""
+
 MOST_BYTES = 1 << 20
 """Of a configuration; more is none."""
 
@@ -70,6 +74,7 @@ def applied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             raise ResourceError(
                 f"the adapter {str(folder)!r} asks for a module by name (megatron), and nncift runs none"
             )
+        _check_sizes(folder)
         # How weights began does not matter to those that are loaded, and some beginnings open files.
         config.init_lora_weights = True
         adapted: Any = PeftModel(model, config, adapter_name="default")
@@ -89,6 +94,20 @@ def applied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             "save_pretrained) and give that folder"
         ) from error
     return merged
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raise ResourceError where an adapter's configuration asks for larger parts than its weights are."""
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    largest = max((size for shape in shapes(folder / WEIGHTS) for size in shape), default=0)
+    ranks = about.get("rank_pattern")
+    asked = {name: about.get(name) for name in SIZES} | (ranks if isinstance(ranks, dict) else {})
+    for name, size in asked.items():
+        if isinstance(size, int) and size > largest:
+            raise ResourceError(
+                f"the adapter {str(folder)!r} says {name} = {size} in {CONFIG}, and the largest side of its weights is "
+                f"{largest:,}; save it again"
+            )
 
 
 def _named(folder: Path) -> tuple[str, str | None]:

@@ -16,7 +16,7 @@ from nncift.core.texts import first_line as first_line
 from nncift.core.threads import wait_passively
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
-from nncift.models.model_folder import check_config, check_shards, layer_folders
+from nncift.models.model_folder import check_built, check_config, check_shards, layer_folders
 from nncift.models.packaged import PACKAGES, converted, gguf_of, identity
 from nncift.models.quiet import without_bars
 
@@ -64,6 +64,8 @@ def load_model(
     try:
         own = (folder / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder if own else weights, trust_remote_code=trust_remote_code)
+        if not trust_remote_code:
+            check_built(weights, AutoModelForCausalLM)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             weights,
             dtype=dtype,

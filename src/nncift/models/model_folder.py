@@ -18,8 +18,9 @@ from nncift.errors import ResourceError
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
 """What configurations call the number of layers."""
 
-MOST_TIMES = 4
-"""How many times the numbers of all weights an embedding may have by its configuration."""
+MOST_TIMES, PACKED, SPARE_NUMBERS = 4, 16, 1 << 24
+"""How many times the numbers of all weights a model may have by its configuration, how many one number of a quantised model may
+stand for, and how many it may have in any case: parts of small models are not in every file of weights."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
 ROUTERS = ("router_config.json", "config.json")
@@ -87,13 +88,10 @@ def check_config(folder: Path) -> None:
     Compared with the headers of the weights: layers with the number of tensors, the embedding with the numbers that they hold.
     """
     about = _json(folder / "config.json", {})
-    files = sorted(folder.glob("*.safetensors"))
-    if not files or not isinstance(about, dict) or about.get("quantization_config"):
+    if not any(folder.glob("*.safetensors")) or not isinstance(about, dict):
         return
-    tensors = numbers = 0
-    for file in files:
-        shapes = _shapes(file)
-        tensors, numbers = tensors + len(shapes), numbers + sum(map(math.prod, shapes))
+    tensors, numbers = _weights(folder)
+    numbers *= PACKED if about.get("quantization_config") else 1
     for part in (
         about,
         *(value for name, value in about.items() if name.endswith("_config") and isinstance(value, dict)),
@@ -112,11 +110,44 @@ def check_config(folder: Path) -> None:
             )
 
 
+def check_built(folder: Path, auto: Any) -> None:
+    """Raise ResourceError where what a configuration builds has far more numbers than the weights: memory is taken for all.
+
+    auto: the class of transformers that builds it. It is built on no device, after `check_config`, which bounds its layers.
+    Raises what transformers raises for a configuration that it cannot read.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    numbers = _weights(folder)[1] * (PACKED if getattr(config, "quantization_config", None) else 1)
+    check_numbers(config, auto, numbers, folder)
+
+
+def check_numbers(config: Any, auto: Any, numbers: int, of: Path) -> None:
+    """Raise ResourceError where a configuration builds far more numbers than there are. of: the file or folder of both."""
+    import torch
+
+    with torch.device("meta"):
+        built = auto.from_config(config)
+    asked = sum(tensor.numel() for tensor in (*built.parameters(), *built.buffers()))
+    if asked > MOST_TIMES * numbers + SPARE_NUMBERS:
+        raise ResourceError(
+            f"the configuration of {str(of)!r} is of a model of {asked:,} numbers, and its weights hold {numbers:,}; save "
+            "the model again"
+        )
+
+
+def _weights(folder: Path) -> tuple[int, int]:
+    """Return how many tensors the files of weights hold, and how many numbers."""
+    found = [shape for file in sorted(folder.glob("*.safetensors")) for shape in shapes(file)]
+    return len(found), sum(map(math.prod, found))
+
+
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _shapes(file: Path) -> list[list[int]]:
+def shapes(file: Path) -> list[list[int]]:
     """Return the shapes of the tensors in a file of weights, from its header."""
     try:
         with file.open("rb") as stream:

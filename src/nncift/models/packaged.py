@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room, pass_on
 from nncift.errors import ResourceError
+from nncift.models.model_folder import check_numbers
 from nncift.models.quiet import without_bars
 from nncift.storage.atomic import cache_folder, digest, read_json, reporting_full_disk, write_sealed
 from nncift.storage.checksums import reason
@@ -36,6 +39,11 @@ VERSION = 1
 """Of the conversion; another one is another model."""
 
 _SUFFIX = ".gguf"
+_STRING, _ARRAY, _SIZES = 8, 9, {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Kinds of values in a header, and the bytes of those that are no text and no list."""
+
+_MOST_LISTED = 2_000_000
+"""Values of a list in a header: vocabularies have some hundred thousand."""
 
 
 def gguf_of(name: str | Path) -> Path | None:
@@ -170,14 +178,59 @@ def _convert(gguf: Path, folder: Path) -> None:
 def _check_size(gguf: Path) -> None:
     """Raise ResourceError where the weights in float32 do not fit, or the file is one of several parts."""
     from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    _check_header(gguf)
     reader = GGUFReader(gguf)
     parts = reader.get_field("split.count")
     if parts is not None and int(parts.contents()) > 1:
         raise ResourceError(
             f"{str(gguf)!r} is one of {int(parts.contents())} parts of a model; join them first (llama-gguf-split --merge)"
         )
-    check_room(f"converting {gguf.name}", 4 * sum(int(tensor.n_elements) for tensor in reader.tensors))
+    numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    check_room(f"converting {gguf.name}", 4 * numbers)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > len(reader.tensors):
+        raise ResourceError(
+            f"{str(gguf)!r} says that it has {layers} layers, and holds {len(reader.tensors):,} tensors"
+        )
+    check_numbers(config, AutoModelForCausalLM, numbers, gguf)
+
+
+def _check_header(gguf: Path) -> None:
+    """Raise ValueError where a header says that it holds more than the file does, or lists too long to be a vocabulary.
+
+    The package `gguf` goes through lists value by value and stops nowhere, not at the end of the file either.
+    """
+    size = gguf.stat().st_size
+    with gguf.open("rb") as file:
+
+        def whole(code: str) -> int:
+            data = file.read(struct.calcsize(code))
+            return int(struct.unpack(order + code, data)[0])
+
+        def skip(length: int) -> None:
+            if file.seek(length, os.SEEK_CUR) > size:
+                raise ValueError("its header says more than the file holds")
+
+        order = "<"
+        file.seek(4)
+        if not whole("I") & 0xFFFF:
+            order = ">"
+        _, entries = whole("Q"), whole("Q")
+        for _ in range(entries):
+            skip(whole("Q"))
+            kind, count = whole("I"), 1
+            if kind == _ARRAY:
+                kind, count = whole("I"), whole("Q")
+            if count > _MOST_LISTED or kind == _ARRAY:
+                raise ValueError(f"its header holds a list of {count:,} values or of lists")
+            if kind == _STRING:
+                for _ in range(count):
+                    skip(whole("Q"))
+            else:
+                skip(count * _SIZES[kind])
 
 
 @without_bars()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nncift.core.arrays import Floats
+from nncift.models.model_folder import check_built
 from nncift.models.quiet import without_bars
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class SentenceModel:
         tokenizer, config = load_tokenizer(folder, plan), AutoConfig.from_pretrained(folder)
         if hasattr(config, "use_cache"):
             config.use_cache = False
+        check_built(folder, AutoModel)
         model: Any = AutoModel.from_pretrained(folder, config=config, use_safetensors=True)
         if model.config.hidden_size != plan.width:
             raise ValueError(f"its pooling is of {plan.width} numbers, its model of {model.config.hidden_size}")
