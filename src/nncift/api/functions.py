@@ -181,11 +181,12 @@ def score(
     from nncift.data import rows_from
     from nncift.data.python_rows import are_paths
     from nncift.stages.finish import score_file
+    from nncift.stages.inputs import turns_of
     from nncift.storage.outputs import check_replaces_nothing
 
     files = [] if not are_paths(rows) else [rows] if isinstance(rows, str | Path) else rows
     check_replaces_nothing(Path(out), files, Path(run))
-    read = rows_from(rows, turns=FinishedRun(run).settings.turns)
+    read = rows_from(rows, turns=turns_of(run))
     return score_file(read, Path(run), Path(out), device=device, fetch=fetch).to_json()
 
 

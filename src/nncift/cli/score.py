@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def score_command(show: bool, new: tuple[str, ...], run: Path, out: Path, fetch: bool, **flags: Any) -> ScoreSummary:
     """Score NEW rows with the student of a finished run; no language model is loaded."""
     from nncift.data import read
-    from nncift.runs.finished import FinishedRun
     from nncift.stages.finish import score_file
+    from nncift.stages.inputs import turns_of
     from nncift.storage.outputs import check_replaces_nothing
 
     given = chosen(flags, RunSettings)
     device = given.pop("device", "auto")
     check_replaces_nothing(out, new, run)
-    given["turns"] = FinishedRun(run).settings.turns
+    given["turns"] = turns_of(run)
     result = score_file(read(*new, **given), run, out, device=device, fetch=fetch)
     if show:
         _show(result)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nncift.config import RunSettings, is_manifest
+from nncift.config import RunSettings, is_manifest, recorded
 from nncift.data import Examples, read
-from nncift.data.layout import Layout, map_for
+from nncift.data.layout import Layout, Turns, map_for
 from nncift.data.python_rows import SOURCE, rows_from
 from nncift.data.reading import check_files, source_names
 from nncift.errors import UsageError
 from nncift.models.encoders import check_encoder_is_local
 from nncift.models.loading import check_is_local
 from nncift.storage.run_directory import MANIFEST
+from nncift.storage.selection_folder import run_behind
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def check_named_locally(
 def workspace_of(out: str | Path | None) -> Path | None:
     """Return the folder of a run for what its teacher keeps."""
     return None if out is None else Path(out) / "labels" / "teacher"
+
+
+def turns_of(run: str | Path) -> Turns:
+    """Return which turns a run scored, so that what its student scores is read so too; `last` for a student without a run."""
+    manifest = run_behind(Path(run)) / MANIFEST
+    return recorded(manifest).turns if manifest.exists() else "last"
 
 
 def held(settings: RunSettings, rows: Any, limit: int | None) -> Examples:
