@@ -42,14 +42,15 @@ def _lines(world: World, seeds: int) -> Iterator[dict[str, Any]]:
         for features in ("text", "probe"):
             for student in (*STUDENTS, *(["paper"] if features == "text" else [])):
                 way = Way(student, "default", features, budget)
-                found = [_measured(world, way, seed) for seed in range(seeds)]
+                found = [measured(world, way, seed) for seed in range(seeds)]
                 line = {"student": student, "features": features, "plan": budget.kind}
                 line |= {"measured": found[0]["measured"], **spread([of["figures"] for of in found])}
                 print(world.name, student, features, budget.kind, flush=True, file=sys.stderr)
                 yield line
 
 
-def _measured(world: World, way: Way, seed: int) -> dict[str, Any]:
+def measured(world: World, way: Way, seed: int) -> dict[str, Any]:
+    """Return how many rows or pairs a plan measured, and the figures of one student that learned from them."""
     vectors = world.vectors[way.features]
     seen = label(world, vectors, way.label_budget, seed)
     recipe, every = Recipe(way.student, way.recipe, seed), combine(dict(seen.labels)).present()
