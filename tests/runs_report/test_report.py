@@ -83,7 +83,10 @@ def test_the_page_begins_with_the_verdict_of_the_summary(done: Path) -> None:
     assert answer == [verdict["agrees_with_teacher"]]
     assert page.index(verdict["why"]) < page.index('<div class="tiles">')
     for command in verdict["next"]:
-        assert f"<code>{command}</code>" in page
+        # A line breaks between words, not within a flag.
+        words = " ".join(f"<span>{word}</span>" for word in command.split(" "))
+        assert f"<code>{words}</code>" in page
+        assert f'data-copy="{command}"' in page
     # A saving is no merit of what does not agree.
     assert ("less cost than labelling everything" in page) == (verdict["agrees_with_teacher"] == "yes")
 
