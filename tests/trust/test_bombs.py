@@ -134,6 +134,7 @@ def test_a_row_of_nothing_but_short_values(
     ("name", "text", "match"),
     [
         ("pool.json", '{"a":[' + "1," * 200 + "1]}", "more than 100 values in lists"),
+        ("pool.json", '{"a":[' + '{"a":{}},' * 200 + "1]}", "more than 100 objects that are too small"),
         ("pool.json", "{" + '"k":1,' * 200 + '"k":1}', "more than 100 names"),
         ("pool.jsonl", '{"instruction":"a","output":"b"}\n' + "\n" * 200, "more than 100 lines of a file are blank"),
         ("pool.csv", "instruction,output\na,b\n" + "\n" * 200, "more than 100 lines of a file are blank"),
@@ -147,6 +148,7 @@ def test_files_of_next_to_nothing_are_given_up(
     for module, bound in (
         (json_arrays, "MOST_LISTED"),
         (json_arrays, "MOST_NAMES"),
+        (json_arrays, "MOST_TINY"),
         (records, "MOST_BLANK"),
         (file_rows, "MOST_CELLS"),
     ):

@@ -19,6 +19,9 @@ MANY_BYTES = 1 << 23
 MOST_LISTED, MOST_NAMES = 4_000_000, 1_000_000
 """Values in the lists of an object that are no objects, and names in it, that are gone through to find its list of rows."""
 
+MOST_TINY, LEAST_ROW = 1_000_000, 20
+"""Objects of a list beyond which they are at least so many characters each: rows are."""
+
 _DECODER = json.JSONDecoder()
 _NUMBER = re.compile(r"[0-9.eE+-]*")
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -77,15 +80,15 @@ def survey(start: bytes, handle: IO[bytes]) -> tuple[list[tuple[str, bool]], boo
     text, left = _Window(start, handle), MOST_LISTED
     names = []
     for name, values in _entries(text):
-        has_rows = False
+        rows = 0
         for value in values or ():
-            left -= 1
+            rows += isinstance(value, dict)
+            left -= not rows
             if left < 0:
                 raise text.error(f"an object with more than {MOST_LISTED:,} values in lists")
-            if isinstance(value, dict):
-                has_rows = True
-                break
-        names.append((name, has_rows))
+            if rows > MOST_TINY and text.characters < LEAST_ROW * rows:
+                raise text.error(f"a list of more than {MOST_TINY:,} objects that are too small for rows")
+        names.append((name, rows > 0))
         if len(names) > MOST_NAMES:
             raise text.error(f"an object of more than {MOST_NAMES:,} names")
     return names, bool(text.next())
@@ -145,6 +148,11 @@ class _Window:
             self._at = match.end() if match else self._at
             if self._at < len(self._text) or not self._more():
                 return self._text[self._at : self._at + 1]
+
+    @property
+    def characters(self) -> int:
+        """How much of the document has been read."""
+        return self._before + self._at
 
     def skip(self) -> None:
         """Go on behind the next character."""
