@@ -27,6 +27,8 @@ from nncift.student.networks import TrainingData
 from nncift.student.ridge import solve
 from nncift.student.score import all_pairs
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 PARTS = {
     "nncift.storage.vector_store._MAPPED": 1 << 14,
     "nncift.selection.solve.AT_ONCE": 50,
@@ -224,7 +226,7 @@ def left_by(folder: Path) -> dict[str, bytes]:
 def test_a_run_in_small_parts_leaves_the_same_bytes(
     tmp_path: Path, write_pool: Callable[..., Path], name: str, small_parts: Callable[[], None]
 ) -> None:
-    pool = write_pool(160)
+    pool = write_pool(110)
     for part in ("whole", "parts"):
         if part == "parts":
             small_parts()

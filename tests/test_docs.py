@@ -24,6 +24,7 @@ from nncift.models import encoders as encode
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+pytestmark = pytest.mark.usefixtures("hastened")
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LONG = ("docs/data.md", "docs/index.md", "docs/metrics.md", "docs/scale.md", "docs/teachers.md", "docs/tune.md")
 """Pages with several runs or trainings, which take seconds: `make test` reads them, `make test-slow` runs them too."""

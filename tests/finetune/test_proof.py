@@ -19,6 +19,7 @@ from nncift.selection.objectives import facility_location_value
 from nncift.teachers.delift_se import Similarity
 
 Write = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("hastened")
 ARMS = ("selected", "teacher", "random", "stratified", "longest", "embedding", "rds", "bm25", "full", "none")
 
 
