@@ -15,11 +15,10 @@ from scipy import linalg, sparse
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.errors import DataError
 from nncift.storage.vector_store import rows_of
 from nncift.student.block_ridge import Labels
 from nncift.student.item_features import Doubles, ItemFeatures
-from nncift.student.networks import FittedStudent, Floats, TrainingData
+from nncift.student.networks import FittedStudent, Floats, TrainingData, scaling
 
 RIDGE = 0.01
 """What is added to the kernel's diagonal, in units of its mean."""
@@ -87,11 +86,8 @@ def fit_landmarks(training_data: TrainingData, seed: int) -> FittedStudent:
 
     Raises DataError where no training pair has a label.
     """
-    train = training_data.train.present()
-    if not len(train):
-        raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
-    mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
-    scale = spread if spread > 0 else 1.0
+    train = training_data.known
+    mean, scale = scaling(train.value)
     features, pointwise = ItemFeatures.of(training_data), not training_data.targets.shape[1]
     block = _pointwise(train) if pointwise else Labels.of(train)
     codes = (block.target, block.source) if block else (np.unique(train.target), np.unique(train.source))

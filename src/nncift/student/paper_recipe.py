@@ -17,7 +17,7 @@ import torch
 
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
-from nncift.student.networks import FittedStudent, TrainingData
+from nncift.student.networks import FittedStudent, TrainingData, scaling
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,13 +93,11 @@ def fit(
     Deterministic from the seed on one machine. Raises DataError where no training pair has a value, or where a recipe
     with early stopping has no validation pair.
     """
-    train, validation = training_data.train.present(), training_data.validation.present()
+    train, validation = training_data.known, training_data.validation.present()
     target_vectors, source_vectors = training_data.targets, training_data.sources
-    if not len(train):
-        raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
     if recipe.patience is not None and not len(validation):
         raise DataError("no validation pair has a label, so early stopping has nothing to watch; use --recipe paper")
-    mean, scale = _scaling(train.value) if recipe.standardise else (0.0, 1.0)
+    mean, scale = scaling(train.value) if recipe.standardise else (0.0, 1.0)
     targets, sources = (
         torch.from_numpy(np.require(part, requirements="W")) for part in (target_vectors, source_vectors)
     )
@@ -165,12 +163,6 @@ def _loss(
 def _tensors(pairs: LabelledPairs, mean: float, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     value = torch.from_numpy((pairs.value - np.float32(mean)) / np.float32(scale))
     return torch.from_numpy(pairs.target.astype(np.int64)), torch.from_numpy(pairs.source.astype(np.int64)), value
-
-
-def _scaling(values: Floats) -> tuple[float, float]:
-    """Return mean and standard deviation of the training labels; 1 where all are equal."""
-    spread = float(values.std(dtype=np.float64))
-    return float(values.mean(dtype=np.float64)), spread if spread > 0 else 1.0
 
 
 def _weights(network: torch.nn.Module) -> dict[str, Floats]:

@@ -17,10 +17,9 @@ from scipy import linalg
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.errors import DataError
 from nncift.storage.vector_store import rows_of
 from nncift.student.item_features import Doubles, ItemFeatures
-from nncift.student.networks import FittedStudent, Floats, TrainingData
+from nncift.student.networks import FittedStudent, Floats, TrainingData, scaling
 
 RANK = 64
 """Numbers of a row that are compared."""
@@ -87,11 +86,8 @@ def fit_ranker(
 
     Deterministic from the seed on one machine. Raises DataError where no training pair has a label.
     """
-    train, validation = training_data.train.present(), training_data.validation.present()
-    if not len(train):
-        raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
-    mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
-    scale = spread if spread > 0 else 1.0
+    train, validation = training_data.known, training_data.validation.present()
+    mean, scale = scaling(train.value)
     features, used = ItemFeatures.of(training_data), training_data.used
     sides = [
         _Side.of(features, vectors, rows)

@@ -18,12 +18,11 @@ import numpy.typing as npt
 from scipy import linalg
 
 from nncift.core.pairs import LabelledPairs
-from nncift.errors import DataError
 from nncift.student.block_ridge import Labels, solve_block
 from nncift.student.free_similarity import ViewCosines, free_lines
 from nncift.student.item_components import Items
 from nncift.student.item_components import describe as describe
-from nncift.student.networks import FittedStudent, Floats, TrainingData
+from nncift.student.networks import FittedStudent, Floats, TrainingData, scaling
 from nncift.student.view_cosines import powers_of
 
 Doubles = npt.NDArray[np.float64]
@@ -93,13 +92,10 @@ def solve_pairs(
 
     Raises DataError where no training pair has a label.
     """
-    train, validation = training_data.train.present(), training_data.validation.present()
-    if not len(train):
-        raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
+    train, validation = training_data.known, training_data.validation.present()
     items = describe(training_data, training_data.used)
     features = _Features(items, powers, pointwise=not training_data.targets.shape[1])
-    mean, spread = float(train.value.mean(dtype=np.float64)), float(train.value.std(dtype=np.float64))
-    scale = spread if spread > 0 else 1.0
+    mean, scale = scaling(train.value)
     start = _Start.of(training_data, train, validation, mean, None if choices is None else choices.start)
     solved = _Ridge.of(features, train, (train.value - start.predict(train)) / scale, advance)
     held = (validation.value - start.predict(validation)) / scale

@@ -26,7 +26,7 @@ from nncift.errors import ResourceError, UsageError
 from nncift.models.linear_layers import LayerPair
 from nncift.models.lora import LoraShape, Trainable
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings, parted
-from nncift.teachers import Kind, RowLabels
+from nncift.teachers import Kind, RowLabels, subtasks
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.kept_rows import Kept, contents, on_record, put
 from nncift.teachers.layer_passes import LayerPasses
@@ -168,9 +168,7 @@ class LayerTeacher(ModelTeacher, ABC):
         """
         self._check()
         rejected = super().prepare(examples)
-        if self.subtask is not None:
-            named = (row for row in examples if self.subtask in row.row)
-            self._subtasks |= {row.id: str(row.row[self.subtask]).strip() for row in named}
+        self._subtasks |= subtasks.named_in(examples, self.subtask)
         fresh = [example.id for example in examples if example.id in self.reader.rows]
         if self._sample is None and fresh:
             record = self._in_workspace("sample.json")

@@ -25,7 +25,7 @@ from nncift.models.lora import Trainable
 from nncift.models.lora_gradients import LoraGradients, gradients_of
 from nncift.models.per_sample_gradients import PerSample, Piece, gradient_batches
 from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, parted
-from nncift.teachers import Kind, RowLabels
+from nncift.teachers import Kind, RowLabels, subtasks
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.less_features import GradientFeatures
 from nncift.teachers.less_options import LessOptions, LessSettings
@@ -165,9 +165,7 @@ class Less(ModelTeacher):
         """
         self._check_precision()
         rejected = super().prepare(examples)
-        if self.subtask is not None:
-            named = (row for row in examples if self.subtask in row.row)
-            self._subtasks |= {row.id: str(row.row[self.subtask]).strip() for row in named}
+        self._subtasks |= subtasks.named_in(examples, self.subtask)
         fresh = {example.id: self._rows[example.id] for example in examples if example.id in self._rows}
         if self._sample is None and fresh and self.folders is None and self.recipe.trains:
             self._sample = draw(

@@ -51,6 +51,13 @@ def kept(directory: RunDir) -> dict[str, str] | None:
     return found
 
 
+def named_in(examples: Examples, column: str | None) -> dict[str, str]:
+    """Return the subtasks of those rows that name one, by id."""
+    if column is None:
+        return {}
+    return {row.id: str(row.row[column]).strip() for row in examples if column in row.row}
+
+
 def names(target: Examples, column: str) -> dict[str, str]:
     """Return every target's subtask by id. Raises DataError where a row has none."""
     found = {}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
-from nncift.errors import UsageError
+from nncift.errors import DataError, UsageError
 from nncift.models.views import Views
 
 Floats = npt.NDArray[np.float32]
@@ -49,6 +49,14 @@ class TrainingData:
     sources: Floats
     views: Views
 
+    @property
+    def known(self) -> LabelledPairs:
+        """Training pairs that have a value. Raises DataError where none has."""
+        found = self.train.present()
+        if not len(found):
+            raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
+        return found
+
     @cached_property
     def used(self) -> tuple[Codes, Codes]:
         """Codes of the targets and of the sources that the pairs are about, ascending: few of the rows of a large pool."""
@@ -57,6 +65,12 @@ class TrainingData:
             for axis in ("target", "source")
         )
         return target, source
+
+
+def scaling(values: Floats) -> tuple[float, float]:
+    """Return mean and standard deviation of labels; 1 in the place of a deviation of 0."""
+    spread = float(values.std(dtype=np.float64))
+    return float(values.mean(dtype=np.float64)), spread if spread > 0 else 1.0
 
 
 @dataclass(frozen=True)
