@@ -66,14 +66,17 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
         text.append(
             f"## Seed {seed}: {first['halves']} halves of {first['half']} of {first['rows']} rows, {first['targets']} targets\n\n"
             f"- Loss of the targets: {first['loss']['untrained']:.3f} before training, {first['loss']['trained']:.3f} after it.\n"
-            f"- {first['repeats']} trainings of each half"
-            + (f"; no estimate can be expected above {limit:.2f}.\n" if limit is not None else ".\n")
+            + (
+                f"- {first['repeats']} trainings of each half; no estimate can be expected above {limit:.2f}.\n"
+                if limit is not None
+                else "- One training of each half, so that what chance does to a training is not known.\n"
+            )
         )
         against = ("random", "embedding", "bm25", "same source")
         rows: list[list[Cell]] = [
             [
                 "estimate",
-                "rows or pairs measured",
+                "passes, of the full teacher's",
                 "LDS",
                 "over targets",
                 "over targets and halves",
