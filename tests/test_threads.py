@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from nncift.core import threads
-from nncift.core.threads import best_threads, free_cores, wait_passively
+from nncift.core.threads import SMALL_ROWS, best_threads, free_cores, one_thread_if_small, wait_passively
 
 
 class Machine:
@@ -69,3 +69,18 @@ def test_waiting_is_set_only_before_torch_is_loaded(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     wait_passively()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
+
+
+def test_small_matrices_take_one_thread_and_large_ones_what_there_is() -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def used() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = used()
+        with one_thread_if_small(SMALL_ROWS):
+            assert used() == [1] * len(before)
+        assert used() == before
+        with one_thread_if_small(SMALL_ROWS + 1):
+            assert used() == before

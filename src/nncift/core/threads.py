@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 
@@ -25,6 +26,8 @@ os.register_at_fork(after_in_child=_pool.cache_clear)
 
 LONG = 1.0
 """Seconds of a trial from which on nothing is compared."""
+SMALL_ROWS = 1024
+"""Rows up to which a matrix is small to the linear algebra of a student."""
 WORTH = 0.9
 """Share of one thread's time below which several are taken."""
 
@@ -36,6 +39,22 @@ def wait_passively() -> None:
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@contextmanager
+def one_thread_if_small(rows: int) -> Iterator[None]:
+    """Let matrix products and factorisations inside take one thread where matrices have at most `SMALL_ROWS` rows.
+
+    More bring little there, and on a busy machine they spin for each other: a student of 380 rows then took four times the
+    processor. The size decides, and not the load, so that a run leaves the same bytes at any load.
+    """
+    if rows > SMALL_ROWS:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def free_cores() -> int:

@@ -20,6 +20,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import serial_map
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
+from nncift.core.threads import one_thread_if_small
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError
 from nncift.labels.plan import SCORE
@@ -128,7 +129,8 @@ class Refits:
             looked_at[part.sources] = True
         for _ in range(refits):
             known = draws.draw()
-            student = self._student(known)
+            with one_thread_if_small(int(np.unique(known.source).size)):
+                student = self._student(known)
             if student is None:
                 return None
             for part in parts:

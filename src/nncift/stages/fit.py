@@ -6,6 +6,7 @@ gate: where another candidate selects clearly better on those labels, selection 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from nncift.config import StudentSettings
 from nncift.core.amounts import Budget
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
+from nncift.core.threads import one_thread_if_small
 from nncift.evaluation.cross_fit import hold_out
 from nncift.evaluation.fidelity import FidelityReport, measure
 from nncift.evaluation.gate import Gate
@@ -47,13 +49,20 @@ def fit_student(
     with context.directory.stage("fit", key, FILES) as stage:
         if not stage.done:
             recipe = Recipe(settings.student, settings.recipe, settings.seed)
-            with context.progress("fitting the student", 0) as advance:
-                found = hold_out(labels, vectors, recipe, coverage=settings.objective in COVERING, advance=advance)
-            student, fidelity = _shipped(context, found, vectors)
+            with one_thread_if_small(_labelled_rows(labels)):
+                with context.progress("fitting the student", 0) as advance:
+                    found = hold_out(labels, vectors, recipe, coverage=settings.objective in COVERING, advance=advance)
+                student, fidelity = _shipped(context, found, vectors)
             student.save(folder)
             write_json(context.directory.file("fidelity.json"), fidelity.to_json())
     file = context.directory.file("fidelity.json")
     return Student.load(folder), FidelityReport.of_json(context.directory.read_json("fidelity.json"), str(file))
+
+
+def _labelled_rows(labels: Mapping[str, LabelledPairs]) -> int:
+    """Return how many rows of the longer axis have a label."""
+    axes = ([getattr(part, axis) for part in labels.values()] for axis in ("target", "source"))
+    return max(len(np.unique(np.concatenate(places))) for places in axes)
 
 
 def share_of(budget: Budget, rows: int) -> float:
