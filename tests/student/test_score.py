@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nncift.core.parallel import Arrays, Calculation, Keep, serial_map
 from nncift.errors import ResourceError, UsageError
 from nncift.student import score
 from nncift.student.model import Student
@@ -74,3 +75,19 @@ def test_a_mean_over_no_target_is_refused(student: Student) -> None:
     targets, sources = sides(student, 1, 3)
     with pytest.raises(UsageError, match="no target"):
         score.mean_per_source(student, targets[:0], sources)
+
+
+def test_predictions_may_be_overwritten_even_where_another_process_gave_them(student: Student) -> None:
+    def elsewhere(calculation: Calculation, keep: Keep) -> None:
+        def read_only(place: int, found: Arrays) -> None:
+            for values in found.values():
+                values.flags.writeable = False
+            keep(place, found)
+
+        serial_map(calculation, read_only)
+
+    targets, sources = sides(student, 3, 4)
+    values = score.all_pairs(student, targets, sources, elsewhere)
+    assert np.array_equal(values, score.all_pairs(student, targets, sources))
+    values[0, 0] = 1.0
+    assert values[0, 0] == 1.0

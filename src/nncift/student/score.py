@@ -68,8 +68,9 @@ def all_pairs(
 
     def keep(place: int, found: Arrays) -> None:
         if len(tasks) == 1:
-            # The only tile is the whole.
-            held.append(found["block"])
+            # The only tile is the whole; what comes from another process may be read alone, and is overwritten later.
+            block = found["block"]
+            held.append(block if block.flags.writeable else block.copy())
             return
         rows, columns = tasks[place]
         whole()[columns, rows] = found["block"]
