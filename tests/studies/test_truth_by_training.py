@@ -76,6 +76,7 @@ def test_a_study_of_retraining_trains_once_for_all_students(tmp_path: Path, llam
     path.write_text(yaml.safe_dump(study))
     result = run.study(path, tmp_path / "out", device="cpu")
     assert result["analyses"]["foreseen"]["records"] == 2
+    assert not any(str(tmp_path) in file.read_text() for file in (tmp_path / "out").glob("foreseen.*"))
     (folder,) = (tmp_path / "out" / "trainings").glob("*/cells")
     # Ten halves, and the model as it is; both students are judged by the same.
     assert len(list(folder.iterdir())) == 11

@@ -48,7 +48,8 @@ def _judged(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any],
     experiment = Experiment(run, settings, analysis.truth, workspace.progress, shared=folder)
     ledger = run.summary["ledger"]
     return {
-        "retraining": experiment.result().to_json(),
+        # By its place in the study, which may be moved, and whose tables are published.
+        "retraining": experiment.result().to_json() | {"run": run.path.relative_to(workspace.folder).as_posix()},
         "passes": ledger["teacher_passes"],
         "full_passes": ledger["full_teacher_passes"],
         "saving": ledger["saving"],
