@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift.config import RunSettings, StudentSettings, resolve
+from nncift.config import RunSettings, StudentSettings, recorded, resolve
 from nncift.errors import DataError, UsageError
 
 
@@ -110,3 +110,14 @@ def test_a_preset_stands_for_what_is_not_given(tmp_path: Path) -> None:
     assert resolve({"preset": "cheap"}).labels.share == 1
     with pytest.raises(UsageError, match="preset"):
         resolve({"preset": "best"})
+
+
+def test_a_manifest_with_what_no_run_was_made_with_is_named(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.yaml"
+    manifest.write_text("pool: [a.jsonl]\nprove: fanse\n")
+    with pytest.raises(DataError, match=r"manifest\.yaml' is damaged: setting 'prove' was given as 'fanse'"):
+        recorded(manifest)
+    manifest.write_text("pool: [a.jsonl]\nteacher: loss\nmodel: m\n")
+    assert recorded(manifest, {"seed": 3}).seed == 3
+    with pytest.raises(UsageError, match="setting 'seed'"):
+        recorded(manifest, {"seed": "three"})

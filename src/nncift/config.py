@@ -329,9 +329,17 @@ def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
 def recorded(manifest: Path, given: Mapping[str, Any] | None = None) -> RunSettings:
     """Return the settings that a run was made with, with given values in their place: a record, which permits nothing.
 
-    Raises DataError for a file that cannot be read, UsageError for an unknown name or a value of the wrong kind.
+    Raises DataError, naming the file, for one that cannot be read or holds what no run was made with, UsageError for an unknown
+    name or a value of the wrong kind among those given.
     """
-    return _complete({**load(manifest), **(given or {})})
+    own = load(manifest)
+    try:
+        _complete(own)
+    except UsageError as error:
+        raise DataError(
+            f"{str(manifest)!r} is damaged: {error}; restore it, or delete it and give every setting again"
+        ) from error
+    return _complete({**own, **(given or {})})
 
 
 def _complete(values: Mapping[str, Any]) -> RunSettings:
