@@ -79,6 +79,8 @@ def test_small_matrices_take_one_thread_and_large_ones_what_there_is() -> None:
 
     with threadpool_limits(limits=2, user_api="blas"):
         before = used()
+        if not before:
+            pytest.skip("there is no linear algebra here whose threads can be counted")
         with one_thread_if_small(SMALL_ROWS):
             assert used() == [1] * len(before)
         assert used() == before

@@ -334,12 +334,12 @@ def recorded(manifest: Path, given: Mapping[str, Any] | None = None) -> RunSetti
     """
     own = load(manifest)
     try:
-        _complete(own)
+        found = _complete(own)
     except UsageError as error:
         raise DataError(
             f"{str(manifest)!r} is damaged: {error}; restore it, or delete it and give every setting again"
         ) from error
-    return _complete({**own, **(given or {})})
+    return _complete({**own, **given}) if given else found
 
 
 def _complete(values: Mapping[str, Any]) -> RunSettings:

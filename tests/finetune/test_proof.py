@@ -208,6 +208,7 @@ def test_test_rows_of_the_pool_are_refused_or_left_out(run: Path, given: dict[st
         ({"judge": {"model": "x"}}, "judge is not among --metrics"),
         ({"context": 5000}, "this model reads 96 tokens"),
         ({"seeds": 0}, "setting 'seeds'"),
+        ({"learning_rate": 0.1, "validation_rows": 2}, "one learning rate, among which nothing is chosen"),
         ({"lerning_rate": 1.0}, "did you mean 'learning_rate'"),
     ],
 )

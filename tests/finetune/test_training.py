@@ -242,6 +242,7 @@ def test_merged_matrices_train_as_their_own_path_does(
     before = state(lm)
     tuner = FineTuner(lm, recipe("lora", rank=4, dropout=0.0))
     found, losses = [], []
+    assert tuner._merged is not None
     for merged in (tuner._merged, None):
         tuner._merged = merged
         with tuner.trained(rows.rows, plan, 0) as own:

@@ -7,7 +7,7 @@ the other's mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -204,7 +204,7 @@ def _arm(group: Group, arm: str, units: Mapping[str, tuple[str, bool]]) -> ArmSu
 def _metric(group: Group, arm: str, metric: str) -> MetricSummary:
     """Return mean, every seed's mean, their standard deviation, and failures; missing values count nowhere but there."""
     table = group.table(arm, metric)
-    by_seed = [_mean(row[np.isfinite(row)].tolist()) for row in table]
+    by_seed = _by_seed(table)
     known = [value for value in by_seed if value is not None]
     scores = [outcome.scores for outcome in group.outcomes[arm]]
     return MetricSummary(
@@ -220,8 +220,11 @@ def _metric(group: Group, arm: str, metric: str) -> MetricSummary:
 
 def mean_of_seeds(outcomes: Sequence[Outcome], metric: str) -> float | None:
     """Return the mean over seeds of each seed's mean over the items that have a value; None where none has."""
-    tables = [outcome.scores.values[metric] for outcome in outcomes]
-    return _mean([_mean(row[np.isfinite(row)].tolist()) for row in tables])
+    return _mean(_by_seed([outcome.scores.values[metric] for outcome in outcomes]))
+
+
+def _by_seed(table: Iterable[Values]) -> list[float | None]:
+    return [_mean(row[np.isfinite(row)].tolist()) for row in table]
 
 
 def _perplexity(scores: Sequence[Scores]) -> float | None:

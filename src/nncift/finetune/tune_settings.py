@@ -162,6 +162,11 @@ def resolve(given: Mapping[str, Any], *, holdout: bool = False) -> TuneSettings:
     unknown = [name for name in settings.arms if name not in ARMS]
     if unknown:
         raise UsageError(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    if settings.validation_rows is not None and len(settings.learning_rate) == 1:
+        raise UsageError(
+            "--validation-rows was given, and one learning rate, among which nothing is chosen; give several rates, or leave "
+            "--validation-rows out"
+        )
     taken = [name for name in settings.subset if name in ARMS or not re.fullmatch(r"[A-Za-z0-9_.]+", name)]
     if taken:
         raise UsageError(

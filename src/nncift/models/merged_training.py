@@ -48,9 +48,9 @@ class MergedTraining:
             for parts, weight in zip(self._layers, self._own, strict=True):
                 layer = parts.module
                 stack.callback(setattr, layer.base_layer, "weight", weight)
-                stack.callback(setattr, layer, "_disable_adapters", layer._disable_adapters)
                 layer.base_layer.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
-                layer._disable_adapters = True
+                stack.callback(layer.enable_adapters, enabled=True)
+                layer.enable_adapters(enabled=False)
                 stack.callback(layer.base_layer.register_forward_hook(_listener(parts)).remove)
             self.renew()
             yield
