@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,33 @@ def test_merged_matrices_train_as_their_own_path_does(
 def test_dropout_is_seen_by_the_matrices_own_path_alone(llama: CausalLM) -> None:
     assert FineTuner(llama, recipe("lora", rank=4, dropout=0.1))._merged is None
     assert FineTuner(llama, recipe("whole", dropout=0.0))._merged is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradients_of_merged_matrices_are_those_of_their_own_path(
+    kind: str, request: pytest.FixtureRequest, write_pool: Write
+) -> None:
+    lm = CausalLM.load(request.getfixturevalue(f"{kind}_folder"), device="cpu")
+    rows = list(TrainingSets.of(read(write_pool(3)), PromptFormat(lm.tokenizer), lm.context).rows.values())
+    tuner = FineTuner(lm, recipe("lora", rank=4, dropout=0.0))
+    values, merged = list(tuner._trainable.parameters.values()), tuner._merged
+    assert merged is not None
+    drawn = torch.Generator().manual_seed(0)
+    # B away from 0, where the gradients of A are none.
+    weights = {name: 0.1 * torch.randn(value.shape, generator=drawn) for name, value in tuner._start.items()}
+    found = []
+    with tuner._trainable.at(weights):
+        for inside in (nullcontext(), merged.inside()):
+            for value in values:
+                value.requires_grad_(True)
+                value.grad = None
+            with inside:
+                loss = tuner._gradients(rows, values)
+            found.append((loss, [value.grad for value in values]))
+    (plain, expected), (other, grads) = found
+    assert other == pytest.approx(plain, rel=1e-5)
+    for grad, wanted in zip(grads, expected, strict=True):
+        assert grad is not None
+        assert wanted is not None
+        assert float(wanted.abs().max()) > 0
+        assert torch.allclose(grad, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
