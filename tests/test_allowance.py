@@ -374,3 +374,30 @@ def test_shards_do_not_time_passes(write_pool: Write, tmp_path: Path) -> None:
     request = Request.resolve(settings, pool=read(write_pool(60)), teacher=Pairs())
     with pytest.raises(UsageError, match=r"--time was given with --shard.*Give --cost or --labels"):
         pipeline.execute(request, tmp_path / "run", executor=executor_of(shard="1/2"))
+
+
+def test_a_probe_that_is_not_made_for_its_price_is_told_of(
+    write_pool: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.stages.request.suits_a_probe", lambda _: True)
+    pool = read(write_pool(60))
+
+    def notes(**given: Any) -> tuple[str, ...]:
+        settings = config.resolve({"budget": 8, "encoder": "hash", **given})
+        return Request.resolve(settings, pool=pool, teacher=Pairs()).notes
+
+    # 60 passes are no more than half of 22.3 % of 540, and more than half of 22 %.
+    (said,) = notes(cost="22%")
+    assert "each of 60 rows, 11 % of training" in said
+    assert "--cost 22%" in said
+    monkeypatch.setattr("nncift.stages.request.check_language_model", lambda *_: None)
+    assert notes(cost="22.3%") == notes() == notes(cost="22%", features="text") == ()
+    first, again = (select(write_pool(60), tmp_path / "run", Pairs(), labels=40, cost="22%") for _ in range(2))
+    assert [warning for warning in first.warnings if "text alone" in warning] == [said]
+    assert again.warnings == first.warnings
+    assert (
+        said
+        in estimate(
+            Request.resolve(config.resolve({"labels": 40, "cost": "22%", "budget": 8}), pool=pool, teacher=Pairs())
+        ).notes
+    )

@@ -299,8 +299,11 @@ def settle(
     axes: Axes,
     existing: Examples | None,
     rates: Callable[[], Rates],
+    notes: Sequence[str] = (),
 ) -> Allowance:
     """Return what a run may label, read back where an earlier session settled the same; `keep` puts it into the run.
+
+    notes: on what the student reads; an earlier session's stand where it settled the same.
 
     Labels that exist are never given up: where the same is asked for as before, and less is allowed now, they stay.
     """
@@ -335,6 +338,8 @@ def settle(
         # Fewer labels than there are were asked for, and are refused where they are planned.
         have = min(have, passes.size(rounds[-1]))
     found = replace(allow(settings, rounds, passes, rates, have), key=key, asked=fingerprint(asked))
+    if not found.whole:
+        found = replace(found, notes=(*notes, *found.notes))
     # A probe that is there is paid for already.
     return (
         replace(found, features=settings.features or "text") if context.directory.file("probe.json").exists() else found

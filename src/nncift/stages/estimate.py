@@ -204,7 +204,7 @@ def estimate(request: Request, progress: Progress = silent) -> Estimate:
         saving=spent.saving,
         share_of_training=spent.share_of_training,
         bytes=_bytes(plan, axes, teacher, encoder),
-        notes=tuple(_notes(allowance, plan, teacher, len(sources))),
+        notes=(*(() if allowance.whole else request.notes), *_notes(allowance, plan, teacher, len(sources))),
         note=teacher.describe().get("note"),
     )
 

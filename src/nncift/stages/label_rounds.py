@@ -66,7 +66,7 @@ def allowed_rounds(
     """
     request.constraints.check(PoolTable.of(axes.sources))
     rates = partial(_timed, context, axes, request.existing)
-    allowance = settle(context, label_budgets(context.settings, axes), axes, request.existing, rates)
+    allowance = settle(context, label_budgets(context.settings, axes), axes, request.existing, rates, request.notes)
     rounds = remaining(allowance.rounds, axes, context.labels().training())
     grows = len(rounds) > 1 or rounds[0].kind == "active"
     targets, sources, settings = len(axes.target_ids), len(axes.sources), context.settings

@@ -60,7 +60,7 @@ class Request:
 
     settings: as given, with what follows from the teacher and the sets at hand: features, plan and objective. target: the target
     set, whose ids and sources begin with `target:`. encoder: in the place of the one that the settings name. holdout: rows
-    that are set aside; they are not in the pool.
+    that are set aside; they are not in the pool. notes: what was chosen for the user, and would surprise.
     """
 
     settings: RunSettings
@@ -71,6 +71,7 @@ class Request:
     existing: Examples | None = None
     encoder: Encoder | None = None
     holdout: Examples | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def resolve(
@@ -179,7 +180,9 @@ class Request:
         }
         goals = None if target is None else named_target(target)
         held = None if parted is None else parted.holdout
-        return cls(settings.model_copy(update=chosen), teacher, pool, constraints, goals, existing, encoder, held)
+        notes = _chosen(settings, teacher, most)
+        settings = settings.model_copy(update=chosen)
+        return cls(settings, teacher, pool, constraints, goals, existing, encoder, held, notes)
 
 
 def named_target(target: Examples) -> Examples:
@@ -249,21 +252,36 @@ def _features(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -
     """Return what the student reads. most: rows of the longer axis."""
     if settings.features == "probe":
         check_language_model(teacher, "--features probe")
-    return settings.features or ("probe" if is_worth_a_probe(teacher, settings.cost, most) else "text")
+    worth = suits_a_probe(teacher) and affords_a_probe(settings.cost, most)
+    return settings.features or ("probe" if worth else "text")
 
 
-def is_worth_a_probe(teacher: Teacher | RowTeacher, cost: CostCap | None, rows: int) -> bool:
-    """Tell whether a pass of the teacher's model over every row is cheap: beside the full teacher, and under the cap on cost.
+def _chosen(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> tuple[str, ...]:
+    """Return what to say where a probe would suit, nobody chose, and it costs too much. most: rows of the longer axis."""
+    if settings.features is not None or not suits_a_probe(teacher) or affords_a_probe(settings.cost, most):
+        return ()
+    cap = f"the default cap of {100 * DEFAULT_SHARE:g} %" if settings.cost is None else f"--cost {settings.cost}"
+    return (
+        f"The student reads text alone: a probe takes one pass of the model for each of {most:,} rows, "
+        f"{100 * most / training_cost(most):.0f} % of training on them, more than half of what {cap} allows. It usually makes "
+        "the student better: --features probe --cost 25%.",
+    )
+
+
+def suits_a_probe(teacher: Teacher | RowTeacher) -> bool:
+    """Tell whether a pass of the teacher's model over every row is cheap beside the full teacher.
 
     It is for teachers of pairs that label pairs or take gradients; on a real model a probe raised their students' skill at every
-    budget (docs/results/fidelity.md). Under the cap it may take a half, so that labels have the other.
+    budget (docs/results/fidelity.md).
     """
     if teacher.kind != "pairwise" or not isinstance(teacher, HasLanguageModel):
         return False
-    if isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD:
-        return False
-    share = DEFAULT_SHARE if cost is None else cost.share
-    allowed = share * training_cost(rows)
+    return not (isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD)
+
+
+def affords_a_probe(cost: CostCap | None, rows: int) -> bool:
+    """Tell whether such a pass takes at most a half of the cap on cost, so that labels have the other."""
+    allowed = (DEFAULT_SHARE if cost is None else cost.share) * training_cost(rows)
     return 2 * rows <= (max(allowed, LEAST_PASSES) if cost is None else allowed)
 
 
