@@ -89,6 +89,13 @@ def test_a_study_tunes_arms_and_finds_bad_rows(tmp_path: Path) -> None:
     _, records, page = run.page_of(tmp_path / "out" / "tune.json")
     assert [(record["how"], record["seeds"]) for record in records] == [("steps", 2), ("tokens", 2), ("context", 2)]
     assert set(records[0]["arms"]) == {"selected", "teacher", "random", "none"}
+    # 80 rows and 16 of them selected: trained rows are a fifth of everything, and the rest is what choosing them costs.
+    spent = {arm: records[0]["arms"][arm]["share_of_training"] for arm in ("random", "selected", "teacher")}
+    assert spent["random"] == pytest.approx(0.2)
+    paid = sum(costs["selected"]["cost"] for costs in records[0]["costs"]) / 2
+    assert spent["selected"] == pytest.approx(0.2 + paid / (3 * 80 * records[0]["arms"]["selected"]["epochs"]))
+    assert spent["selected"] < spent["teacher"]
+    assert "tune-loss-cost.svg" in page.figures
     assert "no smaller model was given: small-teacher" in page.text
     assert page.text in (tmp_path / "out" / "tune.md").read_text()
     _, records, _ = run.page_of(tmp_path / "out" / "bad.json")

@@ -181,7 +181,7 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
     options are the settings of `nncift tune`; budgets, test rows and seeds are the study's. Without a smaller model the arm
     small-teacher is left out, and the record says so.
     """
-    from nncift.finetune.comparison import summarise
+    from nncift.finetune.comparison import summarise, with_costs
     from nncift.finetune.experiment import TuneExperiment
     from nncift.finetune.learning_rates import joined
     from nncift.finetune.tune_settings import resolve
@@ -215,10 +215,10 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
         passes.append({name: ledger[name] for name in ("teacher_passes", "full_teacher_passes", "saving")})
     result = []
     for groups in parts.values():
-        record = summarise(experiment.best(joined(groups)), experiment.units, 0).to_json()
+        found = summarise(experiment.best(joined(groups)), experiment.units, 0)
         result.append(
             {
-                **record,
+                **with_costs(found, _mean_costs(costs), len(run.rows.ids)).to_json(),
                 "seeds": len(seeds),
                 "test_rows": about["test_rows"],
                 "recipe": about["recipe"],
@@ -232,6 +232,12 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
             }
         )
     return result
+
+
+def _mean_costs(seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return what choosing each arm's rows cost in forward passes, the mean over seeds."""
+    arms = dict.fromkeys(arm for costs in seeds for arm in costs)
+    return {arm: {"cost": float(np.mean([costs.get(arm, {}).get("cost", 0) for costs in seeds]))} for arm in arms}
 
 
 def bad_data(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record]:

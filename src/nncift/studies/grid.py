@@ -33,6 +33,9 @@ REHEARSAL: Mapping[str, Any] = {"labels": "40%", "test_items": 8, "validation_it
 
 WIDEST, NEW_TOKENS, BUDGET, HALVES = 50, 8, 0.1, 10
 
+TEST_ROWS = 16
+"""Test rows of a rehearsal: so few that a quarter of them can still choose among learning rates."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -295,17 +298,18 @@ def rehearsed(study: Study, rows: int) -> Study:
 
 def _small_pool(pool: Pool, rows: int) -> Pool:
     few = rows // 5
+    judges = max(few, TEST_ROWS)
     if pool.world is not None:
         world = pool.world
-        cut = {"rows": min(world.rows, rows), "test_rows": min(world.test_rows, few)}
+        cut = {"rows": min(world.rows, rows), "test_rows": min(world.test_rows, judges)}
         return pool.model_copy(update={"world": world.model_copy(update=cut)})
-    held = min(pool.hold_out, few)
+    held = min(pool.hold_out, judges)
     shorter: dict[str, Any] = {"limit": min(pool.limit or rows, rows) + held, "hold_out": held}
     if pool.each is not None:
         shorter = {"each": min(pool.each, -(-(rows + held) // len(pool.files))), "hold_out": held}
     if pool.target is not None:
         target = pool.target
-        fewer = {"rows": min(target.rows, few), "test": min(target.test, few)}
+        fewer = {"rows": min(target.rows, few), "test": min(target.test, judges)}
         shorter["target"] = target.model_copy(update=fewer)
     return pool.model_copy(update=shorter)
 

@@ -90,6 +90,10 @@ def tune_page(analysis: Analysis, records: Records) -> Page:
         label = f"{metric} less that of the run's selection ({about['unit']}; {direction(about)} is better)"
         panels = {f"{_HOW[group.how]}, {group.budget}": against_selected(group, metric) for group in groups}
         drawn[f"{analysis.name}-{metric}.svg"] = _dot_sheet(panels, label, 0.0)
+        paid = {name: _paid(group, metric) for name, group in zip(panels, groups, strict=True)}
+        if any(paid.values()):
+            labels = ("labels, probe and training, % of training on every row as often", f"{metric} ({about['unit']})")
+            drawn[f"{analysis.name}-{metric}-cost.svg"] = _line_sheet(paid, labels)
     return Page("\n".join(text) + "\n", drawn)
 
 
@@ -105,6 +109,16 @@ def against_selected(group: GroupSummary, metric: str) -> list[Dot]:
                 ends = [-ends[1], -ends[0]]
             found.append(Dot(pair[turned], -one.difference if turned else one.difference, ends))
     return found
+
+
+def _paid(group: GroupSummary, metric: str) -> list[Line]:
+    """Return one point for every trained arm: what it cost, in percent of training on everything, and what it reached."""
+    arms = {name: arm for name, arm in group.arms.items() if arm.share_of_training is not None}
+    return [
+        _line(name, [(100 * (arm.share_of_training or 0.0), Spread.of(arm.metrics[metric].by_seed))])
+        for name, arm in arms.items()
+        if metric in arm.metrics
+    ]
 
 
 _HOW = {"steps": "equal steps", "tokens": "equal tokens", "context": "in context"}
