@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nncift.data import read
+from nncift.data import read, rows_from
 from nncift.data.tables import batch_values
 from nncift.errors import DataError
 
@@ -115,6 +115,16 @@ def test_a_json_column_gives_the_rows_of_json_lines(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"messages": turns}), tmp_path / "a.parquet")
     assert [row.raw for row in read(tmp_path / "a.parquet")] == [row.raw for row in read(tmp_path / "a.jsonl")]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array(["Q"]), pa.array(["A"]), pa.array(["B"])]
+    table = pa.Table.from_arrays(columns, ["prompt", "completion", "completion"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="the column 'completion' twice"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="the column 'completion' twice"):
+        rows_from(table)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nncift.data import Example, Examples, Message
+from nncift.data import Example, Examples, Message, Rejection
 from nncift.data import contamination as module
 from nncift.data.contamination import Contamination, Thresholds, contamination, jaccard, left_out, shingles_of
 from nncift.data.passages import Batch, Passages, Texts, words_of
@@ -138,6 +138,17 @@ def test_a_pool_against_itself_is_all_exact() -> None:
     result = found(pool, pool)
     assert result.counts == {"exact": 30, "near_copy": 0, "overlap": 0, "similar": 0}
     assert list(left_out(pool, result)) == []
+
+
+def test_test_rows_that_cannot_be_read_are_told() -> None:
+    tests = Examples(
+        (row("What is a lathe?"),), (Rejection("test", 7, "empty response: the last assistant turn has no text"),)
+    )
+    (note,) = contamination([row("What is a plane?")], tests).notes
+    assert note == (
+        "Test rows that cannot be read were not looked for, 1 row; the first: test line 7, empty response: the last assistant "
+        "turn has no text."
+    )
 
 
 def test_the_json_names_both_rows() -> None:

@@ -147,6 +147,9 @@ def test_media_that_do_not_fit_their_marks_or_are_bytes_are_left_out(make_run: M
         "media: the text has 1 <image> and the ro",
         "media: the row holds the bytes of a medi",
     ]
+    rows, record = written(run, "same")
+    assert len(rows) == 4
+    assert record["notes"] == ["Bytes of media go out as base64 text in 1 row; trainers want their paths."]
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any, **more: Any) -> Row:
@@ -253,6 +256,38 @@ def test_thoughts_stand_where_each_trainer_looks_for_them(make_run: MakeRun) -> 
     rows, record = written(run, "openai")
     assert rows[0]["messages"][1] == turn("assistant", "A")
     assert any("left away" in note for note in record["notes"])
+
+
+def test_a_thought_keeps_the_name_that_its_template_reads(make_run: MakeRun) -> None:
+    run = make_run({"messages": [ASKED, turn("assistant", "A", thinking="Hm")]})
+    assert written(run, "trl")[0][0]["completion"][0] == turn("assistant", "A", thinking="Hm")
+    assert written(run, "llamafactory")[0][0]["conversations"][1]["value"] == "<think>\nHm\n</think>\n\nA"
+    assert any("left away" in note for note in written(run, "openai")[1]["notes"])
+
+
+def test_keys_of_turns_that_no_trainer_is_given_are_told(make_run: MakeRun) -> None:
+    run = make_run(
+        {"messages": [ASKED, turn("assistant", "A", prefix=True, mood="")]}, talk_of(ASKED, turn("assistant", "B"))
+    )
+    (note,) = (note for note in written(run, "trl")[1]["notes"] if "left away" in note)
+    assert note == "The key 'prefix' of turns is left away in 1 row."
+    assert not [note for note in written(run, "same")[1]["notes"] if "left away" in note]
+
+
+def test_tools_of_an_alpaca_row_go_along(make_run: MakeRun) -> None:
+    tools = '[{"name": "add", "parameters": {}}]'
+    run = make_run({"instruction": "Q", "output": "A", "tools": tools})
+    rows, _ = written(run, "llamafactory")
+    assert json.loads(rows[0]["tools"]) == json.loads(tools)
+    stanza = json.loads((run.parent / "dataset_info.json").read_text())["out"]
+    assert stanza["columns"]["tools"] == "tools"
+
+
+def test_tool_definitions_count_for_the_trainers_limit(make_run: MakeRun, llama_folder: Path) -> None:
+    tools = [{"name": "sort", "description": "sort the list " * 20}]
+    run = make_run({**talk_of(turn("user", "one"), turn("assistant", "two")), "tools": tools})
+    with pytest.raises(DataError, match="1 of 1 rows have more than 40 tokens"):
+        written(run, "trl", length=LengthLimit(40, str(llama_folder)))
 
 
 def test_openai_rows_have_ids_for_calls_and_results(make_run: MakeRun) -> None:

@@ -245,12 +245,65 @@ def test_floats_that_are_whole_numbers_are_ids(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl").ids[:2] == ("0", "1")
 
 
-def test_reasoning_beside_the_answer_is_noted_and_alone_is_said(tmp_path: Path) -> None:
-    both = {"messages": [TURNS[0], {**TURNS[1], "reasoning_content": "Hm"}]}
-    alone = {"messages": [TURNS[0], {"role": "assistant", "content": None, "reasoning_content": "Hm"}]}
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_beside_the_answer_is_noted_and_alone_is_said(tmp_path: Path, key: str) -> None:
+    both = {"messages": [TURNS[0], {**TURNS[1], key: "Hm"}]}
+    alone = {"messages": [TURNS[0], {"role": "assistant", "content": None, key: "Hm"}]}
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [both, alone])))
     found = read(tmp_path / "a.jsonl")
-    assert any("reasoning_content in 1 row" in note for note in found.notes)
+    assert any(note.startswith("Turns with a thought") and "in 1 row:" in note for note in found.notes)
     assert [no.reason for no in found.rejected] == [
         "empty response: the last assistant turn has no text beside its reasoning_content"
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "noted"),
+    [
+        ({"context": "The sky is green."}, "'context' in 1 row"),
+        ({"system_prompt": "Be brief."}, "map system=NAME"),
+        ({"functions": [{"name": "f"}]}, "tool definitions"),
+        ({"tools": '[{"name": "f"}]'}, "'tools' in 1 row"),
+        ({"image": "cat.png"}, "only text is scored"),
+        ({"label": False}, "KTO"),
+        ({"kto_tag": "False"}, "KTO"),
+        ({"label": 0}, None),
+        ({"label": True}, None),
+        ({"context": ""}, None),
+        ({"documents": []}, None),
+    ],
+)
+@pytest.mark.parametrize("row", [{"instruction": "Q", "output": "A"}, {"messages": TURNS}])
+def test_a_column_that_others_would_ask_with_is_noted(tmp_path: Path, row: Row, more: Row, noted: str | None) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({**row, **more}) + "\n" + json.dumps(row))
+    notes = read(tmp_path / "a.jsonl").notes
+    assert (notes == ()) if noted is None else (len(notes) == 1 and noted in notes[0])
+
+
+def test_a_column_that_map_names_is_not_noted(tmp_path: Path) -> None:
+    row = {"instruction": "Q", "context": "C", "output": "A", "system_prompt": "S"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    found = read(tmp_path / "a.jsonl", map={"input": "context", "system": "system_prompt"})
+    assert (found[0].prompt, found.notes) == ("S\n\nQ\nC", ())
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("answer", ["completion", "response"])
+def test_an_answer_apart_from_its_turns_is_not_an_earlier_one(column: str, answer: str) -> None:
+    row = {column: [*TURNS, {"role": "user", "content": "and then?"}], answer: "B"}
+    with pytest.raises(UnusableError, match=f"--map prompt={column} --map completion={answer}"):
+        parse(row, Layout(None))
+    found = parse(row, Layout.from_settings("auto", {"prompt": column, "completion": answer}))
+    assert (found.response, len(found.messages)) == ("B", 3)
+
+
+def test_a_response_that_repeats_its_prompt_is_noted(tmp_path: Path) -> None:
+    asked = "Human: what is a lathe?\n\nAssistant:"
+    rows = [
+        {"prompt": asked, "chosen": f"{asked} a tool", "rejected": f"{asked} a fish"},
+        {"prompt": asked, "completion": "a tool"},
+        {"prompt": "a", "completion": "a tool"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (note,) = (note for note in read(tmp_path / "a.jsonl").notes if "once more" in note)
+    assert "in 1 row:" in note

@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.result_types import JsonObject
-from nncift.data.examples import Example
+from nncift.core.texts import rows_of
+from nncift.data.examples import Example, Examples
 from nncift.data.passages import Batch, Familiar, Passages, Words
 from nncift.errors import UsageError
 
@@ -165,7 +166,19 @@ def contamination(
         rows += len(some)
         advance(len(some))
     note = f"{known.ignored:,} passages or prompts that more than {MOST_SHARED} test rows share were ignored."
-    return Contamination(rows, len(tests), tuple(hits), (note,) if known.ignored else ())
+    return Contamination(rows, len(tests), tuple(hits), (*_unread(tests), *((note,) if known.ignored else ())))
+
+
+def _unread(tests: Sequence[Example]) -> tuple[str, ...]:
+    """Return a sentence on the test rows that could not be read: a pool may hold them, and nobody has looked."""
+    rejected = tests.rejected if isinstance(tests, Examples) else ()
+    if not rejected:
+        return ()
+    first = rejected[0]
+    return (
+        f"Test rows that cannot be read were not looked for, {rows_of(len(rejected))}; the first: {first.source} line "
+        f"{first.line}, {first.reason}.",
+    )
 
 
 def near_copies(

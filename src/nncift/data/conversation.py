@@ -13,11 +13,26 @@ from typing import Any
 from nncift.data.layout import Layout
 from nncift.data.records import Row, kind_of
 from nncift.data.row_turns import row_turns
-from nncift.data.turns import NO_MASK, UnusableError, content_in, is_number, mask_of, role_in, turn_of
+from nncift.data.turns import (
+    MARKS,
+    NO_MASK,
+    THOUGHTS,
+    UnusableError,
+    content_in,
+    is_number,
+    mask_of,
+    role_in,
+    thought_in,
+    turn_of,
+)
 
 MEDIA = ("images", "videos", "audios")
-_KEPT = ("name", "tool_call_id", "reasoning_content")
+_KEPT = ("name", "tool_call_id", *THOUGHTS)
 """What chat templates read of a turn beside role, content and tool calls."""
+
+_READ = frozenset(
+    (*_KEPT, *MARKS, "role", "from", "speaker", "content", "value", "text", "tool_calls", "function_call")
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,8 @@ class Call:
 class Speech:
     """One turn. content: text, a list of parts, or None where the turn only calls tools. extra: name, tool_call_id, ...
 
-    learned, weight, detail: what its marks say of training (`turns.Mask`); no mark is learned from.
+    learned, weight, detail: what its marks say of training (`turns.Mask`); no mark is learned from. unread: other keys that the
+    turn has with a value, which no export keeps.
     """
 
     role: str
@@ -56,6 +72,12 @@ class Speech:
     learned: bool = True
     weight: float | None = None
     detail: list[Any] | None = None
+    unread: tuple[str, ...] = ()
+
+    @property
+    def thought(self) -> str | None:
+        """What the model thought before it spoke, None where the turn says nothing of it."""
+        return thought_in(self.extra)
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,12 @@ class Conversation:
     def has_media(self) -> bool:
         """Whether anything but text is in it."""
         return bool(self.media) or self.has_media_parts
+
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether a medium of its columns is there as bytes, which no trainer is given."""
+        values = (value for paths in self.media.values() for value in paths)
+        return any(isinstance(value, dict) and value.get("bytes") is not None for value in values)
 
     @property
     def has_media_parts(self) -> bool:
@@ -144,7 +172,8 @@ def _speech(item: Any, where: str, layout: Layout) -> Speech:
         content = said.text
     if str(spelled).strip().lower() in ("function_call", "tool_call"):
         content, calls = None, content
-    return Speech(said.role, content, _calls(calls), extra, mask.learned is not False, mask.weight, mask.detail)
+    unread = tuple(key for key in item if key not in _READ and item[key] not in (None, "", [], {}))
+    return Speech(said.role, content, _calls(calls), extra, mask.learned is not False, mask.weight, mask.detail, unread)
 
 
 def _calls(value: Any) -> tuple[Call, ...]:

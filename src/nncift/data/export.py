@@ -20,7 +20,7 @@ from nncift.data.conversation import Conversation, converse
 from nncift.data.formats import scored
 from nncift.data.layout import Layout, Turns
 from nncift.data.lengths import LengthLimit, token_counter
-from nncift.data.records import Row, kept_row, kind_of, to_json
+from nncift.data.records import Row, kept_row, kind_of, shown, to_json
 from nncift.data.starters import Start, has_generation_marks
 from nncift.data.trainers import path_in
 from nncift.data.turns import UnusableError
@@ -226,6 +226,8 @@ def _converted(
         found.left_out.clear()
         found.rows = [kept_row(item.raw) for item in selected]
         kept = selected
+        if held := sum(talk.holds_bytes for _, talk in talks):
+            found.notes.append(f"Bytes of media go out as base64 text in {rows_of(held)}; trainers want their paths.")
     else:
         talks = _short_enough(talks, limit, found)
         kept = _made(talks, to, last, found, limit[1].has_marks)
@@ -245,6 +247,8 @@ def _short_enough(
     length, model = limit
     if length is None:
         return talks
+    if media := sum(talk.has_media for _, talk in talks):
+        found.notes.append(f"Media in {rows_of(media)} take tokens that --max-length does not count.")
     count = token_counter(model.read(length.tokenizer or model.name))
     counts = [count(talk) for _, talk in talks]
     long = [(item, tokens) for (item, _), tokens in zip(talks, counts, strict=True) if tokens > length.tokens]
@@ -349,6 +353,9 @@ def _tell(talks: list[Conversation], found: _Exported, to: str) -> None:
         found.notes.append(f"Turns after the last response are cut in {rows_of(cut)}.")
     if media:
         found.notes.append(f"{rows_of(media)} have media: their paths are passed through, and only text was scored.")
+    unread = Counter(key for talk in talks for key in {key for turn in talk.turns for key in turn.unread})
+    for key, rows in sorted(unread.items())[:5]:
+        found.notes.append(f"The key {shown(key)} of turns is left away in {rows_of(rows)}.")
     shapes = (
         {frozenset(call.value) for talk in talks for turn in talk.turns for call in turn.calls}
         if to == "trl"

@@ -27,6 +27,9 @@ from nncift.data.records import Row, as_row
 from nncift.data.row_turns import row_turns
 from nncift.data.turns import Turn, UnusableError, roles_said, turn_of
 
+LEAST_ECHO = 20
+"""Characters of a prompt from which on a response that begins with it is taken to repeat it."""
+
 _SCORED: dict[Turns, str] = {
     "last": "the last that is learned from is scored, trained on and exported; with --turns all, every one.",
     "all": "every one is scored, trained on and exported; with --turns last, the last that is learned from.",
@@ -45,7 +48,8 @@ class Dialogue:
     unused_turns: turns after the response. masked_last: turns after it that are masked, so that it is not the last of the
     assistant's. media_parts: parts of turns that are not text. numbers: texts that were numbers. reasoning: turns with a
     `reasoning_content`, which is not read. pair: the row has a rejected side. responses: turns that are learned from, of which
-    the last is the response. ignored: names of columns that would change the prompt and do not.
+    the last is the response. echoes: the response begins with the text of the prompt. ignored: names of columns that would
+    change what is asked or learned and do not (`row_turns.UNREAD`).
     """
 
     messages: tuple[Message, ...]
@@ -58,6 +62,7 @@ class Dialogue:
     reasoning: int = 0
     pair: bool = False
     responses: int = 1
+    echoes: bool = False
 
 
 def parse(row: Row, layout: Layout) -> Dialogue:
@@ -87,7 +92,14 @@ def parse(row: Row, layout: Layout) -> Dialogue:
         reasoning=sum(turn.reasoning for turn in used),
         pair=found.rejected is not None,
         responses=learned + 1,
+        echoes=_echoes(before, turns[last].text),
     )
+
+
+def _echoes(before: Iterable[Turn], response: str) -> bool:
+    """Tell a response that begins with all that was asked, more than a few words: some files keep both in one column."""
+    asked = "\n".join(turn.text for turn in before if turn.role != "system").strip()
+    return len(asked) >= LEAST_ECHO and response.lstrip().startswith(asked)
 
 
 def _messages(turns: Iterable[Turn]) -> Iterator[Message]:

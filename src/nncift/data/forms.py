@@ -115,9 +115,9 @@ def _llamafactory(conversations: Sequence[Conversation], last: bool, parts: bool
             "LLaMA-Factory learns from every response or, with `mask_history`, from the last: rows with masked turns beside rows "
             "with several responses are left out; --turns last keeps them."
         )
-    if any(turn.extra.get("reasoning_content") for talk in conversations for turn in talk.turns):
+    if any(turn.thought for talk in conversations for turn in talk.turns):
         notes.append(
-            "`reasoning_content` stands as <think>...</think> before the text, where its templates look for it."
+            "Thoughts (`reasoning_content`) stand as <think>...</think> before the text, where its templates look for them."
         )
     plain = all(
         talk.alpaca is not None and "output" in talk.alpaca and trainers.is_exchanges(talk) for talk in conversations
@@ -137,8 +137,8 @@ def _llamafactory(conversations: Sequence[Conversation], last: bool, parts: bool
 def _openai(conversations: Sequence[Conversation], last: bool, parts: bool) -> Form:
     del parts
     notes = list(_few(len(conversations)))
-    if any(turn.extra.get("reasoning_content") for talk in conversations for turn in talk.turns):
-        notes.append("`reasoning_content` is left away: OpenAI takes none.")
+    if any(turn.thought for talk in conversations for turn in talk.turns):
+        notes.append("Thoughts (`reasoning_content`) are left away: OpenAI takes none.")
     return Form(lambda talk: openai(talk, last=last), tuple(notes))
 
 

@@ -10,7 +10,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -210,6 +211,23 @@ def names_of(path: str | Path) -> tuple[str, str, str]:
     # File names need not be text; sources go into JSON and Parquet, which must be.
     first, second, third = (name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names)
     return first, second, third
+
+
+def source_names(paths: Sequence[str | Path]) -> list[str]:
+    """Name each input by its stem; where two are equal, by its folder too, then with its suffix, then by number."""
+    choices = [names_of(path) for path in paths]
+    names = [choice[0] for choice in choices]
+    for level in (1, 2):
+        counts = Counter(names)
+        names = [choice[level] if counts[name] > 1 else name for choice, name in zip(choices, names, strict=True)]
+    taken: set[str] = set()
+    for position, name in enumerate(names):
+        number = 1
+        while names[position] in taken:
+            number += 1
+            names[position] = f"{name}#{number}"
+        taken.add(names[position])
+    return names
 
 
 def value_at(row: Row, column: str) -> Any:

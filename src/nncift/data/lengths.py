@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,10 @@ def token_counter(model: str | None) -> Callable[[Conversation], int]:
 
     def count(conversation: Conversation) -> int:
         sides = [conversation.turns] if conversation.rejected is None else [conversation.turns, conversation.rejected]
-        return max(_length(tokenizer, render, [_plain(turn) for turn in side]) for side in sides)
+        # Chat templates write tool definitions in front, in one form or another.
+        tools = "" if conversation.tools is None else json.dumps(conversation.tools, ensure_ascii=False)
+        before = len(tokenizer(tools, add_special_tokens=False)["input_ids"]) if tools else 0
+        return before + max(_length(tokenizer, render, [_plain(turn) for turn in side]) for side in sides)
 
     return count
 
@@ -85,7 +89,7 @@ def _plain(turn: Speech) -> dict[str, str]:
     if isinstance(content, list):
         content = "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
     said = [
-        str(turn.extra.get("reasoning_content") or ""),
+        turn.thought or "",
         content,
         *(f"{call.name} {call.text}" for call in turn.calls),
     ]

@@ -14,9 +14,10 @@ from nncift.core.texts import rows_of
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
 from nncift.data.file_rows import file_records, lines_or_records
 from nncift.data.formats import Dialogue, Reader, parse, scored
-from nncift.data.layout import Layout, Turns, names_of, value_at
+from nncift.data.layout import Layout, Turns, source_names, value_at
 from nncift.data.proposals import what_to_do
 from nncift.data.records import MAX_REASON, Line, Record, Row, check_worth_reading, shown
+from nncift.data.row_turns import UNREAD
 from nncift.data.sample import drawing_order, read_until
 from nncift.data.tables import hub_records, split_hub_name
 from nncift.data.turns import UnusableError
@@ -81,6 +82,7 @@ class _Log:
     reasoning: int = 0
     pairs: int = 0
     several: int = 0
+    echoes: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     mapped: set[str] = field(default_factory=set)
 
@@ -100,6 +102,7 @@ class _Log:
         self.reasoning += dialogue.reasoning > 0
         self.pairs += dialogue.pair
         self.several += dialogue.responses > 1
+        self.echoes += dialogue.echoes
         self.ignored.update(dialogue.ignored)
 
 
@@ -292,23 +295,6 @@ def _nothing_usable(given: str, rejected: Sequence[Rejection], rows: Sequence[Ro
     return f"none of the {len(rejected)} rows of {given!r} is usable: {reasons}. {what_to_do(rejected, rows)}"
 
 
-def source_names(paths: Sequence[str | Path]) -> list[str]:
-    """Name each input by its stem; where two are equal, by its folder too, then with its suffix, then by number."""
-    choices = [names_of(path) for path in paths]
-    names = [choice[0] for choice in choices]
-    for level in (1, 2):
-        counts = Counter(names)
-        names = [choice[level] if counts[name] > 1 else name for choice, name in zip(choices, names, strict=True)]
-    taken: set[str] = set()
-    for position, name in enumerate(names):
-        number = 1
-        while names[position] in taken:
-            number += 1
-            names[position] = f"{name}#{number}"
-        taken.add(names[position])
-    return names
-
-
 def _own_id(row: Row, layout: Layout) -> str | None:
     value = layout.get(row, "id")
     # Tables make floats of whole numbers where one is missing.
@@ -386,13 +372,20 @@ def _notes(log: _Log, layout: Layout) -> tuple[str, ...]:
         (log.several, f"Several responses in {{}}: {scored(layout.turns)}"),
         (log.media, "Parts that are not text in {}: a placeholder such as [image] stands for them."),
         (log.numbers, "Numbers in {} are read as their text."),
-        (log.reasoning, "Turns with reasoning_content in {}: what is scored is their content alone."),
+        (
+            log.reasoning,
+            "Turns with a thought (reasoning_content, thinking) in {}: what is scored is their content alone.",
+        ),
+        (
+            log.echoes,
+            "Responses that begin with the whole text of their prompt in {}: trainers put it there once more.",
+        ),
         (log.pairs, "Pairs of answers in {}: the chosen side is scored, and the pair is selected as a whole."),
     ):
         if count:
             notes.append(what.format(rows_of(count)))
     for column, count in sorted(log.ignored.items()):
-        why = "tool definitions" if column == "tools" else "not text, or the turns have a system text of their own"
+        why = UNREAD.get(column, "not text, or the turns have a system text of their own")
         notes.append(f"Column {shown(column)} in {rows_of(count)} is not part of the prompt: {why}.")
     wanted = {column for one in (layout, *layout.files.values()) for column in one.columns.values()}
     for column in sorted(wanted - log.mapped):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nncift.data.layout import Layout
+from nncift.data.layout import Layout, value_at
 from nncift.data.records import Row, kind_of
 from nncift.data.turns import (
     UnusableError,
@@ -23,7 +23,22 @@ from nncift.data.turns import (
 )
 
 # Trainers also keep tool definitions as JSON text.
-_NO_TOOLS: tuple[object, ...] = (None, "", "[]", [])
+_NOTHING: tuple[object, ...] = (None, "", "[]", [], {})
+_MEDIA_COLUMN = "only text is scored, and what it names stays with the row"
+_CONTEXT_COLUMN = "it may be a part of what is asked; map input=NAME reads it beside instruction and output"
+_SYSTEM_COLUMN = "it may be a system text; map system=NAME puts it in front"
+_MARKS_OF_KTO = ("label", "kto_tag")
+_UNWANTED = "false there is how KTO marks an answer that nobody wants, and nncift scores it like any other"
+UNREAD: Mapping[str, str] = {
+    **dict.fromkeys(("tools", "functions"), "tool definitions"),
+    **dict.fromkeys(("context", "passage", "document", "documents"), _CONTEXT_COLUMN),
+    **dict.fromkeys(("system_prompt", "system_message"), _SYSTEM_COLUMN),
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _MEDIA_COLUMN),
+    **dict.fromkeys(_MARKS_OF_KTO, _UNWANTED),
+    "rejected_response": "the rejected side of a pair is read in `rejected`, beside `chosen`",
+    "chat_template_kwargs": "settings of a chat template",
+}
+"""Columns that change what a model is asked or learns where other tools read them, and why nncift does not."""
 _TEXTS = {
     "alpaca": ("instruction", "input", "output"),
     "prompt": ("prompt", "completion"),
@@ -53,11 +68,12 @@ def row_turns(row: Row, layout: Layout) -> RowTurns:
     """Return the turns of a row. Raises UnusableError where its columns cannot be read; turns are not looked at."""
     name = layout.format_of(row)
     alpaca, rejected, answer = None, None, 0
-    ignored = [] if name == "alpaca" or row.get("tools") in _NO_TOOLS else ["tools"]
+    ignored = _unread(row, layout)
     if name == "preference":
-        items, rejected, answer, alpaca = _pair(row, layout)
+        items, rejected, answer, alpaca = _pair(row, layout, ignored)
     elif name in _TURNS:
         items = _column_turns(row, layout, name)
+        _check_no_answer_apart(items, row, layout, name)
     elif name == "alpaca":
         question, alpaca = _question(row, layout, "output")
         items = [*_history(row, layout, ignored, strict=True), *question, _said("assistant", alpaca["output"])]
@@ -74,6 +90,31 @@ def row_turns(row: Row, layout: Layout) -> RowTurns:
         )
     numbers = sum(is_number(layout.get(row, column)) for column in _TEXTS.get(name, ()))
     return RowTurns(items, _where(layout, name, len(items), answer), alpaca, rejected, tuple(ignored), numbers)
+
+
+def _unread(row: Row, layout: Layout) -> list[str]:
+    """Return the columns of `UNREAD` that a row has with a value, but those that `--map` names; of marks, those that say no."""
+    found = sorted(UNREAD.keys() & row.keys())
+    return [
+        column
+        for column in found
+        if column not in layout.columns.values()
+        and (str(row[column]).lower() == "false" if column in _MARKS_OF_KTO else row[column] not in _NOTHING)
+    ]
+
+
+def _check_no_answer_apart(turns: list[Any], row: Row, layout: Layout, name: str) -> None:
+    """Raise UnusableError where turns end with a question whose answer is in another column: an earlier one would be scored."""
+    if not turns or _role(turns[-1], layout) not in ("user", "tool"):
+        return
+    answer = layout.get(row, "completion")
+    if isinstance(answer, (str, list, tuple, dict)) and answer:
+        column = layout.column(_TURNS[name])
+        other = next(name for name in (layout.column("completion"), "response") if value_at(row, name) is not None)
+        raise UnusableError(
+            f"answer apart: {column!r} ends with a question, and {other!r} holds the answer; "
+            f"type --map prompt={column} --map completion={other}"
+        )
 
 
 def _where(layout: Layout, name: str, turns: int, answer: int) -> list[str]:
@@ -135,11 +176,10 @@ def _side(value: Any, name: str, layout: Layout) -> list[Any]:
     return [_said("user" if name == "prompt" else "assistant", text_of(value, repr(layout.column(name))))]
 
 
-def _pair(row: Row, layout: Layout) -> tuple[list[Any], list[Any], int, Mapping[str, str] | None]:
+def _pair(row: Row, layout: Layout, ignored: list[str]) -> tuple[list[Any], list[Any], int, Mapping[str, str] | None]:
     """Return the turns of a pair's chosen side, of its rejected side, how many answer in the first, and Alpaca's texts."""
     chosen, rejected = _sides(row, layout, "chosen", "rejected")
     _check_answers(chosen, layout, "chosen")
-    ignored: list[str] = []
     alpaca = None
     prompt: list[Any] = []
     if layout.get(row, "prompt") is not None:

@@ -237,9 +237,18 @@ def _small(batch: Any) -> Iterator[Any]:
         yield batch if found <= MOST_ROW else found
 
 
+def _with_names_of_their_own(batch: Any) -> Any:
+    """Return a batch as it is. Raises DataError for two columns of one name, of which Python's rows keep the last alone."""
+    names = batch.schema.names
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise DataError(f"a table has the column {shown(twice)} twice; rename one")
+    return batch
+
+
 def _batch_records(batches: Iterable[Any], text_columns: Collection[str]) -> Iterator[Record]:
     line = 0
-    for batch in (part for whole in batches for part in _small(whole)):
+    for batch in (part for whole in map(_with_names_of_their_own, batches) for part in _small(whole)):
         if isinstance(batch, int):
             line += 1
             yield too_long(line)

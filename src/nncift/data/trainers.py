@@ -81,6 +81,8 @@ def alpaca(conversation: Conversation) -> Row:
     earlier = [turn.content for turn in turns[:-2]]
     if earlier:
         row["history"] = [[earlier[k], earlier[k + 1]] for k in range(0, len(earlier), 2)]
+    if conversation.tools is not None:
+        row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
     return {**row, **conversation.media}
 
 
@@ -129,7 +131,7 @@ def sharegpt_turns(turns: tuple[Speech, ...], conversation: Conversation) -> Row
 def sharegpt_turn(turn: Speech, media: dict[str, list[Any]] | None = None) -> dict[str, str]:
     """Return a turn as LLaMA-Factory has it; paths of its media go into `media`. Raises UnusableError."""
     text = _sharegpt_text(turn, media)
-    if thought := turn.extra.get("reasoning_content"):
+    if thought := turn.thought:
         # The marks of a thought that its templates know.
         text = f"<think>\n{thought}\n</think>\n\n{text}"
     return {"from": _sharegpt_role(turn), "value": text}

@@ -30,6 +30,8 @@ _SPELLINGS = {
 ROLES = tuple(_SPELLINGS)
 _ROLE_OF = {spelling: role for role, spellings in _SPELLINGS.items() for spelling in spellings}
 _TEXT_PARTS = ("text", "input_text", "output_text")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which a turn keeps what the model thought before it spoke; chat templates read one or the other."""
 
 
 class UnusableError(ValueError):
@@ -39,7 +41,7 @@ class UnusableError(ValueError):
 class Turn(NamedTuple):
     """A turn with its text. media_parts: parts that are not text, shown as `[image]`; media_only: no other part.
 
-    masked: not to be learned from. reasoning: it has a `reasoning_content` beside its text. number: its text was a number.
+    masked: not to be learned from. reasoning: it has a thought (`THOUGHTS`) beside its text. number: its text was a number.
     """
 
     role: str
@@ -85,6 +87,11 @@ def content_in(turn: Mapping[str, Any]) -> Any:
     return next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
 
 
+def thought_in(turn: Mapping[str, Any]) -> str | None:
+    """Return what a turn says that the model thought, None where it says nothing."""
+    return next((turn[key] for key in THOUGHTS if isinstance(turn.get(key), str) and turn[key]), None)
+
+
 def is_number(value: object) -> bool:
     """Tell a number that stands for its text, which a boolean does not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -110,7 +117,7 @@ def turn_of(item: object, where: str, roles: Mapping[str, str]) -> Turn:
         mask = mask_of(item) if role == "assistant" else NO_MASK
     except ValueError as error:
         raise UnusableError(f"wrong mask: {error} in {where}") from error
-    masked, reasoning = mask.learned is False, bool(item.get("reasoning_content"))
+    masked, reasoning = mask.learned is False, thought_in(item) is not None
     content = content_in(item)
     calls = _calls(item, where) if role == "assistant" else ""
     if isinstance(content, str) and not calls:
@@ -267,7 +274,9 @@ class Mask(NamedTuple):
     detail: list[Any] | None = None
 
 
-_ALL = frozenset((*_MARKS, *_DETAILS))
+MARKS = frozenset((*_MARKS, *_DETAILS))
+"""Keys of a turn that say whether it is learned from."""
+
 _WORDS: Mapping[str, float] = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0}
 
 NO_MASK = Mask()
@@ -279,7 +288,7 @@ def mask_of(turn: Mapping[str, Any]) -> Mask:
 
     Raises ValueError for marks that cannot be read.
     """
-    if not _ALL & turn.keys():
+    if not MARKS & turn.keys():
         return NO_MASK
     found = NO_MASK
     for name in _MARKS:

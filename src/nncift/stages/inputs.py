@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import RunSettings, is_manifest, recorded
+from nncift.core.texts import rows_of
 from nncift.data import Examples, read
-from nncift.data.layout import Layout, Turns, map_for
+from nncift.data.layout import Layout, Turns, map_for, source_names
 from nncift.data.python_rows import SOURCE, rows_from
-from nncift.data.reading import check_files, source_names
+from nncift.data.reading import check_files
 from nncift.errors import UsageError
 from nncift.models.encoders import check_encoder_is_local
 from nncift.models.loading import check_is_local
@@ -88,6 +89,18 @@ def check_named_locally(
         check_is_local(settings.model, by, fetch=fetch)
     if "encoder" not in given:
         check_encoder_is_local(settings.encoder, by, fetch=fetch)
+
+
+def note_unread_existing(pool: Examples, existing: Examples | None) -> Examples:
+    """Return a pool with a note on the rows that were trained on already and cannot be read: they are as if they were not."""
+    if existing is None or not existing.rejected:
+        return pool
+    first = existing.rejected[0]
+    note = (
+        f"Rows that were trained on already cannot be read, {rows_of(len(existing.rejected))}, and count as if they were not; "
+        f"the first: {first.source} line {first.line}, {first.reason}."
+    )
+    return Examples(pool.items, pool.rejected, (*pool.notes, note))
 
 
 def workspace_of(out: str | Path | None) -> Path | None:

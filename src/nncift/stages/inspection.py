@@ -17,9 +17,9 @@ from nncift.data.contamination import Contamination, contamination
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
 from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
-from nncift.data.layout import Layout, Turns, map_for
+from nncift.data.layout import Layout, Turns, map_for, source_names
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
-from nncift.data.reading import TRIED, check_files, read, records_of, source_names
+from nncift.data.reading import TRIED, check_files, read, records_of
 from nncift.data.records import Row, check_worth_reading
 from nncift.data.turns import UnusableError
 from nncift.errors import ResourceError, UsageError
@@ -322,7 +322,7 @@ def _unused(found: _File, dialogue: Dialogue) -> None:
         "turns after the response": dialogue.unused_turns,
         "a masked last turn, where the response is the last turn that is learned from": dialogue.masked_last,
         "parts that are not text": dialogue.media_parts,
-        "reasoning_content beside the text": dialogue.reasoning,
+        "a thought (reasoning_content, thinking) beside the text": dialogue.reasoning,
         "a rejected side, which stays with its row": int(dialogue.pair),
     }
     found.several += dialogue.responses > 1

@@ -27,6 +27,7 @@ from nncift.stages.inputs import (
     check_named,
     check_named_locally,
     held,
+    note_unread_existing,
     read_against,
     read_existing,
     read_pool,
@@ -167,7 +168,7 @@ class Request:
         against = read_against(settings) if rows.against is None else rows.against
         # A run that is only estimated embeds nothing.
         pool = screened(settings, pool, against, encoder, meaning=out is not None, progress=progress)
-        parted = set_aside(pool, settings, out, (target, existing))
+        parted = set_aside(note_unread_existing(pool, existing), settings, out, (target, existing))
         pool = pool if parted is None else parted.pool
         check_pool_size(len(pool))
         constraints = Constraints.read(settings)
