@@ -14,7 +14,8 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.errors import DataError, UsageError
 from nncift.models.causal_lm import CausalLM
 from nncift.runs import bad_rows as detection
-from nncift.runs.bad_rows import auc, bad_data, find_bad
+from nncift.runs.bad_rows import auc, bad_data, find_bad, judge, nearest_other
+from nncift.runs.finished import FinishedRun
 
 
 def drawn(seed: int, bad: int = 20, good: int = 60, gap: float = 1.0) -> tuple[dict[str, float], set[str]]:
@@ -149,7 +150,7 @@ def test_a_run_on_losses_finds_high_ones_suspicious(pool: nncift.Examples, llama
         pool, teacher="loss", model=str(llama_folder), encoder="hash", labels="100%", budget="30%", out=tmp_path / "run"
     )
     scores, free = (
-        detection.run_scores(made.path),
+        detection.run_scores(FinishedRun(made.path)),
         detection.free_scores(pool, CausalLM.load(llama_folder, device="cpu")),
     )
     assert max(scores.values()) < 0
@@ -186,3 +187,27 @@ def test_a_teacher_that_refuses_a_row_gives_it_no_score(
     scores = detection.teacher_scores(Column("quality"), nncift.read(path))
     assert np.isnan(scores["row-0002"])
     assert scores["row-0004"] == 4.0
+
+
+def test_the_nearest_other_row_is_never_the_row_itself() -> None:
+    vectors = np.array([[1, 0], [1, 0], [0.6, 0.8], [0, -1]], np.float32)
+    assert nearest_other(vectors) == pytest.approx([1, 1, 0.6, 0])
+    assert nearest_other(vectors[:1]) == [-np.inf]
+
+
+def test_a_run_says_which_rows_are_near_copies_and_which_are_off_topic(pool: nncift.Examples, tmp_path: Path) -> None:
+    made = nncift.run(pool, teacher="length", encoder="hash", labels="100%", budget="30%", out=tmp_path / "run")
+    run = FinishedRun(made.path)
+    found = detection.embedding_scores(run)
+    first, others = run.rows.ids[0], list(run.rows.ids[1:])
+    nearest = float((run.vectors([first]) @ run.vectors(others).T).max())
+    assert found["off-topic"][first] == pytest.approx(nearest, abs=1e-6)
+    assert found["near copy"] == {item: -value for item, value in found["off-topic"].items()}
+
+
+def test_rows_that_are_bad_in_another_way_can_be_left_out_of_the_good_ones() -> None:
+    scores = {"one": {"bad": 1.0, "worse": 0.0, "good": 2.0}}
+    assert judge(scores, ["bad"], resamples=2).auc["one"] == 0.5
+    assert judge(scores, ["bad"], among=["bad", "good"], resamples=2).auc["one"] == 1.0
+    with pytest.raises(UsageError, match="not in the pool"):
+        judge(scores, ["bad"], among=["worse", "good"])

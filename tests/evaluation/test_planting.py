@@ -9,7 +9,7 @@ import pytest
 
 import nncift
 from nncift.errors import DataError, UsageError
-from nncift.runs.planting import STUBS, Kind, flagged, plant, swapped
+from nncift.runs.planting import LANGUAGES, STUBS, Kind, flagged, plant, plant_kinds, swapped
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> nncift.Examples:
@@ -85,6 +85,47 @@ def test_a_truncated_response_is_the_start_of_its_own(tmp_path: Path) -> None:
 def test_a_stub_says_nothing_of_its_row(pool: nncift.Examples) -> None:
     made = plant(pool, 0.5, "stub")
     assert {made.examples.by_id(name).response for name in made.bad} == set(STUBS)
+
+
+def test_a_response_of_another_language_is_of_one_and_about_as_long(pool: nncift.Examples) -> None:
+    made = plant(pool, 0.5, "language")
+    longest = max(len(sentence) for language in LANGUAGES for sentence in language)
+    for name in made.bad:
+        old, new = pool.by_id(made.was[name]), made.examples.by_id(name)
+        rest = [new.response]
+        of = [language for language in LANGUAGES if new.response.startswith(language)]
+        assert len(of) == 1
+        for sentence in of[0]:
+            rest = [part for text in rest for part in text.split(sentence)]
+        assert not "".join(rest).strip()
+        assert len(new.response) <= len(old.response) + longest
+        assert new.messages == old.messages
+
+
+def test_a_duplicate_repeats_a_row_that_is_left_as_it_is(pool: nncift.Examples) -> None:
+    made = plant(pool, 0.2, "duplicated", seed=1, spared=pool.ids[:10])
+    originals = {one.content_hash: one.id for one in made.examples if one.id not in made.bad}
+    assert len(made.bad) == 8
+    assert {originals[made.examples.by_id(name).content_hash] for name in made.bad} == made.copied
+    assert not {made.was[name] for name in made.bad} & ({*pool.ids[:10]} | made.copied)
+
+
+def test_kinds_are_planted_into_one_pool_and_no_row_twice(pool: nncift.Examples) -> None:
+    shares = {"duplicated": 0.2, "swapped": 0.2, "truncated": 0.1, "language": 0.1, "stub": 0.1}
+    found = plant_kinds(pool, shares, seed=3)
+    assert list(found) == ["swapped", "truncated", "stub", "language", "duplicated"]
+    last = found["duplicated"].examples
+    assert len(last) == len(pool)
+    for kind, made in found.items():
+        assert len(made.bad) == round(shares[kind] * 40)
+        assert made.bad <= set(last.ids)
+        assert all(name.count("#") == 1 for name in made.bad)
+    contents = {one.id: one.content_hash for one in last}
+    assert all(contents[item] == pool.by_id(item).content_hash for item in found["duplicated"].copied)
+    with pytest.raises(UsageError, match="not by 'rotten'"):
+        plant_kinds(pool, {"rotten": 0.1})
+    with pytest.raises(UsageError, match="'nothing'"):
+        plant_kinds(pool, {})
 
 
 def test_flags_of_rows_are_read(tmp_path: Path) -> None:

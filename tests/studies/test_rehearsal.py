@@ -77,7 +77,7 @@ def test_an_analysis_that_fails_does_not_take_the_others_with_it(tmp_path: Path)
         tmp_path,
         {"name": "first", "run": {"teacher": "loss"}},
         {"name": "second", "budgets": [0.2]},
-        {"name": "third", "kind": "bad-data", "options": {"swap": 0.1}},
+        {"name": "third", "kind": "bad-data", "options": {"plant": {"swapped": 0.1}}},
     )
     with pytest.raises(UsageError, match=r"2 of 3 analyses failed, the other 1 are in .*first: .*model.*third: "):
         run.study(path, tmp_path / "out", rehearse=60)

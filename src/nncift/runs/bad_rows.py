@@ -3,7 +3,8 @@
 One sign for all: a low score is suspicious. Teachers and students keep their own direction, a row's score being its mean utility
 over the targets (method.md 4): what they would take last is suspicious. A short response is, too. The loss is turned around: as
 a teacher it takes first what the model does not know, and here a high loss is suspicious. `ifd` is the teacher's ranking (ratios
-above 1 last); `ifd ratio` has the ratio itself turned around, high being suspicious: a prompt that does not help.
+above 1 last); `ifd ratio` has the ratio itself turned around, high being suspicious: a prompt that does not help. Embeddings of a
+run say `near copy` (a very similar other row is suspicious) and, the other way round, `off-topic`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ BLOCK = 64
 
 ROWS = 64
 """Rows that a teacher measures at once."""
+
+FREE = ("random", "length", "loss", "ifd")
+"""Teachers whose scores of all rows `free_scores` gives."""
+
+NEAREST_BLOCK = 512
+"""Rows that are held against all others at once."""
 
 
 @dataclass(frozen=True)
@@ -143,26 +150,56 @@ def bad_data(
     suspicious. lm: a model for loss and IFD, which are left out without one. Length and random are always there. The others are
     held against random, loss and length. Raises UsageError where a name stands for two scores, and the errors of `find_bad`.
     """
+    scores = pool_scores(examples, runs=runs, matrices=matrices, lm=lm, seed=seed)
+    return judge(scores, bad, seed=seed, resamples=resamples)
+
+
+def pool_scores(
+    examples: Examples,
+    *,
+    runs: Mapping[str, Path] | None = None,
+    matrices: Mapping[str, UtilityMatrix] | None = None,
+    lm: CausalLM | None = None,
+    seed: int = 0,
+) -> dict[str, Scores]:
+    """Return every score of `bad_data` for every row of a pool, NaN where it has none."""
+    finished = {name: FinishedRun(folder) for name, folder in (runs or {}).items()}
     parts: list[dict[str, Scores]] = [
         {name: matrix_scores(matrix) for name, matrix in (matrices or {}).items()},
-        {name: run_scores(folder) for name, folder in (runs or {}).items()},
+        {name: run_scores(run) for name, run in finished.items()},
+        embedding_scores(next(iter(finished.values()))) if finished else {},
         free_scores(examples, lm, seed),
     ]
     twice = [name for name, count in Counter(name for part in parts for name in part).items() if count > 1]
     if twice:
         raise UsageError(
-            f"{twice[0]!r} names two scores; random, length, loss, ifd and ifd ratio are those of the rows alone"
+            f"{twice[0]!r} names two scores; random, length, loss, ifd, ifd ratio, near copy and off-topic are those of the "
+            "rows alone"
         )
-    within = set(examples.ids)
-    # Every row of the pool is judged, or counted as left out.
-    scores = {
-        name: {item: of.get(item, np.nan) for item in examples.ids} for part in parts for name, of in part.items()
+    return {name: {item: of.get(item, np.nan) for item in examples.ids} for part in parts for name, of in part.items()}
+
+
+def judge(
+    scores: Mapping[str, Scores],
+    bad: Collection[str],
+    *,
+    among: Collection[str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Found:
+    """Return how well the scores of a pool find bad rows, against random, loss and length.
+
+    among: ids of the rows that are judged, the bad ones included; None: all. Raises UsageError where a bad row has no place in
+    them, and the errors of `find_bad`.
+    """
+    judged = {
+        name: of if among is None else {item: of[item] for item in of if item in among} for name, of in scores.items()
     }
-    missing = set(bad) - within
+    missing = set(bad) - set().union(*judged.values())
     if missing:
         raise UsageError(f"{len(missing)} ids of bad rows are not in the pool, the first: {min(missing)!r}")
-    against = [name for name in ("random", "loss", "length") if name in scores]
-    return find_bad(scores, bad, against=against, seed=seed, resamples=resamples)
+    against = [name for name in ("random", "loss", "length") if name in judged]
+    return find_bad(judged, bad, against=against, seed=seed, resamples=resamples)
 
 
 def matrix_scores(matrix: UtilityMatrix) -> dict[str, float]:
@@ -170,11 +207,28 @@ def matrix_scores(matrix: UtilityMatrix) -> dict[str, float]:
     return dict(zip(matrix.source_ids, matrix.mean_per_source().tolist(), strict=True))
 
 
-def run_scores(folder: Path) -> dict[str, float]:
+def run_scores(run: FinishedRun) -> dict[str, float]:
     """Return the score of every row of a finished run, its mean utility as the selection saw it; a loss is turned around."""
-    run = FinishedRun(folder)
     sign = -1.0 if run.settings.teacher == "loss" else 1.0
     return {item: np.nan if row.score is None else sign * float(row.score) for item, row in run.choices.items()}
+
+
+def embedding_scores(run: FinishedRun) -> dict[str, Scores]:
+    """Return what embeddings alone say: `near copy`, suspicious with a very similar other row; `off-topic`, without one."""
+    ids = run.rows.ids
+    nearest = dict(zip(ids, nearest_other(run.vectors(ids)).tolist(), strict=True))
+    return {"near copy": {item: -value for item, value in nearest.items()}, "off-topic": nearest}
+
+
+def nearest_other(vectors: npt.NDArray[np.float32]) -> Array:
+    """Return the cosine of each unit vector `(n, dim)` with the nearest other one; -inf for a single one."""
+    nearest = np.empty(len(vectors))
+    for start in range(0, len(vectors), NEAREST_BLOCK):
+        cosine = vectors[start : start + NEAREST_BLOCK] @ vectors.T
+        at = np.arange(len(cosine))
+        cosine[at, start + at] = -np.inf
+        nearest[start : start + NEAREST_BLOCK] = cosine.max(axis=1)
+    return nearest
 
 
 def free_scores(examples: Examples, lm: CausalLM | None = None, seed: int = 0) -> dict[str, Scores]:

@@ -1,19 +1,29 @@
-"""Rows made bad on purpose, so that it is known which are: responses exchanged, cut off, or replaced by an excuse."""
+"""Rows made bad on purpose, so that it is known which are: other responses, shorter ones, of another language, copies of rows."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from nncift.core.seeds import derive, shuffled
 from nncift.data.examples import Example, Examples
 from nncift.errors import DataError, UsageError
 
-Kind = Literal["swapped", "truncated", "stub"]
+Kind = Literal["swapped", "truncated", "stub", "language", "duplicated"]
+
+KINDS: Mapping[str, str] = {
+    "swapped": "responses exchanged",
+    "truncated": "responses cut off",
+    "stub": "responses replaced by an excuse",
+    "language": "responses in another language",
+    "duplicated": "rows that repeat another",
+}
+"""What is done to rows, by kind, in the order in which `plant_kinds` does it: copies last, of rows that are left as they are."""
 
 STUBS = (
     "I'm sorry, but I cannot help with that.",
@@ -23,13 +33,45 @@ STUBS = (
 )
 
 
+LANGUAGES = (
+    (
+        "Das hängt davon ab, was Sie damit vorhaben.",
+        "Zuerst sollte man die wichtigsten Punkte sammeln und ordnen.",
+        "Viele Menschen machen dabei denselben Fehler.",
+        "Am Ende lohnt es sich, alles noch einmal zu prüfen.",
+        "Ein gutes Beispiel dafür ist die Arbeit im Garten.",
+        "Die Antwort lautet: ja, aber nicht immer.",
+    ),
+    (
+        "Cela dépend de ce que vous voulez en faire.",
+        "Il faut d'abord rassembler les idées principales.",
+        "Beaucoup de gens se trompent sur ce point.",
+        "À la fin, il vaut mieux tout relire avec attention.",
+        "La cuisine en donne un bon exemple.",
+        "La réponse est oui, mais pas toujours.",
+    ),
+    (
+        "Depende de lo que usted quiera hacer.",
+        "Primero hay que reunir las ideas más importantes.",
+        "Mucha gente comete el mismo error.",
+        "Al final conviene revisarlo todo con calma.",
+        "Un buen ejemplo es el trabajo en el campo.",
+        "La respuesta es que sí, pero no siempre.",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class Planted:
-    """A pool with rows made bad. examples: in the pool's order. bad: ids of the bad rows, new ones. was: their ids before."""
+    """A pool with rows made bad. examples: in the pool's order. bad: ids of the bad rows, new ones. was: their ids before.
+
+    copied: ids of the rows that duplicates repeat, which are neither bad nor like the others.
+    """
 
     examples: Examples
     bad: frozenset[str]
     was: Mapping[str, str]
+    copied: frozenset[str] = frozenset()
 
 
 def swapped(examples: Examples, share: float, seed: int = 0) -> Planted:
@@ -37,33 +79,57 @@ def swapped(examples: Examples, share: float, seed: int = 0) -> Planted:
     return plant(examples, share, "swapped", seed)
 
 
-def plant(examples: Examples, share: float, kind: Kind, seed: int = 0) -> Planted:
+def plant(examples: Examples, share: float, kind: Kind, seed: int = 0, spared: Collection[str] = ()) -> Planted:
     """Make a share of the rows bad, drawn by the seed and the ids alone; a bad row's id is marked with the kind.
 
     kind: `swapped`, see above; `truncated`: the response ends after a third of its words, rows of one word being left alone;
-    `stub`: a phrase that answers nothing stands for the response. Raises UsageError for an unknown kind and a share outside
-    (0, 1), DataError where too few rows can be made bad.
+    `stub`: a phrase that answers nothing stands for the response; `language`: sentences of German, French or Spanish do, about
+    as long as it was; `duplicated`: the prompt and response of another row stand for both. spared: ids of rows that stay, and
+    that nothing is copied from. Raises UsageError for an unknown kind and a share outside (0, 1), DataError where too few rows
+    can be made bad.
     """
-    makers: Mapping[str, Callable[[Sequence[Example], int], list[str]]] = {
-        "swapped": _exchanged,
-        "truncated": _truncated,
-        "stub": _stubs,
-    }
-    if kind not in makers:
-        raise UsageError(f"rows are made bad by {', '.join(makers)}, not by {kind!r}")
+    if kind not in KINDS:
+        raise UsageError(f"rows are made bad by {', '.join(KINDS)}, not by {kind!r}")
     if not 0 < share < 1:
         raise UsageError(f"the share of rows to make bad is between 0 and 1, not {share}")
-    able = [one.id for one in examples if kind != "truncated" or len(one.response.split()) > 1]
+    free = [one.id for one in examples if one.id not in spared]
+    able = [item for item in free if kind != "truncated" or len(examples.by_id(item).response.split()) > 1]
     count = round(share * len(examples))
-    if not 1 + (kind == "swapped") <= count <= len(able):
+    if not 1 + (kind == "swapped") <= count <= len(able) - (kind == "duplicated"):
         raise DataError(f"a share of {share} is {count} of {len(examples)} rows, and {len(able)} can be {kind}")
-    chosen = [examples.by_id(item) for item in shuffled(able, seed, "planted", kind)[:count]]
-    made = {one.id: _with(one, text, kind) for one, text in zip(chosen, makers[kind](chosen, seed), strict=True)}
+    order = shuffled(able, seed, "planted", kind)
+    chosen = [examples.by_id(item) for item in order[:count]]
+    copied: list[str] = []
+    if kind == "duplicated":
+        copied = [order[count + nth % (len(order) - count)] for nth in range(count)]
+        made = [_with(one, examples.by_id(other), None, kind) for one, other in zip(chosen, copied, strict=True)]
+    else:
+        texts = _MAKERS[kind](chosen, seed)
+        made = [_with(one, one, text, kind) for one, text in zip(chosen, texts, strict=True)]
+    by_id = {old.id: new for old, new in zip(chosen, made, strict=True)}
     return Planted(
-        Examples(tuple(made.get(one.id, one) for one in examples), examples.rejected, examples.notes),
-        frozenset(one.id for one in made.values()),
-        {one.id: before for before, one in made.items()},
+        Examples(tuple(by_id.get(one.id, one) for one in examples), examples.rejected, examples.notes),
+        frozenset(one.id for one in made),
+        {one.id: before for before, one in by_id.items()},
+        frozenset(copied),
     )
+
+
+def plant_kinds(examples: Examples, shares: Mapping[str, float], seed: int = 0) -> dict[str, Planted]:
+    """Make rows of several kinds bad in one pool, no row twice; each result has the pool as it was then, the last one all.
+
+    shares: of all rows, by kind. Raises the errors of `plant`.
+    """
+    odd = [kind for kind in shares if kind not in KINDS]
+    if odd or not shares:
+        raise UsageError(f"rows are made bad by {', '.join(KINDS)}, not by {odd[0] if odd else 'nothing'!r}")
+    found: dict[str, Planted] = {}
+    spared: frozenset[str] = frozenset()
+    for kind in [kind for kind in KINDS if kind in shares]:
+        found[kind] = plant(examples, shares[kind], cast(Kind, kind), seed, spared)
+        examples = found[kind].examples
+        spared |= found[kind].bad
+    return found
 
 
 def flagged(examples: Examples, column: str, *, bad: object = False) -> frozenset[str]:
@@ -103,12 +169,40 @@ def _stubs(rows: Sequence[Example], seed: int) -> list[str]:
     return [STUBS[derive(seed, "planted", "stub", one.id) % len(STUBS)] for one in rows]
 
 
-def _with(example: Example, response: str, kind: str) -> Example:
-    """Return a row with another response and a marked id; its original row is written anew, since a run reads it again."""
+def _foreign(rows: Sequence[Example], seed: int) -> list[str]:
+    """Return sentences of one other language for each row, of about the length of its response."""
+    texts = []
+    for one in rows:
+        language = LANGUAGES[derive(seed, "planted", "language", one.id) % len(LANGUAGES)]
+        order = shuffled(language, seed, "planted", "language", one.id)
+        text = ""
+        for sentence in itertools.cycle(order):
+            if text and len(text) + len(sentence) / 2 > len(one.response):
+                break
+            text = f"{text} {sentence}".strip()
+        texts.append(text)
+    return texts
+
+
+_MAKERS: Mapping[str, Callable[[Sequence[Example], int], list[str]]] = {
+    "swapped": _exchanged,
+    "truncated": _truncated,
+    "stub": _stubs,
+    "language": _foreign,
+}
+
+
+def _with(example: Example, content: Example, response: str | None, kind: str) -> Example:
+    """Return a row in the place of another with a marked id; its original row is written anew, since a run reads it again.
+
+    content: whose prompt it has. response: None for that row's own.
+    """
     name = f"{example.id}#{kind}"
-    turns: list[dict[str, object]] = [{"role": one.role, "content": one.content} for one in example.messages]
-    for turn, one in zip(turns, example.messages, strict=True):
+    answer = content.response if response is None else response
+    turns: list[dict[str, object]] = [{"role": one.role, "content": one.content} for one in content.messages]
+    for turn, one in zip(turns, content.messages, strict=True):
         if one.role == "assistant" and not one.learned:
             turn["weight"] = 0
-    row = {"id": name, "messages": [*turns, {"role": "assistant", "content": response}]}
-    return replace(example, id=name, response=response, raw=json.dumps(row, ensure_ascii=False))
+    row = {"id": name, "messages": [*turns, {"role": "assistant", "content": answer}]}
+    raw = json.dumps(row, ensure_ascii=False)
+    return replace(content, id=name, response=answer, source=example.source, line=example.line, raw=raw)

@@ -30,7 +30,7 @@ from nncift.models.causal_lm import CausalLM
 from nncift.runs import bad_rows as detection
 from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import judged_objective, skill_by_budget, true_problem
-from nncift.runs.planting import swapped
+from nncift.runs.planting import KINDS, Planted, plant_kinds
 from nncift.stages.inputs import read_pool
 from nncift.student.paper_recipe import RECIPES
 from nncift.studies.grid import Analysis
@@ -243,15 +243,15 @@ def _mean_costs(seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, d
 def bad_data(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record]:
     """Return one record per kind of bad row and seed: areas under the ROC curve with intervals over rows.
 
-    `over` names the teachers. Of a generated world the corrupted and the repeated rows are known; of other pools a share of
-    the responses (option swap) is exchanged, anew for every seed.
+    `over` names the teachers. Of a generated world the corrupted and the repeated rows are known; in other pools shares of the
+    rows (option plant, by kind) are made bad, anew for every seed.
     """
     found = []
     pool = workspace.pools[analysis.pool]
-    share = analysis.options.get("swap")
-    if (pool.truth is None) == (share is None):
+    if (pool.truth is None) != isinstance(analysis.options.get("plant"), Mapping):
         raise UsageError(
-            f"analysis {analysis.name!r}: of a generated world the bad rows are known, and other pools need the option swap"
+            f"analysis {analysis.name!r}: bad rows of a generated world are known; other pools need the option plant, shares of "
+            f"rows by kind, such as {{swapped: 0.2}}; kinds: {', '.join(KINDS)}"
         )
     with workspace.progress(f"{analysis.name}: seeds", len(seeds)) as advance:
         for seed in seeds:
@@ -263,11 +263,13 @@ def bad_data(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Rec
 
 def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> Record:
     pool = workspace.pools[analysis.pool]
-    share = analysis.options.get("swap")
     bads: dict[str, Collection[str]]
-    if share is not None:
-        pool, bad = _planted(workspace, analysis, float(share), seed)
-        workspace, bads = replace(workspace, pools={**workspace.pools, analysis.pool: pool}), {"exchanged": bad}
+    copied: Collection[str] = ()
+    if pool.truth is None:
+        pool, planted = _planted(workspace, analysis, seed)
+        workspace = replace(workspace, pools={**workspace.pools, analysis.pool: pool})
+        bads = {KINDS[kind]: one.bad for kind, one in planted.items()}
+        copied = frozenset().union(*(one.copied for one in planted.values()))
     else:
         truth = read_truth(Path(str(pool.truth)))
         bads = {
@@ -278,8 +280,9 @@ def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> Reco
     for chosen in analysis.combinations():
         run = workspace.run(workspace.settings(analysis, chosen.settings, seed))
         ledger = run.summary["ledger"]
-        # Runs that differ in their student alone have one full teacher.
-        if (place := workspace.truth_folder(run)) not in known:
+        # Runs that differ in their student alone have one full teacher; what costs nothing or a few passes is measured below.
+        free = run.settings.teacher in detection.FREE and pool.model is not None
+        if not free and (place := workspace.truth_folder(run)) not in known:
             known.add(place)
             matrices[chosen.name] = workspace.truth(run)
         runs[
@@ -287,28 +290,27 @@ def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> Reco
         ] = run
     examples = _common([run.rows.examples for run in runs.values()])
     lm = None if pool.model is None else CausalLM.load(pool.model, device=workspace.device)
+    scores = detection.pool_scores(
+        examples, runs={name: run.path for name, run in runs.items()}, matrices=matrices, lm=lm, seed=seed
+    )
+    # A row that was made bad in another way, or that a copy repeats, is no example of a good one.
+    spoilt = set().union(*bads.values(), copied) if pool.truth is None else set()
     record = []
     for what, bad in bads.items():
-        judged = detection.bad_data(
-            examples,
-            set(bad) & set(examples.ids),
-            runs={name: run.path for name, run in runs.items()},
-            matrices=matrices,
-            lm=lm,
-            seed=seed,
-        )
+        among = set(examples.ids) - (spoilt - set(bad))
+        judged = detection.judge(scores, set(bad) & among, among=among, seed=seed)
         unread = len(set().union(*(run.rows.ids for run in runs.values()))) - len(examples)
         record.append({"bad": what, "seed": seed, "unread": unread, "found": judged.to_json()})
     return {"found": record}
 
 
-def _planted(workspace: Workspace, analysis: Analysis, share: float, seed: int) -> tuple[Ready, Collection[str]]:
-    """Return the pool with some responses exchanged, and the ids of these rows."""
+def _planted(workspace: Workspace, analysis: Analysis, seed: int) -> tuple[Ready, dict[str, Planted]]:
+    """Return the pool with some rows made bad, and which these are, by kind."""
     pool = workspace.pools[analysis.pool]
     clean = read_pool(workspace.settings(analysis, analysis.combinations()[0].settings, seed))
-    planted = swapped(clean, share, seed)
-    folder = workspace.folder / "pools" / f"{pool.name}-exchanged-{seed}"
-    return replace(pool, files=write_pool(folder, planted.examples)), planted.bad
+    planted = plant_kinds(clean, analysis.options["plant"], seed)
+    folder = workspace.folder / "pools" / f"{pool.name}-planted-{'-'.join(planted)}-{seed}"
+    return replace(pool, files=write_pool(folder, [*planted.values()][-1].examples)), planted
 
 
 def _common(pools: list[Examples]) -> Examples:

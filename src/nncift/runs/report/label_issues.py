@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.seeds import shuffled
+from nncift.runs.bad_rows import nearest_other
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.samples import Sample
 
@@ -120,13 +121,7 @@ def _far(run: FinishedRun) -> tuple[str, str, int, dict[str, str]]:
     rests_on = "a nearest other row by embedding that is far less similar than other rows have"
     if len(ids) < 3:
         return "off-topic", rests_on, len(ids), {}
-    vectors = run.vectors(ids)
-    nearest = np.empty(len(ids))
-    for start in range(0, len(ids), 512):
-        cosine = vectors[start : start + 512] @ vectors.T
-        at = np.arange(len(cosine))
-        cosine[at, start + at] = -np.inf
-        nearest[start : start + 512] = cosine.max(axis=1)
+    nearest = nearest_other(run.vectors(ids))
     return (
         "off-topic",
         rests_on,
