@@ -236,7 +236,16 @@ def sampled_targets(run: FinishedRun, most: int = SAMPLED_TARGETS) -> tuple[str,
 def _score_place(run: FinishedRun, choice: Choice) -> int | None:
     if choice.score is None:
         return None
-    return 1 + sum(other.score is not None and other.score > choice.score for other in run.choices.values())
+    return 1 + sum(score is not None and score > choice.score for score in run.column("score"))
+
+
+def _left_to_add(run: FinishedRun) -> list[float]:
+    """Return what every dropped row would add, 0 where that is unknown."""
+    return [
+        gain or 0.0
+        for gain, selected in zip(run.column("would_add"), run.column("selected"), strict=True)
+        if not selected
+    ]
 
 
 def _rivals(run: FinishedRun, example_id: str, targets: list[str]) -> tuple[Rival, ...]:
@@ -269,9 +278,7 @@ def _change(run: FinishedRun, choice: Choice, record: Explanation) -> list[str]:
         return ["It was taken out before the selection, and did not compete; `nncift select` with other rules lets it."]
     if record.objective == "rr":
         return _turns(run, record)
-    ahead = 1 + sum(
-        (other.would_add or 0) > (choice.would_add or 0) for other in run.choices.values() if not other.selected
-    )
+    ahead = 1 + sum(gain > choice.would_add for gain in _left_to_add(run))
     found = []
     if last.gain is not None:
         missing = last.gain - choice.would_add
@@ -321,7 +328,7 @@ def _turns(run: FinishedRun, record: Explanation) -> list[str]:
 
 
 def _kept(run: FinishedRun, choice: Choice) -> list[str]:
-    best_left = max((other.would_add or 0 for other in run.choices.values() if not other.selected), default=0.0)
+    best_left = max(_left_to_add(run), default=0.0)
     found = [
         f"The best dropped row would add {best_left:.4g}; this one added {choice.gain or 0:.4g} when it was chosen."
     ]

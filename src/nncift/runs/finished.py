@@ -174,6 +174,11 @@ class FinishedRun:
 
         return LazilyBy(choice, place)
 
+    def column(self, name: str) -> Sequence[Any]:
+        """Return one field of all `choices`, in their order, without making these."""
+        found = self._selection_table.get(name)
+        return [None] * len(self.choices) if found is None else found
+
     def _places(self, ids: list[str]) -> dict[str, int]:
         """Return where each id stands; with the ids of the rows themselves where they are the same, not with copies."""
         same = "rows" in self.__dict__ and tuple(ids) == self.rows.ids
