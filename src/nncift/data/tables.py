@@ -169,7 +169,7 @@ def hub_records(name: str, split: str | None, text_columns: Collection[str] = ()
         import datasets
     except ImportError as error:
         raise ResourceError(
-            f"reading 'hub:{name}' needs the package `datasets`, which is not installed; pip install \"nncift[hub]\""
+            f"reading 'hub:{name}' needs the package `datasets`, which is not installed: pip install datasets"
         ) from error
     yield from dataset_records(_load(datasets, name, split), text_columns)
 

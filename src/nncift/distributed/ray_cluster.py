@@ -65,7 +65,7 @@ class RayExecutor(LocalExecutor):
         if gpus_per_worker is not None and gpus_per_worker < 0:
             raise UsageError(f"--gpus-per-worker is 0 or more, not {gpus_per_worker}")
         if importlib.util.find_spec("ray") is None:
-            raise ResourceError('--engine ray needs the extra `ray`: pip install "nncift[ray]"')
+            raise ResourceError("--engine ray needs the package ray: pip install ray")
         super().__init__()
         self._address, self._workers, self._gpus_per_worker = address, workers, gpus_per_worker
         self._settings, self._workspace = RunSettings(), Path()

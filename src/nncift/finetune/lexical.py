@@ -21,7 +21,7 @@ def bm25(targets: Sequence[str], sources: Sequence[str]) -> Doubles:
         import bm25s
     except ImportError as error:
         raise ResourceError(
-            "BM25 needs the library bm25s, which is not installed; pip install bm25s, or leave BM25 out"
+            "BM25 needs the library bm25s, which is not installed: pip install bm25s, or leave BM25 out"
         ) from error
     # It says on standard error that it works.
     logging.getLogger("bm25s").setLevel(logging.WARNING)

@@ -73,7 +73,7 @@ class _Rouge:
         try:
             from rouge_score.rouge_scorer import RougeScorer
         except ImportError as error:
-            raise ResourceError(f'the metric {self.name} needs rouge-score: pip install "nncift[train]"') from error
+            raise ResourceError(f"the metric {self.name} needs rouge-score: pip install rouge-score") from error
         self._scorer = RougeScorer([self.name], use_stemmer=True)
 
     def values(self, answers: Sequence[Answer]) -> Values:

@@ -102,9 +102,7 @@ class EndpointJudge:
         try:
             import openai  # noqa: F401
         except ImportError as error:
-            raise ResourceError(
-                'a judge at an address needs the package openai: pip install "nncift[judge]"'
-            ) from error
+            raise ResourceError("a judge at an address needs the package openai: pip install openai") from error
 
     def grade(self, answers: Sequence[Answer]) -> list[Grade]:
         """Return the grades, a few requests at a time."""

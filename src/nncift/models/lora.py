@@ -287,7 +287,7 @@ def import_peft() -> Any:
         import peft
     except ImportError as error:
         raise ResourceError(
-            'LESS with LoRA needs peft: pip install "nncift[train]"; or take all parameters of a small model with lora=False'
+            "LESS with LoRA needs peft: pip install peft; or take all parameters of a small model with lora=False"
         ) from error
     return peft
 

