@@ -12,6 +12,7 @@ from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.run_verdict import (
     NO_VERDICT,
     RunSummary,
+    leave_word,
     selection_key,
     training_record,
     training_verdict,
@@ -151,6 +152,16 @@ def test_a_tune_of_another_selection_says_nothing(tmp_path: Path) -> None:
     assert training_record(tmp_path, key) is not None
     assert training_record(tmp_path, selection_key(["a", "c"])) is None
     assert training_record(tmp_path / "none", key) is None
+    elsewhere = tmp_path / "other" / "place"
+    elsewhere.mkdir(parents=True)
+    run = tmp_path / "other" / "run"
+    run.mkdir()
+    (elsewhere / "tune.json").write_text(json.dumps(record("worse", key)))
+    leave_word(run, elsewhere)
+    found = training_record(run, key)
+    assert found is not None
+    assert found["folder"] == "../place"
+    assert training_verdict(found)[0] == training_verdict(record("worse", key))[0]
     (tmp_path / "tune" / "tune.json").write_text("no object")
     assert training_record(tmp_path, key) is None
 

@@ -8,6 +8,7 @@ below that half; else unclear. Whether training on it helps is answered by train
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from nncift.evaluation.gate import GateRecord
 from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.verdicts import NAMES
 from nncift.selection.solve import SelectionRecord
-from nncift.storage.atomic import read_json
+from nncift.storage.atomic import read_json, write_json
 from nncift.storage.ledger import Ledger
 from nncift.student.candidates import is_student
 
@@ -53,7 +54,7 @@ TRAINS = {
     "unclear": "training shows no significant difference from random rows",
     "not measured": "whether it trains better has not been measured",
 }
-TUNE = Path("tune") / "tune.json"
+TUNE, TUNED = Path("tune") / "tune.json", "tuned.json"
 RANDOM_CONTROLS = {"random": "random rows", "stratified": "random rows by source", "longest": "the longest responses"}
 
 
@@ -114,12 +115,30 @@ def selection_key(ids: Sequence[str]) -> str:
 
 
 def training_record(run: Path, selection: str) -> JsonObject | None:
-    """Return what `nncift tune` recorded in a run's own folder of this selection; None where it has not trained on it."""
+    """Return what `nncift tune` recorded of this selection, with its `folder` as the run sees it; None where it has not trained.
+
+    That is the folder that the last tune left word of (`leave_word`), else the run's own.
+    """
+    word = _object(run / TUNED)
+    for folder in ((word or {}).get("folder"), str(TUNE.parent)):
+        found = _object(run / str(folder) / TUNE.name) if folder else None
+        if found is not None and found.get("selection") == selection:
+            return {**found, "folder": folder}
+    return None
+
+
+def leave_word(run: Path, folder: Path) -> None:
+    """Write into a run where its last tune lies, so that its report and verdict know of it wherever `--out` was."""
+    write_json(run / TUNED, {"folder": Path(os.path.relpath(folder.resolve(), run.resolve())).as_posix()})
+
+
+def _object(path: Path) -> JsonObject | None:
+    """Return the JSON object of a file; None where there is none."""
     try:
-        found = read_json(run / TUNE)
+        found = read_json(path)
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("selection") == selection else None
+    return found if isinstance(found, dict) else None
 
 
 def verdict_of(summary: RunSummary, settings: RunSettings, training: JsonObject | None = None) -> Verdict:

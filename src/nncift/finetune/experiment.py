@@ -16,7 +16,7 @@ from nncift.core.fingerprints import fingerprint
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.errors import UsageError
-from nncift.evaluation.run_verdict import selection_key
+from nncift.evaluation.run_verdict import leave_word, selection_key
 from nncift.finetune.arms import Arm, Pool, SubsetSize, arms_of, choose, selected_ids
 from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
 from nncift.finetune.comparison import UNTRAINED, Group, GroupSummary, summarise, with_costs
@@ -66,6 +66,7 @@ def tune(
     write_text(experiment.folder / "tune.md", page(record))
     report = os.path.relpath(run.path / "report.html", experiment.folder)
     write_text(experiment.folder / "tune.html", html(record, Path(report).as_posix()))
+    leave_word(run.path, experiment.folder)
     renew(run.path, record)
     return record
 
