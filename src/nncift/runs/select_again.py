@@ -64,7 +64,8 @@ def reselect(
 
     given: settings of the selection that differ from the run's. out: a new directory for the files; without it the run's own
     selection, summary, report and manifest are replaced. executor: has calculations done, in this process by default. Raises
-    UsageError where there is no finished run or a setting does not fit it, InfeasibleError where the request cannot be met.
+    DataError where there is no finished run, UsageError where a setting does not fit it, InfeasibleError where the request cannot
+    be met.
     """
     result = _reselected(run, given, out, executor or LocalExecutor())
     if out is None:
@@ -157,7 +158,7 @@ def _sets(
 
 def _settings(run: Path, given: Mapping[str, Any]) -> RunSettings:
     if not (run_behind(run) / SUMMARY).exists() or not (run / MANIFEST).exists():
-        raise UsageError(f"{str(run)!r} holds no finished run; give the directory that `nncift run --out` wrote")
+        raise DataError(f"there is no finished run in {str(run)!r}; give the --out of a run that has ended")
     checksums.verify(run, MANIFEST)
     return config.recorded(run / MANIFEST, given)
 
