@@ -5,7 +5,9 @@ import re
 import shutil
 import zlib
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +18,13 @@ import pytest
 from nncift.data.layout import Layout
 from nncift.errors import DataError
 from nncift.evaluation.verdicts import grouped
-from nncift.runs.finished import FinishedRun
-from nncift.runs.report import MOST_BYTES, render, write_report
+from nncift.runs.finished import Choice, FinishedRun
+from nncift.runs.report import MOST_BYTES, render, report_rows, write_report, write_shared
 from nncift.runs.report.numbers import numbers
-from nncift.runs.report.samples import cut, draw
+from nncift.runs.report.report_charts import plane
+from nncift.runs.report.report_coverage import Region
+from nncift.runs.report.report_rows import PoolMap
+from nncift.runs.report.samples import Sample, cut, draw
 from nncift.runs.report.shift import tables
 from nncift.selection.controls import random_ids
 
@@ -66,6 +71,23 @@ def unpacked(page: str) -> dict[str, Any]:
     packed = re.findall(r'id="data">([A-Za-z0-9+/=]*)</script>', page)[0]
     found: dict[str, Any] = json.loads(zlib.decompress(b64decode(packed)))
     return found
+
+
+def test_a_copy_to_pass_on_holds_no_text_and_no_folder(done: Path) -> None:
+    before = (done / "report.html").read_bytes()
+    path = write_shared(done)
+    page = path.read_text("utf-8")
+    held = unpacked(page)
+    assert path.name == "report-without-texts.html"
+    assert held["prompt"] == held["id"]
+    assert not any(held["response"])
+    shown = page + json.dumps(held)
+    sentence = re.compile(r"\b\w+ the \w+ (sort|list|name|add|red)\b")
+    assert sentence.search(json.dumps(unpacked(before.decode())))
+    assert not sentence.search(shown)
+    assert str(done.parent) not in shown
+    assert "leaves out the rows" in page
+    assert (done / "report.html").read_bytes() == before
 
 
 def test_the_policy_names_the_one_script_by_its_hash(done: Path) -> None:
@@ -317,3 +339,67 @@ def test_removed_duplicates_are_told_and_explained(tmp_path: Path) -> None:
     assert "<b>3</b> duplicates were removed before the selection" in (made.path / "report.html").read_text("utf-8")
     gone = next(choice.id for choice in FinishedRun(made.path).choices.values() if choice.reason.startswith("Removed"))
     assert "taken out before the selection" in explain(made.path, gone)["change"][0]
+
+
+def many(count: int) -> Any:
+    """Return a run of unit vectors in two groups that lie apart, as far as a map looks at it."""
+    random = np.random.default_rng(0)
+    middle = np.repeat(np.eye(2, 16), count // 2, axis=0)
+    vectors = (middle + 0.05 * random.normal(size=(count, 16))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    place = {f"r{at:03d}": at for at in range(count)}
+    rows = SimpleNamespace(ids=tuple(place))
+    found = SimpleNamespace(rows=rows, settings=SimpleNamespace(seed=3))
+    found.vectors = lambda ids: vectors[[place[item] for item in ids]]
+    return found
+
+
+def sample_of(run: Any, count: int) -> Sample:
+    return Sample(run, run.rows.ids[:count], count, 0)
+
+
+def test_a_map_without_umap_shows_components_and_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    run = many(120)
+    made = report_rows.plane(run, sample_of(run, 120))
+    vectors = run.vectors(run.rows.ids).astype(float)
+    spread = np.linalg.eigvalsh(np.cov(vectors.T))[::-1]
+    assert made.method == "pca"
+    assert made.variance == pytest.approx(spread[:2].sum() / spread.sum())
+
+
+@pytest.mark.slow
+def test_a_map_by_umap_keeps_groups_apart_and_is_the_same_twice() -> None:
+    pytest.importorskip("umap", reason="pip install umap-learn")
+    run = many(120)
+    sample = sample_of(run, 120)
+    made, again = report_rows.plane(run, sample), report_rows.plane(run, sample)
+    assert made == again
+    assert made.method.startswith("umap 0.")
+    assert made.variance is None
+    points = np.array([made.x, made.y]).T
+    apart = np.linalg.norm(points[:60].mean(axis=0) - points[60:].mean(axis=0))
+    assert apart > 2 * max(points[:60].std(axis=0).max(), points[60:].std(axis=0).max())
+    few = report_rows.plane(run, sample_of(run, 50))
+    assert few.method == "pca"
+
+
+def test_rows_that_targets_take_in_turn_are_no_fillers() -> None:
+    choice = Choice("a", "s", 4, True, 0.0, None, 0.1, "Taken at rank 4 of 80 in the turn of t")
+    assert report_rows.kind_of(choice, "rr") == "chosen"
+    assert report_rows.kind_of(choice, "fl") == "filler"
+
+
+def test_names_of_regions_do_not_lie_on_each_other(done: Path) -> None:
+    rows = numbers(FinishedRun(done)).rows[:3]
+    regions = [
+        Region(size, 0.1, 0, 0.0, None, [name], "") for size, name in ((9, "small"), (20, "large"), (8, "apart"))
+    ]
+    rows = [replace(row, region=number) for number, row in enumerate(rows)]
+    chart = str(plane(PoolMap([0.0, 0.01, 1.0], [0.0, 0.0, 1.0], "pca", 0.5), rows, regions))
+    assert "small" not in chart
+    assert "large" in chart
+    assert "apart" in chart

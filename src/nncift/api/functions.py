@@ -260,11 +260,14 @@ def query(
     return query(run, read, Question(top, exact, device), progress=for_people()).to_json()
 
 
-def report(path: str | Path) -> Path:
-    """Make the report of a finished run again where it is missing or old, and return its path."""
-    from nncift.runs.report import write_report
+def report(path: str | Path, *, without_texts: bool = False) -> Path:
+    """Make the report of a finished run again where it is missing or old, and return its path.
 
-    return write_report(path)
+    without_texts: write a copy to pass on, with ids in the place of texts and without folders.
+    """
+    from nncift.runs.report import write_report, write_shared
+
+    return write_shared(path) if without_texts else write_report(path)
 
 
 def compare(a: str | Path, b: str | Path, *, clusters: int = 10) -> Mapping[str, Any]:

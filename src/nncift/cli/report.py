@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 @command("report", example="nncift report runs/alpaca --open")
 @run_argument
 @option("--open", "open_", is_flag=True, help="Open it in the browser.")
-def report_command(show: bool, run: Path, open_: bool) -> JsonObject:
+@option(
+    "--without-texts",
+    is_flag=True,
+    help="Write report-without-texts.html beside it, a copy to pass on: ids in the place of texts, no folders.",
+)
+def report_command(show: bool, run: Path, open_: bool, without_texts: bool) -> JsonObject:
     """Make the report of RUN again where it is missing or old: one file that needs no network."""
     from nncift.runs.finished import FinishedRun
     from nncift.runs.renew_verdict import verdict
-    from nncift.runs.report import write_report
+    from nncift.runs.report import write_report, write_shared
 
     found = FinishedRun(run)
-    page, answer = write_report(found), verdict(found)
+    page, answer = (write_shared if without_texts else write_report)(found), verdict(found)
     if show:
         out = console()
         show_verdict(out, answer)

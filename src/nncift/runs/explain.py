@@ -236,7 +236,8 @@ def sampled_targets(run: FinishedRun, most: int = SAMPLED_TARGETS) -> tuple[str,
 def _score_place(run: FinishedRun, choice: Choice) -> int | None:
     if choice.score is None:
         return None
-    return 1 + sum(score is not None and score > choice.score for score in run.column("score"))
+    scores: Sequence[float | None] = run.column("score")
+    return 1 + sum(score is not None and score > choice.score for score in scores)
 
 
 def _left_to_add(run: FinishedRun) -> list[float]:

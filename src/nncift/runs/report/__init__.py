@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nncift import __version__
 from nncift.core.fingerprints import fingerprint
 from nncift.errors import DataError
-from nncift.evaluation.run_verdict import selection_key, training_record
+from nncift.evaluation.run_verdict import selection_key, training_record, training_verdict
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.charts import Chart, style
 from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, TEXT_BYTES, pack
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nncift.runs.report.numbers import Report
 
 HTML, JSON, MARK = "report.html", "report.json", "report"
+SHARED = "report-without-texts.html"
 MOST_BYTES = 1_950_000
 DATA = '<script type="application/octet-stream" id="data"></script>'
 """Where the rows of the table stand in the page."""
@@ -39,6 +40,7 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     Raises DataError where the directory has no finished run, or one whose files do not belong together.
     """
     from nncift.runs.report.numbers import numbers
+    from nncift.runs.report.report_rows import map_method
 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     page = found.path / HTML
@@ -52,7 +54,9 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
     selection = selection_key(list(found.chosen))
     truth = _truth_before(found.path, selection) if truth is None else truth
     trained = training_record(found.path, selection)
-    key = fingerprint(__version__, found.summary, list(found.chosen), dict(truth or {}), trained, _source())
+    key = fingerprint(
+        __version__, found.summary, list(found.chosen), dict(truth or {}), trained, _source(), map_method()
+    )
     if checksums.is_marked(found.path, MARK, key, (HTML, JSON)):
         return page
     checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
@@ -72,6 +76,23 @@ def _truth_before(run: Path, selection: str) -> Mapping[str, Any] | None:
         return None
     known = isinstance(before, dict) and before.get("selection") == selection
     return before.get("truth") if known else None
+
+
+def write_shared(run: str | Path | FinishedRun) -> Path:
+    """Write `report-without-texts.html`, a copy of the report to pass on: no text of a row, no folder; return its path.
+
+    Raises DataError as `write_report` does.
+    """
+    from markupsafe import escape
+
+    from nncift.runs.report.numbers import numbers
+
+    found = run if isinstance(run, FinishedRun) else FinishedRun(run)
+    name, page = _name(found.path), found.path / SHARED
+    truth = _truth_before(found.path, selection_key(list(found.chosen)))
+    text = render(numbers(found, truth, texts=False), name, name)
+    write_text(page, text.replace(str(escape(str(found.path))), str(escape(name))))
+    return page
 
 
 def render(report: Report, name: str, run: str = "RUN") -> str:
@@ -115,6 +136,7 @@ def _page(report: Report, name: str) -> str:
         "linked": {row.id for row in report.listing},
         "empty": _nothing(report),
         "training": training_tables(report.training),
+        "trained": training_verdict(report.training)[1],
         "style": _style(),
         "script": script,
         "script_hash": _hash(script),

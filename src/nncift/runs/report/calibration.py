@@ -107,4 +107,6 @@ def _shown(run: FinishedRun, ranked: list[tuple[float, str, str]], most: int, sa
 
 
 def _whole(sample: Sample, item: str) -> str:
+    if not sample.texts:
+        return sample.text(item)
     return cut(sample.text(item) + "  →  " + sample.response(item), 560)

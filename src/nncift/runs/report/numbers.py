@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 from nncift.core.seeds import shuffled
@@ -36,6 +37,7 @@ ASKED = (
     "pool target existing teacher model encoder labels plan student recipe features objective budget quota limit seed"
 ).split()
 """The settings that are shown, where they were given."""
+FILES = ("pool", "target", "existing")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Report:
     """All sections. cost, value, truth: as the run stores them. listing: rows of the page's table, those of `rows` first.
 
     target_texts: of the targets that rows name. training: what `nncift tune` found of this selection, in sentences.
+    texts: whether the rows' texts are shown.
     """
 
     verdict: Verdict
@@ -121,6 +124,7 @@ class Report:
     training: Mapping[str, Any] | None
     student: Fidelity | None
     best_baseline: Fidelity | None
+    texts: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return what `report.json` holds: of the table only the rows that are described one by one."""
@@ -136,9 +140,12 @@ def _brief(row: Row) -> dict[str, Any]:
     return replace(row, prompt=cut(row.prompt, PROMPT_BYTES), response=cut(row.response, RESPONSE_BYTES)).to_json()
 
 
-def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
-    """Return the report of a finished run; truth: what only the demo knows. Raises DataError where files cannot be read."""
-    sample, targets = draw(run), sampled_targets(run)
+def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None, *, texts: bool = True) -> Report:
+    """Return the report of a finished run; truth: what only the demo knows. Raises DataError where files cannot be read.
+
+    texts: False leaves out the rows' texts and the folders of files, for a copy to pass on.
+    """
+    sample, targets = draw(run, texts=texts), sampled_targets(run)
     least = Uncovered()
     if not run.pointwise and run.chosen:
         # A sample of its own: half of the rows that are shown one by one are chosen ones.
@@ -157,7 +164,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
     return Report(
         verdict=answer,
         headline=answer.headline,
-        asked=_asked(run),
+        asked=_asked(run, texts),
         cost=run.summary.get("ledger", {}),
         coverage=curves(run, targets),
         value=value,
@@ -173,7 +180,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
         near_copies=near_copies(run, sample),
         issues=found,
         lengths=lengths(run),
-        full=_full(run),
+        full=_full(run) if texts else [],
         warnings=grouped(warnings),
         rows=rows,
         listing=shown,
@@ -189,6 +196,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None) -> Report:
         training=training_record(run.path, selection_key(list(run.chosen))),
         student=student,
         best_baseline=best,
+        texts=texts,
     )
 
 
@@ -219,9 +227,12 @@ def _target_texts(run: FinishedRun, sample: Sample, rows: Sequence[Row]) -> dict
     return {item: sample.text(item, 90) for item in sorted(named)}
 
 
-def _asked(run: FinishedRun) -> Asked:
+def _asked(run: FinishedRun, folders: bool) -> Asked:
     settings = run.settings.model_dump(mode="json")
     given = {name: settings[name] for name in ASKED if settings.get(name) not in (None, [], {}, ())}
+    if not folders:
+        given |= {name: [PurePath(file).name for file in given[name]] for name in FILES if name in given}
+        given |= {name: PurePath(given[name]).name for name in ("model", "encoder") if name in given}
     summary = run.summary
     return Asked(given, summary.get("pool"), summary.get("rejected"), len(run.chosen), summary.get("labels", {}))
 

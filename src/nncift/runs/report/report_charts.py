@@ -11,6 +11,9 @@ from nncift.runs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, A
 from nncift.runs.report.report_coverage import Coverage, Region
 from nncift.runs.report.report_rows import Lengths, PoolMap, Row, Scores
 
+LETTER, LINE = 5.6, 12
+"""Width and height of a letter on the map, in the chart's units."""
+
 
 def coverage(found: Coverage, y_label: str) -> Chart | str:
     """Draw the curves of coverage and their knee; nothing below two rows."""
@@ -104,7 +107,8 @@ def _bar(kind: str, left: float, width: float, up: float, about: str) -> str:
 
 def plane(found: PoolMap, rows: Sequence[Row], regions: Sequence[Region] = ()) -> Chart:
     """Draw the map; every point carries the number of its row, for the page's script. Regions are named by their words."""
-    frame = Frame.of(span(found.x), span(found.y), ("first principal component", "second"), height=360)
+    axes = ("first principal component", "second") if found.method == "pca" else ("UMAP, first dimension", "second")
+    frame = Frame.of(span(found.x), span(found.y), axes, height=360)
     points = list(enumerate(zip(found.x, found.y, rows, strict=False)))
     # Chosen rows last, so that they lie on top.
     body = [
@@ -113,13 +117,19 @@ def plane(found: PoolMap, rows: Sequence[Row], regions: Sequence[Region] = ()) -
         for at, (x, y, row) in points
         if row.selected == wanted
     ]
-    for number, region in enumerate(regions):
+    placed: list[tuple[float, float, float]] = []
+    for number, region in sorted(enumerate(regions), key=lambda both: -both[1].rows):
         mine = [(x, y) for _, (x, y, row) in points if row.region == number]
         if mine and region.words:
             # The median lies where most of its rows are.
             x, y = (sorted(values)[len(values) // 2] for values in zip(*mine, strict=True))
-            at = f'x="{frame.x.at(x)}" y="{frame.y.at(y)}"'
-            body.append(f'<text class="region" {at} text-anchor="middle">{escape(" ".join(region.words[:2]))}</text>')
+            name = " ".join(region.words[:2])
+            here = (frame.x.at(x), frame.y.at(y), LETTER * len(name) / 2)
+            # The names of large regions stay; the table below has all.
+            if any(abs(here[0] - a) < here[2] + width and abs(here[1] - b) < LINE for a, b, width in placed):
+                continue
+            placed.append(here)
+            body.append(f'<text class="region" x="{here[0]}" y="{here[1]}" text-anchor="middle">{escape(name)}</text>')
     return frame.draw("Map of the pool; arrow keys go from row to row", body, extra=' id="map" tabindex="0"')
 
 

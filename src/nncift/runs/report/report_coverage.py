@@ -189,7 +189,9 @@ def _regions(
         if not mine:
             continue
         here = Counter(word for name in mine for word in set(words(sample.text(name))))
-        typical = sorted(here, key=lambda word: (-here[word] * here[word] / everywhere[word], word))[:6]
+        if not sample.texts:
+            here, everywhere = Counter(run.choices[name].source for name in mine), Counter()
+        typical = sorted(here, key=lambda word: (-here[word] * here[word] / (everywhere[word] or 1), word))[:6]
         covered = [best[name] for name in mine if np.isfinite(best.get(name, np.nan))]
         selected = sum(run.choices[name].selected for name in mine)
         coverage = float(np.mean(covered)) if covered else None

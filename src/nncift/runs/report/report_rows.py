@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ BINS = 24
 NEAR = 0.95
 MOST_COMPARED = 5000
 PCA_ROWS = 4000
+LEAST_UMAP, UMAP_NEIGHBOURS = 100, 15
+"""Rows from which on neighbourhoods are mapped, and how many other rows make one."""
 REASON_BYTES = 420
 MOST_EXPLAINED = 300
 LENGTH_BINS = 16
@@ -59,11 +62,16 @@ class NearCopies:
 
 @dataclass(frozen=True)
 class PoolMap:
-    """Places of the sampled rows on the first two principal components, and the share of variance that these show."""
+    """Places of the sampled rows in two dimensions.
+
+    method: `pca`, the first two principal components; or `umap`, with the release of umap-learn. variance: the share that the
+    components show, None for umap.
+    """
 
     x: list[float]
     y: list[float]
-    variance: float
+    method: str
+    variance: float | None
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,10 @@ def near_copies(run: FinishedRun, sample: Sample) -> NearCopies:
 
 
 def plane(run: FinishedRun, sample: Sample) -> PoolMap:
-    """Return the map of the sampled rows; its axes are fitted on a sample of all rows."""
+    """Return the map of the sampled rows: by UMAP where umap-learn is installed and rows are not few, else by components.
+
+    Principal components are fitted on a sample of all rows; UMAP starts from them, so that both maps lie alike.
+    """
     fitted = shuffled(run.rows.ids, run.settings.seed, "report", "plane")[:PCA_ROWS]
     vectors = run.vectors(fitted).astype(np.float64)
     mean = vectors.mean(axis=0)
@@ -178,7 +189,29 @@ def plane(run: FinishedRun, sample: Sample) -> PoolMap:
         points = np.hstack([points, np.zeros((len(points), 1), np.float32)])
     total = float(values.sum())
     shown = float(values[::-1][:2].sum() / total) if total > 0 else 0.0
-    return PoolMap(points[:, 0].tolist(), points[:, 1].tolist(), shown)
+    method = map_method()
+    # Rows that are all alike have no neighbours to show.
+    if method == "pca" or len(points) < LEAST_UMAP or shown == 0:
+        return PoolMap(points[:, 0].tolist(), points[:, 1].tolist(), "pca", shown)
+    points = _umap(run.vectors(sample.ids), points, run.settings.seed)
+    return PoolMap(points[:, 0].tolist(), points[:, 1].tolist(), method, None)
+
+
+def map_method() -> str:
+    """Return how maps are made here: `umap` and the release of umap-learn where it is installed, else `pca`."""
+    try:
+        return f"umap {metadata.version('umap-learn')}"
+    except metadata.PackageNotFoundError:
+        return "pca"
+
+
+def _umap(vectors: Floats, start: Floats, seed: int) -> Floats:
+    """Return places `(n, 2)` by UMAP on cosines; the same each time on one machine: one thread, a seed, a start that is given."""
+    from umap.umap_ import UMAP
+
+    spread = start / max(float(np.abs(start).max()), 1e-12) * 10
+    made = UMAP(metric="cosine", init=spread, random_state=seed % 2**32, n_jobs=1, n_neighbors=UMAP_NEIGHBOURS)
+    return np.asarray(made.fit_transform(vectors), np.float32)
 
 
 def listed(
@@ -194,6 +227,7 @@ def listed(
     sizes = np.array(run.rows.column("prompt_chars", ids)) + np.array(run.rows.column("response_chars", ids))
     # Enough to read a row whole in a small pool; of many rows only the beginnings would fit on a page.
     most = max(LEAST_TEXT, min(MOST_TEXT, ALL_TEXT // (2 * max(1, len(ids)))))
+    objective = str(run.summary.get("selection", {}).get("objective") or run.settings.objective)
     found = []
     for at, item in enumerate(ids):
         choice = run.choices[item]
@@ -208,7 +242,7 @@ def listed(
                 score=choice.score,
                 gain=choice.gain if choice.selected else choice.would_add,
                 stability=choice.stability,
-                kind=kind_of(choice),
+                kind=kind_of(choice, objective),
                 length=int(sizes[at]),
                 region=regions[at],
                 issues=(issues or {}).get(item, ()),
@@ -219,10 +253,12 @@ def listed(
     return found
 
 
-def kind_of(choice: Choice) -> str:
+def kind_of(choice: Choice, objective: str) -> str:
     """Return whether a row was chosen, taken by score after nothing was left to add, dropped, or removed beforehand."""
     if choice.selected:
-        return "filler" if choice.gain is not None and choice.gain <= 0 else "chosen"
+        # Where targets take rows in turn, a row that adds nothing to the mean is still the best one left of its target.
+        nothing_left = objective != "rr" and choice.gain is not None and choice.gain <= 0
+        return "filler" if nothing_left else "chosen"
     return "removed" if choice.reason.startswith("Removed") else "dropped"
 
 

@@ -24,12 +24,16 @@ _STOP = frozenset(
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to show. ids: chosen ones first, in rank order. chosen, dropped: how many of each there are in all."""
+    """Rows to show. ids: chosen ones first, in rank order. chosen, dropped: how many of each there are in all.
+
+    texts: whether texts may be shown; else a row's id stands for its prompt, and nothing for its response.
+    """
 
     run: FinishedRun
     ids: tuple[str, ...]
     chosen: int
     dropped: int
+    texts: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -38,14 +42,14 @@ class Sample:
 
     def text(self, item: str, most: int = PROMPT_BYTES) -> str:
         """Return the beginning of a row's prompt."""
-        return _texts(self.run, item, most)[0]
+        return _texts(self.run, item, most)[0] if self.texts else item
 
     def response(self, item: str, most: int = RESPONSE_BYTES) -> str:
         """Return the beginning of a row's response."""
-        return _texts(self.run, item, most)[1]
+        return _texts(self.run, item, most)[1] if self.texts else ""
 
 
-def draw(run: FinishedRun, most: int = MOST_ROWS) -> Sample:
+def draw(run: FinishedRun, most: int = MOST_ROWS, *, texts: bool = True) -> Sample:
     """Return the sample: half of it chosen rows where there are enough of both kinds."""
     dropped = run.dropped
     few = min(len(run.chosen), max(most // 2, most - len(dropped)))
@@ -53,7 +57,7 @@ def draw(run: FinishedRun, most: int = MOST_ROWS) -> Sample:
     rest = set(shuffled(dropped, run.settings.seed, "report", "dropped")[: most - few])
     ids = (*(item for item in run.chosen if item in kept), *(item for item in dropped if item in rest))
     run.rows.keep(ids)
-    return Sample(run, ids, len(run.chosen), len(dropped))
+    return Sample(run, ids, len(run.chosen), len(dropped), texts)
 
 
 def listing(sample: Sample, most: int = MOST_LISTED) -> tuple[str, ...]:
