@@ -191,7 +191,9 @@ def _regions(
         here = Counter(word for name in mine for word in set(words(sample.text(name))))
         if not sample.texts:
             here, everywhere = Counter(run.choices[name].source for name in mine), Counter()
-        typical = sorted(here, key=lambda word: (-here[word] * here[word] / (everywhere[word] or 1), word))[:6]
+        typical = sorted(here, key=lambda word: (-here[word] * here[word] / (everywhere[word] or 1), word))[
+            : 6 if sample.texts else 1
+        ]
         covered = [best[name] for name in mine if np.isfinite(best.get(name, np.nan))]
         selected = sum(run.choices[name].selected for name in mine)
         coverage = float(np.mean(covered)) if covered else None
