@@ -136,7 +136,7 @@ def _page(report: Report, name: str) -> str:
         "linked": {row.id for row in report.listing},
         "empty": _nothing(report),
         "training": training_tables(report.training),
-        "trained": training_verdict(report.training)[1],
+        "trained": training_verdict(dict(report.training) if report.training else None)[1],
         "style": _style(),
         "script": script,
         "script_hash": _hash(script),
