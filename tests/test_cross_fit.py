@@ -8,7 +8,7 @@ import pytest
 from nncift.core.pairs import LabelledPairs
 from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, hold_out
 from nncift.evaluation.held_out_labels import HeldOut, Recipe
-from nncift.evaluation.repeated_runs import REPETITIONS
+from nncift.evaluation.repeated_runs import MOST_REPETITIONS
 from nncift.labels.vectors import Vectors
 from nncift.models.views import Views
 from nncift.student.candidates import STUDENT
@@ -55,7 +55,7 @@ def test_the_run_is_repeated_with_rows_that_its_student_has_not_seen() -> None:
     x = units(60)
     values = np.random.default_rng(1).normal(size=(60, 60))
     blocks = crossed(values, x, 40).blocks
-    assert len(blocks) == REPETITIONS
+    assert len(blocks) == MOST_REPETITIONS
     for block in blocks:
         # Two of five labelled rows at most are taken to be unlabelled; of the pool's rows one of three is, and so is it here.
         assert block.truth.shape == (39, 39)
@@ -68,7 +68,7 @@ def test_the_run_is_repeated_with_rows_that_its_student_has_not_seen() -> None:
         off = np.isfinite(block.truth[held])
         assert off.sum() == 13 * 12
         assert abs(np.corrcoef(block.truth[held][off], block.predictions[STUDENT][held][off])[0, 1]) < 0.35
-    assert len({tuple(block.sources[~block.known.diagonal()]) for block in blocks}) == REPETITIONS
+    assert len({tuple(block.sources[~block.known.diagonal()]) for block in blocks}) == MOST_REPETITIONS
 
 
 def test_rows_that_were_taken_to_be_unlabelled_decide_nothing_about_their_predictions() -> None:

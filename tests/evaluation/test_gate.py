@@ -1,12 +1,22 @@
 """Selection skill on labelled blocks, and what the gate makes of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nncift.evaluation.gate import Gate, GateRecord, SkillRecord, advice, choose
-from nncift.evaluation.selection_skill import BEYOND, LEAST_ITEMS, Block, SelectionSkill, _some, selection_skill
+from nncift.evaluation.selection_skill import (
+    BEYOND,
+    DENSE,
+    LEAST_ITEMS,
+    Block,
+    SelectionSkill,
+    _some,
+    rows_like,
+    selection_skill,
+)
 
 Matrix = np.ndarray
 
@@ -31,7 +41,7 @@ def block(truth: Matrix, guesses: Mapping[str, Matrix], known: Matrix | float = 
     if isinstance(known, float):
         items = np.random.default_rng(7).permutation(m) < round(known * m)
         known = np.outer(items if n == m else np.ones(n, bool), items)
-    return Block(truth, first + np.arange(n), first + np.arange(m), same, guesses, known)
+    return Block(truth, first + np.arange(n), first + np.arange(m), same, guesses, known, m)
 
 
 def skills(blocks: list[Block], seed: int = 0, objective: str = "fl", share: float = 0.2) -> dict[str, SelectionSkill]:
@@ -89,6 +99,26 @@ def test_repetitions_over_the_same_items_say_no_more_of_how_large_the_error_is()
     )
     assert often == pytest.approx(once, rel=0.35)
     assert apart < 0.6 * once
+
+
+def test_a_small_pool_chooses_a_larger_share_where_little_is_chosen() -> None:
+    # 1 / (0.25 / 0.1 + 0.75 / 0.25) = 0.1818 of 60 rows.
+    assert rows_like(0.1, 60, 240) == 11
+    assert rows_like(0.1, 240, 240) == 24
+    assert [rows_like(share, 40, 4000) for share in (DENSE, 0.5)] == [10, 20]
+    # No more rows than the pool chooses, and at least one.
+    assert [rows_like(2 / 4000, 40, 4000), rows_like(1 / 4000, 40, 4000)] == [2, 1]
+
+
+def test_skill_in_little_is_about_as_many_rows_as_the_pool_would_choose() -> None:
+    # Only the best row of each of five groups is predicted: five rows are chosen well, ten are not.
+    truth = truth_of(40, 2)
+    guess = {"a": truth * (truth > 0.9)}
+    same_size = block(truth, guess)
+    smaller = replace(same_size, pool=400)
+    few, many = (skills([of], share=0.05)["a"].skill for of in (same_size, smaller))
+    assert many == pytest.approx(skills([same_size], share=rows_like(0.05, 40, 400) / 40)["a"].skill, abs=0.05)
+    assert many != few
 
 
 def test_items_on_both_axes_are_drawn_once() -> None:

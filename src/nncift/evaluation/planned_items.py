@@ -112,5 +112,11 @@ def _blocks(
     predictions = {name: table(of) for name, of in values.items()}
     for _ in range(REPETITIONS):
         yield Block(
-            truth, targets.astype(np.intp), sources.astype(np.intp), same, predictions, random.random(shape) < known
+            truth,
+            targets.astype(np.intp),
+            sources.astype(np.intp),
+            same,
+            predictions,
+            random.random(shape) < known,
+            len(pairs.source_ids),
         )

@@ -29,8 +29,11 @@ UNLABELLED = 0.4
 """Share of the labelled rows that are taken to be unlabelled: fewer make small pools, more leave little to learn from."""
 
 LEAST_UNLABELLED = 8
-REPETITIONS, FEWER_REPETITIONS = 12, 6
-"""Repetitions, and for a network that is trained anew in each by descent."""
+MOST_REPETITIONS, LEAST_REPETITIONS, FEWER_REPETITIONS = 36, 12, 6
+"""Repetitions where rows are few, where they are many, and for a network that is trained anew in each by descent."""
+
+DRAWN_ROWS = 2400
+"""Labelled rows that all repetitions draw together: what few rows select differs more between draws, and takes less time."""
 
 MOST_ROWS, FEWER_ROWS = 800, 300
 """Labelled rows of an axis that a repetition is about at most; fewer for a network that is trained by descent."""
@@ -94,12 +97,19 @@ class _Runs:
             for ids, codes in ((every.target_ids, self.targets), (every.source_ids, self.sources))
         )
 
+    @property
+    def repetitions(self) -> int:
+        """How often the run is repeated."""
+        if self.by_descent:
+            return FEWER_REPETITIONS
+        return min(MOST_REPETITIONS, max(LEAST_REPETITIONS, DRAWN_ROWS // max(1, len(self.sources))))
+
     def drawn(self) -> Iterator[_Repetition]:
         """Draw which rows are taken to be unlabelled, again and again."""
         # Where all targets are labelled, as a target set's may be, none is taken to be unlabelled; nor where they are few.
         whole = self.share[0] == 1.0 or len(self.targets) < 2 * LEAST_UNLABELLED
         shared = np.flatnonzero(self.same >= 0)
-        for _ in range(FEWER_REPETITIONS if self.by_descent else REPETITIONS):
+        for _ in range(self.repetitions):
             sources = self._roles(self.order[1], self.share[1])
             targets = np.full(len(self.targets), _KNOWN) if whole else self._roles(self.order[0], self.share[0])
             targets[self.same[shared]] = sources[shared]
@@ -159,6 +169,7 @@ class _Runs:
             np.where(twins >= 0, place[twins], -1),
             {name: made.predict(pairs).reshape(shape).astype(np.float64) for name, made in candidates.items()},
             (of.targets[rows] == _KNOWN)[:, None] & (of.sources[columns] == _KNOWN)[None, :],
+            len(self.every.source_ids),
         )
 
     def _truth(self, rows: Codes, columns: Codes) -> npt.NDArray[np.float64]:
