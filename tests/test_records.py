@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from nncift import __version__
 from nncift.core.result_types import OPTIONAL, Record
 from nncift.errors import DataError
 
@@ -51,3 +52,12 @@ def test_an_optional_field_is_left_out_only_where_it_has_its_default() -> None:
 def test_what_does_not_fit_is_refused_with_its_file_and_place(damaged: object, place: str) -> None:
     with pytest.raises(DataError, match=rf"^a\.json is damaged: {place}"):
         Whole.of_json(damaged, "a.json")
+
+
+def test_what_another_version_wrote_is_not_called_damaged() -> None:
+    with pytest.raises(
+        DataError, match=rf"^a\.json was written by nncift 0\.0\.9, and nncift {__version__} .*: counts: "
+    ):
+        Whole.of_json({"name": "a", "parts": {}}, "a.json", "0.0.9")
+    with pytest.raises(DataError, match=r"^a\.json is damaged: counts"):
+        Whole.of_json({"name": "a", "parts": {}}, "a.json", __version__)

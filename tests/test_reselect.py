@@ -218,6 +218,19 @@ def test_a_damaged_report_of_fidelity_is_named_where_no_checksum_speaks_of_it(
         reselect(run, {"budget": "3"}, tmp_path / "again")
 
 
+def test_a_run_of_another_version_is_said_to_be_one(done: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(done, tmp_path / "run"))
+    shutil.rmtree(run / "stages")
+    manifest, summary = run / "manifest.yaml", json.loads((run / "summary.json").read_text())
+    manifest.write_text(manifest.read_text().replace(f"nncift: {nncift.__version__}", "nncift: 0.0.9"))
+    del summary["gate"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(DataError, match=r"summary\.json was written by nncift 0\.0\.9, .*: gate: "):
+        reselect(run, {"budget": "3"}, tmp_path / "again")
+    with pytest.raises(DataError, match=r"was written by nncift 0\.0\.9"):
+        _ = FinishedRun(run).result
+
+
 def test_a_budget_of_tokens(done: Path, tmp_path: Path) -> None:
     record = reselect(done, {"budget": "60tok"}, tmp_path / "again").to_json()
     rows = PoolTable.open(done)

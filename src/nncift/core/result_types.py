@@ -10,6 +10,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from nncift import __version__
 from nncift.errors import DataError
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -33,16 +34,20 @@ class Record:
         }
 
     @classmethod
-    def of_json(cls, value: Any, where: str) -> Self:
-        """Read a record. where: says in errors what it was read from. Raises DataError for anything that does not fit."""
+    def of_json(cls, value: Any, where: str, made_by: str | None = None) -> Self:
+        """Read a record. where: says in errors what it was read from. made_by: the version that wrote it, None = unknown.
+
+        Raises DataError for anything that does not fit.
+        """
         try:
             found: Self = TypeAdapter(cls).validate_python(value)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(
-                f"{where} is damaged: {place or 'it'}: {first['msg']}; run the same `nncift run` again"
-            ) from error
+            place = ".".join(map(str, first["loc"])) or "it"
+            what = "is damaged"
+            if made_by not in (None, __version__):
+                what = f"was written by nncift {made_by}, and nncift {__version__} cannot read it"
+            raise DataError(f"{where} {what}: {place}: {first['msg']}; run the same `nncift run` again") from error
         return found
 
 

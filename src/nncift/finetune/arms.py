@@ -148,8 +148,8 @@ def teacher_ids(pool: Pool, asked: str | None) -> tuple[str, ...]:
     settings = run.settings if asked is None else run.settings.model_copy(update={"budget": Budget.parse(asked)})
     settled = Constraints.read(settings).settle(pool.rows, run.vectors(pool.ids))
     problem = true_problem(run, objective, pool.truth, device=pool.device, progress=pool.progress)
-    ledger = run.summary["ledger"]
-    spent = {"teacher_passes": ledger["full_teacher_passes"], "cost": ledger["full_teacher_cost"]}
+    ledger = run.result.ledger
+    spent = {"teacher_passes": ledger.full_teacher_passes, "cost": ledger.full_teacher_cost}
     pool.costs.setdefault("teacher", {}).update(spent)
     chosen = solve(pool.rows, settled, problem, objective=objective, seed=settings.seed, embedding_control=False)
     return chosen.subset.ids
@@ -241,8 +241,8 @@ def _state(run: FinishedRun) -> list[Any]:
 
 
 def _selected(pool: Pool, budget: SubsetSize, seed: int) -> Sequence[str]:
-    ledger = pool.run.summary["ledger"]
-    pool.costs.setdefault("selected", {}).update(teacher_passes=ledger["teacher_passes"], cost=ledger["cost"])
+    ledger = pool.run.result.ledger
+    pool.costs.setdefault("selected", {}).update(teacher_passes=ledger.teacher_passes, cost=ledger.cost)
     return budget.rows
 
 

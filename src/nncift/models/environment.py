@@ -7,7 +7,6 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from nncift.core.memory import free_memory
@@ -16,7 +15,7 @@ from nncift.models.encoders import NAMES, SentenceEncoder
 from nncift.models.loading import is_here
 from nncift.models.packaged import PACKAGES as PACKAGES_OF_MODELS
 from nncift.storage.atomic import cache_folder
-from nncift.storage.run_directory import PACKAGES
+from nncift.storage.run_directory import versions_here
 
 EXTRAS = {
     "hub": ("datasets",),
@@ -63,7 +62,7 @@ def examine() -> Environment:
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages=versions_here(),
         devices=tuple(devices),
         cores=os.cpu_count(),
         torch_threads=torch.get_num_threads(),
@@ -79,10 +78,3 @@ def models_here() -> dict[str, bool]:
     """Tell of each encoder and model that has a short name whether it lies on this machine; nothing is fetched or loaded."""
     encoders = {name: SentenceEncoder(name).is_here for name in NAMES}
     return encoders | {name: is_here(name) for name in PACKAGES_OF_MODELS}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -32,6 +32,7 @@ from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import FullTeacherResult, against_truth
 from nncift.selection import COVERING
 from nncift.storage.atomic import write_json
+from nncift.storage.run_directory import made_by
 
 FILE = "evaluation.json"
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -96,7 +97,7 @@ def evaluate(
     if full_teacher:
         run.check_models(encoder=False)
     vectors = VectorFiles(run.base).on(*_axes(run.labels))
-    report = FidelityReport.of_json(run.fidelity, str(run.base / "fidelity.json"))
+    report = FidelityReport.of_json(run.fidelity, str(run.base / "fidelity.json"), made_by(run.base))
     found = Evaluation(
         run=str(path),
         fidelity=report.fidelity,
@@ -154,7 +155,7 @@ def _measured(run: FinishedRun, labels: dict[str, LabelledPairs], vectors: Vecto
     """Return R^2 and Spearman on q4, and skill on held-out labels, of the student and what is free."""
     from nncift.stages.fit import judged, share_of
 
-    settings, objective = run.settings, str(run.summary["selection"]["objective"])
+    settings, objective = run.settings, run.result.selection.objective
     recipe = Recipe(settings.student, settings.recipe, settings.seed)
     held = hold_out(labels, vectors, recipe, coverage=objective in COVERING)
     gate = judged(held, objective, share_of(settings.budget, len(vectors.sources)), settings.seed)

@@ -35,7 +35,7 @@ from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json
 from nncift.storage.parquet import Column, read_columns
-from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER
+from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER, made_by
 from nncift.storage.selection_folder import RECORD, place_of, run_behind
 from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
@@ -134,8 +134,8 @@ class FinishedRun:
 
     @cached_property
     def result(self) -> RunSummary:
-        """The same with its types. Raises DataError for a summary that is damaged."""
-        return RunSummary.of_json(self.summary, str(self.base / SUMMARY))
+        """The same with its types. Raises DataError for a summary that is damaged, or of a version that wrote other keys."""
+        return RunSummary.of_json(self.summary, str(self.base / SUMMARY), made_by(self.base))
 
     @cached_property
     def fidelity(self) -> JsonObject:

@@ -80,7 +80,7 @@ def taught(
 
 def judged_objective(run: FinishedRun) -> str:
     """Return the objective that a run's selection is judged by: its own; a random selection's is coverage."""
-    objective = str(run.summary["selection"]["objective"])
+    objective = run.result.selection.objective
     return "fl" if objective == "random" else objective
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import yaml
 
-from nncift import config
+from nncift import __version__, config
 from nncift.config import GROWING, RunSettings
 from nncift.core.fingerprints import fingerprint as fingerprint_of
 from nncift.core.memory import named
@@ -55,7 +55,7 @@ BEFORE_MANIFEST = frozenset(
 CONCLUDED_FROM = ("teacher", "target", "existing")
 """Settings that an objective follows from where none is given."""
 
-PACKAGES = ("nncift", "torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "numpy", "numba", "pyarrow")
 
 
 @dataclass
@@ -218,10 +218,9 @@ class RunDir:
         Where this changes an earlier run, its summary goes: it describes what is about to be replaced. keep_summary: all but
         the selection in it still holds.
         """
-        versions = {package: _version(package) for package in PACKAGES}
         machine = {"python": platform.python_version(), "platform": platform.platform()}
         values = {name: value for name, value in self.settings.model_dump(mode="json").items() if value is not None}
-        values["record"] = {"versions": versions, "machine": machine, **record}
+        values["record"] = {"versions": dict(versions_here()), "machine": machine, **record}
         if not self._holds(values):
             if not keep_summary:
                 (self.path / SUMMARY).unlink(missing_ok=True)
@@ -302,6 +301,14 @@ def with_settings_of(out: str | Path | None, given: Mapping[str, Any], file: Pat
     return config.resolve({**before, **now})
 
 
+def made_by(run: Path) -> str | None:
+    """Return the version of nncift that made a run, as its manifest says; None where that cannot be read."""
+    try:
+        return str(read_yaml(run / MANIFEST)["record"]["versions"]["nncift"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _check_no_selection(out: Path) -> None:
     """Raise UsageError for a folder of `select --out`."""
     if is_selection_folder(out):
@@ -316,8 +323,12 @@ def _listed(value: Any) -> list[str]:
 
 
 @cache
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def versions_here() -> Mapping[str, str | None]:
+    """Return the versions of nncift and of the packages that its figures rest on, None for one that is not installed."""
+    found: dict[str, str | None] = {"nncift": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found

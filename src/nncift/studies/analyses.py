@@ -68,17 +68,17 @@ def sweep(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record
 
 def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> Record:
     run = workspace.run(workspace.settings(analysis, chosen, seed))
-    ledger = run.summary["ledger"]
+    ledger = run.result.ledger
     record: dict[str, Any] = {
         "fidelity": _unseen(run),
         "baselines": _free(run),
         "gate": run.fidelity["gate"]["used"],
-        "labels": run.summary["labels"],
-        "passes": ledger["teacher_passes"],
-        "full_passes": ledger["full_teacher_passes"],
-        "saving": ledger["saving"],
-        "seconds": {name: cost["seconds"] for name, cost in ledger["stages"].items()},
-        "full_teacher_seconds": ledger["full_teacher_seconds"],
+        "labels": dict(run.result.labels),
+        "passes": ledger.teacher_passes,
+        "full_passes": ledger.full_teacher_passes,
+        "saving": ledger.saving,
+        "seconds": {name: cost.seconds for name, cost in ledger.stages.items()},
+        "full_teacher_seconds": ledger.full_teacher_seconds,
     }
     if analysis.truth:
         objective = judged_objective(run)
@@ -211,8 +211,8 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
             parts[group.how, group.budget].append(group)
         about = experiment.record()
         costs.append(about["costs"])
-        ledger = run.summary["ledger"]
-        passes.append({name: ledger[name] for name in ("teacher_passes", "full_teacher_passes", "saving")})
+        ledger = run.result.ledger
+        passes.append({name: getattr(ledger, name) for name in ("teacher_passes", "full_teacher_passes", "saving")})
     result = []
     for groups in parts.values():
         found = summarise(experiment.best(joined(groups)), experiment.units, 0)
@@ -279,15 +279,13 @@ def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> Reco
     runs, matrices, known = {}, {}, set()
     for chosen in analysis.combinations():
         run = workspace.run(workspace.settings(analysis, chosen.settings, seed))
-        ledger = run.summary["ledger"]
+        ledger = run.result.ledger
         # Runs that differ in their student alone have one full teacher; what costs nothing or a few passes is measured below.
         free = run.settings.teacher in detection.FREE and pool.model is not None
         if not free and (place := workspace.truth_folder(run)) not in known:
             known.add(place)
             matrices[chosen.name] = workspace.truth(run)
-        runs[
-            f"{chosen.name}, student ({ledger['teacher_passes'] / ledger['full_teacher_passes']:.1%} of its passes)"
-        ] = run
+        runs[f"{chosen.name}, student ({ledger.teacher_passes / ledger.full_teacher_passes:.1%} of its passes)"] = run
     examples = _common([run.rows.examples for run in runs.values()])
     lm = None if pool.model is None else CausalLM.load(pool.model, device=workspace.device)
     scores = detection.pool_scores(

@@ -46,13 +46,13 @@ def _judged(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any],
     )
     folder = workspace.folder / "trainings"
     experiment = Experiment(run, settings, analysis.truth, workspace.progress, shared=folder)
-    ledger = run.summary["ledger"]
+    ledger = run.result.ledger
     return {
         # By its place in the study, which may be moved, and whose tables are published.
         "retraining": experiment.result().to_json() | {"run": run.path.relative_to(workspace.folder).as_posix()},
-        "passes": ledger["teacher_passes"],
-        "full_passes": ledger["full_teacher_passes"],
-        "saving": ledger["saving"],
+        "passes": ledger.teacher_passes,
+        "full_passes": ledger.full_teacher_passes,
+        "saving": ledger.saving,
     }
 
 
