@@ -34,7 +34,6 @@ from nncift.distributed.ray_cluster import RayExecutor
 from nncift.selection import graphs
 from nncift.selection.graphs import scored_graph
 from nncift.selection.neighbours import nearest
-from nncift.selection.sparse import SparseCoverage
 from nncift.student import score
 from nncift.student.score import all_pairs
 
@@ -53,9 +52,6 @@ def steps(vectors: Any, trained: Any, dense: int, how: ParallelMap) -> dict[str,
     return {
         "neighbours": lambda found: nearest(vectors, NEAR, probes=12, calculate=how),
         "scores": lambda found: scored_graph(trained, ids, vectors, found["neighbours"], calculate=how),
-        "selection in parts": lambda found: SparseCoverage(found["scores"]).choose(
-            len(vectors) // 10, optimiser="partition", calculate=how
-        ),
         "all pairs": lambda found: all_pairs(trained, *sides, how),
     }
 
@@ -87,9 +83,9 @@ def measure(executor: Executor, vectors: Any, trained: Any, dense: int) -> dict[
         found[name] = step(found)
         spent = [now - was for now, was in zip(began(), before, strict=True)]
         record[name] = {"seconds": spent[0], "driver": spent[1], "workers": spent[2:], "busiest": max(spent[1:])}
-    near, graph, solution, matrix = found.values()
+    near, graph, matrix = found.values()
     whole = hashlib.sha256()
-    for part in (near.codes, near.cosine, graph.utility, np.array(solution.ids), matrix.T):
+    for part in (near.codes, near.cosine, graph.utility, matrix.T):
         whole.update(np.ascontiguousarray(part).tobytes())
     return {"steps": record, "hash": whole.hexdigest()}
 

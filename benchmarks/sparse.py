@@ -17,12 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.selection.neighbours import Neighbours
-from nncift.selection.sparse import Optimiser
 from nncift.student.model import Student
 
 Floats = npt.NDArray[np.float32]
 DIM, NEAR = 384, 32
-OTHERS: tuple[Optimiser, ...] = ("stochastic", "partition")
 
 
 def clustered(n: int, dim: int = DIM, seed: int = 0) -> Floats:
@@ -104,11 +102,6 @@ def one(n: int, share: float = 0.1, probes: int = 12) -> dict[str, Any]:
     solution = problem.choose(int(share * n))
     record["cosine_select_seconds"] = time.perf_counter() - began
     record["cosine_share_of_optimum"] = solution.share_of_optimum
-    for way in OTHERS:
-        began = time.perf_counter()
-        other = problem.choose(int(share * n), optimiser=way)
-        record[f"{way}_seconds"] = time.perf_counter() - began
-        record[f"{way}_share_of_lazy_value"] = other.value / solution.value
     del problem
     return {**record, **in_turn(ids, known)}
 
@@ -148,9 +141,7 @@ def value(n: int = 20_000) -> dict[str, Any]:
     for share in (0.01, 0.1, 0.3):
         k = int(share * n)
         best = dense.choose(k).value
-        for way in ("lazy", *OTHERS):
-            chosen = sparse.choose(k, optimiser=way).ids
-            record[f"{way}_at_{100 * share:.0f}_percent"] = dense.value(chosen) / best
+        record[f"lazy_at_{100 * share:.0f}_percent"] = dense.value(sparse.choose(k).ids) / best
         drawn = np.random.default_rng(0).permutation(n)[:k]
         record[f"random_at_{100 * share:.0f}_percent"] = dense.value([ids[i] for i in drawn]) / best
     return record

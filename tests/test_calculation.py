@@ -17,7 +17,6 @@ from nncift.core.parallel import Calculation, Keep, ParallelMap, may_pay, pays, 
 from nncift.selection import graphs, neighbours
 from nncift.selection.graphs import scored_graph
 from nncift.selection.neighbours import Floats, nearest
-from nncift.selection.sparse import Graph, SparseCoverage
 from nncift.student import score
 from nncift.student.model import Student
 
@@ -131,11 +130,3 @@ def test_edges(student: Student, vectors: Floats, elsewhere: ParallelMap, monkey
     rows = np.broadcast_to(np.arange(N)[:, None], there.shape)
     np.testing.assert_allclose(alone[there], block[rows[there], graph.sources[there]], rtol=1e-5, atol=1e-5)
     assert np.isnan(alone[~there]).all()
-
-
-def test_parts_of_a_selection(vectors: Floats, elsewhere: ParallelMap) -> None:
-    known, ids = nearest(vectors, 12), tuple(f"{i:03d}" for i in range(N))
-    problem = SparseCoverage(Graph(ids, ids, known.codes, known.cosine))
-    alone, other = (problem.choose(20, optimiser="partition", calculate=how) for how in (serial_map, elsewhere))
-    assert alone.ids == other.ids
-    assert same(alone.gains, other.gains)

@@ -217,11 +217,6 @@ class SelectSettings(Settings):
         "Select on a graph of so many nearest rows each (32 to 64), where all pairs would not fit in memory",
         ge=1,
     )
-    optimiser: Literal["lazy", "stochastic", "partition"] | None = setting(
-        None,
-        "Way to select with --neighbours (partition: in parts, then among their choices)",
-        shown="lazy",
-    )
 
     @field_validator("quota", mode="before")
     @classmethod
@@ -285,9 +280,7 @@ of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 25
 CODE = "trust_remote_code"
 """The setting that permits: it counts where it is given with the call, and never where a file has it."""
 
-SELECTION = frozenset(
-    {"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours", "optimiser"}
-)
+SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours"})
 """Settings that only the last stage depends on."""
 
 GROWING = SELECTION | {

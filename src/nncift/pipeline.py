@@ -141,7 +141,7 @@ def _begin(context: RunContext, request: Request, allowance: Allowance) -> None:
 def _problem(context: RunContext, utilities: Utilities, removed: Collection[str]) -> DenseProblem | GraphProblem:
     """Return what is chosen from. Raises Incomplete in a shard, where no part of choosing is shared out."""
     found = build(utilities, context.settings, removed)
-    if context.executor.partial and not (isinstance(found, GraphProblem) and found.optimiser == "partition"):
+    if context.executor.partial:
         raise Incomplete("select")
     return found
 

@@ -172,7 +172,7 @@ def test_a_killed_worker_costs_nothing_but_time(start: Start, tmp_path: Path) ->
 
 SCORED: dict[str, dict[str, Any]] = {
     "dense": {},
-    "graph": {"neighbours": 8, "optimiser": "partition", "student": "paper"},
+    "graph": {"neighbours": 8, "student": "paper"},
 }
 
 

@@ -21,13 +21,13 @@ from nncift.student.score import Sides, _whole
 from .conftest import content
 
 Start = Callable[..., Any]
-GRAPH: dict[str, Any] = {"neighbours": 8, "optimiser": "partition", "student": "paper"}
+GRAPH: dict[str, Any] = {"neighbours": 8, "student": "paper"}
 CASES: dict[str, dict[str, Any]] = {"matrix": {}, "graph": GRAPH}
 MORE: dict[str, dict[str, Any]] = {
     "active, graph": {"plan": "active", "neighbours": 8},
     "auto": {"labels": "auto", "max_labels": "30%", **GRAPH},
     "aimed": {"objective": "flmi"},
-    "probe": {"features": "probe", "neighbours": 8, "optimiser": "partition"},
+    "probe": {"features": "probe", "neighbours": 8},
     "a score": {"teacher": "loss", "labels": "30%", "objective": "topk"},
 }
 

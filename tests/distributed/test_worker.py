@@ -112,8 +112,8 @@ class OneWorker(LocalExecutor):
     [
         ({}, {"predicting all pairs"}),
         (
-            {"neighbours": 8, "optimiser": "partition", "student": "paper"},
-            {"predicting mean utilities", "comparing all rows", "predicting neighbours", "selecting in parts"},
+            {"neighbours": 8, "student": "paper"},
+            {"predicting mean utilities", "comparing all rows", "predicting neighbours"},
         ),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_selection_by_a_worker_is_that_of_one_process(
 
 def test_choosing_again_by_a_worker_is_choosing_again(start: Callable[..., Any], tmp_path: Path) -> None:
     run, executor = start("run", student="paper").path, OneWorker()
-    again = {"budget": "5", "neighbours": 6, "optimiser": "partition"}
+    again = {"budget": "5", "neighbours": 6}
     reselect.reselect(run, again, tmp_path / "alone")
     reselect.reselect(run, again, tmp_path / "sent", executor)
     assert "comparing all rows" in executor.did

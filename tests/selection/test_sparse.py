@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.core.pairs import UtilityMatrix
-from nncift.errors import DataError, InfeasibleError, ResourceError, UsageError
+from nncift.errors import DataError, InfeasibleError, ResourceError
 from nncift.selection import select
 from nncift.selection.neighbours import Floats, cells, lifted, nearest
 from nncift.selection.sparse import Graph, SparseCoverage
@@ -47,30 +47,16 @@ def test_on_all_pairs_it_is_dense_greedy(seed: int) -> None:
     assert (one.value, one.upper_bound) == (other.value, other.upper_bound)
 
 
-@pytest.mark.parametrize("optimiser", ["lazy", "stochastic", "partition"])
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=25)
-def test_the_bound_holds_for_every_optimiser(optimiser: str, seed: int) -> None:
+def test_the_bound_holds(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = random.integers(0, 6, size=(5, 8)).astype(np.float32)
     problem = SparseCoverage(full(values))
-    found = problem.choose(3, optimiser=optimiser, seed=seed, parts=3)  # type: ignore[arg-type]
+    found = problem.choose(3)
     optimum = max(problem.value(some) for some in itertools.combinations(problem.source_ids, 3))
     assert len(set(found.ids)) == 3
     assert found.value == problem.value(found.ids) == found.gains.sum() <= optimum <= found.upper_bound
-    assert found.ids == problem.choose(3, optimiser=optimiser, seed=seed, parts=3).ids  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("optimiser", ["stochastic", "partition"])
-def test_cheaper_optimisers_lose_little_on_clusters(optimiser: str) -> None:
-    vectors = points(1000)
-    problem = SparseCoverage(full(vectors @ vectors.T))
-    best = problem.choose(100).value
-    drawn = np.random.default_rng(0).permutation(1000)[:100]
-    random = problem.value([problem.source_ids[i] for i in drawn])
-    found = problem.choose(100, optimiser=optimiser).value  # type: ignore[arg-type]
-    assert found >= 0.98 * best
-    assert random < found
 
 
 def test_a_graph_of_neighbours_keeps_the_value() -> None:
@@ -100,18 +86,17 @@ def test_a_disconnected_graph_is_served_part_by_part() -> None:
     assert found.gains.tolist() == [2, 1, 0]
 
 
-@pytest.mark.parametrize("optimiser", ["lazy", "stochastic", "partition"])
-def test_zero_one_and_all_candidates(optimiser: str) -> None:
+def test_zero_one_and_all_candidates() -> None:
     none = Graph((), (), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32))
-    assert SparseCoverage(none).choose(0, optimiser=optimiser).ids == ()  # type: ignore[arg-type]
+    assert SparseCoverage(none).choose(0).ids == ()
     one = Graph(("a",), ("a",), np.array([[0]], np.int32), np.array([[NAN]], np.float32))
-    assert SparseCoverage(one).choose(1, optimiser=optimiser).ids == ("a",)  # type: ignore[arg-type]
-    found = SparseCoverage(full(np.ones((4, 4), np.float32))).choose(4, optimiser=optimiser)  # type: ignore[arg-type]
+    assert SparseCoverage(one).choose(1).ids == ("a",)
+    found = SparseCoverage(full(np.ones((4, 4), np.float32))).choose(4)
     assert sorted(found.ids) == ["s000", "s001", "s002", "s003"]
     assert found.share_of_optimum == 1
 
 
-def test_bad_values_sizes_and_optimisers_are_refused() -> None:
+def test_bad_values_and_sizes_are_refused() -> None:
     values = np.zeros((3, 3), np.float32)
     values[1, 2] = np.inf
     with pytest.raises(DataError, match="target t001 with source s002"):
@@ -119,8 +104,6 @@ def test_bad_values_sizes_and_optimisers_are_refused() -> None:
     problem = SparseCoverage(full(np.eye(3, dtype=np.float32)))
     with pytest.raises(InfeasibleError, match="only 3 rows"):
         problem.choose(4)
-    with pytest.raises(UsageError, match="lazy, stochastic or partition"):
-        problem.choose(1, optimiser="magic")  # type: ignore[arg-type]
 
 
 def test_exact_neighbours_are_the_highest_cosines() -> None:

@@ -35,7 +35,6 @@ class SelectOptions(TypedDict, total=False):
     exclude: str
     dedup: str
     neighbours: int
-    optimiser: Literal["lazy", "stochastic", "partition"]
 
 
 class RunOptions(SelectOptions, total=False):

@@ -44,11 +44,8 @@ class ScoredGraph:
     embedded: Neighbours | None = None
 
 
-def graph_of(utilities: Utilities, keep: Places, k: int, seed: int, *, last: bool) -> ScoredGraph:
-    """Return `k` sources of every target, of the rows at the places `keep`; the nearest and a few random ones of the pool's own.
-
-    last: see `scored_graph`.
-    """
+def graph_of(utilities: Utilities, keep: Places, k: int, seed: int) -> ScoredGraph:
+    """Return `k` sources of every target, of the rows at the places `keep`: the nearest and a few random ones of the pool."""
     if not utilities.shared:
         return ScoredGraph(_best_known(utilities, keep, k))
     student, calculate = utilities.student, utilities.calculate
@@ -61,7 +58,7 @@ def graph_of(utilities: Utilities, keep: Places, k: int, seed: int, *, last: boo
         embedded = nearest(text, k, seed=seed, calculate=calculate) if len(rows) <= EXACT_ROWS else None
     else:
         near = embedded = nearest(text, k, seed=seed, calculate=calculate)
-    graph = scored_graph(student, ids, rows, near, seed=seed, calculate=calculate, last=last)
+    graph = scored_graph(student, ids, rows, near, seed=seed, calculate=calculate)
     return ScoredGraph(_with_known(graph, utilities.known), near.recall, embedded)
 
 
@@ -109,12 +106,11 @@ def scored_graph(
     *,
     seed: int = 0,
     calculate: ParallelMap = serial_map,
-    last: bool = False,
 ) -> Graph:
     """Return the student's predictions for the neighbours of every row and FAR random others of the same rows.
 
     rows: vectors `(n, d)`. The random ones show what neighbours by embedding cannot: rows that help although they are far, and
-    how low utilities go. last: nothing is calculated in parts on the graph.
+    how low utilities go.
     """
     n, count = near.codes.shape
     random = generator(seed, "select", "far")
@@ -133,7 +129,7 @@ def scored_graph(
         utility[blocks[place]] = found["utility"]
 
     tasks = [(block.start, codes[block]) for block in blocks]
-    edges = Calculation("predicting neighbours", _edges, sides, tasks, seconds, utility.nbytes, not last, last)
+    edges = Calculation("predicting neighbours", _edges, sides, tasks, seconds, utility.nbytes, feeds=False, last=True)
     calculate(edges, store)
     return Graph(ids, ids, codes, utility)
 

@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from nncift.config import RunSettings, SelectSettings
 from nncift.core.pairs import UtilityMatrix
-from nncift.core.parallel import ParallelMap, serial_map
 from nncift.errors import UsageError
 from nncift.selection import COVERING, Given
 from nncift.selection.graphs import graph_of, mean_scores, similar_graphs
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.selection.rules import NO_RULES, Rules
-from nncift.selection.sparse import Graph, Optimiser
+from nncift.selection.sparse import Graph
 from nncift.selection.utilities import Existing, Utilities
 from nncift.student.score import all_pairs, best_per_target
 
@@ -80,7 +79,7 @@ class GraphProblem:
 
     each, recall: neighbours of every target that the graph was made of, and the share of the true nearest that were found.
     score: means of all rows, estimated where targets are many, the removed ones too. alike: graphs of similarities in the
-    place of utilities, for the controls; None for one that was not looked for. optimiser, calculate: see `SparseCoverage.choose`.
+    place of utilities, for the controls; None for one that was not looked for.
     """
 
     graph: Graph
@@ -88,10 +87,8 @@ class GraphProblem:
     recall: float
     score: Doubles
     alike: Mapping[str, Graph | None]
-    optimiser: Optimiser = "lazy"
     objective: str = "fl"
     subtask_of: Mapping[str, str] | None = None
-    calculate: ParallelMap = serial_map
 
 
 def build(utilities: Utilities, settings: RunSettings, removed: Collection[str] = ()) -> DenseProblem | GraphProblem:
@@ -131,19 +128,9 @@ def _on_graph(utilities: Utilities, settings: RunSettings, removed: Collection[s
     used = utilities.for_coverage() if objective in COVERING else utilities
     keep = np.array([place for place, item in enumerate(used.source_ids) if item not in removed], np.int64)
     k = min(settings.neighbours or 0, len(keep) if not used.shared else max(len(keep) - 1, 1))
-    found = graph_of(used, keep, k, seed, last=settings.optimiser != "partition")
+    found = graph_of(used, keep, k, seed)
     alike = similar_graphs(used, keep, k, seed, found)
-    return GraphProblem(
-        found.graph,
-        k,
-        found.recall,
-        score,
-        alike,
-        settings.optimiser or "lazy",
-        objective,
-        used.subtask_of,
-        used.calculate,
-    )
+    return GraphProblem(found.graph, k, found.recall, score, alike, objective, used.subtask_of)
 
 
 def _aimed(utilities: Utilities, similar: FreeSimilarities, score: Doubles) -> DenseProblem:
@@ -212,10 +199,6 @@ def check_graph(
 ) -> None:
     """Raise UsageError where a selection on a graph of neighbours is asked for what only the whole matrix gives."""
     if settings.neighbours is None:
-        if settings.optimiser not in (None, "lazy"):
-            raise UsageError(
-                f"--optimiser {settings.optimiser} works on a graph of neighbours; give --neighbours 64, or lazy"
-            )
         return
     if objective not in ON_GRAPH or pointwise:
         raise UsageError(
@@ -228,11 +211,3 @@ def check_graph(
         raise UsageError(
             "--neighbours knows the best rows of each target, and no means over subtasks; use --objective rr, or leave it out"
         )
-    if objective != "fl" and settings.optimiser not in (None, "lazy"):
-        raise UsageError(f"--optimiser {settings.optimiser} is one of --objective fl, not of {objective}; leave it out")
-    rules = {"--quota": settings.quota, "--include": settings.include, "--exclude": settings.exclude}
-    named = [flag for flag, value in rules.items() if value]
-    if settings.budget.tokens is not None:
-        named.append("a budget of tokens")
-    if named and settings.optimiser not in (None, "lazy"):
-        raise UsageError(f"--optimiser {settings.optimiser} does not go with {', '.join(named)}; use lazy")

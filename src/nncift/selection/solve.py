@@ -60,7 +60,7 @@ class SelectionRecord(Record):
     """What is reported of a selection.
 
     budget: chosen rows. by_score: of these, rows that add nothing to the objective. controls: values of other ways to choose as
-    many rows, None for one that was left out. optimiser, neighbours: on a graph. tokens: of the chosen rows, where counted.
+    many rows, None for one that was left out. neighbours: on a graph. tokens: of the chosen rows, where counted.
     """
 
     objective: str
@@ -71,7 +71,6 @@ class SelectionRecord(Record):
     by_score: int
     controls: Mapping[str, float | None]
     removed_duplicates: int
-    optimiser: str | None = field(default=None, metadata=OPTIONAL)
     neighbours: NeighbourRecord | None = field(default=None, metadata=OPTIONAL)
     tokens: int | None = field(default=None, metadata=OPTIONAL)
     stability: StabilityRecord | None = field(default=None, metadata=OPTIONAL)
@@ -182,7 +181,6 @@ def key_of(keys: Mapping[str, str], settings: RunSettings, rows: PoolTable, sett
         settled.identity,
         settings.quota,
         settings.neighbours,
-        *([] if settings.optimiser in (None, "lazy") else [settings.optimiser]),
     )
 
 
@@ -247,14 +245,10 @@ def _on_graph(rows: PoolTable, settled: ResolvedConstraints, found: GraphProblem
     subset, problem = choose_on(found, found.graph, settled, seed, score)
     controls: dict[str, float | None] = dict(_plain_controls(problem.value, kept, settled, len(subset), seed))
     for name, graph in found.alike.items():
-        own = replace(found, optimiser="lazy", objective="rr" if name == RDS else found.objective)
+        own = replace(found, objective="rr" if name == RDS else found.objective)
         alone = None if graph is None else choose_on(own, graph, settled, seed)[0]
         controls[name] = None if alone is None else problem.value(list(alone.ids))
-    record = replace(
-        _record(rows, subset, controls, settled),
-        optimiser=found.optimiser,
-        neighbours=NeighbourRecord(found.each, found.recall),
-    )
+    record = replace(_record(rows, subset, controls, settled), neighbours=NeighbourRecord(found.each, found.recall))
     return Chosen(subset, found.score, record)
 
 
@@ -268,10 +262,11 @@ def choose_on(
     """Return what an objective chooses on a graph, and the problem that gives the value of a set on it."""
     problem: Problem
     if found.objective == "fl":
-        problem = coverage = SparseCoverage(graph, score)
-        how, calculate = found.optimiser, found.calculate
-        return coverage.choose(settled.k, seed, settled.rules, optimiser=how, calculate=calculate), problem
-    problem = highest_on(graph, score) if found.objective == "max" else SparseTurns(graph, score, found.subtask_of)
+        problem = SparseCoverage(graph, score)
+    elif found.objective == "max":
+        problem = highest_on(graph, score)
+    else:
+        problem = SparseTurns(graph, score, found.subtask_of)
     return problem.choose(settled.k, seed, settled.rules), problem
 
 

@@ -6,41 +6,28 @@ same constant, since a missing pair counts as the lowest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.amounts import check_count
 from nncift.core.lazily import LazilyBy
-from nncift.core.parallel import Arrays, Calculation, ParallelMap, serial_map
-from nncift.core.seeds import derive, generator
 from nncift.core.threads import in_threads
-from nncift.errors import DataError, UsageError
+from nncift.errors import DataError
 from nncift.selection import Subset
 from nncift.selection import sparse_kernels as kernels
 from nncift.selection.coverage import bound_on_more
 from nncift.selection.kernels import Queue
 from nncift.selection.objectives import Scale, positions
-from nncift.selection.rules import NO_RULES, Ledger, Limits, Order, Rules
+from nncift.selection.rules import NO_RULES, Order, Rules
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 _Longs = npt.NDArray[np.int64]
 Scores = Mapping[str, float]
-Optimiser = Literal["lazy", "stochastic", "partition"]
 _SHOWN = 5
-_WHOLE = 2000
-"""Selections up to this size are made whole in every part before they are merged."""
-_EDGE_SECONDS = 5e-7
-"""Of one core, for an edge of the graph, while a part is solved."""
-EPSILON = 0.01
-"""What a stochastic greedy step may miss on average, as a share."""
-SPARE = 2.0
-"""How many times its share every part of a selection in parts takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,35 +114,17 @@ class OnGraph:
 class SparseCoverage(OnGraph):
     """`fl` on a graph."""
 
-    def choose(
-        self,
-        k: int,
-        seed: int = 0,
-        rules: Rules = NO_RULES,
-        *,
-        optimiser: Optimiser = "lazy",
-        parts: int = 8,
-        calculate: ParallelMap = serial_map,
-    ) -> Subset:
-        """Return `k` sources, with a capacity as many as fit.
+    def choose(self, k: int, seed: int = 0, rules: Rules = NO_RULES) -> Subset:
+        """Return `k` sources as plain greedy would choose them, ties by id; the seed changes nothing.
 
-        lazy: as plain greedy would choose, ties by id; with a capacity by gain or by gain per token, whichever is worth more.
-        stochastic: every step looks at a random `(n / k) ln(1 / EPSILON)` of the rest. partition: lazy greedy in each of so
-        many random parts takes SPARE times its share (a selection of up to 2,000 whole), and a second one chooses among
-        these; both rounds count every target. Raises InfeasibleError for a `k` that the graph cannot give, UsageError for
-        rules beside another optimiser than lazy.
+        With a capacity as many as fit, by gain or by gain per token, whichever is worth more (Leskovec et al. 2007). Raises
+        InfeasibleError for a `k` that the graph cannot give.
         """
         check_count(k, len(self.source_ids))
-        if optimiser not in get_args(Optimiser):
-            raise UsageError(f"unknown optimiser {optimiser!r}; expected lazy, stochastic or partition")
-        if rules != NO_RULES and optimiser != "lazy":
-            raise UsageError(f"rules (quotas, rows in or out, tokens) go with the optimiser lazy, not with {optimiser}")
-        if optimiser == "lazy":
-            found, by = self._greedy(k, rules)
-        elif optimiser == "stochastic":
-            found, by = self._stochastic(k, seed)
-        else:
-            found, by = self._in_parts(k, seed, parts, calculate)
+        found, by = self._greedy(k, rules)
+        if rules.capacity is not None:
+            other = self._greedy(k, rules, per_cost=True)
+            found, by = other if other[1].sum() > by.sum() else (found, by)
         return self._subset(found, by, rules)
 
     def _subset(self, found: Order, by: _Longs, rules: Rules) -> Subset:
@@ -187,79 +156,14 @@ class SparseCoverage(OnGraph):
             by_score=found.by_score,
         )
 
-    def _greedy(self, k: int, rules: Rules) -> tuple[Order, _Longs]:
-        """Choose by gain, with a capacity also by gain per token, and return the better one (Leskovec et al. 2007)."""
-        found = self._lazy(None, k, rules)
-        if rules.capacity is None:
-            return found
-        other = self._lazy(None, k, rules, per_cost=True)
-        return other if other[1].sum() > found[1].sum() else found
-
-    def _lazy(self, candidates: _Longs | None, k: int, rules: Rules, *, per_cost: bool = False) -> tuple[Order, _Longs]:
-        """Return the choice and its gains; candidates: None = every row that the rules allow, those that must be in first."""
+    def _greedy(self, k: int, rules: Rules, *, per_cost: bool = False) -> tuple[Order, _Longs]:
+        """Return the choice, rows that must be in first, and its gains."""
         best, ledger = self._unserved(), rules.ledger(self.source_ids, k)
-        order, by = np.empty(k, np.int64), np.zeros(k, np.int64)
+        order, by, chosen = np.empty(k, np.int64), np.zeros(k, np.int64), 0
         weight = 1.0 / np.maximum(ledger.limits.cost, 1) if per_cost else np.ones(len(self.source_ids))
-        chosen = self._on(ledger.forced, weight, best, ledger.limits, 0, order, by)
-        rest = ledger.candidates.copy()
-        if candidates is not None:
-            chosen += self._on(candidates.copy(), weight, best, ledger.limits, 1, order[chosen:], by[chosen:])
-            rest = np.setdiff1d(ledger.candidates, order[:chosen])
-        chosen += self._on(rest, weight, best, ledger.limits, 1, order[chosen:], by[chosen:])
+        for heap, lowest in ((ledger.forced, 0), (ledger.candidates.copy(), 1)):
+            if len(heap) and chosen < k:
+                queue = Queue(heap, self._gains(best), weight)
+                chosen += kernels.lazy(queue, self._edges, best, ledger.limits, lowest, order[chosen:], by[chosen:])
         found = ledger.filled(order[:chosen], k, self.scores)
         return found, by[: len(found.sources)]
-
-    def _on(
-        self,
-        heap: _Longs,
-        weight: npt.NDArray[np.float64],
-        best: npt.NDArray[np.int32],
-        limits: Limits,
-        lowest: int,
-        order: _Longs,
-        by: _Longs,
-    ) -> int:
-        """Go on by lazy greedy from what serves targets at `best`, over the rows of a heap; return how many were taken."""
-        if not len(heap) or not len(order):
-            return 0
-        return int(kernels.lazy(Queue(heap, self._gains(best), weight), self._edges, best, limits, lowest, order, by))
-
-    def _stochastic(self, k: int, seed: int) -> tuple[Order, _Longs]:
-        """Choose from samples, and from where a sample adds nothing by lazy greedy: few rows may be left that add something."""
-        n, best = len(self.source_ids), self._unserved()
-        order, by = np.empty(k, np.int64), np.zeros(k, np.int64)
-        sample, drawn = math.ceil(n / max(k, 1) * math.log(1 / EPSILON)), derive(seed, "select", "stochastic") % 2**32
-        chosen = int(kernels.stochastic(np.arange(n), sample, drawn, self._edges, best, order, by))
-        ledger = Ledger.plain(n, k)
-        for s in order[:chosen].tolist():
-            ledger.admit(s)
-        rest = np.setdiff1d(ledger.candidates, order[:chosen])
-        chosen += self._on(rest, np.ones(n), best, ledger.limits, 1, order[chosen:], by[chosen:])
-        found = ledger.filled(order[:chosen], k, self.scores)
-        return found, by[: len(found.sources)]
-
-    def _in_parts(self, k: int, seed: int, parts: int, calculate: ParallelMap) -> tuple[Order, _Longs]:
-        shuffled = generator(seed, "select", "partition").permutation(len(self.source_ids))
-        pieces = [np.sort(piece) for piece in np.array_split(shuffled, parts) if len(piece)]
-        # A part that takes few sees the largest clusters only: small selections are made whole in every part.
-        share = max(math.ceil(SPARE * k / max(len(pieces), 1)), min(k, _WHOLE))
-        first = [np.empty(0, np.int64)] * len(pieces)
-
-        def keep(place: int, found: Arrays) -> None:
-            first[place] = found["order"]
-
-        tasks = [(piece, min(len(piece), share)) for piece in pieces]
-        shared = (self._edges, self._gains(self._unserved()), self._n_targets)
-        seconds, back = _EDGE_SECONDS * len(self._edges.targets), 8.0 * share * len(pieces)
-        calculate(Calculation("selecting in parts", _part, shared, tasks, seconds, back, feeds=False, last=True), keep)
-        union = np.sort(np.concatenate([*first, np.empty(0, np.int64)]))
-        return self._lazy(union, k, NO_RULES)
-
-
-def _part(shared: tuple[kernels.Edges, _Longs, int], task: tuple[_Longs, int]) -> Arrays:
-    """Return the first sources of plain greedy among some, all targets counted. shared: edges, every source's gain, targets."""
-    (edges, gains, n_targets), (candidates, k) = shared, task
-    ledger, order, by = Ledger.plain(len(gains), k), np.empty(k, np.int64), np.empty(k, np.int64)
-    queue, best = Queue(candidates.copy(), gains.copy(), np.ones(len(gains))), np.zeros(n_targets, np.int32)
-    chosen = kernels.lazy(queue, kernels.Edges(*edges), best, ledger.limits, 1, order, by)
-    return {"order": order[:chosen]}

@@ -107,34 +107,6 @@ def lazy(queue: Queue, edges: Edges, best: Levels, limits: Limits, lowest_gain: 
 
 
 @compiled
-def stochastic(rest: Longs, sample: int, seed: int, edges: Edges, best: Levels, order: Longs, by: Longs) -> int:
-    """Write sources into `order`, each the best of `sample` drawn from those that are left (Mirzasoleiman et al. 2015).
-
-    Return how many: it ends where none of a sample adds anything. `rest` and `best` are used up.
-    """
-    np.random.seed(seed)
-    size = len(rest)
-    for step in range(len(order)):
-        top, top_at, top_by = rest[0], 0, np.int64(-1)
-        for draw in range(min(sample, size)):
-            # Drawn without replacement: what was looked at moves to the end for this step.
-            end = size - draw
-            at = np.random.randint(0, end)
-            s = rest[at]
-            rest[at], rest[end - 1] = rest[end - 1], s
-            gain = gain_of(s, edges, best)
-            if gain > top_by or (gain == top_by and s < top):
-                top, top_at, top_by = s, end - 1, gain
-        if top_by <= 0:
-            return step
-        rest[top_at], rest[size - 1] = rest[size - 1], rest[top_at]
-        size -= 1
-        order[step], by[step] = top, top_by
-        choose(top, edges, best)
-    return len(order)
-
-
-@compiled
 def sort_edges(start: int, stop: int, sources: Codes, levels: Levels, lists: Codes, size: Longs) -> None:
     """Write the sources of some targets' edges into `lists` `(n_targets, k)`, the highest level first, ties by position.
 
