@@ -1,6 +1,6 @@
 """The executor that has tasks done by workers of a Ray cluster: `--engine ray` (docs/scale.md).
 
-The driver, which is the run itself, cuts the plan's chunks and blocks of rows into orders, worker them to workers, checks what
+The driver, which is the run itself, cuts the plan's chunks and blocks of rows into orders, gives them to workers, checks what
 comes back, and keeps it as a run in one process does. An order whose worker or machine is lost is given to another one.
 What the parts of a calculation share lies in the cluster's store once, where all workers of a machine read it in place.
 """

@@ -198,7 +198,7 @@ class LinearLayers:
         exact = next(iter(self.model.parameters())).dtype.itemsize >= 4
         largest = max((float(mark[0]) for mark in alone.values()), default=0.0)
         if not math.isfinite(largest):
-            # Nothing can be told from it, and whoever takes the gradients finds the same.
+            # Nothing follows from it, and whoever takes the gradients finds the same.
             return True
         relative, absolute = (1e-3, 1e-4 * largest) if exact else (0.1, 0.05 * largest)
         zero = torch.zeros(2)

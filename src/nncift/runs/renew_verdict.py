@@ -1,4 +1,4 @@
-"""The verdict of a finished run, told anew where something was learned after it: by training, or by another selection."""
+"""The verdict of a finished run, worked out again where something was learned after it: by training, or by another selection."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ COVERING = ("fl", "flmi", "fl2mi", "flcg")
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """The chosen rows in rank order, and an account of every row of the ground set.
+    """The chosen rows in rank order, and an account of every row of the pool.
 
     gains: `(k,)` float64, what each chosen row added when it was chosen, in rank order.
     value: the objective's value of the whole set. upper_bound: no set of this size has a higher value.
