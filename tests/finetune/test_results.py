@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nncift.errors import UsageError
-from nncift.finetune.comparison import Group, summarise, verdict, within
+from nncift.finetune.comparison import Group, summarise, within
 from nncift.finetune.learning_rates import RatedGroup, best, joined, validation_ids
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import Scores, Values
@@ -71,13 +71,13 @@ def test_arms_and_comparisons_by_hand(group: Group) -> None:
 
 def test_nothing_is_called_equal_and_nothing_is_said_without_an_interval() -> None:
     base = np.tile(np.arange(1.0, 21), (2, 1))
-    assert verdict(compare(base, base)) == "no significant difference"
+    assert compare(base, base).verdict == "no significant difference"
     assert within(compare(base, base)) is None
     apart = base + np.where(np.arange(20) % 2, 0.01, -0.01)
-    assert verdict(compare(base, apart)) == "no significant difference"
+    assert compare(base, apart).verdict == "no significant difference"
     assert within(compare(base, apart)) is True
     few = compare(base[:, :4], base[:, :4] + 1)
-    assert verdict(few) == "no significant difference"
+    assert few.verdict == "no significant difference"
     assert within(few) is None
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nncift.core.texts import seconds
+from nncift.core.texts import seconds, span
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +107,7 @@ def fidelity_table(student: Mapping[str, Measures], baselines: Mapping[str, Mapp
             QUADRANTS[quadrant],
             number(found.r2, 3),
             number(found.spearman, 3),
-            interval(found.spearman_interval),
+            span(found.spearman_interval),
             number(found.mse, None),
             str(found.pairs),
             end_section=(name, quadrant) == ("student", "q4"),
@@ -220,8 +220,3 @@ def number(value: float | None, digits: int | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
-
-
-def interval(bounds: Sequence[float] | None) -> str:
-    """Return an interval as text."""
-    return "-" if bounds is None else f"{bounds[0]:.2f} to {bounds[1]:.2f}"

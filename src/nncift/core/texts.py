@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,23 @@ def one_line(text: str, most: int) -> str:
     line = " ".join(text.split())
     line = line if len(line) <= most else f"{line[:most]} ..."
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return lines as a list in Markdown."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def figure(value: float | None, form: str) -> str:
+    """Return a number in a format such as `+.2f`, a dash for none."""
+    return "-" if value is None else format(value, form)
+
+
+def span(bounds: Sequence[float] | None, form: str = ".2f") -> str:
+    """Return an interval as `low to high`, a dash for none."""
+    return "-" if bounds is None else f"{format(bounds[0], form)} to {format(bounds[1], form)}"

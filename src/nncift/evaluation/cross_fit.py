@@ -261,7 +261,7 @@ class _Crossed:
         return tuple((pairs.take(half), {name: of[half] for name, of in values.items()}) for half in (~late, late))
 
 
-def _agreed(learned: list[FittedStudent]) -> dict[str, Any]:
+def _agreed(learned: list[FittedStudent]) -> dict[str, float]:
     """Return what the fits of all folds say together, for the record."""
     penalties = [of.course["penalty"] for of in learned if "penalty" in of.course]
     return {"penalty": float(np.median(penalties))} if penalties else {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nncift.core.result_types import Record
+from nncift.core.texts import listed
 
 NAMES = {
     "cosine": "cosine similarity of the embeddings",
@@ -83,11 +84,7 @@ def grouped(warnings: Sequence[str]) -> list[str]:
     for how, rivals in sorted(found.items(), key=lambda both: -first[both[0]][0]):
         place, said = first[how]
         if sum(map(len, rivals.values())) > 1:
-            named = _joined([f"{rival} ({_joined(metrics)})" for rival, metrics in rivals.items()])
+            named = listed([f"{rival} ({listed(metrics)})" for rival, metrics in rivals.items()])
             said = f"On unseen items (q4) the student is {how} {named}."
         rest.insert(place, said)
     return rest
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from nncift.core.result_types import JsonObject
+from nncift.evaluation.metrics import number
 from nncift.finetune.results_store import Outcome
 from nncift.finetune.test_set import LOSS, Scores, Values
 from nncift.generation.likelihood import Losses, perplexity
@@ -26,7 +27,6 @@ MARGIN = 0.02
 """The share of the other arm's mean within which "no compromise in performance" is decided."""
 
 UNTRAINED = "none"
-UNDECIDED = "no significant difference"
 OPTIONAL = frozenset(
     (
         "steps epochs tokens share_of_training shown shortened left_out training_loss learning_rates first_failure "
@@ -105,27 +105,13 @@ class ArmSummary:
     metrics: dict[str, MetricSummary]
 
 
-@dataclass(frozen=True)
-class ArmComparison:
-    """An arm less another in one metric (`generation.paired_comparison`). within: see `within`."""
+@dataclass(frozen=True, kw_only=True)
+class ArmComparison(Comparison):
+    """An arm less another in one metric. within: see `within`."""
 
     metric: str
     arm: str
     against: str
-    difference: float | None
-    interval: list[float] | None
-    level: float
-    relative: float | None
-    relative_interval: list[float] | None
-    mean_absolute: float | None
-    relative_mean_absolute: float | None
-    wins: int
-    ties: int
-    losses: int
-    items: int
-    left_out: int
-    seeds: int
-    verdict: str
     within: bool | None
 
 
@@ -228,7 +214,7 @@ def _by_seed(table: Iterable[Values]) -> list[float | None]:
 
 
 def _perplexity(scores: Sequence[Scores]) -> float | None:
-    return _mean([_number(perplexity(Losses((), one.values[LOSS], one.tokens))) for one in scores])
+    return _mean([number(perplexity(Losses((), one.values[LOSS], one.tokens))) for one in scores])
 
 
 def between_seeds(by_seed: Sequence[float | None]) -> float | None:
@@ -245,37 +231,12 @@ def between_seeds(by_seed: Sequence[float | None]) -> float | None:
 
 def _compared(group: Group, metric: str, arm: str, other: str, higher: bool, seed: int) -> ArmComparison:
     found = compare(group.table(arm, metric), group.table(other, metric), higher_is_better=higher, seed=seed)
-    return ArmComparison(
-        metric=metric,
-        arm=arm,
-        against=other,
-        difference=_number(found.difference),
-        interval=_pair(found.interval),
-        level=found.level,
-        relative=_number(found.relative),
-        relative_interval=_pair(found.relative_interval),
-        mean_absolute=_number(found.absolute),
-        relative_mean_absolute=_number(found.relative_absolute),
-        wins=found.wins,
-        ties=found.ties,
-        losses=found.losses,
-        items=found.items,
-        left_out=found.left_out,
-        seeds=found.seeds,
-        verdict=verdict(found),
-        within=within(found),
-    )
-
-
-def verdict(found: Comparison) -> str:
-    """Return better, worse or no significant difference, by the interval alone."""
-    said = found.verdict()
-    return said if said in ("better", "worse") else UNDECIDED
+    return ArmComparison(metric=metric, arm=arm, against=other, within=within(found), **vars(found))
 
 
 def within(found: Comparison, margin: float = MARGIN) -> bool | None:
     """Return whether the whole interval of the relative difference lies within a margin; None where there is no interval."""
-    bounds = _pair(found.relative_interval)
+    bounds = found.relative_interval
     return None if bounds is None else max(map(abs, bounds)) <= margin
 
 
@@ -286,11 +247,3 @@ def _there(record: JsonObject) -> JsonObject:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _pair(bounds: tuple[float, float] | None) -> list[float] | None:
-    return None if bounds is None or not np.isfinite(bounds).all() else [float(bound) for bound in bounds]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nncift.core.texts import bullets, listed, span
+from nncift.core.texts import figure as figure_of
 from nncift.finetune.estimates import STUDENT, TEACHER
 from nncift.finetune.lds import Agreement, Mean
 from nncift.finetune.retraining_results import Retraining
@@ -30,9 +32,9 @@ def page(found: Retraining) -> str:
         "## What was compared",
         markdown([["estimate", "what it is"], *map(list, found.estimates.items())], left=2),
     ]
-    parts += ["## How to read this", _bullets(READING)]
+    parts += ["## How to read this", bullets(READING)]
     if found.notes:
-        parts += ["## Notes", _bullets(found.notes)]
+        parts += ["## Notes", bullets(found.notes)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -48,9 +50,9 @@ def sentence(found: Retraining) -> str:
     beaten = [name for name, gap in own.differences.items() if (_bounds(gap) or (0.0,))[0] > 0]
     equal = [name for name in own.differences if name not in (*beaten, TEACHER)]
     if beaten:
-        text += f", above {_listed(beaten)}"
+        text += f", above {listed(beaten)}"
     if equal:
-        text += f"; not distinguished from {_listed(equal)}, or below"
+        text += f"; not distinguished from {listed(equal)}, or below"
     if found.kept is not None:
         text += f". It keeps {100 * found.kept:.0f} % of its teacher's {_with(found.lds[TEACHER].lds)}"
     if found.ceiling is not None:
@@ -61,7 +63,7 @@ def sentence(found: Retraining) -> str:
 def facts(found: Retraining) -> str:
     """Return what was trained, one sentence a line."""
     recipe = found.recipe
-    return _bullets(
+    return bullets(
         (
             f"{found.trainings} trainings of {found.model} ({recipe['method']}, learning rate {recipe['learning_rate']:g}, "
             f"{recipe['batch']} rows a step, {recipe['epochs']:g} epochs): {found.halves} random halves ({found.half} of "
@@ -90,7 +92,7 @@ def removal_rows(found: Retraining) -> list[list[str]]:
                 one.estimate,
                 f"its top {one.share}",
                 str(one.rows),
-                _number(one.increase.mean, "+.4f"),
+                figure_of(one.increase.mean, "+.4f"),
                 _range(one.increase, "+.3f"),
             ]
         )
@@ -117,12 +119,11 @@ def figure(found: Retraining) -> str:
 def _cells(one: Agreement, against: Sequence[str]) -> list[str]:
     gaps = [one.differences.get(name) for name in against]
     found = ["-" if gap is None or gap.mean is None else f"{gap.mean:+.2f} ({_range(gap, '+.2f')})" for gap in gaps]
-    over = "-" if one.lds.interval is None else f"{one.lds.interval[0]:.2f} to {one.lds.interval[1]:.2f}"
-    return [_number(one.lds.mean, ".2f"), over, _range(one.lds, ".2f"), *found]
+    return [figure_of(one.lds.mean, ".2f"), span(one.lds.interval), _range(one.lds, ".2f"), *found]
 
 
 def _with(mean: Mean) -> str:
-    return _number(mean.mean, ".2f") + (f" ({_range(mean, '.2f')})" if _bounds(mean) is not None else "")
+    return figure_of(mean.mean, ".2f") + (f" ({_range(mean, '.2f')})" if _bounds(mean) is not None else "")
 
 
 def _bounds(mean: Mean) -> tuple[float, float] | None:
@@ -131,17 +132,4 @@ def _bounds(mean: Mean) -> tuple[float, float] | None:
 
 
 def _range(mean: Mean, form: str) -> str:
-    bounds = _bounds(mean)
-    return "-" if bounds is None else f"{format(bounds[0], form)} to {format(bounds[1], form)}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return span(_bounds(mean), form)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from nncift.core.result_types import JsonObject
+from nncift.core.texts import bullets, figure, span
 from nncift.evaluation.run_verdict import TRAINS, training_verdict
 from nncift.finetune.comparison import AGAINST, MARGIN, GroupSummary, MetricSummary, between_seeds
 from nncift.runs.report import page_of
@@ -55,12 +56,12 @@ def groups_of(record: JsonObject) -> list[GroupSummary]:
 
 def page(record: JsonObject) -> str:
     """Return a stored tune as Markdown."""
-    parts = [f"# {TITLE}", _bullets(summary(record))]
+    parts = [f"# {TITLE}", bullets(summary(record))]
     for group in groups_of(record):
         parts += [f"## {title(group)}", *tables(group, record["metrics"])]
-    parts += ["## How to read this", _bullets(READING)]
+    parts += ["## How to read this", bullets(READING)]
     if record["notes"]:
-        parts += ["## Notes", _bullets(record["notes"])]
+        parts += ["## Notes", bullets(record["notes"])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -149,8 +150,8 @@ def rate_rows(group: GroupSummary, metrics: JsonObject) -> list[list[str]]:
         [
             name,
             f"{one.learning_rate:g}",
-            _number(one.validation, ".4g"),
-            *(_number(one.metrics[metric], ".4g") for metric in metrics),
+            figure(one.validation, ".4g"),
+            *(figure(one.metrics[metric], ".4g") for metric in metrics),
             "used" if one.used else "",
         ]
         for name, arm in group.arms.items()
@@ -165,10 +166,10 @@ def arm_rows(group: GroupSummary, metrics: JsonObject) -> list[list[str]]:
     head = ["arm", *(f"{name} ({record['unit']})" for name, record in metrics.items())]
     rows = [[*head, *(("rows", "epochs", "steps", "tokens", "seconds", "cost") if trained else ("rows",))]]
     for name, arm in group.arms.items():
-        row = [name, *(_value(arm.metrics[metric]) for metric in metrics), _number(arm.rows, ",.0f")]
+        row = [name, *(_value(arm.metrics[metric]) for metric in metrics), figure(arm.rows, ",.0f")]
         if trained:
-            row += [_number(arm.epochs, ".2f"), _number(arm.steps, ",.0f"), _number(arm.tokens, ",.0f")]
-            row.append(_number(arm.seconds["training"] or 0, ".1f"))
+            row += [figure(arm.epochs, ".2f"), figure(arm.steps, ",.0f"), figure(arm.tokens, ",.0f")]
+            row.append(figure(arm.seconds["training"] or 0, ".1f"))
             row.append(_percent(arm.share_of_training, ".1f"))
         rows.append(row)
     return rows
@@ -185,8 +186,8 @@ def comparison_rows(group: GroupSummary) -> list[list[str]]:
                 one.metric,
                 one.arm,
                 one.against,
-                _number(one.difference, "+.4g"),
-                "-" if bounds is None else f"{bounds[0]:+.3g} to {bounds[1]:+.3g}",
+                figure(one.difference, "+.4g"),
+                span(bounds, "+.3g"),
                 _percent(one.relative, "+.1f"),
                 _percent(one.relative_mean_absolute, ".1f"),
                 _percent(None if gap is None or not other.mean else gap / abs(other.mean), ".1f"),
@@ -227,16 +228,8 @@ def _value(found: MetricSummary) -> str:
     return text + (f" ({found.failed} failed)" if found.failed else "")
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
 def _percent(share: float | None, form: str) -> str:
     return "-" if share is None else f"{format(100 * share, form)} %"
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _list(lines: Sequence[str]) -> Markup:

@@ -15,59 +15,45 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.errors import UsageError
 from nncift.evaluation.bootstrap import MIN_ITEMS
+from nncift.evaluation.metrics import number
 
 Values = npt.NDArray[np.float64]
 
 BLOCK = 256
 """Resamples drawn at once."""
 
+UNDECIDED = "no significant difference"
+
 
 @dataclass(frozen=True)
-class Comparison:
-    """One arm less the other, over the items that both have under every seed.
+class Comparison(Record):
+    """One arm less the other, over the items that both have under every seed; None where a figure is undefined.
 
-    difference: of the means, in the metric's unit. relative: the same as a share of the other arm's mean. absolute: mean over
-    seeds of the size of each seed's difference, which cannot cancel out (`relative_absolute`: as a share). interval: of the
-    difference; None with fewer than five items, or where no item differs. wins, ties, losses: items whose mean over seeds is
-    better, equal, worse. items, left_out: items compared, and those without a value in some seed of some arm. failed: missing
-    values of either arm. seeds: 1 means that the interval says nothing about another training run.
+    difference: of the means, in the metric's unit. relative: the same as a share of the other arm's mean. mean_absolute: mean
+    over seeds of the size of each seed's difference, which cannot cancel out (`relative_mean_absolute`: as a share). interval: of
+    the difference; None with fewer than five items, or where no item differs. wins, ties, losses: items whose mean over seeds is
+    better, equal, worse. items, left_out: items compared, and those without a value in some seed of some arm. seeds: 1 means that
+    the interval says nothing about another training run. verdict: better or worse where the whole interval lies on one side of 0.
     """
 
-    mean: float
-    other: float
-    difference: float
-    relative: float
-    absolute: float
-    relative_absolute: float
+    difference: float | None
     interval: tuple[float, float] | None
-    relative_interval: tuple[float, float] | None
     level: float
+    relative: float | None
+    relative_interval: tuple[float, float] | None
+    mean_absolute: float | None
+    relative_mean_absolute: float | None
     wins: int
     ties: int
     losses: int
     items: int
     left_out: int
-    failed: tuple[int, int]
     seeds: int
-    higher_is_better: bool
-
-    def verdict(self, margin: float | None = None) -> str:
-        """Return better, worse, equal, or undecided, by the interval alone.
-
-        margin: how far apart, as a share of the other arm's mean, arms may be and still be called equal; equal only where
-        the whole interval is inside. None calls nothing equal.
-        """
-        if self.interval is None or not np.isfinite(self.interval).all():
-            return "undecided"
-        low, high = self.interval
-        if margin is not None and -margin * abs(self.other) <= low and high <= margin * abs(self.other):
-            return "equal"
-        if low > 0 or high < 0:
-            return "better" if (low > 0) == self.higher_is_better else "worse"
-        return "undecided"
+    verdict: str
 
 
 def compare(
@@ -86,10 +72,8 @@ def compare(
     that counts as none. Raises UsageError for tables that do not fit each other.
     """
     a, b = _tables(one, other)
-    failed = int(np.isnan(np.asarray(one, float)).sum()), int(np.isnan(np.asarray(other, float)).sum())
     kept = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
-    a, b = a[:, kept], b[:, kept]
-    gaps = a - b
+    b, gaps = b[:, kept], (a - b)[:, kept]
     seeds, items = gaps.shape
     base = float(b.mean()) if items else np.nan
     share = 1 / abs(base) if base else np.nan
@@ -98,24 +82,32 @@ def compare(
     interval = mean_interval(gaps, level=level, resamples=resamples, seed=seed)
     per_item = (gaps.mean(axis=0) if items else np.zeros(0)) * (1 if higher_is_better else -1)
     return Comparison(
-        mean=float(a.mean()) if items else np.nan,
-        other=base,
-        difference=difference,
-        relative=difference * share,
-        absolute=absolute,
-        relative_absolute=absolute * share,
+        difference=number(difference),
         interval=interval,
-        relative_interval=None if interval is None else (interval[0] * share, interval[1] * share),
         level=level,
+        relative=number(difference * share),
+        relative_interval=_finite(None if interval is None else (interval[0] * share, interval[1] * share)),
+        mean_absolute=number(absolute),
+        relative_mean_absolute=number(absolute * share),
         wins=int((per_item > tie).sum()),
         ties=int((np.abs(per_item) <= tie).sum()),
         losses=int((per_item < -tie).sum()),
         items=items,
         left_out=int((~kept).sum()),
-        failed=failed,
         seeds=seeds,
-        higher_is_better=higher_is_better,
+        verdict=_verdict(interval, higher_is_better=higher_is_better),
     )
+
+
+def _finite(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if bounds is None or not np.isfinite(bounds).all() else bounds
+
+
+def _verdict(interval: tuple[float, float] | None, *, higher_is_better: bool) -> str:
+    """Return better, worse or no significant difference, by the interval alone."""
+    if interval is None or not (interval[0] > 0 or interval[1] < 0):
+        return UNDECIDED
+    return "better" if (interval[0] > 0) == higher_is_better else "worse"
 
 
 def mean_interval(

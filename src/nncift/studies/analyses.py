@@ -20,11 +20,12 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.demo.world import read_truth
 from nncift.errors import UsageError
-from nncift.evaluation.metrics import r2, spearman
+from nncift.evaluation.metrics import number, r2, spearman
 from nncift.labels.vectors import VectorFiles
 from nncift.models.causal_lm import CausalLM
 from nncift.runs import bad_rows as detection
@@ -35,9 +36,6 @@ from nncift.stages.inputs import read_pool
 from nncift.student.paper_recipe import RECIPES
 from nncift.studies.grid import Analysis
 from nncift.studies.workspace import Ready, Workspace, write_pool
-
-Record = dict[str, Any]
-"""What an analysis found for one seed, as it is stored."""
 
 WIDTHS = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 DEPTHS = (1, 2, 3, 4, 5)
@@ -50,7 +48,7 @@ CONFIGURATIONS: tuple[tuple[int, ...], ...] = tuple(
 SMALL = "small-teacher"
 
 
-def sweep(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record]:
+def sweep(workspace: Workspace, analysis: Analysis, seeds: range) -> list[JsonObject]:
     """Return one record per combination and seed: settings, fidelity on q4, skill by budget, passes and seconds by stage."""
     found = []
     combinations = analysis.combinations()
@@ -66,10 +64,10 @@ def sweep(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record
     return found
 
 
-def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> Record:
+def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> JsonObject:
     run = workspace.run(workspace.settings(analysis, chosen, seed))
     ledger = run.result.ledger
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "fidelity": _unseen(run),
         "baselines": _free(run),
         "gate": run.fidelity["gate"]["used"],
@@ -90,12 +88,12 @@ def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str,
     return record
 
 
-def _unseen(run: FinishedRun) -> Record:
-    found: dict[str, Any] = run.fidelity["fidelity"]["q4"]
+def _unseen(run: FinishedRun) -> JsonObject:
+    found: JsonObject = run.fidelity["fidelity"]["q4"]
     return {name: found[name] for name in ("mse", "r2", "spearman", "pairs")}
 
 
-def _free(run: FinishedRun) -> Record:
+def _free(run: FinishedRun) -> JsonObject:
     """Return R^2 and Spearman on q4 of everything that is free."""
     return {
         name: {measure: record["q4"][measure] for measure in ("mse", "r2", "spearman")}
@@ -103,13 +101,13 @@ def _free(run: FinishedRun) -> Record:
     }
 
 
-def layers(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record]:
+def layers(workspace: Workspace, analysis: Analysis, seeds: range) -> list[JsonObject]:
     """Return one record per configuration and seed: parameters, seconds, and MSE, R^2 and Spearman on unseen items (q4).
 
     option widest: networks with wider layers are left out, and named.
     """
     widest = int(analysis.options.get("widest", WIDTHS[-1]))
-    found: list[Record] = []
+    found: list[JsonObject] = []
     todo = [shape for shape in CONFIGURATIONS if shape[0] <= widest]
     found += [{"shape": list(shape), "left_out": True} for shape in CONFIGURATIONS if shape[0] > widest]
     with workspace.progress(f"{analysis.name}: networks", len(todo) * len(seeds)) as advance:
@@ -122,7 +120,7 @@ def layers(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Recor
     return found
 
 
-def _network_measured(run: FinishedRun, shape: Sequence[int], seed: int) -> Record:
+def _network_measured(run: FinishedRun, shape: Sequence[int], seed: int) -> JsonObject:
     labels = run.labels
     vectors = VectorFiles(run.path).on(labels["train"].target_ids, labels["train"].source_ids)
     train, test = labels["train"].present(), labels["test"].present()
@@ -135,8 +133,8 @@ def _network_measured(run: FinishedRun, shape: Sequence[int], seed: int) -> Reco
         "seconds": round(time.perf_counter() - began, 2),
         "labels": len(train),
         "mse": float(np.mean((truth - guess) ** 2)),
-        "r2": _number(r2(truth, guess, float(train.value.mean(dtype=np.float64)), once)),
-        "spearman": _number(spearman(truth, guess, once)),
+        "r2": number(r2(truth, guess, float(train.value.mean(dtype=np.float64)), once)),
+        "spearman": number(spearman(truth, guess, once)),
     }
 
 
@@ -170,12 +168,7 @@ def learned(
     return guess, sum(parameter.numel() for parameter in network.parameters())
 
 
-def _number(value: Any) -> float | None:
-    found = float(value)
-    return found if np.isfinite(found) else None
-
-
-def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record]:
+def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[JsonObject]:
     """Return one record per way to use the rows and budget: arms, and their comparisons over all seeds.
 
     options are the settings of `nncift tune`; budgets, test rows and seeds are the study's. Without a smaller model the arm
@@ -234,13 +227,13 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Re
     return result
 
 
-def _mean_costs(seeds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+def _mean_costs(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Return what choosing each arm's rows cost in forward passes, the mean over seeds."""
     arms = dict.fromkeys(arm for costs in seeds for arm in costs)
     return {arm: {"cost": float(np.mean([costs.get(arm, {}).get("cost", 0) for costs in seeds]))} for arm in arms}
 
 
-def bad_data(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Record]:
+def bad_data(workspace: Workspace, analysis: Analysis, seeds: range) -> list[JsonObject]:
     """Return one record per kind of bad row and seed: areas under the ROC curve with intervals over rows.
 
     `over` names the teachers. Of a generated world the corrupted and the repeated rows are known; in other pools shares of the
@@ -261,7 +254,7 @@ def bad_data(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Rec
     return found
 
 
-def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> Record:
+def _bad_rows_found(workspace: Workspace, analysis: Analysis, seed: int) -> JsonObject:
     pool = workspace.pools[analysis.pool]
     bads: dict[str, Collection[str]]
     copied: Collection[str] = ()

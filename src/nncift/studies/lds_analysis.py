@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from nncift.core.result_types import JsonObject
+from nncift.core.texts import span
 from nncift.finetune.estimates import STUDENT, TEACHER
 from nncift.finetune.lds import Agreement
 from nncift.finetune.retrain_settings import resolve
@@ -17,7 +19,7 @@ from nncift.studies.study_report import Page
 from nncift.studies.workspace import Workspace
 
 
-def retrain_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[dict[str, Any]]:
+def retrain_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[JsonObject]:
     """Return one record per combination and seed: what its student's estimates, its teacher's and all rivals foresee.
 
     options are the settings of `nncift evaluate --retrain`. Combinations over the same rows share their trainings, and those of
@@ -39,7 +41,7 @@ def retrain_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list
     return found
 
 
-def _judged(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _judged(workspace: Workspace, analysis: Analysis, chosen: Mapping[str, Any], seed: int) -> JsonObject:
     run = workspace.run(workspace.settings(analysis, chosen, seed))
     settings = resolve(
         {"model": workspace.pools[analysis.pool].model, **analysis.options, "seed": seed, "device": workspace.device}
@@ -91,9 +93,9 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
                     name,
                     share,
                     one.lds.mean,
-                    _range(one.lds.interval),
-                    _range(one.lds.wide),
-                    *("-" if gap is None else _range(gap.wide or gap.interval) for gap in gaps),
+                    span(one.lds.interval, "+.2f"),
+                    span(one.lds.wide, "+.2f"),
+                    *("-" if gap is None else span(gap.wide or gap.interval, "+.2f") for gap in gaps),
                 ]
             )
         text.append(markdown(rows))
@@ -122,7 +124,3 @@ def _scores(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Agreem
         for name, one in lds.items():
             found.setdefault(name, ("-", one))
     return found
-
-
-def _range(bounds: Sequence[float] | None) -> str:
-    return "-" if bounds is None else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nncift.core.texts import span
 from nncift.finetune.comparison import GroupSummary
 from nncift.finetune.tune_report import READING, direction, tables, title
 from nncift.runs.report.charts import Dot, Line, Sheet, intervals, lines
@@ -149,7 +150,7 @@ def bad_data_page(analysis: Analysis, records: Records) -> Page:
         intervals_of = {_plain(name): interval for name, interval in first["intervals"].items()}
         rows: list[list[Cell]] = [["score (a low one is suspicious)", "area", "95 % interval over rows, first seed"]]
         rows += [
-            [name, Spread.of(values), _bounds(intervals_of.get(name))]
+            [name, Spread.of(values), span(intervals_of.get(name))]
             for name, values in sorted(areas.items(), key=lambda item: -_mean(item[1]))
         ]
         without = f", {first['left_out']} rows left out that lack a score" if first["left_out"] else ""
@@ -180,7 +181,7 @@ def _area_differences(found: Records) -> str:
             values.setdefault(pair, []).append(one["difference"])
             bounds.setdefault(pair, one["interval"])
     rows: list[list[Cell]] = [["score", "less", "difference", "95 % interval, first seed"]]
-    rows += [[*pair, Spread.of(of), _bounds(bounds[pair])] for pair, of in values.items()]
+    rows += [[*pair, Spread.of(of), span(bounds[pair])] for pair, of in values.items()]
     return markdown(rows)
 
 
@@ -283,7 +284,3 @@ def _shape(shape: Sequence[int]) -> str:
 def _plain(name: str) -> str:
     """Return a score's name without the share of passes, which differs from seed to seed."""
     return name.split(" (")[0]
-
-
-def _bounds(interval: Sequence[float] | None) -> str | None:
-    return None if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
