@@ -20,8 +20,9 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers)
 
 
-# A child process has none of its parent's threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+if hasattr(os, "register_at_fork"):
+    # A child process has none of its parent's threads. Windows forks none.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 LONG = 1.0

@@ -114,15 +114,14 @@ def probed(context: RunContext, rows: Examples, stage: Stage, into: Path | None 
     return found
 
 
-def token_counts(context: RunContext, rows: Examples) -> dict[str, int] | None:
-    """Return the tokens of rows that were embedded, None where an earlier version of the run did not count them."""
+def token_counts(context: RunContext, rows: Examples) -> dict[str, int]:
+    """Return the tokens of rows that were embedded, by id."""
     about = context.directory.read_json("embeddings.json")
     ids = about["ids"]
     if tuple(ids[: len(rows)]) == rows.ids:
         # The rows' own ids: those that were read are a second copy.
         ids = (*rows.ids, *ids[len(rows) :])
-    counted = dict(zip(ids, about.get("tokens", ()), strict=False))
-    return counted if all(item in counted for item in rows.ids) else None
+    return dict(zip(ids, about["tokens"], strict=True))
 
 
 def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Counts) -> list[int]:

@@ -100,7 +100,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON that `write_sealed` wrote: its checksum is verified and taken off; earlier releases wrote none.
+    """Read JSON that `write_sealed` wrote: its checksum is verified and taken off; JSON without one is read as it is.
 
     Raises OSError, ValueError or RecursionError where the file is missing or damaged.
     """
@@ -143,8 +143,7 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     with _opened(path) as stored:
         about = stored.metadata()
         arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    # Files of releases before checksums have no metadata at all.
-    if about is not None and about.get(CHECKSUM) != _array_checksum(arrays):
+    if (about or {}).get(CHECKSUM) != _array_checksum(arrays):
         raise ValueError(MISMATCH)
     return arrays
 
