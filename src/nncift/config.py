@@ -18,6 +18,7 @@ from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError
 
 from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, TimeCap
 from nncift.core.declaration import Settings, setting
+from nncift.core.result_types import JsonObject
 from nncift.core.texts import first_line
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, UsageError
@@ -248,7 +249,7 @@ class RunSettings(
     seed: int = setting(0, "One seed for everything", ge=0)
     device: str = setting("auto", "Device of the models", choices=("auto", "cpu", "cuda", "cuda:0", "mps"))
 
-    def part(self, stage: type[Settings]) -> dict[str, Any]:
+    def part(self, stage: type[Settings]) -> JsonObject:
         """Return the settings that belong to one stage's class."""
         return self.model_dump(mode="json", include=set(stage.model_fields))
 
@@ -352,7 +353,7 @@ def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
         raise UsageError(f"setting {name!r} was given as {first['input']!r}: {first['msg']}") from error
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> JsonObject:
     """Read a settings file without checking its values; the `record` of a manifest is left out."""
     return {name: value for name, value in _read(path).items() if name != "record"}
 
@@ -362,7 +363,7 @@ def is_manifest(path: Path) -> bool:
     return "record" in _read(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         values = read_yaml(path)
     except (OSError, ValueError) as error:

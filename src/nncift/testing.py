@@ -121,7 +121,7 @@ def _check_predictions(made: type[Network], net: Network, training_data: Trainin
 
 def _check_refusals(made: type[Network], learned: FittedStudent, training_data: TrainingData) -> None:
     for name, array in learned.weights.items():
-        broken: dict[str, Any] = {"float64": array.astype(np.float64)}
+        broken: dict[str, npt.NDArray[Any]] = {"float64": array.astype(np.float64)}
         broken |= {"an axis more": array[None]}
         broken |= {
             f"axis {axis} cut": np.delete(array, 0, axis=axis) for axis in range(array.ndim) if array.shape[axis]

@@ -230,7 +230,7 @@ def test_the_method_follows_the_size() -> None:
     assert method_of("auto", 500_000) == "whole"
     assert method_of("auto", 100_000_000) == "lora"
     assert method_of("qlora", 500_000) == "qlora"
-    assert defaults("qlora", 10**9) == {"learning_rate": 2e-4, "batch": 4, "epochs": 3.0}
+    assert defaults("qlora", 10**9) == (2e-4, 4, 3.0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

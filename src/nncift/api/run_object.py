@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nncift.config import RunSettings
+from nncift.core.result_types import JsonObject
 from nncift.data import Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.runs.finished import FinishedRun
@@ -163,13 +164,13 @@ class Run:
         rank: int | None = None,
         search: str | None = None,
         why_not: bool = False,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Tell why a row was chosen or dropped, and what would have to change; see `nncift.explain`."""
         from nncift.runs.explain import explain_found
 
         return explain_found(self._finished, example_id, rank=rank, search=search, why_not=why_not).to_json()
 
-    def query(self, rows: Any, *, top: int = 10, exact: int = 0, device: str = "auto") -> dict[str, Any]:
+    def query(self, rows: Any, *, top: int = 10, exact: int = 0, device: str = "auto") -> JsonObject:
         """Tell which rows of the pool push a model to the responses of some rows; see `nncift.query`."""
         from nncift.data import rows_from
         from nncift.runs.query import Question, query
@@ -203,8 +204,9 @@ class Run:
         """Measure the student: quadrants beside baselines, what more labels gave, and skill under the full teacher."""
         from nncift.api.functions import evaluate
 
-        asked: dict[str, Any] = {"trust_remote_code": trust_remote_code, "fetch": fetch}
-        return evaluate(self.path, full_teacher=full_teacher, device=device, **asked)
+        return evaluate(
+            self.path, full_teacher=full_teacher, device=device, trust_remote_code=trust_remote_code, fetch=fetch
+        )
 
     @property
     def settings(self) -> RunSettings:

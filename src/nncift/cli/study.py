@@ -13,6 +13,7 @@ from nncift.cli.display import console, table
 from nncift.cli.options import assignment, choices, offline_option, path_option, settings_options
 from nncift.cli.shell import command, option, progress
 from nncift.config import RunSettings
+from nncift.core.result_types import JsonObject
 from nncift.core.texts import seconds
 from nncift.errors import UsageError
 
@@ -42,7 +43,7 @@ from nncift.errors import UsageError
 @offline_option
 def study_command(
     show: bool, grid: Path | None, preset: str | None, assigned: tuple[str, ...], dry_run: bool, **flags: Any
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run the analyses of GRID, a YAML file, or of a preset; what is finished is not computed again."""
     from nncift.studies import run_study as run
     from nncift.studies.grid import load, rehearsed

@@ -60,7 +60,7 @@ class Pool:
     device: str = "auto"
     truth_folder: Path | None = None
     progress: Progress = silent
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:

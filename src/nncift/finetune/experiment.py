@@ -15,6 +15,7 @@ import numpy as np
 from nncift.core.fingerprints import fingerprint
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
+from nncift.core.result_types import JsonObject
 from nncift.errors import UsageError
 from nncift.evaluation.run_verdict import leave_word, selection_key
 from nncift.finetune.arms import Arm, Pool, SubsetSize, arms_of, choose, selected_ids
@@ -49,7 +50,7 @@ def tune(
     *,
     truth: Path | None = None,
     allowed: Permissions = NOTHING,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train and judge every arm of a finished run, write `tune.json`, `tune.md` and `tune.html`, and return what is in the first.
 
     given: settings (`TuneSettings`); without `test`, rows judge that the run has set aside. out: a folder, by default `tune` in
@@ -153,7 +154,7 @@ class TuneExperiment:
         trainer = self._trainer
         return best(group, trainer.evaluation_set.tests.ids, trainer.validation, self.units)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """Compute what is missing and return everything that is reported."""
         trainer, groups = self._trainer, self.rated
         spent = {
@@ -332,7 +333,7 @@ class TuneExperiment:
         return notes
 
 
-def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> dict[str, Any]:
+def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> JsonObject:
     """Return every arm's rows, those that cannot be trained on, and the share of the run's selection among them.
 
     Of an arm that is drawn for every seed, the most of the second and the mean of the third.
@@ -348,7 +349,7 @@ def _overlaps(budget: SubsetSize, chosen: Chosen, unusable: Collection[str]) -> 
     }
 
 
-def _machine(lm: CausalLM) -> dict[str, Any]:
+def _machine(lm: CausalLM) -> JsonObject:
     found = examine()
     return {
         "python": found.python,

@@ -68,7 +68,7 @@ class EvaluationSet:
             raise UsageError(f"there is no metric {unknown[0]!r}{nearest(unknown[0], [LOSS, *METRICS])}")
         if (CHOICE in metrics) != bool(questions):
             raise UsageError("the metric choice and --questions FILE belong together: give both, or neither")
-        options: dict[str, dict[str, Any]] = {"embedding": {"encoder": encoder}}
+        options: dict[str, dict[str, Encoder | Judge | None]] = {"embedding": {"encoder": encoder}}
         if "judge" in metrics:
             options["judge"] = {"judge": judge_of(judge or {})}
         self.tests, self.wording, self.max_new_tokens = tests, wording, max_new_tokens

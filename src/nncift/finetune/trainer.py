@@ -78,19 +78,23 @@ class Trainer:
         """How subsets are trained on."""
         given = self._settings
         method = method_of(given.method, self.parameters)
-        own = {name: getattr(given, name) for name in ("batch", "epochs")}
-        values = {
-            **defaults(method, self.parameters),
-            **{name: value for name, value in own.items() if value is not None},
-            "learning_rate": self._rates[0],
-        }
-        return Recipe(method, steps=given.steps, rank=given.rank, alpha=given.alpha, dropout=given.dropout, **values)
+        usual = defaults(method, self.parameters)
+        return Recipe(
+            method,
+            self._rates[0],
+            usual.batch if given.batch is None else given.batch,
+            usual.epochs if given.epochs is None else given.epochs,
+            steps=given.steps,
+            rank=given.rank,
+            alpha=given.alpha,
+            dropout=given.dropout,
+        )
 
     @cached_property
     def _rates(self) -> tuple[float, ...]:
         """The learning rates that are given, or two by method and size."""
         method = method_of(self._settings.method, self.parameters)
-        first = float(defaults(method, self.parameters)["learning_rate"]) * (1.0 if method == "whole" else self._faster)
+        first = defaults(method, self.parameters).learning_rate * (1.0 if method == "whole" else self._faster)
         return self._settings.learning_rate or (first, SECOND[method] * first)
 
     @cached_property

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import derive
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
@@ -49,7 +50,7 @@ class Recipe:
     dropout: float = 0.05
     batch_tokens: int = 4096
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return what decides the weights, for fingerprints; the measure shows in the schedule."""
         record = {name: value for name, value in asdict(self).items() if name not in ("epochs", "steps")}
         if self.method == "whole":
@@ -57,12 +58,19 @@ class Recipe:
         return {**record, "optimizer": [*BETAS, EPSILON, CLIP]}
 
 
-PAPER = {"learning_rate": 2e-4, "batch": 4, "epochs": 3.0}
-"""The fine-tuning of NN-CIFT (arXiv 2502.09969): QLoRA with r = 8, alpha = 16, dropout 0.05 on all linear layers."""
-WHOLE = {"learning_rate": 2e-5, "batch": 16, "epochs": 3.0}
-TINY = {"learning_rate": 1e-3, "batch": 4, "epochs": 5.0}
-"""Models of a few million parameters learn nothing in three epochs of a few hundred rows (docs/tune.md)."""
+class Defaults(NamedTuple):
+    """Learning rate, rows of an optimiser step and passes over the run's selection, where none is given."""
 
+    learning_rate: float
+    batch: int
+    epochs: float
+
+
+PAPER = Defaults(2e-4, 4, 3.0)
+"""The fine-tuning of NN-CIFT (arXiv 2502.09969): QLoRA with r = 8, alpha = 16, dropout 0.05 on all linear layers."""
+WHOLE = Defaults(2e-5, 16, 3.0)
+TINY = Defaults(1e-3, 4, 5.0)
+"""Models of a few million parameters learn nothing in three epochs of a few hundred rows (docs/tune.md)."""
 
 SECOND = {"whole": 3.0, "lora": 5.0, "qlora": 5.0}
 """By method: the second learning rate of a comparison, as a multiple of the first. A small subset may want a higher one."""
@@ -81,11 +89,11 @@ def method_of(wanted: str, parameters: int) -> Method:
     return wanted  # type: ignore[return-value]
 
 
-def defaults(method: Method, parameters: int) -> dict[str, Any]:
+def defaults(method: Method, parameters: int) -> Defaults:
     """Return learning rate, rows of a step and epochs for a method and a size."""
     if method != "whole":
-        return dict(PAPER)
-    return dict(TINY if parameters < SMALL else WHOLE)
+        return PAPER
+    return TINY if parameters < SMALL else WHOLE
 
 
 @dataclass(frozen=True)

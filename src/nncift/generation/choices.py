@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nncift.core.result_types import JsonObject
 from nncift.data.examples import Example, Message, Rejection
 from nncift.data.file_rows import file_records
 from nncift.data.opening import stem_of
@@ -144,7 +145,7 @@ def _bare(row: Row, wording: PromptFormat) -> Row:
     return Row(row.prompt, response)
 
 
-def _question(row: dict[str, Any]) -> tuple[str | None, Question]:
+def _question(row: JsonObject) -> tuple[str | None, Question]:
     question = next((row[name] for name in QUESTION if isinstance(row.get(name), str) and row[name].strip()), None)
     if question is None:
         raise DataError(f"no question: expected text in {', '.join(QUESTION)}")

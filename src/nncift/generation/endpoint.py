@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from nncift.core.result_types import JsonObject
 from nncift.errors import ResourceError, UsageError
 from nncift.generation.generate import Answer
 from nncift.generation.judge import RUBRIC, Grade
@@ -163,7 +164,7 @@ class EndpointJudge:
                 await self._sleep(min(limits.pause * 2**tried if error.wait is None else error.wait, LONGEST_PAUSE))
         raise AssertionError("the last try either returns or raises")
 
-    def _request(self, answer: Answer) -> dict[str, Any]:
+    def _request(self, answer: Answer) -> JsonObject:
         """Return the request's body. The code in the marks depends on the texts, so that no text can hold its own."""
         parts = {"request": answer.prompt, "reference answer": answer.reference, "answer": str(answer.text)}
         code = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
@@ -178,7 +179,7 @@ class EndpointJudge:
             "max_tokens": self._limits.max_tokens,
         }
 
-    async def _send(self, client: Any, request: dict[str, Any]) -> bytes:
+    async def _send(self, client: Any, request: JsonObject) -> bytes:
         """Return the reply's bytes. Raises _FailedError."""
         import openai
 

@@ -8,13 +8,14 @@ from typing import Self
 
 from nncift.config import LabelSettings
 from nncift.core.amounts import LabelAmount
+from nncift.core.result_types import Record
 
 FIRST = 0.5
 """Share of an active plan's training pairs that is scattered before anything is known."""
 
 
 @dataclass(frozen=True)
-class LabelBudget:
+class LabelBudget(Record):
     """How much to label.
 
     share: u, of each axis; or count: of pairs, or of rows where kind is rows; neither where `auto` decides. kind: block,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nncift.core.arrays import Codes, Floats, Places
 from nncift.core.fingerprints import fingerprint
@@ -103,7 +104,7 @@ class RowLabelStore(LabelStore[RowPlan]):
         return LabelFormat.of(self._own_teacher)
 
     def _finished(self, progress: Progress) -> WarmUpCost:
-        teacher, arrays = self._own_teacher, dict[str, Any]()
+        teacher, arrays = self._own_teacher, dict[str, npt.NDArray[Any]]()
         for name, pairs in self.derived().items():
             arrays |= {f"{name}.{part}": vars(pairs)[part] for part in PARTS}
         write_arrays(self._utility_file, arrays)

@@ -11,8 +11,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from nncift.core.result_types import JsonObject
 from nncift.errors import DataError
 from nncift.models.lora import Trainable, plain_name
 from nncift.models.training_steps import BETAS, EPSILON
@@ -215,7 +216,7 @@ def _under(state: Mapping[str, torch.Tensor], start: str) -> dict[str, torch.Ten
     return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> JsonObject | None:
     """Read a JSON object; None where there is no file. Raises DataError where it is damaged."""
     if not path.is_file():
         return None

@@ -126,7 +126,9 @@ class PerSample:
         for index, row in enumerate(rows):
             here, left = slice(index, index + 1), dict(self._parameters)
 
-            def arrived(parameter: torch.Tensor, name: str, here: slice = here, left: dict[str, Any] = left) -> None:
+            def arrived(
+                parameter: torch.Tensor, name: str, here: slice = here, left: dict[str, torch.nn.Parameter] = left
+            ) -> None:
                 if parameter.grad is not None:
                     consume(Piece(name, here, 0, parameter.grad.detach().float().reshape(1, -1)))
                 parameter.grad = None

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.arrays import Doubles
+from nncift.core.result_types import JsonObject
 from nncift.data.examples import Example, Examples, Rejection
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM, Row
@@ -183,7 +184,7 @@ class Reader:
                 "damaged, or the precision too low: try --dtype float32"
             )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Return model, precision, wording, context and batch size."""
         return {
             "model": self.lm.fingerprint,

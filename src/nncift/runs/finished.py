@@ -168,9 +168,8 @@ class FinishedRun:
             )
 
         def choice(item: str) -> Choice:
-            record: dict[str, Any] = dict.fromkeys(Choice.__dataclass_fields__)
-            record |= {name: column[place[item]] for name, column in columns.items()}
-            return Choice(**record)
+            known: Mapping[str, Any] = {name: column[place[item]] for name, column in columns.items()}
+            return Choice(**{name: known.get(name) for name in Choice.__dataclass_fields__})
 
         return LazilyBy(choice, place)
 

@@ -27,7 +27,7 @@ from nncift.evaluation.run_verdict import RunSummary, Verdict, selection_key, tr
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.selection.constraints import Constraints
-from nncift.selection.problem import KNOWS_EXISTING, build, check_graph, check_sets
+from nncift.selection.problem import KNOWS_EXISTING, Sets, build, check_graph, check_sets
 from nncift.selection.solve import FILES, Posing, Selected, SelectionRecord, choose, solve, write_selection
 from nncift.selection.stability import Refits
 from nncift.selection.utilities import Utilities
@@ -90,7 +90,7 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         constraints = Constraints.read(settings)
         constraints.check(rows)
         settled = constraints.settle(rows, vectors.text)
-        existing = load_existing(run) if sets["existing"] and settings.objective in KNOWS_EXISTING else None
+        existing = load_existing(run) if sets.existing and settings.objective in KNOWS_EXISTING else None
         student, subtask_of = Student.load(run / "student"), subtasks.kept(directory)
         utilities = Utilities(student, vectors, labels, rows.content, existing, subtask_of, map_by(executor))
         course, used = _fitted(directory)
@@ -141,19 +141,19 @@ def _finished(run: Path) -> tuple[PoolTable, Vectors, dict[str, LabelledPairs]]:
 
 def _sets(
     directory: RunDir, settings: RunSettings, labels: Mapping[str, LabelledPairs], given: Mapping[str, Any]
-) -> dict[str, bool]:
+) -> Sets:
     """Return which sets the run has for its objective. Raises UsageError where that does not fit them."""
     axes, objective = next(iter(labels.values())), str(settings.objective)
     pointwise, target = axes.target_ids == SCORE, axes.target_ids[:1] != axes.source_ids[:1]
     # Rows that were trained on already stay in the run for another time.
     left_aside = "objective" in given and objective not in KNOWS_EXISTING
     existing = (directory.path / EXISTING).exists() and not left_aside
-    sets = {"pointwise": pointwise, "target": target and not pointwise, "existing": existing}
-    check_sets(objective, **sets)
+    sets = Sets(pointwise, target and not pointwise, existing)
+    check_sets(objective, sets)
     in_subtasks = subtasks.kept(directory) is not None
     if in_subtasks:
         subtasks.check_knows_subtasks(objective)
-    check_graph(settings, objective, pointwise=pointwise, existing=existing, subtasks=in_subtasks)
+    check_graph(settings, objective, sets, subtasks=in_subtasks)
     return sets
 
 

@@ -169,43 +169,50 @@ def _already(utilities: Utilities, matrix: UtilityMatrix, existing: Existing) ->
     return Reference(matrix.target_ids, best.astype(np.float64), low)
 
 
-def default_objective(*, pointwise: bool, target: bool, existing: bool, teacher: str = "") -> str:
+@dataclass(frozen=True)
+class Sets:
+    """What an objective can look at. pointwise: scores alone; existing: rows that were trained on already."""
+
+    pointwise: bool
+    target: bool
+    existing: bool
+
+
+def default_objective(sets: Sets, teacher: str = "") -> str:
     """Return the objective that fits the sets at hand, and the teacher (method.md 4)."""
-    if pointwise:
+    if sets.pointwise:
         return "topk"
-    if existing:
+    if sets.existing:
         return "flcg"
-    if target:
+    if sets.target:
         return "rr" if teacher in IN_TURN else "fl2mi"
     return "fl"
 
 
-def check_sets(objective: str, *, pointwise: bool, target: bool, existing: bool) -> None:
+def check_sets(objective: str, sets: Sets) -> None:
     """Raise UsageError where an objective lacks the set that it is about, or has one that it would not look at."""
-    if pointwise and objective not in ("topk", "random"):
+    if sets.pointwise and objective not in ("topk", "random"):
         raise UsageError(f"--objective {objective} needs utilities of pairs, and this teacher gives scores; use topk")
-    if objective in ("flmi", "fl2mi") and not target:
+    if objective in ("flmi", "fl2mi") and not sets.target:
         raise UsageError(f"--objective {objective} is about a target set; give --target FILE, or use fl")
-    if objective == "flcg" and not existing:
+    if objective == "flcg" and not sets.existing:
         raise UsageError("--objective flcg is about rows that were trained on already; give --existing FILE, or use fl")
-    if existing and objective not in KNOWS_EXISTING:
+    if sets.existing and objective not in KNOWS_EXISTING:
         raise UsageError(
             f"--existing was given, and --objective {objective} does not look at it; use flcg, rr or max, or leave it out"
         )
 
 
-def check_graph(
-    settings: SelectSettings, objective: str, *, pointwise: bool = False, existing: bool = False, subtasks: bool = False
-) -> None:
+def check_graph(settings: SelectSettings, objective: str, sets: Sets, *, subtasks: bool) -> None:
     """Raise UsageError where a selection on a graph of neighbours is asked for what only the whole matrix gives."""
     if settings.neighbours is None:
         return
-    if objective not in ON_GRAPH or pointwise:
+    if objective not in ON_GRAPH or sets.pointwise:
         raise UsageError(
             f"--neighbours selects by {', '.join(ON_GRAPH)} from utilities of pairs, and the objective is {objective}; leave it "
             "out"
         )
-    if existing:
+    if sets.existing:
         raise UsageError("--neighbours does not look at rows that were trained on already; leave it or --existing out")
     if subtasks and objective == "max":
         raise UsageError(

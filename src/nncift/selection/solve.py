@@ -19,7 +19,7 @@ from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
 from nncift.core.memory import check_room
 from nncift.core.parallel import ranges
-from nncift.core.result_types import OPTIONAL, Record
+from nncift.core.result_types import OPTIONAL, JsonObject, Record
 from nncift.data.pool import PoolTable
 from nncift.errors import UsageError
 from nncift.selection import Problem, Subset, pose
@@ -120,7 +120,7 @@ class Posing:
     refits: Refits | None = None
 
     def with_stability(self, rows: PoolTable, settled: ResolvedConstraints, chosen: Chosen) -> Chosen:
-        """Return a selection with how stable it is, where that can be told."""
+        """Return a selection with how stable it is, where that is known."""
         if self.refits is None:
             return chosen
         chosen = replace(chosen, labelled=self.refits.labelled())
@@ -161,7 +161,7 @@ def choose(
             # It holds the matrix, which is not needed any more.
             del found
             write_selection(directory.path, rows, settled, posing.with_stability(rows, settled, chosen))
-    kept: dict[str, Any] = directory.read_json("selection.json")
+    kept: JsonObject = directory.read_json("selection.json")
     ids = tuple(kept.pop("ids"))
     return Selected(ids, SelectionRecord.of_json(kept, str(directory.path / "selection.json")))
 

@@ -8,13 +8,13 @@ out follows from settings, sizes and, for a time, from passes that were timed on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from nncift.config import RunSettings, SpendSettings, TeacherSettings
 from nncift.core.amounts import LEAST
 from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import Record
 from nncift.data import Examples
 from nncift.errors import DataError, InfeasibleError
 from nncift.labels import LabelBudget
@@ -45,7 +45,7 @@ WHOLE_PAIRS = MOST_ROWS**2
 
 
 @dataclass(frozen=True)
-class Allowance:
+class Allowance(Record):
     """What a run may label.
 
     rounds: how much every round labels. features: what the student reads. whole: all rows are measured, since a student saves
@@ -59,12 +59,6 @@ class Allowance:
     notes: tuple[str, ...] = ()
     key: str = ""
     asked: str = ""
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """Read what `asdict` wrote. Raises KeyError or TypeError for anything else."""
-        rounds = tuple(LabelBudget(**each) for each in record["rounds"])
-        return cls(**{**record, "rounds": rounds, "notes": tuple(record["notes"])})
 
 
 @dataclass(frozen=True)
@@ -349,15 +343,13 @@ def settle(
 def keep(context: RunContext, allowance: Allowance) -> None:
     """Put an allowance into the run."""
     if _read(context) != allowance:
-        write_sealed(context.directory.file(FILE), asdict(allowance))
+        write_sealed(context.directory.file(FILE), allowance.to_json())
 
 
 def _read(context: RunContext) -> Allowance | None:
     """Return what the run has settled, None where it has settled nothing that can be read: then it is settled again."""
     try:
-        record: dict[str, Any] | None = context.directory.read_json(FILE, sealed=True)
-        if record is None:
-            return None
-        return Allowance.from_json(record)
-    except (DataError, KeyError, TypeError):
+        record = context.directory.read_json(FILE, sealed=True)
+        return None if record is None else Allowance.of_json(record, FILE)
+    except DataError:
         return None

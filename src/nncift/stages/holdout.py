@@ -9,6 +9,7 @@ from typing import Any
 
 from nncift.config import RunSettings
 from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import JsonObject
 from nncift.data import Examples
 from nncift.data.contamination import near_copies
 from nncift.data.examples import Example
@@ -172,7 +173,7 @@ def read_holdout(run: Path, layout: Layout) -> Examples:
         raise DataError(f"{ROWS} of {str(run)!r} cannot be read ({error}); run the same `nncift run` again") from error
 
 
-def _row(record: dict[str, Any], raw: bytes, layout: Layout) -> Example:
+def _row(record: JsonObject, raw: bytes, layout: Layout) -> Example:
     text = raw.decode("utf-8")
     said = parse(kept_row(text), layout.of(record["source"]))
     return Example(

@@ -17,7 +17,7 @@ from nncift.errors import InfeasibleError, UsageError
 from nncift.labels import check_pool_size
 from nncift.models.encoders import Encoder
 from nncift.selection.constraints import Constraints
-from nncift.selection.problem import check_graph, check_sets, default_objective
+from nncift.selection.problem import Sets, check_graph, check_sets, default_objective
 from nncift.stages.check import check_target_count
 from nncift.stages.decontaminate import screened
 from nncift.stages.first_checks import check_first
@@ -297,10 +297,10 @@ def _objective(settings: RunSettings, teacher: Teacher | RowTeacher, target: Exa
     # One of no row is refused with what was rejected, where the teacher has seen it.
     if target:
         check_target_count(len(target))
-    sets: dict[str, Any] = {"pointwise": pointwise, "target": target is not None, "existing": existing}
-    objective = settings.objective or default_objective(**sets, teacher=teacher.name)
-    check_sets(objective, **sets)
+    sets = Sets(pointwise, target is not None, existing)
+    objective = settings.objective or default_objective(sets, teacher.name)
+    check_sets(objective, sets)
     column = subtask_column(teacher)
-    check_graph(settings, objective, pointwise=pointwise, existing=existing, subtasks=column is not None)
+    check_graph(settings, objective, sets, subtasks=column is not None)
     subtasks.check_fits(column, target, objective)
     return objective

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -92,14 +92,13 @@ class Trials:
     tokens: float = 0.0
     processor: float = 0.0
     clock: float = 0.0
-    prices: dict[str, Any] = field(default_factory=dict)
+    prices: dict[str, object] = field(default_factory=dict)
 
     def price(self, kind: str, find: Callable[[], _Price]) -> _Price:
         """Return the price of a kind of pass, which is found once: a cap in time and an estimate ask for the same."""
         if kind not in self.prices:
             self.prices[kind] = find()
-        found: _Price = self.prices[kind]
-        return found
+        return cast(_Price, self.prices[kind])
 
     def pace(self, sizes: Sequence[float], do: Callable[[list[int]], object], share: Share, units: int = 0) -> Pace:
         """Time `do` on items of about the mean size.

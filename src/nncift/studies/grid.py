@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nncift import config
 from nncift.config import CODE, RunSettings
+from nncift.core.result_types import JsonObject
 from nncift.core.texts import first_line
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, UsageError
@@ -210,7 +211,7 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
     return Study(grid, left)
 
 
-def _written(path: Path) -> dict[str, Any]:
+def _written(path: Path) -> JsonObject:
     """Return what a study file holds. Raises DataError where it cannot be read, or holds no study."""
     try:
         written = read_yaml(path)

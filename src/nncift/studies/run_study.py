@@ -7,9 +7,9 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nncift.core.progress import Progress, silent
+from nncift.core.result_types import JsonObject
 from nncift.errors import DataError, NnciftError, UsageError
 from nncift.models.encoders import check_encoder_is_local
 from nncift.models.environment import examine
@@ -17,13 +17,13 @@ from nncift.models.loading import check_is_local
 from nncift.runs.report.report_tables import as_csv
 from nncift.storage.atomic import write_json, write_text
 from nncift.storage.outputs import check_replaces_nothing
-from nncift.studies.analyses import CONFIGURATIONS, Record, bad_data, layers, sweep, tune_arms
+from nncift.studies.analyses import CONFIGURATIONS, bad_data, layers, sweep, tune_arms
 from nncift.studies.grid import PRESETS, Analysis, Study, check, load, rehearsed
 from nncift.studies.lds_analysis import retrain_arms, retrain_page
 from nncift.studies.study_report import Page, bad_data_page, layers_page, sweep_page, tune_page
 from nncift.studies.workspace import DEMO, Workspace, prepare
 
-Records = list[Record]
+Records = list[JsonObject]
 KINDS: Mapping[str, tuple[Callable[[Workspace, Analysis, range], Records], Callable[[Analysis, Records], Page]]] = {
     "sweep": (sweep, sweep_page),
     "layers": (layers, layers_page),
@@ -45,7 +45,7 @@ def preset(name: str) -> Path:
     return path
 
 
-def plan(study: Study) -> dict[str, Any]:
+def plan(study: Study) -> JsonObject:
     """Return what a study would compute: cells of every analysis, and what is left out."""
     return {
         "study": study.grid.name,
@@ -72,7 +72,7 @@ def study(
     rehearse: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run a study, or some of its analyses, and write `study.json` and for each analysis `NAME.json`, `.csv`, `.md` and figures.
 
     What is finished in `out` is not computed again. given: see `grid.load`. rehearse: all of it over so many rows alone (see
@@ -110,7 +110,7 @@ def study(
             continue
         page = describe(analysis, records)
         record[analysis.name] = _write(out, analysis, records, page, time.perf_counter() - began)
-    summary: dict[str, Any] = {
+    summary: JsonObject = {
         "study": found.grid.name,
         "analyses": record,
         "left_out": dict(found.left_out),
@@ -173,7 +173,7 @@ def page_of(path: Path) -> tuple[Analysis, Records, Page]:
     return analysis, records, KINDS[analysis.kind][1](analysis, records)
 
 
-def _recorded_before(out: Path, names: Collection[str]) -> dict[str, Any]:
+def _recorded_before(out: Path, names: Collection[str]) -> JsonObject:
     try:
         known = json.loads((out / "study.json").read_text(encoding="utf-8"))["analyses"]
         return {name: known[name] for name in names if name in known}
@@ -181,7 +181,7 @@ def _recorded_before(out: Path, names: Collection[str]) -> dict[str, Any]:
         return {}
 
 
-def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds: float) -> dict[str, Any]:
+def _write(out: Path, analysis: Analysis, records: Records, page: Page, seconds: float) -> JsonObject:
     """Write what an analysis found, and return its part of the summary. seconds: of this call; what was stored costs none."""
     files = [f"{analysis.name}.{kind}" for kind in ("json", "csv", "md")] + list(page.figures)
     write_json(out / files[0], {"analysis": analysis.model_dump(mode="json"), "records": records})

@@ -14,6 +14,7 @@ from nncift.core.amounts import Budget
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.data import Examples, read
 from nncift.demo import make_world, model_path
@@ -187,7 +188,7 @@ class Workspace:
         key = fingerprint("truth", asked, encoder, rows, drawn, *([aimed] if aimed else []))
         return self.folder / "truth" / key
 
-    def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def cell(self, analysis: Analysis, key: Mapping[str, Any], compute: Callable[[], JsonObject]) -> JsonObject:
         """Return what is stored under a key of an analysis, computed where it is not there yet."""
         pool = self.pools[analysis.pool]
         files = [pool.test, pool.truth, *pool.files, *([] if pool.target is None else [pool.target])]
@@ -195,7 +196,7 @@ class Workspace:
         mark = fingerprint("cell", analysis.kind, content, self._model(pool.model), dict(key))
         path = self.folder / analysis.name / "cells" / f"{mark}.json"
         if path.exists():
-            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            stored: JsonObject = json.loads(path.read_text(encoding="utf-8"))
             return stored
         found = {**key, **compute()}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import JsonObject
 from nncift.data.examples import Examples, Rejection
 from nncift.errors import ResourceError
 from nncift.models.causal_lm import Row
@@ -270,8 +271,8 @@ class Less(ModelTeacher):
                 "has the range, or float32"
             )
 
-    def _training(self) -> dict[str, Any]:
-        trained: dict[str, Any] = describe_warmup(self.recipe, self.lora)
+    def _training(self) -> JsonObject:
+        trained = describe_warmup(self.recipe, self.lora)
         if self.folders is not None:
             trained = {"brought": [content(folder) for folder in self.folders]}
         elif self.weights is not None:

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import derive, shuffled
 from nncift.errors import ResourceError, UsageError
 from nncift.models.batching import BatchLimit, batches
@@ -223,7 +223,7 @@ def try_gradient(trainable: Trainable, rows: Sequence[Row], batch_tokens: int) -
             value.grad = None
 
 
-def describe_warmup(recipe: Recipe, shape: LoraShape | None) -> dict[str, Any]:
+def describe_warmup(recipe: Recipe, shape: LoraShape | None) -> JsonObject:
     """Return what decides the warm-up, for fingerprints."""
     return {
         "recipe": asdict(recipe),

@@ -33,6 +33,9 @@ TEACHERS: Mapping[str, str] = {
 }
 """Name -> where its class lives. `column:quality` is the class `column` with the column's name."""
 
+SHARED = ("variant", "template", "context", "dtype", "trust_remote_code", "model")
+"""Settings that go to every teacher whose constructor takes them."""
+
 
 def teacher_class(name: str) -> type[Any]:
     """Return the class registered under a name. Raises UsageError for an unknown name and a plug-in that cannot be loaded."""
@@ -65,14 +68,7 @@ def create(
         raise UsageError(f"the teacher {name} has nothing behind a colon; {settings.teacher!r} was given")
     made = teacher_class(name)
     taken = settings_of(made)
-    given: dict[str, Any] = {
-        "variant": settings.variant,
-        "template": settings.template,
-        "context": settings.context,
-        "dtype": settings.dtype,
-        "trust_remote_code": settings.trust_remote_code,
-        "model": settings.model,
-    }
+    given = {name: getattr(settings, name) for name in SHARED}
     unset = TeacherSettings()
     for setting, value in given.items():
         if setting not in taken and value != getattr(unset, setting):

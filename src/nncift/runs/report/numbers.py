@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.evaluation.run_verdict import Verdict, selection_key, training_record
 from nncift.evaluation.verdicts import NAMES, grouped
@@ -126,7 +127,7 @@ class Report:
     best_baseline: Fidelity | None
     texts: bool = True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what `report.json` holds: of the table only the rows that are described one by one."""
         bare = replace(self, listing=[], rows=[])
         found = {**asdict(bare), "verdict": self.verdict.to_json(), "rows": [_brief(row) for row in self.rows]}
@@ -135,7 +136,7 @@ class Report:
         return {name: value for name, value in found.items() if name not in ("listing", "training")}
 
 
-def _brief(row: Row) -> dict[str, Any]:
+def _brief(row: Row) -> JsonObject:
     """Return a row with the beginnings of its texts."""
     return replace(row, prompt=cut(row.prompt, PROMPT_BYTES), response=cut(row.response, RESPONSE_BYTES)).to_json()
 

@@ -9,8 +9,9 @@ import json
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nncift.core.result_types import JsonObject
 from nncift.runs.report.samples import cut
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def pack(report: Report, rows: Sequence[Row], run: str, most: int) -> str:
     return b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode()
 
 
-def columns(report: Report, rows: Sequence[Row], run: str, most: int) -> dict[str, Any]:
+def columns(report: Report, rows: Sequence[Row], run: str, most: int) -> JsonObject:
     """Return rows column by column; names that repeat stand once and are counted from 0."""
     sources, source = _coded(row.source for row in rows)
     kinds, kind = _coded(row.kind for row in rows)

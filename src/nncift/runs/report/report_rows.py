@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.runs.explain import served_by
 from nncift.runs.finished import Choice, FinishedRun, Floats
@@ -109,7 +110,7 @@ class Row:
     reason: str
     serves: list[list[Any]] | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the row as it is stored; without what was not looked at."""
         return {name: value for name, value in asdict(self).items() if name != "serves" or value is not None}
 
