@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError, field_validator
 
+from nncift import __version__
 from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, TimeCap
 from nncift.core.declaration import Settings, setting
 from nncift.core.result_types import JsonObject
@@ -330,8 +331,12 @@ def recorded(manifest: Path, given: Mapping[str, Any] | None = None) -> RunSetti
     try:
         found = _complete(own)
     except UsageError as error:
+        by = made_by(manifest)
+        what = "is damaged"
+        if by not in (None, __version__):
+            what = f"was written by nncift {by}, and nncift {__version__} cannot read it"
         raise DataError(
-            f"{str(manifest)!r} is damaged: {error}; restore it, or delete it and give every setting again"
+            f"{str(manifest)!r} {what}: {error}; restore it, or delete it and give every setting again"
         ) from error
     return _complete({**own, **given}) if given else found
 
@@ -361,6 +366,14 @@ def load(path: Path) -> JsonObject:
 def is_manifest(path: Path) -> bool:
     """Tell whether a settings file is what a run left of itself."""
     return "record" in _read(path)
+
+
+def made_by(manifest: Path) -> str | None:
+    """Return the version of nncift that made a run, as its manifest says; None where that cannot be read."""
+    try:
+        return str(_read(manifest)["record"]["versions"]["nncift"])
+    except (DataError, KeyError, TypeError):
+        return None
 
 
 def _read(path: Path) -> JsonObject:

@@ -22,7 +22,7 @@ def test_lower_is_better_turns_wins_and_verdict_around() -> None:
     one = np.tile(np.arange(20.0), (3, 1))
     found = compare(one, one + 1 + np.arange(60).reshape(3, 20) % 3, higher_is_better=False)
     assert (found.wins, found.losses) == (20, 0)
-    assert found.difference < 0
+    assert (found.difference or 0) < 0
     assert found.verdict == "better"
 
 

@@ -85,6 +85,12 @@ def one_line(text: str, most: int) -> str:
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many there are beside: `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def listed(names: Sequence[str]) -> str:
     """Return names as a sentence has them: `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -176,7 +176,7 @@ def _state(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int]:
     """Return both moments by name and the number of updates; empty and 0 where the folder holds no state."""
     own, trainer = read_json(folder / "checkpoint.json") or {}, read_json(folder / "trainer_state.json") or {}
-    step = int(own.get("step", trainer.get("global_step", 0)))
+    step = int(own.get("step") or trainer.get("global_step") or 0)
     if (folder / "optimizer.safetensors").is_file():
         from safetensors.torch import load_file
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nncift import config
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
@@ -32,7 +33,7 @@ from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import FullTeacherResult, against_truth
 from nncift.selection import COVERING
 from nncift.storage.atomic import write_json
-from nncift.storage.run_directory import made_by
+from nncift.storage.run_directory import MANIFEST
 
 FILE = "evaluation.json"
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -97,7 +98,7 @@ def evaluate(
     if full_teacher:
         run.check_models(encoder=False)
     vectors = VectorFiles(run.base).on(*_axes(run.labels))
-    report = FidelityReport.of_json(run.fidelity, str(run.base / "fidelity.json"), made_by(run.base))
+    report = FidelityReport.of_json(run.fidelity, str(run.base / "fidelity.json"), config.made_by(run.base / MANIFEST))
     found = Evaluation(
         run=str(path),
         fidelity=report.fidelity,

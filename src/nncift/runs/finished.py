@@ -35,7 +35,7 @@ from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json
 from nncift.storage.parquet import Column, read_columns
-from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER, made_by
+from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER
 from nncift.storage.selection_folder import RECORD, place_of, run_behind
 from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
@@ -135,7 +135,7 @@ class FinishedRun:
     @cached_property
     def result(self) -> RunSummary:
         """The same with its types. Raises DataError for a summary that is damaged, or of a version that wrote other keys."""
-        return RunSummary.of_json(self.summary, str(self.base / SUMMARY), made_by(self.base))
+        return RunSummary.of_json(self.summary, str(self.base / SUMMARY), config.made_by(self.base / MANIFEST))
 
     @cached_property
     def fidelity(self) -> JsonObject:
@@ -168,8 +168,9 @@ class FinishedRun:
             )
 
         def choice(item: str) -> Choice:
-            known: Mapping[str, Any] = {name: column[place[item]] for name, column in columns.items()}
-            return Choice(**{name: known.get(name) for name in Choice.__dataclass_fields__})
+            row = place[item]
+            known: list[Any] = [columns[name][row] if name in columns else None for name in Choice.__dataclass_fields__]
+            return Choice(*known)
 
         return LazilyBy(choice, place)
 

@@ -35,7 +35,7 @@ from nncift.stages.embed_existing import VECTORS as EXISTING
 from nncift.stages.embed_existing import load_existing
 from nncift.storage import checksums
 from nncift.storage.atomic import write_json, write_text
-from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir, made_by
+from nncift.storage.run_directory import FINISH, LEFT, MANIFEST, SUMMARY, RunDir
 from nncift.storage.selection_folder import is_selection_folder, place_of, run_behind
 from nncift.student.model import Student
 from nncift.teachers import subtasks
@@ -118,14 +118,16 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
 
 def _summary(directory: RunDir) -> RunSummary:
     path = directory.path
-    return RunSummary.of_json(directory.read_json(SUMMARY), str(path / SUMMARY), made_by(path))
+    return RunSummary.of_json(directory.read_json(SUMMARY), str(path / SUMMARY), config.made_by(path / MANIFEST))
 
 
 def _fitted(directory: RunDir) -> tuple[Mapping[str, Any], str]:
     """Return how the run's student was fitted, and what selects. Raises DataError where that is damaged."""
     name, path = "fidelity.json", directory.path
     checksums.verify(path, name)
-    found = FidelityReport.of_json(directory.read_json(name, sealed=True), str(path / name), made_by(path))
+    found = FidelityReport.of_json(
+        directory.read_json(name, sealed=True), str(path / name), config.made_by(path / MANIFEST)
+    )
     return found.course, found.gate.used
 
 

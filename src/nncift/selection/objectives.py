@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.pairs import UtilityMatrix
+from nncift.core.texts import some
 from nncift.errors import DataError, UsageError
 from nncift.selection import kernels
 
@@ -76,8 +77,8 @@ class Reference:
     def __post_init__(self) -> None:
         bad = np.flatnonzero(np.isinf(self.best))
         if len(bad) or self.low == -math.inf:
-            some = _some([self.target_ids[t] for t in bad]) or "its lowest"
-            raise DataError(f"Infinite utilities of the second set cannot be selected on: {some}.")
+            which = some([self.target_ids[t] for t in bad]) or "its lowest"
+            raise DataError(f"Infinite utilities of the second set cannot be selected on: {which}.")
 
     @classmethod
     def of(cls, matrix: UtilityMatrix) -> Reference:
@@ -129,7 +130,7 @@ def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool
     for axis, ids in (("target", matrix.target_ids), ("source", matrix.source_ids)):
         if len(set(ids)) < len(ids):
             twice = sorted({a for a, b in zip(sorted(ids), sorted(ids)[1:], strict=False) if a == b})
-            raise DataError(f"Ids must be unique to select by them; {axis} ids that occur twice: {_some(twice)}.")
+            raise DataError(f"Ids must be unique to select by them; {axis} ids that occur twice: {some(twice)}.")
     lows, highs, known = _extent(matrix)
     scale = scale or Scale._spanning(lows, highs)
     targets, sources = _order(matrix.target_ids), _order(matrix.source_ids)
@@ -189,7 +190,7 @@ def _extent(matrix: UtilityMatrix) -> tuple[_Doubles, _Doubles, kernels.Longs]:
             for t in np.flatnonzero(np.isinf(matrix.values[:, s]))[:_SHOWN]
         ]
         raise DataError(
-            f"Infinite utilities cannot be selected on ({len(bad)} sources have one): {_some(pairs)}. "
+            f"Infinite utilities cannot be selected on ({len(bad)} sources have one): {some(pairs)}. "
             "A missing value is NaN; compute these pairs again or mask them."
         )
     return low, high, known
@@ -208,10 +209,5 @@ def looked_up(place: Mapping[str, int], ids: Sequence[str]) -> npt.NDArray[np.in
     """Return the places of `ids`. Raises UsageError for ids that have none."""
     unknown = [item for item in ids if item not in place]
     if unknown:
-        raise UsageError(f"Ids that are not on this axis of the matrix: {_some(unknown)}.")
+        raise UsageError(f"Ids that are not on this axis of the matrix: {some(unknown)}.")
     return np.array([place[item] for item in ids], dtype=np.intp)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

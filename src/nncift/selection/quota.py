@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, floor
 
+from nncift.core.texts import some
 from nncift.errors import InfeasibleError, UsageError
 
 _AMOUNT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(%?)")
@@ -75,7 +76,9 @@ class Quota:
         """Raise InfeasibleError, naming the conflict, unless `k` of the rows `free` with all of `include` can keep this."""
         there, owed = Counter(self.group[item] for item in free), Counter(self.group[item] for item in include)
         if unknown := sorted({bound.value for bound in self.limits if bound.value is not None} - set(there)):
-            raise UsageError(f"--quota names {self.column}={unknown[0]}, and no row has it; there are {_some(there)}")
+            raise UsageError(
+                f"--quota names {self.column}={unknown[0]}, and no row has it; there are {some(sorted(there))}"
+            )
         needed = possible = 0
         for name in sorted(there):
             least, most = self.bounds(name, k)
@@ -108,8 +111,3 @@ def one_column(texts: Sequence[str]) -> tuple[QuotaBound, ...]:
         names = ", ".join(dict.fromkeys(bound.column for bound in limits))
         raise UsageError(f"quotas over several columns were given ({names}); give them over one")
     return limits
-
-
-def _some(there: Mapping[str, int]) -> str:
-    names = sorted(there)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

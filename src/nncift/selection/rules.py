@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.amounts import check_count
+from nncift.core.texts import some
 from nncift.errors import InfeasibleError, UsageError
 from nncift.selection.quota import Quota
 
 _Longs = npt.NDArray[np.int64]
-_SHOWN = 5
 QUOTAS_COUNT_ROWS = "quotas count rows and cannot be joined with a budget of tokens; give a share or a count"
 
 
@@ -135,9 +135,9 @@ class Rules:
         known = set(ids)
         for what, wanted in (("must be chosen", self.include), ("must not be chosen", self.exclude)):
             if unknown := sorted(wanted - known):
-                raise UsageError(f"{len(unknown)} ids that {what} are not in the pool: {_some(unknown)}")
+                raise UsageError(f"{len(unknown)} ids that {what} are not in the pool: {some(unknown)}")
         if both := sorted(self.include & self.exclude):
-            raise InfeasibleError(f"{len(both)} ids both must and must not be chosen: {_some(both)}")
+            raise InfeasibleError(f"{len(both)} ids both must and must not be chosen: {some(both)}")
         free = [item for item in ids if item not in self.exclude]
         if self.capacity is not None:
             self._check_tokens(free)
@@ -200,7 +200,7 @@ class Rules:
     def _check_tokens(self, free: Sequence[str]) -> None:
         capacity = self.capacity or 0
         if missing := sorted(item for item in free if item not in self.cost):
-            raise UsageError(f"{len(missing)} rows have no number of tokens: {_some(missing)}")
+            raise UsageError(f"{len(missing)} rows have no number of tokens: {some(missing)}")
         if not free:
             return
         owed = sum(self.cost[item] for item in self.include)
@@ -216,8 +216,3 @@ class Rules:
 
 
 NO_RULES = Rules()
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

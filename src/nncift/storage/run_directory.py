@@ -301,14 +301,6 @@ def with_settings_of(out: str | Path | None, given: Mapping[str, Any], file: Pat
     return config.resolve({**before, **now})
 
 
-def made_by(run: Path) -> str | None:
-    """Return the version of nncift that made a run, as its manifest says; None where that cannot be read."""
-    try:
-        return str(read_yaml(run / MANIFEST)["record"]["versions"]["nncift"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _check_no_selection(out: Path) -> None:
     """Raise UsageError for a folder of `select --out`."""
     if is_selection_folder(out):

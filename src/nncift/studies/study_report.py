@@ -107,7 +107,7 @@ def against_selected(group: GroupSummary, metric: str) -> list[Dot]:
             turned = pair[0] == "selected"
             ends = one.interval
             if turned and ends is not None:
-                ends = [-ends[1], -ends[0]]
+                ends = (-ends[1], -ends[0])
             found.append(Dot(pair[turned], -one.difference if turned else one.difference, ends))
     return found
 
