@@ -119,7 +119,9 @@ def test_a_manifest_with_what_no_run_was_made_with_is_named(tmp_path: Path) -> N
         recorded(manifest)
     with manifest.open("a") as file:
         file.write("record: {versions: {nncift: '0.1.0'}}\n")
-    with pytest.raises(DataError, match=r"was written by nncift 0\.1\.0, and nncift \S+ cannot read it: setting 'prove'"):
+    with pytest.raises(
+        DataError, match=r"was written by nncift 0\.1\.0, and nncift \S+ cannot read it: setting 'prove'"
+    ):
         recorded(manifest)
     manifest.write_text("pool: [a.jsonl]\nteacher: loss\nmodel: m\n")
     assert recorded(manifest, {"seed": 3}).seed == 3

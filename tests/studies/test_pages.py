@@ -10,6 +10,7 @@ import yaml
 from nncift.finetune.comparison import ArmComparison, GroupSummary
 from nncift.studies import run_study as run
 from nncift.studies.grid import Analysis
+from nncift.studies.lds_analysis import retrain_page
 from nncift.studies.study_report import against_selected, bad_data_page
 
 FOUND = {
@@ -22,6 +23,34 @@ FOUND = {
     "without": {},
     "level": 0.95,
 }
+
+
+def test_estimates_of_several_runs_share_a_table_and_name_teacher_and_rivals_once() -> None:
+    def agreement(mean: float, **gaps: float) -> dict[str, Any]:
+        gap = {
+            name: {"mean": value, "interval": [value - 0.1, value + 0.1], "targets": 9} for name, value in gaps.items()
+        }
+        return {"lds": {"mean": mean, "interval": [mean - 0.1, mean + 0.2], "targets": 9}, "differences": gap}
+
+    def record(name: str, student: float, passes: int) -> dict[str, Any]:
+        lds = {"student": agreement(student, teacher=-0.1, random=0.3), "teacher": agreement(0.5, random=0.4)}
+        halves = {"halves": 8, "half": 10, "rows": 20, "targets": 9, "repeats": 1, "ceiling": None}
+        found = {**halves, "lds": lds | {"random": agreement(0.1)}, "loss": {"untrained": 2.0, "trained": 1.0}}
+        shared = {"seed": 0, "run": {"teacher": "less"}, "full_passes": 200}
+        return {**shared, "name": name, "passes": passes, "retraining": found}
+
+    page = retrain_page(
+        Analysis(name="lds", kind="retrain", pool="any"), [record("5%", 0.3, 10), record("9%", 0.4, 18)]
+    )
+    assert [line for line in page.text.splitlines() if line.startswith("|")] == [
+        "| estimate | passes, of the full teacher's | LDS | over targets | over targets and halves | less random |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| teacher: less | 100% | 0.50 | 0.40 to 0.70 | 0.40 to 0.70 | +0.40 (+0.30 to +0.50) |",
+        "| student: 9% | 9% | 0.40 | 0.30 to 0.60 | 0.30 to 0.60 | +0.30 (+0.20 to +0.40) |",
+        "| student: 5% | 5% | 0.30 | 0.20 to 0.50 | 0.20 to 0.50 | +0.30 (+0.20 to +0.40) |",
+        "| random | - | 0.10 | 0.00 to 0.30 | 0.00 to 0.30 | - |",
+    ]
+    assert "student: 9%" in page.figures["lds-0.svg"]
 
 
 def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:

@@ -85,7 +85,7 @@ def _show_retraining(found: Retraining, run: Path) -> None:
     out = console()
     out.print(sentence(found), soft_wrap=True)
     out.print(facts(found), soft_wrap=True)
-    head, *rows = lds_rows(found)
+    head, *rows = lds_rows(found.lds)
     out.print(table("Forecasts of training (LDS)", head, rows))
     if found.removals:
         head, *rows = removal_rows(found)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nncift.core.texts import bullets, listed, span
 from nncift.core.texts import figure as figure_of
 from nncift.finetune.estimates import STUDENT, TEACHER
 from nncift.finetune.lds import Agreement, Mean
 from nncift.finetune.retraining_results import Retraining
-from nncift.runs.report.charts import Dot, Sheet, intervals
+from nncift.runs.report.charts import Chart, Dot, Sheet, intervals
 from nncift.runs.report.report_tables import markdown
 
 TITLE = "Does the estimate foresee what training does?"
@@ -25,7 +25,7 @@ READING = (
 
 def page(found: Retraining) -> str:
     """Return a retraining as Markdown."""
-    parts = [f"# {TITLE}", sentence(found), facts(found), markdown(lds_rows(found), left=1)]
+    parts = [f"# {TITLE}", sentence(found), facts(found), markdown(lds_rows(found.lds), left=1)]
     if found.removals:
         parts += ["## Training without the top rows", markdown(removal_rows(found), left=1)]
     parts += [
@@ -75,12 +75,37 @@ def facts(found: Retraining) -> str:
     )
 
 
-def lds_rows(found: Retraining) -> list[list[str]]:
-    """Return the table of scores, its head first, the best on top."""
-    order = sorted(found.lds, key=lambda name: -(found.lds[name].lds.mean or 0.0))
-    against = [name for name in next(iter(found.lds.values())).differences if name != TEACHER]
-    head = ["estimate", "LDS", "over targets", "over targets and halves", *(f"less {name}" for name in against)]
-    return [head, *([name, *_cells(found.lds[name], against)] for name in order)]
+def lds_rows(scores: Mapping[str, Agreement], shares: Mapping[str, str] | None = None) -> list[list[str]]:
+    """Return the table of scores, its head first, the best on top. shares: what each took of the full teacher's passes."""
+    order = sorted(scores, key=lambda name: -(scores[name].lds.mean or 0.0))
+    against = [name for name in next(iter(scores.values())).differences if name != TEACHER]
+    passes = [] if shares is None else ["passes, of the full teacher's"]
+    head = [
+        "estimate",
+        *passes,
+        "LDS",
+        "over targets",
+        "over targets and halves",
+        *(f"less {name}" for name in against),
+    ]
+    taken = {name: [] if shares is None else [shares[name]] for name in order}
+    return [head, *([name, *taken[name], *_cells(scores[name], against)] for name in order)]
+
+
+def lds_chart(title: str, scores: Mapping[str, Agreement], label: str) -> Chart:
+    """Return scores with the intervals that decide; the student's and the teacher's stand out."""
+    dots = [
+        Dot(
+            name,
+            one.lds.mean,
+            _bounds(one.lds),
+            "better" if name.split(":")[0] in (STUDENT, TEACHER) else "open",
+            f"{name}: {_with(one.lds)}",
+        )
+        for name, one in scores.items()
+        if one.lds.mean is not None
+    ]
+    return intervals(title, dots, label, reference=0.0)
 
 
 def removal_rows(found: Retraining) -> list[list[str]]:
@@ -101,19 +126,8 @@ def removal_rows(found: Retraining) -> list[list[str]]:
 
 def figure(found: Retraining) -> str:
     """Return the scores with their intervals as SVG."""
-    dots = [
-        Dot(
-            name,
-            one.lds.mean,
-            _bounds(one.lds),
-            "better" if name in (STUDENT, TEACHER) else "open",
-            f"{name}: {_with(one.lds)}",
-        )
-        for name, one in found.lds.items()
-        if one.lds.mean is not None
-    ]
     label = f"LDS over {found.halves} halves, {found.targets} targets, 95 % intervals"
-    return Sheet({TITLE: intervals(TITLE, dots, label, reference=0.0)}).svg()
+    return Sheet({TITLE: lds_chart(TITLE, found.lds, label)}).svg()
 
 
 def _cells(one: Agreement, against: Sequence[str]) -> list[str]:

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 from nncift.core.result_types import JsonObject
-from nncift.core.texts import span
 from nncift.finetune.estimates import STUDENT, TEACHER
 from nncift.finetune.lds import Agreement
+from nncift.finetune.retrain_report import lds_chart, lds_rows
 from nncift.finetune.retrain_settings import resolve
 from nncift.finetune.retraining import Experiment
-from nncift.runs.report.charts import Dot, Sheet, intervals
-from nncift.runs.report.report_tables import Cell, markdown
+from nncift.runs.report.charts import Sheet
+from nncift.runs.report.report_tables import markdown
 from nncift.studies.grid import Analysis
 from nncift.studies.study_report import Page
 from nncift.studies.workspace import Workspace
@@ -64,7 +64,7 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
     for seed in dict.fromkeys(record["seed"] for record in records):
         mine = [record for record in records if record["seed"] == seed]
         first = mine[0]["retraining"]
-        scores = _scores(mine)
+        scores, shares = _scores(mine)
         limit = first["ceiling"]
         text.append(
             f"## Seed {seed}: {first['halves']} halves of {first['half']} of {first['rows']} rows, {first['targets']} targets\n\n"
@@ -75,52 +75,27 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
                 else "- One training of each half, so that what chance does to a training is not known.\n"
             )
         )
-        against = ("random", "embedding", "bm25", "same source")
-        rows: list[list[Cell]] = [
-            [
-                "estimate",
-                "passes, of the full teacher's",
-                "LDS",
-                "over targets",
-                "over targets and halves",
-                *(f"less {name}" for name in against),
-            ]
-        ]
-        for name, (share, one) in sorted(scores.items(), key=lambda item: -(item[1][1].lds.mean or 0.0)):
-            gaps = [one.differences.get(other) for other in against]
-            rows.append(
-                [
-                    name,
-                    share,
-                    one.lds.mean,
-                    span(one.lds.interval, "+.2f"),
-                    span(one.lds.wide, "+.2f"),
-                    *("-" if gap is None else span(gap.wide or gap.interval, "+.2f") for gap in gaps),
-                ]
-            )
-        text.append(markdown(rows))
-        dots = [
-            Dot(name, one.lds.mean, one.lds.wide or one.lds.interval)
-            for name, (_, one) in scores.items()
-            if one.lds.mean is not None
-        ]
-        label = "LDS, 95 % intervals over targets and halves"
+        text.append(markdown(lds_rows(scores, shares)))
+        title = f"seed {seed}"
         drawn[f"{analysis.name}-{seed}.svg"] = Sheet(
-            {f"seed {seed}": intervals(f"seed {seed}", dots, label, 0.0)}, 1
+            {title: lds_chart(title, scores, "LDS, 95 % intervals over targets and halves")}, 1
         ).svg()
     return Page("\n".join(text), drawn)
 
 
-def _scores(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, Agreement]]:
-    """Return by name what was measured for an estimate, and its score."""
-    found: dict[str, tuple[str, Agreement]] = {}
+def _scores(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Agreement], dict[str, str]]:
+    """Return by name an estimate's score, and what was measured for it."""
+    found: dict[str, Agreement] = {}
+    shares: dict[str, str] = {}
     for record in records:
         lds = {name: Agreement.of_json(one, "a study's record") for name, one in record["retraining"]["lds"].items()}
-        share = f"{record['passes'] / record['full_passes']:.0%}" if record["full_passes"] else "-"
-        found[f"{STUDENT}: {record['name']}"] = (share, lds.pop(STUDENT))
+        name = f"{STUDENT}: {record['name']}"
+        found[name] = lds.pop(STUDENT)
+        shares[name] = f"{record['passes'] / record['full_passes']:.0%}" if record["full_passes"] else "-"
         if TEACHER in lds:
-            teacher = str(record["run"].get("teacher", "teacher"))
-            found.setdefault(f"{TEACHER}: {teacher}", ("100%", lds.pop(TEACHER)))
+            name = f"{TEACHER}: {record['run'].get('teacher', 'teacher')}"
+            found.setdefault(name, lds.pop(TEACHER))
+            shares[name] = "100%"
         for name, one in lds.items():
-            found.setdefault(name, ("-", one))
-    return found
+            found.setdefault(name, one)
+    return found, {name: shares.get(name, "-") for name in found}
