@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from nncift.core import parallel as calculation
+from nncift.core.arrays import Floats
 from nncift.core.parallel import Calculation, Keep, ParallelMap, may_pay, pays, ranges, serial_map
 from nncift.selection import graphs, neighbours
 from nncift.selection.graphs import scored_graph
-from nncift.selection.neighbours import Floats, nearest
+from nncift.selection.neighbours import nearest
 from nncift.student import score
 from nncift.student.model import Student
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 
 import nncift
 from nncift import Run, config, pipeline
+from nncift.core.arrays import Floats
 from nncift.core.seeds import derive
 from nncift.data import Examples
 from nncift.data.examples import Rejection
@@ -25,7 +25,6 @@ from nncift.teachers import RowLabels
 from tests.hastened import hasten
 
 Write = Callable[..., Path]
-Floats = npt.NDArray[np.float32]
 SAME = ("subset.jsonl", "selection.parquet", "fidelity.json", "selection.json", "student/student.safetensors")
 TINY: dict[str, Any] = {"lora": False, "projection": 32, "epochs": 1, "warmup_share": 0.1, "learning_rate": 1e-3}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.data.examples import Examples, Rejection
@@ -16,7 +16,6 @@ from nncift.labels.row_labels import CHUNK_ROWS
 from nncift.labels.sizes import FEW_TARGETS
 from nncift.teachers import RowLabels
 
-Floats = npt.NDArray[np.float32]
 SPLITS = {"train", "validation", "q2", "q3", "test", "rest"}
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nncift.core.arrays import Doubles
 from nncift.errors import UsageError
 from nncift.finetune.comparison import Group, summarise, within
 from nncift.finetune.learning_rates import RatedGroup, best, joined, validation_ids
 from nncift.finetune.results_store import Outcome
-from nncift.finetune.test_set import Scores, Values
+from nncift.finetune.test_set import Scores
 from nncift.finetune.tune_report import html, page
 from nncift.generation.paired_comparison import compare
 
@@ -20,7 +21,7 @@ UNITS = {"loss": ("nats per token", False), "exact": ("%", True)}
 FACTS = {"rows": 4, "steps": 2, "epochs": 1.0, "tokens": 80, "training_loss": [2.0, 1.0]}
 
 
-def outcome(loss: Values, exact: Values) -> Outcome:
+def outcome(loss: Doubles, exact: Doubles) -> Outcome:
     scores = Scores({"loss": loss, "exact": exact}, np.full(len(loss), 3), failures={"exact": "too long"})
     return Outcome(scores, FACTS, {"training": 1.0, "judging": 0.5})
 

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import UtilityMatrix
 from nncift.errors import DataError, InfeasibleError, ResourceError
 from nncift.selection import select
-from nncift.selection.neighbours import Floats, cells, lifted, nearest
+from nncift.selection.neighbours import cells, lifted, nearest
 from nncift.selection.sparse import Graph, SparseCoverage
 
 NAN = float("nan")

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from nncift.core.arrays import Codes, Floats
 from nncift.errors import DataError
 from nncift.models.views import Views
-from nncift.student.networks import NETWORKS, Codes, FittedStudent, Floats, TrainingData, Weights, network
+from nncift.student.networks import NETWORKS, FittedStudent, TrainingData, Weights, network
 from nncift.student.pretrained_map import PRETRAINED
 from nncift.testing import ConformanceError, check_network
 

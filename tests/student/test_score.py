@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from nncift.core.arrays import Floats
 from nncift.core.parallel import Arrays, Calculation, Keep, serial_map
 from nncift.errors import ResourceError, UsageError
 from nncift.student import score
 from nncift.student.model import Student
-from nncift.student.network_kernels import Floats
 
 
 @pytest.fixture

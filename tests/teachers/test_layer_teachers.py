@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
 
 import nncift
+from nncift.core.arrays import Doubles
 from nncift.data import Examples, read
 from nncift.errors import ResourceError, UsageError
 from nncift.models.causal_lm import CausalLM, Row
@@ -25,7 +25,6 @@ from nncift.teachers.ekfac import drawn_labels
 from nncift.teachers.layer_statistics import keep_statistics, kept_statistics
 from nncift.teachers.layer_teacher import LayerTeacher
 
-Doubles = npt.NDArray[np.float64]
 MADE: Mapping[str, Any] = {"ekfac": EkFac, "logra": Logra, "trackstar": TrackStar}
 SMALL: Mapping[str, dict[str, Any]] = {
     "ekfac": {"projection": 2048},

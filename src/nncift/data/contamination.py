@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.result_types import JsonObject
 from nncift.core.texts import rows_of
 from nncift.data.examples import Example, Examples
 from nncift.data.passages import Batch, Familiar, Passages, Words
 from nncift.errors import UsageError
 
-Floats = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]
 Best = dict[int, tuple[float, int]]
 """Of each row of a batch, by its place, the score and the test row of its best hit."""

@@ -13,10 +13,10 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Places
 from nncift.data.examples import Example
 
 Hashes = npt.NDArray[np.uint64]
-Places = npt.NDArray[np.intp]
 
 # Scripts whose words stand without spaces between them: Thai to Burmese, Khmer, and those of East Asia but Korean.
 _ALONE = (

@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from nncift.core.arrays import Floats
+from nncift.core.arrays import Doubles, Floats
 from nncift.core.pairs import LabelledPairs, Pairs
 from nncift.core.parallel import ranges
 from nncift.errors import DataError, UsageError
 from nncift.storage.vector_store import rows_of
 from nncift.student.ridge import Spectrum
 
-Array = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.floating]
 
 MEMORY = 64 * 2**20
@@ -67,7 +66,7 @@ class Features(Protocol):
         """Return what ridge regression needs to know of the training pairs."""
         ...
 
-    def times(self, pairs: Pairs, weights: Array) -> Array:
+    def times(self, pairs: Pairs, weights: Doubles) -> Doubles:
         """Return features times weights, for one `(p,)` vector of weights or for the columns of `(p, k)`."""
         ...
 
@@ -77,7 +76,7 @@ class Linear:
     """intercept + features . weights. strength: of the ridge, see STRENGTHS."""
 
     features: Features
-    weights: Array
+    weights: Doubles
     intercept: float
     strength: float
 
@@ -108,19 +107,19 @@ class Linear:
 class Moments:
     """Means over the training pairs: `(p,)` of the features, `(p, p)` covariance, `(p,)` covariance with the labels."""
 
-    mean: Array
-    covariance: Array
-    with_label: Array
+    mean: Doubles
+    covariance: Doubles
+    with_label: Doubles
     label_mean: float
 
     @classmethod
-    def of_sums(cls, train: LabelledPairs, features: Array, gram: Array, with_label: Array) -> Moments:
+    def of_sums(cls, train: LabelledPairs, features: Doubles, gram: Doubles, with_label: Doubles) -> Moments:
         """Centre raw sums over pairs; `with_label` was summed with labels less their mean."""
         mean = features / len(train)
         label_mean = float(train.value.mean(dtype=np.float64))
         return cls(mean, gram / len(train) - np.outer(mean, mean), with_label / len(train), label_mean)
 
-    def solve(self, strengths: tuple[float, ...]) -> Array:
+    def solve(self, strengths: tuple[float, ...]) -> Doubles:
         """Return the weights `(p, k)` of (covariance + strength * mean variance * identity) w = covariance with the labels."""
         scale = float(np.trace(self.covariance)) / len(self.mean)
         if not np.isfinite(scale):
@@ -138,7 +137,7 @@ class Additive:
     target: Matrix
     source: Matrix
 
-    def times(self, pairs: Pairs, weights: Array) -> Array:
+    def times(self, pairs: Pairs, weights: Doubles) -> Doubles:
         """Return features times weights; every item is projected once."""
         width = self.target.shape[1]
         return _project(self.target, pairs.target, weights[:width]) + _project(
@@ -160,14 +159,14 @@ class Additive:
                 features[part] += count[at] @ rows
                 with_label[part] += label_of[at] @ rows
                 if part.start is None:
-                    mixed: Array = rows.T @ self._sum_of_sources(counts[at], sources)
+                    mixed: Doubles = rows.T @ self._sum_of_sources(counts[at], sources)
                     gram[:width, width:] += mixed
                 rows *= np.sqrt(count[at, None])
                 gram[part, part] += rows.T @ rows
         gram[width:, :width] = gram[:width, width:].T
         return Moments.of_sums(train, features, gram, with_label)
 
-    def _sum_of_sources(self, counts: sparse.csr_array, sources: npt.NDArray[np.int32]) -> Array:
+    def _sum_of_sources(self, counts: sparse.csr_array, sources: npt.NDArray[np.int32]) -> Doubles:
         """Return for each target of a chunk the sum of the embeddings of the sources it was paired with."""
         met = np.unique(counts.indices)
         counts, width = counts[:, met], self.source.shape[1]
@@ -184,7 +183,7 @@ class Product:
     target: Matrix
     source: Matrix
 
-    def times(self, pairs: Pairs, weights: Array) -> Array:
+    def times(self, pairs: Pairs, weights: Doubles) -> Doubles:
         """Return features times weights."""
         parts = [product @ weights for _, product in self._chunks(pairs)]
         return np.concatenate(parts) if parts else np.empty((0, *weights.shape[1:]))
@@ -199,7 +198,7 @@ class Product:
             gram += product.T @ product
         return Moments.of_sums(train, features, gram, with_label)
 
-    def _chunks(self, pairs: Pairs) -> Iterator[tuple[slice, Array]]:
+    def _chunks(self, pairs: Pairs) -> Iterator[tuple[slice, Doubles]]:
         for at in _chunks(len(pairs), 3 * self.target.shape[1]):
             target = rows_of(self.target, pairs.target[at]).astype(np.float64)
             yield at, target * rows_of(self.source, pairs.source[at]).astype(np.float64)
@@ -251,7 +250,7 @@ def _check_shapes(pairs: Pairs, target: Matrix, source: Matrix) -> None:
         )
 
 
-def _centred(train: LabelledPairs) -> Array:
+def _centred(train: LabelledPairs) -> Doubles:
     label = train.value.astype(np.float64)
     return np.asarray(label - label.mean())
 
@@ -261,7 +260,7 @@ def _chunks(rows: int, width: int) -> list[slice]:
     return ranges(rows, max(1, MEMORY // (8 * width)))
 
 
-def _project(matrix: Matrix, codes: npt.NDArray[np.int32], weights: Array) -> Array:
+def _project(matrix: Matrix, codes: npt.NDArray[np.int32], weights: Doubles) -> Doubles:
     """Return `matrix[codes] @ weights`, computing every row that occurs once."""
     rows, place = np.unique(codes, return_inverse=True)
     projected = np.empty((len(rows), *weights.shape[1:]))

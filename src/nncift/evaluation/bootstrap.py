@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from nncift.core.arrays import Doubles
 from nncift.core.pairs import Pairs
-from nncift.evaluation.metrics import Array
 
 MIN_ITEMS = 5
 """Fewer targets or sources than this give no interval: drawn from so few, it would promise more than it holds."""
@@ -35,7 +35,7 @@ def has_enough_items(pairs: Pairs) -> bool:
     )
 
 
-def item_weights(pairs: Pairs, generator: np.random.Generator, resamples: int) -> Iterator[Array]:
+def item_weights(pairs: Pairs, generator: np.random.Generator, resamples: int) -> Iterator[Doubles]:
     """Yield blocks of weights `(n_pairs, at most BLOCK)`, together `resamples` columns.
 
     Targets and sources are drawn independently of each other, except that an item which plays both roles is drawn
@@ -59,7 +59,7 @@ def item_weights(pairs: Pairs, generator: np.random.Generator, resamples: int) -
         yield targets[target] * sources[source]
 
 
-def percentile_interval(values: Array, level: float = 0.95) -> tuple[float, float] | None:
+def percentile_interval(values: Doubles, level: float = 0.95) -> tuple[float, float] | None:
     """Return the central interval of resampled values `(n_resamples,)`; None where too many of them are undefined."""
     defined = values[np.isfinite(values)]
     if not len(values) or len(defined) < MIN_DEFINED * len(values):
@@ -72,7 +72,7 @@ def _is_fixed(ids: tuple[str, ...]) -> bool:
     return len(ids) == 1
 
 
-def _counts(generator: np.random.Generator, items: int, size: int, fixed: bool) -> Array:
+def _counts(generator: np.random.Generator, items: int, size: int, fixed: bool) -> Doubles:
     """Return how often each item is drawn, `(items, size)`: as many draws as items, with replacement."""
     if fixed or not items:
         return np.ones((items, size))

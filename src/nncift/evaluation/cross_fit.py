@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
 from nncift.evaluation.held_out_labels import (
-    Floats,
     HeldOut,
     Quadrants,
     Recipe,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles
 from nncift.core.pairs import LabelledPairs
 from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import generator
@@ -21,7 +22,6 @@ from nncift.evaluation.gate import GateRecord
 from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.metrics import (
     MIN_PAIRS,
-    Array,
     Ranking,
     mse,
     number,
@@ -166,13 +166,13 @@ def measure(
 
 
 _METRICS = ("mse", "r2", "spearman")
-_Resampled = dict[str, dict[str, Array]]
+_Resampled = dict[str, dict[str, Doubles]]
 """Predictor to metric to its `(n_resamples,)` values; the same column is the same resample for every predictor."""
 
 _NO_PAIRS = LabelledPairs((), (), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
 
 
-def _checked(pairs: LabelledPairs, name: str, quadrant: str, given: npt.ArrayLike | None) -> Array:
+def _checked(pairs: LabelledPairs, name: str, quadrant: str, given: npt.ArrayLike | None) -> Doubles:
     """Return predictions as float64 after comparing them with the pairs they belong to."""
     guess = np.asarray([] if given is None else given, dtype=np.float64)
     if guess.shape != pairs.value.shape:
@@ -200,7 +200,7 @@ def _interval_pairs(pairs: LabelledPairs, rng: np.random.Generator) -> npt.NDArr
 
 def _resample(
     pairs: LabelledPairs,
-    guesses: Mapping[str, Array],
+    guesses: Mapping[str, Doubles],
     train_mean: float,
     subset: npt.NDArray[np.intp],
     rng: np.random.Generator,
@@ -213,7 +213,7 @@ def _resample(
     label = pairs.value.astype(np.float64)
     guesses = {name: guess[subset] for name, guess in guesses.items()}
     ranking, rankings = Ranking.of(label), {name: Ranking.of(guess) for name, guess in guesses.items()}
-    blocks: dict[str, dict[str, list[Array]]] = {name: {metric: [] for metric in _METRICS} for name in guesses}
+    blocks: dict[str, dict[str, list[Doubles]]] = {name: {metric: [] for metric in _METRICS} for name in guesses}
     for weights in item_weights(pairs, rng, resamples):
         ranks = ranking.centred(weights)
         for name, guess in guesses.items():
@@ -224,7 +224,7 @@ def _resample(
 
 
 def _measures(
-    pairs: LabelledPairs, guess: Array, train_mean: float, resampled: Mapping[str, Array], interval_pairs: int
+    pairs: LabelledPairs, guess: Doubles, train_mean: float, resampled: Mapping[str, Doubles], interval_pairs: int
 ) -> Measures:
     label, once = pairs.value.astype(np.float64), np.ones(len(pairs))
     return Measures(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.evaluation.baselines import fit_baselines, predict_quadrants
@@ -18,7 +19,6 @@ from nncift.models.views import TEXT
 from nncift.student.candidates import Candidate
 from nncift.student.networks import FittedStudent, TrainingData, network, refittable
 
-Floats = npt.NDArray[np.float32]
 Quadrants = dict[str, LabelledPairs]
 
 

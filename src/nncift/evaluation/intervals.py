@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from nncift.core.arrays import Doubles, Places
 from nncift.core.pairs import LabelledPairs
 from nncift.core.result_types import Record
 from nncift.errors import UsageError
-
-Array = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.intp]
 
 LUCK = 0.1
 """Quantile of F at which rows are taken to differ by no more than noise: an interval collapses in one run of ten at most, where
@@ -73,7 +71,7 @@ def interval_of_mean_utility(
     return MeanUtilityInterval(max(half_width, least), level, len(error))
 
 
-def _of_all_targets(residual: Array, row: Codes, target: Codes) -> tuple[Array, float]:
+def _of_all_targets(residual: Doubles, row: Places, target: Places) -> tuple[Doubles, float]:
     """Return the residuals of rows as they would be over many targets, and the least half-width that the data can tell.
 
     residual: of pairs. Analysis of variance in two ways: F compares what rows differ by with what pairs scatter by. Rows are
@@ -94,7 +92,7 @@ def _of_all_targets(residual: Array, row: Codes, target: Codes) -> tuple[Array, 
     return mean + (error - mean) * math.sqrt(max(0.0, 1.0 - 1.0 / allowed)), least
 
 
-def _beside_both(residual: Array, row: Codes, target: Codes, rounds: int = 20) -> Array:
+def _beside_both(residual: Doubles, row: Places, target: Places, rounds: int = 20) -> Doubles:
     """Return what is left of residuals `(n_pairs,)` without the means of rows and of targets, taken off in turns."""
     left = residual - residual.mean()
     for _ in range(rounds):
@@ -129,7 +127,7 @@ def interval_of_pairs(*blocks: tuple[LabelledPairs, npt.ArrayLike], level: float
     return PairInterval(_quantile(np.concatenate(errors), sum(items), level), level, coverage, sum(items))
 
 
-def _quantile(errors: Array, items: int, level: float) -> float | None:
+def _quantile(errors: Doubles, items: int, level: float) -> float | None:
     share = _rank(items, level) / items if items else 2.0
     return float(np.quantile(errors, share, method="higher")) if share <= 1 and len(errors) else None
 

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles, Places
 from nncift.core.memory import check_room
 from nncift.core.pairs import LabelledPairs
-
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.intp]
 
 MIN_PAIRS = 3
 """Fewer pairs than this have no rank correlation worth the name: two pairs always score +1 or -1."""
@@ -28,18 +26,18 @@ MIN_PAIRS = 3
 TOP_SHARE = 0.1
 
 
-def number(value: float | Array) -> float | None:
+def number(value: float | Doubles) -> float | None:
     """Return a plain float for JSON, or None where the value is undefined."""
     plain = float(value)
     return plain if math.isfinite(plain) else None
 
 
-def mse(label: Array, prediction: Array, weights: Array) -> Array:
+def mse(label: Doubles, prediction: Doubles, weights: Doubles) -> Doubles:
     """Return the weighted mean squared error; undefined where all weights are 0."""
     return _ratio(_total((label - prediction) ** 2, weights), weights.sum(axis=0))
 
 
-def r2(label: Array, prediction: Array, train_mean: float, weights: Array) -> Array:
+def r2(label: Doubles, prediction: Doubles, train_mean: float, weights: Doubles) -> Doubles:
     """Return R^2 against the training mean: 1 - sum (y - p)^2 / sum (y - train_mean)^2 (method.md 2).
 
     The mean of the training labels is the constant that one would predict without a student; the mean of the labels
@@ -48,7 +46,7 @@ def r2(label: Array, prediction: Array, train_mean: float, weights: Array) -> Ar
     return 1 - _ratio(_total((label - prediction) ** 2, weights), _total((label - train_mean) ** 2, weights))
 
 
-def spearman(label: Array, prediction: Array, weights: Array) -> Array:
+def spearman(label: Doubles, prediction: Doubles, weights: Doubles) -> Doubles:
     """Return the weighted rank correlation with average ranks for ties, over all pairs."""
     if len(label) < MIN_PAIRS:
         return np.full(weights.shape[1:], np.nan)
@@ -62,16 +60,16 @@ class Ranking:
     order: `(n,)` positions that sort the values. last: `(n_runs,)` place in that order where each run of ties ends.
     """
 
-    order: Integers
-    last: Integers
+    order: Places
+    last: Places
 
     @classmethod
-    def of(cls, values: Array) -> Ranking:
+    def of(cls, values: Doubles) -> Ranking:
         """Sort values of shape `(n,)`."""
         _, run, size = np.unique(values, return_inverse=True, return_counts=True)
         return cls(np.argsort(run, kind="stable"), np.cumsum(size) - 1)
 
-    def centred(self, weights: Array) -> Array:
+    def centred(self, weights: Doubles) -> Doubles:
         """Return average ranks minus their mean, in the shape of the weights.
 
         A run of ties that has weight b below it and weight w in it takes the ranks b+1 .. b+w of the replicated
@@ -87,7 +85,7 @@ class Ranking:
         return ranks.reshape(weights.shape)
 
 
-def rank_correlation(label: Array, prediction: Array, weights: Array) -> Array:
+def rank_correlation(label: Doubles, prediction: Doubles, weights: Doubles) -> Doubles:
     """Return Pearson's correlation of centred ranks that belong to these weights; all three have the same shape."""
     weighted = weights * label
     label_spread = (weighted * label).sum(axis=0)
@@ -98,7 +96,7 @@ def rank_correlation(label: Array, prediction: Array, weights: Array) -> Array:
     return np.where(label_spread > 0, together / np.where(scale > 0, scale, 1), np.nan)
 
 
-def spearman_by_target(pairs: LabelledPairs, prediction: Array) -> float | None:
+def spearman_by_target(pairs: LabelledPairs, prediction: Doubles) -> float | None:
     """Return the mean over targets of the rank correlation within a target.
 
     Counted are targets with at least three pairs whose labels are not all equal; None where there is none.
@@ -116,7 +114,7 @@ def spearman_by_target(pairs: LabelledPairs, prediction: Array) -> float | None:
     return float(correlation[usable].mean())
 
 
-def topk_overlap(pairs: LabelledPairs, prediction: Array) -> float | None:
+def topk_overlap(pairs: LabelledPairs, prediction: Doubles) -> float | None:
     """Return the mean over targets of |top k by label and top k by prediction| / k, k = a tenth of the target's pairs.
 
     k is rounded and at least 1; ties are broken by source id. Targets with fewer than three pairs are left out, since
@@ -153,23 +151,23 @@ def skill(value_selected: float, value_random: float, value_full: float) -> floa
     return number((value_selected - value_random) / gap)
 
 
-def _total(values: Array, weights: Array) -> Array:
+def _total(values: Doubles, weights: Doubles) -> Doubles:
     """Return the weighted sum of values `(n,)` under weights `(n,)` or `(n, n_resamples)`."""
     return np.asarray(values @ weights)
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def _ratio(numerator: Doubles, denominator: Doubles) -> Doubles:
     positive = denominator > 0
     return np.where(positive, numerator / np.where(positive, denominator, 1), np.nan)
 
 
-def _groups(pairs: LabelledPairs) -> tuple[Integers, Integers]:
+def _groups(pairs: LabelledPairs) -> tuple[Places, Places]:
     """Return for every pair the number of its target among the targets that occur, and the pairs of each of those."""
     _, group, size = np.unique(pairs.target, return_inverse=True, return_counts=True)
     return group, size
 
 
-def _ranks_within(group: Integers, values: npt.NDArray[np.floating]) -> Array:
+def _ranks_within(group: Places, values: npt.NDArray[np.floating]) -> Doubles:
     """Return the average rank of every value within its group, minus the group's mean; one sort for all groups."""
     if not len(values):
         return np.empty(0)
@@ -181,5 +179,5 @@ def _ranks_within(group: Integers, values: npt.NDArray[np.floating]) -> Array:
     last = np.append(first[1:], len(order)) - 1
     ranks = np.empty(len(order))
     ranks[order] = ((first + last) / 2)[np.cumsum(starts) - 1]
-    centred: Array = ranks - (np.bincount(group, ranks) / np.bincount(group))[group]
+    centred: Doubles = ranks - (np.bincount(group, ranks) / np.bincount(group))[group]
     return centred

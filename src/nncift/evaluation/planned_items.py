@@ -8,18 +8,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.evaluation.held_out_labels import (
-    Floats,
-    HeldOut,
-    Recipe,
-    baselines_of,
-    data_of,
-    fit_on_all,
-    same_items,
-    silent,
-)
+from nncift.evaluation.held_out_labels import HeldOut, Recipe, baselines_of, data_of, fit_on_all, same_items, silent
 from nncift.evaluation.selection_skill import Block
 from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import Vectors

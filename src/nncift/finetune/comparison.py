@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from nncift.core.arrays import Doubles
 from nncift.core.result_types import JsonObject
 from nncift.evaluation.metrics import number
 from nncift.finetune.results_store import Outcome
-from nncift.finetune.test_set import LOSS, Scores, Values
+from nncift.finetune.test_set import LOSS, Scores
 from nncift.generation.likelihood import Losses, perplexity
 from nncift.generation.paired_comparison import Comparison, compare
 from nncift.storage.ledger import STEP
@@ -59,7 +60,7 @@ class Group:
     outcomes: Mapping[str, Sequence[Outcome]]
     tried: Mapping[str, Sequence[RateSummary]] = field(default_factory=dict)
 
-    def table(self, arm: str, metric: str) -> Values:
+    def table(self, arm: str, metric: str) -> Doubles:
         """Return an arm's values of a metric, `(n_seeds, n_items)`."""
         return np.stack([outcome.scores.values[metric] for outcome in self.outcomes[arm]])
 
@@ -209,7 +210,7 @@ def mean_of_seeds(outcomes: Sequence[Outcome], metric: str) -> float | None:
     return _mean(_by_seed([outcome.scores.values[metric] for outcome in outcomes]))
 
 
-def _by_seed(table: Iterable[Values]) -> list[float | None]:
+def _by_seed(table: Iterable[Doubles]) -> list[float | None]:
     return [_mean(row[np.isfinite(row)].tolist()) for row in table]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nncift.finetune.test_set import Scores, Values
+from nncift.core.arrays import Doubles
+from nncift.finetune.test_set import Scores
 from nncift.storage.atomic import write_json
 
 
@@ -92,5 +93,5 @@ class Cells:
         return self._folder / part / f"{cell.name}.json"
 
 
-def _numbers(values: Values) -> list[float | None]:
+def _numbers(values: Doubles) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]

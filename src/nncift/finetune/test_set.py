@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.config import nearest
+from nncift.core.arrays import Doubles
 from nncift.data import Examples, read
 from nncift.data.proportion import sampled
 from nncift.errors import DataError, UsageError
@@ -28,8 +29,6 @@ from nncift.stages.holdout import read_holdout
 
 LOSS, CHOICE = "loss", "choice"
 
-Values = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -39,7 +38,7 @@ class Scores:
     metric, the reason of the first that failed.
     """
 
-    values: Mapping[str, Values]
+    values: Mapping[str, Doubles]
     tokens: npt.NDArray[np.int64]
     answers: Sequence[str | None] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -103,7 +102,7 @@ class EvaluationSet:
 
     def evaluate(self, lm: CausalLM, before: InFrontOf | None = None) -> Scores:
         """Judge a model as it is now. before: by id of an item, examples in front."""
-        values: dict[str, Values] = {}
+        values: dict[str, Doubles] = {}
         failures: dict[str, str] = {}
         losses = response_losses(lm, self.tests, self.wording, before)
         if self.loss:

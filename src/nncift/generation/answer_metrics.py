@@ -13,14 +13,12 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from nncift.config import nearest
+from nncift.core.arrays import Doubles
 from nncift.errors import ResourceError, UsageError
 from nncift.generation.generate import Answer
 from nncift.models.encoders import Encoder
-
-Values = npt.NDArray[np.float64]
 
 METRICS: Mapping[str, str] = {
     "rouge1": "nncift.generation.answer_metrics:Rouge1",
@@ -40,7 +38,7 @@ class Metric(Protocol):
     unit: str
     higher_is_better: bool
 
-    def values(self, answers: Sequence[Answer]) -> Values:
+    def values(self, answers: Sequence[Answer]) -> Doubles:
         """Return a value per answer, `(n,)`, NaN where there is none."""
         ...
 
@@ -57,7 +55,7 @@ def metric(name: str, **options: Any) -> Metric:
     return made
 
 
-def each(answers: Sequence[Answer], measure: Callable[[str, str], float]) -> Values:
+def each(answers: Sequence[Answer], measure: Callable[[str, str], float]) -> Doubles:
     """Return `measure(text, reference)` of every answer, `(n,)`; NaN for those that failed."""
     return np.array([np.nan if one.text is None else measure(one.text, one.reference) for one in answers], np.float64)
 
@@ -76,7 +74,7 @@ class _Rouge:
             raise ResourceError(f"the metric {self.name} needs rouge-score: pip install rouge-score") from error
         self._scorer = RougeScorer([self.name], use_stemmer=True)
 
-    def values(self, answers: Sequence[Answer]) -> Values:
+    def values(self, answers: Sequence[Answer]) -> Doubles:
         """Return the overlap of answer and reference; an empty answer has none."""
         return each(answers, lambda text, reference: 100.0 * self._scorer.score(reference, text)[self.name].fmeasure)
 
@@ -103,7 +101,7 @@ class Similarity:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def values(self, answers: Sequence[Answer]) -> Values:
+    def values(self, answers: Sequence[Answer]) -> Doubles:
         """Return the cosines."""
         there = [one for one in answers if one.text is not None]
         texts = list(dict.fromkeys(text for one in there for text in (str(one.text), one.reference)))
@@ -147,7 +145,7 @@ class Exact:
     unit = "%"
     higher_is_better = True
 
-    def values(self, answers: Sequence[Answer]) -> Values:
+    def values(self, answers: Sequence[Answer]) -> Doubles:
         """Return 100 for a match and 0 for none."""
         return each(answers, lambda text, reference: 100.0 * _matches(text, reference))
 
@@ -166,6 +164,6 @@ class Choice:
     unit = "%"
     higher_is_better = True
 
-    def values(self, answers: Sequence[Answer]) -> Values:
+    def values(self, answers: Sequence[Answer]) -> Doubles:
         """Return 100 where the chosen option's letter is the right one, else 0."""
         return each(answers, lambda text, reference: 100.0 * (text == reference))

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
+from nncift.core.arrays import Doubles
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import UsageError
-from nncift.generation.answer_metrics import Values
 from nncift.generation.generate import Answer
 from nncift.models.causal_lm import CausalLM
 from nncift.models.response_reader import Reader
@@ -64,7 +64,7 @@ class Judged:
         self.judge = judge
         self.failures: dict[str, str] = {}
 
-    def values(self, answers: Sequence[Answer]) -> Values:
+    def values(self, answers: Sequence[Answer]) -> Doubles:
         """Return the grades, NaN for answers that failed and for those that the judge failed on."""
         there = [at for at, one in enumerate(answers) if one.text is not None]
         grades = self.judge.grade([answers[at] for at in there])

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.errors import UsageError
 from nncift.evaluation.bootstrap import MIN_ITEMS
 from nncift.evaluation.metrics import number
-
-Values = npt.NDArray[np.float64]
 
 BLOCK = 256
 """Resamples drawn at once."""
@@ -111,7 +110,7 @@ def _verdict(interval: tuple[float, float] | None, *, higher_is_better: bool) ->
 
 
 def mean_interval(
-    table: Values, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    table: Doubles, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float] | None:
     """Return the interval of the mean of a whole table `(n_seeds, n_items)`, both axes drawn again.
 
@@ -135,7 +134,7 @@ def mean_interval(
     return float(low), float(high)
 
 
-def _draws(table: Values, resamples: int, seed: int) -> Values:
+def _draws(table: Doubles, resamples: int, seed: int) -> Doubles:
     """Return means of the table with seeds and items drawn again, `(resamples,)`."""
     random = generator(seed, "answers", "compare")
     seeds, items = table.shape
@@ -148,7 +147,7 @@ def _draws(table: Values, resamples: int, seed: int) -> Values:
     return np.concatenate(found)
 
 
-def _standard_error(table: Values) -> tuple[float, float]:
+def _standard_error(table: Doubles) -> tuple[float, float]:
     """Return the standard error of the mean, seeds and items being crossed random effects, and its degrees of freedom."""
     seeds, items = table.shape
     by_item = table.mean(axis=0)
@@ -169,7 +168,7 @@ def _standard_error(table: Values) -> tuple[float, float]:
     return float(np.sqrt(total / (seeds * items))), float(max(degrees, min(seeds, items) - 1))
 
 
-def _tables(one: npt.ArrayLike, other: npt.ArrayLike) -> tuple[Values, Values]:
+def _tables(one: npt.ArrayLike, other: npt.ArrayLike) -> tuple[Doubles, Doubles]:
     tables = [np.atleast_2d(np.asarray(values, np.float64)) for values in (one, other)]
     seeds = max(len(table) for table in tables)
     fits = all(

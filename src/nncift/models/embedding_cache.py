@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.arrays import Floats
+from nncift.core.arrays import Floats, Longs
 from nncift.core.fingerprints import fingerprint
 from nncift.core.lazily import Lazily
 from nncift.core.memory import named
@@ -30,7 +30,6 @@ from nncift.models.encoders import Encoder
 from nncift.storage.atomic import atomic, cache_folder, read_arrays, write_arrays
 from nncift.storage.locks import PathLock, locked
 from nncift.storage.vector_store import (
-    Counts,
     Distinct,
     Gathering,
     InFile,
@@ -64,7 +63,7 @@ class Embedded:
     truncated: int
     fresh: int
     tokens: int
-    counts: Counts
+    counts: Longs
     read: int
 
 

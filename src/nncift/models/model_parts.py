@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 ALTERED = 4
 """Tokens at the end of a sequence that are exchanged to see whether earlier ones notice."""
-
-Losses = npt.NDArray[np.float32]
 
 
 def body_of(model: Any) -> Any:
@@ -61,9 +60,9 @@ def additions_of(output: Any, layers: Sequence[int]) -> npt.NDArray[np.float32]:
 def check_causal(
     name: str,
     tokens: Sequence[int],
-    score: Callable[[Sequence[Sequence[int]]], list[Losses]],
-    same: Callable[[Losses, Losses], bool],
-    close: Callable[[Losses, Losses], bool],
+    score: Callable[[Sequence[Sequence[int]]], list[Floats]],
+    same: Callable[[Floats, Floats], bool],
+    close: Callable[[Floats, Floats], bool],
 ) -> None:
     """Raise ResourceError where what a model says of a token depends on later tokens or on the sequence beside it.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
@@ -28,7 +29,6 @@ from nncift.runs.finished import FinishedRun
 from nncift.teachers import RowTeacher
 
 Scores = Mapping[str, float]
-Array = npt.NDArray[np.float64]
 
 BLOCK = 64
 """Resamples per block."""
@@ -270,11 +270,11 @@ def _mask(ids: list[str], bad: Collection[str]) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _interval(values: Array, level: float) -> tuple[float, float] | None:
+def _interval(values: Doubles, level: float) -> tuple[float, float] | None:
     return percentile_interval(values, level) if len(values) else None
 
 
-def _draws(values: Array, bad: npt.NDArray[np.bool_], resamples: int, seed: int) -> Array:
+def _draws(values: Doubles, bad: npt.NDArray[np.bool_], resamples: int, seed: int) -> Doubles:
     """Return areas with rows drawn again, `(n_scores, resamples)`; none where bad or good rows are too few."""
     if min(int(bad.sum()), int((~bad).sum())) < MIN_ITEMS:
         return np.zeros((len(values), 0))
@@ -289,7 +289,7 @@ def _draws(values: Array, bad: npt.NDArray[np.bool_], resamples: int, seed: int)
     return np.concatenate(found, axis=1)
 
 
-def _areas(values: Array, bad: npt.NDArray[np.bool_], weights: Array) -> Array:
+def _areas(values: Doubles, bad: npt.NDArray[np.bool_], weights: Doubles) -> Doubles:
     """Return the areas of scores `(n_scores, n)` under weights of the rows `(n, n_draws)`: `(n_scores, n_draws)`."""
     pairs = weights[bad].sum(axis=0) * weights[~bad].sum(axis=0)
     found = np.empty((len(values), weights.shape[1]))

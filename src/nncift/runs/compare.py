@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.memory import pass_on
 from nncift.core.result_types import Record
 from nncift.core.seeds import derive, shuffled
@@ -19,7 +20,6 @@ from nncift.models.views import TEXT
 from nncift.storage import checksums
 from nncift.storage.parquet import read_columns
 
-Floats = npt.NDArray[np.float32]
 _BLOCK = 1 << 24
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import shuffled
 from nncift.errors import UsageError
 from nncift.runs.find_rows import Matches, id_at_rank, rows_with
-from nncift.runs.finished import Choice, FinishedRun, Floats
+from nncift.runs.finished import Choice, FinishedRun
 
 BEST = 5
 SAMPLED_TARGETS = 2000

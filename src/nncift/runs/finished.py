@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from nncift import config
 from nncift.config import RunSettings
+from nncift.core.arrays import Floats
 from nncift.core.lazily import LazilyBy
 from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
@@ -40,9 +41,6 @@ from nncift.storage.selection_folder import RECORD, place_of, run_behind
 from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
 from nncift.teachers.subtasks import FILE as SUBTASKS
-
-Floats = npt.NDArray[np.float32]
-
 
 DECISIVE = ("model", "weights", "encoder", "wording")
 """What a teacher says of the files that it loads, and of how rows are worded."""

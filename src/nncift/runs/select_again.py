@@ -10,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from nncift import config
 from nncift.config import RunSettings
 from nncift.core.pairs import LabelledPairs
@@ -40,7 +37,6 @@ from nncift.storage.selection_folder import is_selection_folder, place_of, run_b
 from nncift.student.model import Student
 from nncift.teachers import subtasks
 
-Floats = npt.NDArray[np.float32]
 EMBEDDING_CONTROL_ROWS = 5000
 """Pools up to this size also get the controls that select by similarities; each costs as much as the selection."""
 

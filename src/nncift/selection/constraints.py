@@ -9,6 +9,7 @@ from typing import Any
 
 from nncift.config import SelectSettings
 from nncift.core.amounts import Budget
+from nncift.core.arrays import Floats
 from nncift.core.texts import read_text
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, InfeasibleError, UsageError
@@ -16,7 +17,6 @@ from nncift.selection import Rules
 from nncift.selection.dedup import Twin, find, parse
 from nncift.selection.quota import Quota, QuotaBound, one_column
 from nncift.selection.rules import NO_RULES, QUOTAS_COUNT_ROWS
-from nncift.student.model import Floats
 
 
 @dataclass(frozen=True)

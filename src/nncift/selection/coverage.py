@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles, Longs
 from nncift.core.seeds import shuffled
 from nncift.selection import Subset, kernels
 from nncift.selection.objectives import Similarity, positions
@@ -32,11 +33,11 @@ class Coverage:
     objective: str
     similarity: Similarity
     floor: kernels.Levels
-    bonus: kernels.Longs
-    score: kernels.Doubles | None = None
+    bonus: Longs
+    score: Doubles | None = None
 
     @classmethod
-    def plain(cls, objective: str, similarity: Similarity, score: kernels.Doubles | None = None) -> Coverage:
+    def plain(cls, objective: str, similarity: Similarity, score: Doubles | None = None) -> Coverage:
         """Return facility location: no floor, no bonus."""
         n_targets, n_sources = similarity.levels.shape
         return cls(objective, similarity, np.zeros(n_targets, np.int32), np.zeros(n_sources, np.int64), score)
@@ -70,23 +71,23 @@ class Coverage:
         """Return the objective's value of a set. Raises UsageError for ids that are no sources."""
         return self._value(self._positions(ids)) * self.similarity.scale.unit
 
-    def values(self, sets: Codes) -> kernels.Doubles:
+    def values(self, sets: Codes) -> Doubles:
         """Return the values `(n_sets,)` of small sets, each a row of `(n_sets, k)` positions among the similarity's sources."""
         best = np.maximum(self.similarity.levels.T[sets].max(axis=1, initial=0), self.floor)
         added = best.sum(axis=1, dtype=np.int64) - self.floor.sum(dtype=np.int64) + self.bonus[sets].sum(axis=1)
         return np.asarray(added * self.similarity.scale.unit, np.float64)
 
-    def _positions(self, ids: Sequence[str]) -> kernels.Longs:
+    def _positions(self, ids: Sequence[str]) -> Longs:
         return positions(self.similarity.source_ids, ids).astype(np.int64)
 
-    def _value(self, order: kernels.Longs) -> int:
+    def _value(self, order: Longs) -> int:
         best = self.floor.copy()
         columns = self.similarity.levels.T
         # Over ranges of targets, so that two threads never write the same place.
         kernels.in_threads(lambda a, b: kernels.raise_to(columns, order, a, b, best), len(best))
         return int(best.sum(dtype=np.int64) - self.floor.sum(dtype=np.int64) + self.bonus[order].sum())
 
-    def _gains(self, best: kernels.Levels) -> kernels.Longs:
+    def _gains(self, best: kernels.Levels) -> Longs:
         columns = self.similarity.levels.T
         gains = np.empty(len(columns), np.int64)
         kernels.in_threads(lambda a, b: kernels.gains_of(columns, a, b, best, gains), len(columns))
@@ -104,7 +105,7 @@ class Coverage:
                 chosen += kernels.lazy_greedy(columns, queue, self.bonus, best, ledger.limits, lowest, order[chosen:])
         return ledger.filled(order[:chosen], k, self.scores)
 
-    def scores(self) -> kernels.Doubles:
+    def scores(self) -> Doubles:
         """Return what decides among sources that add nothing, `(n_sources,)`; NaN where a source has none."""
         if self.score is not None:
             return self.score
@@ -113,7 +114,7 @@ class Coverage:
         mean = np.divide(total, known, out=np.full(len(known), np.nan), where=known > 0)
         return np.asarray(scale.low + mean * scale.unit, np.float64)
 
-    def replayed(self, order: kernels.Longs) -> tuple[kernels.Service, kernels.Gained, kernels.Left]:
+    def replayed(self, order: Longs) -> tuple[kernels.Service, kernels.Gained, kernels.Left]:
         """Choose the sources of `order`: who serves each target then, what each of these added, what every source would add."""
         columns = self.similarity.levels.T
         n_sources, n_targets = columns.shape
@@ -160,7 +161,7 @@ def taken_by_score(rank: int, k: int, first: int, score: float) -> str:
     return f"Taken by score at rank {rank + 1} of {k}: no row adds anything to the {first} before it; {known}."
 
 
-def bound_on_more(left: kernels.Longs, ids: Sequence[str], k: int, rules: Rules) -> float:
+def bound_on_more(left: Longs, ids: Sequence[str], k: int, rules: Rules) -> float:
     """Return what the best set can have beyond the chosen one, at most, from the gains `left` of the rows left out.
 
     By submodularity a set adds no more than its rows would one by one: the k largest gains, or the fractional knapsack of
@@ -183,7 +184,7 @@ class _Reasons:
     """Says why each row is in or out, in one sentence with its numbers."""
 
     problem: Coverage
-    order: kernels.Longs
+    order: Longs
     how: str
     rules: Rules
 
@@ -203,7 +204,7 @@ class _Reasons:
             text += f"adds nothing{' to coverage' if bonus else ''}, {self._without_gain(s)}"
         return text + (f"; counts {bonus * unit:.4g} for its best target." if bonus else ".")
 
-    def left_out(self, s: int, rest: kernels.Left, holder: kernels.Longs, last: str) -> str:
+    def left_out(self, s: int, rest: kernels.Left, holder: Longs, last: str) -> str:
         left, favourite, highest = rest
         similarity, order, floor = self.problem.similarity, self.order, self.problem.floor
         if similarity.source_ids[s] in self.rules.exclude:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats, Longs
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, ParallelMap, ranges, serial_map
 from nncift.core.seeds import generator
@@ -22,8 +23,6 @@ from nncift.selection.utilities import Utilities
 from nncift.student.model import Student
 from nncift.student.score import Sides, mean_per_source, top_per_target
 
-Floats = npt.NDArray[np.float32]
-Places = npt.NDArray[np.int64]
 SCORED_TARGETS = 2000
 FAR = 8
 """Random rows that are scored for every target beside its neighbours."""
@@ -44,7 +43,7 @@ class ScoredGraph:
     embedded: Neighbours | None = None
 
 
-def graph_of(utilities: Utilities, keep: Places, k: int, seed: int) -> ScoredGraph:
+def graph_of(utilities: Utilities, keep: Longs, k: int, seed: int) -> ScoredGraph:
     """Return `k` sources of every target, of the rows at the places `keep`: the nearest and a few random ones of the pool."""
     if not utilities.shared:
         return ScoredGraph(_best_known(utilities, keep, k))
@@ -62,9 +61,7 @@ def graph_of(utilities: Utilities, keep: Places, k: int, seed: int) -> ScoredGra
     return ScoredGraph(_with_known(graph, utilities.known), near.recall, embedded)
 
 
-def similar_graphs(
-    utilities: Utilities, keep: Places, k: int, seed: int, found: ScoredGraph
-) -> dict[str, Graph | None]:
+def similar_graphs(utilities: Utilities, keep: Longs, k: int, seed: int, found: ScoredGraph) -> dict[str, Graph | None]:
     """Return the graphs of free similarities over the same rows, for the controls; None for one that would cost too much."""
     rows, shared, ids = _rows_at(utilities, keep), utilities.shared, _ids_at(utilities, keep)
     similar = FreeSimilarities(utilities.views, rows if shared else utilities.vectors.targets, rows, shared)
@@ -82,12 +79,12 @@ def similar_graphs(
     return alike
 
 
-def _rows_at(utilities: Utilities, keep: Places) -> Floats:
+def _rows_at(utilities: Utilities, keep: Longs) -> Floats:
     sources = utilities.vectors.sources
     return sources if len(keep) == len(sources) else sources[keep]
 
 
-def _ids_at(utilities: Utilities, keep: Places) -> tuple[str, ...]:
+def _ids_at(utilities: Utilities, keep: Longs) -> tuple[str, ...]:
     ids = utilities.source_ids
     return ids if len(keep) == len(ids) else tuple(ids[place] for place in keep)
 
@@ -152,7 +149,7 @@ def _edges(sides: Sides, task: tuple[int, npt.NDArray[np.int32]]) -> Arrays:
     return {"utility": utility}
 
 
-def _best_known(utilities: Utilities, keep: Places, k: int) -> Graph:
+def _best_known(utilities: Utilities, keep: Longs, k: int) -> Graph:
     """Return for each row of a target set the sources with the highest predictions, and with the highest known utilities."""
     student, known, ids = utilities.student, utilities.known, _ids_at(utilities, keep)
     targets, rows = (

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles, Longs
 from nncift.core.compiled import compiled
 from nncift.core.threads import in_threads
 from nncift.selection.rules import Limits
@@ -19,9 +20,6 @@ from nncift.selection.rules import Limits
 __all__ = ["in_threads"]
 
 Levels = npt.NDArray[np.int32]
-Longs = npt.NDArray[np.int64]
-Doubles = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 class Queue(NamedTuple):

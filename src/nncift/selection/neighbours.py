@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nncift.core.arrays import Codes, Floats
 from nncift.core.memory import rows_at_once, rows_within
 from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, Keep, ParallelMap, ranges, serial_map
 from nncift.core.seeds import generator
 from nncift.core.threads import in_threads
 from nncift.errors import ResourceError
 
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int32]
 EXACT_ROWS = 50_000
 PROBES = 16
 CAP = 1 << 28

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Doubles, Longs
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.texts import some
 from nncift.errors import DataError, UsageError
 from nncift.selection import kernels
-
-_Doubles = npt.NDArray[np.float64]
 
 _LEVELS = 30
 """Similarities are stored in at most 2^30 steps: finer than float32 near the top of the range, and exact in sums."""
@@ -42,7 +41,7 @@ class Scale:
         return cls._spanning(np.concatenate(lows), np.concatenate(highs))
 
     @classmethod
-    def _spanning(cls, lows: _Doubles, highs: _Doubles) -> Scale:
+    def _spanning(cls, lows: Doubles, highs: Doubles) -> Scale:
         """Return the scale from the lowest of `lows` to the highest of `highs`; inf and -inf mean no utility at all."""
         return cls.over(float(lows.min(initial=math.inf)), float(highs.max(initial=-math.inf)))
 
@@ -53,7 +52,7 @@ class Scale:
             return cls(low if low == high else 0.0, 1.0)
         return cls(low, math.ldexp(1.0, math.frexp(high - low)[1] - _LEVELS))
 
-    def levels(self, utilities: _Doubles) -> npt.NDArray[np.int64]:
+    def levels(self, utilities: Doubles) -> npt.NDArray[np.int64]:
         """Return the levels of utilities that are not NaN, rounded as in the similarity matrix."""
         return np.floor((utilities - self.low) / self.unit + 0.5).astype(np.int64)
 
@@ -71,7 +70,7 @@ class Reference:
     """
 
     target_ids: tuple[str, ...]
-    best: _Doubles
+    best: Doubles
     low: float
 
     def __post_init__(self) -> None:
@@ -115,7 +114,7 @@ class Similarity:
     source_ids: tuple[str, ...]
     levels: kernels.Levels
     scale: Scale
-    known: kernels.Longs
+    known: Longs
 
 
 def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool = False) -> Similarity:
@@ -153,7 +152,7 @@ def similarity(matrix: UtilityMatrix, scale: Scale | None = None, *, reuse: bool
     )
 
 
-def by_id(matrix: UtilityMatrix, score: _Doubles | None) -> _Doubles | None:
+def by_id(matrix: UtilityMatrix, score: Doubles | None) -> Doubles | None:
     """Return scores of the matrix's sources in the order of their ids, as `similarity` has them; None for none."""
     return None if score is None else np.asarray(score, np.float64)[_order(matrix.source_ids)]
 
@@ -176,7 +175,7 @@ def check_infinite(matrix: UtilityMatrix) -> None:
     _extent(matrix)
 
 
-def _extent(matrix: UtilityMatrix) -> tuple[_Doubles, _Doubles, kernels.Longs]:
+def _extent(matrix: UtilityMatrix) -> tuple[Doubles, Doubles, Longs]:
     """Return the lowest and the highest utility (inf and -inf where none) and the number of utilities per source."""
     n = len(matrix.source_ids)
     low, high, known = np.empty(n), np.empty(n), np.empty(n, np.int64)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.seeds import generator
 from nncift.models.views import HIDDEN, OUTPUT, TEXT, Views, centre_of, unit
@@ -24,8 +24,6 @@ from nncift.selection.controls import similar_ids, similarities
 from nncift.selection.objectives import Reference
 from nncift.selection.rules import NO_RULES, Rules
 from nncift.student.pretrained_map import PRETRAINED, applies, mapped
-
-Floats = npt.NDArray[np.float32]
 
 EMBEDDING, SUM, RDS = "embedding", "sum", "rds"
 NAMES = {TEXT: EMBEDDING, HIDDEN: "hidden", OUTPUT: "output"}

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from nncift.config import RunSettings, SelectSettings
+from nncift.core.arrays import Doubles
 from nncift.core.pairs import UtilityMatrix
 from nncift.errors import UsageError
 from nncift.selection import COVERING, Given
@@ -22,8 +22,6 @@ from nncift.selection.rules import NO_RULES, Rules
 from nncift.selection.sparse import Graph
 from nncift.selection.utilities import Existing, Utilities
 from nncift.student.score import all_pairs, best_per_target
-
-Doubles = npt.NDArray[np.float64]
 
 KNOWS_EXISTING = ("flcg", "rr", "max")
 """Objectives that look at rows that were trained on already."""

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from nncift.core.arrays import Bools, Doubles, Longs
 from nncift.core.lazily import LazilyBy
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.seeds import shuffled
@@ -65,9 +66,7 @@ def groups_of(target_ids: Sequence[str], subtask_of: Mapping[str, str] | None, s
     )
 
 
-def begun(
-    k: int, ledger: Ledger, score: Callable[[], kernels.Doubles]
-) -> tuple[turn_kernels.Taken, kernels.Flags, int]:
+def begun(k: int, ledger: Ledger, score: Callable[[], Doubles]) -> tuple[turn_kernels.Taken, Bools, int]:
     """Return room for `k` sources, those that must be in at the front by score; what may not be taken; how many must be in."""
     forced = ledger.forced
     if len(forced):
@@ -122,12 +121,12 @@ class Turns:
         above = int((self.coverage.floor - 1).sum(dtype=np.int64))
         return scale.utility(1) + above * scale.unit / self._counted
 
-    def _highest_among(self, sources: kernels.Longs) -> kernels.Levels:
+    def _highest_among(self, sources: Longs) -> kernels.Levels:
         columns, best = self.coverage.similarity.levels.T, np.zeros(len(self.need), np.int32)
         kernels.in_threads(lambda a, b: kernels.raise_to(columns, sources, a, b, best), len(best))
         return best
 
-    def _taken(self, k: int, seed: int, ledger: Ledger) -> tuple[kernels.Longs, kernels.Longs]:
+    def _taken(self, k: int, seed: int, ledger: Ledger) -> tuple[Longs, Longs]:
         """Return the positions of the chosen sources, and the target that took each, -1 for those that must be in."""
         sim = self.coverage.similarity
         columns, n_targets = sim.levels.T, len(sim.target_ids)
@@ -148,7 +147,7 @@ class Turns:
         count = forced + turn_kernels.take_turns(columns, self.need, ahead, groups, gone, ledger.limits, rest)
         return order[:count], taker[:count]
 
-    def _selection_table(self, found: Order, taker: kernels.Longs, rules: Rules) -> Subset:
+    def _selection_table(self, found: Order, taker: Longs, rules: Rules) -> Subset:
         """Return the subset with gains in units of the value, a bound, and reasons that tell of turns."""
         sim, coverage, order = self.coverage.similarity, self.coverage, found.sources
         k, n_sources = len(found.sources), len(sim.source_ids)
@@ -187,11 +186,11 @@ class _Reasons:
 
     problem: Turns
     found: Order
-    taker: kernels.Longs
-    gains: kernels.Doubles
+    taker: Longs
+    gains: Doubles
     rules: Rules
-    holder: kernels.Longs
-    favourite: kernels.Longs
+    holder: Longs
+    favourite: Longs
     highest: kernels.Levels
 
     @cached_property
@@ -203,7 +202,7 @@ class _Reasons:
         return {item: s for s, item in enumerate(self.problem.coverage.similarity.source_ids)}
 
     @cached_property
-    def _score(self) -> kernels.Doubles:
+    def _score(self) -> Doubles:
         return self.problem.coverage.scores()
 
     def __call__(self, item: str) -> str:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nncift.core.arrays import Bools, Longs
 from nncift.core.compiled import compiled
-from nncift.selection.kernels import Flags, Levels, Longs, admit, admits
+from nncift.selection.kernels import Levels, admit, admits
 from nncift.selection.rules import Limits
 
 ASIDE = 32
@@ -29,7 +30,7 @@ class Lists(NamedTuple):
 
     sources: Levels
     size: Longs
-    whole: Flags
+    whole: Bools
 
 
 class Taken(NamedTuple):
@@ -40,7 +41,7 @@ class Taken(NamedTuple):
 
 
 @compiled
-def best_sources(columns: Levels, start: int, stop: int, need: Levels, gone: Flags, lists: Levels, size: Longs) -> None:
+def best_sources(columns: Levels, start: int, stop: int, need: Levels, gone: Bools, lists: Levels, size: Longs) -> None:
     """Write the sources that serve some targets best, at a level above `need`, into `lists` `(n_targets, width)`, best first.
 
     Ties go to the lower position; size: `(n_targets,)` how many were found. Sources that are `gone` are left out.
@@ -103,7 +104,7 @@ def gather(columns: Levels, sequence: Longs, start: int, place: Longs, side: Lev
 
 
 @compiled
-def _still_there(rest: Longs, left: int, gone: Flags) -> int:
+def _still_there(rest: Longs, left: int, gone: Bools) -> int:
     """Bring the sources that are not gone to the front of `rest[:left]`, in their order; return how many they are."""
     stay = 0
     for i in range(left):
@@ -177,7 +178,7 @@ def _next_target(g: int, groups: Groups, at: Longs, place: Longs, length: Longs)
 
 
 @compiled
-def _best_of_list(t: Any, lists: Lists, at: Longs, gone: Flags, limits: Limits) -> Any:
+def _best_of_list(t: Any, lists: Lists, at: Longs, gone: Bools, limits: Limits) -> Any:
     """Return the target's best source from its place `at` on that may be chosen, -1 where its list is used up."""
     while at[t] < lists.size[t]:
         s = np.int64(lists.sources[t, at[t]])
@@ -192,7 +193,7 @@ def _best_of_list(t: Any, lists: Lists, at: Longs, gone: Flags, limits: Limits) 
 
 @compiled
 def take_turns(
-    columns: Levels, need: Levels, lists: Lists, groups: Groups, gone: Flags, limits: Limits, taken: Taken
+    columns: Levels, need: Levels, lists: Lists, groups: Groups, gone: Bools, limits: Limits, taken: Taken
 ) -> int:
     """Let groups of targets take sources in turn until `taken` is full or nothing is left to take; return how many.
 

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.amounts import check_count
+from nncift.core.arrays import Longs
 from nncift.core.texts import some
 from nncift.errors import InfeasibleError, UsageError
 from nncift.selection.quota import Quota
 
-_Longs = npt.NDArray[np.int64]
 QUOTAS_COUNT_ROWS = "quotas count rows and cannot be joined with a budget of tokens; give a share or a count"
 
 
@@ -30,7 +30,7 @@ class Order:
     how: the beginning of the sentence that says why a row is in.
     """
 
-    sources: _Longs
+    sources: Longs
     by_score: int
     how: str = "Chosen"
 
@@ -42,19 +42,19 @@ class Limits(NamedTuple):
     left, and the rows that may still come beyond those that are owed to a group.
     """
 
-    group: _Longs
-    least: _Longs
-    most: _Longs
-    cost: _Longs
-    room: _Longs
+    group: Longs
+    least: Longs
+    most: Longs
+    cost: Longs
+    room: Longs
 
 
 @dataclass(frozen=True)
 class Ledger:
     """What may still be chosen. candidates, forced: positions of sources, ascending."""
 
-    candidates: _Longs
-    forced: _Longs
+    candidates: Longs
+    forced: Longs
     limits: Limits
 
     @classmethod
@@ -72,7 +72,7 @@ class Ledger:
             ),
         )
 
-    def filled(self, order: _Longs, k: int, score: Callable[[], npt.NDArray[np.float64]]) -> Order:
+    def filled(self, order: Longs, k: int, score: Callable[[], npt.NDArray[np.float64]]) -> Order:
         """Return the chosen sources of `order`, and after them as many others by score, ties by position, as there may be.
 
         score: gives `(n_sources,)`, NaN where a source has none; these come last. Asked only where places are left.

@@ -33,7 +33,6 @@ from nncift.selection.stability import Refits, StabilityRecord, how_sure
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.run_directory import RunDir
 
-Floats = npt.NDArray[np.float32]
 RANDOM_DRAWS = 10
 CONTROL_ROWS = 8000
 """Rows up to which all pairs of embeddings are held, 0.5 GB, where the objective's own matrix does not hold as many."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.amounts import check_count
+from nncift.core.arrays import Codes, Floats, Longs
 from nncift.core.lazily import LazilyBy
 from nncift.core.threads import in_threads
 from nncift.errors import DataError
@@ -23,9 +24,6 @@ from nncift.selection.kernels import Queue
 from nncift.selection.objectives import Scale, positions
 from nncift.selection.rules import NO_RULES, Order, Rules
 
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int32]
-_Longs = npt.NDArray[np.int64]
 Scores = Mapping[str, float]
 _SHOWN = 5
 
@@ -76,7 +74,7 @@ class OnGraph:
     def _keep(self, sources: Codes, levels: npt.NDArray[np.int32]) -> None:
         """Keep what a kind of selection needs of the edges by target, `(n_targets, k)` each; coverage needs nothing."""
 
-    def _outcome(self, found: Order, by: _Longs, rules: Rules) -> tuple[tuple[str, ...], float, dict[str, float]]:
+    def _outcome(self, found: Order, by: Longs, rules: Rules) -> tuple[tuple[str, ...], float, dict[str, float]]:
         """Return the chosen ids, an upper bound on the value of such a set, and what every other source would add, in levels."""
         best, order = self._unserved(), found.sources
         kernels.replay(order, self._edges, best, np.empty(len(order), np.int64))
@@ -127,7 +125,7 @@ class SparseCoverage(OnGraph):
             found, by = other if other[1].sum() > by.sum() else (found, by)
         return self._subset(found, by, rules)
 
-    def _subset(self, found: Order, by: _Longs, rules: Rules) -> Subset:
+    def _subset(self, found: Order, by: Longs, rules: Rules) -> Subset:
         """Return the chosen sources with what every other row would still add, and a reason for every row."""
         unit, k, first = self._scale.unit, len(found.sources), len(found.sources) - found.by_score
         ids, bound, out = self._outcome(found, by, rules)
@@ -156,7 +154,7 @@ class SparseCoverage(OnGraph):
             by_score=found.by_score,
         )
 
-    def _greedy(self, k: int, rules: Rules, *, per_cost: bool = False) -> tuple[Order, _Longs]:
+    def _greedy(self, k: int, rules: Rules, *, per_cost: bool = False) -> tuple[Order, Longs]:
         """Return the choice, rows that must be in first, and its gains."""
         best, ledger = self._unserved(), rules.ledger(self.source_ids, k)
         order, by, chosen = np.empty(k, np.int64), np.zeros(k, np.int64), 0

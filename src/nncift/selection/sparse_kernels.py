@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Codes, Doubles, Longs
 from nncift.core.compiled import compiled
-from nncift.selection.kernels import Doubles, Longs, Queue, admit, admits, sift
+from nncift.selection.kernels import Queue, admit, admits, sift
 from nncift.selection.rules import Limits
 
 Levels = npt.NDArray[np.int32]
-Codes = npt.NDArray[np.int32]
 
 
 class Edges(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.amounts import check_count
+from nncift.core.arrays import Codes
 from nncift.core.lazily import LazilyBy
 from nncift.core.threads import in_threads
 from nncift.errors import DataError
@@ -16,7 +17,7 @@ from nncift.selection import round_robin_kernels as turn_kernels
 from nncift.selection import sparse_kernels as kernels
 from nncift.selection.round_robin import begun, groups_of
 from nncift.selection.rules import NO_RULES, Order, Rules
-from nncift.selection.sparse import Codes, Graph, OnGraph, Scores
+from nncift.selection.sparse import Graph, OnGraph, Scores
 from nncift.selection.topk import Ranked
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.config import RunSettings
+from nncift.core.arrays import Doubles, Places
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import serial_map
 from nncift.core.result_types import Record
@@ -36,9 +37,6 @@ from nncift.student.candidates import is_student
 from nncift.student.free_similarity import free_students
 from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData, network, refittable
-
-Doubles = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.intp]
 
 FREE = "towers"
 """The network of similarities that cost no label."""
@@ -194,8 +192,8 @@ class _Part:
     Quotas and a budget of tokens are about the whole pool: a part knows how many rows, and which must be in or out.
     """
 
-    targets: Codes
-    sources: Codes
+    targets: Places
+    sources: Places
     k: int
     rules: Rules
     whole: bool
@@ -232,7 +230,7 @@ class _Part:
         return Rules(self.rules.include & here, self.rules.exclude & here)
 
 
-def _at(values: Sequence[str], places: Codes) -> tuple[str, ...]:
+def _at(values: Sequence[str], places: Places) -> tuple[str, ...]:
     return tuple(values[at] for at in places.tolist())
 
 
@@ -268,8 +266,8 @@ class _Draws:
     """
 
     known: LabelledPairs
-    targets: Codes
-    sources: Codes
+    targets: Places
+    sources: Places
     whole: tuple[bool, bool]
     shared: bool
     random: np.random.Generator
@@ -311,7 +309,7 @@ class _Draws:
                 keep &= np.isin(self.known.target, self._drawn(self.targets))
         return self.known.take(keep)
 
-    def _drawn(self, items: Codes) -> Codes:
+    def _drawn(self, items: Places) -> Places:
         drawn = np.unique(self.random.choice(items, len(items)))
         while len(drawn) < LEAST_LABELLED:
             drawn = np.unique(self.random.choice(items, len(items)))

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Doubles
 from nncift.core.lazily import LazilyBy
 from nncift.core.pairs import UtilityMatrix
 from nncift.selection import NOTHING, Given, Subset, kernels
 from nncift.selection.objectives import Reference, check_infinite, looked_up, positions
 from nncift.selection.rules import NO_RULES, Rules
 
-Doubles = npt.NDArray[np.float64]
 BEST = ("best subtask",)
 """The one target that is left where targets have subtasks: the subtask that a source helps most."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.memory import free_memory
 from nncift.core.pairs import LabelledPairs, Predicted, UtilityMatrix
 from nncift.core.parallel import ParallelMap, serial_map
@@ -21,8 +22,6 @@ from nncift.models.views import Views
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.student.model import Student, predict_all, with_known
 from nncift.student.networks import Predictor
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

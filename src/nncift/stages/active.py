@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Codes
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive, generator
 from nncift.labels import NO_SOURCE, LabelBudget, LabelPlan, extended
@@ -26,8 +26,6 @@ ROUNDS = (0.75, 1.0)
 
 NEAREST = 10
 """Pairs per target that a round draws from, or more where that would not fill it."""
-
-Codes = npt.NDArray[np.int32]
 
 
 def next_target(have: int, total: int) -> int | None:

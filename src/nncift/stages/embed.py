@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nncift.config import EncoderSettings, TeacherSettings
+from nncift.core.arrays import Longs
 from nncift.core.fingerprints import fingerprint
 from nncift.core.parallel import Incomplete, TaskGroup
 from nncift.data import Examples
@@ -21,7 +22,6 @@ from nncift.models.probe import features_of
 from nncift.stages.context import RunContext, encoder_of, identity, probe_of
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import Stage
-from nncift.storage.vector_store import Counts
 from nncift.teachers import RowTeacher, Teacher
 from nncift.teachers.abilities import HasLanguageModel, language_model
 
@@ -124,7 +124,7 @@ def token_counts(context: RunContext, rows: Examples) -> dict[str, int]:
     return dict(zip(ids, about["tokens"], strict=True))
 
 
-def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Counts) -> list[int]:
+def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Longs) -> list[int]:
     """Return the tokens of every row: by the teacher's language model where it has one, else by the encoder."""
     if not isinstance(teacher, HasLanguageModel):
         return [int(count) for count in by_encoder]

@@ -16,14 +16,11 @@ from typing import IO, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.arrays import Floats
+from nncift.core.arrays import Floats, Longs, Places
 from nncift.core.parallel import ranges
 from nncift.errors import DataError, ResourceError
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json
-
-Counts = npt.NDArray[np.int64]
-Places = npt.NDArray[np.intp]
 
 KEY_BYTES = 16
 _KEY = np.dtype(f"S{KEY_BYTES}")
@@ -188,7 +185,7 @@ class Gathering:
         places = self._texts.places(keys)
         return bool((~self.filled[places[places >= 0]]).any())
 
-    def finish(self) -> Counts:
+    def finish(self) -> Longs:
         """Repeat vectors where texts repeat, and return the counts of all texts. Raises ResourceError where some are missing."""
         if missing := int((~self.filled).sum()):
             raise ResourceError(

@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from nncift.core.arrays import Doubles, Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.storage.vector_store import rows_of
 from nncift.student.item_features import ItemFeatures
-from nncift.student.networks import FittedStudent, Floats, TrainingData
+from nncift.student.networks import FittedStudent, TrainingData
 from nncift.student.row_keys import keys_of
 from nncift.student.view_cosines import powers_of
-
-Doubles = npt.NDArray[np.float64]
 
 PENALTIES = (0.05, 0.15, 0.4, 1.2, 4.0, 12.0, 40.0, 120.0)
 """Penalties that are tried, in units of a row's own kernel without the constant."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.labels.vectors import Vectors
 from nncift.storage.vector_store import rows_of
@@ -18,7 +18,6 @@ from nncift.student.free_similarity import free_students, tail_of
 from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData
 
-Floats = npt.NDArray[np.float32]
 STUDENT = "student"
 WIDTHS = (0.5, 1.0)
 """Sizes of the similarity on top that are tried, in units of the residuals' standard deviation on held-out pairs."""

@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Codes, Doubles, Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import ranges
 from nncift.models.views import HIDDEN, OUTPUT, TEXT, centre_of, unit
 from nncift.storage.vector_store import rows_of
-from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData
+from nncift.student.networks import FittedStudent, TrainingData
 from nncift.student.pretrained_map import PRETRAINED, applies, mapped, mapping
-
-Doubles = npt.NDArray[np.float64]
 
 NAMES = {TEXT: "cosine", HIDDEN: "hidden", OUTPUT: "output"}
 GATHERED = 1 << 15

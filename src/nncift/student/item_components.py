@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from nncift.core.arrays import Codes, Floats
 from nncift.core.parallel import ranges
 from nncift.models.views import AT_ONCE, STATS, Views, centre_of, unit
 from nncift.storage.vector_store import release, rows_of
-from nncift.student.networks import Codes, Floats, TrainingData
-
-Doubles = npt.NDArray[np.float64]
+from nncift.student.networks import TrainingData
 
 COMPONENTS = {"text": 16, "hidden": 12, "output": 16, "stats": 8}
 """Principal components of each view where there are several."""

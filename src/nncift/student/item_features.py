@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Doubles, Floats
 from nncift.models.views import STATS, TEXT, Views, centre_of, unit
-from nncift.student.networks import Floats, TrainingData
-
-Doubles = npt.NDArray[np.float64]
+from nncift.student.networks import TrainingData
 
 WEIGHT = {TEXT: 0.5}
 """Weight of a view beside the others', where there are several."""

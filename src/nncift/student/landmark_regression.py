@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg, sparse
 
+from nncift.core.arrays import Doubles, Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
 from nncift.storage.vector_store import rows_of
 from nncift.student.block_ridge import Labels
-from nncift.student.item_features import Doubles, ItemFeatures
-from nncift.student.networks import FittedStudent, Floats, TrainingData, scaling
+from nncift.student.item_features import ItemFeatures
+from nncift.student.networks import FittedStudent, TrainingData, scaling
 
 RIDGE = 0.01
 """What is added to the kernel's diagonal, in units of its mean."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.memory import check_room, rows_at_once
 from nncift.core.pairs import LabelledPairs, Pairs, UtilityMatrix
 from nncift.core.parallel import ParallelMap, ranges, serial_map
@@ -32,7 +33,6 @@ from nncift.student.networks.bilinear import Towers
 from nncift.student.networks.tailed import tail_network, with_tail
 from nncift.student.score import all_pairs
 
-Floats = npt.NDArray[np.float32]
 SCORE_BYTES = 1 << 26
 PROJECTED = 1 << 14
 """Rows that are projected at once: the vectors themselves may be a file that memory does not hold."""

@@ -15,15 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from nncift.core.arrays import Codes, Floats
 from nncift.core.threads import in_threads
-
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int32]
 
 LANES = 8
 STRIP = 2 * LANES

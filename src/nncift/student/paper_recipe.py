@@ -12,15 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
 from nncift.student.networks import FittedStudent, TrainingData, scaling
-
-Floats = npt.NDArray[np.float32]
-
 
 LEAST_EPOCHS = 10
 

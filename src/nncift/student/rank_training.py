@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from scipy import linalg
 
+from nncift.core.arrays import Doubles, Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
 from nncift.storage.vector_store import rows_of
-from nncift.student.item_features import Doubles, ItemFeatures
-from nncift.student.networks import FittedStudent, Floats, TrainingData, scaling
+from nncift.student.item_features import ItemFeatures
+from nncift.student.networks import FittedStudent, TrainingData, scaling
 
 RANK = 64
 """Numbers of a row that are compared."""

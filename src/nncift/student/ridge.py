@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
+from nncift.core.arrays import Doubles, Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.student.block_ridge import Labels, solve_block
 from nncift.student.free_similarity import ViewCosines, free_lines
 from nncift.student.item_components import Items
 from nncift.student.item_components import describe as describe
-from nncift.student.networks import FittedStudent, Floats, TrainingData, scaling
+from nncift.student.networks import FittedStudent, TrainingData, scaling
 from nncift.student.view_cosines import powers_of
-
-Doubles = npt.NDArray[np.float64]
 
 CURVES = 3.0
 """Size of a cosine's powers beside a product of components, whose squares add up to about 1: they are penalised less."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nncift.core.arrays import Floats
 from nncift.core.seeds import generator
 from nncift.models.views import Views
-from nncift.student.networks import Floats
 
 KEY = 16
 """Numbers that stand for a row."""

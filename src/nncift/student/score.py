@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from nncift.core.arrays import Floats
 from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, ParallelMap, ranges, serial_map
 from nncift.errors import ResourceError, UsageError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from nncift.student.model import Student
     from nncift.student.networks import Predictor
 
-Floats = npt.NDArray[np.float32]
 CAP = 1 << 26
 SMALLEST_TILE = 128
 """Rows on either side of the smallest tile: below this, starting a tile costs more than its pairs."""

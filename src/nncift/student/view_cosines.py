@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
+from nncift.core.arrays import Floats
 from nncift.core.threads import in_threads
-
-Floats = npt.NDArray[np.float32]
 
 POWERS = (1, 2, 4, 8, 16, 32)
 """Exponents of a cosine: from a straight line to a bump that only near-duplicates reach; each is the last one squared."""

@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from nncift.core.arrays import Floats
+from nncift.core.arrays import Floats, Longs
 
 Signs = npt.NDArray[np.int8]
-Turns = npt.NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
-def add_sketch(vectors: Floats, start: int, turns: Turns, signs: Signs, out: Floats) -> None:
+def add_sketch(vectors: Floats, start: int, turns: Longs, signs: Signs, out: Floats) -> None:
     """Add the sketches of `vectors` `(n, size)`, a parameter's coordinates from `start` on, to `out` `(n, dimension)`."""
     rows, size = vectors.shape
     k = out.shape[1]
@@ -40,7 +39,7 @@ def add_sketch(vectors: Floats, start: int, turns: Turns, signs: Signs, out: Flo
 def add_sketches(
     vectors: Floats,
     start: int,
-    turns: Turns,
+    turns: Longs,
     signs: Signs,
     into_both: tuple[Floats, Floats],
     moments: tuple[Floats, Floats],

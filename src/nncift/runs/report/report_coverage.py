@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nncift.core.arrays import Floats
 from nncift.core.seeds import generator
 from nncift.runs.explain import BLOCK, Cover
-from nncift.runs.finished import FinishedRun, Floats
+from nncift.runs.finished import FinishedRun
 from nncift.runs.report.samples import Sample, words
 from nncift.selection.controls import longest_ids, random_ids, stratified_ids
 

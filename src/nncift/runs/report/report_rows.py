@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from nncift.core.arrays import Floats
 from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.runs.explain import served_by
-from nncift.runs.finished import Choice, FinishedRun, Floats
+from nncift.runs.finished import Choice, FinishedRun
 from nncift.runs.report.samples import Sample, cut
 
 BINS = 24

@@ -15,14 +15,12 @@ from importlib import metadata
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from nncift.core.arrays import Codes, Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError, UsageError
 from nncift.models.views import Views
 
-Floats = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int32]
 Weights = Mapping[str, Floats]
 
 NETWORKS: Mapping[str, str] = {

@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from nncift.core.arrays import Codes, Floats
 from nncift.core.memory import rows_within
 from nncift.errors import DataError
 from nncift.models.views import Views, unit
-from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData, Weights
+from nncift.student.networks import FittedStudent, TrainingData, Weights
 from nncift.student.networks.shapes import agree
 from nncift.student.row_keys import KEY, rest_of
 from nncift.student.view_cosines import POWERS, add_polynomial, powers_of

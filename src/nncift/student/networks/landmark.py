@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nncift.core.arrays import Codes, Floats
 from nncift.core.parallel import ranges
 from nncift.core.seeds import derive
 from nncift.errors import DataError
 from nncift.models.views import STATS, Views
 from nncift.student.item_features import ItemFeatures, sizes_of
-from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData, Weights
+from nncift.student.networks import FittedStudent, TrainingData, Weights
 from nncift.student.networks.shapes import agree
 
 SHAPES = {

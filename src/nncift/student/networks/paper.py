@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from nncift.core.arrays import Codes, Floats
 from nncift.errors import DataError
 from nncift.models.views import Views
 from nncift.student.network_kernels import relu_block, relu_pairs
-from nncift.student.networks import Codes, FittedStudent, Floats, TrainingData, Weights
+from nncift.student.networks import FittedStudent, TrainingData, Weights
 from nncift.student.networks.shapes import agree
 
 SHAPES = {

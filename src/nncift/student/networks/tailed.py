@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nncift.core.arrays import Codes, Floats
 from nncift.models.views import Views
-from nncift.student.networks import Codes, Floats, Predictor, Weights
+from nncift.student.networks import Predictor, Weights
 from nncift.student.networks.bilinear import Bilinear, Towers
 
 AT_ONCE = 1 << 24
