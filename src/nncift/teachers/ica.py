@@ -24,10 +24,10 @@ from nncift.models.causal_lm import Row
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
 from nncift.teachers import Chunk, ChunkLabels, Kind, RowLabels
 from nncift.teachers.in_context import InContextTeacher
-from nncift.teachers.kept_rows import Kept, contents, on_record, put
+from nncift.teachers.kept_rows import InWorkspace, Kept, contents, on_record, put
 
 
-class Ica(InContextTeacher):
+class Ica(InWorkspace, InContextTeacher):
     """The ICA teacher: a target in front for each pair, or with `in_front=k` k targets at once.
 
     seed: draws the k targets from the target set. workspace: a folder that remembers which they were. Settings: see
@@ -57,10 +57,6 @@ class Ica(InContextTeacher):
             raise UsageError(f"ica's in_front is a number of targets, at least 1, not {in_front!r}")
         super().__init__(model, {} if in_front is None else {"in_front": in_front}, tokenizer, **settings)
         self.in_front, self.seed, self.workspace = in_front, seed, workspace
-
-    def use_workspace(self, folder: Path | None) -> None:
-        """Keep in this folder, from now on, which targets stand in front."""
-        self.workspace = folder
 
     def alone(self, ids: Sequence[str]) -> Doubles:
         """Return the losses of rows without an example, `(n,)`."""
@@ -136,7 +132,9 @@ class IcaOfSet(Ica):
         """Draw the targets that stand in front. Raises UsageError where no conversation of them fits half of the context."""
         drawn = shuffled(targets.ids, self.seed, "ica", "in front")
         known = [item for item in drawn if item in self.reader.rows][: self.in_front]
-        self._set = put(self._record, self._key, self._worded([self._examples[item] for item in known]))
+        self._set = put(
+            self._in_workspace("in-front.json"), self._key, self._worded([self._examples[item] for item in known])
+        )
         vars(self).pop("_front", None)
 
     def _worded(self, rows: Sequence[Any]) -> dict[str, Row]:
@@ -212,12 +210,8 @@ class IcaOfSet(Ica):
 
     def _targets(self) -> Kept | None:
         if self._set is None:
-            self._set = on_record(self._record, lambda: self._key)
+            self._set = on_record(self._in_workspace("in-front.json"), lambda: self._key)
         return self._set
-
-    @property
-    def _record(self) -> Path | None:
-        return None if self.workspace is None else self.workspace / "in-front.json"
 
     @property
     def _key(self) -> str:

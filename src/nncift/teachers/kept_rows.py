@@ -18,6 +18,19 @@ from nncift.storage.atomic import write_sealed
 Kept = Mapping[str, Row]
 
 
+class InWorkspace:
+    """A teacher with a folder, `workspace`, for what must outlive a kill; None = nothing is kept."""
+
+    workspace: Path | None
+
+    def use_workspace(self, folder: Path | None) -> None:
+        """Keep rows, and what is made of them, in this folder from now on."""
+        self.workspace = folder
+
+    def _in_workspace(self, name: str) -> Path | None:
+        return None if self.workspace is None else self.workspace / name
+
+
 def put(record: Path | None, key: str, rows: Kept) -> Kept:
     """Put rows on record, where there is a place for it, and return them. key: of all that decides how they are read."""
     if record is not None:

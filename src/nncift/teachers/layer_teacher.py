@@ -28,7 +28,7 @@ from nncift.models.lora import LoraShape, Trainable
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings, parted
 from nncift.teachers import Kind, RowLabels, subtasks
 from nncift.teachers.abilities import GRADIENT, StoredAs
-from nncift.teachers.kept_rows import Kept, contents, on_record, put
+from nncift.teachers.kept_rows import InWorkspace, Kept, contents, on_record, put
 from nncift.teachers.layer_passes import LayerPasses
 from nncift.teachers.layer_statistics import Statistics, keep_statistics, kept_statistics
 from nncift.teachers.model_teacher import ModelTeacher
@@ -83,7 +83,7 @@ class LayerOptions:
         return {**asdict(self), **plain, "adapter": None if self.adapter is None else str(self.adapter)}
 
 
-class LayerTeacher(ModelTeacher, ABC):
+class LayerTeacher(InWorkspace, ModelTeacher, ABC):
     """A teacher of gradients of linear layers. seed: of the sample and of what is random. workspace: keeps statistics.
 
     A subclass sets `name`, `title`, `fitting_passes` (of a row of the sample) and `cosine`, says how many numbers a row has, fits
@@ -156,10 +156,6 @@ class LayerTeacher(ModelTeacher, ABC):
             f"{self.title} leaves out {round(means[SILENT])} of {len(self.shapes)} layers, in which no row of the sample has a "
             f"gradient, or which the model does not call{why}.",
         )
-
-    def use_workspace(self, folder: Path | None) -> None:
-        """Keep the sample and the statistics in this folder from now on."""
-        self.workspace = folder
 
     def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
         """Tokenise rows, and draw the sample from the first pool that is given; statistics wait for `measure`.
@@ -318,6 +314,3 @@ class LayerTeacher(ModelTeacher, ABC):
     @property
     def _reading(self) -> str:
         return fingerprint(dict(super().describe()), self.seed, self.given.sample)
-
-    def _in_workspace(self, name: str) -> Path | None:
-        return None if self.workspace is None else self.workspace / name

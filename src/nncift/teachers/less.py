@@ -28,6 +28,7 @@ from nncift.models.per_sample_gradients import PerSample, Piece, gradient_batche
 from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, parted
 from nncift.teachers import Kind, RowLabels, subtasks
 from nncift.teachers.abilities import GRADIENT, StoredAs
+from nncift.teachers.kept_rows import InWorkspace
 from nncift.teachers.less_features import GradientFeatures
 from nncift.teachers.less_options import LessOptions, LessSettings
 from nncift.teachers.less_projection import Projection
@@ -39,7 +40,7 @@ NEARLY_ALIKE = 0.99
 """Mean cosine of a row's features at neighbouring checkpoints above which another checkpoint is not worth its pass."""
 
 
-class Less(ModelTeacher):
+class Less(InWorkspace, ModelTeacher):
     """The LESS teacher on a Hugging Face causal language model.
 
     model: a local folder or hub name, or a loaded `CausalLM`, which is copied and stays as it is. seed: of the warm-up and the
@@ -87,10 +88,6 @@ class Less(ModelTeacher):
         self._rows: Mapping[str, Row] = self.reader.rows
         self._sample: list[Row] | None = None
         self._checkpoints: list[Checkpoint] | None = None
-
-    def use_workspace(self, folder: Path | None) -> None:
-        """Keep the warm-up's rows and checkpoints in this folder from now on."""
-        self.workspace = folder
 
     @cached_property
     def trainable(self) -> Trainable:
@@ -280,9 +277,6 @@ class Less(ModelTeacher):
         read = self.reader.describe()
         del read["batch_tokens"]
         return {**read, "warmup": trained, "seed": self.seed}
-
-    def _in_workspace(self, name: str) -> Path | None:
-        return None if self.workspace is None else self.workspace / name
 
     def _sample_key(self) -> str | None:
         return None if self._sample is None else fingerprint([row.record() for row in self._sample])

@@ -7,7 +7,7 @@ with random projections. `F` is the mean of `u u'` over a sample, and `utility[t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Unpack
@@ -88,6 +88,22 @@ class TwoSided(LayerTeacher):
         errors, inputs = pair.errors.float() @ of_errors.T, pair.inputs.float() @ of_inputs.T
         return (errors.transpose(1, 2) @ inputs).flatten(1)
 
+    def moments(
+        self, rows: Sequence[Row], numbers: Callable[[LayerPair], torch.Tensor], layers: Collection[str]
+    ) -> Mapping[str, torch.Tensor]:
+        """Return F by layer: the mean of `u u'` over rows, `u` being the numbers of a call."""
+        import torch
+
+        vectors = torch.zeros((len(rows), self.dimension), device=self.lm.device)
+
+        def consume(pair: LayerPair, places: Sequence[int]) -> None:
+            if pair.layer in layers:
+                vectors[list(places[pair.rows]), self.places[pair.layer]] += numbers(pair)
+
+        self.passes.run(rows, consume)
+        parts = {name: vectors[:, self.places[name]] for name in layers}
+        return {name: own.T @ own / len(rows) for name, own in parts.items()}
+
     def blank(self) -> Statistics:
         """Return roots that change nothing."""
         import torch
@@ -111,24 +127,11 @@ class Logra(TwoSided):
         """Return by layer `(F + lambda I)^-1/2`."""
         rows = list(self.sampled.values())
         found = {}
-        for name, moment in self.moments(rows).items():
+        for name, moment in self.moments(rows, self.projected, self.places).items():
             root = inverse_root(moment, self.given.damping)
             if root is not None:
                 found[name] = {"root": root}
         return found
-
-    def moments(self, rows: Sequence[Row]) -> Mapping[str, torch.Tensor]:
-        """Return F by layer: the mean of `u u'` over rows."""
-        import torch
-
-        vectors = torch.zeros((len(rows), self.dimension), device=self.lm.device)
-
-        def consume(pair: LayerPair, places: Sequence[int]) -> None:
-            vectors[list(places[pair.rows]), self.places[pair.layer]] += self.projected(pair)
-
-        self.passes.run(rows, consume)
-        parts = {name: vectors[:, place] for name, place in self.places.items()}
-        return {name: own.T @ own / len(rows) for name, own in parts.items()}
 
     def add(self, pair: LayerPair, statistics: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
         """Add `(F + lambda I)^-1/2 u`."""

@@ -29,7 +29,7 @@ from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings,
 from nncift.models.training_steps import row_losses
 from nncift.teachers import Kind, RowLabels
 from nncift.teachers.abilities import FORWARD, GRADIENT
-from nncift.teachers.kept_rows import Kept, contents, on_record, put
+from nncift.teachers.kept_rows import InWorkspace, Kept, contents, on_record, put
 from nncift.teachers.less_warmup import Recipe, train
 from nncift.teachers.model_teacher import ModelTeacher
 
@@ -80,7 +80,7 @@ class RetrainOptions:
             raise UsageError(f"retrain trains for at least 1 epoch, not {self.epochs!r}")
 
 
-class Retrain(ModelTeacher):
+class Retrain(InWorkspace, ModelTeacher):
     """The retraining teacher on a Hugging Face causal language model.
 
     seed: of halves, LoRA matrices and the order of rows. workspace: keeps the pool and every training, so that a run that was
@@ -112,10 +112,6 @@ class Retrain(ModelTeacher):
         self._trained: list[Mapping[str, torch.Tensor]] | None = None
         self._plain = False
 
-    def use_workspace(self, folder: Path | None) -> None:
-        """Keep the pool and the trainings in this folder from now on."""
-        self.workspace = folder
-
     @cached_property
     def trainable(self) -> Trainable:
         """What is trained, in a copy of the model where that is the caller's, or all of it is trained."""
@@ -145,14 +141,14 @@ class Retrain(ModelTeacher):
         rejected = super().prepare(examples)
         fresh = {item: self.reader.rows[item] for item in examples.ids if item in self.reader.rows}
         if self._pool is None and fresh:
-            record = self._in_workspace("pool.json")
+            record = self._in_workspace("retrain-pool.json")
             self._pool = on_record(record, lambda: self._reading) or put(record, self._reading, fresh)
         return rejected
 
     def aim(self, targets: Examples) -> None:
         """Take the rows of a target set: rows that are in no training."""
         rows = {item: self.reader.rows[item] for item in targets.ids if item in self.reader.rows}
-        self._aimed_at = put(self._in_workspace("targets.json"), self._reading, rows)
+        self._aimed_at = put(self._in_workspace("retrain-targets.json"), self._reading, rows)
 
     @property
     def pool(self) -> Kept:
@@ -190,7 +186,7 @@ class Retrain(ModelTeacher):
         return self._trained
 
     def _training(self, number: int, key: str) -> Mapping[str, torch.Tensor]:
-        folder = self._in_workspace(f"training-{number:03d}")
+        folder = self._in_workspace(f"retrain-training-{number:03d}")
         done = None if folder is None else Checkpoint.load(folder, key)
         if done is None:
             rows = [self.pool[item] for item in self.half(number)]
@@ -300,7 +296,7 @@ class Retrain(ModelTeacher):
 
     def _targets(self) -> Kept:
         if self._aimed_at is None:
-            self._aimed_at = on_record(self._in_workspace("targets.json"), lambda: self._reading)
+            self._aimed_at = on_record(self._in_workspace("retrain-targets.json"), lambda: self._reading)
         return self._aimed_at or {}
 
     @property
@@ -312,6 +308,3 @@ class Retrain(ModelTeacher):
     @property
     def _reading(self) -> str:
         return fingerprint(dict(super().describe()), self.seed)
-
-    def _in_workspace(self, name: str) -> Path | None:
-        return None if self.workspace is None else self.workspace / f"retrain-{name}"

@@ -7,14 +7,13 @@ numbers a side (method.md 3.5). `F` is the mean of `u u'`, mixed from the pool's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from nncift.core.seeds import shuffled
 from nncift.data.examples import Examples
 from nncift.errors import UsageError
-from nncift.models.causal_lm import Row
 from nncift.models.linear_layers import LayerPair
 from nncift.models.response_reader import AnyModel, AnyTokenizer
 from nncift.teachers.kept_rows import Kept, contents, on_record, put
@@ -98,9 +97,13 @@ class TrackStar(TwoSided):
 
         self.passes.gradients(rows, consume)
         scales = {name: _inverse(own) for name, own in second.items() if float(own.sum()) != 0}
-        moments = self._moments(rows, scales)
+
+        def corrected(pair: LayerPair) -> torch.Tensor:
+            return self._corrected(pair, scales[pair.layer])
+
+        moments = self.moments(rows, corrected, scales)
         if targets and self.mix:
-            theirs = self._moments(targets, scales)
+            theirs = self.moments(targets, corrected, scales)
             moments = {name: (1 - self.mix) * own + self.mix * theirs[name] for name, own in moments.items()}
         found = {}
         for name, moment in moments.items():
@@ -108,20 +111,6 @@ class TrackStar(TwoSided):
             if root is not None:
                 found[name] = {"scale": scales[name], "root": root}
         return found
-
-    def _moments(self, rows: Sequence[Row], scales: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """Return F by layer: the mean of `u u'` over rows."""
-        import torch
-
-        vectors = torch.zeros((len(rows), self.dimension), device=self.lm.device)
-
-        def consume(pair: LayerPair, places: Sequence[int]) -> None:
-            if pair.layer in scales:
-                vectors[list(places[pair.rows]), self.places[pair.layer]] += self._corrected(pair, scales[pair.layer])
-
-        self.passes.run(rows, consume)
-        parts = {name: vectors[:, self.places[name]] for name in scales}
-        return {name: own.T @ own / len(rows) for name, own in parts.items()}
 
     def _corrected(self, pair: LayerPair, scale: torch.Tensor) -> torch.Tensor:
         """Return `u` of a call, `(n_rows, r * r)`."""
