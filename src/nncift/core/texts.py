@@ -85,6 +85,11 @@ def one_line(text: str, most: int) -> str:
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line)
 
 
+def plain(text: str) -> str:
+    """Return text that means nothing to Markdown or HTML: names come from files."""
+    return "".join(" " if mark in "`<>|\n\r[]" else mark for mark in text)
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """Return the first names, and how many there are beside: `a, b and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -12,6 +12,7 @@ import yaml
 
 from nncift import config
 from nncift.core.result_types import OPTIONAL, JsonObject, Record
+from nncift.core.texts import plain
 from nncift.errors import DataError
 from nncift.storage import checksums
 from nncift.storage.atomic import write_text
@@ -86,10 +87,10 @@ def card(settings: JsonObject, summary: JsonObject, record: ExportResult) -> str
         "size_categories": [size],
         "tags": ["nncift", "data-selection"],
     }
-    pool = ", ".join(_plain(Path(str(one)).name) for one in settings.get("pool", ())) or "rows given from Python"
+    pool = ", ".join(plain(Path(str(one)).name) for one in settings.get("pool", ())) or "rows given from Python"
     of = f" of {summary['pool']:,} usable rows" if "pool" in summary else ""
     made = f" for {record.to}" if record.to != "same" else ", as they were"
-    model = f", on the language model `{_plain(Path(str(settings['model'])).name)}`" if settings.get("model") else ""
+    model = f", on the language model `{plain(Path(str(settings['model'])).name)}`" if settings.get("model") else ""
     given = {key: settings[key] for key in _SHOWN if settings.get(key) not in (None, "", [], {})}
     shown = [(key, ", ".join(map(str, one)) if isinstance(one, list) else str(one)) for key, one in given.items()]
     return "\n".join(
@@ -98,20 +99,20 @@ def card(settings: JsonObject, summary: JsonObject, record: ExportResult) -> str
             yaml.safe_dump(head, sort_keys=False).strip(),
             "---",
             "",
-            f"# {_plain(name)}",
+            f"# {plain(name)}",
             "",
             f"{record.rows:,} rows{made}, in the order of their rank: {record.selected:,} were selected{of} by "
             "[nncift](https://arxiv.org/abs/2502.09969), for what training on each adds.",
             "",
             f"- From: {pool}.",
-            f"- By: the influence function `{_plain(str(settings.get('teacher', 'less')))}`{model}.",
+            f"- By: the influence function `{plain(str(settings.get('teacher', 'less')))}`{model}.",
             *_about(summary),
             *_turns(record),
-            *(f"- Left out, {count:,} x {_plain(reason)}." for reason, count in _reasons(record.left_out)),
+            *(f"- Left out, {count:,} x {plain(reason)}." for reason, count in _reasons(record.left_out)),
             "",
             "| setting | value |",
             "|---|---|",
-            *(f"| {key} | {_plain(value)} |" for key, value in shown),
+            *(f"| {key} | {plain(value)} |" for key, value in shown),
             "",
             "What rows say, and under which licence, is that of the files they come from. Scores do not tell whether a row is "
             "true or safe.",
@@ -169,8 +170,3 @@ def _summary(run: Path) -> JsonObject:
     if not isinstance(found, dict):
         raise DataError(f"{str(place)!r} is damaged: it holds no object; run the same `nncift run` again")
     return found
-
-
-def _plain(text: str) -> str:
-    """Return text that means nothing to Markdown or HTML: names come from files."""
-    return "".join(" " if mark in "`<>|\n\r[]" else mark for mark in text)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from nncift import config
+from nncift.core.texts import figure, plain, span
 from nncift.errors import DataError
 from nncift.evaluation.verdicts import NAMES
 from nncift.storage.atomic import write_text
@@ -43,8 +44,8 @@ def card(
 ) -> str:
     """Return the card: data, teacher, fidelity beside the baselines, use, limits."""
     head = {"library_name": "nncift", "tags": ["nncift", "data-selection", "influence"], "pipeline_tag": "other"}
-    data = ", ".join(_plain(Path(str(name)).name) for name in settings.get("pool", [])) or "rows given from Python"
-    model = f", with the language model `{_plain(Path(str(settings['model'])).name)}`" if settings.get("model") else ""
+    data = ", ".join(plain(Path(str(name)).name) for name in settings.get("pool", [])) or "rows given from Python"
+    model = f", with the language model `{plain(Path(str(settings['model'])).name)}`" if settings.get("model") else ""
     labels = ", ".join(f"{count:,} {split}" for split, count in summary.get("labels", {}).items())
     encoder = student.get("encoder", {}).get("encoder", "unknown")
     ledger = summary.get("ledger", {})
@@ -53,7 +54,7 @@ def card(
         yaml.safe_dump(head, sort_keys=False).strip(),
         "---",
         "",
-        f"# Student of `{_plain(str(summary.get('teacher', 'a teacher')))}`",
+        f"# Student of `{plain(str(summary.get('teacher', 'a teacher')))}`",
         "",
         "Predicts how much a training example helps, from its text alone. Made by nncift, after",
         "[NN-CIFT](https://arxiv.org/abs/2502.09969).",
@@ -61,11 +62,11 @@ def card(
         "## Data and teacher",
         "",
         f"- Rows: {summary.get('pool', 0):,} of {data}.",
-        f"- Teacher: `{_plain(str(summary.get('teacher')))}`{model}; {ledger.get('teacher_passes', 0):,} passes in place of "
+        f"- Teacher: `{plain(str(summary.get('teacher')))}`{model}; {ledger.get('teacher_passes', 0):,} passes in place of "
         f"{ledger.get('full_teacher_passes', 0):,}.",
         f"- Labels: {labels}." if labels else "- Labels: not recorded.",
         f"- Network: `{student.get('network')}`, {student.get('parameters', 0):,} parameters, on embeddings of "
-        f"`{_plain(str(encoder))}`.",
+        f"`{plain(str(encoder))}`.",
         "",
         "## Fidelity",
         "",
@@ -75,7 +76,7 @@ def card(
         "|---|---|---|---|",
         *_lines(fidelity),
         "",
-        *(f"- {_plain(verdict)}" for verdict in fidelity.get("verdicts", [])),
+        *(f"- {plain(verdict)}" for verdict in fidelity.get("verdicts", [])),
         "",
         "## Use",
         "",
@@ -90,7 +91,7 @@ def card(
         "## Limits",
         "",
         "- It orders rows like those it learned from; on other kinds of data its fidelity is unknown.",
-        f"- It reads embeddings of `{_plain(str(encoder))}` and refuses those of another encoder.",
+        f"- It reads embeddings of `{plain(str(encoder))}` and refuses those of another encoder.",
         "- It inherits what its teacher and that teacher's model get wrong, and sees only what the embedding keeps.",
         "- Scores do not tell whether a row is true, safe or licensed for your use.",
         "",
@@ -102,20 +103,11 @@ def _lines(fidelity: Mapping[str, Any]) -> list[str]:
     found = [("this student", fidelity.get("fidelity", {}).get("q4", {}))]
     found += [(NAMES.get(name, name), of.get("q4", {})) for name, of in fidelity.get("baselines", {}).items()]
     return [
-        f"| {_plain(name)} | {_number(of.get('spearman'))}{_interval(of.get('spearman_interval'))} | {_number(of.get('r2'))}"
-        f"{_interval(of.get('r2_interval'))} | {of.get('pairs', 0):,} |"
+        f"| {plain(name)} | {_with_interval(of, 'spearman')} | {_with_interval(of, 'r2')} | {of.get('pairs', 0):,} |"
         for name, of in found
     ]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(bounds: list[float] | None) -> str:
-    return "" if not bounds else f" ({bounds[0]:.2f} to {bounds[1]:.2f})"
-
-
-def _plain(text: str) -> str:
-    """Return text that means nothing to Markdown or HTML: names come from files."""
-    return "".join(" " if mark in "`<>|\n\r[]" else mark for mark in text)
+def _with_interval(of: Mapping[str, Any], name: str) -> str:
+    bounds = of.get(f"{name}_interval")
+    return figure(of.get(name), ".3f") + (f" ({span(bounds)})" if bounds else "")
