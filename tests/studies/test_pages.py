@@ -69,19 +69,19 @@ def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:
 
 
 def test_differences_to_the_selection_are_turned_where_the_pair_is_compared_the_other_way() -> None:
-    def one(arm: str, against: str, difference: float, interval: list[float] | None) -> ArmComparison:
+    def one(arm: str, against: str, difference: float, interval: tuple[float, float] | None) -> ArmComparison:
         known: dict[str, Any] = {field.name: None for field in fields(ArmComparison)}
         known |= {"metric": "loss", "arm": arm, "against": against, "difference": difference, "interval": interval}
         return ArmComparison(**known)
 
     found = [
-        one("selected", "random", -0.5, [-0.7, -0.2]),
+        one("selected", "random", -0.5, (-0.7, -0.2)),
         one("full", "selected", 0.1, None),
         one("full", "random", 9.0, None),
     ]
     group = GroupSummary("steps", "10%", 4, {}, found)
     dots = against_selected(group, "loss")
-    assert [(dot.name, dot.value, dot.interval) for dot in dots] == [("random", 0.5, [0.2, 0.7]), ("full", 0.1, None)]
+    assert [(dot.name, dot.value, dot.interval) for dot in dots] == [("random", 0.5, (0.2, 0.7)), ("full", 0.1, None)]
     assert not against_selected(group, "exact")
 
 
