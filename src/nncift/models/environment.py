@@ -15,7 +15,7 @@ from nncift.models.encoders import NAMES, SentenceEncoder
 from nncift.models.loading import is_here
 from nncift.models.packaged import PACKAGES as PACKAGES_OF_MODELS
 from nncift.storage.atomic import cache_folder
-from nncift.storage.run_directory import versions_here
+from nncift.storage.run_directory import version_of, versions_here
 
 EXTRAS = {
     "hub": ("datasets",),
@@ -70,7 +70,7 @@ def examine() -> Environment:
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
         cache=str(cache),
         cache_bytes=sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) if cache.exists() else 0,
-        extras={name: all(_version(package) for package in packages) for name, packages in EXTRAS.items()},
+        extras={name: all(version_of(package) for package in packages) for name, packages in EXTRAS.items()},
     )
 
 

@@ -220,7 +220,7 @@ def embedding_scores(run: FinishedRun) -> dict[str, Scores]:
     return {"near copy": {item: -value for item, value in nearest.items()}, "off-topic": nearest}
 
 
-def nearest_other(vectors: npt.NDArray[np.float32]) -> Array:
+def nearest_other(vectors: npt.NDArray[np.float32]) -> Doubles:
     """Return the cosine of each unit vector `(n, dim)` with the nearest other one; -inf for a single one."""
     nearest = np.empty(len(vectors))
     for start in range(0, len(vectors), NEAREST_BLOCK):

@@ -317,10 +317,12 @@ def _listed(value: Any) -> list[str]:
 @cache
 def versions_here() -> Mapping[str, str | None]:
     """Return the versions of nncift and of the packages that its figures rest on, None for one that is not installed."""
-    found: dict[str, str | None] = {"nncift": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {"nncift": __version__, **{package: version_of(package) for package in PACKAGES}}
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of a package that is installed, else None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
