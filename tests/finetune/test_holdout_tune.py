@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import nncift
+from nncift.data import Example, Examples, Message
+from nncift.errors import UsageError
 from nncift.finetune.experiment import tune
-from nncift.finetune.test_set import held_out
+from nncift.finetune.test_set import by_turns, held_out
 from nncift.finetune.tune_settings import resolve
 from nncift.runs.finished import FinishedRun
 
@@ -64,3 +67,20 @@ def test_a_run_proves_itself(tmp_path: Path, write_pool: Write, llama_folder: Pa
     assert pairs == {("selected", "random"), ("embedding", "selected"), ("none", "selected")}
     record = json.loads((tmp_path / "run" / "tune" / "tune.json").read_text())
     assert (record["test_rows"], set(record["arms"])) == (6, {"selected", "random", "embedding", "none"})
+
+
+def test_a_run_of_all_turns_is_trained_on_the_last_ones_where_that_is_asked_for() -> None:
+    turns = [Message("user", "a"), Message("assistant", "b", learned=True), Message("user", "c")]
+    rows = Examples((Example("x", "a b c", "d", tuple(turns), "s", 1, "{}"),))
+
+    def scored(how: str) -> Any:
+        return SimpleNamespace(settings=SimpleNamespace(turns=how))
+
+    assert by_turns(scored("all"), None, rows) is rows
+    assert by_turns(scored("all"), "all", rows) is rows
+    last = by_turns(scored("all"), "last", rows)
+    assert last.ids == rows.ids
+    assert last.by_id("x").learned_text == "d"
+    assert rows.by_id("x").learned_text == "b\n\nd"
+    with pytest.raises(UsageError, match="make a run with --turns all"):
+        by_turns(scored("last"), "all", rows)

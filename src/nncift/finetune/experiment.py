@@ -23,7 +23,7 @@ from nncift.finetune.batch_schedule import BatchSchedule, Measure, schedule
 from nncift.finetune.comparison import UNTRAINED, Group, GroupSummary, summarise, with_costs
 from nncift.finetune.learning_rates import RatedGroup, best
 from nncift.finetune.results_store import Cell, Cells, Outcome
-from nncift.finetune.test_set import held_out
+from nncift.finetune.test_set import by_turns, held_out
 from nncift.finetune.trainer import Trainer
 from nncift.finetune.tune_settings import TuneSettings, resolve
 from nncift.models.causal_lm import CausalLM
@@ -105,7 +105,10 @@ class TuneExperiment:
             check_replaces_nothing(folder / name, inputs)
         self.arms: Mapping[str, Arm] = arms_of(settings.arms, settings.subset, run.rows.ids)
         tests = held_out(run, settings)
-        self._trainer = Trainer(run, settings, run.rows.examples, tests.rows)
+        pool, judges = (by_turns(run, settings.turns, rows) for rows in (run.rows.examples, tests.rows))
+        # What rows are known by says which turns the run scored; where others are learned from, outcomes are others too.
+        self._turns = [] if settings.turns in (None, run.settings.turns) else [settings.turns]
+        self._trainer = Trainer(run, settings, pool, judges)
         self._trainer.notes.extend(tests.notes)
         folder.mkdir(parents=True, exist_ok=True)
         self._cells = Cells(folder, tests.rows.ids)
@@ -271,12 +274,16 @@ class TuneExperiment:
         planned = schedule(trainer.training_sets.lengths(work.ids), measure, trainer.recipe.batch, seed)
         read = [[[item, content[item]] for item in update] for update in planned.updates]
         recipe = replace(trainer.recipe, learning_rate=work.cell.rate or trainer.recipe.learning_rate)
-        return planned, fingerprint("training", trainer.identity(), trainer.context, recipe.describe(), read, seed)
+        return planned, fingerprint(
+            "training", trainer.identity(), trainer.context, recipe.describe(), read, seed, *self._turns
+        )
 
     def _shown_key(self, work: CellWork) -> str:
         content = self._pool.content
         rows = sorted([item, content[item]] for item in work.ids)
-        return fingerprint("showing", self._trainer.identity(), self.settings.in_context if rows else None, rows)
+        return fingerprint(
+            "showing", self._trainer.identity(), self.settings.in_context if rows else None, rows, *self._turns
+        )
 
     def is_kept(self, work: CellWork) -> bool:
         """Tell whether a cell was computed before."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from nncift.config import nearest
 from nncift.core.arrays import Doubles
 from nncift.data import Examples, read
+from nncift.data.layout import Turns
 from nncift.data.proportion import sampled
 from nncift.errors import DataError, UsageError
 from nncift.finetune.tune_settings import TuneSettings
@@ -194,6 +195,22 @@ def held_out(run: FinishedRun, settings: TuneSettings) -> HeldOut:
     if asked := sum(row.messages in prompts for row in fresh):
         notes.append(f"{asked} of {len(fresh)} test rows ask what a row of the pool asks, with another response.")
     return HeldOut(Examples(tuple(fresh)), tuple(notes))
+
+
+def by_turns(run: FinishedRun, turns: Turns | None, rows: Examples) -> Examples:
+    """Return rows of a run, or rows that judge it, with the responses to learn from that are asked for; None: as it scored them.
+
+    Raises UsageError where all are asked for of a run that checked its rows for the last alone.
+    """
+    scored = run.settings.turns
+    if turns is None or turns == scored:
+        return rows
+    if turns == "all":
+        raise UsageError(
+            "--turns all was given, and the run scored and checked the last response of each row alone; make a run with "
+            "--turns all, or leave it out"
+        )
+    return Examples(tuple(row.with_last_alone() for row in rows), rows.rejected, rows.notes)
 
 
 def _test_rows(run: FinishedRun, settings: TuneSettings) -> Examples:

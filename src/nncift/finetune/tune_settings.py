@@ -81,6 +81,9 @@ class TuneSettings(Settings):
         choices=("chat", "plain"),
         shown="the run's",
     )
+    turns: Literal["last", "all"] | None = setting(
+        None, "Responses that are learned from and judged by: the last alone, or all", shown="those that the run scored"
+    )
     context: int | None = setting(None, "Cap on the tokens of a row in training", shown="the model's", ge=8)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Precision of the model")
     device: str = setting(
