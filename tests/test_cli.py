@@ -193,7 +193,7 @@ def test_scoring_writes_the_contracts_columns_and_loads_no_language_model(
 
 def test_scoring_needs_a_finished_run(call: Call, write_pool: Write, tmp_path: Path) -> None:
     found = call("score", write_pool(3), "--run", tmp_path / "absent", "--out", tmp_path / "s.parquet")
-    refused(found, 3, "no readable student")
+    refused(found, 3, "no finished run")
 
 
 def test_scores_cannot_take_the_place_of_a_directory(call: Call, done: Path, write_pool: Write, tmp_path: Path) -> None:

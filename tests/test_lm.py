@@ -24,7 +24,7 @@ from nncift.errors import ResourceError, UsageError
 from nncift.models import causal_lm as module
 from nncift.models.batching import BatchLimit
 from nncift.models.causal_lm import CausalLM, Prefix, Row
-from nncift.models.loading import context_limit, fingerprint
+from nncift.models.loading import context_limit, fingerprint, locate
 from tests.tolerances import close, of_models
 
 BEFORE = [1, 9, 30, 12, 7, 41, 22, 8, 15, 33]
@@ -267,7 +267,7 @@ def one_tensor_less(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (shutil.rmtree, "no local directory"),
+        (shutil.rmtree, "no model folder"),
         (without_config, "without config.json"),
         (without_weights, r"no \*.safetensors"),
         (cut_short, "cannot be loaded"),
@@ -387,3 +387,15 @@ def test_reading_is_one_pass_also_where_the_head_is_not_plain(monkeypatch: pytes
 def test_a_response_without_a_token_before_it_is_refused(llama: CausalLM) -> None:
     with pytest.raises(ValueError, match="token before it"):
         llama.read([Row([], [8, 9])])
+
+
+def test_a_misspelt_short_name_is_named_without_asking_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **given: object) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    monkeypatch.setattr("nncift.models.loading.is_offline", lambda: False)
+    with pytest.raises(ResourceError, match="did you mean 'smollm2'"):
+        locate("smollm3")
+    with pytest.raises(ResourceError, match="no model folder"):
+        locate("./smollm3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -198,6 +199,8 @@ def locate(name: str | Path, *, weights: bool = True) -> Path:
                 "(model.save_pretrained(...) writes safetensors)"
             )
         return folder
+    if str(name).startswith((".", "/", "~")):
+        raise ResourceError(f"there is no model folder {str(name)!r}; check the path")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -214,8 +217,10 @@ def locate(name: str | Path, *, weights: bool = True) -> Path:
             raise ResourceError(
                 f"{str(name)!r} is no local directory, and no name of the hub either, which is org/name; check the path"
             ) from error
+        near = difflib.get_close_matches(str(name), PACKAGES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ResourceError(
-            f"{str(name)!r} is no local directory, and the hub did not give a model of that name: {first_line(error)}"
+            f"{str(name)!r} is no local directory, and the hub did not give a model of that name; {hint}{first_line(error)}"
         ) from error
 
 

@@ -186,6 +186,8 @@ def score_file(examples: Examples, run: Path, out: Path, *, device: str = "auto"
 
     check_table_suffix(out)
     run = run_behind(run)
+    if not (run / "student").is_dir():
+        raise DataError(f"there is no finished run in {str(run)!r}; give the --out of a run that has ended")
     if (run / MANIFEST).exists():
         check_replaces_nothing(out, inputs_of(config.recorded(run / MANIFEST)))
     student = Student.load(run / "student")
