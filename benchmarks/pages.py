@@ -32,8 +32,9 @@ and test included.
 {when}"""
 
 EARLIER = """
-Measured before pairs with one labelled row were predicted from that row's own labels. What was asked of the default student for
-LESS, and the students side by side further down, are measured with it.
+Measured before pairs with one labelled row were predicted from that row's own labels, and `stated - true` before the number of
+chosen rows decided what skill is stated. What was asked of the default student for LESS, and the students side by side further
+down, are measured with the first; what runs state of themselves, further down, with both.
 """
 
 TOYS = """## Toy models
@@ -53,7 +54,8 @@ CALIBRATION = """## What runs state of themselves
 `{command}` on {machine}: runs on random pools, {seeds} of each kind. Every run states
 what its selection is worth, from its own labels ([method](../method.md), section 2), and the full truth says what it is worth. At
 a budget of 1 / 5 / 10 / 30 % of the rows: mean of the stated less the true skill; mean size of the difference; 90 % intervals
-that hold the true skill. `toy gradients`: cosines of gradients of a model of 260,032 parameters.
+that hold the true skill. `toy gradients`: cosines of gradients of a model of 260,032 parameters. How many rows stand for a
+budget, and the part of the error that no resample shows, were chosen on these runs among others, so other worlds may fare worse.
 """
 
 
