@@ -1,5 +1,6 @@
 """The probe against plain forward passes, autograd and the teachers that measure the same."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 
 from nncift.data.examples import Example, Examples, Message
 from nncift.errors import DataError, UsageError
+from nncift.labels.vectors import VectorFiles
 from nncift.models.causal_lm import CausalLM
 from nncift.models.probe import SKETCH, STATISTICS, WORST, Probe, features_of, probe_like
 from nncift.models.views import HIDDEN, OUTPUT, STATS
 from nncift.teachers import Chunk
 from nncift.teachers.delift import Delift
 from nncift.teachers.loss import Loss
+from nncift.teachers.rds import Rds
 
 PAIRS = [
     ("sort the red list", "list red"),
@@ -262,3 +265,28 @@ def test_a_row_that_cannot_be_read_is_named(probe: Probe, monkeypatch: pytest.Mo
     monkeypatch.setattr("nncift.models.prompt_format.PromptFormat.tokens", refuse)
     with pytest.raises(DataError, match="the probe cannot read row 'r0': it is too odd"):
         probe.read(list(POOL))
+
+
+@pytest.mark.parametrize("widest", [8, 256])
+def test_what_rds_compares_is_held_whether_or_not_features_project_it(
+    widest: int, lm: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("models.probe", "labels.vectors"):
+        monkeypatch.setattr(f"nncift.{module}.MOST_HIDDEN", widest)
+    probe, teacher = Probe(lm), Rds(lm)
+    features = features_of(probe, POOL, into=tmp_path / "probe.npy")
+    assert features.vectors.shape == (len(POOL), probe.views.dim)
+    about = {"ids": POOL.ids, "views": probe.views.to_json(), "probe": probe.describe(), "truncated": 0}
+    (tmp_path / "probe.json").write_text(json.dumps(about))
+    np.save(tmp_path / "embeddings.npy", np.eye(len(POOL), 5, dtype=np.float32))
+    (tmp_path / "embeddings.json").write_text(json.dumps({"ids": POOL.ids, "truncated": 0, "encoder": {}}))
+    files, reader = VectorFiles(tmp_path), json.loads(json.dumps(dict(teacher.describe())))
+    teacher.prepare(POOL)
+    ids = POOL.ids[::-1]
+    assert files.pooled(ids, reader) == pytest.approx(teacher.measure(ids).values, abs=1e-6)
+    # Students read what they read before.
+    assert np.array_equal(files.of(ids)[:, 5:], features.vectors[::-1])
+    assert files.pooled(ids, {**reader, "context": 7}) is None
+    # Rows that were cut to the context are cut at another place for RDS.
+    (tmp_path / "probe.json").write_text(json.dumps({**about, "truncated": 1}))
+    assert VectorFiles(tmp_path).pooled(ids, reader) is None

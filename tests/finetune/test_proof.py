@@ -12,11 +12,14 @@ import pytest
 
 import nncift
 from nncift.errors import DataError, InfeasibleError, UsageError
+from nncift.finetune.arms import Pool, rds_ids
 from nncift.finetune.experiment import tune
 from nncift.finetune.trainer import Trainer
+from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
 from nncift.selection.objectives import facility_location_value
 from nncift.teachers.delift_se import Similarity
+from nncift.teachers.rds import Rds
 
 Write = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("hastened")
@@ -114,8 +117,7 @@ def test_arms_choose_what_they_say(run: Path, given: dict[str, Any]) -> None:
     assert shares["none"] == 0
     finished = FinishedRun(run)
     from nncift.finetune.arms import ARMS as EVERY
-    from nncift.finetune.arms import Pool, SubsetSize, choose
-    from nncift.models.causal_lm import CausalLM
+    from nncift.finetune.arms import SubsetSize, choose
     from nncift.runs.full_teacher import truth_of
 
     pool = Pool(finished, run / "tune", lambda: CausalLM.load(given["model"], device="cpu"), device="cpu")
@@ -331,3 +333,19 @@ def test_a_subset_of_another_tool_is_an_arm(run: Path, given: dict[str, Any], tm
         tune(run, {**arms, "subset": {"other": str(strange)}})
     with pytest.raises(UsageError, match="one that no arm has"):
         tune(run, {**arms, "subset": {"random": str(theirs)}})
+
+
+def test_rds_reads_no_row_that_the_runs_probe_has_read(
+    run: Path, tmp_path: Path, llama: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, teacher = FinishedRun(run), Rds(llama)
+    plain = Pool(finished, tmp_path / "plain", lambda: llama)
+    wanted = rds_ids(plain, 6)
+    assert plain.costs["rds"] == {"teacher_passes": 40, "cost": 40, "by_probe": False}
+    teacher.prepare(finished.rows.examples)
+    kept = {item: teacher.measure([item]).values[0] for item in finished.rows.ids}
+    monkeypatch.setattr(FinishedRun, "pooled", lambda _, ids, reader: np.stack([kept[item] for item in ids]))
+    monkeypatch.setattr(Rds, "measure", None)
+    pool = Pool(finished, tmp_path / "probed", lambda: llama)
+    assert rds_ids(pool, 6) == wanted
+    assert pool.costs["rds"] == {"teacher_passes": 40, "cost": 40, "by_probe": True}

@@ -2,7 +2,7 @@
 
 `selected` is the run's own selection. Rules of the run (quotas, rows in and out, duplicates) bind `selected`, `teacher` and
 `small-teacher`, which choose as the run chooses; the others know no rules. The full teacher, a teacher of a smaller model and
-RDS cost passes of a model; what they compute is kept, and resumed.
+RDS cost passes of a model; what they compute is kept, and resumed. RDS takes what the run's probe has read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from nncift.runs.select_again import reselect
 from nncift.runs.true_matrix import true_matrix
 from nncift.selection import select
 from nncift.selection.constraints import Constraints, ids_of
-from nncift.selection.controls import longest_ids, random_ids, stratified_ids
+from nncift.selection.controls import longest_ids, random_ids, similarities, stratified_ids
 from nncift.selection.solve import solve
 from nncift.stages.request import Request
 from nncift.teachers import RowTeacher, registry
@@ -91,6 +91,21 @@ class Pool:
     def truth(self) -> UtilityMatrix:
         """All pairs' utilities by the run's teacher; computed once and kept, by default in the run."""
         return truth_of(self.run, self.truth_folder, device=self.device, progress=self.progress)
+
+    @cached_property
+    def rds(self) -> Rds:
+        """RDS by the untouched model."""
+        return Rds(self.lm(), template=self.template)
+
+    @cached_property
+    def rds_of_probe(self) -> UtilityMatrix | None:
+        """The utilities of RDS from what the run's probe has read, None where that does not hold them."""
+        reader, wanted = self.rds.describe(), self.rows.target_ids
+        across, along = tuple(sorted(wanted or self.ids)), tuple(sorted(self.ids))
+        targets, sources = self.run.pooled(across, reader), self.run.pooled(along, reader)
+        if targets is None or sources is None:
+            return None
+        return similarities(across, along, targets, sources, shared=wanted is None)
 
 
 @dataclass(frozen=True)
@@ -181,14 +196,16 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
 def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
     """Return what RDS+ selects: rows of the target set, or of the pool, take in turn the nearest in the trained model's states.
 
-    The test rows are never looked at. Takes one pass of the model per row, and memory for a matrix of all pairs.
+    The test rows are never looked at. Takes one pass of the model per row, none where the run's probe has made them, and memory
+    for a matrix of all pairs.
     """
-    teacher = Rds(pool.lm(), template=pool.template)
-    wanted = pool.run.rows.target_examples
-    folder = pool.folder / "rds" / fingerprint(dict(teacher.describe()), pool.ids)
-    matrix = true_matrix(teacher, pool.examples, folder, pool.progress, targets=wanted)
-    passes = len(pool.ids) + len(wanted or ())
-    pool.costs.setdefault("rds", {}).update(teacher_passes=passes, cost=passes)
+    matrix, wanted = pool.rds_of_probe, pool.run.rows.target_examples
+    # What the choice takes, whoever made the passes: the run's own selection pays for its probe too.
+    passes, made = len(pool.ids) + len(wanted or ()), matrix is not None
+    pool.costs.setdefault("rds", {}).update(teacher_passes=passes, cost=passes, by_probe=made)
+    if matrix is None:
+        folder = pool.folder / "rds" / fingerprint(dict(pool.rds.describe()), pool.ids)
+        matrix = true_matrix(pool.rds, pool.examples, folder, pool.progress, targets=wanted)
     return select(matrix, k, "rr", pool.run.settings.seed).ids
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,9 +62,15 @@ class TuneEstimate(Record):
 class _Planned(TuneExperiment):
     """A tune whose rows are chosen without a pass of a model: dear arms have rows as long as those of the run's selection."""
 
+    @cached_property
+    def dear(self) -> tuple[str, ...]:
+        """Arms of this tune whose rows only passes of a model tell; not RDS where the run's probe has made them."""
+        dear = [arm for arm in self.settings.arms if arm in DEAR]
+        return tuple(arm for arm in dear if arm != "rds" or self._pool.rds_of_probe is None)
+
     def rows_of(self, arm: str, budget: SubsetSize, seed: int) -> tuple[str, ...]:
         """Return the rows of an arm, the run's selection in the place of a dear one's."""
-        return budget.rows if arm in DEAR else super().rows_of(arm, budget, seed)
+        return budget.rows if arm in self.dear else super().rows_of(arm, budget, seed)
 
 
 def estimate_tune(
@@ -94,7 +101,7 @@ def estimate_tune(
 
 
 def _priced(
-    experiment: TuneExperiment, every: Sequence[CellWork], todo: Sequence[CellWork], progress: Progress
+    experiment: _Planned, every: Sequence[CellWork], todo: Sequence[CellWork], progress: Progress
 ) -> TuneEstimate:
     trainer, trials = experiment.trainer, Trials()
     plans = [experiment.training_of(work, work.measure)[0] for work in todo if work.measure is not None]
@@ -102,12 +109,11 @@ def _priced(
         train = _training(trainer, plans, trials)
     with progress("timing the judges", 0):
         judge, answers = _judging(trainer, len(todo), trials)
-    dear = [arm for arm in experiment.settings.arms if arm in DEAR]
     notes = list(trainer.notes)
-    if dear:
+    if experiment.dear:
         notes.append(
-            f"Choosing the rows of {', '.join(dear)} takes passes of a model, which are not in this; their rows are taken to be "
-            "as long as the run's selection."
+            f"Choosing the rows of {', '.join(experiment.dear)} takes passes of a model, which are not in this; their rows are "
+            "taken to be as long as the run's selection."
         )
     if any(work.cell.how == "context" for work in todo):
         notes.append("Examples in front of test rows are not counted.")

@@ -1,21 +1,23 @@
 """The vectors that a student reads, on both axes: embeddings, and beside them what a probe found (docs/cli.md, files).
 
-`embeddings.npy` holds all rows' embeddings, `probe.npy` their probe features where `--features probe` was asked for; the JSON
-files beside them say which row lies where.
+`embeddings.npy` holds all rows' embeddings, `probe.npy` their probe features where `--features probe` was asked for, and behind
+these what RDS+ compares where the features project it; the JSON files beside them say which row lies where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.labels.plan import SCORE
 from nncift.models.encoders import full_name
-from nncift.models.views import TEXT, Views
+from nncift.models.probe import MOST_HIDDEN
+from nncift.models.views import TEXT, Views, unit
 from nncift.storage.vector_store import VectorFile
 
 EMBEDDINGS, PROBE = "embeddings", "probe"
@@ -45,11 +47,10 @@ class VectorFiles:
     def __init__(self, run: Path) -> None:
         text = VectorFile(run, EMBEDDINGS)
         self.truncated = int(text.about("truncated"))
-        self._files, views = [text], {TEXT: text.vectors.shape[1]}
+        self._text, self._probe, views = text, None, {TEXT: text.vectors.shape[1]}
         if (run / f"{PROBE}.json").exists():
-            probe = VectorFile(run, PROBE)
-            self._files.append(probe)
-            views |= probe.about("views")
+            self._probe = VectorFile(run, PROBE)
+            views |= self._probe.about("views")
         self.views = Views.of(views, full_name(text.about("encoder")))
 
     def of(self, ids: Sequence[str]) -> Floats:
@@ -57,10 +58,28 @@ class VectorFiles:
 
         Raises DataError for a row that has none, or one that is not finite.
         """
-        found = [file.of(ids) for file in self._files]
-        if len(found) == 1 and found[0].dtype == np.float32:
-            return found[0]
-        return np.concatenate(found, axis=1, dtype=np.float32)
+        text = self._text.of(ids)
+        if self._probe is None:
+            return np.asarray(text, np.float32)
+        probe = self._probe.of(ids)[:, : self.views.dim - text.shape[1]]
+        return np.concatenate([text, probe], axis=1, dtype=np.float32)
+
+    def pooled(self, ids: Sequence[str], reader: Mapping[str, Any]) -> Floats | None:
+        """Return what RDS+ compares, the means of whole rows' last states with rising weights at length 1, `(n, hidden size)`.
+
+        reader: description of who would read the rows. None without a probe that read the same, whole, and kept it unprojected.
+        """
+        if self._probe is None or self._probe.about("truncated"):
+            return None
+        described, views = self._probe.about("probe"), Views.of(self._probe.about("views"))
+        if any(described.get(name) != reader.get(name) for name in ("model", "dtype", "wording", "context")):
+            return None
+        found = self._probe.of(ids)
+        whole, pooled = found[:, views.dim :], views.pooled(found)
+        if whole.shape[1]:
+            return unit(whole)
+        # As wide as projections are, it may be one.
+        return unit(pooled) if pooled.shape[1] < MOST_HIDDEN else None
 
     def on(self, target_ids: Sequence[str], source_ids: Sequence[str]) -> Vectors:
         """Return the vectors of both axes; where they are the same rows, one array serves both."""

@@ -13,7 +13,7 @@ layer's own (N. Pham and R. Pagh, KDD 2013).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,9 @@ LAYERS = 5
 MOST_HIDDEN = 256
 """Numbers that each pooled hidden state is projected to where the model's are more."""
 
+MOST_WHOLE = 1024
+"""Numbers of a hidden state up to which the mean that RDS+ compares is kept unprojected too, behind what students read."""
+
 AT_ONCE = 2**25
 """Entries of a block of logits held at once (128 MiB in float32)."""
 
@@ -89,6 +92,11 @@ class Probe:
             }
         )
 
+    @property
+    def width(self) -> int:
+        """Numbers that are kept of a row: the views, and behind them the mean that RDS+ compares where they project it."""
+        return self.views.dim + (self._size if MOST_HIDDEN < self._size <= MOST_WHOLE else 0)
+
     def describe(self) -> JsonObject:
         """Return what decides the features, and what it takes to make the same probe again."""
         return {
@@ -105,9 +113,9 @@ class Probe:
         }
 
     def read(self, examples: Sequence[Example]) -> tuple[Floats, npt.NDArray[np.int32]]:
-        """Return the features `(n, dim)` and the tokens of every row before it was cut to the context."""
+        """Return what is kept of rows, `(n, width)`, and the tokens of every row before it was cut to the context."""
         rows, counts = zip(*(self._row(example) for example in examples), strict=True)
-        found = np.empty((len(rows), self.views.dim), np.float32)
+        found = np.empty((len(rows), self.width), np.float32)
         # Logits are needed for the errors, and tell the log-probabilities too.
         for index, reading in readings(self.lm, rows, self.batch_tokens, self._layers, scored=False):
             found[index] = self._features(rows[index], reading)
@@ -172,7 +180,8 @@ class Probe:
             np.log(before),
             np.log(max(push, 1e-12)),
         ]
-        return np.concatenate([*hidden, _unit(np.sum(parts, axis=0)), statistics]).astype(np.float32)
+        whole = pooled[-1:] if self.width > self.views.dim else []
+        return np.concatenate([*hidden, _unit(np.sum(parts, axis=0)), statistics, *whole]).astype(np.float32)
 
     def _errors(self, states: Floats, gold: Sequence[int]) -> tuple[Floats, float, Floats]:
         """Return the loss's gradient with respect to every predicting state, mean entropy in nats, and gold log-probabilities.
@@ -236,7 +245,7 @@ class _Cached:
         return self._probe.read([self.rows[text] for text in texts])
 
     def describe(self) -> Mapping[str, Any]:
-        return {**self._probe.describe(), "dim": self._probe.views.dim, "max_tokens": self._probe.lm.context}
+        return {**self._probe.describe(), "dim": self._probe.width, "max_tokens": self._probe.lm.context}
 
 
 def features_of(
@@ -249,10 +258,11 @@ def features_of(
     """Return the features of rows, `(n, dim)`, those that were read before from the cache.
 
     by: makes who reads the blocks, from the row that every text stands for; this process by default. into: see
-    `EmbeddingCache.embed`. Raises DataError, ResourceError.
+    `EmbeddingCache.embed`; the file has all that is kept of rows, `(n, width)`. Raises DataError, ResourceError.
     """
     cached = _Cached(probe, examples)
-    return EmbeddingCache(cached).embed(cached.texts, advance, None if by is None else by(cached.rows), into)
+    found = EmbeddingCache(cached).embed(cached.texts, advance, None if by is None else by(cached.rows), into)
+    return replace(found, vectors=found.vectors[:, : probe.views.dim])
 
 
 def probe_like(described: Mapping[str, Any], device: str = "auto") -> Probe:

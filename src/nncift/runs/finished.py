@@ -233,6 +233,10 @@ class FinishedRun:
         """Return embeddings of rows, `(n, dim)`, of unit norm."""
         return self._files.views.take(self._files.of(ids), TEXT)
 
+    def pooled(self, ids: Sequence[str], reader: Mapping[str, Any]) -> Floats | None:
+        """Return what RDS+ compares, where this run's probe holds it; see `VectorFiles.pooled`."""
+        return self._files.pooled(ids, reader)
+
     @cached_property
     def similarities(self) -> FreeSimilarities:
         """The similarities of this run's targets and sources that cost no label."""
