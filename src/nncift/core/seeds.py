@@ -22,4 +22,4 @@ def generator(seed: int, *purpose: str) -> np.random.Generator:
 def shuffled(ids: Iterable[str], seed: int, *purpose: str) -> list[str]:
     """Return ids in an order that depends on each id and the seed alone, so that new ids never reorder old ones."""
     salt = "\x1f".join([str(seed), *purpose, ""]).encode()
-    return sorted(ids, key=lambda item: (hashlib.sha256(salt + item.encode("utf-8", "surrogatepass")).digest(), item))
+    return sorted(ids, key=lambda item: hashlib.sha256(salt + item.encode("utf-8", "surrogatepass")).digest())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,8 @@ class FinishedRun:
                 f"selection.parquet of {str(self.path)!r} is damaged: it names a row twice; run the same run again"
             )
 
+        # As many as a report lists, which asks for each several times.
+        @lru_cache(maxsize=20_000)
         def choice(item: str) -> Choice:
             row = place[item]
             known: list[Any] = [columns[name][row] if name in columns else None for name in Choice.__dataclass_fields__]

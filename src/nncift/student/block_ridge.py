@@ -48,8 +48,8 @@ LEAST = 4
 FILLED, FILLING = 3, 0.4
 """Rounds in which missing pairs are filled, and the penalty then."""
 
-KEPT = 300
-"""Rows of an axis up to which the matrices of all penalties are kept once they are made, 6 MB at most."""
+KEPT = 512
+"""Rows of an axis up to which the matrices of all penalties are kept once they are made, 17 MB at most."""
 
 LEFT_OUT = 800
 """Rows of an axis at most on which predictions without them are made, to choose the penalty and to learn the polynomials."""

@@ -15,7 +15,7 @@ from nncift.errors import DataError
 from nncift.evaluation.run_verdict import selection_key, training_record, training_verdict
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.charts import Chart, style
-from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, TEXT_BYTES, pack
+from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, REASONS, TEXT_BYTES, pack
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json, write_json, write_text
 
@@ -103,11 +103,16 @@ def render(report: Report, name: str, run: str = "RUN") -> str:
     page = _page(report, name)
     room = MOST_BYTES - len(page.encode("utf-8", "replace"))
     listing, most = report.listing, TEXT_BYTES
+    sizes = (len(text.encode("utf-8", "replace")) for row in listing for text in (row.prompt, row.response))
+    # From here on a limit cuts no text and no reason: it would only pack the same again.
+    whole = max(REASONS, max(sizes, default=0))
     packed = pack(report, listing, run, most)
     while len(packed) > room and listing:
         # Texts first; rows only where hardly anything is left of them.
         if most > LEAST_TEXT_BYTES:
             most = max(LEAST_TEXT_BYTES, min(most // 2, int(most * room / len(packed))))
+            if most >= whole:
+                continue
         else:
             listing = listing[: len(listing) * 3 // 4]
         packed = pack(report, listing, run, most)

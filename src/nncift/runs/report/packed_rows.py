@@ -33,7 +33,7 @@ REGION_WORDS = 3
 def pack(report: Report, rows: Sequence[Row], run: str, most: int) -> str:
     """Return rows and what they refer to as compressed JSON in Base64. run: path for commands. most: bytes of each text."""
     text = json.dumps(columns(report, rows, run, most), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode()
+    return b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
 
 
 def columns(report: Report, rows: Sequence[Row], run: str, most: int) -> JsonObject:
