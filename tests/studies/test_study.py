@@ -16,6 +16,7 @@ from nncift.studies import run_study as run
 from nncift.studies.analyses import CONFIGURATIONS, learned
 from nncift.studies.grid import Pool, load
 from nncift.studies.workspace import Workspace, prepare
+from tests.hastened import hasten
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -62,7 +63,9 @@ def written(tmp_path: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("study")
-    return folder / "out", run.study(written(folder), folder / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        hasten(patch)
+        return folder / "out", run.study(written(folder), folder / "out")
 
 
 def test_every_combination_and_seed_is_a_record(done: tuple[Path, dict[str, Any]]) -> None:
