@@ -34,7 +34,7 @@ def read_text(path: Path | Traversable) -> str:
     return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def json_of(text: str) -> Any:
+def parsed(text: str) -> Any:
     """Return what a JSON text of a run holds. Raises ValueError where it is none, or far more in memory than as text."""
     if why := too_much(text, parts=MOST_PARTS):
         raise ValueError(f"it holds {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -263,10 +263,10 @@ class TuneExperiment:
 
     def _trained(self, work: CellWork, measure: Measure) -> Outcome:
         seed, (planned, key) = int(work.cell.seed or 0), self.training_of(work, measure)
-        return self._kept(work.cell, key, lambda: self._trainer.trained(planned, seed, work.cell.rate))
+        return self._cells.kept(work.cell, key, lambda: self._trainer.trained(planned, seed, work.cell.rate))
 
     def _shown(self, work: CellWork) -> Outcome:
-        return self._kept(work.cell, self._shown_key(work), lambda: self._trainer.shown(work.ids))
+        return self._cells.kept(work.cell, self._shown_key(work), lambda: self._trainer.shown(work.ids))
 
     def training_of(self, work: CellWork, measure: Measure) -> tuple[BatchSchedule, str]:
         """Return what a cell reads in training, and the fingerprint of that."""
@@ -294,14 +294,6 @@ class TuneExperiment:
     def trainer(self) -> Trainer:
         """What trains and judges."""
         return self._trainer
-
-    def _kept(self, cell: Cell, key: str, compute: Callable[[], Outcome]) -> Outcome:
-        """Return a cell as it is stored, or compute and store it."""
-        found = self._cells.load(cell, key)
-        if found is None:
-            found = compute()
-            self._cells.store(cell, key, found)
-        return found
 
     def _by_arm(
         self, how: str, budget: SubsetSize, outcomes: Mapping[Cell, Outcome]

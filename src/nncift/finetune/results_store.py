@@ -6,7 +6,7 @@ A cell's file holds what is the same whenever it is computed; what it cost stand
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,14 @@ class Cells:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return Outcome(scores, record["facts"], cost)
+
+    def kept(self, cell: Cell, key: str, compute: Callable[[], Outcome]) -> Outcome:
+        """Return a cell as it is stored under a fingerprint, or compute and store it."""
+        found = self.load(cell, key)
+        if found is None:
+            found = compute()
+            self.store(cell, key, found)
+        return found
 
     def store(self, cell: Cell, key: str, outcome: Outcome) -> None:
         """Write a cell; its own file comes last, and is what counts."""

@@ -6,10 +6,9 @@ each. An estimate of influence forecasts these losses; so do plain rivals. Rows 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +223,8 @@ class Experiment:
         self.folder.mkdir(parents=True, exist_ok=True)
         # Before anything is trained: the estimates read the untouched model, and what cannot be had is refused early.
         estimates, trainer = self._estimates.all(), self._trainer
-        before = self._kept(Cell("untouched", None, "none", None), self._untouched_key(), ())
+        untouched = fingerprint("untouched", trainer.identity())
+        before = self._losses(Cell("untouched", None, "none", None), untouched, lambda: trainer.shown(()))
         works = list(self._half_works())
         outcomes = self._trained(works, "training on halves")
         by_repeat = np.array(
@@ -326,29 +326,19 @@ class Experiment:
             "retraining", trainer.identity(), trainer.context, trainer.recipe.describe(), read, work.seed
         )
 
-    def _untouched_key(self) -> str:
-        return fingerprint("untouched", self._trainer.identity())
-
     def _trained(self, works: Sequence[Work], about: str) -> dict[Cell, Doubles]:
         """Return the targets' losses after each training, `(n_targets,)`."""
         found = {}
         with self._progress(about, len(works)) as advance:
             for work in works:
-                found[work.cell] = self._kept(work.cell, self._key(work), work)
+                compute = partial(self._trainer.trained, self._schedule(work), work.seed)
+                found[work.cell] = self._losses(work.cell, self._key(work), compute)
                 advance(1)
         return found
 
-    def _kept(self, cell: Cell, key: str, work: Work | tuple[()]) -> Doubles:
+    def _losses(self, cell: Cell, key: str, compute: Callable[[], Outcome]) -> Doubles:
         """Return a cell's losses as they are stored, or train, judge and store them."""
-        found = self._cells.load(cell, key)
-        if found is None:
-            if isinstance(work, Work):
-                found = self._trainer.trained(self._schedule(work), work.seed)
-            else:
-                began = time.perf_counter()
-                scores = self._trainer.evaluation_set.evaluate(self._trainer.lm)
-                found = Outcome(scores, {}, {"judging": round(time.perf_counter() - began, 3)})
-            self._cells.store(cell, key, found)
+        found = self._cells.kept(cell, key, compute)
         self._outcomes.append(found)
         return found.scores.values[LOSS]
 

@@ -25,7 +25,7 @@ from nncift.labels.pair_labels import combine
 from nncift.labels.plan import ROLES, ROLES_OF, SCORE, Roles, RowPlan, describe_rows
 from nncift.labels.sampling import set_apart
 from nncift.labels.sizes import held_out_of_rows, side
-from nncift.labels.store import Axes, LabelExecutor, LabelFormat, LabelStore, Progress
+from nncift.labels.store import Axes, LabelExecutor, LabelFormat, LabelStore, LabelTotals
 from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
 from nncift.teachers import FeatureTeacher, RowTeacher
 from nncift.teachers.abilities import Monitored, WarmUpCost, warm_up_cost
@@ -103,7 +103,7 @@ class RowLabelStore(LabelStore[RowPlan]):
         executor.know(sorted(plan.measured))
         return LabelFormat.of(self._own_teacher)
 
-    def _finished(self, progress: Progress) -> WarmUpCost:
+    def _finished(self, progress: LabelTotals) -> WarmUpCost:
         teacher, arrays = self._own_teacher, dict[str, npt.NDArray[Any]]()
         for name, pairs in self.derived().items():
             arrays |= {f"{name}.{part}": vars(pairs)[part] for part in PARTS}

@@ -111,7 +111,7 @@ class LabelFormat:
 
 
 @dataclass(frozen=True)
-class Progress:
+class LabelTotals:
     """Totals over finished chunks: tokens and passes of the teacher's model, seconds, labels, and labels without a value.
 
     figures: sums of what is counted beside the values.
@@ -175,7 +175,7 @@ class LabelStore(ABC, Generic[PlanT]):
     def _wanted_format(self, plan: PlanT, executor: LabelExecutor) -> LabelFormat:
         """Return what is to be kept of a label, which may take knowing the rows."""
 
-    def _finished(self, progress: Progress) -> WarmUpCost:
+    def _finished(self, progress: LabelTotals) -> WarmUpCost:
         """Derive and keep what follows from all values; return what preceded all labels."""
         return WarmUpCost()
 
@@ -271,7 +271,7 @@ class LabelStore(ABC, Generic[PlanT]):
         self.flush()
         return self._stores(generation)
 
-    def progress(self) -> Progress:
+    def progress(self) -> LabelTotals:
         """Sum up the finished chunks."""
         cost = np.zeros(len(COSTS) + len(self._format.figures))
         labels = missing = 0
@@ -281,7 +281,7 @@ class LabelStore(ABC, Generic[PlanT]):
             labels += int(values.filled.sum())
             missing += int(np.isnan(np.asarray(values.values)[values.filled]).any(axis=1).sum())
         sums = dict(zip(self._format.figures, cost[len(COSTS) :].tolist(), strict=True))
-        return Progress(int(cost[0]), int(cost[1]), float(cost[2]), labels, missing, sums)
+        return LabelTotals(int(cost[0]), int(cost[1]), float(cost[2]), labels, missing, sums)
 
     def values(self, places: Places) -> Floats:
         """Return the values at places, counted over all generations, `(n, width)`."""

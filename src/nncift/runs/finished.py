@@ -22,7 +22,7 @@ from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.result_types import JsonObject
-from nncift.core.texts import json_of
+from nncift.core.texts import parsed
 from nncift.data.layout import Layout
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
@@ -335,7 +335,7 @@ class FinishedRun:
         folder = folder or self.base
         checksums.verify(folder, name)
         try:
-            record = json_of((folder / name).read_text(encoding="utf-8"))
+            record = parsed((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{name} of {str(folder)!r} cannot be read ({error}); run the same command again"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.memory import check_room
-from nncift.core.texts import json_of
+from nncift.core.texts import parsed
 from nncift.errors import ResourceError
 
 CHECKSUM, KIND = "checksum", "sha256:"
@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
 
     Raises OSError, ValueError or RecursionError where the file is missing or damaged.
     """
-    value = json_of(path.read_text(encoding="utf-8"))
+    value = parsed(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         return value
     found = value.pop(CHECKSUM, None)
