@@ -44,10 +44,11 @@ class Record:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "it"
-            what = "is damaged"
+            what, remedy = "is damaged", "run the same `nncift run` again"
             if made_by not in (None, __version__):
                 what = f"was written by nncift {made_by}, and nncift {__version__} cannot read it"
-            raise DataError(f"{where} {what}: {place}: {first['msg']}; run the same `nncift run` again") from error
+                remedy = f"run it again with another --out, or use nncift {made_by}"
+            raise DataError(f"{where} {what}: {place}: {first['msg']}; {remedy}") from error
         return found
 
 
