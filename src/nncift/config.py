@@ -12,17 +12,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError, field_validator
 
 from nncift import __version__
 from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, TimeCap
 from nncift.core.declaration import Settings, setting
-from nncift.core.result_types import JsonObject
 from nncift.core.texts import first_line
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    # It comes with numpy, which a command's help does not wait for.
+    from nncift.core.result_types import JsonObject
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

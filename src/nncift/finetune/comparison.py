@@ -132,7 +132,7 @@ class GroupSummary:
             name: {**_there(asdict(arm)), "metrics": {name: _there(asdict(of)) for name, of in arm.metrics.items()}}
             for name, arm in self.arms.items()
         }
-        return {**asdict(self), "arms": arms}
+        return {**asdict(self), "arms": arms, "comparisons": [one.to_json() for one in self.comparisons]}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> GroupSummary:
