@@ -190,7 +190,7 @@ def demo(folder: Path) -> None:
     play(folder / "demo", rows=50, labels="25%")
 
 
-ON_GRAPH: Mapping[str, Any] = {"plan": "scatter", "neighbours": 8, "optimiser": "partition"}
+ON_GRAPH: Mapping[str, Any] = {"plan": "scatter", "neighbours": 8}
 LESS = {"projection": 32, "epochs": 2, "warmup_share": 0.2, "rank": 4}
 SCENARIOS: Mapping[str, Scenario] = {
     scenario.name: scenario
