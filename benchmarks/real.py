@@ -22,7 +22,7 @@ from calibration import calibrated
 from fidelity import gradient_world
 from judging import Way, World, lines_of
 from pages import TARGET_SET, WORLDS, calibration_part, machine, publish, real_tables
-from real_world import PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
+from real_world import FEATURES, PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
 from rivals import compared, rival_tables
 from target_sets import can_be_drawn, target_lines
 
@@ -38,7 +38,7 @@ SHARE_OF_PAIRS = 0.2
 """Pairs that DELIFT labels, all splits together."""
 
 PAPER = (("paper", "paper", "text"), ("paper", "default", "text"))
-STUDENTS = tuple((student, "default", features) for features in ("text", "probe") for student in ("towers", "product"))
+STUDENTS = tuple((student, "default", features) for features in FEATURES.values() for student in ("towers", "product"))
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def judge(given: argparse.Namespace) -> None:
             continue
         if world.name.startswith("LESS") and can_be_drawn(world):
             targets = target_lines(world, given.seeds)
-        ways = [way for way in ways_of(world) if way.student in given.students]
+        ways = [way for way in ways_of(world) if way.student in given.students and way.features in world.vectors]
         found[world.name] = {
             "about": world.about,
             "lines": list(lines_of(world, ways, ways[-1].label_budget, given.seeds)),

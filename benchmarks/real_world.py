@@ -1,8 +1,8 @@
 """Real worlds: short rows of instruction files whose utilities by a real model are all known (see benchmarks/real.py).
 
 A world is a folder: `rows.jsonl` (the larger pool, whose first rows are the smaller one), `world.json`, and arrays beside it, of
-which `(target, source)` are the axes: `less.npy`, `delift.npy`, `text.npy`, `probe.npy`. What takes long is made in pieces, so
-that it goes on after a kill and two processes can share it.
+which `(target, source)` are the axes: `less.npy`, `delift.npy`, `text.npy`, `part.npy`, `probe.npy`. What takes long is made in
+pieces, so that it goes on after a kill and two processes can share it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ SHORT = (20, 128)
 PROJECTION = 65536
 """Dimensions of LESS's features: a narrower projection would be noise in what is taken for the truth."""
 
-PARTS = ("text", "probe", "less", "delift")
+PARTS = ("text", "part", "probe", "less", "delift")
+PART = 0.45
+"""Share of each row that the probe of `part` reads: what a run of many rows affords by default."""
+
+FEATURES = {"text": "text", "part": f"probe of {100 * PART:.0f} %", "probe": "probe"}
+"""What students read, by the array that it comes from; `text` is read with both probes."""
+
 SEED = 0
 WHOLE = Shard(1, 1)
 
@@ -164,17 +170,17 @@ class RealWorld:
         np.fill_diagonal(matrix, np.nan)
         place = {item: row for row, item in enumerate(self.rows.ids)}
         at = [place[item] for item in ids]
-        text, probe = (load_array(self.array(part))[at] for part in ("text", "probe"))
-        both = np.concatenate([text, probe], axis=1, dtype=np.float32)
+        text = load_array(self.array("text"))[at]
         views = {TEXT: text.shape[1]}
         if self.about["views"][OUTPUT] != SKETCH:
             raise UsageError(
                 "the probe of this world was made by another version of the probe; make it again: real.py make"
             )
-        vectors = {
-            "text": Vectors(text, text, Views.of(views)),
-            "probe": Vectors(both, both, Views.of({**views, **self.about["views"]})),
-        }
+        vectors = {"text": Vectors(text, text, Views.of(views))}
+        for part in ("part", "probe"):
+            if self.array(part).exists():
+                both = np.concatenate([text, load_array(self.array(part))[at]], axis=1, dtype=np.float32)
+                vectors[FEATURES[part]] = Vectors(both, both, Views.of({**views, **self.about["views"]}))
         return World(name, UtilityMatrix(tuple(ids), tuple(ids), matrix), vectors, f"{name} by {model}", "unmeasured")
 
 
@@ -258,11 +264,18 @@ class Maker:
 
     def probe(self, world: RealWorld) -> Pieces:
         """Probe features of all rows, `(n_rows, dim)`."""
-        probe, groups = Probe(self.lm), _groups(tuple(world.rows), 40)
+        return self._probed("probe", Probe(self.lm), world)
+
+    def part(self, world: RealWorld) -> Pieces:
+        """Features of a probe that reads a part of each row, `(n_rows, dim)`."""
+        return self._probed("part", Probe(self.lm, share=PART), world)
+
+    def _probed(self, part: str, probe: Probe, world: RealWorld) -> Pieces:
+        groups, dim = _groups(tuple(world.rows), 40), probe.views.dim
         return Pieces(
-            self._pieces("probe", probe.describe()),
+            self._pieces(part, probe.describe()),
             len(groups),
-            lambda number: probe.read(groups[number])[0],
+            lambda number: probe.read(groups[number])[0][:, :dim],
             np.concatenate,
         )
 

@@ -93,7 +93,7 @@ def target_lines(world: World, seeds: int) -> list[dict[str, Any]]:
     tasks = [Task.drawn(world, seed) for seed in range(seeds)]
     full = [task.hits(task.values) for task in tasks]
     lines.append({"selects": "full teacher", "features": "-", "measured": POOL, "hits": full})
-    for features in ("text", "probe"):
+    for features in world.vectors:
         found = [task.by_candidates(features, seed) for seed, task in enumerate(tasks)]
         for name in found[0]:
             if name != "measured":

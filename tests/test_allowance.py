@@ -20,7 +20,7 @@ from nncift.models.encoders import HashEncoder
 from nncift.stages.allowance import Allowance, Passes, allow
 from nncift.stages.estimate import estimate
 from nncift.stages.label_rounds import label_budgets
-from nncift.stages.request import Request
+from nncift.stages.request import Request, affordable_probe
 from nncift.stages.timing import Rates
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
 
@@ -376,28 +376,82 @@ def test_shards_do_not_time_passes(write_pool: Write, tmp_path: Path) -> None:
         pipeline.execute(request, tmp_path / "run", executor=executor_of(shard="1/2"))
 
 
-def test_a_probe_that_is_not_made_for_its_price_is_told_of(
-    write_pool: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def asked(rows: Any, **given: Any) -> Request:
+    settings = config.resolve({"budget": 8, "encoder": "hash", **given})
+    return Request.resolve(settings, pool=rows, teacher=Pairs())
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teachers of pairs that have no language model are taken to suit a probe."""
     monkeypatch.setattr("nncift.stages.request.suits_a_probe", lambda _: True)
-    pool = read(write_pool(60))
-
-    def notes(**given: Any) -> tuple[str, ...]:
-        settings = config.resolve({"budget": 8, "encoder": "hash", **given})
-        return Request.resolve(settings, pool=pool, teacher=Pairs()).notes
-
-    # 60 passes are no more than half of 22.3 % of 540, and more than half of 22 %.
-    (said,) = notes(cost="22%")
-    assert "each of 60 rows, 11 % of training" in said
-    assert "--cost 22%" in said
     monkeypatch.setattr("nncift.stages.request.check_language_model", lambda *_: None)
-    assert notes(cost="22.3%") == notes() == notes(cost="22%", features="text") == ()
-    first, again = (select(write_pool(60), tmp_path / "run", Pairs(), labels=40, cost="22%") for _ in range(2))
-    assert [warning for warning in first.warnings if "text alone" in warning] == [said]
+
+
+@pytest.mark.usefixtures("probes")
+@pytest.mark.parametrize(
+    ("given", "features", "share"),
+    [
+        # 60 passes are a half of 22.3 % of 540; of 22 % they are more, and 59 rows of 60 are 98 %.
+        ({"cost": "22.3%"}, "probe", "None"),
+        ({"cost": "22%"}, "probe", "99%"),
+        ({"cost": "10%"}, "probe", "45%"),
+        # Less than 15 % of each row was not tried.
+        ({"cost": "3.4%"}, "probe", "15%"),
+        ({"cost": "3.3%"}, "text", "None"),
+        ({"cost": "3.3%", "features": "probe"}, "probe", "None"),
+        ({"cost": "22%", "features": "text"}, "text", "None"),
+        ({"cost": "1%", "probe_share": "10%"}, "probe", "10%"),
+        ({"probe_share": "100%"}, "probe", "None"),
+        ({}, "probe", "None"),
+    ],
+)
+def test_a_probe_reads_what_half_the_cap_allows(
+    write_pool: Write, given: dict[str, Any], features: str, share: str
+) -> None:
+    request = asked(read(write_pool(60)), **given)
+    assert (request.settings.features, str(request.settings.probe_share)) == (features, share)
+
+
+@pytest.mark.usefixtures("probes")
+def test_by_default_pools_above_1500_rows_are_probed_in_part() -> None:
+    assert [str(affordable_probe(None, rows)) for rows in (1500, 1501, 2000, 3334, 1_000_000)] == [
+        "100%",
+        "99%",
+        "75%",
+        "45%",
+        "45%",
+    ]
+
+
+@pytest.mark.usefixtures("probes")
+def test_a_probe_that_reads_less_for_its_price_is_told_of(write_pool: Write, tmp_path: Path) -> None:
+    pool = read(write_pool(60))
+    (said,) = asked(pool, cost="10%").notes
+    assert "reads 45% of each row's tokens" in said
+    assert "each of 60 rows, 11 % of training" in said
+    assert "--cost 10%" in said
+    assert asked(pool).notes == asked(pool, cost="10%", features="text").notes == ()
+    assert asked(pool, cost="10%", probe_share="45%").notes == ()
+    (said,) = asked(pool, cost="2%").notes
+    assert "text alone" in said
+    first, again = (select(write_pool(700), tmp_path / "run", Pairs(), labels=40, cost="3.3%") for _ in range(2))
+    rows = read(write_pool(700))
+    (own,) = asked(rows, cost="3.3%").notes
+    assert [warning for warning in first.warnings if "text alone" in warning] == [own]
     assert again.warnings == first.warnings
-    assert (
-        said
-        in estimate(
-            Request.resolve(config.resolve({"labels": 40, "cost": "22%", "budget": 8}), pool=pool, teacher=Pairs())
-        ).notes
+    assert own in estimate(asked(rows, labels=40, cost="3.3%")).notes
+
+
+def test_a_share_of_no_probe_is_refused(write_pool: Write) -> None:
+    with pytest.raises(UsageError, match="--probe-share needs a teacher with a language model"):
+        asked(read(write_pool(60)), probe_share="50%")
+    with pytest.raises(InfeasibleError, match="at most 100 %"):
+        config.resolve({"probe_share": "120%"})
+
+
+def test_a_probe_of_a_part_of_each_row_costs_that_part() -> None:
+    (_, whole), (_, part) = (
+        allowed(2000, Gradients(), features="probe", probe_share=share) for share in ("100%", "45%")
     )
+    assert (whole.others, part.others) == (2000, 900)

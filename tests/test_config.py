@@ -95,6 +95,7 @@ def test_a_stage_takes_only_its_own_settings() -> None:
         "student": "product",
         "recipe": "paper",
         "features": None,
+        "probe_share": None,
         "gate": True,
     }
 

@@ -222,6 +222,42 @@ def test_a_long_prompt_loses_its_start_and_a_long_response_its_end(probe: Probe)
     assert (features.truncated, features.fresh) == (4, 5)
 
 
+def cut(probe: Probe, row: Example, share: float) -> tuple[list[int], list[int]]:
+    """Return what a share of a row leaves: of all tokens rounded up, of the response rounded, at least one of each."""
+    prompt, response = split(probe, row)
+    kept = max(2, int(np.ceil(share * (len(prompt) + len(response)))))
+    after = min(kept - 1, max(1, round(share * len(response))))
+    before = min(len(prompt), kept - after)
+    return prompt[-before:], response[: kept - before]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.45, 0.9])
+def test_a_share_of_a_row_is_read_where_its_response_begins(lm: CausalLM, share: float) -> None:
+    whole, probe = Probe(lm), Probe(lm, share=share)
+    found, counts = probe.read(list(POOL))
+    assert np.array_equal(counts, whole.read(list(POOL))[1])
+    assert [probe.tokens(row) for row in POOL] == probe.tokens_of(counts).tolist()
+    record = probe.views.take(found, STATS)
+    for row, own in zip(POOL, record, strict=True):
+        prompt, response = cut(probe, row, share)
+        if len(prompt) > 1 and split(probe, row)[0][0] == lm.tokenizer.bos_token_id:
+            prompt[0] = lm.tokenizer.bos_token_id
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.float(), torch.tensor(response))
+        assert own[STATISTICS.index("loss")] == pytest.approx(float(loss), abs=1e-4)
+        assert own[STATISTICS.index("response")] == pytest.approx(np.log(len(response)), abs=1e-6)
+    assert len(prompt) + len(response) < counts[-1]
+
+
+def test_a_share_of_everything_is_the_whole_row_and_another_share_another_probe(lm: CausalLM) -> None:
+    whole, half = Probe(lm, share=1.0), Probe(lm, share=0.5)
+    assert whole.describe() == Probe(lm).describe() != half.describe()
+    again = probe_like(half.describe(), "cpu")
+    assert np.array_equal(again.read(list(POOL))[0], half.read(list(POOL))[0])
+    assert (half.passes(15), whole.passes(15), Probe(lm, share=0.45).passes(10_000)) == (8, 15, 4500)
+
+
 def test_rows_that_were_read_are_not_read_again(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     first = features_of(probe, Examples(tuple(list(POOL)[:5])))
     assert first.fresh == 5

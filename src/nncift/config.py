@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError, field_validator
 
 from nncift import __version__
-from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, TimeCap
+from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, ProbeShare, TimeCap
 from nncift.core.declaration import Settings, setting
 from nncift.core.texts import first_line
 from nncift.core.yaml_text import read_yaml
@@ -35,6 +35,7 @@ BudgetSetting = Annotated[Budget, PlainValidator(Budget.parse), _AsText]
 LabelSetting = Annotated[LabelAmount, PlainValidator(LabelAmount.parse), _AsText]
 LabelBoundSetting = Annotated[LabelBound, PlainValidator(LabelBound.parse), _AsText]
 CostSetting = Annotated[CostCap, PlainValidator(CostCap.parse), _AsText]
+ProbeShareSetting = Annotated[ProbeShare, PlainValidator(ProbeShare.parse), _AsText]
 HoldoutSetting = Annotated[HoldoutAmount, PlainValidator(HoldoutAmount.parse), _AsText]
 TimeSetting = Annotated[TimeCap, PlainValidator(TimeCap.parse), _AsText]
 
@@ -178,6 +179,9 @@ class StudentSettings(Settings):
         None,
         "What it reads, text alone or also a probe, which is one pass of the model per row",
         shown="probe where it is cheap",
+    )
+    probe_share: ProbeShareSetting | None = setting(
+        None, "Share of each row's tokens that a probe reads", shown="what half the cap on cost allows", metavar="SHARE"
     )
     gate: bool = setting(True, "Use free similarity where it selects better", shown="gate")
 

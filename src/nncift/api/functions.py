@@ -56,6 +56,7 @@ class RunOptions(SelectOptions, total=False):
     student: str
     recipe: Literal["default", "paper"]
     features: Literal["text", "probe"]
+    probe_share: Amount
     gate: bool
     min_spearman: float
     min_skill: float

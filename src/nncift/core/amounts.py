@@ -211,6 +211,25 @@ class CostCap(Amount):
 
 
 @dataclass(frozen=True, repr=False)
+class ProbeShare(Amount):
+    """How much of every row a probe reads, as a share of its tokens."""
+
+    name = "--probe-share"
+    expected = "a share of a row's tokens such as 50% or 0.5"
+
+    share: float
+
+    @classmethod
+    def _read(cls, text: str, stripped: str) -> Self:
+        share = 1.0 if stripped == "1" else _share(stripped)
+        if share is None:
+            raise ValueError
+        if not 0 < share <= 1:
+            raise InfeasibleError(f"--probe-share {text}: the share must be above 0 % and at most 100 %")
+        return cls(text, share)
+
+
+@dataclass(frozen=True, repr=False)
 class TimeCap(Amount):
     """A cap on the seconds that labels, probe and embedding take."""
 

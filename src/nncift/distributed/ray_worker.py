@@ -85,7 +85,7 @@ class Worker:
 
     @cached_property
     def _probe(self) -> Probe:
-        return Probe(language_model(self._teacher, "--features probe"), self._settings.template)
+        return Probe.of(language_model(self._teacher, "--features probe"), self._settings)
 
     @cached_property
     def _worker(self) -> ModelWorker:

@@ -72,7 +72,9 @@ class VectorFiles:
         if self._probe is None or self._probe.about("truncated"):
             return None
         described, views = self._probe.about("probe"), Views.of(self._probe.about("views"))
-        if any(described.get(name) != reader.get(name) for name in ("model", "dtype", "wording", "context")):
+        if "share" in described or any(
+            described.get(name) != reader.get(name) for name in ("model", "dtype", "wording", "context")
+        ):
             return None
         found = self._probe.of(ids)
         whole, pooled = found[:, views.dim :], views.pooled(found)

@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nncift.core.arrays import Floats
+from nncift.config import RunSettings
+from nncift.core.arrays import Floats, Longs
 from nncift.core.result_types import JsonObject
 from nncift.core.seeds import generator
 from nncift.data.examples import Example, Examples, content_text
@@ -70,11 +72,20 @@ AT_ONCE = 2**25
 
 @dataclass(frozen=True)
 class Probe:
-    """A language model that is asked once about every row. template and context: as for the teacher."""
+    """A language model that is asked once about every row. template and context: as for the teacher.
+
+    share: of each row's tokens, that is read: the end of the prompt and the start of the response, in their proportion.
+    """
 
     lm: CausalLM
     template: str | None = None
     batch_tokens: int = 2048
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, lm: CausalLM, settings: RunSettings) -> Probe:
+        """Return the probe that settings ask for."""
+        return cls(lm, settings.template, share=share_of(settings))
 
     @cached_property
     def wording(self) -> PromptFormat:
@@ -110,6 +121,7 @@ class Probe:
             "views": self.views.to_json(),
             "layers": list(self._layers),
             "version": 2,
+            **({} if self.share == 1 else {"share": self.share}),
         }
 
     def read(self, examples: Sequence[Example]) -> tuple[Floats, npt.NDArray[np.int32]]:
@@ -121,9 +133,19 @@ class Probe:
             found[index] = self._features(rows[index], reading)
         return found, np.array(counts, np.int32)
 
+    def passes(self, rows: int) -> int:
+        """Return what reading so many rows costs, in forward passes over whole rows, rounded up."""
+        return passes_of(self.share, rows)
+
     def tokens(self, example: Example) -> int:
         """Return the tokens of a row that are read."""
         return len(self._row(example)[0])
+
+    def tokens_of(self, whole: npt.ArrayLike) -> Longs:
+        """Return how many tokens are read of rows that have so many."""
+        own = np.asarray(whole, np.int64)
+        shared = np.minimum(own, np.maximum(2, np.ceil(self.share * own)))
+        return np.asarray(np.minimum(shared, self.lm.context), np.int64)
 
     @property
     def _size(self) -> int:
@@ -149,11 +171,24 @@ class Probe:
             scored = None if scored is None else tuple(place - 1 for place in scored if place)
         if not prompt or not response:
             raise DataError(f"the probe cannot read row {example.id!r}: it has fewer than two tokens")
-        whole, room = len(prompt) + len(response), self.lm.context
+        whole = len(prompt) + len(response)
+        if self.share < 1:
+            prompt, response = self._shared(prompt, response)
+        room = self.lm.context
         response = response[: room - 1]
         # The first response comes first: some of it is left.
         scored = None if scored is None else tuple(place for place in scored if place < len(response))
         return Row(prompt[-max(1, room - len(response)) :], response, scored), whole
+
+    def _shared(self, prompt: tuple[int, ...], response: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the share of a row that is read, at least a token of each part.
+
+        A first token that begins every text stays in front: without it some models read nothing as they should.
+        """
+        kept = int(self.tokens_of(len(prompt) + len(response)))
+        before = min(len(prompt), kept - min(kept - 1, max(1, round(self.share * len(response)))))
+        front = prompt[:1] if before > 1 and prompt[0] == self.lm.tokenizer.bos_token_id else ()
+        return (*front, *prompt[len(prompt) - before + len(front) :]), response[: kept - before]
 
     def _features(self, row: Row, reading: Reading) -> Floats:
         before = len(row.prompt)
@@ -224,6 +259,17 @@ class Probe:
         return random.standard_normal((self._size, MOST_HIDDEN), np.float32) / np.float32(np.sqrt(MOST_HIDDEN))
 
 
+def share_of(settings: RunSettings) -> float:
+    """Return the share of each row that a probe reads by these settings."""
+    return 1.0 if settings.probe_share is None else settings.probe_share.share
+
+
+def passes_of(share: float, rows: int) -> int:
+    """Return what a probe that reads a share of so many rows costs, in forward passes over whole rows, rounded up."""
+    # A share of decimal digits must not pay for what binary ones add.
+    return ceil(round(share * rows, 6))
+
+
 def _sketch(error: Floats, added: Floats, left: Floats, right: Floats) -> Floats:
     """Return the sketch `(SKETCH,)` of the mean of `e d'` over tokens, but for its size."""
     return np.asarray(np.mean((error @ left) * (added @ right), axis=0), np.float32)
@@ -269,7 +315,7 @@ def probe_like(described: Mapping[str, Any], device: str = "auto") -> Probe:
     """Load the probe that a description stands for. Raises UsageError where the model is another one now."""
     dtype = str(described["dtype"]).removeprefix("torch.")
     lm = CausalLM.load(str(described["name"]), device=device, dtype=dtype, context=int(described["context"]))
-    probe = Probe(lm, described["template"], int(described["batch_tokens"]))
+    probe = Probe(lm, described["template"], int(described["batch_tokens"]), float(described.get("share", 1)))
     found = probe.describe()
     if found != dict(described):
         changed = ", ".join(sorted(name for name in found if found[name] != described.get(name)))

@@ -20,6 +20,7 @@ from nncift.errors import DataError, InfeasibleError
 from nncift.labels import LabelBudget
 from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
 from nncift.labels.store import Axes
+from nncift.models.probe import passes_of, share_of
 from nncift.stages.check import prepare_all
 from nncift.stages.context import RunContext
 from nncift.stages.request import DEFAULT_SHARE, LEAST_PASSES
@@ -84,7 +85,8 @@ class Passes:
     def of(cls, settings: RunSettings, axes: Axes, teacher: Teacher | RowTeacher, existing: int = 0) -> Passes:
         """Return the passes for a teacher that knows the rows. existing: rows that were trained on already."""
         by_row = isinstance(teacher, RowTeacher)
-        probed = int(settings.features == "probe") + int(settings.encoder == "lm")
+        share = share_of(settings) if settings.features == "probe" else 0.0
+        others = sum(passes_of(share, rows) + rows * (settings.encoder == "lm") for rows in (len(axes.rows), existing))
         return cls(
             settings,
             axes,
@@ -93,7 +95,7 @@ class Passes:
             pass_weight(teacher),
             row_passes(teacher) if isinstance(teacher, RowTeacher) else 1,
             warm_up_cost(teacher).passes,
-            probed * (len(axes.rows) + existing),
+            others,
             chunk_passes(teacher),
         )
 
@@ -312,6 +314,7 @@ def settle(
         others,
         settings.part(SpendSettings),
         settings.features,
+        str(settings.probe_share),
         settings.encoder,
         settings.part(TeacherSettings),
         settings.test_items,

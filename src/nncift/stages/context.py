@@ -106,7 +106,7 @@ def encoder_of(context: RunContext) -> Encoder:
 
 def probe_of(context: RunContext) -> Probe:
     """Return the probe of the teacher's model. Raises UsageError where the teacher has none."""
-    return Probe(language_model(context.teacher, "--features probe"), context.settings.template)
+    return Probe.of(language_model(context.teacher, "--features probe"), context.settings)
 
 
 def identity(pool: Examples) -> Iterator[list[str]]:

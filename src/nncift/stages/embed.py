@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from nncift.config import EncoderSettings, TeacherSettings
 from nncift.core.arrays import Longs
 from nncift.core.fingerprints import fingerprint
@@ -18,12 +16,12 @@ from nncift.distributed.blocks import ByExecutor
 from nncift.labels.store import Axes
 from nncift.labels.vectors import VectorFiles, Vectors
 from nncift.models.embedding_cache import Embedded, EmbeddingCache
-from nncift.models.probe import features_of
+from nncift.models.probe import features_of, share_of
 from nncift.stages.context import RunContext, encoder_of, identity, probe_of
 from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import Stage
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.abilities import HasLanguageModel, language_model
+from nncift.teachers.abilities import HasLanguageModel
 
 COUNTED = 1 << 12
 """Rows whose tokens are counted at once."""
@@ -76,7 +74,9 @@ def probe_rows(context: RunContext, rows: Examples) -> None:
     if context.features != "probe":
         return
     left = ("probe.npy", "probe.json")
-    key = context.key("probe", context.keys["embed"], context.settings.part(TeacherSettings))
+    share = share_of(context.settings)
+    parts = () if share == 1 else (share,)
+    key = context.key("probe", context.keys["embed"], context.settings.part(TeacherSettings), *parts)
     with context.directory.stage("probe", key, left) as stage:
         if not stage.done:
             stage.cost.model_tokens = stage.cost.model_passes = 0
@@ -108,9 +108,8 @@ def probed(context: RunContext, rows: Examples, stage: Stage, into: Path | None 
     with context.progress(group.what, len(rows)) as advance:
         found = features_of(probe, rows, advance, by_executor, into)
     stage.cost.seconds += sum(by.others for by in others)
-    limit = language_model(context.teacher).context
-    stage.cost.model_tokens += int(np.minimum(found.counts, limit).sum())
-    stage.cost.model_passes += len(rows)
+    stage.cost.model_tokens += int(probe.tokens_of(found.counts).sum())
+    stage.cost.model_passes += probe.passes(len(rows))
     return found
 
 

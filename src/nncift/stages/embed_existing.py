@@ -13,7 +13,7 @@ from nncift.distributed.local import LocalExecutor
 from nncift.errors import DataError
 from nncift.models.embedding_cache import EmbeddingCache
 from nncift.selection.utilities import Existing
-from nncift.stages.context import RunContext, encoder_of
+from nncift.stages.context import RunContext, encoder_of, probe_of
 from nncift.stages.embed import probed
 from nncift.storage.atomic import atomic, write_json
 from nncift.storage.vector_store import VectorFile
@@ -48,7 +48,7 @@ def embed_existing(context: RunContext, rows: Examples | None) -> Existing | Non
             if features == "probe":
                 # Shards leave nothing about these rows; what they left about others is paid for already.
                 found = probed(replace(context, executor=LocalExecutor()), rows, stage)
-                passes += len(rows)
+                passes += probe_of(context).passes(len(rows))
                 with atomic(context.directory.file(VECTORS)) as part, part.open("wb") as stream:
                     np.save(stream, np.concatenate([embedded.vectors, found.vectors], axis=1), allow_pickle=False)
             write_json(context.directory.file(ABOUT), {"contents": contents, "teacher_passes": passes})

@@ -177,7 +177,9 @@ def estimate(request: Request, progress: Progress = silent) -> Estimate:
     plan = _plan(most, settings.seed, axes, teacher)
     label, full = cost(plan, teacher, axes.rows, settings.seed, trials, progress)
     read = Examples((*axes.rows, *others))
-    probe = _probe(settings, teacher, read, trials, progress) if allowance.features == "probe" else NOTHING
+    probe = (
+        _probe(settings, teacher, read, len(axes.rows), trials, progress) if allowance.features == "probe" else NOTHING
+    )
     embed = _embedding(settings, axes, encoder, read, trials, progress)
     own = label + probe + (embed if settings.encoder == "lm" else replace(embed, passes=0, tokens=0.0))
     spent = ModelCost(label.passes, pass_weight(teacher), own.passes - label.passes, full.passes, len(sources))
@@ -297,18 +299,20 @@ def _notes(allowance: Allowance, plan: LabelPlan | RowPlan, teacher: Teacher | R
 
 
 def _probe(
-    settings: RunSettings, teacher: Teacher | RowTeacher, rows: Examples, trials: Trials, progress: Progress
+    settings: RunSettings, teacher: Teacher | RowTeacher, rows: Examples, own: int, trials: Trials, progress: Progress
 ) -> Cost:
-    """Return the cost of asking the model once about every row, none of them cached."""
-    probe, tokens = Probe(language_model(teacher, "--features probe"), settings.template), 0
+    """Return the cost of asking the model once about every row, none of them cached. own: of the pool and the target set."""
+    probe, tokens = Probe.of(language_model(teacher, "--features probe"), settings), 0
     with progress("counting tokens", len(rows)) as advance:
         for row in rows:
             known = teacher.row_tokens(row.id) if isinstance(teacher, CountsRowTokens) else None
-            tokens += probe.tokens(row) if known is None else min(known, probe.lm.context)
+            tokens += probe.tokens(row) if known is None else int(probe.tokens_of(known))
             advance(1)
     with progress("timing the probe", 0):
         pace = trials.price("probe", lambda: probe_pace(probe, rows, settings.seed, trials))
-    return Cost(len(rows), float(tokens), *pace.of(tokens))
+    # Rows that were trained on already are read, and rounded up, apart.
+    passes = probe.passes(own) + probe.passes(len(rows) - own)
+    return Cost(passes, float(tokens), *pace.of(tokens))
 
 
 def _embedding(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import floor
 from pathlib import Path
 from typing import Any, Self
 
 from nncift.config import RunSettings, StudentSettings, recorded
-from nncift.core.amounts import CostCap
+from nncift.core.amounts import CostCap, ProbeShare
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
 from nncift.data.pool import PoolTable
@@ -53,6 +54,11 @@ DEFAULT_SHARE = 0.1
 
 LEAST_PASSES = 3000
 """... or so many forward passes, where that is more."""
+
+WHOLE_ROWS = ProbeShare.parse("100%")
+
+LEAST_PERCENT = 15
+"""Percent of each row's tokens below which a probe is not made by default: less was not tried (docs/results/fidelity.md)."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +182,12 @@ class Request:
         most = max(len(pool), 0 if target is None else len(target))
         chosen = {
             "plan": _plan(settings, teacher, most),
-            "features": _features(settings, teacher, most),
+            **_features(settings, teacher, most),
             "objective": _objective(settings, teacher, target, existing=existing is not None),
         }
         goals = None if target is None else named_target(target)
         held = None if parted is None else parted.holdout
-        notes = _chosen(settings, teacher, most)
+        notes = _chosen(settings, chosen, teacher, most)
         settings = settings.model_copy(update=chosen)
         return cls(settings, teacher, pool, constraints, goals, existing, encoder, held, notes)
 
@@ -226,12 +232,19 @@ def _check_proof(settings: RunSettings) -> None:
 def _as_begun(settings: RunSettings, out: str | Path | None) -> RunSettings:
     """Return settings with what a run in this directory was begun with where the choice is not given: its student's features.
 
-    A pool that grows past what a probe may cost keeps the student that it has. Raises DataError for a damaged manifest.
+    A pool that grows past what a probe may cost keeps the student and the probe that it has. Raises DataError for a damaged
+    manifest.
     """
     manifest = None if out is None else Path(out) / MANIFEST
-    if settings.features is not None or manifest is None or not manifest.exists():
+    if manifest is None or not manifest.exists():
         return settings
-    return settings.model_copy(update={"features": recorded(manifest).features})
+    before = recorded(manifest)
+    chosen: dict[str, object] = {}
+    if settings.features is None:
+        chosen["features"] = before.features
+    if settings.probe_share is None and before.features == "probe" and settings.features != "text":
+        chosen["probe_share"] = before.probe_share or WHOLE_ROWS
+    return settings.model_copy(update=chosen)
 
 
 def _plan(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> str:
@@ -249,23 +262,44 @@ def _plan(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> st
     return plan
 
 
-def _features(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> str:
-    """Return what the student reads. most: rows of the longer axis."""
-    if settings.features == "probe":
-        check_language_model(teacher, "--features probe")
-    worth = suits_a_probe(teacher) and affords_a_probe(settings.cost, most)
-    return settings.features or ("probe" if worth else "text")
+def _features(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> dict[str, object]:
+    """Return what the student reads, and the share of each row that a probe reads of it. most: rows of the longer axis."""
+    if settings.features == "probe" or settings.probe_share is not None:
+        check_language_model(teacher, "--features probe" if settings.features == "probe" else "--probe-share")
+    if settings.features == "text" and settings.probe_share is not None:
+        raise UsageError("--probe-share was given with --features text, which makes no probe; give one of them")
+    share = settings.probe_share or affordable_probe(settings.cost, most)
+    worth = settings.probe_share is not None or (suits_a_probe(teacher) and share is not None)
+    if (settings.features or ("probe" if worth else "text")) == "text":
+        return {"features": "text", "probe_share": None}
+    return {"features": "probe", "probe_share": None if share is None or share.share == 1 else share}
 
 
-def _chosen(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> tuple[str, ...]:
-    """Return what to say where a probe would suit, nobody chose, and it costs too much. most: rows of the longer axis."""
-    if settings.features is not None or not suits_a_probe(teacher) or affords_a_probe(settings.cost, most):
+def _chosen(
+    settings: RunSettings, chosen: Mapping[str, object], teacher: Teacher | RowTeacher, most: int
+) -> tuple[str, ...]:
+    """Return what to say where a probe of whole rows would suit, and it costs too much. most: rows of the longer axis."""
+    if (
+        settings.probe_share is not None
+        or not suits_a_probe(teacher)
+        or affordable_probe(settings.cost, most) == WHOLE_ROWS
+    ):
         return ()
     cap = f"the default cap of {100 * DEFAULT_SHARE:g} %" if settings.cost is None else f"--cost {settings.cost}"
+    whole = (
+        f"one pass of the model for each of {most:,} rows, {100 * most / training_cost(most):.0f} % of training on them, is more "
+        f"than half of what {cap} allows"
+    )
+    if share := chosen["probe_share"]:
+        return (
+            f"The probe reads {share} of each row's tokens, where its response begins: {whole}. Whole rows make the student "
+            "better: --probe-share 100% --cost 25%.",
+        )
+    if settings.features is not None:
+        return ()
     return (
-        f"The student reads text alone: a probe takes one pass of the model for each of {most:,} rows, "
-        f"{100 * most / training_cost(most):.0f} % of training on them, more than half of what {cap} allows. It usually makes "
-        "the student better: --features probe --cost 25%.",
+        f"The student reads text alone, since a probe is too dear: {whole}. It usually makes the student better: "
+        "--features probe --cost 25%.",
     )
 
 
@@ -280,10 +314,15 @@ def suits_a_probe(teacher: Teacher | RowTeacher) -> bool:
     return not (isinstance(teacher, RowTeacher) and pass_weight(teacher) <= FORWARD)
 
 
-def affords_a_probe(cost: CostCap | None, rows: int) -> bool:
-    """Tell whether such a pass takes at most a half of the cap on cost, so that labels have the other."""
+def affordable_probe(cost: CostCap | None, rows: int) -> ProbeShare | None:
+    """Return the share of each row that a probe may read so that it takes at most a half of the cap on cost, labels the other.
+
+    A whole percent; None where that is less than a probe is good for.
+    """
     allowed = (DEFAULT_SHARE if cost is None else cost.share) * training_cost(rows)
-    return 2 * rows <= (max(allowed, LEAST_PASSES) if cost is None else allowed)
+    half = (max(allowed, LEAST_PASSES) if cost is None else allowed) / 2
+    percent = min(100, floor(round(100 * half / rows, 6)))
+    return ProbeShare.parse(f"{percent}%") if percent >= LEAST_PERCENT else None
 
 
 def _objective(settings: RunSettings, teacher: Teacher | RowTeacher, target: Examples | None, *, existing: bool) -> str:

@@ -343,7 +343,7 @@ def rates_of(
     text = trials.price("text", lambda: text_price(axes.rows, encoder, seed, settings.device))
     fixed = text.of(rows, None)[0] or 0.0
     if settings.features == "probe":
-        probe = Probe(language_model(teacher, "--features probe"), settings.template)
+        probe = Probe.of(language_model(teacher, "--features probe"), settings)
         drawn = [axes.rows.by_id(item) for item in shuffled(axes.rows.ids, seed, "estimate", "probe")[:CANDIDATES]]
         tokens = rows * fmean(probe.tokens(row) for row in drawn)
         fixed += trials.price("probe", lambda: probe_pace(probe, axes.rows, seed, trials)).of(tokens)[0]
