@@ -23,6 +23,7 @@ from nncift.stages.label_rounds import label_budgets
 from nncift.stages.request import Request, affordable_probe
 from nncift.stages.timing import Rates
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
+from nncift.teachers.less_warmup import Recipe
 
 Write = Callable[..., Path]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -441,6 +442,16 @@ def test_a_probe_that_reads_less_for_its_price_is_told_of(write_pool: Write, tmp
     assert [warning for warning in first.warnings if "text alone" in warning] == [own]
     assert again.warnings == first.warnings
     assert own in estimate(asked(rows, labels=40, cost="3.3%")).notes
+
+
+@pytest.mark.parametrize("rows", [1501, 2000, 3334, 5000, 15_000])
+def test_by_default_probe_and_warm_up_leave_room_for_the_labels(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe()
+    monkeypatch.setattr(Gradients, "row_passes", 1)
+    monkeypatch.setattr(Gradients, "warm_up_passes", recipe.epochs * recipe.rows(rows, enough=True))
+    found, passes = allowed(rows, Gradients(), features="probe", probe_share=str(affordable_probe(None, rows)))
+    assert written(found) == ("5%",)
+    assert passes.cost(passes.size(found.rounds[0])).cost <= max(3000, 0.9 * rows)
 
 
 def test_a_share_of_no_probe_is_refused(write_pool: Write) -> None:

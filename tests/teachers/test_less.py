@@ -338,6 +338,20 @@ def test_few_updates_leave_one_checkpoint_and_the_teacher_says_so(llama_folder: 
     assert less.describe()["checkpoints"] == [2]
 
 
+def test_a_warm_up_on_fewer_rows_than_published_is_told_of(
+    llama_folder: Path, pool: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nncift.teachers.less_warmup.ENOUGH_ROWS", 2)
+    monkeypatch.setattr("nncift.teachers.less.Recipe.share", 0.5)
+    few = prepared(str(llama_folder), pool, warmup_share=None)
+    (note,) = few.notes()
+    rows = len(pool)
+    assert few.warm_up_passes == 2 * 2
+    assert note.startswith(f"LESS warms up on 2 of {rows} rows, where 50 % would be {rows // 2}")
+    assert "--option warmup_share=0.5" in note
+    assert prepared(str(llama_folder), pool, warmup_share=0.5).warm_up_passes == 2 * (rows // 2)
+
+
 def test_the_number_of_checkpoints_stays_when_the_pool_grows(
     llama_folder: Path, write_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

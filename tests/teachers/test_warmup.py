@@ -49,6 +49,14 @@ def test_every_epoch_leaves_a_checkpoint_with_state_by_name(llama_folder: Path) 
     assert all(float(value.max()) > 0 for name, value in found[2].second.items() if "lora_A" in name)
 
 
+@pytest.mark.parametrize(
+    ("pool", "published", "enough"),
+    [(7, 1, 1), (240, 12, 12), (1000, 50, 50), (3000, 150, 50), (5000, 250, 75), (100_000, 5000, 1500)],
+)
+def test_a_large_pool_warms_up_on_what_a_run_can_pay_for(pool: int, published: int, enough: int) -> None:
+    assert (Recipe().rows(pool, enough=False), Recipe().rows(pool, enough=True)) == (published, enough)
+
+
 def test_warm_up_lowers_the_loss(llama_folder: Path) -> None:
     trainable = lora(llama_folder)
     losses = []

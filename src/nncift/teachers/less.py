@@ -26,6 +26,7 @@ from nncift.models.lora import Trainable
 from nncift.models.lora_gradients import LoraGradients, gradients_of
 from nncift.models.per_sample_gradients import PerSample, Piece, gradient_batches
 from nncift.models.response_reader import BATCH_TOKENS, AnyModel, AnyTokenizer, parted
+from nncift.storage.ledger import training_cost
 from nncift.teachers import Kind, RowLabels, subtasks
 from nncift.teachers.abilities import GRADIENT, StoredAs
 from nncift.teachers.kept_rows import InWorkspace
@@ -76,7 +77,8 @@ class Less(InWorkspace, ModelTeacher):
         super().__init__(
             model, {"batch_tokens": shared.get("batch_tokens", BATCH_TOKENS), **own.to_json()}, tokenizer, **shared
         )
-        self.recipe = Recipe(own.warmup_share, own.epochs, own.learning_rate)
+        share = Recipe.share if own.warmup_share is None else own.warmup_share
+        self.recipe, self._enough = Recipe(share, own.epochs, own.learning_rate), own.warmup_share is None
         self.lora, self.folders = own.shape, own.folders
         self.weights = own.modules if self.lora is None else None
         self.wanted = own.checkpoints if isinstance(own.checkpoints, int) else None
@@ -87,6 +89,7 @@ class Less(InWorkspace, ModelTeacher):
         self._subtasks: dict[str, str] = {}
         self._rows: Mapping[str, Row] = self.reader.rows
         self._sample: list[Row] | None = None
+        self._pool = 0
         self._checkpoints: list[Checkpoint] | None = None
 
     @cached_property
@@ -127,7 +130,18 @@ class Less(InWorkspace, ModelTeacher):
 
     def notes(self) -> tuple[str, ...]:
         """Return sentences about the rows that were prepared, and what the warm-up's size decided."""
-        return (*super().notes(), *self._fewer_checkpoints())
+        return (*super().notes(), *self._fewer_rows(), *self._fewer_checkpoints())
+
+    def _fewer_rows(self) -> tuple[str, ...]:
+        rows, published = len(self._sample or ()), self.recipe.rows(self._pool, enough=False)
+        if not self._enough or not rows or rows >= published:
+            return ()
+        share = f"{100 * self.recipe.share:g} %"
+        return (
+            f"LESS warms up on {rows:,} of {self._pool:,} rows, where {share} would be {published:,} and cost "
+            f"{100 * self.recipe.epochs * published * GRADIENT / training_cost(self._pool):.1f} % of training on all rows "
+            f"(--option warmup_share={self.recipe.share:g} takes them).",
+        )
 
     def _fewer_checkpoints(self) -> tuple[str, ...]:
         kept, every = self.n_checkpoints, self.recipe.epochs
@@ -166,9 +180,10 @@ class Less(InWorkspace, ModelTeacher):
         self._subtasks |= subtasks.named_in(examples, self.subtask)
         fresh = {example.id: self._rows[example.id] for example in examples if example.id in self._rows}
         if self._sample is None and fresh and self.folders is None and self.recipe.trains:
-            self._sample = draw(
-                fresh, self.recipe, self.seed, self._in_workspace("warmup.json"), fingerprint(self._training())
-            )
+            self._pool = len(fresh)
+            count = self.recipe.rows(len(fresh), enough=self._enough)
+            record = self._in_workspace("warmup.json")
+            self._sample = draw(fresh, count, self.seed, record, fingerprint(self._training()))
         return rejected
 
     def without_warm_up(self) -> Less:

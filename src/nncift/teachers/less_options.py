@@ -21,7 +21,7 @@ class LessSettings(ModelSettings, total=False):
 
     lora: bool | None
     checkpoints: int | Sequence[str | Path] | None
-    warmup_share: float
+    warmup_share: float | None
     epochs: int
     learning_rate: float
     rank: int
@@ -43,8 +43,9 @@ class LessOptions:
     targets: ends of the names of modules that have LoRA, or whose weights count without it, `["all-linear"]` for all linear
     layers of the body; None = the attention's projections for LoRA, all parameters without. checkpoints: None = as many of the
     warm-up's epochs as enough updates lie between (`Recipe.kept`); a number of them; or peft adapter folders of the user's own,
-    in place of a warm-up. warmup_share: of the pool's rows; 0 = no warm-up, one checkpoint whose optimiser has seen nothing, so
-    that Adam's direction is its first step (close to the gradient's sign); `adam="none"` takes plain gradients for sources too.
+    in place of a warm-up. warmup_share: of the pool's rows; None = 5 %, above 1,000 rows less (`Recipe.rows`); 0 = no warm-up,
+    one checkpoint whose optimiser has seen nothing, so that Adam's direction is its first step (close to the gradient's sign);
+    `adam="none"` takes plain gradients for sources too.
     projection: dimensions.
     subtask: a column of the target rows that names each row's subtask; aggregate: what a subtask's rows make of a source, see
     `GradientFeatures`.
@@ -52,7 +53,7 @@ class LessOptions:
 
     lora: bool | None = None
     checkpoints: int | Sequence[str | Path] | None = None
-    warmup_share: float = 0.05
+    warmup_share: float | None = None
     epochs: int = 4
     learning_rate: float = 2e-5
     rank: int = 128
