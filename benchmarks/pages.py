@@ -19,16 +19,16 @@ WORLDS, TARGET_SET = "worlds", "target set"
 
 REAL = """## A real model
 
-`python benchmarks/real.py make --data DIR` once (about an hour on one core), then `{command}`, on
-{machine}. The model is {model} with {parameters:,} parameters; rows have {low} to {high} tokens and come from five sources alike
-(Alpaca, GSM8K, T0, GPTeacher code and role-play). LESS has one checkpoint and {projection:,} dimensions. Mean ± standard
-deviation over {seeds} seeds of plan, labels and training. R² and Spearman are on all pairs that were not measured. Skill at a
-budget of 1 / 5 / 10 / 30 % of the rows: 0 is random, 1 the full teacher, both under the true matrix; measured pairs stand in the
-matrix. `skill`: selected by the student. `skill in a run`: by what a run uses after its gate ([method](../method.md), section
-2). `stated - true`: the skill that a run states, from held-out labels, less the true one, and how many of its 90 % intervals hold
-the true one. `worst - free`: the lowest difference, over seeds and budgets, of a run's skill to the best similarity that is free
-under the same features, at each budget the best in hindsight. `measured`: rows for LESS, pairs for DELIFT, those for validation
-and test included.
+`python benchmarks/real.py make --data DIR` once (about an hour on one core), then `{command}`, on {machine}. The model is
+{model} with {parameters:,} parameters; rows have {low} to {high} tokens and come from five sources alike (Alpaca, GSM8K, T0,
+GPTeacher code and role-play). LESS has one checkpoint and {projection:,} dimensions. Mean ± standard deviation over {seeds}
+seeds of plan, labels and training. R² and Spearman are on all pairs that were not measured. Skill at a budget of 1 / 5 / 10 /
+30 % of the rows: 0 is random, 1 the full teacher, both under the true matrix; measured pairs stand in the matrix. `probe of 45
+%` reads so much of each row, which is what a pool of thousands affords by default. `skill`: selected by the student. `skill in
+a run`: by what a run uses after its gate ([method](../method.md), section 2). `stated - true`: the skill that a run states,
+from held-out labels, less the true one, and how many of its 90 % intervals hold the true one. `worst - free`: the lowest
+difference, over seeds and budgets, of a run's skill to the best similarity that is free under the same features, at each budget
+the best in hindsight. `measured`: rows for LESS, pairs for DELIFT, those for validation and test included.
 {when}"""
 
 EARLIER = """

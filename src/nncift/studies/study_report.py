@@ -114,11 +114,10 @@ def against_selected(group: GroupSummary, metric: str) -> list[Dot]:
 
 def _paid(group: GroupSummary, metric: str) -> list[Line]:
     """Return one point for every trained arm: what it cost, in percent of training on everything, and what it reached."""
-    arms = {name: arm for name, arm in group.arms.items() if arm.share_of_training is not None}
     return [
-        _line(name, [(100 * (arm.share_of_training or 0.0), Spread.of(arm.metrics[metric].by_seed))])
-        for name, arm in arms.items()
-        if metric in arm.metrics
+        _line(name, [(100 * arm.share_of_training, Spread.of(arm.metrics[metric].by_seed))])
+        for name, arm in group.arms.items()
+        if arm.share_of_training is not None and metric in arm.metrics
     ]
 
 
