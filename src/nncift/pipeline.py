@@ -115,7 +115,7 @@ def _selected(request: Request, out: str | Path, progress: Progress, executor: E
         utilities = Utilities(student, vectors, labels, rows.content, existing, subtask_of, calculate, in_memory)
         posing = Posing(
             partial(_problem, context, utilities, constraints.removed),
-            Refits(utilities, settings, fidelity.course, fidelity.gate.used),
+            Refits(utilities, settings, fidelity.course, fidelity.gate.used, (directory.path, context.keys["fit"])),
         )
         with progress("selecting rows", 0):
             selection = choose(directory, context.keys, settings, rows, constraints, posing)

@@ -1,6 +1,7 @@
 """Stability: labelled rows are drawn again, the student is fitted again, and the same objective selects again."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -158,3 +159,47 @@ def test_a_large_pool_is_selected_from_in_parts_and_what_is_left_has_no_number(m
     assert np.isfinite(found.share).sum() == 30
     assert np.nansum(found.share) == pytest.approx(6)
     assert found.record.rows <= 8
+
+
+def test_what_refits_learned_is_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled, utilities = ResolvedConstraints(8, NO_RULES, {}), world(0.3)
+    refit = Refits(utilities, settings(), {"courses": [COURSE]}, STUDENT, (tmp_path, "fit"))
+    first = refit.stability(rows(), settled, IDS[:8])
+    monkeypatch.setattr(Product, "refit", unexpected)
+    again = refit.stability(rows(), settled, IDS[:8])
+    assert first is not None
+    assert again is not None
+    assert np.array_equal(first.share, again.share)
+
+
+@pytest.mark.parametrize("change", ["fit", "labels", "damage"])
+def test_kept_refits_of_other_labels_or_damaged_ones_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    settled, utilities = ResolvedConstraints(8, NO_RULES, {}), world(0.3)
+    refit = Refits(utilities, settings(), {"courses": [COURSE]}, STUDENT, (tmp_path, "fit"))
+    refit.stability(rows(), settled, IDS[:8])
+    if change == "fit":
+        refit = replace(refit, kept=(tmp_path, "another"))
+    elif change == "labels":
+        refit = replace(refit, utilities=world(0.3, seed=1))
+    else:
+        path = tmp_path / module.FITTED
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    monkeypatch.setattr(Product, "refit", unexpected)
+    with pytest.raises(AssertionError, match="fitted again"):
+        refit.stability(rows(), settled, IDS[:8])
+
+
+def unexpected(*_: Any, **__: Any) -> None:
+    raise AssertionError("fitted again")
+
+
+def test_scores_are_asked_for_where_the_objective_is_exhausted(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(world(0.3), N - 2)
+    # No objective is taken for one that hardly needs them.
+    monkeypatch.setattr(module, "COVERING", ())
+    scored = measured(world(0.3), N - 2)
+    assert found is not None
+    assert scored is not None
+    assert np.array_equal(found.share, scored.share)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from nncift.core.arrays import Doubles, Places
 from nncift.core.pairs import LabelledPairs
@@ -78,6 +77,9 @@ def _of_all_targets(residual: Doubles, row: Places, target: Places) -> tuple[Dou
     taken to differ by as much as F allows at its lower `LUCK` quantile, so that residuals shrink away only where rows clearly do
     not differ. The mean stays, for it may be a bias on new rows, and its own error is the least half-width.
     """
+    # Its import takes a third of a second, which whoever only reads a finished run need not wait for.
+    from scipy import special
+
     count = np.bincount(row)
     error = np.bincount(row, residual) / count
     mean, items = float(error.mean()), len(count)

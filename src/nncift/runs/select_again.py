@@ -90,7 +90,9 @@ def _reselected(run: Path, given: Mapping[str, Any], out: Path | None, executor:
         student, subtask_of = Student.load(run / "student"), subtasks.kept(directory)
         utilities = Utilities(student, vectors, labels, rows.content, existing, subtask_of, map_by(executor))
         course, used = _fitted(directory)
-        posing = Posing(partial(build, utilities, settings, settled.removed), Refits(utilities, settings, course, used))
+        kept = run, str(checksums.read_mark(run, "fit").get("fingerprint"))
+        refits = Refits(utilities, settings, course, used, kept)
+        posing = Posing(partial(build, utilities, settings, settled.removed), refits)
         control = len(rows.ids) <= EMBEDDING_CONTROL_ROWS
         if out is None:
             keys: JsonObject = {name: checksums.read_mark(run, name).get("fingerprint") for name in ("fit", "existing")}

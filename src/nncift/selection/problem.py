@@ -100,10 +100,11 @@ def build(utilities: Utilities, settings: RunSettings, removed: Collection[str] 
     return build_dense(utilities, str(settings.objective))
 
 
-def build_dense(utilities: Utilities, objective: str) -> DenseProblem:
+def build_dense(utilities: Utilities, objective: str, *, scored: bool = True) -> DenseProblem:
     """Return the whole matrix, for predictions that are finite. Objectives of coverage see the student's tail, others do not.
 
     `flmi` looks at the pool's rows as targets, whose utilities are all predicted where the run has a target set of its own.
+    scored: see `Utilities.matrix`.
     """
     similar = utilities.similarities()
     if objective == "flmi":
@@ -112,7 +113,7 @@ def build_dense(utilities: Utilities, objective: str) -> DenseProblem:
         return _aimed(utilities, similar, plain.matrix.mean_per_source() if plain.score is None else plain.score)
     if objective in COVERING:
         utilities = utilities.for_coverage()
-    found, existing, reference = utilities.matrix(), utilities.existing, None
+    found, existing, reference = utilities.matrix(scored=scored), utilities.existing, None
     if objective in KNOWS_EXISTING and existing is not None:
         reference = _already(utilities, found.matrix, existing)
         similar = replace(similar, second=existing.vectors)

@@ -8,8 +8,11 @@ selected from in parts, which bounds the cost, and beyond `MOST_PARTS` parts onl
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,9 @@ import numpy.typing as npt
 
 from nncift.config import RunSettings
 from nncift.core.arrays import Doubles, Places
+from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import serial_map
+from nncift.core.parallel import arithmetic, serial_map
 from nncift.core.result_types import Record
 from nncift.core.seeds import generator
 from nncift.core.threads import one_thread_if_small
@@ -26,17 +30,21 @@ from nncift.data.pool import PoolTable
 from nncift.errors import DataError
 from nncift.labels.plan import SCORE
 from nncift.labels.vectors import Vectors
-from nncift.selection import pose
+from nncift.selection import COVERING, pose
 from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.coverage import Coverage
 from nncift.selection.problem import build_dense
 from nncift.selection.rules import Rules
 from nncift.selection.utilities import Utilities
+from nncift.storage import checksums
+from nncift.storage.atomic import read_arrays, write_arrays
 from nncift.storage.vector_store import rows_of
 from nncift.student.candidates import is_student
 from nncift.student.free_similarity import free_students
 from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData, network, refittable
+
+log = logging.getLogger(__name__)
 
 FREE = "towers"
 """The network of similarities that cost no label."""
@@ -53,6 +61,15 @@ MOST_TARGETS = 1500
 
 MOST_LABELLED = 500
 """Labelled rows of an axis that a refit learns from at most."""
+
+FITTED, MARK = "refits.safetensors", "refits"
+"""What refits of a run learned, which do not depend on what is selected: selecting again fits nothing."""
+
+UNITS = "units"
+"""Name there of the mean and the scale of the labels that a refit learned from."""
+
+MOST_KEPT = 1 << 26
+"""Bytes of that at most; of larger students nothing is kept."""
 
 LEAST_LABELLED = 4
 """Labelled rows of an axis below which nothing can be drawn again."""
@@ -93,18 +110,25 @@ def _percent(share: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Refits:
-    """What is needed to select again after other labels. course: how the run's student was fitted. used: what selects."""
+    """What is needed to select again after other labels. course: how the run's student was fitted. used: what selects.
+
+    kept: the run and the fingerprint of its fit, where what refits learn is kept; None = it is not.
+    """
 
     utilities: Utilities
     settings: RunSettings
     course: Mapping[str, Any]
     used: str
+    kept: tuple[Path, str] | None = None
 
     def labelled(self) -> Doubles:
         """Return the share of every source's utilities that the teacher gave, `(n_sources,)`."""
         known, targets = self.utilities.known.present(), len(self.utilities.target_ids) - self.utilities.shared
         pairs = known.target.astype(np.int64) * len(self.utilities.source_ids) + known.source
-        sources = np.unique(pairs) % len(self.utilities.source_ids)
+        # Of millions of numbers that are nearly all distinct, which np.unique would put into a hash table one by one.
+        pairs.sort()
+        once = np.flatnonzero(np.diff(pairs, prepend=-1))
+        sources = pairs[once] % len(self.utilities.source_ids)
         found = np.bincount(sources, minlength=len(self.utilities.source_ids)) / max(1, targets)
         return np.asarray(np.minimum(found, 1.0), np.float64)
 
@@ -125,30 +149,73 @@ class Refits:
         count, looked_at = np.zeros(len(rows.ids)), np.zeros(len(rows.ids), bool)
         for part in parts:
             looked_at[part.sources] = True
-        for _ in range(refits):
+        key = self._key(draws.known, refits)
+        before = self._kept(key, refits)
+        fitted: list[FittedStudent] = []
+        size = 0
+        for number in range(refits):
             known = draws.draw()
-            with one_thread_if_small(int(np.unique(known.source).size)):
-                student = self._student(known)
-            if student is None:
+            learned = before[number] if before else self._learned(known)
+            if learned is None:
                 return None
+            size += sum(part.nbytes for part in learned.weights.values())
+            if size <= MOST_KEPT:
+                fitted.append(learned)
+            student = self._with_weights(learned)
             for part in parts:
                 count[[place[item] for item in part.selected(self, student, known)]] += 1
+        if self.kept is not None and not before and len(fitted) == refits:
+            _keep(self.kept[0], key, fitted)
         share = np.where(looked_at, count / refits, np.nan)
         return Stability(share, _record(share, chosen, refits))
 
-    def _student(self, known: LabelledPairs) -> Student | None:
-        """Return what selects, fitted on some of the labels; None where that takes training by descent."""
-        shipped, vectors = self.utilities.student, self.utilities.vectors
+    def _learned(self, known: LabelledPairs) -> FittedStudent | None:
+        """Fit what selects on some of the labels; None where that takes training by descent."""
+        vectors = self.utilities.vectors
         data = TrainingData(known, known.take(np.arange(0)), vectors.targets, vectors.sources, vectors.views)
-        if not is_student(self.used):
-            free = free_students(data, rising=False).get(self.used)
-            return None if free is None else replace(_with_weights(shipped, free), network=FREE)
-        again = refittable(network(self.settings.student))
-        if again is None:
-            return None
-        courses = self.course.get("courses", [self.course])
-        learned = again.refit(data, courses=courses, advance=lambda _: None)
-        return None if learned is None else _with_weights(shipped, learned)
+        with one_thread_if_small(int(np.unique(known.source).size)):
+            if not is_student(self.used):
+                return free_students(data, rising=False).get(self.used)
+            again = refittable(network(self.settings.student))
+            if again is None:
+                return None
+            courses = self.course.get("courses", [self.course])
+            return again.refit(data, courses=courses, advance=lambda _: None)
+
+    def _with_weights(self, learned: FittedStudent) -> Student:
+        """Return what selects with what a refit learned. Raises DataError where that is not finite: it would predict nothing."""
+        if not all(np.isfinite(part).all() for part in learned.weights.values()):
+            raise DataError(
+                "a refit of the student on labels drawn again is not finite; its labels or embeddings are damaged"
+            )
+        shipped = self.utilities.student
+        name = shipped.network if is_student(self.used) else FREE
+        return replace(shipped, network=name, weights=learned.weights, mean=learned.mean, scale=learned.scale)
+
+    def _key(self, known: LabelledPairs, refits: int) -> str:
+        """Return the fingerprint of what so many refits learn. known: the labels that are drawn from."""
+        labels = hashlib.sha256()
+        for part in (known.target, known.source, known.value):
+            labels.update(np.ascontiguousarray(part).data)
+        fit = None if self.kept is None else self.kept[1]
+        settings = (self.settings.student, self.settings.seed, MOST_LABELLED)
+        return fingerprint("refits", fit, labels.hexdigest(), refits, self.used, settings, dict(arithmetic()))
+
+    def _kept(self, key: str, refits: int) -> list[FittedStudent]:
+        """Return what the run keeps of these refits, nothing where that is missing, damaged or of others."""
+        if self.kept is None or not checksums.is_marked(self.kept[0], MARK, key, (FITTED,)):
+            return []
+        path, found = self.kept[0] / FITTED, []
+        try:
+            arrays = read_arrays(path)
+            for number in range(refits):
+                own = {name.partition(".")[2]: part for name, part in arrays.items() if name.startswith(f"{number}.")}
+                mean, scale = own.pop(UNITS).tolist()
+                found.append(FittedStudent(own, mean, scale, {}))
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("%s is damaged (%s); it is made again", path, error)
+            return []
+        return found
 
     def _parts(self, rows: PoolTable, settled: ResolvedConstraints, chosen: npt.NDArray[np.bool_]) -> list[_Part]:
         """Return what is selected from at once: the pool, or random parts of a large one."""
@@ -171,13 +238,13 @@ class Refits:
         ]
 
 
-def _with_weights(shipped: Student, learned: FittedStudent) -> Student:
-    """Return the student with what a refit learned. Raises DataError where that is not finite: it would predict nothing."""
-    if not all(np.isfinite(part).all() for part in learned.weights.values()):
-        raise DataError(
-            "a refit of the student on labels drawn again is not finite; its labels or embeddings are damaged"
-        )
-    return replace(shipped, weights=learned.weights, mean=learned.mean, scale=learned.scale)
+def _keep(run: Path, key: str, fitted: Sequence[FittedStudent]) -> None:
+    """Keep in a run what its refits learned."""
+    arrays = {f"{number}.{name}": part for number, one in enumerate(fitted) for name, part in one.weights.items()}
+    arrays |= {f"{number}.{UNITS}": np.array([one.mean, one.scale]) for number, one in enumerate(fitted)}
+    checksums.mark_of(run, MARK).unlink(missing_ok=True)
+    write_arrays(run / FITTED, arrays)
+    checksums.write_mark(run, MARK, key, (FITTED,))
 
 
 def _record(share: Doubles, chosen: npt.NDArray[np.bool_], refits: int) -> StabilityRecord:
@@ -215,13 +282,20 @@ class _Part:
             # Seconds of work, here: shards and clusters share out what the selection itself rests on.
             calculate=serial_map,
         )
+        rules = self.rules if self.whole else self._rules(source_ids)
+        k = min(max(1, self.k, len(rules.include)), len(source_ids) - len(rules.exclude))
+        if objective in COVERING and objective != "flmi":
+            # Scores decide only where the objective is exhausted, and take a pass over the whole matrix.
+            found = build_dense(utilities, objective, scored=False)
+            problem = pose(found.matrix, objective, found.given, reuse=True)
+            # Gains and reasons of the rows that are left out take longer than choosing.
+            order = problem.order(k, rules) if isinstance(problem, Coverage) else None
+            if order is not None and not order.by_score:
+                return tuple(source_ids[at] for at in order.sources)
         found = build_dense(utilities, objective)
         score = found.matrix.mean_per_source() if found.score is None else found.score
         problem = pose(found.matrix, objective, replace(found, score=score).given, reuse=True)
-        rules = self.rules if self.whole else self._rules(source_ids)
-        k = min(max(1, self.k, len(rules.include)), len(source_ids) - len(rules.exclude))
         if isinstance(problem, Coverage):
-            # Gains and reasons of the rows that are left out take longer than choosing.
             return tuple(source_ids[at] for at in problem.order(k, rules).sources)
         return problem.choose(k, refits.settings.seed, rules).ids
 

@@ -84,11 +84,11 @@ class Utilities:
         targets, sources = self.vectors.targets, self.vectors.sources
         return FreeSimilarities(self.views, targets, sources, self.shared, subtask_of=self.subtask_of)
 
-    def matrix(self, *, last: bool = True) -> Predicted:
+    def matrix(self, *, last: bool = True, scored: bool = True) -> Predicted:
         """Return the hybrid matrix: known labels exact, the rest predicted, the diagonal masked.
 
-        last: see `all_pairs`. A student `for_coverage` adds its tail to what is predicted. Raises ResourceError where the matrix
-        does not fit in memory.
+        last: see `all_pairs`. A student `for_coverage` adds its tail to what is predicted. scored: whether scores are asked for,
+        which take a pass of their own where there is a tail. Raises ResourceError where the matrix does not fit in memory.
         """
         student, vectors, known = self.student, self.vectors, self.known
         needed = 4 * len(vectors.targets) * len(vectors.sources) * 2
@@ -100,7 +100,7 @@ class Utilities:
             )
         values = predict_all(student, vectors.targets, vectors.sources, self.calculate, last=last)
         matrix = with_known(values, known, shared=self.shared)
-        tail = student.tail_net if student.covers else None
+        tail = student.tail_net if student.covers and scored else None
         return Predicted(matrix, None if tail is None else self._mean_without_tail(matrix, tail, known))
 
     def _mean_without_tail(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any, overload
@@ -13,6 +14,8 @@ from nncift.storage.arrow_sizes import python_bytes
 from nncift.storage.parquet_pages import BombError, Survey, survey
 
 AT_ONCE = 1 << 14
+SHORT = 1 << 16
+"""Values up to which a column is made into Python objects once, and not anew whenever one is asked for."""
 
 
 OWN_RATIO, OWN_LEAST = 16, 1 << 27
@@ -86,9 +89,15 @@ class Column(Sequence[Any]):
     @overload
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
+        if len(self._held) <= SHORT:
+            return self._values[index]
         if isinstance(index, slice):
             return self._held[index].to_pylist()
         return self._held[index].as_py()
+
+    @cached_property
+    def _values(self) -> list[Any]:
+        return self._held.to_pylist() if len(self._held) else []
 
     def __len__(self) -> int:
         return len(self._held)
