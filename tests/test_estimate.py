@@ -237,7 +237,7 @@ def test_a_trial_ends_with_its_tokens_and_with_its_time(monkeypatch: pytest.Monk
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "delift": {"labels": "30%", "features": "probe"},
+    "delift": {"labels": "30%", "features": "probe", "probe_share": "50%"},
     "less": {
         "labels": "30%",
         "features": "probe",

@@ -144,7 +144,7 @@ def test_two_workers_see_a_gpu_each(start: Start, tmp_path: Path) -> None:
 CASES: dict[str, dict[str, Any]] = {
     "delift": {"plan": "active"},
     "less": {"teacher": "less", "labels": "30%", "option": {"projection": 32, "rank": 2, "epochs": 2}},
-    "probe": {"features": "probe", "encoder": "lm"},
+    "probe": {"features": "probe", "probe_share": "60%", "encoder": "lm"},
 }
 
 

@@ -29,7 +29,7 @@ LESS: Mapping[str, Any] = {"teacher": "less", "labels": "30%", "option": {"proje
 SLOWER: Mapping[str, Mapping[str, Any]] = {
     "active": {"plan": "active"},
     "auto": {"labels": "auto", "max_labels": "30%"},
-    "probe": {"features": "probe"},
+    "probe": {"features": "probe", "probe_share": "50%"},
     "ifd": {"teacher": "ifd", "labels": "30%"},
 }
 
