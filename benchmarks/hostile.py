@@ -165,7 +165,7 @@ def _long_texts(file: IO[bytes], size: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = [os.urandom(1 << 19).hex() for _ in range(size >> 20)]
+    texts = [os.urandom(1 << 19).hex() for _ in range(size >> 21)]
     pq.write_table(pa.table({"instruction": texts, "output": texts}), file, compression="none", use_dictionary=False)
 
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.data import read
+from nncift.data.opening import opened
 from nncift.errors import DataError
 
 ROWS = [{"prompt": f"Q{k}", "completion": "größer " * k} for k in range(1, 4)]
@@ -78,6 +80,35 @@ def test_what_unpacks_to_far_more_than_data_does_is_refused(
     path.write_bytes(PACK[suffix](b'{"prompt": "a", "completion": "b"}\n' * 60_000))
     with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
         read(path)
+
+
+def unpack(path: Path) -> None:
+    with opened(path) as (file, _):
+        while file.read(1 << 16):
+            pass
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_beginning_that_unpacks_to_too_much_is_refused_there(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl.{suffix}"
+    begins, behind = b"a" * 40_000_000, random.Random(0).randbytes(600_000)
+    path.write_bytes(PACK[suffix](begins) + PACK[suffix](behind))
+    # As a whole it is within the bound.
+    assert len(begins) + len(behind) < 200 * path.stat().st_size
+    with pytest.raises(DataError, match="unpacks to more than 200 times its size"):
+        unpack(path)
+
+
+def test_parts_that_unpack_to_nothing_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nncift.data.opening.MOST_EMPTY", 1 << 17)
+    for suffix in ("gz", "bz2", "xz"):
+        path = tmp_path / f"a.jsonl.{suffix}"
+        nothing = PACK[suffix](b"")
+        path.write_bytes(nothing * 2 + PACK[suffix](LINES) + nothing * 2)
+        assert len(read(path)) == len(ROWS)
+        path.write_bytes(nothing * (600_000 // len(nothing)) + PACK[suffix](LINES))
+        with pytest.raises(DataError, match="unpack to nothing"):
+            unpack(path)
 
 
 @pytest.mark.parametrize("suffix", PACK)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift.core import texts
-from nncift.data import file_rows, json_arrays, read, records
+from nncift.data import file_rows, formats, json_arrays, read, records
 from nncift.errors import DataError
 from nncift.runs.finished import FinishedRun
 from nncift.storage import arrow_messages, parquet_pages
@@ -262,3 +262,37 @@ def test_json_of_a_run_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytes
         read_json(path)
     with pytest.raises(DataError, match="more than 1,000 lists"):
         _ = FinishedRun(tmp_path).summary
+
+
+def test_row_of_more_text_than_any_example_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MOST_TEXT", 10)
+    path = tmp_path / "pool.jsonl"
+    path.write_text('{"instruction": "12345", "output": "12345"}\n{"instruction": "12345", "output": "123456"}\n')
+
+    found = read(path)
+
+    assert len(found) == 1
+    assert [(no.line, no.reason) for no in found.rejected] == [
+        (2, "too long: its texts have 11 characters, at most 10")
+    ]
+
+
+def test_rest_of_a_line_that_is_too_long_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_rows, "MAX_BYTES", 1 << 20)
+    path = tmp_path / "pool.csv"
+    path.write_text(f"instruction,output\n{'x' * (1 << 20)}rest,answer\n")
+
+    with pytest.raises(DataError, match="has more than 1 MiB"):
+        read(path)
+
+
+def test_tokenizer_is_given_little_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "AT_ONCE", 6)
+    given: list[list[str]] = []
+
+    def count(part: list[str]) -> list[int]:
+        given.append(list(part))
+        return [text.count("a") for text in part]
+
+    assert texts.counted(["aa", "b", "aaab", "", "ababababab" + "bb"], count) == [2, 0, 3, 0, 6]
+    assert given == [["aa", "b"], ["aaab", ""], ["ababab"]]

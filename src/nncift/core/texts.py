@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,38 @@ def too_much(text: str, start: int = 0, *, parts: int) -> str:
     if held > max(MOST_HELD, LEAST_TIMES * (len(text) - start)):
         return f"so many values that they take more than {MOST_HELD >> 20:,} MiB"
     return ""
+
+
+AT_ONCE = 1 << 19
+"""Characters that a tokenizer is given at once: it holds more than a hundred bytes for each."""
+
+
+def counted(texts: Iterable[str], count: Callable[[list[str]], Iterable[int]]) -> list[int]:
+    """Return the tokens of every text; a text beyond `AT_ONCE` has as many more as it is longer than its beginning.
+
+    count: what counts the tokens of some texts.
+    """
+    found: list[int] = []
+    part: list[str] = []
+    longer: list[float] = []
+    held = 0
+
+    def finish() -> None:
+        if part:
+            found.extend(round(tokens * more) for tokens, more in zip(count(part), longer, strict=True))
+        part.clear()
+        longer.clear()
+
+    for text in texts:
+        size = min(len(text), AT_ONCE)
+        if held + size > AT_ONCE:
+            finish()
+            held = 0
+        part.append(text[:AT_ONCE])
+        longer.append(max(1.0, len(text) / AT_ONCE))
+        held += size
+    finish()
+    return found
 
 
 def seconds(value: float) -> str:

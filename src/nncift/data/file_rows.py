@@ -147,6 +147,9 @@ def _and_then(first: str, rest: io.TextIOWrapper, separator: str, path: Path) ->
     # A record may run over lines; a line without an end must not fill the memory, and neither must its cells.
     line = first
     while line:
+        if len(line) == MAX_BYTES:
+            # Read on, the rest of it would look like a row of its own.
+            raise DataError(f"a line of {str(path)!r} has more than {MAX_BYTES >> 20} MiB; is it a table?")
         if len(line) > MOST_CELLS and line.count(separator) > MOST_CELLS:
             raise DataError(
                 f"a line of {str(path)!r} has more than {MOST_CELLS:,} cells; is {separator!r} what parts its columns?"

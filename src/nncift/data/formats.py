@@ -27,6 +27,9 @@ from nncift.data.records import Row, as_row
 from nncift.data.row_turns import row_turns
 from nncift.data.turns import Turn, UnusableError, roles_said, turn_of
 
+MOST_TEXT = 1 << 22
+"""Characters of a row's texts, a million tokens: more is no example, and takes tokenizers gigabytes."""
+
 LEAST_ECHO = 20
 """Characters of a prompt from which on a response that begins with it is taken to repeat it."""
 
@@ -75,6 +78,8 @@ def parse(row: Row, layout: Layout) -> Dialogue:
     if not any(turn.role in ("user", "tool") and turn.text.strip() for turn in before):
         raise UnusableError("empty prompt: no user turn with text comes before the response")
     used = [*before, turns[last]]
+    if (size := sum(len(turn.text) for turn in used)) > MOST_TEXT:
+        raise UnusableError(f"too long: its texts have {size:,} characters, at most {MOST_TEXT:,}")
     for turn in used:
         _check_characters(turn)
     messages = tuple(_messages(before))

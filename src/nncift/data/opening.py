@@ -29,8 +29,11 @@ SUFFIXES = (
     *TEXT_SUFFIXES,
     *TABLE_SUFFIXES,
 )
-MOST_RATIO, LEAST_UNPACKED = 200, 1 << 24
-"""How many times its size a packed file may unpack to, and how many bytes it may in any case."""
+MOST_RATIO, LEAST_UNPACKED = 200, 1 << 23
+"""How many times its size a packed file may unpack to, any beginning of it too, and how many bytes it may in any case."""
+
+MOST_EMPTY = 1 << 22
+"""Bytes of a packed file that may be read before more of what is in it is there."""
 
 BOM = b"\xef\xbb\xbf"
 _MAGIC = {
@@ -117,7 +120,8 @@ def _check_name(path: Path, kind: str, file: IO[bytes]) -> None:
 
 
 def _unpacked(file: IO[bytes], kind: str, path: Path) -> _Unpacked:
-    size = max(path.stat().st_size, 1)
+    packed = _Packed(file)
+    file = cast("IO[bytes]", packed)
     makers: dict[str, Callable[[], Any]] = {
         "gzip": lambda: gzip.GzipFile(fileobj=file),
         "bzip2": lambda: bz2.BZ2File(file),
@@ -126,7 +130,7 @@ def _unpacked(file: IO[bytes], kind: str, path: Path) -> _Unpacked:
         "zip": lambda: _only_member(file, path),
     }
     try:
-        return _Unpacked(makers[kind](), max(LEAST_UNPACKED, MOST_RATIO * size), path)
+        return _Unpacked(makers[kind](), packed, path)
     except _ERRORS as error:
         raise _damaged(error) from error
 
@@ -168,11 +172,31 @@ def _damaged(error: Exception) -> _Damaged:
     return _Damaged(f"{type(error).__name__}: {shown(str(error), 160)}")
 
 
-class _Unpacked(io.RawIOBase):
-    """Packed data as it unpacks, with a bound on how much that may be."""
+class _Packed:
+    """A packed file that is read. Millions of parts that unpack to nothing, each read by Python, would take minutes."""
 
-    def __init__(self, stream: Any, most: int, path: Path) -> None:
-        self._stream, self._most, self._path, self._done = stream, most, path, 0
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.empty = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        if self.empty > MOST_EMPTY:
+            raise EOFError(f"more than {MOST_EMPTY >> 20} MiB of it unpack to nothing")
+        data = self._file.read(size)
+        self.empty += len(data)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class _Unpacked(io.RawIOBase):
+    """Packed data as it unpacks, with a bound on how much that may be.
+
+    packed: the file, which tells how much of it was read: what unpacks to too much is refused where it begins to.
+    """
+
+    def __init__(self, stream: Any, packed: _Packed, path: Path) -> None:
+        self._stream, self._packed, self._path, self._done = stream, packed, path, 0
 
     def readable(self) -> bool:
         return True
@@ -184,8 +208,8 @@ class _Unpacked(io.RawIOBase):
         except (*_ERRORS, OSError) as error:
             raise _damaged(error) from error
         view[: len(data)] = data
-        self._done += len(data)
-        if self._done > self._most:
+        self._done, self._packed.empty = self._done + len(data), 0
+        if self._done > LEAST_UNPACKED and self._done > MOST_RATIO * self._packed.tell():
             raise _bomb(self._path)
         return len(data)
 

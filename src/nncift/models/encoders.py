@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nncift.core.arrays import Floats
 from nncift.core.memory import pass_on
-from nncift.core.texts import first_line
+from nncift.core.texts import counted, first_line
 from nncift.errors import NnciftError, ResourceError
 from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 NAMES = {"minilm": MINILM, "bge-large": "BAAI/bge-large-en-v1.5"}
+
+
+LEAST_READ, CHARACTERS = 1 << 16, 16
+"""Characters of a text that an encoder is given in any case, and for each token that it reads."""
 
 
 def full_name(described: Mapping[str, Any]) -> str:
@@ -152,18 +156,19 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
         """Encode texts, in batches of like length."""
-        vectors = self._encoded(list(texts))
-        counts = _ids(self.model.tokenizer, texts)
+        # Far beyond what it reads, a text only takes its tokenizer's memory.
+        most = max(LEAST_READ, CHARACTERS * (self.model.max_seq_length or 0))
+        vectors = self._encoded([text[:most] for text in texts])
         vectors = np.asarray(vectors, np.float32)
         # A model in half precision has normalised in half precision.
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return vectors, np.array([len(ids) for ids in counts], np.int32)
+        return vectors, np.array(_lengths(self.model.tokenizer, texts), np.int32)
 
     def count(self, texts: Sequence[str]) -> list[int] | None:
         """Return the tokens of every text that are read, by the tokenizer alone; None where only the model tells."""
         if (tokenizer := self._tokenizer) is None:
             return None
-        return [min(len(ids), tokenizer.model_max_length) for ids in _ids(tokenizer, texts)]
+        return [min(length, tokenizer.model_max_length) for length in _lengths(tokenizer, texts)]
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -205,12 +210,12 @@ class SentenceEncoder:
         }
 
 
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of texts, none of them cut."""
-    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)[
-        "input_ids"
-    ]
-    return found
+def _lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Return how many tokens texts have, none of them cut."""
+    return counted(
+        texts,
+        lambda part: map(len, tokenizer(part, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]),
+    )
 
 
 class LanguageModelEncoder:
@@ -227,9 +232,12 @@ class LanguageModelEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Floats, npt.NDArray[np.int32]]:
         """Encode texts, each cut to the model's context from its end."""
-        ids = [self._tokens(text) for text in texts]
-        counts = np.array([len(tokens) for tokens in ids], np.int32)
-        ids = [tokens[: self.lm.context] for tokens in ids]
+        counts = np.zeros(len(texts), np.int32)
+        ids: list[list[int]] = []
+        for place, text in enumerate(texts):
+            tokens = self._tokens(text)
+            counts[place] = len(tokens)
+            ids.append(tokens[: self.lm.context])
         vectors = np.empty((len(ids), self.describe()["dim"]), np.float32)
         for batch in batches(list(map(len, ids)), self._batch_tokens):
             vectors[batch] = self._pooled([ids[position] for position in batch])

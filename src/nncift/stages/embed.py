@@ -10,6 +10,7 @@ from nncift.config import EncoderSettings, TeacherSettings
 from nncift.core.arrays import Longs
 from nncift.core.fingerprints import fingerprint
 from nncift.core.parallel import Incomplete, TaskGroup
+from nncift.core.texts import counted
 from nncift.data import Examples
 from nncift.data.examples import Example
 from nncift.distributed.blocks import ByExecutor
@@ -22,9 +23,6 @@ from nncift.storage.atomic import write_json
 from nncift.storage.run_directory import Stage
 from nncift.teachers import RowTeacher, Teacher
 from nncift.teachers.abilities import HasLanguageModel
-
-COUNTED = 1 << 12
-"""Rows whose tokens are counted at once."""
 
 
 def embed(context: RunContext, axes: Axes) -> Vectors | None:
@@ -127,8 +125,7 @@ def _token_counts(teacher: Teacher | RowTeacher, rows: Examples, by_encoder: Lon
     """Return the tokens of every row: by the teacher's language model where it has one, else by the encoder."""
     if not isinstance(teacher, HasLanguageModel):
         return [int(count) for count in by_encoder]
-    lm, found = teacher.language_model(), list[int]()
-    for start in range(0, len(rows), COUNTED):
-        texts = list(rows.texts[start : start + COUNTED])
-        found += map(len, lm.tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"])
-    return found
+    tokenizer = teacher.language_model().tokenizer
+    return counted(
+        rows.texts, lambda part: map(len, tokenizer(part, split_special_tokens=True, verbose=False)["input_ids"])
+    )

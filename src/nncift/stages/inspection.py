@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.result_types import OPTIONAL, JsonObject, Record
+from nncift.core.texts import counted
 from nncift.data.contamination import Contamination, contamination
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
@@ -29,7 +30,7 @@ from nncift.stages.decontaminate import embedder, summary_of
 
 Count = Callable[[Sequence[str]], list[int]]
 SHOWN_LINES = 5
-BATCH = 512
+BATCH, LONG = 512, 1 << 16  # rows that wait until tokens are counted, and characters of a text that does not
 QUANTILES = {"least": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
 
 
@@ -235,7 +236,7 @@ def inspect(
             _unused(found, dialogue)
             contents.add(source, record.line, dialogue)
             texts.append((prompt_text(dialogue.messages), dialogue.response))
-            if len(texts) == BATCH:
+            if len(texts) == BATCH or len(texts[-1][0]) > LONG or len(texts[-1][1]) > LONG:
                 _measure(found, texts, count)
         _measure(found, texts, count)
         files.append(_record(path, source, found, several=len(paths) > 1))
@@ -332,8 +333,8 @@ def _unused(found: _File, dialogue: Dialogue) -> None:
 
 def _measure(found: _File, texts: list[tuple[str, str]], count: Count) -> None:
     if texts:
-        found.prompts.extend(count([prompt for prompt, _ in texts]))
-        found.responses.extend(count([response for _, response in texts]))
+        found.prompts.extend(counted((prompt for prompt, _ in texts), count))
+        found.responses.extend(counted((response for _, response in texts), count))
         texts.clear()
 
 
