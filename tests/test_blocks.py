@@ -19,7 +19,7 @@ from nncift.data.examples import Examples
 from nncift.models.views import TEXT, Views
 from nncift.stages import inputs
 from nncift.storage import vector_store as files
-from nncift.storage.parquet import Column, FileColumn, read_columns
+from nncift.storage.parquet import Column, FileColumn, as_numpy, number_column, read_columns, text_column
 from nncift.storage.vector_store import load_array, rows_of
 from nncift.student.item_components import describe
 from nncift.student.model import Student, predict_all
@@ -33,6 +33,7 @@ PARTS = {
     "nncift.storage.vector_store._MAPPED": 1 << 14,
     "nncift.selection.solve.AT_ONCE": 50,
     "nncift.storage.parquet.AT_ONCE": 7,
+    "nncift.storage.parquet.SHORT": 7,
     "nncift.runs.report.shift.AT_ONCE": 30,
     "nncift.student.free_similarity.GATHERED": 100,
 }
@@ -277,3 +278,37 @@ def test_a_large_pool_of_a_pointwise_teacher_has_no_control_over_all_pairs(
     monkeypatch.setattr("nncift.selection.solve.CONTROL_ROWS", 60)
     found = nncift.run(write_pool(60), out=tmp_path / "more", teacher="length", **common)
     assert found.summary["selection"]["controls"]["embedding"] is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([3, None, 1], pa.int64()),
+        ([0.5, None, -2.0, None], pa.float64()),
+        ([True, False, True], pa.bool_()),
+        ([], pa.int64()),
+        ([7, 2**40], pa.int64()),
+    ],
+)
+def test_columns_of_numbers_are_what_arrow_makes_of_them(values: list[Any], kind: pa.DataType) -> None:
+    made = number_column(values, kind)
+    made.validate(full=True)
+    assert made.equals(pa.array(values, kind))
+
+
+def test_nan_is_missing_in_a_column_of_numbers() -> None:
+    assert number_column(np.array([1.0, np.nan]), pa.float64()).to_pylist() == [1.0, None]
+
+
+def test_columns_of_texts_are_what_arrow_makes_of_them() -> None:
+    texts = ["a", "", "zwölf 字", "\x00"]
+    text_column(texts).validate(full=True)
+    assert text_column(iter(texts)).equals(pa.array(texts, pa.string()))
+
+
+def test_columns_become_arrays_whatever_their_parts() -> None:
+    column = pa.chunked_array([pa.array([1, 2, 3], pa.int16()).slice(1), pa.array([4], pa.int16())])
+    found = as_numpy(column)
+    assert found.dtype == np.int16
+    assert found.tolist() == [2, 3, 4]
+    assert as_numpy(pa.chunked_array([["a", "b"]])).tolist() == ["a", "b"]

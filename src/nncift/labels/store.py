@@ -25,7 +25,7 @@ from nncift.errors import DataError, UsageError
 from nncift.labels.label_budget import LabelBudget
 from nncift.labels.plan import SCORE, LabelPlan, PlannedChunk, RowPlan
 from nncift.storage.atomic import MISMATCH, atomic, digest, read_json, write_sealed
-from nncift.storage.parquet import read_columns
+from nncift.storage.parquet import as_numpy, read_columns
 from nncift.storage.row_store import RowStore
 from nncift.teachers import RowLabels, RowTeacher
 from nncift.teachers.abilities import WarmUpCost, figures_of, stored_as
@@ -339,7 +339,7 @@ class LabelStore(ABC, Generic[PlanT]):
                 if digest(reading) != whole:
                     raise ValueError(MISMATCH)
                 table = read_columns(reading)
-                tables.append({name: table[name].to_numpy() for name in table.column_names})
+                tables.append({name: as_numpy(table[name]) for name in table.column_names})
             plan: PlanT | None = self.plan_type.of(head, tables) if kind == self.kind else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"the label plan {str(reading)!r} is damaged ({error}); use another --out") from error

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from nncift.selection.sparse import Graph, SparseCoverage
 from nncift.selection.sparse_round_robin import SparseTurns, highest_on
 from nncift.selection.stability import Refits, StabilityRecord, how_sure
 from nncift.storage.atomic import atomic, write_json
+from nncift.storage.parquet import number_column, text_column
 from nncift.storage.run_directory import RunDir
 
 RANDOM_DRAWS = 10
@@ -295,19 +296,22 @@ def write_selection_table(path: Path, rows: PoolTable, settled: ResolvedConstrai
         removed[item].reason() if item in removed else subset.reasons[item] + chosen.how_sure(place)
         for place, item in enumerate(ids)
     )
+    numbers: Mapping[str, tuple[Sequence[float | None] | npt.NDArray[Any], Any]] = {
+        "rank": ([rank.get(item) for item in ids], pa.int64()),
+        "selected": ([item in rank for item in ids], pa.bool_()),
+        "gain": ([gain.get(item) for item in ids], pa.float64()),
+        "would_add": ([subset.final_gain.get(item) for item in ids], pa.float64()),
+        "score": (chosen.score, pa.float64()),
+        "stability": (_or_nothing(chosen.stability, len(ids)), pa.float64()),
+    }
+    # Texts part by part: a million sentences are never held as such.
     table = pa.table(
         {
-            "id": pa.array(ids, pa.string()),
-            "source": pa.array(rows.sources, pa.string()),
-            "rank": pa.array([rank.get(item) for item in ids], pa.int64()),
-            "selected": pa.array([item in rank for item in ids], pa.bool_()),
-            "gain": pa.array([gain.get(item) for item in ids], pa.float64(), from_pandas=True),
-            "would_add": pa.array([subset.final_gain.get(item) for item in ids], pa.float64(), from_pandas=True),
-            "score": pa.array(chosen.score, pa.float64(), from_pandas=True),
-            "stability": pa.array(_or_nothing(chosen.stability, len(ids)), pa.float64(), from_pandas=True),
-            # Part by part: a million sentences are never held as such.
-            "reason": pa.chunked_array(_parts(reasons, pa.string()), pa.string()),
-            "length": pa.chunked_array(_parts(rows.length, pa.int64()), pa.int64()),
+            "id": pa.chunked_array(_parts(ids, text_column), pa.string()),
+            "source": pa.chunked_array(_parts(rows.sources, text_column), pa.string()),
+            **{name: number_column(*column) for name, column in numbers.items()},
+            "reason": pa.chunked_array(_parts(reasons, text_column), pa.string()),
+            "length": number_column(list(rows.length), pa.int64()),
         }
     )
     with atomic(path) as part, part.open("wb") as stream:
@@ -319,13 +323,11 @@ def _or_nothing(values: npt.NDArray[np.float64] | None, size: int) -> npt.NDArra
     return np.full(size, np.nan) if values is None else values
 
 
-def _parts(values: Iterable[Any], kind: Any) -> Iterator[Any]:
+def _parts(values: Iterable[str], column: Callable[[list[str]], Any]) -> Iterator[Any]:
     """Yield Arrow arrays of a few thousand values each."""
-    import pyarrow as pa
-
     rest = iter(values)
     while some := list(islice(rest, AT_ONCE)):
-        yield pa.array(some, kind)
+        yield column(some)
 
 
 def write_subset(path: Path, rows: PoolTable, chosen: Chosen) -> None:

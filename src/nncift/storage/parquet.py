@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from nncift.core.parallel import ranges
 from nncift.storage.arrow_sizes import python_bytes
@@ -76,6 +79,38 @@ def read_columns(path: Path, names: Collection[str] | None = None, *, without: C
     # Arrow keeps what it unpacked in.
     pa.default_memory_pool().release_unused()
     return table
+
+
+def text_column(values: Iterable[str]) -> Any:
+    """Return texts as an Arrow array. Arrow's own way, here and below, loads pandas where that is installed."""
+    import pyarrow as pa
+
+    texts = [value.encode("utf-8") for value in values]
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(texts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])
+
+
+def number_column(values: Sequence[float | None] | npt.NDArray[Any], kind: Any) -> Any:
+    """Return numbers below 2^53 as an Arrow array of a kind: int64, float64 or bool; None and NaN are missing."""
+    import pyarrow as pa
+
+    found = np.asarray(values, np.float64)
+    there = ~np.isnan(found)
+    known = np.where(there, found, 0.0)
+    data = np.packbits(known != 0, bitorder="little") if kind == pa.bool_() else known.astype(str(kind))
+    mask = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(found), [mask, pa.py_buffer(data)])
+
+
+def as_numpy(held: Any) -> npt.NDArray[Any]:
+    """Return the values of an Arrow column: integers as such, anything else as objects."""
+    import pyarrow as pa
+
+    if held.null_count or not pa.types.is_integer(held.type):
+        return np.array(held.to_pylist(), object)
+    kind = np.dtype(str(held.type))
+    parts = [np.frombuffer(part.buffers()[1], kind, len(part), part.offset * kind.itemsize) for part in held.chunks]
+    return np.concatenate(parts) if parts else np.empty(0, kind)
 
 
 class Column(Sequence[Any]):

@@ -15,7 +15,7 @@ from nncift.errors import DataError
 from nncift.evaluation.run_verdict import selection_key, training_record, training_verdict
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.charts import Chart, style
-from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, REASONS, TEXT_BYTES, pack
+from nncift.runs.report.packed_rows import LEAST_TEXT_BYTES, REASONS, TEXT_BYTES, Packer
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json, write_json, write_text
 
@@ -106,7 +106,8 @@ def render(report: Report, name: str, run: str = "RUN") -> str:
     sizes = (len(text.encode("utf-8", "replace")) for row in listing for text in (row.prompt, row.response))
     # From here on a limit cuts no text and no reason: it would only pack the same again.
     whole = max(REASONS, max(sizes, default=0))
-    packed = pack(report, listing, run, most)
+    packer = Packer(report, listing, run)
+    packed = packer.pack(most)
     while len(packed) > room and listing:
         # Texts first; rows only where hardly anything is left of them.
         if most > LEAST_TEXT_BYTES:
@@ -115,7 +116,8 @@ def render(report: Report, name: str, run: str = "RUN") -> str:
                 continue
         else:
             listing = listing[: len(listing) * 3 // 4]
-        packed = pack(report, listing, run, most)
+            packer = Packer(report, listing, run)
+        packed = packer.pack(most)
     return page.replace(DATA, DATA.replace("></", f">{packed}</"), 1)
 
 

@@ -91,8 +91,14 @@ def extremes(run: FinishedRun, sample: Sample, most: int = 4) -> Extremes:
 
 
 def _ends(pairs: LabelledPairs, keep: int = 200) -> list[tuple[float, str, str]]:
-    order = np.argsort(pairs.value, kind="stable")
-    ends = np.unique(np.concatenate([order[:keep], order[-keep:]])) if len(order) else order
+    value, ends = pairs.value, np.arange(len(pairs))
+    if len(value) > 2 * keep:
+        # Of millions of pairs only the ends are sorted; of equal values the first are the lowest.
+        low, high = np.partition(value, (keep - 1, len(value) - keep))[[keep - 1, len(value) - keep]]
+        lowest, highest = np.flatnonzero(value <= low), np.flatnonzero(value >= high)
+        lowest = lowest[np.argsort(value[lowest], kind="stable")][:keep]
+        highest = highest[np.argsort(value[highest], kind="stable")][-keep:]
+        ends = np.union1d(lowest, highest)
     return [(float(pairs.value[k]), pairs.target_ids[pairs.target[k]], pairs.source_ids[pairs.source[k]]) for k in ends]
 
 

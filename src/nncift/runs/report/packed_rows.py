@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nncift.core.result_types import JsonObject
-from nncift.runs.report.samples import cut
+from nncift.runs.report.samples import cut, shortened
 
 if TYPE_CHECKING:
     from nncift.runs.report.numbers import Report
@@ -30,14 +30,27 @@ DESCRIBED = 1000
 REGION_WORDS = 3
 
 
-def pack(report: Report, rows: Sequence[Row], run: str, most: int) -> str:
-    """Return rows and what they refer to as compressed JSON in Base64. run: path for commands. most: bytes of each text."""
-    text = json.dumps(columns(report, rows, run, most), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
+class Packer:
+    """Packs the same rows as often as it takes to find a size that fits. run: path for commands."""
+
+    def __init__(self, report: Report, rows: Sequence[Row], run: str) -> None:
+        self._rows, self._made = rows, columns(report, rows, run)
+        # Texts of rows stand on one line already; ids in their place need not.
+        self._cut = shortened if report.texts else cut
+
+    def pack(self, most: int) -> str:
+        """Return the rows and what they refer to as compressed JSON in Base64. most: bytes of each text."""
+        self._made |= {
+            "prompt": [self._cut(row.prompt, most) for row in self._rows],
+            "response": [self._cut(row.response, most) for row in self._rows],
+            "reason": [row.reason if most >= REASONS or at < DESCRIBED else "" for at, row in enumerate(self._rows)],
+        }
+        text = json.dumps(self._made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
 
 
-def columns(report: Report, rows: Sequence[Row], run: str, most: int) -> JsonObject:
-    """Return rows column by column; names that repeat stand once and are counted from 0."""
+def columns(report: Report, rows: Sequence[Row], run: str) -> JsonObject:
+    """Return rows column by column, less their texts; names that repeat stand once and are counted from 0."""
     sources, source = _coded(row.source for row in rows)
     kinds, kind = _coded(row.kind for row in rows)
     issues = [one.kind for one in report.issues]
@@ -45,8 +58,8 @@ def columns(report: Report, rows: Sequence[Row], run: str, most: int) -> JsonObj
     return {
         "run": run,
         "id": [row.id for row in rows],
-        "prompt": [cut(row.prompt, most) for row in rows],
-        "response": [cut(row.response, most) for row in rows],
+        "prompt": [],
+        "response": [],
         "sources": sources,
         "source": source,
         "kinds": kinds,
@@ -60,7 +73,7 @@ def columns(report: Report, rows: Sequence[Row], run: str, most: int) -> JsonObj
         "region": [row.region for row in rows],
         "issue_kinds": issues,
         "issues": [[place[name] for name in row.issues] for row in rows],
-        "reason": [row.reason if most >= REASONS or at < DESCRIBED else "" for at, row in enumerate(rows)],
+        "reason": [],
         "serves": [row.serves and [[name, _short(value), known] for name, value, known in row.serves] for row in rows],
         "targets": report.target_texts,
     }

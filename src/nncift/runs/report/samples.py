@@ -80,7 +80,18 @@ def words(text: str) -> list[str]:
 
 def cut(text: str, most: int) -> str:
     """Return a text on one line, of at most `most` bytes."""
-    line = " ".join(text.split())
+    # What a long text begins with is enough where more than `most` bytes are left of it.
+    for end in (2 * most + 80, len(text)):
+        line = " ".join(text[:end].split())
+        if len(line) > most or end >= len(text):
+            break
+    return shortened(line, most)
+
+
+def shortened(line: str, most: int) -> str:
+    """Return a text that stands on one line, of at most `most` bytes."""
+    if len(line) <= most and line.isascii():
+        return line
     data = line.encode("utf-8", "replace")
     return line if len(data) <= most else data[:most].decode("utf-8", "ignore").rstrip() + " …"
 
