@@ -122,6 +122,9 @@ class Layout:
 
     def get(self, row: Row, name: str) -> Any:
         """Return the value of a field, None where the row has none."""
+        if not self.columns:
+            value = row.get(name)
+            return row.get("response") if value is None and name == "completion" else value
         if name in self.columns:
             return value_at(row, self.columns[name])
         # A column that the user gave to one field does not serve a second one under its own name.
@@ -133,6 +136,13 @@ class Layout:
             return self.columns[name] in row or value_at(row, self.columns[name]) is not None
         return name in row or (name == "completion" and "response" in row)
 
+    def _says(self, row: Row, columns: tuple[str, ...]) -> bool:
+        """Tell whether a row has a value in all of some columns."""
+        for column in columns:  # noqa: SIM110 - a generator takes longer than what it looks at, for every row
+            if self.get(row, column) is None:
+                return False
+        return True
+
     def format_of(self, row: Row) -> str:
         """Return the format of a row; raises UnusableError when it has none."""
         if self.format and self.format != "preference" and not self.forced and self._pairs_of(row):
@@ -143,9 +153,7 @@ class Layout:
                 raise UnusableError(f"missing column: {self.column(missing[0])!r}; {_keys(row)}")
             return self.format
         for name, columns in REQUIRED.items():
-            if all(self.get(row, column) is not None for column in columns) and (
-                name != "preference" or self._pair(row)
-            ):
+            if self._says(row, columns) and (name != "preference" or self._pair(row)):
                 return name
         # LIMA keeps its texts in `conversations`, UltraChat in `data`.
         if _texts(row.get("data")):

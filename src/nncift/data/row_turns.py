@@ -88,7 +88,7 @@ def row_turns(row: Row, layout: Layout) -> RowTurns:
         rejected = (
             rejected if rejected is None or _has_system(rejected, layout) else [_said("system", system), *rejected]
         )
-    numbers = sum(is_number(layout.get(row, column)) for column in _TEXTS.get(name, ()))
+    numbers = sum([is_number(layout.get(row, column)) for column in _TEXTS.get(name, ())])
     return RowTurns(items, _where(layout, name, len(items), answer), alpaca, rejected, tuple(ignored), numbers)
 
 

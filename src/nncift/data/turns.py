@@ -79,17 +79,30 @@ def roles_said(roles: Iterable[str]) -> str:
 
 def role_in(turn: Mapping[str, Any]) -> Any:
     """Return what a turn says about who speaks, as it is spelled; None where it says nothing."""
-    return next((turn[key] for key in ("role", "from", "speaker") if turn.get(key) is not None), None)
+    return _first(turn, ("role", "from", "speaker"))
 
 
 def content_in(turn: Mapping[str, Any]) -> Any:
     """Return what is said in a turn, None where nothing is."""
-    return next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
+    return _first(turn, ("content", "value", "text"))
+
+
+def _first(turn: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """Return the first value that is there; a loop, since a generator takes longer than what it looks at."""
+    for key in keys:
+        value = turn.get(key)
+        if value is not None:
+            return value
+    return None
 
 
 def thought_in(turn: Mapping[str, Any]) -> str | None:
     """Return what a turn says that the model thought, None where it says nothing."""
-    return next((turn[key] for key in THOUGHTS if isinstance(turn.get(key), str) and turn[key]), None)
+    for key in THOUGHTS:
+        value = turn.get(key)
+        if value and isinstance(value, str):
+            return str(value)
+    return None
 
 
 def is_number(value: object) -> bool:
