@@ -119,7 +119,8 @@ def _verdict(runs: Sequence[Mapping[str, Any]]) -> str:
         for measure in (_size, lambda of: _size(of) <= NINETY * of["error"])
     )
     small = sum(of < MOST_ERROR for of in size)
-    within = sum(LEAST_HELD <= of <= MOST_HELD for of in held)
+    # In whole percent, as the table shows them.
+    within = sum(LEAST_HELD <= round(of, 2) <= MOST_HELD for of in held)
     return (
         f"Asked: a mean size below {MOST_ERROR:.2f}, which holds at {small} of {len(SKILLS)} budgets, and intervals of 90 % "
         f"that hold in {100 * LEAST_HELD:.0f} to {100 * MOST_HELD:.0f} % of the runs, which they do at {within} of {len(SKILLS)}."
