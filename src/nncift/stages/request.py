@@ -167,7 +167,7 @@ class Request:
             settings, settings.device, seed=settings.seed, encoder=settings.encoder, workspace=workspace_of(out)
         )
         _check_kind(settings, teacher)
-        check_first(settings, model=named, encoder=encoder is None, out=out)
+        check_first(_as_recorded(settings), model=named, encoder=encoder is None, out=out)
         target = read_target(settings) if rows.target is None else rows.target
         existing = read_existing(settings) if rows.existing is None else rows.existing
         pool = read_pool(settings) if rows.pool is None else rows.pool
@@ -245,6 +245,12 @@ def _as_begun(settings: RunSettings, out: str | Path | None) -> RunSettings:
     if settings.probe_share is None and before.features == "probe" and settings.features != "text":
         chosen["probe_share"] = before.probe_share or WHOLE_ROWS
     return settings.model_copy(update=chosen)
+
+
+def _as_recorded(settings: RunSettings) -> RunSettings:
+    """Return settings as a manifest holds them: a probe of whole rows has no share."""
+    whole = settings.probe_share == WHOLE_ROWS
+    return settings.model_copy(update={"probe_share": None}) if whole else settings
 
 
 def _plan(settings: RunSettings, teacher: Teacher | RowTeacher, most: int) -> str:
