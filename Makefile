@@ -78,7 +78,9 @@ sbom: .venv/.tools-ready
 	touch $@
 
 # The tools of a release with the hashes of all files that they may be installed from; asks the network.
+# By the lowest Python, which needs all that others need, and more.
 lock: setup
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make lock needs Python 3.11: PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/python -m pip install -qq --no-compile pip-tools
 	.venv/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --upgrade --no-emit-index-url \
