@@ -125,7 +125,7 @@ SHAPES: dict[str, Fill] = {
 
 def _packed(pack: Callable[[bytes], bytes]) -> Fill:
     def fill(file: IO[bytes], size: int) -> None:
-        file.write(pack(b'{"instruction":"a","output":"b"}\n' * (30 * size // 33)))
+        file.write(pack(b'{"instruction":"a","output":"b"}\n' * (4 * size // 33)))
 
     return fill
 

@@ -128,3 +128,9 @@ def test_a_manifest_with_what_no_run_was_made_with_is_named(tmp_path: Path) -> N
     assert recorded(manifest, {"seed": 3}).seed == 3
     with pytest.raises(UsageError, match="setting 'seed'"):
         recorded(manifest, {"seed": "three"})
+
+
+@pytest.mark.parametrize("name", ["test_items", "validation_items"])
+def test_more_items_than_any_run_measures_with_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="less than or equal to 100000"):
+        resolve({name: 10**12})

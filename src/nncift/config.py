@@ -145,8 +145,8 @@ class LabelSettings(Settings):
     plan: Literal["block", "scatter", "active", "rows"] | None = setting(
         None, "Where labels lie", shown="what fits the teacher"
     )
-    test_items: int = setting(30, "Rows held out on each axis to measure fidelity", ge=2)
-    validation_items: int = setting(20, "Rows held out on each axis to stop training", ge=2)
+    test_items: int = setting(30, "Rows held out on each axis to measure fidelity", ge=2, le=100_000)
+    validation_items: int = setting(20, "Rows held out on each axis to stop training", ge=2, le=100_000)
 
 
 class SpendSettings(Settings):

@@ -26,6 +26,8 @@ BOMBS = {
     "twice inside": ("option: {a: 1, a: 2}\n", "the key 'a' twice"),
     "an object": ("a: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
     "digits": ("a: " + "9" * 5000, "digits"),
+    "hexadecimal digits": ("a: 0x" + "f" * 5000, "digits"),
+    "digits by sixties": ("a: 1" + ":1" * 5000, "digits"),
     "long": ("#" * (MOST_BYTES + 1), "more than 4 Mi"),
 }
 

@@ -16,7 +16,7 @@ from nncift.core.texts import read_text
 MOST_BYTES = 1 << 22
 """Longest text."""
 
-MOST_DEPTH = 50
+MOST_DEPTH, MOST_DIGITS = 50, 40
 
 
 def read_yaml(path: Path | Traversable) -> Any:
@@ -67,6 +67,12 @@ def _loader() -> Any:
             self.depth -= 1
             return node
 
+        def construct_whole(self, node: Any) -> int:
+            # In hexadecimal or by sixties a number may be one that Python does not write out.
+            if len(node.value) > MOST_DIGITS:
+                raise ValueError(f"it has a number of more than {MOST_DIGITS} digits (line {node.start_mark.line + 1})")
+            return int(super().construct_yaml_int(node))
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             known = set()
             for key, _ in node.value:
@@ -77,4 +83,5 @@ def _loader() -> Any:
                     known.add((key.tag, key.value))
             return super().construct_mapping(node, deep)
 
+    Plain.add_constructor("tag:yaml.org,2002:int", Plain.construct_whole)
     return Plain
