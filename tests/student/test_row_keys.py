@@ -15,7 +15,7 @@ def keys(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def by_tree(known: np.ndarray, of: np.ndarray) -> tuple[list[int], list[int]]:
-    distance, place = KDTree(known).query(of, distance_upper_bound=SAME)
+    distance, place = (np.asarray(part) for part in KDTree(known).query(of, distance_upper_bound=SAME))
     row = np.flatnonzero(np.isfinite(distance))
     return row.tolist(), place[row].tolist()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,10 +42,22 @@ def select_command(show: bool, run: Path, out: Path | None, **flags: Any) -> Res
     if flags["engine"] == "ray" and flags["gpus_per_worker"] is None:
         # No model is asked.
         flags["gpus_per_worker"] = 0.0
-    summary = reselect(run, chosen(flags, SelectSettings), out, executor_from(flags))
+    with _rare_collections():
+        summary = reselect(run, chosen(flags, SelectSettings), out, executor_from(flags))
     if show:
         _show(summary)
     return summary
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Look for cycles of objects less often: rows of a pool are many small ones that stay, and hold none."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _show(summary: Reselection) -> None:
