@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -296,3 +297,17 @@ def test_tokenizer_is_given_little_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert texts.counted(["aa", "b", "aaab", "", "ababababab" + "bb"], count) == [2, 0, 3, 0, 6]
     assert given == [["aa", "b"], ["aaab", ""], ["ababab"]]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes that have names")
+def test_pipe_or_device_in_a_run_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "labels").mkdir()
+    FinishedRun(tmp_path)
+    os.mkfifo(tmp_path / "labels" / "rows.npy")
+    with pytest.raises(DataError, match=r"rows\.npy' is not a regular file"):
+        FinishedRun(tmp_path)
+    (tmp_path / "labels" / "rows.npy").unlink()
+    (tmp_path / "manifest.yaml").symlink_to(os.devnull)
+    with pytest.raises(DataError, match=r"manifest\.yaml' is not a regular file"):
+        FinishedRun(tmp_path)

@@ -34,7 +34,7 @@ from nncift.models.loading import check_is_local
 from nncift.models.views import TEXT
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
-from nncift.storage.atomic import read_json
+from nncift.storage.atomic import check_regular, read_json
 from nncift.storage.parquet import Column, read_columns
 from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER
 from nncift.storage.selection_folder import RECORD, place_of, run_behind
@@ -71,6 +71,7 @@ class FinishedRun:
     def __init__(self, path: str | Path, allowed: Permissions = NOTHING) -> None:
         self.path, self.allowed = Path(path), allowed
         self.base = run_behind(self.path)
+        check_regular(self.base)
         if not (self.base / SUMMARY).exists():
             raise DataError(f"there is no finished run in {str(self.path)!r}; give the --out of a run that has ended")
 

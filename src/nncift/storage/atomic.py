@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from nncift.core.memory import check_room
 from nncift.core.texts import parsed
-from nncift.errors import ResourceError
+from nncift.errors import DataError, ResourceError
 
 CHECKSUM, KIND = "checksum", "sha256:"
 _AT_ONCE = 1 << 14
@@ -97,6 +97,15 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object with a checksum of its content, which `read_json` verifies and takes off."""
     content = json.loads(json.dumps(value, allow_nan=False))
     write_json(path, {**content, CHECKSUM: _checksum(content)})
+
+
+def check_regular(folder: Path) -> None:
+    """Raise DataError where a folder holds what is no file: a pipe is waited for without end, and a device never ends."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if path.exists() and not path.is_file():
+                raise DataError(f"{str(path)!r} is not a regular file; take it out of the run, or restore the run")
 
 
 def read_json(path: Path) -> Any:
