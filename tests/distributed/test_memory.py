@@ -100,6 +100,8 @@ def test_encoders_halve_their_batches(llama_folder: Path, monkeypatch: pytest.Mo
 class FakeSentences:
     """Stands in for a sentence-transformers model that holds so many texts at a time."""
 
+    max_seq_length = 256
+
     def __init__(self, most: int) -> None:
         self.most, self.sizes = most, []  # type: ignore[var-annotated]
 
