@@ -80,10 +80,12 @@ def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNCIFT_CACHE", str(next(caches)))
 
 
-@pytest.fixture
-def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw fewer resamples and refits (`tests.hastened`)."""
-    hasten(monkeypatch)
+@pytest.fixture(scope="module")
+def hastened() -> Iterator[None]:
+    """Draw fewer resamples and refits in a whole file, runs that its tests share included (`tests.hastened`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        hasten(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

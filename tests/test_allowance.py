@@ -25,6 +25,7 @@ from nncift.stages.timing import Rates
 from nncift.teachers import Chunk, ChunkLabels, RowLabels
 from nncift.teachers.less_warmup import Recipe
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -13,6 +13,7 @@ import nncift
 from nncift.api.functions import RunOptions
 from nncift.config import RunSettings
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 CHEAP: dict[str, Any] = {"teacher": "length", "encoder": "hash", "labels": "50%", "budget": "20%"}
 

@@ -19,6 +19,7 @@ from nncift.models.environment import Environment
 from nncift.stages.finish import ScoreSummary
 from nncift.storage.run_directory import RunDir
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 HEAVY = ("torch", "transformers", "numba", "pyarrow", "sentence_transformers", "rich", "numpy")
 

@@ -17,6 +17,7 @@ from nncift.pipeline import run
 from nncift.stages.decontaminate import screened
 from nncift.stages.inspection import inspect
 
+pytestmark = pytest.mark.usefixtures("hastened")
 POOL = [{"prompt": f"What is the answer to question number {k}?", "completion": f"It is {k}{k}."} for k in range(6)]
 TESTS = [{"prompt": "what is the ANSWER to question number 3", "completion": "It is 33"}]
 

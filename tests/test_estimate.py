@@ -21,6 +21,8 @@ from nncift.teachers.less import Less
 from nncift.teachers.registry import create
 from tests.test_encode import as_sentence_model
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 def estimated(settings: RunSettings, pool: Examples, teacher: Any, target: Examples | None = None) -> dict[str, Any]:
     return estimate(

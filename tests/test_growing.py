@@ -24,6 +24,7 @@ from nncift.stages import label_rounds as growing
 from nncift.stages.label_rounds import label_budgets, label_in_rounds, remaining
 from nncift.teachers import Chunk, ChunkLabels
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 
 

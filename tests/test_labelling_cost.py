@@ -11,6 +11,8 @@ from nncift.teachers import RowLabels, RowTeacher, Teacher
 from nncift.teachers.delift import Delift
 from nncift.teachers.given_scores import Length
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 @pytest.mark.parametrize("kind", ["pair", "row"])
 def test_labelling_is_not_charged_more_time_than_passed(

@@ -13,6 +13,7 @@ from nncift.config import resolve
 from nncift.errors import ResourceError, UsageError
 from nncift.storage.run_directory import RunDir
 
+pytestmark = pytest.mark.usefixtures("hastened")
 HOLDER = """
 import sys
 from nncift.config import RunSettings

@@ -68,6 +68,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path
     write(folder / "existing.jsonl", range(60, 60 + EXISTING))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        hasten(patch)
         select(
             folder / "pool.jsonl",
             folder / "model",

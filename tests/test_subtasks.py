@@ -19,6 +19,7 @@ from nncift.selection.topk import BEST, best_subtask
 from nncift.teachers.less import Less
 from nncift.teachers.subtasks import names
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 QUICK: dict[str, Any] = {
     "encoder": "hash",

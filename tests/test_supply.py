@@ -17,6 +17,8 @@ from nncift.models.encoders import SentenceEncoder
 from nncift.models.loading import OFFLINE, go_offline, locate
 from nncift.models.model_folder import check_no_code
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 def pickled(folder: Path, to: Path) -> Path:
     """Copy a model folder, its weights as a pickle alone."""

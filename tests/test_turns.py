@@ -27,6 +27,7 @@ from nncift.teachers.given_scores import Length
 from nncift.teachers.ifd import Ifd
 from nncift.teachers.loss import Loss
 
+pytestmark = pytest.mark.usefixtures("hastened")
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }} :\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant :\n{% endif %}"

@@ -17,6 +17,7 @@ from nncift.finetune.tune_settings import TuneSettings
 from nncift.student.networks import NETWORKS
 from nncift.teachers.registry import TEACHERS
 
+pytestmark = pytest.mark.usefixtures("hastened")
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,6 +12,7 @@ import pytest
 import nncift
 from nncift.teachers.delift_se import Similarity
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Call = Callable[..., Any]
 
 

@@ -12,6 +12,8 @@ from nncift.demo.world import Truth
 from nncift.runs.true_matrix import true_matrix
 from nncift.teachers import Chunk, ChunkLabels
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 class Counting:
     """A teacher without a model: an example helps a target by what their ids say."""

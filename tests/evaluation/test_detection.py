@@ -17,6 +17,8 @@ from nncift.runs import bad_rows as detection
 from nncift.runs.bad_rows import auc, bad_data, find_bad, judge, nearest_other
 from nncift.runs.finished import FinishedRun
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 def drawn(seed: int, bad: int = 20, good: int = 60, gap: float = 1.0) -> tuple[dict[str, float], set[str]]:
     random = np.random.default_rng(seed)

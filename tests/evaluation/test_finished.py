@@ -19,6 +19,7 @@ from nncift.selection.objectives import facility_location_value
 from nncift.teachers.delift_se import Similarity
 from nncift.teachers.given_scores import Length
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 
 

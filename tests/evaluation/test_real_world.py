@@ -32,6 +32,7 @@ import real_world
 import target_sets
 from real_world import Maker, RealWorld, make
 
+pytestmark = pytest.mark.usefixtures("hastened")
 WORDS = (
     "sort list name add sum red blue green cat dog bird sky sea tree house long short first last word number".split()
 )

@@ -12,6 +12,7 @@ import pytest
 import nncift
 from nncift.models.causal_lm import CausalLM
 from nncift.teachers.delift_se import Similarity
+from tests.hastened import hasten
 
 Write = Callable[..., Path]
 
@@ -24,6 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, make_row: Callable[[int],
     pool.write_text("".join(json.dumps(make_row(index)) + "\n" for index in range(40)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        hasten(patch)
         teacher = Similarity("hash")
         nncift.run(pool, teacher=teacher, out=folder / "run", encoder="hash", labels=0.5, budget=6, gate=False)
     return folder

@@ -10,6 +10,7 @@ from nncift.errors import DataError, UsageError
 from nncift.finetune.experiment import tune
 from nncift.finetune.tune_estimate import estimate_tune
 
+pytestmark = pytest.mark.usefixtures("hastened")
 ARMS = ("selected", "random", "longest", "none")
 
 

@@ -18,6 +18,7 @@ from nncift.finetune.test_set import by_turns, held_out
 from nncift.finetune.tune_settings import resolve
 from nncift.runs.finished import FinishedRun
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 LENGTH: dict[str, Any] = {"teacher": "length", "encoder": "hash", "labels": 0.5, "test_items": 5, "validation_items": 4}
 

@@ -20,6 +20,7 @@ from nncift.finetune.retraining import Experiment, cost_of, retrain
 from nncift.runs.finished import FinishedRun
 from nncift.teachers.delift_se import Similarity
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Write = Callable[..., Path]
 
 

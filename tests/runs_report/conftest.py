@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nncift.cli import main as cli
+from tests.hastened import hasten
 
 WORDS = "sort list name add red blue green cat dog bird sky sea tree house".split()
 EVIL = "<script>document.title = 'broken in'</script><img src=x onerror=\"document.title='broken in'\">"
@@ -37,6 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Path:
     (folder / "second.jsonl").write_text("".join(rows[40:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NNCIFT_CACHE", str(folder / "cache"))
+        hasten(patch)
         files = [str(folder / name) for name in ("first.jsonl", "second.jsonl")]
         patch.setattr(
             "sys.argv",

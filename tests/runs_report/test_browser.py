@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("hastened")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 

@@ -10,6 +10,7 @@ from nncift.runs import report
 from nncift.runs.report.charts import LETTER, Axis, Dot, Line, Sheet, intervals, lines, span, style, ticks
 from nncift.runs.report.report_coverage import CONTROLS
 
+pytestmark = pytest.mark.usefixtures("hastened")
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from nncift.runs.report.label_issues import outliers
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 def test_outliers_lie_below_the_lower_quartile_by_more_than_one_and_a_half_ranges() -> None:
     # Quartiles of 0..10 are 2.5 and 7.5: the bound is 2.5 - 1.5 * 5 = -5.

@@ -14,6 +14,8 @@ from nncift.runs.finished import FinishedRun
 from nncift.runs.query import Question, query
 from nncift.runs.report.query_page import write_query
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 @pytest.fixture(scope="module")
 def run(done: Path) -> FinishedRun:

@@ -28,6 +28,7 @@ from nncift.runs.report.samples import Sample, cut, draw
 from nncift.runs.report.shift import tables
 from nncift.selection.controls import random_ids
 
+pytestmark = pytest.mark.usefixtures("hastened")
 SECTIONS = "verdict warnings rows full issues coverage shift map-section lengths fidelity pairs copies cost".split()
 
 

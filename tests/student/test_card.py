@@ -11,6 +11,8 @@ from nncift.errors import DataError, ResourceError
 from nncift.runs.student_card import card, write_card
 from nncift.student.model import Student
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:

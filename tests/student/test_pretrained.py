@@ -20,6 +20,7 @@ from nncift.student.networks import TrainingData
 from nncift.student.networks.pretrained import Pretrained
 from nncift.student.pretrained_map import mapping
 
+pytestmark = pytest.mark.usefixtures("hastened")
 MINILM_VIEWS = Views.of({"text": 384}, MINILM)
 Make = Callable[..., TrainingData]
 Draw = Callable[..., np.ndarray]

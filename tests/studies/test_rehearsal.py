@@ -15,6 +15,7 @@ from nncift.models import encoders as encode
 from nncift.studies import run_study as run
 from nncift.studies.grid import REHEARSAL, load, rehearsed
 
+pytestmark = pytest.mark.usefixtures("hastened")
 GIVEN = {name: [f"{name}.jsonl"] for name in ("mixinstruct", "alpaca", "mmlu", "questions")} | {
     "model": ["m"],
     "small": ["s"],

@@ -16,6 +16,8 @@ from nncift.studies import run_study as run
 from nncift.studies.grid import Pool, TargetRows, load, rehearsed
 from nncift.studies.workspace import prepare
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 def rows(path: Path, count: int, long: int = 0) -> str:
     """Write numbered rows, of which the first few are long."""

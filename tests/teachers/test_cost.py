@@ -17,6 +17,8 @@ from nncift.stages.request import Request
 from nncift.teachers import RowLabels
 from nncift.teachers.abilities import WarmUpCost, pass_weight, row_passes, warm_up_cost
 
+pytestmark = pytest.mark.usefixtures("hastened")
+
 
 class Plain:
     """A plug-in that declares nothing of its cost."""

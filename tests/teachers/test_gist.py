@@ -22,6 +22,7 @@ from nncift.models.training_steps import row_losses
 from nncift.teachers import FeatureTeacher, Less, gist
 from nncift.teachers.gist import Gist
 
+pytestmark = pytest.mark.usefixtures("hastened")
 SMALL: dict[str, Any] = {
     "projection_kind": "target",
     "warmup_share": 0.5,

@@ -24,6 +24,7 @@ from nncift.teachers import Chunk, FeatureTeacher, Ica, RowTeacher, Teacher
 from nncift.teachers.delift import Delift
 from nncift.teachers.ica import IcaOfPairs, IcaOfSet
 
+pytestmark = pytest.mark.usefixtures("hastened")
 CHAT = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}:\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:\n{% endif %}"

@@ -25,6 +25,7 @@ from nncift.teachers.ekfac import drawn_labels
 from nncift.teachers.layer_statistics import keep_statistics, kept_statistics
 from nncift.teachers.layer_teacher import LayerTeacher
 
+pytestmark = pytest.mark.usefixtures("hastened")
 MADE: Mapping[str, Any] = {"ekfac": EkFac, "logra": Logra, "trackstar": TrackStar}
 SMALL: Mapping[str, dict[str, Any]] = {
     "ekfac": {"projection": 2048},

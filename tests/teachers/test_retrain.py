@@ -24,6 +24,7 @@ from nncift.models.training_steps import row_losses
 from nncift.teachers import FeatureTeacher, Retrain, less_warmup, retrain
 from nncift.teachers.abilities import AimsAtTargets, KeepsWorkspace, WarmsUp
 
+pytestmark = pytest.mark.usefixtures("hastened")
 SMALL: dict[str, Any] = {
     "trainings": 4,
     "rank": 2,

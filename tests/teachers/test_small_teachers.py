@@ -30,6 +30,7 @@ from nncift.teachers.loss import Loss
 from nncift.teachers.neutral import neutral_start
 from nncift.teachers.rds import Rds
 
+pytestmark = pytest.mark.usefixtures("hastened")
 PAIRS = [
     ("sort the red list", "list red"),
     ("name a bird", "bird"),

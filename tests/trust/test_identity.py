@@ -21,6 +21,7 @@ from nncift.models.encoders import SentenceEncoder
 from nncift.models.loading import fingerprint
 from nncift.models.model_folder import check_config, check_no_code, check_shards
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Call = Callable[..., Any]
 OURS = "sentence_transformers.models"
 

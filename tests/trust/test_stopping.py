@@ -18,6 +18,7 @@ from nncift.errors import ResourceError
 from nncift.storage import checksums
 from nncift.storage.locks import PathLock
 
+pytestmark = pytest.mark.usefixtures("hastened")
 Call = Callable[..., Any]
 STOPPED = """
 import os, signal, sys
