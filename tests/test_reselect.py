@@ -218,6 +218,14 @@ def test_a_damaged_report_of_fidelity_is_named_where_no_checksum_speaks_of_it(
         reselect(run, {"budget": "3"}, tmp_path / "again")
 
 
+def test_what_refits_learned_is_made_again_where_it_is_damaged(files: dict[str, Path], copy: Path) -> None:
+    kept = copy / "refits.safetensors"
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
+    select(files, copy)
+    assert kept.read_bytes() == content
+
+
 def test_a_run_of_another_version_is_said_to_be_one(done: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(done, tmp_path / "run"))
     shutil.rmtree(run / "stages")

@@ -20,6 +20,7 @@ from nncift.selection.problem import DenseProblem, build
 from nncift.selection.rules import NO_RULES, Rules
 from nncift.selection.stability import Refits
 from nncift.selection.utilities import Utilities
+from nncift.storage import checksums
 from nncift.student.candidates import STUDENT
 from nncift.student.model import Student
 from nncift.student.networks import TrainingData
@@ -189,6 +190,27 @@ def test_kept_refits_of_other_labels_or_damaged_ones_are_not_used(
     monkeypatch.setattr(Product, "refit", unexpected)
     with pytest.raises(AssertionError, match="fitted again"):
         refit.stability(rows(), settled, IDS[:8])
+
+
+def test_damage_to_what_is_kept_is_noticed(tmp_path: Path) -> None:
+    settled, kept = ResolvedConstraints(8, NO_RULES, {}), (tmp_path, "fit")
+    refit = Refits(world(0.3), settings(), {"courses": [COURSE]}, STUDENT, kept)
+    assert refit.are_whole
+    refit.stability(rows(), settled, IDS[:8])
+    assert refit.are_whole
+    path, mark = tmp_path / module.FITTED, checksums.mark_of(tmp_path, module.MARK)
+    content, marked = path.read_bytes(), mark.read_bytes()
+    for damage in (
+        lambda: path.write_bytes(content[:-1] + b"!"),
+        path.unlink,
+        mark.unlink,
+        lambda: mark.write_text("{"),
+    ):
+        damage()
+        assert not refit.are_whole
+        path.write_bytes(content)
+        mark.write_bytes(marked)
+        assert refit.are_whole
 
 
 def unexpected(*_: Any, **__: Any) -> None:

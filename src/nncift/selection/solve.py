@@ -146,6 +146,9 @@ def choose(
     """
     objective, seed = str(settings.objective), settings.seed
     keys["select"] = key_of(keys, settings, rows, settled)
+    if posing.refits is not None and not posing.refits.are_whole:
+        # They are made with the selection, and so is what was damaged.
+        directory.forget("select")
     with directory.stage("select", keys["select"], FILES) as stage:
         if not stage.done:
             with directory.measured("score"):

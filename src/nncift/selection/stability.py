@@ -121,6 +121,17 @@ class Refits:
     used: str
     kept: tuple[Path, str] | None = None
 
+    @property
+    def are_whole(self) -> bool:
+        """Whether what the run keeps of its refits, if anything, is what was written."""
+        if self.kept is None:
+            return True
+        run, mark = self.kept[0], checksums.mark_of(self.kept[0], MARK)
+        if not mark.exists() and not (run / FITTED).exists():
+            return True
+        found = checksums.read_mark(run, MARK)
+        return FITTED in (found.get("files") or {}) and checksums.matches(run, found, (FITTED,))
+
     def labelled(self) -> Doubles:
         """Return the share of every source's utilities that the teacher gave, `(n_sources,)`."""
         known, targets = self.utilities.known.present(), len(self.utilities.target_ids) - self.utilities.shared
