@@ -126,8 +126,8 @@ class Refits:
         """Whether what the run keeps of its refits, if anything, is what was written."""
         if self.kept is None:
             return True
-        run, mark = self.kept[0], checksums.mark_of(self.kept[0], MARK)
-        if not mark.exists() and not (run / FITTED).exists():
+        run = self.kept[0]
+        if not checksums.mark_of(run, MARK).exists() and not (run / FITTED).exists():
             return True
         found = checksums.read_mark(run, MARK)
         return FITTED in (found.get("files") or {}) and checksums.matches(run, found, (FITTED,))
