@@ -124,10 +124,8 @@ class Refits:
     @property
     def are_whole(self) -> bool:
         """Whether what the run keeps of its refits, if anything, is what was written."""
-        if self.kept is None:
-            return True
-        run = self.kept[0]
-        if not checksums.mark_of(run, MARK).exists() and not (run / FITTED).exists():
+        run = None if self.kept is None else self.kept[0]
+        if run is None or not (checksums.mark_of(run, MARK).exists() or (run / FITTED).exists()):
             return True
         found = checksums.read_mark(run, MARK)
         return FITTED in (found.get("files") or {}) and checksums.matches(run, found, (FITTED,))
