@@ -43,6 +43,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nncift.selection.graphs._PAIRS", 32)
 
 
+_ALONE: dict[str, dict[str, Any]] = {}
+
+
+@pytest.fixture
+def alone(start: Start, tmp_path: Path) -> dict[str, Any]:
+    """Return the content of the run on a graph that one process makes, made once."""
+    if "graph" not in _ALONE:
+        start("alone", **GRAPH)
+        _ALONE["graph"] = content(tmp_path / "alone")
+    return _ALONE["graph"]
+
+
 class Counting(LocalExecutor):
     """Counts the parts of calculations that are left for the run that joins."""
 
@@ -105,8 +117,9 @@ def test_in_rounds_and_for_every_kind_of_selection(
     assert not [note for note in done.warnings if "piece" in note]
 
 
-def test_what_shards_have_not_done_is_done_by_the_run_that_joins(start: Start, tmp_path: Path) -> None:
-    start("alone", **GRAPH)
+def test_what_shards_have_not_done_is_done_by_the_run_that_joins(
+    start: Start, alone: dict[str, Any], tmp_path: Path
+) -> None:
     details = [start("joined", f"{number}/2", **GRAPH) for number in (1, 2)]
     # The last that labels goes on, up to what it lacks of the first calculation that is read.
     assert [sorted(one["stages"]) for one in details] == [["embed", "label"], ["embed", "label", "score"]]
@@ -114,11 +127,10 @@ def test_what_shards_have_not_done_is_done_by_the_run_that_joins(start: Start, t
     assert all("run every shard again" in one["next"] and not one["finished"] for one in details)
     left, _ = joined(start, "joined", **GRAPH)
     assert left["predicting mean utilities"] + left["comparing all rows"] > 0
-    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+    assert content(tmp_path / "joined") == alone
 
 
-def test_a_damaged_part_is_named_and_calculated_again(start: Start, tmp_path: Path) -> None:
-    start("alone", **GRAPH)
+def test_a_damaged_part_is_named_and_calculated_again(start: Start, alone: dict[str, Any], tmp_path: Path) -> None:
     all_shards(start, "joined", **GRAPH)
     files = sorted((tmp_path / "joined/pieces").glob("score-*/1-of-2-*"), key=lambda file: file.stat().st_size)
     data = bytearray(files[-1].read_bytes())
@@ -127,12 +139,11 @@ def test_a_damaged_part_is_named_and_calculated_again(start: Start, tmp_path: Pa
     left, done = joined(start, "joined", **GRAPH)
     assert len(left) == 1
     assert [note for note in done.warnings if str(files[-1]) in note and "does not match its checksum" in note]
-    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+    assert content(tmp_path / "joined") == alone
 
 
-def test_a_shard_makes_good_what_is_damaged_of_another(start: Start, tmp_path: Path) -> None:
+def test_a_shard_makes_good_what_is_damaged_of_another(start: Start, alone: dict[str, Any], tmp_path: Path) -> None:
     """Labels of a shard that is not there any more, which this one needs whole."""
-    start("alone", **GRAPH)
     for number in (1, 2):
         start("joined", f"{number}/2", **GRAPH)
     (file,) = (tmp_path / "joined/pieces").glob("label-*/2-of-2-*")
@@ -146,7 +157,7 @@ def test_a_shard_makes_good_what_is_damaged_of_another(start: Start, tmp_path: P
     assert [note for note in details["warnings"] if str(file) in note]
     joined(start, "joined", **GRAPH)
     found = content(tmp_path / "joined")
-    assert found == content(tmp_path / "alone")
+    assert found == alone
 
 
 def test_parts_of_other_labels_are_not_used_and_are_named(start: Start, tmp_path: Path) -> None:
@@ -171,9 +182,8 @@ def test_parts_for_another_selection_are_named_and_removed(start: Start, tmp_pat
 
 
 def test_a_shard_that_is_stopped_while_it_calculates_goes_on(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start("alone", **GRAPH)
     for number in (1, 2):
         start("joined", f"{number}/2", **GRAPH)
     score, came = calculation.timed, list[Any]()
@@ -197,7 +207,7 @@ def test_a_shard_that_is_stopped_while_it_calculates_goes_on(
     assert details[0]["stages"]["score"]["before"] > 0
     left, _ = joined(start, "joined", **GRAPH)
     assert not left
-    assert content(tmp_path / "joined") == content(tmp_path / "alone")
+    assert content(tmp_path / "joined") == alone
 
 
 def test_joining_that_was_stopped_after_its_selection_leaves_nothing(
