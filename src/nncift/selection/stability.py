@@ -221,7 +221,7 @@ class Refits:
                 own = {name.partition(".")[2]: part for name, part in arrays.items() if name.startswith(f"{number}.")}
                 mean, scale = own.pop(UNITS).tolist()
                 found.append(FittedStudent(own, mean, scale, {}))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s is damaged (%s); it is made again", path, error)
             return []
         return found
