@@ -58,7 +58,7 @@ LEAST_PASSES = 3000
 WHOLE_ROWS = ProbeShare.parse("100%")
 
 LEAST_PERCENT = 15
-"""Percent of each row's tokens below which a probe is not made by default: the least tried on a real model (600 rows, three seeds)."""
+"""Percent of each row's tokens below which no probe is made by default: the least tried on a real model (600 rows, 3 seeds)."""
 
 
 @dataclass(frozen=True)
