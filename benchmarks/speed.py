@@ -27,6 +27,8 @@ import real_speed
 import sparse
 import teachers
 
+from nncift.core.threads import wait_passively
+
 REPEATS = 5
 COSTS = "speed-rows.svg"
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -184,6 +186,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write docs/results/speed.md and speed.json")
     given = parser.parse_args()
+    # As the command line does: threads of the C loop that wait for more would otherwise take the cores of what comes next.
+    wait_passively()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sizes = tuple(int(size) for size in given.sizes.split(",")) if given.sizes else None
     parts: dict[str, Callable[[], dict[str, Any]]] = {
