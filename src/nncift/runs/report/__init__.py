@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -103,7 +103,7 @@ def render(report: Report, name: str, run: str = "RUN") -> str:
     page = _page(report, name)
     room = MOST_BYTES - len(page.encode("utf-8", "replace"))
     listing, most = report.listing, TEXT_BYTES
-    sizes = (len(text.encode("utf-8", "replace")) for row in listing for text in (row.prompt, row.response))
+    sizes = [len(text.encode("utf-8", "replace")) for row in listing for text in (row.prompt, row.response)]
     # From here on a limit cuts no text and no reason: it would only pack the same again.
     whole = max(REASONS, max(sizes, default=0))
     packer = Packer(report, listing, run)
@@ -111,14 +111,22 @@ def render(report: Report, name: str, run: str = "RUN") -> str:
     while len(packed) > room and listing:
         # Texts first; rows only where hardly anything is left of them.
         if most > LEAST_TEXT_BYTES:
-            most = max(LEAST_TEXT_BYTES, min(most // 2, int(most * room / len(packed))))
-            if most >= whole:
-                continue
+            most = _next_limit(sizes, min(most, whole), room / len(packed))
         else:
             listing = listing[: len(listing) * 3 // 4]
             packer = Packer(report, listing, run)
         packed = packer.pack(most)
     return page.replace(DATA, DATA.replace("></", f">{packed}</"), 1)
+
+
+def _next_limit(sizes: Sequence[int], most: int, share: float) -> int:
+    """Return the limit of bytes for each text that leaves this share of what a limit of `most` leaves."""
+    wanted = share * sum(min(size, most) for size in sizes)
+    low, high = LEAST_TEXT_BYTES, max(LEAST_TEXT_BYTES, most - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(min(size, middle) for size in sizes) <= wanted else (low, middle - 1)
+    return low
 
 
 def page_of(title: str, parts: Iterable[Chart | Markup]) -> str:
