@@ -16,6 +16,7 @@ from nncift.models.views import TEXT, Views
 from nncift.selection import pose
 from nncift.selection import stability as module
 from nncift.selection.constraints import ResolvedConstraints
+from nncift.selection.labelled_draws import Draws
 from nncift.selection.problem import DenseProblem, build
 from nncift.selection.rules import NO_RULES, Rules
 from nncift.selection.stability import Refits
@@ -104,7 +105,7 @@ def test_one_refit_is_the_selection_from_the_labels_that_are_drawn() -> None:
     utilities = world(0.3)
     found = measured(utilities, 8, refits=1)
     assert found is not None
-    draws = module._Draws.of(utilities, 0)
+    draws = Draws.of(utilities, 0)
     known = draws.draw()
     assert 0 < len(known) < len(utilities.known)
     data = TrainingData(
@@ -157,9 +158,22 @@ def test_a_large_pool_is_selected_from_in_parts_and_what_is_left_has_no_number(m
     monkeypatch.setattr(module, "MOST_PARTS", 3)
     found = measured(world(0.3), 8)
     assert found is not None
-    assert np.isfinite(found.share).sum() == 30
-    assert np.nansum(found.share) == pytest.approx(6)
-    assert found.record.rows <= 8
+    assert (found.record.rows, found.record.parts) == (6, 3)
+    assert 0 < np.isfinite(found.share).sum() <= 30
+
+
+def test_refits_that_learn_the_same_select_the_same_from_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 10)
+    monkeypatch.setattr(Refits, "_with_weights", lambda refits, learned: refits.utilities.student)
+    monkeypatch.setattr(Draws, "draw", lambda draws: draws.known)
+    utilities = world(0.3)
+    found = measured(utilities, 8)
+    assert found is not None
+    assert (found.record.stable, found.record.rows, found.record.parts) == (8, 8, 4)
+    chosen = np.isin(IDS, selected(utilities, 8))
+    looked_at = np.isfinite(found.share)
+    assert 0 < looked_at.sum() < N
+    assert np.array_equal(found.share[looked_at], chosen[looked_at].astype(float))
 
 
 def test_what_refits_learned_is_kept_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

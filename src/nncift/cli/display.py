@@ -202,8 +202,9 @@ def stability_line(selection: SelectionRecord, chosen: int) -> str:
     if found is None:
         return "not measured"
     some = " that were looked at" if found.rows < chosen else ""
+    what = f"chosen rows{some}" if found.parts is None else f"rows chosen from {found.parts} parts of the pool"
     return (
-        f"{found.stable:,} of {found.rows:,} chosen rows{some} are chosen in more than {100 * found.above:.0f} % of "
+        f"{found.stable:,} of {found.rows:,} {what} are chosen in more than {100 * found.above:.0f} % of "
         f"{found.refits} refits"
     )
 

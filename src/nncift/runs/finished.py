@@ -384,8 +384,7 @@ class _Known:
             along.append(s[here])
             values.append(pairs.value[here])
         source = np.concatenate(along)
-        # Short numbers are sorted by their digits.
-        order = np.argsort(source.astype(np.uint16) if len(sources) <= 1 << 16 else source, kind="stable")
+        order = np.argsort(source, kind="stable")
         start = np.searchsorted(source[order], np.arange(len(sources) + 1))
         return cls(np.concatenate(across)[order], np.concatenate(values)[order], start)
 

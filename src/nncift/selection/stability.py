@@ -3,7 +3,9 @@
 Which rows were labelled is chance. Each refit draws as many labelled rows as there are, with replacement, and takes those that
 are drawn, once each, for the only ones that are labelled: the student is fitted on their labels with the choices that are
 settled, the rest is predicted, and the run's objective selects again under the run's rules. No model is asked. Large pools are
-selected from in parts, which bounds the cost, and beyond `MOST_PARTS` parts only a sample of the rows is looked at.
+selected from in parts, which bounds the cost, and beyond `MOST_PARTS` parts only a sample of the rows is looked at. A part has an
+answer of its own, by the run's student, which refits are compared with: rows of which it decides otherwise than the whole pool
+does, because others stand in for them there, have no number.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,16 @@ from nncift.core.arrays import Doubles, Places
 from nncift.core.fingerprints import fingerprint
 from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import arithmetic, serial_map
-from nncift.core.result_types import Record
+from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import generator
 from nncift.core.threads import one_thread_if_small
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError
-from nncift.labels.plan import SCORE
 from nncift.labels.vectors import Vectors
 from nncift.selection import COVERING, pose
 from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.coverage import Coverage
+from nncift.selection.labelled_draws import MOST_LABELLED, Draws
 from nncift.selection.problem import build_dense
 from nncift.selection.rules import Rules
 from nncift.selection.utilities import Utilities
@@ -59,9 +61,6 @@ PART_ROWS, MOST_PARTS = 1500, 8
 MOST_TARGETS = 1500
 """Targets of a target set that a refit selects for at most."""
 
-MOST_LABELLED = 500
-"""Labelled rows of an axis that a refit learns from at most."""
-
 FITTED, MARK = "refits.safetensors", "refits"
 """What refits of a run learned, which do not depend on what is selected: selecting again fits nothing."""
 
@@ -71,23 +70,28 @@ UNITS = "units"
 MOST_KEPT = 1 << 26
 """Bytes of that at most; of larger students nothing is kept."""
 
-LEAST_LABELLED = 4
-"""Labelled rows of an axis below which nothing can be drawn again."""
-
 
 @dataclass(frozen=True)
 class StabilityRecord(Record):
-    """How many of the selected rows that were looked at (`rows`) are selected in more than `above` of the refits (`stable`)."""
+    """How many of the selected rows (`rows`) are selected in more than `above` of the refits (`stable`).
+
+    parts: of a large pool, from each of which the student and its refits select alone; rows are those that the student
+    selects there.
+    """
 
     refits: int
     above: float
     stable: int
     rows: int
+    parts: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
 class Stability:
-    """share: of the refits in which each row of the pool is selected, `(n,)`, NaN for rows that were not looked at."""
+    """share: of the refits in which each row is selected, `(n_rows,)`.
+
+    NaN for rows that were not looked at, and for those of which a part decides otherwise than the pool.
+    """
 
     share: Doubles
     record: StabilityRecord
@@ -148,16 +152,15 @@ class Refits:
         place = {item: at for at, item in enumerate(rows.ids)}
         chosen = np.zeros(len(rows.ids), bool)
         chosen[[place[item] for item in selected]] = True
-        draws = _Draws.of(self.utilities, self.settings.seed)
+        draws = Draws.of(self.utilities, self.settings.seed)
         if draws.is_whole:
             share = chosen.astype(np.float64)
             return Stability(share, _record(share, chosen, refits))
         if not draws.is_enough:
             return None
         parts = self._parts(rows, settled, chosen)
-        count, looked_at = np.zeros(len(rows.ids)), np.zeros(len(rows.ids), bool)
-        for part in parts:
-            looked_at[part.sources] = True
+        alone, looked_at = self._alone(parts, place, chosen)
+        count = np.zeros(len(rows.ids))
         key = self._key(draws.known, refits)
         before = self._kept(key, refits)
         fitted: list[FittedStudent] = []
@@ -175,8 +178,27 @@ class Refits:
                 count[[place[item] for item in part.selected(self, student, known)]] += 1
         if self.kept is not None and not before and len(fitted) == refits:
             _keep(self.kept[0], key, fitted)
-        share = np.where(looked_at, count / refits, np.nan)
-        return Stability(share, _record(share, chosen, refits))
+        record = _record(count / refits, alone, refits)
+        if not parts[0].whole:
+            record = replace(record, parts=len(parts))
+        return Stability(np.where(looked_at, count / refits, np.nan), record)
+
+    def _alone(
+        self, parts: Sequence[_Part], place: Mapping[str, int], chosen: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return which rows the student selects from the parts, each alone, and of which they decide as the whole pool does.
+
+        place: of every row. chosen: from the whole pool, `(n_rows,)`.
+        """
+        if parts[0].whole:
+            return chosen, np.isin(np.arange(len(chosen)), parts[0].sources)
+        alone, looked_at = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
+        for part in parts:
+            alone[
+                [place[item] for item in part.selected(self, self.utilities.student, self.utilities.known.present())]
+            ] = True
+            looked_at[part.sources] = alone[part.sources] == chosen[part.sources]
+        return alone, looked_at
 
     def _learned(self, known: LabelledPairs) -> FittedStudent | None:
         """Fit what selects on some of the labels; None where that takes training by descent."""
@@ -327,73 +349,3 @@ def _within(
     target, source = at_target[known.target], at_source[known.source]
     here = (target >= 0) & (source >= 0)
     return LabelledPairs(target_ids, source_ids, target[here], source[here], known.value[here])
-
-
-def _block(utilities: Utilities) -> LabelledPairs:
-    """Return the labels that refits learn from. Where a plan set items apart for tests, those among its training items.
-
-    These are a block, on which the student is fitted in a fraction of a second.
-    """
-    known = utilities.known.present()
-    if "q2" not in utilities.labels or "rest" in utilities.labels:
-        return known
-    train = utilities.labels["train"]
-    return known.take(np.isin(known.target, np.unique(train.target)) & np.isin(known.source, np.unique(train.source)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Draws:
-    """Draws labelled rows again, never fewer than `LEAST_LABELLED`.
-
-    targets, sources: codes of those that are labelled. whole: axes that are labelled whole, and never drawn from.
-    """
-
-    known: LabelledPairs
-    targets: Places
-    sources: Places
-    whole: tuple[bool, bool]
-    shared: bool
-    random: np.random.Generator
-
-    @classmethod
-    def of(cls, utilities: Utilities, seed: int) -> _Draws:
-        known = _block(utilities)
-        targets, sources = (np.unique(part).astype(np.intp) for part in (known.target, known.source))
-        whole = len(targets) == len(utilities.target_ids), len(sources) == len(utilities.source_ids)
-        complete = len(known) >= len(targets) * (len(sources) - utilities.shared)
-        if all(whole) and not complete:
-            # Every row has some labels: which of them is chance all the same.
-            whole = (utilities.target_ids == SCORE, False)
-        shared = utilities.shared
-        return cls(known, targets, sources, whole, shared, generator(seed, "stability"))
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether everything is labelled."""
-        return all(self.whole)
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether there is something to draw from."""
-        return all(
-            whole or len(axis) >= LEAST_LABELLED
-            for axis, whole in zip((self.targets, self.sources), self.whole, strict=True)
-        )
-
-    def draw(self) -> LabelledPairs:
-        """Return the labels between rows that are drawn: with replacement, each counted once."""
-        if self.shared:
-            items = np.union1d(self.targets, self.sources)
-            drawn = self._drawn(items)
-            keep = np.isin(self.known.target, drawn) & np.isin(self.known.source, drawn)
-        else:
-            keep = np.isin(self.known.source, self._drawn(self.sources))
-            if not self.whole[0]:
-                keep &= np.isin(self.known.target, self._drawn(self.targets))
-        return self.known.take(keep)
-
-    def _drawn(self, items: Places) -> Places:
-        drawn = np.unique(self.random.choice(items, len(items)))
-        while len(drawn) < LEAST_LABELLED:
-            drawn = np.unique(self.random.choice(items, len(items)))
-        return drawn if len(drawn) <= MOST_LABELLED else self.random.permutation(drawn)[:MOST_LABELLED]
