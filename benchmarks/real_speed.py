@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.data import Examples, read
+from nncift.labels.row_labels import chunks_of
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.model_parts import last_hidden_states
 from nncift.models.per_sample_gradients import gradient_batches
@@ -183,13 +184,26 @@ def _ways(lm: CausalLM, pool: Examples) -> Iterator[tuple[str, Way]]:
     yield VOCABULARY, Way(tokens, FORWARD, lambda: _forward(lm, rows, due=True), due)
     yield ACTIVATIONS, Way(tokens, ACTIVATIONS, lambda: _back(lm, rows, weights=False))
     yield WEIGHTS, Way(tokens, WEIGHTS, lambda: _back(lm, rows, weights=True))
-    yield "loss", Way(once(rows), FORWARD, lambda: loss.measure(ids), due, lambda: _losses_one_by_one(lm, rows))
-    yield from _readers(lm, pool, ids)
+    chunks = _chunks(pool, ids)
+    yield "loss", Way(once(rows), FORWARD, _all(loss, chunks), due, lambda: _losses_one_by_one(lm, rows))
+    yield from _readers(lm, pool, ids, chunks)
     yield "delift", _delift(lm, pool, ids)
-    yield from _gradients(lm, pool, ids, tokens)
+    yield from _gradients(lm, pool, ids, chunks, tokens)
 
 
-def _readers(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Iterator[tuple[str, Way]]:
+def _chunks(pool: Examples, ids: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return rows in chunks of like length, as a run measures them."""
+    characters = {item: len(pool.by_id(item).prompt) + len(pool.by_id(item).response) for item in ids}
+    return chunks_of(ids, characters.__getitem__)
+
+
+def _all(teacher: Any, chunks: Sequence[tuple[str, ...]]) -> Callable[[], Any]:
+    return lambda: [teacher.measure(chunk) for chunk in chunks]
+
+
+def _readers(
+    lm: CausalLM, pool: Examples, ids: tuple[str, ...], chunks: Sequence[tuple[str, ...]]
+) -> Iterator[tuple[str, Way]]:
     rds, ifd, probe = Rds(lm, batch_tokens=BATCH_TOKENS), Ifd(lm, batch_tokens=BATCH_TOKENS), Probe(lm)
     rds.prepare(pool)
     ifd.prepare(pool)
@@ -197,8 +211,8 @@ def _readers(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Iterator[tup
     with_prompts = once(list(known.values()))
     due = sum(len(row.response) for row in known.values())
     alone = due + len(known)
-    yield "rds", Way(with_prompts, FORWARD, lambda: rds.measure(ids))
-    yield "ifd", Way(with_prompts + alone, FORWARD, lambda: ifd.measure(ids), 2 * due)
+    yield "rds", Way(with_prompts, FORWARD, _all(rds, chunks))
+    yield "ifd", Way(with_prompts + alone, FORWARD, _all(ifd, chunks), 2 * due)
     yield "probe", Way(with_prompts, FORWARD, lambda: probe.read(examples), 2 * due)
     few = ids[: max(2, len(ids) // 4)]
     selectit = SelectIt(lm, batch_tokens=BATCH_TOKENS)
@@ -241,7 +255,9 @@ def _delift(lm: CausalLM, pool: Examples, ids: tuple[str, ...]) -> Way:
     return Way(needed, FORWARD, lambda: [teacher.label(chunk) for chunk in chunks], due, plain)
 
 
-def _gradients(lm: CausalLM, pool: Examples, ids: tuple[str, ...], tokens: int) -> Iterator[tuple[str, Way]]:
+def _gradients(
+    lm: CausalLM, pool: Examples, ids: tuple[str, ...], chunks: Sequence[tuple[str, ...]], tokens: int
+) -> Iterator[tuple[str, Way]]:
     from nncift.teachers.logra import Logra
 
     whole = {"lora": False, "targets": ["all-linear"], "adam": "none"}
@@ -251,11 +267,11 @@ def _gradients(lm: CausalLM, pool: Examples, ids: tuple[str, ...], tokens: int) 
         # What is made once and kept: compiled loops, signs, a copy of a model that is borrowed.
         teacher.measure(ids[:1])
         plain = partial(_gradients_one_by_one, teacher, ids) if name == "less, lora" else None
-        yield name, Way(tokens, ACTIVATIONS, partial(teacher.measure, ids), 0, plain)
+        yield name, Way(tokens, ACTIVATIONS, _all(teacher, chunks), 0, plain)
     logra = _prepared(Logra(lm, projection=SIDE, batch_tokens=BATCH_TOKENS), pool)
     logra = getattr(logra, "without_warm_up", lambda: logra)()
     _prepared(logra, pool).measure(ids[:1])
-    yield "logra, all linear layers", Way(tokens, ACTIVATIONS, lambda: logra.measure(ids))
+    yield "logra, all linear layers", Way(tokens, ACTIVATIONS, _all(logra, chunks))
 
 
 def _prepared(teacher: Any, pool: Examples) -> Any:

@@ -1,5 +1,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,19 @@ def plan_of(
     ids: Sequence[str], labels: float, *, previous: RowPlan | None = None, targets: Sequence[str] | None = None
 ) -> RowPlan:
     return grow_rows(previous, targets or ids, ids, budget(labels), 0, shared=targets is None)
+
+
+def test_rows_of_like_length_are_measured_together() -> None:
+    ids = names(200)
+    length = {item: (37 * at) % 101 for at, item in enumerate(ids)}
+    plain = plan_of(ids, 0.5)
+    plan = grow_rows(None, ids, ids, budget(0.5), 0, shared=True, length=length.__getitem__)
+    assert plan.measured == plain.measured
+    (chunks,) = plan.generations
+    spans = sorted((min(map(length.__getitem__, chunk)), max(map(length.__getitem__, chunk))) for chunk in chunks)
+    assert all(high <= low for (_, high), (low, _) in pairwise(spans))
+    assert [low for low, _ in spans] != [min(map(length.__getitem__, chunk)) for chunk in chunks]
+    assert chunks[0][0] == plain.order[0]
 
 
 def filled(folder: Path, plan: RowPlan, teacher: Dot) -> RowLabelStore:

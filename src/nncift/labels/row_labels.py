@@ -8,7 +8,7 @@ utilities that follow, so that reading them needs no teacher, and `once.json` wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,12 @@ def grow_rows(
     seed: int,
     *,
     shared: bool,
+    length: Callable[[str], int] | None = None,
 ) -> RowPlan:
     """Return a plan for these axes that measures u of the rows of each, and keeps all that `previous` measures.
 
-    A small target set (see `sizes.FEW_TARGETS`) is measured whole. Raises UsageError where fewer labels are asked for
-    than exist.
+    A small target set (see `sizes.FEW_TARGETS`) is measured whole. length: of a row, by its id; rows of like length are measured
+    together, so that a model reads less padding. Raises UsageError where fewer labels are asked for than exist.
     """
     old = previous or RowPlan((), (), shared, Roles(), (), ())
     pointwise = tuple(target_ids) == SCORE
@@ -81,9 +82,18 @@ def grow_rows(
     wanted += [*roles.test_targets, *roles.test_sources]
     known = old.measured
     fresh = [item for item in dict.fromkeys(wanted) if item not in known]
-    added = tuple(tuple(fresh[start : start + CHUNK_ROWS]) for start in range(0, len(fresh), CHUNK_ROWS))
+    added = chunks_of(fresh, length)
     generations = (*old.generations, added) if added else old.generations
     return RowPlan(tuple(target_ids), tuple(source_ids), shared, roles, train["target"], train["source"], generations)
+
+
+def chunks_of(rows: Sequence[str], length: Callable[[str], int] | None) -> tuple[tuple[str, ...], ...]:
+    """Return rows in the chunks in which they are measured, long and short chunks mixed as their first rows are."""
+    place = {item: at for at, item in enumerate(rows)}
+    ordered = rows if length is None else sorted(rows, key=length)
+    chunks = [ordered[start : start + CHUNK_ROWS] for start in range(0, len(ordered), CHUNK_ROWS)]
+    mixed = sorted((sorted(chunk, key=place.__getitem__) for chunk in chunks), key=lambda chunk: place[chunk[0]])
+    return tuple(tuple(chunk) for chunk in mixed)
 
 
 class RowLabelStore(LabelStore[RowPlan]):
@@ -97,7 +107,9 @@ class RowLabelStore(LabelStore[RowPlan]):
 
     def grown(self, axes: Axes, budget: LabelBudget, seed: int) -> RowPlan:
         """Return the grown plan."""
-        return grow_rows(self.plan, axes.target_ids, axes.sources.ids, budget, seed, shared=axes.shared)
+        characters = {row.id: len(row.prompt) + len(row.response) for row in axes.rows}
+        length = characters.__getitem__
+        return grow_rows(self.plan, axes.target_ids, axes.sources.ids, budget, seed, shared=axes.shared, length=length)
 
     def _wanted_format(self, plan: RowPlan, executor: LabelExecutor) -> LabelFormat:
         executor.know(sorted(plan.measured))

@@ -36,7 +36,7 @@ from nncift.selection.constraints import ResolvedConstraints
 from nncift.selection.coverage import Coverage
 from nncift.selection.labelled_draws import MOST_LABELLED, Draws
 from nncift.selection.problem import build_dense
-from nncift.selection.rules import Rules
+from nncift.selection.rules import Order, Rules
 from nncift.selection.utilities import Utilities
 from nncift.storage import checksums
 from nncift.storage.atomic import read_arrays, write_arrays
@@ -322,17 +322,22 @@ class _Part:
             # Gains and reasons of the rows that are left out take longer than choosing.
             order = problem.order(k, rules) if isinstance(problem, Coverage) else None
             if order is not None and not order.by_score:
-                return tuple(source_ids[at] for at in order.sources)
+                return _named(problem, order)
         found = build_dense(utilities, objective)
         score = found.matrix.mean_per_source() if found.score is None else found.score
         problem = pose(found.matrix, objective, replace(found, score=score).given, reuse=True)
         if isinstance(problem, Coverage):
-            return tuple(source_ids[at] for at in problem.order(k, rules).sources)
+            return _named(problem, problem.order(k, rules))
         return problem.choose(k, refits.settings.seed, rules).ids
 
     def _rules(self, source_ids: tuple[str, ...]) -> Rules:
         here = frozenset(source_ids)
         return Rules(self.rules.include & here, self.rules.exclude & here)
+
+
+def _named(problem: Coverage, order: Order) -> tuple[str, ...]:
+    """Return the ids of chosen rows: a problem puts its rows into an order of its own."""
+    return tuple(problem.similarity.source_ids[at] for at in order.sources)
 
 
 def _at(values: Sequence[str], places: Places) -> tuple[str, ...]:
