@@ -320,8 +320,7 @@ class _Part:
             found = build_dense(utilities, objective, scored=False)
             problem = pose(found.matrix, objective, found.given, reuse=True)
             # Gains and reasons of the rows that are left out take longer than choosing.
-            order = problem.order(k, rules) if isinstance(problem, Coverage) else None
-            if order is not None and not order.by_score:
+            if isinstance(problem, Coverage) and not (order := problem.order(k, rules)).by_score:
                 return _named(problem, order)
         found = build_dense(utilities, objective)
         score = found.matrix.mean_per_source() if found.score is None else found.score
