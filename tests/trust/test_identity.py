@@ -102,14 +102,103 @@ def test_all_that_a_configuration_builds_is_compared_with_the_weights(
         CausalLM.load(model)
 
 
-@pytest.mark.parametrize("change", [{"r": 10**9}, {"rank_pattern": {"q_proj": 10**9}}, {"num_virtual_tokens": 10**9}])
-def test_an_adapter_is_compared_with_its_weights_before_it_is_made(tmp_path: Path, change: dict[str, Any]) -> None:
-    save_file({"a": np.zeros((4, 16), np.float32)}, tmp_path / adapters.WEIGHTS)
-    (tmp_path / adapters.CONFIG).write_text(json.dumps({"r": 4}))
-    adapters._check_sizes(tmp_path)
-    (tmp_path / adapters.CONFIG).write_text(json.dumps({"r": 4} | change))
-    with pytest.raises(ResourceError, match="the largest side of its weights is 16"):
-        adapters._check_sizes(tmp_path)
+@pytest.fixture
+def adapter(tmp_path: Path, llama_folder: Path) -> Path:
+    """Return an adapter on the tiny model, of rank 4 on two of its layers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    made = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(llama_folder), LoraConfig(r=4, target_modules=["q_proj"])
+    )
+    for name, weight in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, 0.5)
+    made.save_pretrained(str(tmp_path / "adapter"))
+    return _say(tmp_path / "adapter" / adapters.CONFIG, base_model_name_or_path=str(llama_folder)).parent
+
+
+def _say(path: Path, **changed: Any) -> Path:
+    """Change entries of a JSON file."""
+    about = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(about | changed))
+    return path
+
+
+def test_an_adapter_takes_the_memory_of_its_file(adapter: Path, llama_folder: Path) -> None:
+    plain, adapted = CausalLM.load(llama_folder), CausalLM.load(adapter)
+    one, other = (lm.model.get_parameter("model.layers.0.self_attn.q_proj.weight") for lm in (plain, adapted))
+    assert not np.allclose(one.numpy(), other.numpy())
+    assert all(not weight.is_meta for weight in adapted.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"r": 10**9}, "the largest side of its weights is 32"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "the largest side of its weights is 32"),
+        ({"num_virtual_tokens": 10**9}, "the largest side of its weights is 32"),
+        ({"layer_replication": [[0, 2]] * 9}, "more layers"),
+        (
+            {"peft_type": "PROMPT_TUNING", "prompt_tuning_init": "TEXT", "tokenizer_name_or_path": "a/b"},
+            "PROMPT_TUNING",
+        ),
+        ({"peft_type": "XLORA", "adapters": {"a": "stranger/adapter"}}, "XLORA"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "megatron"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changed the weights of its base"),
+        ({"base_model_name_or_path": "x" * 10**5}, "x{80}' is neither a folder here"),
+    ],
+)
+def test_an_adapter_stays_within_its_own_files(adapter: Path, change: dict[str, Any], said: str) -> None:
+    _say(adapter / adapters.CONFIG, **change)
+    with pytest.raises(ResourceError, match=said):
+        CausalLM.load(adapter)
+
+
+@pytest.mark.parametrize("entry", ["target_modules", "exclude_modules", "modules_to_save", "rank_pattern"])
+def test_expressions_of_an_adapter_come_to_an_end(adapter: Path, entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = r"(\w+\.?)*!"
+    value: Any = {endless: 4} if entry == "rank_pattern" else [endless] if entry == "modules_to_save" else endless
+    _say(adapter / adapters.CONFIG, **{entry: value})
+    monkeypatch.setattr(adapters, "SECONDS", 0.5)
+    with pytest.raises(ResourceError, match="cannot be matched"):
+        CausalLM.load(adapter)
+
+
+def test_plain_expressions_of_an_adapter_are_followed(adapter: Path) -> None:
+    _say(adapter / adapters.CONFIG, target_modules=r".*\.self_attn\.(q|k)_proj|.*q_proj")
+    with pytest.raises(ResourceError, match="does not fit its base"):
+        CausalLM.load(adapter)  # which has no weights for k_proj
+    _say(adapter / adapters.CONFIG, target_modules=r".*\.q_pro[a-z]+")
+    CausalLM.load(adapter)
+
+
+@pytest.mark.parametrize("kernel", ["kernels-community/flash-attn2", "stranger/kernel@v1", "flash_attention_9"])
+@pytest.mark.parametrize("entry", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_configuration_chooses_no_kernel_that_would_be_fetched(model: Path, entry: str, kernel: str) -> None:
+    for value in (kernel, {"": "sdpa", "text_config": kernel}):
+        _say(model / "config.json", **{entry: value})
+        with pytest.raises(ResourceError, match="asks for the kernel"):
+            CausalLM.load(model)
+        with pytest.raises(ResourceError, match="asks for the kernel"):
+            SentenceEncoder(str(model)).encode(["a"])
+    _say(model / "config.json", text_config={"deep": [{entry: kernel}]}, **{entry: "eager"})
+    with pytest.raises(ResourceError, match="asks for the kernel"):
+        check_config(model)
+
+
+def test_a_configuration_chooses_among_built_in_kernels(model: Path) -> None:
+    _say(model / "config.json", attn_implementation="eager")
+    assert CausalLM.load(model).model.config._attn_implementation == "eager"
+
+
+def test_a_configuration_names_no_weights_elsewhere(model: Path) -> None:
+    (model / "sub").mkdir()
+    shutil.copy(model / "model.safetensors", model / "sub" / "other.safetensors")
+    _say(model / "config.json", transformers_weights="sub/other.safetensors")
+    with pytest.raises(ResourceError, match="loads nothing from elsewhere"):
+        CausalLM.load(model)
 
 
 @pytest.mark.parametrize(
@@ -207,3 +296,49 @@ def test_a_function_of_a_layer_is_one_of_torch(tmp_path: Path, name: str, allowe
     else:
         with pytest.raises(ResourceError, match=r"'os\.abort', which is code"):
             check_no_code(folder)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model_kwargs": {"allow_all_kernels": True}},
+        {"model_args": {"trust_remote_code": True}},
+        {"processor_kwargs": {"subfolder": "sub"}},
+        {"tokenizer_name_or_path": "stranger/tokenizer"},
+        {"model_kwargs": {"attn_implementation": "stranger/kernel"}},
+    ],
+)
+def test_a_transformer_layer_hands_nothing_on_that_fetches(tmp_path: Path, given: dict[str, Any]) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"{OURS}.Transformer"), ("0_Inner", f"{OURS}.Transformer"))
+    (folder / "0_Inner").mkdir()
+    _say(folder / "sentence_bert_config.json", max_seq_length=8, processor_kwargs={"padding_side": "left"})
+    check_no_code(folder)
+    for layer in (folder, folder / "0_Inner"):
+        _say(layer / "sentence_bert_config.json", **given)
+        with pytest.raises(ResourceError, match=r"sentence_bert_config\.json"):
+            check_no_code(folder)
+        (layer / "sentence_bert_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["WordEmbeddings", "util.misc.import_from_string", "sparse_encoder.SparseStaticEmbedding"]
+)
+def test_a_layer_that_reads_files_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    folder = _layers(tmp_path / "encoder", ("", f"sentence_transformers.{name}"))
+    with pytest.raises(ResourceError, match="elsewhere"):
+        check_no_code(folder)
+
+
+def test_an_encoder_that_is_an_adapter_is_refused(adapter: Path) -> None:
+    with pytest.raises(ResourceError, match="is a PEFT adapter"):
+        check_no_code(adapter)
+
+
+def test_every_layer_is_compared_with_its_weights(tmp_path: Path) -> None:
+    save_file({"linear.weight": np.zeros((8, 4), np.float32)}, tmp_path / "model.safetensors")
+    check_config(_say(tmp_path / "config.json", in_features=4, out_features=8).parent)
+    _say(tmp_path / "config.json", in_features=10**6)
+    check_config(tmp_path)
+    _say(tmp_path / "config.json", out_features=10**6)
+    with pytest.raises(ResourceError, match="in_features = 1000000 and out_features = 1000000"):
+        check_config(tmp_path)

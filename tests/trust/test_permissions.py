@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import yaml
 
 import nncift
 from nncift import config
-from nncift.errors import UsageError
+from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
 from nncift.runs.finished import FinishedRun
 from nncift.storage import checksums
@@ -96,6 +98,42 @@ def test_the_call_permits_code(folder_with_code: Path, canary: Path) -> None:
 
     CausalLM.load(folder_with_code, trust_remote_code=True)
     assert canary.exists()  # or the tests beside this one prove nothing
+
+
+def test_nobody_is_asked_whether_code_may_run(
+    folder_with_code: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from nncift.data.tokenizer_files import load_tokenizer
+    from nncift.models.causal_lm import CausalLM
+    from nncift.models.encoders import SentenceEncoder
+
+    asked: list[str] = []
+    # transformers asks on the terminal where nobody has said anything, and takes what stands there for a yes.
+
+    def agree(question: str = "") -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", agree)
+    about = json.loads((folder_with_code / "tokenizer_config.json").read_text())
+    about["auto_map"] = {"AutoTokenizer": ["own.Own", None]}
+    (folder_with_code / "tokenizer_config.json").write_text(json.dumps(about))
+    for load in (CausalLM.load, load_tokenizer, lambda name: SentenceEncoder(name).encode(["a"])):
+        # The tokenizer alone can do without the code.
+        with suppress(ResourceError):
+            load(str(folder_with_code))
+    assert (asked, canary.exists()) == ([], False)
+
+
+def test_every_call_that_loads_says_whether_code_may_run() -> None:
+    for file in Path(nncift.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in ("from_pretrained", "from_config"):
+                owner = ast.unparse(node.func.value)
+                named = {keyword.arg for keyword in node.keywords}
+                assert "peft" in owner.lower() or "trust_remote_code" in named, f"{file.name}:{node.lineno}"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "tune"])

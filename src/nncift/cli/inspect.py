@@ -41,7 +41,9 @@ SHOWN_HITS, SHOWN_TEXT = 3, 60
 @option("--tokenizer", group="Rows", help="Model folder or hub name whose tokenizer counts.  [default: minilm's]")
 @offline_option
 @memory_option
-def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...], **flags: Any) -> Inspection:
+def inspect_command(
+    show: bool, files: tuple[str, ...], against: tuple[str, ...], tokenizer: str | None, **flags: Any
+) -> Inspection:
     """Show formats, counts, problems with their lines, token statistics and duplicates of FILES.
 
     Exit code 3 where a file has no row that can be used, with the --map that reads it where there is one; 5 where rows of
@@ -50,7 +52,7 @@ def inspect_command(show: bool, files: tuple[str, ...], against: tuple[str, ...]
     from nncift.stages.decontaminate import summary_of
     from nncift.stages.inspection import inspect
 
-    found = inspect(*files, against=against, **chosen(flags, RunSettings))
+    found = inspect(*files, against=against, tokenizer=tokenizer, **chosen(flags, RunSettings))
     if show:
         _show(found)
     unread = [file for file in found.files if not file.usable]

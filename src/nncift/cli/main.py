@@ -18,6 +18,7 @@ import click
 
 from nncift import __version__
 from nncift.cli.shell import HELP
+from nncift.core.texts import first_line
 from nncift.errors import NnciftError, ResourceError
 
 COMMANDS = {
@@ -41,6 +42,9 @@ COMMANDS = {
 INTERRUPTED = "interrupted; the same command goes on where it was"
 MEMORY = "nncift: memory ran out; use --limit, --neighbours, a higher --max-mem, or a machine with more"
 DEVICE_MEMORY = "nncift: the device's memory ran out; use --device cpu, or a device with more"
+NATIVE = (
+    "nncift: the tokenizer of a model, or another library's native code, stopped: {}; try another model or other rows"
+)
 DEFECT = "nncift: this is a defect of nncift; please report it with the lines above and the command"
 
 
@@ -94,13 +98,22 @@ def main() -> None:
         code = _say(MEMORY, ResourceError.exit_code)
     except OSError as error:
         code = _say(f"nncift: {error}", ResourceError.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last resort turns any defect into exit code 1
-        # torch's; its class cannot be named without loading torch.
-        if type(error).__name__ == "OutOfMemoryError":
-            sys.exit(_say(DEVICE_MEMORY, ResourceError.exit_code))
-        traceback.print_exc()
-        code = _say(DEFECT, 1)
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last resort turns any defect into exit code 1
+        code = _unexpected(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: BaseException) -> int:
+    """Say what an error of no known family is. Classes of libraries cannot be named without loading them."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return _say(DEVICE_MEMORY, ResourceError.exit_code)
+    # What native code ends in, by the tokenizer of a model; it is no Exception.
+    if type(error).__name__ == "PanicException":
+        return _say(NATIVE.format(first_line(error)), ResourceError.exit_code)
+    traceback.print_exception(error)
+    return _say(DEFECT, 1)
 
 
 @contextmanager

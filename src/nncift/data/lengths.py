@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.data.conversation import Conversation, Speech
-from nncift.errors import DataError, ResourceError, UsageError
+from nncift.data.tokenizer_files import load_tokenizer
+from nncift.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from nncift.data.chat_rendering import ChatRenderer
@@ -45,15 +45,9 @@ def token_counter(model: str | None) -> Callable[[Conversation], int]:
         raise UsageError(
             "--max-length needs a tokenizer, and the run has no model: give --tokenizer FOLDER or a hub name"
         )
-    from transformers import AutoTokenizer
-
     from nncift.data.chat_rendering import ChatRenderer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(model)) if Path(model).is_dir() else model)
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"--tokenizer {model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-
+    tokenizer = load_tokenizer(model)
     render = ChatRenderer(tokenizer) if getattr(tokenizer, "chat_template", None) else None
 
     def count(conversation: Conversation) -> int:

@@ -16,12 +16,13 @@ import numpy.typing as npt
 from nncift.core.arrays import Floats
 from nncift.core.memory import pass_on
 from nncift.core.texts import counted, first_line
+from nncift.data.tokenizer_files import check_tokenizer
 from nncift.errors import NnciftError, ResourceError
 from nncift.models.batching import batches, free_cache
 from nncift.models.causal_lm import CausalLM
 from nncift.models.loading import FETCH, check_is_local, is_here, locate, resolve_device
 from nncift.models.loading import fingerprint as model_fingerprint
-from nncift.models.model_folder import check_config, check_no_code, check_shards
+from nncift.models.model_folder import check_config, check_no_code, check_shards, layer_folders
 from nncift.models.model_parts import last_hidden_states
 from nncift.models.sentence_model import SentenceModel, load_tokenizer, plan_of
 
@@ -120,8 +121,10 @@ class SentenceEncoder:
         """The model, loaded on first use: by transformers alone where its files ask for no more than that."""
         folder = self.folder
         check_no_code(folder)
-        check_shards(folder)
-        check_config(folder)
+        for layer in (folder, *layer_folders(folder)):
+            check_shards(layer)
+            check_config(layer)
+            check_tokenizer(layer)
         try:
             model = self._loaded(folder, resolve_device(self._device))
         except NnciftError:
@@ -137,7 +140,12 @@ class SentenceEncoder:
             return SentenceModel.load(folder, plan, device)
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(str(folder), device=device, model_kwargs={"use_safetensors": True})
+        loaded: dict[str, Any] = {
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "model_kwargs": {"use_safetensors": True},
+        }
+        return SentenceTransformer(str(folder), device=device, **loaded)
 
     def _let_pad(self, tokenizer: Any) -> None:
         """Give a tokenizer that has no padding token one that it has: what stands there is masked in attention and mean."""

@@ -33,10 +33,10 @@ class EncoderTrial:
         from transformers import AutoConfig, AutoModel
 
         try:
-            config = copy.deepcopy(AutoConfig.from_pretrained(encoder.files))
+            config = copy.deepcopy(AutoConfig.from_pretrained(encoder.files, trust_remote_code=False))
             layers = int(config.num_hidden_layers)
             config.num_hidden_layers, config.vocab_size, config.pad_token_id = 1, VOCABULARY, 0
-            model = AutoModel.from_config(config, dtype=config.dtype)
+            model = AutoModel.from_config(config, dtype=config.dtype, trust_remote_code=False)
         except (AttributeError, TypeError, ValueError, KeyError, RuntimeError):
             # A configuration of layers that differ, or that must keep its vocabulary.
             return None

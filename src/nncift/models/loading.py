@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nncift.core.memory import check_torch, pass_on
 from nncift.core.texts import first_line as first_line
 from nncift.core.threads import wait_passively
+from nncift.data.tokenizer_files import check_reads, check_tokenizer, native_errors
 from nncift.errors import ResourceError, UsageError
 from nncift.models import adapters
 from nncift.models.model_folder import check_built, check_config, check_shards, layer_folders
@@ -61,10 +62,14 @@ def load_model(
         if source.load_in:
             raise UsageError(f"--load-in {source.load_in} does not go with an adapter; merge it into its base first")
     check_config(weights)
+    check_tokenizer(folder)
+    check_tokenizer(weights)
     # A damaged file can raise anything here: safetensors and tokenizers have exceptions outside all families.
     try:
         own = (folder / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder if own else weights, trust_remote_code=trust_remote_code)
+        with native_errors():
+            tokenizer = AutoTokenizer.from_pretrained(folder if own else weights, trust_remote_code=trust_remote_code)
+        check_reads(lambda text: tokenizer(text, add_special_tokens=False))
         if not trust_remote_code:
             check_built(weights, AutoModelForCausalLM)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -320,5 +325,5 @@ def context_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         limits.append(rope.get("original_max_position_embeddings"))
-    usable = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
+    usable = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 10**9]
     return min(usable, default=4096)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift.core.seeds import derive
 from nncift.errors import DataError, ResourceError, UsageError
+from nncift.models.adapters import check_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,7 @@ class Trainable:
     def with_adapter(cls, model: nn.Module, folder: Path) -> Trainable:
         """Put the adapter of a peft folder into the model. Raises ResourceError without peft, DataError for a bad one."""
         peft = import_peft()
+        check_adapter(folder, [name for name, _ in model.named_modules()])
         try:
             with _quiet():
                 adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True, low_cpu_mem_usage=False)

@@ -5,6 +5,7 @@ Only what lies in the folder itself is ever loaded, so that what is loaded is wh
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import struct
@@ -31,6 +32,22 @@ MOST_BYTES = 1 << 27
 
 _OURS, _ACTIVATION = "sentence_transformers.", "activation_function"
 
+_CLASSES = frozenset(
+    "Transformer Pooling Normalize Dense Dropout LayerNorm Router Asym StaticEmbedding WeightedLayerPooling LSTM CNN".split()
+)
+"""Layers of encoders that read nothing but files of their own folders."""
+
+_ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+_PLAIN = frozenset(
+    "padding_side truncation_side model_max_length max_length padding truncation add_eos_token torch_dtype dtype use_cache "
+    "is_causal attn_implementation add_pooling_layer do_lower_case".split()
+)
+"""What the file of a transformer layer hands on to transformers, and what of it neither fetches nor runs anything."""
+
+_IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+_BUILT_IN = frozenset({"eager", "sdpa", "flex_attention", "paged|eager", "paged|sdpa", "batched_mm", "grouped_mm"})
+"""Entries of a configuration that choose kernels, and those that come with torch or transformers."""
+
 
 def layer_folders(folder: Path) -> list[Path]:
     """Return the folders of an encoder's layers, those of routers too, each once; the encoder's own is not among them.
@@ -50,11 +67,17 @@ def check_no_code(folder: Path) -> None:
 
     sentence-transformers imports the classes that the files of a local folder name, and opens the pickles of its layers.
     """
+    if (folder / "adapter_config.json").exists():
+        raise ResourceError(
+            f"the encoder {str(folder)!r} is a PEFT adapter; merge it into its base (merge_and_unload) and give that folder"
+        )
     # Also those that are named as layers and that no file names.
     layers = list(dict.fromkeys([*layer_folders(folder), *(path for path in folder.glob("*_*") if path.is_dir())]))
     # A layer that lies in the encoder's own folder, behind the transformer, takes its weights from there.
     if any(not name for name, _ in _layers(folder)[1:]):
         layers.append(folder)
+    for layer in dict.fromkeys([folder, *layers]):
+        _check_arguments(layer)
     for layer in layers:
         pickled = sorted(path for path in layer.iterdir() if path.suffix in PICKLES)
         if pickled:
@@ -69,6 +92,21 @@ def check_no_code(folder: Path) -> None:
                 f"the encoder {str(folder)!r} names the function {str(activation)[:80]!r}, which is code of its own, and nncift "
                 "runs none; expected one of torch.nn"
             )
+
+
+def _check_arguments(layer: Path) -> None:
+    """Raise ResourceError where a transformer layer's own file hands on more than how texts are read."""
+    for file in sorted(layer.glob("sentence_*_config.json")):
+        about = _json(file, {})
+        if not isinstance(about, dict):
+            continue
+        given = {name for part in _ARGUMENTS for name in (about.get(part) or {})} - _PLAIN
+        given |= {"tokenizer_name_or_path"} & {name for name, value in about.items() if value is not None}
+        if given:
+            raise ResourceError(
+                f"{str(file)!r} gives {min(given)[:80]!r} to transformers, which may fetch or run what is elsewhere; take it out"
+            )
+        _check_kernels(about, file)
 
 
 def check_shards(folder: Path) -> None:
@@ -88,10 +126,17 @@ def check_config(folder: Path) -> None:
     Compared with the headers of the weights: layers with the number of tensors, the embedding with the numbers that they hold.
     """
     about = _json(folder / "config.json", {})
-    if not any(folder.glob("*.safetensors")) or not isinstance(about, dict):
+    if not isinstance(about, dict):
+        return
+    _check_kernels(about, folder / "config.json")
+    if (weights := about.get("transformers_weights")) is not None:
+        _check_name(str(weights), folder / "config.json")
+    if not any(folder.glob("*.safetensors")):
         return
     tensors, numbers = _weights(folder)
     numbers *= PACKED if about.get("quantization_config") else 1
+    if "model_type" not in about:
+        _check_layer(folder, about, numbers)
     for part in (
         about,
         *(value for name, value in about.items() if name.endswith("_config") and isinstance(value, dict)),
@@ -110,6 +155,16 @@ def check_config(folder: Path) -> None:
             )
 
 
+def _check_layer(folder: Path, about: dict[str, Any], numbers: int) -> None:
+    """Raise ResourceError where the sizes of an encoder's layer, which is no model, ask for more than its weights are."""
+    sizes = sorted((size, name) for name, size in about.items() if isinstance(size, int))[-2:]
+    if math.prod(size for size, _ in sizes) > MOST_TIMES * numbers + SPARE_NUMBERS:
+        raise ResourceError(
+            f"the configuration of {str(folder)!r} says {' and '.join(f'{name} = {size}' for size, name in sizes)}, and its "
+            f"weights hold {numbers:,} numbers; save the encoder again"
+        )
+
+
 def check_built(folder: Path, auto: Any) -> None:
     """Raise ResourceError where what a configuration builds has far more numbers than the weights: memory is taken for all.
 
@@ -118,7 +173,7 @@ def check_built(folder: Path, auto: Any) -> None:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     numbers = _weights(folder)[1] * (PACKED if getattr(config, "quantization_config", None) else 1)
     check_numbers(config, auto, numbers, folder)
 
@@ -128,13 +183,38 @@ def check_numbers(config: Any, auto: Any, numbers: int, of: Path) -> None:
     import torch
 
     with torch.device("meta"):
-        built = auto.from_config(config)
+        built = auto.from_config(config, trust_remote_code=False)
     asked = sum(tensor.numel() for tensor in (*built.parameters(), *built.buffers()))
     if asked > MOST_TIMES * numbers + SPARE_NUMBERS:
         raise ResourceError(
             f"the configuration of {str(of)!r} is of a model of {asked:,} numbers, and its weights hold {numbers:,}; save "
             "the model again"
         )
+
+
+def _check_kernels(about: Any, file: Path) -> None:
+    """Raise ResourceError where a configuration, or a part of it, chooses kernels that would be fetched, and then run."""
+    # Without recursion: a file may be nested as deep as the reader of JSON goes.
+    left = [about]
+    while left:
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        for name, chosen in value.items() if isinstance(value, dict) else ():
+            if any(part in name for part in _IMPLEMENTATIONS):
+                for one in chosen.values() if isinstance(chosen, dict) else (chosen,):
+                    _check_kernel(one, file)
+
+
+def _check_kernel(name: Any, file: Path) -> None:
+    if name is None or name in _BUILT_IN:
+        return
+    # Without this package transformers fetches a stand-in.
+    if str(name).startswith("flash_attention_") and importlib.util.find_spec("flash_attn") is not None:
+        return
+    raise ResourceError(
+        f"{str(file)!r} asks for the kernel {str(name)[:80]!r}, which is not here, and a file decides no download; take the "
+        "entry out, or write 'sdpa'"
+    )
 
 
 def _weights(folder: Path) -> tuple[int, int]:
@@ -189,10 +269,10 @@ def _layers(folder: Path) -> list[tuple[str, Any]]:
 
 
 def _check_class(folder: Path, kind: Any) -> None:
-    if not str(kind).startswith(_OURS):
+    if not str(kind).startswith(_OURS) or str(kind).rpartition(".")[2] not in _CLASSES:
         raise ResourceError(
-            f"the encoder {str(folder)!r} names the module {str(kind)[:80]!r}, which is code of its own, and nncift runs none; "
-            "expected modules of sentence_transformers"
+            f"the encoder {str(folder)!r} names the module {str(kind)[:80]!r}, which is code of its own or reads files "
+            f"elsewhere; expected modules of sentence_transformers: {', '.join(sorted(_CLASSES))}"
         )
 
 

@@ -190,7 +190,7 @@ def _check_size(gguf: Path) -> None:
         )
     numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
     check_room(f"converting {gguf.name}", 4 * numbers)
-    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if layers > len(reader.tensors):
         raise ResourceError(
@@ -240,9 +240,9 @@ def _read(gguf: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
     read = loaded[0]
     if absent := sorted(loaded[1]["missing_keys"]):
@@ -254,7 +254,8 @@ def _read(gguf: Path) -> tuple[Any, Any]:
     values.pop("quantization_config", None)
     # Without memory of its own: the weights that were read become its weights.
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(type(read.config).from_dict(values), dtype=torch.float32)
+        own = type(read.config).from_dict(values)
+        model = AutoModelForCausalLM.from_config(own, dtype=torch.float32, trust_remote_code=False)
     model.load_state_dict(read.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = read.generation_config

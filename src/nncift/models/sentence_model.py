@@ -147,11 +147,11 @@ class SentenceModel:
         """Load a folder that `plan_of` knows. Raises what transformers raises for damaged files."""
         from transformers import AutoConfig, AutoModel
 
-        tokenizer, config = load_tokenizer(folder, plan), AutoConfig.from_pretrained(folder)
+        tokenizer, config = load_tokenizer(folder, plan), AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if hasattr(config, "use_cache"):
             config.use_cache = False
         check_built(folder, AutoModel)
-        model: Any = AutoModel.from_pretrained(folder, config=config, use_safetensors=True)
+        model: Any = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False)
         if model.config.hidden_size != plan.width:
             raise ValueError(f"its pooling is of {plan.width} numbers, its model of {model.config.hidden_size}")
         return cls(model.eval().requires_grad_(False).to(device), tokenizer, plan)
@@ -184,8 +184,8 @@ def load_tokenizer(folder: Path, plan: SentencePlan) -> PreTrainedTokenizerBase:
     from transformers import AutoConfig, AutoTokenizer
 
     given = {} if plan.longest is None else {"model_max_length": plan.longest}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **given)
-    most = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", -1)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **given)
+    most = getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "max_position_embeddings", -1)
     if plan.longest is None and most != -1:
         tokenizer.model_max_length = min(tokenizer.model_max_length, most)
     return tokenizer

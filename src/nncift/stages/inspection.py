@@ -22,8 +22,9 @@ from nncift.data.layout import Layout, Turns, map_for, source_names
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
 from nncift.data.reading import TRIED, check_files, read, records_of
 from nncift.data.records import Row, check_worth_reading
+from nncift.data.tokenizer_files import load_file, load_tokenizer
 from nncift.data.turns import UnusableError
-from nncift.errors import ResourceError, UsageError
+from nncift.errors import UsageError
 from nncift.models.encoders import create
 from nncift.models.packaged import converted, gguf_of
 from nncift.stages.decontaminate import embedder, summary_of
@@ -363,11 +364,7 @@ def _counter(tokenizer: str | None) -> tuple[str, Count, list[str]]:
         file = Path(tokenizer) / "tokenizer.json"
     if file is not None:
         # The file alone suffices, and transformers takes seconds to import.
-        from tokenizers import Tokenizer
-
-        made = Tokenizer.from_file(str(file))
-        made.no_truncation()
-        made.no_padding()
+        made = load_file(file)
         # An encoder's own marks control no conversation.
         added = [] if tokenizer is None else made.get_added_tokens_decoder().values()
 
@@ -375,12 +372,7 @@ def _counter(tokenizer: str | None) -> tuple[str, Count, list[str]]:
             return [len(one.ids) for one in made.encode_batch(list(texts), add_special_tokens=False)]
 
         return f"tokens of {name}", count, [token.content for token in added if token.special]
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"--tokenizer {tokenizer!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    loaded = load_tokenizer(str(tokenizer))
     special = [str(token) for token in loaded.added_tokens_decoder.values() if token.special]
     return (
         f"tokens of {name}",
