@@ -118,11 +118,11 @@ class Trainable:
     def with_adapter(cls, model: nn.Module, folder: Path) -> Trainable:
         """Put the adapter of a peft folder into the model. Raises ResourceError without peft, DataError for a bad one."""
         peft = import_peft()
-        check_adapter(folder, [name for name, _ in model.named_modules()])
         try:
+            check_adapter(folder, [name for name, _ in model.named_modules()])
             with _quiet():
                 adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True, low_cpu_mem_usage=False)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (ResourceError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"the LoRA checkpoint {str(folder)!r} does not fit this model: {reason}") from error
         return cls(model, adapted)
