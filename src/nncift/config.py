@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from nncift.core.result_types import JsonObject
 
 Kind = TypeVar("Kind", bound=BaseModel)
+RowFormat = Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Turns = Literal["last", "all"]
+"""Which assistant turns are scored, trained on and exported: the last that is learned from, or all that no mask excludes."""
 
 # Read when settings are made; a settings file and a manifest hold the text.
 _AsText = PlainSerializer(str, when_used="json")
@@ -59,11 +63,9 @@ class DataSettings(Settings):
     holdout: HoldoutSetting | None = setting(
         None, "Rows set aside that nothing of the run sees, for tune to judge by: 10% or 500", metavar="AMOUNT"
     )
-    format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"] = setting(
-        "auto", "Format of the rows"
-    )
+    format: RowFormat = setting("auto", "Format of the rows")
     map: dict[str, str] = setting(dict, "Read a field from a column: prompt=question", metavar="NAME=COLUMN")
-    turns: Literal["last", "all"] = setting(
+    turns: Turns = setting(
         "last", "Assistant turns to score, train on and export: the last that is learned from, or every one"
     )
     limit: int | None = setting(None, "Rows in all: a seeded sample over all files in proportion", ge=1)
@@ -122,7 +124,7 @@ class TeacherSettings(Settings):
         None, "Prompt format (also a text file with {prompt} and {response})", choices=("chat", "plain")
     )
     context: int | None = setting(None, "Cap on the tokens of one sequence", shown="the model's", ge=8)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Precision of the model")
+    dtype: Precision = setting("auto", "Precision of the model")
     trust_remote_code: bool = setting(False, "Allow code that comes with the model")
     load_in: Literal["4bit", "8bit"] | None = setting(None, "Quantise the model through bitsandbytes (extra quantised)")
     device_map: Literal["auto"] | None = setting(None, "Spread the model over all GPUs (extra quantised)")
@@ -268,7 +270,6 @@ PARTS = (
 )
 """The classes of settings in the order of a settings file; each setting belongs to the first that has it."""
 
-
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "auto": {"teacher": "less"},
     "cheap": {"teacher": "delift-se", "labels": "100%"},
@@ -284,7 +285,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """What each preset sets where nothing else is given. auto: what the evidence says (docs/results/fidelity.md); cheap: similarity
 of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969)."""
-
 
 CODE = "trust_remote_code"
 """The setting that permits: it counts where it is given with the call, and never where a file has it."""

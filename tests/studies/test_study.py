@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nncift.cli.study import PRESETS
 from nncift.core.pairs import LabelledPairs
 from nncift.data import read
 from nncift.errors import DataError, UsageError
 from nncift.runs.report.report_tables import Spread, as_csv, markdown
+from nncift.studies import grid
 from nncift.studies import run_study as run
 from nncift.studies.analyses import CONFIGURATIONS, learned
 from nncift.studies.grid import Pool, load
@@ -221,7 +223,11 @@ def test_spreads_and_tables() -> None:
     assert lines == ["a.b,c.0.1.x,d", "1,2,", ",,1 2"]
 
 
-@pytest.mark.parametrize("name", ["laptop", "paper"])
+def test_the_command_names_every_preset() -> None:
+    assert set(PRESETS) == {path.stem for path in grid.PRESETS.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_studies(name: str) -> None:
     path = run.preset(name)
     result = run.plan(load(path, {}))

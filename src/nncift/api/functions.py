@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, TypeVar, Unpack
 from nncift import pipeline
 from nncift.api.progress_bars import for_people
 from nncift.api.run_object import Run
-from nncift.config import RunSettings
+from nncift.config import Precision, RowFormat, RunSettings, Turns
 from nncift.core.permissions import Permissions
 from nncift.core.progress import Progress
 from nncift.errors import UsageError
@@ -63,14 +63,14 @@ class RunOptions(SelectOptions, total=False):
     variant: Literal["probability", "logprob"]
     template: str
     context: int
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    dtype: Precision
     trust_remote_code: bool
     load_in: Literal["4bit", "8bit"]
     device_map: Literal["auto"]
     option: Mapping[str, Any]
-    format: Literal["auto", "preference", "messages", "sharegpt", "alpaca", "prompt"]
+    format: RowFormat
     map: Mapping[str, str]
-    turns: Literal["last", "all"]
+    turns: Turns
     limit: int
     strict: bool
     seed: int
@@ -80,7 +80,7 @@ class RunOptions(SelectOptions, total=False):
 class ExportOptions(TypedDict, total=False):
     """How rows are written. max_length: the trainer's limit in tokens; what it would cut of a response is refused or dropped."""
 
-    turns: Literal["all", "last"]
+    turns: Turns
     max_length: int
     too_long: Literal["refuse", "drop"]
     tokenizer: str
@@ -346,7 +346,7 @@ def inspect(
     *files: str,
     format: str = "auto",  # noqa: A002
     map: Mapping[str, str] | None = None,  # noqa: A002
-    turns: Literal["last", "all"] = "last",
+    turns: Turns = "last",
     tokenizer: str | None = None,
     against: Files = (),
     encoder: str | None = None,

@@ -9,7 +9,7 @@ import click
 from nncift.cli.display import console, table
 from nncift.cli.options import chosen, memory_option, offline_option, settings_options
 from nncift.cli.shell import command, option
-from nncift.config import RunSettings
+from nncift.config import RunSettings, Turns
 from nncift.core.texts import one_line
 from nncift.errors import DataError, QualityError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nncift.data.contamination import Contamination
-    from nncift.data.layout import Turns
     from nncift.stages.inspection import Duplicates, InspectedFile, Inspection
 
 SHOWN_HITS, SHOWN_TEXT = 3, 60

@@ -17,11 +17,13 @@ from nncift.core.result_types import JsonObject
 from nncift.core.texts import seconds
 from nncift.errors import UsageError
 
+PRESETS = ("laptop", "paper", "smollm2")
+
 
 @command("study", example="nncift study --preset laptop --dry-run")
 @click.argument("grid", required=False, type=click.Path(path_type=Path))
 @option(
-    "--preset", help="Study that comes with nncift, in place of a file: laptop or paper.", **choices("laptop", "paper")
+    "--preset", help=f"Study that comes with nncift, in place of a file: {', '.join(PRESETS)}.", **choices(*PRESETS)
 )
 @option(
     "--set",

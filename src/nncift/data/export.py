@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift import config
+from nncift.config import Turns
 from nncift.core.memory import pass_on
 from nncift.core.result_types import JsonObject
 from nncift.core.texts import rows_of
@@ -18,7 +19,7 @@ from nncift.data import forms, trainers
 from nncift.data.card import ExportResult, LeftOut, write_card
 from nncift.data.conversation import Conversation, converse
 from nncift.data.formats import scored
-from nncift.data.layout import Layout, Turns
+from nncift.data.layout import Layout
 from nncift.data.lengths import LengthLimit, token_counter
 from nncift.data.records import Row, kept_row, kind_of, shown, to_json
 from nncift.data.starters import Start, has_generation_marks

@@ -21,8 +21,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nncift.config import Turns
 from nncift.data.examples import Message, Said
-from nncift.data.layout import Layout, Turns
+from nncift.data.layout import Layout
 from nncift.data.records import Row, as_row
 from nncift.data.row_turns import row_turns
 from nncift.data.turns import Turn, UnusableError, roles_said, turn_of

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from nncift.config import Turns
 from nncift.data.opening import stem_of
 from nncift.data.records import Row, shown
 from nncift.data.turns import ROLES, UnusableError
@@ -35,9 +36,6 @@ FIELDS = (*_FORMAT_OF, "history", "response", "system", "id")
 """Fields that `--map` gives a column; `response` is another name of `completion`."""
 
 _ROLE = "role:"
-
-Turns = Literal["last", "all"]
-"""Which assistant turns are scored, trained on and exported: the last that is learned from, or all that no mask excludes."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nncift.config import Turns
 from nncift.data.examples import Examples
 from nncift.data.json_files import rows_of_table
-from nncift.data.layout import Layout, Turns
+from nncift.data.layout import Layout
 from nncift.data.reading import ReadOptions, collect, is_usable, read
 from nncift.data.records import Record, from_value, shown
 from nncift.data.tables import BATCH_ROWS, dataset_records, split_of, table_records

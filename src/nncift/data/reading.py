@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nncift.config import Turns
 from nncift.core.memory import named
 from nncift.core.texts import rows_of
 from nncift.data.examples import HASH_DIGITS, Example, Examples, Rejection, content_hash
 from nncift.data.file_rows import file_records, lines_or_records
 from nncift.data.formats import Dialogue, Reader, parse, scored
-from nncift.data.layout import Layout, Turns, source_names, value_at
+from nncift.data.layout import Layout, source_names, value_at
 from nncift.data.proposals import what_to_do
 from nncift.data.records import MAX_REASON, Line, Record, Row, check_worth_reading, shown
 from nncift.data.row_turns import UNREAD

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.config import nearest
+from nncift.config import Turns, nearest
 from nncift.core.arrays import Doubles
 from nncift.data import Examples, read
-from nncift.data.layout import Turns
 from nncift.data.proportion import sampled
 from nncift.errors import DataError, UsageError
 from nncift.finetune.tune_settings import TuneSettings

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from nncift.config import checked
+from nncift.config import Precision, RowFormat, Turns, checked
 from nncift.core.declaration import Settings, setting
 from nncift.errors import UsageError
 
@@ -28,9 +28,7 @@ class TuneSettings(Settings):
         shown="the run's --holdout",
         group="Judging",
     )
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = setting(
-        "auto", "Format of the test files", group="Judging"
-    )
+    format: RowFormat = setting("auto", "Format of the test files", group="Judging")
     map: dict[str, str] = setting(
         dict, "Read a field of the test files from a column: prompt=question", metavar="NAME=COLUMN", group="Judging"
     )
@@ -81,11 +79,11 @@ class TuneSettings(Settings):
         choices=("chat", "plain"),
         shown="the run's",
     )
-    turns: Literal["last", "all"] | None = setting(
+    turns: Turns | None = setting(
         None, "Responses that are learned from and judged by: the last alone, or all", shown="those that the run scored"
     )
     context: int | None = setting(None, "Cap on the tokens of a row in training", shown="the model's", ge=8)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "Precision of the model")
+    dtype: Precision = setting("auto", "Precision of the model")
     device: str = setting(
         "auto", "Device of the models", choices=("auto", "cpu", "cuda", "cuda:0", "mps"), group="Where it runs"
     )

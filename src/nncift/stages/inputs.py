@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nncift.config import RunSettings, is_manifest, recorded
+from nncift.config import RunSettings, Turns, is_manifest, recorded
 from nncift.core.texts import rows_of
 from nncift.data import Examples, read
-from nncift.data.layout import Layout, Turns, map_for, source_names
+from nncift.data.layout import Layout, map_for, source_names
 from nncift.data.python_rows import SOURCE, rows_from
 from nncift.data.reading import check_files
 from nncift.errors import UsageError

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from nncift.config import Turns
 from nncift.core.result_types import OPTIONAL, JsonObject, Record
 from nncift.core.texts import counted
 from nncift.data.contamination import Contamination, contamination
 from nncift.data.control_tokens import COMMON
 from nncift.data.examples import Rejection, content_hash
 from nncift.data.formats import Dialogue, LabelColumns, parse, prompt_text
-from nncift.data.layout import Layout, Turns, map_for, source_names
+from nncift.data.layout import Layout, map_for, source_names
 from nncift.data.proposals import proposed_map, typed_map, what_to_do
 from nncift.data.reading import TRIED, check_files, read, records_of
 from nncift.data.records import Row, check_worth_reading
@@ -388,5 +389,4 @@ def _pattern(special: Sequence[str]) -> re.Pattern[str]:
 
 
 def _words(texts: Sequence[str]) -> list[int]:
-    pattern = re.compile(r"\w+|[^\w\s]")
-    return [len(pattern.findall(text)) for text in texts]
+    return [len(re.findall(r"\w+|[^\w\s]", text)) for text in texts]
