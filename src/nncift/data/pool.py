@@ -18,6 +18,7 @@ from typing import Any
 
 from nncift.core.lazily import Lazily
 from nncift.core.memory import pass_on
+from nncift.core.texts import first_line
 from nncift.data.examples import Example, Examples
 from nncift.data.formats import parse, prompt_text
 from nncift.data.layout import Layout, value_at
@@ -94,7 +95,7 @@ class PoolTable:
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(
-                f"{str(path)!r} cannot be read ({str(error).splitlines()[0]}); run the same `nncift run` again, which writes it"
+                f"{str(path)!r} cannot be read ({first_line(error)}); run the same `nncift run` again, which writes it"
             ) from error
         return replace(pool, targets=targets[0]) if targets else pool
 

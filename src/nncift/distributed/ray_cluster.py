@@ -19,6 +19,7 @@ from typing import Any
 
 from nncift.config import RunSettings
 from nncift.core.parallel import KeepResult, Task, TaskGroup, TaskResult, pays
+from nncift.core.texts import first_line
 from nncift.distributed.local import LocalExecutor
 from nncift.distributed.model_worker import ModelWorker
 from nncift.distributed.ray_worker import Order, Worker, orders
@@ -216,7 +217,7 @@ class RayExecutor(LocalExecutor):
                 if lost[name] >= TRIES:
                     raise ResourceError(
                         f"{TRIES} workers were lost over the same {len(order.tasks)} tasks of {order.group.stage} (memory? see "
-                        f"Ray's logs): {str(error).splitlines()[0]}"
+                        f"Ray's logs): {first_line(error)}"
                     ) from error
         actor.orders.clear()
         log.warning("a worker of the cluster was lost; what it was at is done by another one")

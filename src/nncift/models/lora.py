@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.core.seeds import derive
+from nncift.core.texts import first_line
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.models.adapters import check_adapter
 
@@ -123,8 +124,9 @@ class Trainable:
             with _quiet():
                 adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True, low_cpu_mem_usage=False)
         except (ResourceError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"the LoRA checkpoint {str(folder)!r} does not fit this model: {reason}") from error
+            raise DataError(
+                f"the LoRA checkpoint {str(folder)!r} does not fit this model: {first_line(error)}"
+            ) from error
         return cls(model, adapted)
 
     def take_adapter(self, folder: Path) -> None:

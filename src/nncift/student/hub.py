@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nncift.core.texts import first_line
 from nncift.errors import ResourceError
 
 FILES = ("student.json", "student.safetensors")
@@ -28,8 +29,7 @@ def student_folder(name: str | Path, *, revision: str | None = None) -> Path:
     try:
         paths = [Path(hf_hub_download(str(name), file, revision=revision)) for file in FILES]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
-            f"{str(name)!r} is no folder here, and the hub does not give a student of that name: {reason}"
+            f"{str(name)!r} is no folder here, and the hub does not give a student of that name: {first_line(error)}"
         ) from error
     return paths[0].parent
