@@ -176,7 +176,7 @@ def test_the_first_metric_that_tells_rows_apart_gives_the_verdict() -> None:
     answer, why = training_verdict(found)
     assert answer == "yes"
     assert "-0.1 in loss" in why
-    assert why.endswith("In exact no test row told the two apart.")
+    assert why.endswith("By exact both models did the same on every test row.")
     # Where a single row differs, exact answers decide.
     exact |= {"difference": 2.0, "interval": [-2.0, 6.0], "wins": 1}
     answer, why = training_verdict(found)

@@ -230,12 +230,12 @@ def training_verdict(record: JsonObject | None) -> tuple[Training, str]:
     return answer, (
         f"Trained on it, the model {model} differs from training on random rows by {first['difference']:+.3g} in "
         f"{first['metric']} ({unit}; {'higher' if higher else 'lower'} is better{between}, {record['test_rows']} test rows, "
-        f"{record['seeds']} training runs).{_silent(known[: known.index(first['metric'])])}"
+        f"{record['seeds']} training runs).{_same_in(known[: known.index(first['metric'])])}"
     )
 
 
-def _silent(names: Sequence[str]) -> str:
-    return f" In {', '.join(names)} no test row told the two apart." if names else ""
+def _same_in(names: Sequence[str]) -> str:
+    return f" By {', '.join(names)} both models did the same on every test row." if names else ""
 
 
 def _beside_random(record: JsonObject) -> Iterator[JsonObject]:
