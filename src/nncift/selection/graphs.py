@@ -6,14 +6,15 @@ are exact, the rest is predicted. Rows of a target set have the sources with the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift.core.arrays import Floats, Longs
 from nncift.core.pairs import LabelledPairs
-from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, ParallelMap, ranges, serial_map
+from nncift.core.parallel import MULTIPLY_ADDS, Arrays, Calculation, Keep, ParallelMap, ranges, serial_map
 from nncift.core.seeds import generator
 from nncift.models.views import TEXT
 from nncift.selection.neighbours import EXACT_ROWS, Neighbours, lifted, nearest, nearest_to
@@ -35,20 +36,21 @@ _EDGE_SECONDS = 5e-7
 class ScoredGraph:
     """Predicted utilities of neighbours.
 
-    recall: share of the true nearest that were found. embedded: neighbours by embedding, where they were looked for.
+    recall: share of the true nearest that were found. alike: graphs of free similarities over the same rows, for the controls;
+    None for one that would cost too much.
     """
 
     graph: Graph
-    recall: float = 1.0
-    embedded: Neighbours | None = None
+    recall: float
+    alike: Mapping[str, Graph | None]
 
 
 def graph_of(utilities: Utilities, keep: Longs, k: int, seed: int) -> ScoredGraph:
     """Return `k` sources of every target, of the rows at the places `keep`: the nearest and a few random ones of the pool."""
-    if not utilities.shared:
-        return ScoredGraph(_best_known(utilities, keep, k))
-    student, calculate = utilities.student, utilities.calculate
     ids, rows = _ids_at(utilities, keep), _rows_at(utilities, keep)
+    if not utilities.shared:
+        return ScoredGraph(_best_known(utilities, keep, k), 1.0, _similar_to_targets(utilities, ids, rows, k))
+    student, calculate = utilities.student, utilities.calculate
     text = utilities.views.take(rows, TEXT)
     if student.is_inner_product:
         queries, vectors = lifted(student.project_targets(rows), student.project_sources(rows))
@@ -57,24 +59,33 @@ def graph_of(utilities: Utilities, keep: Longs, k: int, seed: int) -> ScoredGrap
         embedded = nearest(text, k, seed=seed, calculate=calculate) if len(rows) <= EXACT_ROWS else None
     else:
         near = embedded = nearest(text, k, seed=seed, calculate=calculate)
+    # The similarities come first: behind the predictions, shards have nothing more to share out.
+    alike = _similar_to_rows(utilities, ids, rows, k, seed, embedded)
     graph = scored_graph(student, ids, rows, near, seed=seed, calculate=calculate)
-    return ScoredGraph(_with_known(graph, utilities.known), near.recall, embedded)
+    return ScoredGraph(_with_known(graph, utilities.known), near.recall, alike)
 
 
-def similar_graphs(utilities: Utilities, keep: Longs, k: int, seed: int, found: ScoredGraph) -> dict[str, Graph | None]:
-    """Return the graphs of free similarities over the same rows, for the controls; None for one that would cost too much."""
-    rows, shared, ids = _rows_at(utilities, keep), utilities.shared, _ids_at(utilities, keep)
-    similar = FreeSimilarities(utilities.views, rows if shared else utilities.vectors.targets, rows, shared)
-    if not shared:
-        sides = {name: similar.sides(name, similar.targets, similar.sources) for name in similar.names}
-        return {name: _cosines(*nearest_to(*of, k), utilities.target_ids, ids) for name, of in sides.items()}
+def _similar_to_targets(utilities: Utilities, ids: tuple[str, ...], rows: Floats, k: int) -> dict[str, Graph | None]:
+    similar = FreeSimilarities(utilities.views, utilities.vectors.targets, rows, shared=False)
+    sides = {name: similar.sides(name, similar.targets, rows) for name in similar.names}
+    return {name: _cosines(*nearest_to(*of, k), utilities.target_ids, ids) for name, of in sides.items()}
+
+
+def _similar_to_rows(
+    utilities: Utilities, ids: tuple[str, ...], rows: Floats, k: int, seed: int, embedded: Neighbours | None
+) -> dict[str, Graph | None]:
+    similar = FreeSimilarities(utilities.views, rows, rows, shared=True)
+
+    def calculate(search: Calculation, keep: Keep) -> None:
+        # Only controls read the outcome: no shard need wait for it.
+        utilities.calculate(replace(search, feeds=False), keep)
+
     alike: dict[str, Graph | None] = dict.fromkeys(similar.names)
-    if found.embedded is not None:
-        alike[EMBEDDING] = _cosines(found.embedded.codes, found.embedded.cosine, ids, ids)
+    if embedded is not None:
+        alike[EMBEDDING] = _cosines(embedded.codes, embedded.cosine, ids, ids)
     for name in similar.names:
         if name != EMBEDDING and len(ids) <= EXACT_ROWS:
-            side = similar.sides(name, rows, rows)[0]
-            near = nearest(side, k, seed=seed, calculate=utilities.calculate)
+            near = nearest(similar.sides(name, rows, rows)[0], k, seed=seed, calculate=calculate)
             alike[name] = _cosines(near.codes, near.cosine, ids, ids)
     return alike
 

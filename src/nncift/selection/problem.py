@@ -15,7 +15,7 @@ from nncift.core.arrays import Doubles
 from nncift.core.pairs import UtilityMatrix
 from nncift.errors import UsageError
 from nncift.selection import COVERING, Given
-from nncift.selection.graphs import graph_of, mean_scores, similar_graphs
+from nncift.selection.graphs import graph_of, mean_scores
 from nncift.selection.objectives import Reference
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.selection.rules import NO_RULES, Rules
@@ -128,8 +128,7 @@ def _on_graph(utilities: Utilities, settings: RunSettings, removed: Collection[s
     keep = np.array([place for place, item in enumerate(used.source_ids) if item not in removed], np.int64)
     k = min(settings.neighbours or 0, len(keep) if not used.shared else max(len(keep) - 1, 1))
     found = graph_of(used, keep, k, seed)
-    alike = similar_graphs(used, keep, k, seed, found)
-    return GraphProblem(found.graph, k, found.recall, score, alike, objective, used.subtask_of)
+    return GraphProblem(found.graph, k, found.recall, score, found.alike, objective, used.subtask_of)
 
 
 def _aimed(utilities: Utilities, similar: FreeSimilarities, score: Doubles) -> DenseProblem:
