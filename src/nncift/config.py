@@ -9,8 +9,7 @@ of what was used (versions, hashes, seeds) that reading ignores.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -19,7 +18,7 @@ from pydantic import BaseModel, PlainSerializer, PlainValidator, ValidationError
 from nncift import __version__
 from nncift.core.amounts import Budget, CostCap, HoldoutAmount, LabelAmount, LabelBound, ProbeShare, TimeCap
 from nncift.core.declaration import Settings, setting
-from nncift.core.texts import first_line
+from nncift.core.texts import first_line, nearest
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, UsageError
 
@@ -391,10 +390,3 @@ def _read(path: Path) -> JsonObject:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise DataError(f"the settings file {str(path)!r} must hold names and values, such as `labels: 5%`")
     return values
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest known name, or at all of them."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"

@@ -202,7 +202,7 @@ def test_impossible_counts_are_refused(k: int) -> None:
 
 
 def test_unknown_objective_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match="Did you mean 'topk'"):
+    with pytest.raises(UsageError, match="did you mean 'topk'"):
         select(matrix([[1]]), 1, "topkk")
 
 

@@ -166,7 +166,7 @@ def test_a_description_that_does_not_fit_is_refused(record: dict[str, object], t
 
 
 def test_an_unknown_network_is_named_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"'tower' was given; expected one of .*did you mean 'towers'"):
+    with pytest.raises(UsageError, match=r"there is no student 'tower'; did you mean 'towers'"):
         network("tower")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources.abc import Traversable
@@ -122,10 +123,17 @@ def plain(text: str) -> str:
     return "".join(" " if mark in "`<>|\n\r[]" else mark for mark in text)
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names, and how many there are beside: `a, b and 3 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def some(names: Sequence[str]) -> str:
+    """Return the first five names, and how many there are beside: `a, b and 3 more`."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the nearest known name, or at all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nncift.config import Turns, nearest
+from nncift.config import Turns
 from nncift.core.arrays import Doubles
+from nncift.core.texts import nearest
 from nncift.data import Examples, read
 from nncift.data.proportion import sampled
 from nncift.errors import DataError, UsageError

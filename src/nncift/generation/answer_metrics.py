@@ -6,7 +6,6 @@ is merely wrong has the lowest value instead.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -14,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nncift.config import nearest
 from nncift.core.arrays import Doubles
+from nncift.core.plugins import class_of
 from nncift.errors import ResourceError, UsageError
 from nncift.generation.generate import Answer
 from nncift.models.encoders import Encoder
@@ -45,11 +44,9 @@ class Metric(Protocol):
 
 def metric(name: str, **options: Any) -> Metric:
     """Return the metric of a name (`METRICS`), made with its options. Raises UsageError for an unknown name or option."""
-    if name not in METRICS:
-        raise UsageError(f"there is no metric {name!r}{nearest(name, METRICS)}")
-    module, _, attribute = METRICS[name].partition(":")
+    found = class_of("metric", name, METRICS)
     try:
-        made: Metric = getattr(importlib.import_module(module), attribute)(**options)
+        made: Metric = found(**options)
     except TypeError as error:
         raise UsageError(f"the metric {name} cannot be made of {sorted(options)}: {error}") from error
     return made

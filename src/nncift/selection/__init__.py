@@ -6,11 +6,8 @@ starts quickly.
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,7 +15,7 @@ import numpy.typing as npt
 
 from nncift.core.amounts import check_count
 from nncift.core.pairs import UtilityMatrix
-from nncift.errors import UsageError
+from nncift.core.plugins import class_of
 from nncift.selection.rules import NO_RULES, Rules
 
 if TYPE_CHECKING:
@@ -123,19 +120,8 @@ class Selector(Protocol):
 
 
 def selector(objective: str) -> Selector:
-    """Return the selector registered under a name.
-
-    Raises UsageError for a name that nobody registered.
-    """
-    known = dict(OBJECTIVES)
-    if objective not in known:
-        known |= {entry.name: entry.value for entry in metadata.entry_points(group="nncift.selectors")}
-    if objective not in known:
-        near = difflib.get_close_matches(objective, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"Unknown objective {objective!r}: expected one of {', '.join(sorted(known))}.{hint}")
-    module, _, name = known[objective].partition(":")
-    made: Selector = getattr(importlib.import_module(module), name)()
+    """Return the selector registered under a name. Raises UsageError as `class_of`."""
+    made: Selector = class_of("objective", objective, OBJECTIVES, "nncift.selectors")()
     return made
 
 

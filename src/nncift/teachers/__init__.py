@@ -150,23 +150,27 @@ class FeatureTeacher(RowTeacher, Protocol):
         ...
 
 
-_CLASSES = {
-    "Delift": "delift",
-    "EkFac": "ekfac",
-    "Gist": "gist",
-    "Ica": "ica",
-    "Ifd": "ifd",
-    "Less": "less",
-    "Logra": "logra",
-    "Loss": "loss",
-    "Rds": "rds",
-    "Retrain": "retrain",
-    "SelectIt": "selectit",
-    "Similarity": "delift_se",
-    "TrackStar": "trackstar",
-    "Column": "given_scores",
-    "Length": "given_scores",
-    "Random": "given_scores",
+TEACHERS: Mapping[str, str] = {
+    "delift": "nncift.teachers.delift:Delift",
+    "delift-se": "nncift.teachers.delift_se:Similarity",
+    "less": "nncift.teachers.less:Less",
+    "selectit": "nncift.teachers.selectit:SelectIt",
+    "ifd": "nncift.teachers.ifd:Ifd",
+    "loss": "nncift.teachers.loss:Loss",
+    "rds": "nncift.teachers.rds:Rds",
+    "ica": "nncift.teachers.ica:Ica",
+    "ekfac": "nncift.teachers.ekfac:EkFac",
+    "logra": "nncift.teachers.logra:Logra",
+    "trackstar": "nncift.teachers.trackstar:TrackStar",
+    "retrain": "nncift.teachers.retrain:Retrain",
+    "length": "nncift.teachers.given_scores:Length",
+    "random": "nncift.teachers.given_scores:Random",
+    "column": "nncift.teachers.given_scores:Column",
+}
+"""Name -> where its class lives. `column:quality` is the class `column` with the column's name."""
+
+_CLASSES = {"Gist": "nncift.teachers.gist"} | {
+    name: module for module, _, name in (where.partition(":") for where in TEACHERS.values())
 }
 
 
@@ -174,4 +178,4 @@ def __getattr__(name: str) -> Any:
     # Teachers load torch, so they are imported when they are used.
     if name not in _CLASSES:
         raise AttributeError(f"module 'nncift.teachers' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"nncift.teachers.{_CLASSES[name]}"), name)
+    return getattr(importlib.import_module(_CLASSES[name]), name)

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
-from nncift.config import TeacherSettings, nearest
+from nncift.config import TeacherSettings
+from nncift.core.plugins import class_of
+from nncift.core.texts import nearest
 from nncift.errors import UsageError
 from nncift.models.loading import ModelSource
+from nncift.teachers import TEACHERS as TEACHERS
 from nncift.teachers import RowTeacher, Teacher
-
-TEACHERS: Mapping[str, str] = {
-    "delift": "nncift.teachers.delift:Delift",
-    "delift-se": "nncift.teachers.delift_se:Similarity",
-    "less": "nncift.teachers.less:Less",
-    "selectit": "nncift.teachers.selectit:SelectIt",
-    "ifd": "nncift.teachers.ifd:Ifd",
-    "loss": "nncift.teachers.loss:Loss",
-    "rds": "nncift.teachers.rds:Rds",
-    "ica": "nncift.teachers.ica:Ica",
-    "ekfac": "nncift.teachers.ekfac:EkFac",
-    "logra": "nncift.teachers.logra:Logra",
-    "trackstar": "nncift.teachers.trackstar:TrackStar",
-    "retrain": "nncift.teachers.retrain:Retrain",
-    "length": "nncift.teachers.given_scores:Length",
-    "random": "nncift.teachers.given_scores:Random",
-    "column": "nncift.teachers.given_scores:Column",
-}
-"""Name -> where its class lives. `column:quality` is the class `column` with the column's name."""
 
 SHARED = ("variant", "template", "context", "dtype", "trust_remote_code", "model")
 """Settings that go to every teacher whose constructor takes them."""
 
 
 def teacher_class(name: str) -> type[Any]:
-    """Return the class registered under a name. Raises UsageError for an unknown name and a plug-in that cannot be loaded."""
-    known = {**{entry.name: entry.value for entry in metadata.entry_points(group="nncift.teachers")}, **TEACHERS}
-    if name not in known:
-        raise UsageError(f"there is no teacher {name!r}{nearest(name, known)}")
-    module, _, attribute = known[name].partition(":")
-    try:
-        found: type[Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"the teacher {name} cannot be loaded from {known[name]}: {error}") from error
-    return found
+    """Return the class registered under a name. Raises UsageError as `class_of`."""
+    return class_of("teacher", name, TEACHERS, "nncift.teachers")
 
 
 def create(

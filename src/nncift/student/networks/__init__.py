@@ -6,19 +6,17 @@ concatenated pair is ever built. Other packages add networks as entry points of 
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from nncift.core.arrays import Codes, Floats
 from nncift.core.pairs import LabelledPairs
-from nncift.errors import DataError, UsageError
+from nncift.core.plugins import class_of
+from nncift.errors import DataError
 from nncift.models.views import Views
 
 Weights = Mapping[str, Floats]
@@ -143,14 +141,5 @@ def refittable(made: type[Network]) -> type[Refittable] | None:
 
 
 def network(name: str) -> type[Network]:
-    """Return the network registered under a name. Raises UsageError for a name that nobody registered."""
-    known = dict(NETWORKS)
-    if name not in known:
-        known |= {entry.name: entry.value for entry in metadata.entry_points(group="nncift.students")}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"--student {name!r} was given; expected one of {', '.join(sorted(known))}{hint}")
-    module, _, attribute = known[name].partition(":")
-    found: type[Network] = getattr(importlib.import_module(module), attribute)
-    return found
+    """Return the network registered under a name. Raises UsageError as `class_of`."""
+    return class_of("student", name, NETWORKS, "nncift.students")
