@@ -8,7 +8,7 @@ import pytest
 from nncift import explain
 from nncift.cli import main as cli
 from nncift.errors import DataError, UsageError
-from nncift.runs.explain import cover, nearest_selected, sampled_targets, served_best
+from nncift.runs.explain import cover, nearest_selected, sampled_targets, served_by
 from nncift.runs.finished import FinishedRun
 
 WORDS = "sort list name add red blue green cat dog bird sky sea tree house".split()
@@ -78,7 +78,7 @@ def test_a_pairs_interval_is_the_one_of_the_summary(done: Path) -> None:
     run = FinishedRun(done)
     width = run.summary["pair_interval"]["half_width"]
     assert run.pair_half_width == width
-    predicted = [one for name in run.rows.ids[:8] for one in served_best(run, name, best=40) if not one.known]
+    predicted = [one for name in run.rows.ids[:8] for one in served_by(run, [name], best=40)[0] if not one.known]
     assert predicted
     for one in predicted:
         if width is None:
@@ -96,7 +96,7 @@ def test_targets_served_best_come_from_the_column_of_the_matrix(done: Path) -> N
     run = FinishedRun(done)
     name = run.rows.ids[7]
     column = run.block(run.target_ids, [name])[0][:, 0]
-    found = served_best(run, name, best=3)
+    found = served_by(run, [name], best=3)[0]
     best = sorted(column[np.isfinite(column)].tolist(), reverse=True)[:3]
     assert [one.utility for one in found] == pytest.approx(best, abs=1e-7)
     assert all(one.target != name for one in found)

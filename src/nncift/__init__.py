@@ -38,30 +38,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_WHERE = {
-    "Encoder": "nncift.models.encoders",
-    "Example": "nncift.data",
-    "Examples": "nncift.data",
-    "NnciftError": "nncift.errors",
-    "Run": "nncift.api.run_object",
-    "Student": "nncift.student.model",
-    "Teacher": "nncift.teachers",
-    "compare": "nncift.api.functions",
-    "evaluate": "nncift.api.functions",
-    "explain": "nncift.api.functions",
-    "export": "nncift.api.functions",
-    "inspect": "nncift.api.functions",
-    "load": "nncift.api.functions",
-    "query": "nncift.api.functions",
-    "read": "nncift.data",
-    "report": "nncift.api.functions",
-    "run": "nncift.api.functions",
-    "score": "nncift.api.functions",
-    "select": "nncift.api.functions",
-    "study": "nncift.api.functions",
-    "teachers": "nncift.teachers",
-    "tune": "nncift.api.functions",
+_NAMES = {
+    "nncift.api.functions": "compare evaluate explain export inspect load query report run score select study tune",
+    "nncift.api.run_object": "Run",
+    "nncift.data": "Example Examples read",
+    "nncift.errors": "NnciftError",
+    "nncift.models.encoders": "Encoder",
+    "nncift.student.model": "Student",
+    "nncift.teachers": "Teacher teachers",
 }
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_WHERE)
 

@@ -181,21 +181,12 @@ def _unread(tests: Sequence[Example]) -> tuple[str, ...]:
     )
 
 
-def near_copies(
-    pool: Iterable[Example],
-    tests: Sequence[Example],
-    least: float = Thresholds.near_copy,
-    advance: Callable[[int], None] = lambda done: None,
-) -> Iterator[tuple[Example, Example]]:
-    """Yield pairs of a row of a pool and a test row that have the same words, or nearly so.
-
-    least: Jaccard similarity of a near copy. advance: as in `contamination`.
-    """
-    known = _TestRows(tests, Thresholds(near_copy=least), None)
+def near_copies(pool: Iterable[Example], tests: Sequence[Example]) -> Iterator[tuple[Example, Example]]:
+    """Yield pairs of a row of a pool and a test row that have the same words, or nearly so."""
+    known = _TestRows(tests, Thresholds(), None)
     left = iter(pool)
     while some := list(islice(left, BATCH)):
         yield from known.copies(Batch(some))
-        advance(len(some))
 
 
 def shingles_of(words: Sequence[str]) -> frozenset[tuple[str, ...]]:

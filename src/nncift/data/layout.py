@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift.config import Turns
+from nncift.core.texts import some
 from nncift.data.opening import stem_of
 from nncift.data.records import Row, shown
 from nncift.data.turns import ROLES, UnusableError
@@ -262,5 +263,4 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _keys(row: Row) -> str:
     if not row:
         return "the row has no columns"
-    more = f" and {len(row) - 5} more" if len(row) > 5 else ""
-    return f"the row has {', '.join(shown(key, 24) for key in list(row)[:5])}{more}"
+    return f"the row has {some([shown(key, 24) for key in row])}"

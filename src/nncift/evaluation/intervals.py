@@ -94,10 +94,10 @@ def _of_all_targets(residual: Doubles, row: Places, target: Places) -> tuple[Dou
     return mean + (error - mean) * math.sqrt(max(0.0, 1.0 - 1.0 / allowed)), least
 
 
-def _beside_both(residual: Doubles, row: Places, target: Places, rounds: int = 20) -> Doubles:
+def _beside_both(residual: Doubles, row: Places, target: Places) -> Doubles:
     """Return what is left of residuals `(n_pairs,)` without the means of rows and of targets, taken off in turns."""
     left = residual - residual.mean()
-    for _ in range(rounds):
+    for _ in range(20):
         for axis in (row, target):
             left = left - (np.bincount(axis, left) / np.bincount(axis))[axis]
     return np.asarray(left, np.float64)

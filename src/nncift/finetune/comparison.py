@@ -235,10 +235,10 @@ def _compared(group: Group, metric: str, arm: str, other: str, higher: bool, see
     return ArmComparison(metric=metric, arm=arm, against=other, within=within(found), **vars(found))
 
 
-def within(found: Comparison, margin: float = MARGIN) -> bool | None:
-    """Return whether the whole interval of the relative difference lies within a margin; None where there is no interval."""
+def within(found: Comparison) -> bool | None:
+    """Return whether the whole interval of the relative difference lies within MARGIN; None where there is no interval."""
     bounds = found.relative_interval
-    return None if bounds is None else max(map(abs, bounds)) <= margin
+    return None if bounds is None else max(map(abs, bounds)) <= MARGIN
 
 
 def _there(record: JsonObject) -> JsonObject:

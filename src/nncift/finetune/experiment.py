@@ -16,6 +16,7 @@ from nncift.core.fingerprints import fingerprint
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.core.result_types import JsonObject
+from nncift.core.texts import some
 from nncift.errors import UsageError
 from nncift.evaluation.run_verdict import leave_word, selection_key
 from nncift.finetune.arms import Arm, Pool, SubsetSize, arms_of, choose, selected_ids
@@ -314,9 +315,9 @@ class TuneExperiment:
         notes = []
         unusable, shortened = self._trainer.training_sets.unusable, self._trainer.training_sets.shortened
         if unusable:
-            names = ", ".join(list(unusable)[:5])
+            why = next(iter(unusable.values()))
             notes.append(
-                f"{len(unusable)} rows of the pool cannot be trained on ({names}); the first: {next(iter(unusable.values()))}."
+                f"{len(unusable)} rows of the pool cannot be trained on ({some(list(unusable))}); the first: {why}."
             )
         if shortened:
             notes.append(f"{len(shortened)} rows of the pool are too long, and lose the beginning of their prompts.")

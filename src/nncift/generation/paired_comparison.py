@@ -25,6 +25,9 @@ from nncift.evaluation.metrics import number
 BLOCK = 256
 """Resamples drawn at once."""
 
+LEVEL, TIE = 0.95, 1e-9
+"""Level of intervals, and the largest difference that counts as none."""
+
 UNDECIDED = "no significant difference"
 
 
@@ -60,15 +63,12 @@ def compare(
     other: npt.ArrayLike,
     *,
     higher_is_better: bool = True,
-    level: float = 0.95,
-    resamples: int = 2000,
     seed: int = 0,
-    tie: float = 1e-9,
 ) -> Comparison:
     """Compare two arms' values, `(n_seeds, n_items)` each, the same items in the same order, NaN where there is none.
 
-    An arm of one seed is held against every seed of the other (an untrained model has no seeds). tie: the largest difference
-    that counts as none. Raises UsageError for tables that do not fit each other.
+    An arm of one seed is held against every seed of the other (an untrained model has no seeds). Raises UsageError for tables
+    that do not fit each other.
     """
     a, b = _tables(one, other)
     kept = np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
@@ -78,19 +78,19 @@ def compare(
     share = 1 / abs(base) if base else np.nan
     difference = float(gaps.mean()) if items else np.nan
     absolute = float(np.abs(gaps.mean(axis=1)).mean()) if items else np.nan
-    interval = mean_interval(gaps, level=level, resamples=resamples, seed=seed)
+    interval = mean_interval(gaps, seed=seed)
     per_item = (gaps.mean(axis=0) if items else np.zeros(0)) * (1 if higher_is_better else -1)
     return Comparison(
         difference=number(difference),
         interval=interval,
-        level=level,
+        level=LEVEL,
         relative=number(difference * share),
         relative_interval=_finite(None if interval is None else (interval[0] * share, interval[1] * share)),
         mean_absolute=number(absolute),
         relative_mean_absolute=number(absolute * share),
-        wins=int((per_item > tie).sum()),
-        ties=int((np.abs(per_item) <= tie).sum()),
-        losses=int((per_item < -tie).sum()),
+        wins=int((per_item > TIE).sum()),
+        ties=int((np.abs(per_item) <= TIE).sum()),
+        losses=int((per_item < -TIE).sum()),
         items=items,
         left_out=int((~kept).sum()),
         seeds=seeds,
@@ -109,9 +109,7 @@ def _verdict(interval: tuple[float, float] | None, *, higher_is_better: bool) ->
     return "better" if (interval[0] > 0) == higher_is_better else "worse"
 
 
-def mean_interval(
-    table: Doubles, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float] | None:
+def mean_interval(table: Doubles, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float] | None:
     """Return the interval of the mean of a whole table `(n_seeds, n_items)`, both axes drawn again.
 
     With a single seed, of the mean over other items under that seed. None below five items, and where every value is 0: how
@@ -128,7 +126,7 @@ def mean_interval(
     spread = float(draws.std())
     if not error or not spread:
         return mean, mean
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    tails = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     stretch = error / spread * float(t.ppf(tails[1], freedom) / norm.ppf(tails[1]))
     low, high = mean + stretch * (np.quantile(draws, tails) - draws.mean())
     return float(low), float(high)

@@ -18,10 +18,8 @@ def readings(
     """Yield the place of every row and what a pass shows of it; see `CausalLM.read`."""
     for part in parts_of(lm, rows):
         front = lm.front(part.ids, layers) if part.ids else None
-        rest = [rows[place].without(len(part.ids)) for place in part.places]
-        for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), enough=enough_on(lm.device)):
-            found = lm.read([rest[index] for index in batch], layers, front, scored=scored)
-            yield from zip((part.places[index] for index in batch), found, strict=True)
+        for places, rest in _batches(lm, rows, part, batch_tokens):
+            yield from zip(places, lm.read(rest, layers, front, scored=scored), strict=True)
 
 
 def mean_losses(lm: CausalLM, rows: Sequence[Row], batch_tokens: int) -> Doubles:
@@ -29,12 +27,19 @@ def mean_losses(lm: CausalLM, rows: Sequence[Row], batch_tokens: int) -> Doubles
     values = np.full(len(rows), np.nan)
     for part in parts_of(lm, rows):
         prefix = lm.prefix(part.ids)
-        rest = [rows[place].without(len(part.ids)) for place in part.places]
-        for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), enough=enough_on(lm.device)):
-            found = lm.log_probabilities(prefix, [rest[index] for index in batch])
-            for index, logs in zip(batch, found, strict=True):
-                values[part.places[index]] = -np.mean(logs, dtype=np.float64)
+        for places, rest in _batches(lm, rows, part, batch_tokens):
+            found = lm.log_probabilities(prefix, rest)
+            values[places] = [-np.mean(logs, dtype=np.float64) for logs in found]
     return values
+
+
+def _batches(
+    lm: CausalLM, rows: Sequence[Row], part: Beginning, batch_tokens: int
+) -> Iterator[tuple[list[int], list[Row]]]:
+    """Yield the places of the rows of each pass, and the rows without what they begin with."""
+    rest = [rows[place].without(len(part.ids)) for place in part.places]
+    for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), enough=enough_on(lm.device)):
+        yield [part.places[index] for index in batch], [rest[index] for index in batch]
 
 
 def tokens_read(lm: CausalLM, rows: Sequence[Row]) -> int:

@@ -30,8 +30,8 @@ from nncift.teachers import RowTeacher
 
 Scores = Mapping[str, float]
 
-BLOCK = 64
-"""Resamples per block."""
+BLOCK, LEVEL = 64, 0.95
+"""Resamples per block, and the level of intervals."""
 
 ROWS = 64
 """Rows that a teacher measures at once."""
@@ -93,7 +93,6 @@ def find_bad(
     *,
     against: Collection[str] = (),
     resamples: int = 1000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Found:
     """Return the areas of named scores on the rows that all of them have, with intervals.
@@ -116,20 +115,20 @@ def find_bad(
     drawn = _draws(values, mask, resamples, seed)
     row = {name: place for place, name in enumerate(names)}
     differences = tuple(
-        Difference(name, other, found[name] - found[other], _interval(drawn[row[name]] - drawn[row[other]], level))
+        Difference(name, other, found[name] - found[other], _interval(drawn[row[name]] - drawn[row[other]]))
         for other in against
         for name in names
         if name != other and name not in against
     )
     return Found(
         found,
-        {name: _interval(drawn[row[name]], level) for name in names},
+        {name: _interval(drawn[row[name]]) for name in names},
         differences,
         int(mask.sum()),
         int((~mask).sum()),
         len(every) - len(ids),
         dict(zip(names, (~has).sum(axis=1).tolist(), strict=True)),
-        level,
+        LEVEL,
     )
 
 
@@ -270,8 +269,8 @@ def _mask(ids: list[str], bad: Collection[str]) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _interval(values: Doubles, level: float) -> tuple[float, float] | None:
-    return percentile_interval(values, level) if len(values) else None
+def _interval(values: Doubles) -> tuple[float, float] | None:
+    return percentile_interval(values, LEVEL) if len(values) else None
 
 
 def _draws(values: Doubles, bad: npt.NDArray[np.bool_], resamples: int, seed: int) -> Doubles:

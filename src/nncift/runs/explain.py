@@ -102,7 +102,7 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
         raise UsageError(f"the run in {str(found.path)!r} has no row {example_id!r}{hint}")
     choice = found.choices[example_id]
     example = found.rows.example(example_id)
-    serves = served_best(found, example_id)
+    serves = served_by(found, [example_id])[0]
     record = Explanation(
         id=example_id,
         source=choice.source,
@@ -153,13 +153,8 @@ def explain_found(
     return explain(found, str(example_id), why_not=why_not)
 
 
-def served_best(run: FinishedRun, example_id: str, best: int = BEST) -> tuple[Served, ...]:
-    """Return the targets with the highest utilities of a row; empty for a pointwise teacher, which has none."""
-    return served_by(run, [example_id], best)[0]
-
-
 def served_by(run: FinishedRun, ids: Sequence[str], best: int = BEST) -> list[tuple[Served, ...]]:
-    """Return for each of some rows the targets with its highest utilities, ties by id."""
+    """Return for each of some rows the targets with its highest utilities, ties by id; none for a pointwise teacher."""
     if run.pointwise:
         return [() for _ in ids]
     found: list[tuple[Served, ...]] = []

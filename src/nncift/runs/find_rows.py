@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from nncift.core.result_types import Record
 from nncift.errors import UsageError
@@ -37,33 +36,31 @@ class Matches(Record):
     rows: tuple[Match, ...]
 
 
-def id_at_rank(run: str | Path | FinishedRun, rank: int) -> str:
+def id_at_rank(run: FinishedRun, rank: int) -> str:
     """Return the id of the selected row at a rank, from 1. Raises UsageError where there is none."""
-    found = run if isinstance(run, FinishedRun) else FinishedRun(run)
-    if not 1 <= rank <= len(found.chosen):
-        raise UsageError(f"--rank {rank} was given; the run selected {len(found.chosen)} rows, with ranks from 1")
-    return found.chosen[rank - 1]
+    if not 1 <= rank <= len(run.chosen):
+        raise UsageError(f"--rank {rank} was given; the run selected {len(run.chosen)} rows, with ranks from 1")
+    return run.chosen[rank - 1]
 
 
-def rows_with(run: str | Path | FinishedRun, text: str) -> Matches:
+def rows_with(run: FinishedRun, text: str) -> Matches:
     """Return the rows whose id, prompt or response holds a text, whatever its case. Raises UsageError where none does."""
-    found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     wanted = text.casefold()
     if not wanted.strip():
         raise UsageError("--search was given without a text; give words of the row that is looked for")
     ids = []
-    for item in found.rows.ids:
-        row = found.rows.example(item)
+    for item in run.rows.ids:
+        row = run.rows.example(item)
         if any(wanted in part.casefold() for part in (item, row.prompt, row.response)):
             ids.append(item)
     if not ids:
         raise UsageError(
-            f"no row of {str(found.path)!r} has {text!r} in its id, prompt or response; give other words, or look into "
+            f"no row of {str(run.path)!r} has {text!r} in its id, prompt or response; give other words, or look into "
             "rejected.jsonl for rows that were not read"
         )
-    place = {item: rank for rank, item in enumerate(found.chosen, 1)}
+    place = {item: rank for rank, item in enumerate(run.chosen, 1)}
     ids.sort(key=lambda item: place.get(item, len(place) + 1))
-    return Matches(text, len(ids), tuple(_match(found, item, place.get(item)) for item in ids[:MOST]))
+    return Matches(text, len(ids), tuple(_match(run, item, place.get(item)) for item in ids[:MOST]))
 
 
 def _match(run: FinishedRun, item: str, rank: int | None) -> Match:

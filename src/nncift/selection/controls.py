@@ -51,14 +51,14 @@ def longest_ids(ids: Sequence[str], lengths: Sequence[int], k: int) -> list[str]
     return [item for item, _ in ranked[:k]]
 
 
-def embedding_ids(ids: Sequence[str], embeddings: Floats, k: int, rules: Rules = NO_RULES) -> list[str]:
+def embedding_ids(ids: Sequence[str], embeddings: Floats, k: int) -> list[str]:
     """Return `k` ids by facility location on the cosine of embeddings alone, `(n, d)` of unit norm.
 
     A row is no source of its own, as with every teacher: the diagonal is masked. Holds the `(n, n)` similarities.
     """
     _same_length(ids, embeddings, "embeddings")
     matrix = similarities(ids, ids, embeddings, embeddings, shared=True)
-    return similar_ids(matrix, "fl", k, rules=rules)
+    return similar_ids(matrix, "fl", k)
 
 
 def similarities(

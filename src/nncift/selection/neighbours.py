@@ -221,10 +221,10 @@ def lifted(targets: Floats, sources: Floats) -> tuple[Floats, Floats]:
     return np.concatenate([targets, np.zeros((len(targets), 1), np.float32)], axis=1), vectors
 
 
-def cells(vectors: Floats, count: int, seed: int, calculate: ParallelMap = serial_map) -> tuple[Floats, Codes]:
+def cells(vectors: Floats, count: int, seed: int) -> tuple[Floats, Codes]:
     """Return about `count` unit centres `(count, d)` of spherical k-means on a sample, and the cell of every row, `(n,)`."""
     division = _Division.of(vectors, count, generator(seed, "select", "cells"))
-    return division.centre, division.cells_of(vectors, calculate)
+    return division.centre, division.cells_of(vectors)
 
 
 class _Division(NamedTuple):

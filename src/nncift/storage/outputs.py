@@ -25,9 +25,7 @@ def inputs_of(settings: RunSettings) -> list[str]:
     return [name for name in (*several, *single) if name is not None and not name.startswith("hub:")]
 
 
-def check_replaces_nothing(
-    out: Path, inputs: Iterable[str | Path] = (), run: Path | None = None, flag: str = "--out"
-) -> None:
+def check_replaces_nothing(out: Path, inputs: Iterable[str | Path] = (), run: Path | None = None) -> None:
     """Raise UsageError where a file that is about to be written is one of the inputs, lies in one, or belongs to a run.
 
     Names do not matter: links and other spellings of a path are the same file. run: whose own files are kept.
@@ -35,11 +33,11 @@ def check_replaces_nothing(
     for given in inputs:
         if _is_same(out, Path(given)):
             raise UsageError(
-                f"{flag} {str(out)!r} is the input {str(given)!r}, which would be replaced by what comes of it; give another name"
+                f"--out {str(out)!r} is the input {str(given)!r}, which would be replaced by what comes of it; give another name"
             )
     if run is not None and _belongs_to(run, out):
         raise UsageError(
-            f"{flag} {str(out)!r} is a file that the run {str(run)!r} is made of; give another name, or a place outside the run"
+            f"--out {str(out)!r} is a file that the run {str(run)!r} is made of; give another name, or a place outside the run"
         )
 
 

@@ -232,10 +232,10 @@ def circle(kind: str, x: float, y: float, radius: float, about: str = "", extra:
     return f'<circle class="{kind}"{extra} cx="{x}" cy="{y}" r="{radius}">{_about(about)}</circle>'
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Return round numbers from low to high, about so many."""
-    step = 10 ** math.floor(math.log10((high - low) / about))
-    step *= next((factor for factor in (1, 2, 5) if (high - low) / (step * factor) <= about + 0.5), 10)
+def ticks(low: float, high: float) -> list[float]:
+    """Return round numbers from low to high, about five."""
+    step = 10 ** math.floor(math.log10((high - low) / 5))
+    step *= next((factor for factor in (1, 2, 5) if (high - low) / (step * factor) <= 5.5), 10)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(k * step, 12) for k in range(first, last + 1)]

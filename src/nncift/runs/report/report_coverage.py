@@ -205,16 +205,14 @@ def _regions(
     return [one for one, _ in found], [centre for _, centre in found]
 
 
-def _k_means(
-    vectors: Floats, count: int, rng: np.random.Generator, rounds: int = 15
-) -> tuple[npt.NDArray[np.int64], Floats]:
+def _k_means(vectors: Floats, count: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.int64], Floats]:
     """Return the region of each unit vector and the regions' centres, by Lloyd's rounds on cosine from k-means++ starts."""
     centres = vectors[[int(rng.integers(len(vectors)))]]
     for _ in range(count - 1):
         far = np.clip(1 - (vectors @ centres.T).max(axis=1), 0, None) ** 2 + 1e-12
         centres = np.vstack([centres, vectors[int(rng.choice(len(vectors), p=far / far.sum()))]])
     region = (vectors @ centres.T).argmax(axis=1)
-    for _ in range(rounds):
+    for _ in range(15):
         for number in range(count):
             if (region == number).any():
                 mean = vectors[region == number].mean(axis=0)

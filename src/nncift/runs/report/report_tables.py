@@ -28,10 +28,9 @@ class Spread:
         deviation = float(np.std(known, ddof=1)) if len(known) > 1 else None
         return cls(float(np.mean(known)), deviation, len(known))
 
-    def text(self, digits: int = 2) -> str:
+    def text(self) -> str:
         """Return `mean ± deviation`."""
-        spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
 
 
 Cell = Spread | str | float | int | None
@@ -39,9 +38,9 @@ Table = Sequence[Sequence[Cell]]
 """Rows of a table, its head first."""
 
 
-def markdown(table: Table, digits: int = 2, left: int = 1) -> str:
+def markdown(table: Table, left: int = 1) -> str:
     """Return a table; all but the first columns are set to the right."""
-    head, *rows = [f"| {' | '.join(_text(cell, digits) for cell in row)} |" for row in table]
+    head, *rows = [f"| {' | '.join(_text(cell) for cell in row)} |" for row in table]
     sides = ["---" if place < left else "---:" for place in range(len(table[0]))]
     return "\n".join([head, f"|{'|'.join(sides)}|", *rows]) + "\n"
 
@@ -57,14 +56,14 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _text(cell: Cell, digits: int) -> str:
+def _text(cell: Cell) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, Spread):
-        return cell.text(digits)
+        return cell.text()
     if isinstance(cell, str):
         return cell.replace("|", "\\|").replace("\n", " ")
-    return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.{digits}f}"
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.2f}"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

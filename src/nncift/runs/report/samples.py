@@ -60,11 +60,11 @@ def draw(run: FinishedRun, most: int = MOST_ROWS, *, texts: bool = True) -> Samp
     return Sample(run, ids, len(run.chosen), len(dropped), texts)
 
 
-def listing(sample: Sample, most: int = MOST_LISTED) -> tuple[str, ...]:
+def listing(sample: Sample) -> tuple[str, ...]:
     """Return the rows of the table: those of the sample first, then others, chosen ones before dropped ones."""
     run, shown = sample.run, set(sample.ids)
     rest = [item for item in (*run.chosen, *run.dropped) if item not in shown]
-    room = max(0, most - len(sample.ids))
+    room = max(0, MOST_LISTED - len(sample.ids))
     if len(rest) > room:
         kept = set(shuffled(rest, run.settings.seed, "report", "listing")[:room])
         rest = [item for item in rest if item in kept]
