@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nncift.core.pairs import LabelledPairs
-from nncift.runs.report.calibration import _ends
+from nncift.runs.report.extreme_pairs import _ends
 from nncift.runs.report.samples import cut
 
 

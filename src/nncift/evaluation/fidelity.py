@@ -43,6 +43,9 @@ STUDENT = "student"
 RIVALS = ("cosine", "additive", "mean")
 """Baselines that a student has to beat to be worth its labels: free similarity, no interaction, a constant."""
 
+POINTS, BINS = 800, 8
+"""Held-out pairs that are kept to be drawn, and groups of them by prediction."""
+
 MAX_INTERVAL_PAIRS = 20_000
 """Larger quadrants give their intervals from a random subset of this many pairs. The number of items decides how wide
 an interval is, so little is lost, and that little makes it wider, never narrower."""
@@ -94,11 +97,60 @@ class Fidelity(Record):
 
 
 @dataclass(frozen=True)
+class Bin(Record):
+    """Means of held-out pairs whose predictions are alike."""
+
+    predicted: float
+    teacher: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class HeldOutPairs(Record):
+    """Labels of pairs of unseen items beside what a student predicted that had not learned from them.
+
+    points: predicted and labelled values of a sample. slope, intercept: of the least-squares line through all of them, 1 and 0
+    where the student is calibrated; None where it predicts one value. bins: means, by predictions.
+    """
+
+    pairs: int
+    points: tuple[tuple[float, float], ...]
+    slope: float | None
+    intercept: float | None
+    bins: tuple[Bin, ...]
+
+    @classmethod
+    def of(cls, label: npt.ArrayLike, predicted: npt.ArrayLike, seed: int) -> HeldOutPairs | None:
+        """Compare `(n_pairs,)` labels and predictions; None below three pairs. seed: draws the sample."""
+        x, y = np.asarray(predicted, np.float64), np.asarray(label, np.float64)
+        if len(x) < 3:
+            return None
+        spread = float(((x - x.mean()) ** 2).sum())
+        slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else None
+        edges = np.quantile(x, np.linspace(0, 1, BINS + 1))
+        at = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, BINS - 1)
+        shown = np.arange(len(x))
+        if len(x) > POINTS:
+            shown = np.sort(generator(seed, "fidelity", "points").choice(len(x), POINTS, replace=False))
+        return cls(
+            len(x),
+            tuple((float(f"{x[k]:.6g}"), float(f"{y[k]:.6g}")) for k in shown),
+            slope,
+            None if slope is None else float(y.mean() - slope * x.mean()),
+            tuple(
+                Bin(float(x[at == b].mean()), float(y[at == b].mean()), int((at == b).sum()))
+                for b in range(BINS)
+                if (at == b).any()
+            ),
+        )
+
+
+@dataclass(frozen=True)
 class FidelityReport(Record):
     """What `fidelity.json` holds: figures by quadrant, baselines, what lies between them, and what the gate found.
 
     folds: 1 = items that the plan set apart. interval: says what the interval of a new row's score rests on. course: of the
-    student's training. growth: of labels in rounds, which has a file of its own.
+    student's training. growth: of labels in rounds, which has a file of its own. held_out: pairs of unseen items.
     """
 
     fidelity: Mapping[str, Measures]
@@ -114,6 +166,7 @@ class FidelityReport(Record):
     parameters: int
     course: Mapping[str, Any]
     growth: tuple[LabelRound, ...] = field(default=(), metadata=OPTIONAL)
+    held_out: HeldOutPairs | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def unseen(self) -> Measures:

@@ -17,7 +17,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import derive
 from nncift.core.threads import one_thread_if_small
 from nncift.evaluation.cross_fit import hold_out
-from nncift.evaluation.fidelity import FidelityReport, measure
+from nncift.evaluation.fidelity import STUDENT, FidelityReport, HeldOutPairs, measure
 from nncift.evaluation.gate import Gate
 from nncift.evaluation.held_out_labels import HeldOut, Recipe
 from nncift.labels.vectors import Vectors
@@ -105,6 +105,7 @@ def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Stu
         gate=gate.record(),
         parameters=used.parameters,
         course=found.course,
+        held_out=HeldOutPairs.of(found.quadrants["q4"].value, found.predictions[STUDENT]["q4"], settings.seed),
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
+from nncift.evaluation.fidelity import HeldOutPairs
 from nncift.evaluation.run_verdict import Verdict, selection_key, training_record
 from nncift.evaluation.verdicts import NAMES, grouped
 from nncift.runs.explain import cover, sampled_targets
 from nncift.runs.finished import FinishedRun
 from nncift.runs.renew_verdict import verdict
-from nncift.runs.report.calibration import Extremes, HeldOut, extremes, held_out
+from nncift.runs.report.extreme_pairs import Extremes, extremes
 from nncift.runs.report.label_issues import Issue, issues
 from nncift.runs.report.report_coverage import Coverage, Uncovered, curves, uncovered
 from nncift.runs.report.report_rows import (
@@ -104,7 +105,7 @@ class Report:
     coverage: Coverage
     value: dict[str, Any]
     shift: list[ShiftTable]
-    held_out: HeldOut | None
+    held_out: HeldOutPairs | None
     quadrants: list[Fidelity]
     gate: list[GateSkill]
     scores: Scores
@@ -170,7 +171,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None, *, texts: 
         coverage=curves(run, targets),
         value=value,
         shift=tables(run),
-        held_out=held_out(run),
+        held_out=_held_out(run),
         quadrants=quadrants,
         gate=gate,
         scores=scores(run),
@@ -226,6 +227,11 @@ def _target_texts(run: FinishedRun, sample: Sample, rows: Sequence[Row]) -> dict
     """Return the beginnings of the targets that rows name."""
     named = {one[0] for row in rows for one in row.serves or ()}
     return {item: sample.text(item, 90) for item in sorted(named)}
+
+
+def _held_out(run: FinishedRun) -> HeldOutPairs | None:
+    found = run.fidelity.get("held_out")
+    return None if found is None else HeldOutPairs.of_json(found, str(run.base / "fidelity.json"))
 
 
 def _asked(run: FinishedRun, folders: bool) -> Asked:

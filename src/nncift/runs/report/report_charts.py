@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import escape
 
-from nncift.runs.report.calibration import HeldOut
+from nncift.evaluation.fidelity import HeldOutPairs
 from nncift.runs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart, Frame, circle, span
 from nncift.runs.report.report_coverage import Coverage, Region
 from nncift.runs.report.report_rows import Lengths, PoolMap, Row, Scores
@@ -35,7 +35,7 @@ def coverage(found: Coverage, y_label: str) -> Chart | str:
     return frame.draw("Coverage as rows are chosen", body)
 
 
-def calibration(found: HeldOut) -> Chart:
+def calibration(found: HeldOutPairs) -> Chart:
     """Draw held-out pairs, predicted against labelled, with the line of perfect agreement, the fitted line and bin means."""
     x, y = span([a for a, _ in found.points]), span([b for _, b in found.points])
     frame = Frame.of(x, y, ("predicted by the student", "labelled by the teacher"))

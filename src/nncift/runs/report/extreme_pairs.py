@@ -1,4 +1,4 @@
-"""Teacher against student on pairs that the student never saw, and the pairs with the most extreme teacher values."""
+"""The pairs with the most extreme teacher values."""
 
 from __future__ import annotations
 
@@ -7,36 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nncift.core.pairs import LabelledPairs
-from nncift.core.seeds import generator
 from nncift.labels import SCORE
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.samples import Sample, cut
-
-POINTS = 800
-BINS = 8
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Means of held-out pairs whose predictions are alike."""
-
-    predicted: float
-    teacher: float
-    pairs: int
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Predicted and labelled values of test pairs (q4), the least-squares line through them and means by bins.
-
-    A calibrated student has slope 1 and intercept 0. points: a sample of the pairs.
-    """
-
-    pairs: int
-    points: list[tuple[float, float]]
-    slope: float | None
-    intercept: float | None
-    bins: list[Bin]
 
 
 @dataclass(frozen=True)
@@ -57,28 +30,6 @@ class Extremes:
 
     strongest: list[LabelledPair]
     weakest: list[LabelledPair]
-
-
-def held_out(run: FinishedRun) -> HeldOut | None:
-    """Compare student and teacher on test pairs; None where fewer than three have a value."""
-    pairs = run.labels["test"].present() if "test" in run.labels else None
-    if pairs is None or len(pairs) < 3:
-        return None
-    x, y = run.predicted(pairs).astype(float), pairs.value.astype(float)
-    spread = float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread > 0 else None
-    edges = np.quantile(x, np.linspace(0, 1, BINS + 1))
-    at = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, BINS - 1)
-    bins = [
-        Bin(float(x[at == b].mean()), float(y[at == b].mean()), int((at == b).sum()))
-        for b in range(BINS)
-        if (at == b).any()
-    ]
-    shown = np.arange(len(x))
-    if len(x) > POINTS:
-        shown = np.sort(generator(run.settings.seed, "report", "pairs").choice(len(x), POINTS, replace=False))
-    points = [(float(x[k]), float(y[k])) for k in shown]
-    return HeldOut(len(x), points, slope, None if slope is None else float(y.mean() - slope * x.mean()), bins)
 
 
 def extremes(run: FinishedRun, sample: Sample, most: int = 4) -> Extremes:
