@@ -12,15 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from nncift.core import texts
 from nncift.data import file_rows, formats, json_arrays, read, records
-from nncift.errors import DataError
+from nncift.errors import DataError, UsageError
 from nncift.runs.finished import FinishedRun
 from nncift.storage import arrow_messages, parquet_pages
 from nncift.storage.arrow_sizes import python_bytes
 from nncift.storage.atomic import read_json
 from nncift.storage.parquet import FileColumn, read_columns
+from nncift.studies import grid
 
 Write = Callable[[Path, pa.Table], None]
 
@@ -311,3 +313,35 @@ def test_pipe_or_device_in_a_run_is_refused_before_it_is_opened(tmp_path: Path) 
     (tmp_path / "manifest.yaml").symlink_to(os.devnull)
     with pytest.raises(DataError, match=r"manifest\.yaml' is not a regular file"):
         FinishedRun(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("study", "analysis"),
+    [
+        ({}, {"over": {f"setting{at}": [1] * 10 for at in range(40)}}),
+        (
+            {},
+            {
+                "over": {
+                    "labels": [f"{at}%" for at in range(10, 20)],
+                    "objective": ["fl", "rr"],
+                    "student": ["product"] * 200,
+                }
+            },
+        ),
+        ({"seeds": 10**9}, {}),
+        ({}, {"seeds": 10**30}),
+        ({}, {"budgets": [0.1] * 5000}),
+    ],
+)
+def test_a_study_of_more_than_a_lifetime_is_refused_before_anything_runs(
+    tmp_path: Path, study: dict[str, Any], analysis: dict[str, Any]
+) -> None:
+    file = tmp_path / "study.yaml"
+    one = {"name": "one", "kind": "sweep", "pool": "p", "run": {"teacher": "length"}}
+    plain = {"name": "s", "pools": {"p": {"files": ["x"]}}}
+    file.write_text(yaml.safe_dump({**plain, "analyses": [one]}))
+    grid.load(file, {})
+    file.write_text(yaml.safe_dump({**plain, **study, "analyses": [{**one, **analysis}]}))
+    with pytest.raises(UsageError, match=r"more than 10,000 runs|at most 1000 items"):
+        grid.load(file, {})

@@ -11,7 +11,7 @@ from nncift.config import checked
 from nncift.core.declaration import Settings, setting
 from nncift.errors import UsageError
 
-LEAST_HALVES = 10
+LEAST_HALVES, MOST = 10, 10_000
 
 
 class RetrainSettings(Settings):
@@ -19,14 +19,17 @@ class RetrainSettings(Settings):
 
     title = "Training"
 
-    halves: int = setting(60, "Random halves of the rows; one training each", ge=LEAST_HALVES)
-    repeats: int = setting(1, "Trainings of every half; 2 and more show how much of a loss is chance", ge=1)
+    halves: int = setting(60, "Random halves of the rows; one training each", ge=LEAST_HALVES, le=MOST)
+    repeats: int = setting(1, "Trainings of every half; 2 and more show how much of a loss is chance", ge=1, le=MOST)
     remove: tuple[str, ...] = setting(
         ("10%",), "Also train without the top rows of every estimate, with commas, or none", metavar="SHARE,SHARE"
     )
-    draws: int = setting(5, "Random removals that these stand beside", ge=2)
+    draws: int = setting(5, "Random removals that these stand beside", ge=2, le=MOST)
     targets: int = setting(
-        32, "Rows whose loss is watched: of the target set, else of the pool, which then trains on none of them", ge=2
+        32,
+        "Rows whose loss is watched: of the target set, else of the pool, which then trains on none of them",
+        ge=2,
+        le=MOST,
     )
     rows: int | None = setting(200, "Rows that halves are drawn from, evenly over the sources; 0 = all", ge=0)
     model: str | None = setting(None, "Model that is trained", shown="the run's")

@@ -6,6 +6,7 @@ A study file is YAML. Names are checked before anything runs, and so is every ru
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ REHEARSAL: Mapping[str, Any] = {"labels": "40%", "test_items": 8, "validation_it
 
 WIDEST, NEW_TOKENS, BUDGET, HALVES = 50, 8, 0.1, 10
 
+MOST_RUNS, MOST_PARTS = 10_000, 1_000
+"""Runs of a study, and pools, analyses or values of a list: a file of a few lines can ask for more than a lifetime."""
+
 TEST_ROWS = 16
 """Test rows of a rehearsal: so few that a quarter of them can still choose among learning rates."""
 
@@ -45,9 +49,9 @@ class _Part(BaseModel):
 class World(_Part):
     """A generated pool with a test set (`nncift.demo.make_world`)."""
 
-    rows: int = Field(default=2000, ge=50)
+    rows: int = Field(default=2000, ge=50, le=1_000_000)
     seed: int = 0
-    test_rows: int = Field(default=240, ge=10)
+    test_rows: int = Field(default=240, ge=10, le=1_000_000)
 
 
 class TargetRows(_Part):
@@ -115,7 +119,7 @@ class Analysis(_Part):
     about: str = ""
     run: dict[str, Any] = Field(default_factory=dict)
     over: dict[str, list[Any]] = Field(default_factory=dict)
-    budgets: tuple[float, ...] = (0.1, 0.3)
+    budgets: tuple[float, ...] = Field(default=(0.1, 0.3), max_length=MOST_PARTS)
     truth: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
     seeds: int | None = Field(default=None, ge=1)
@@ -144,8 +148,8 @@ class Grid(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     about: str = ""
     seeds: int = Field(default=5, ge=1)
-    pools: dict[Name, Pool]
-    analyses: tuple[Analysis, ...]
+    pools: dict[Name, Pool] = Field(max_length=MOST_PARTS)
+    analyses: tuple[Analysis, ...] = Field(max_length=MOST_PARTS)
 
     @model_validator(mode="after")
     def _known_pools(self) -> Grid:
@@ -155,6 +159,13 @@ class Grid(_Part):
         for analysis in self.analyses:
             if analysis.pool not in self.pools:
                 raise ValueError(f"analysis {analysis.name!r} is about a pool {analysis.pool!r}, and there is none")
+        # Counted, not made: a product of a few lists is more than memory holds.
+        runs = {a.name: math.prod(map(len, a.over.values())) * (a.seeds or self.seeds) for a in self.analyses}
+        if sum(runs.values()) > MOST_RUNS:
+            most = max(runs, key=lambda name: runs[name])
+            raise ValueError(
+                f"it asks for more than {MOST_RUNS:,} runs, by `over` and `seeds`, most of them in analysis {most!r}; split it"
+            )
         return self
 
 
