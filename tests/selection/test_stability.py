@@ -1,5 +1,6 @@
 """Stability: labelled rows are drawn again, the student is fitted again, and the same objective selects again."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from nncift.config import RunSettings, resolve
 from nncift.core.pairs import LabelledPairs
 from nncift.data.pool import PoolTable
+from nncift.errors import DataError
 from nncift.labels.vectors import Vectors
 from nncift.models.views import TEXT, Views
 from nncift.selection import pose
@@ -204,6 +206,34 @@ def test_kept_refits_of_other_labels_or_damaged_ones_are_not_used(
         path.write_bytes(path.read_bytes()[:-1] + b"!")
     monkeypatch.setattr(Product, "refit", unexpected)
     with pytest.raises(AssertionError, match="fitted again"):
+        refit.stability(rows(), settled, IDS[:8])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.T[:-1],
+        lambda array: array[:-1],
+        lambda array: array[..., :-1],
+        lambda array: array[None],
+        lambda array: array.ravel()[1:],
+        lambda array: array[:0],
+        lambda array: np.repeat(array, 2, axis=0),
+    ],
+)
+@pytest.mark.parametrize("which", range(3))
+def test_kept_refits_of_other_sizes_are_refused_by_name(
+    tmp_path: Path, which: int, change: Callable[[Any], Any]
+) -> None:
+    settled, utilities = ResolvedConstraints(8, NO_RULES, {}), world(0.3)
+    refit = Refits(utilities, settings(), {"courses": [COURSE]}, STUDENT, (tmp_path, "fit"))
+    refit.stability(rows(), settled, IDS[:8])
+    mark = checksums.read_mark(tmp_path, module.MARK)
+    kept = refit._kept(str(mark["fingerprint"]), module.REFITS)
+    name = sorted(kept[0].weights)[which % len(kept[0].weights)]
+    changed = replace(kept[0], weights={**kept[0].weights, name: np.ascontiguousarray(change(kept[0].weights[name]))})
+    module._keep(tmp_path, str(mark["fingerprint"]), [changed, *kept[1:]])
+    with pytest.raises(DataError, match=r"refits\.safetensors' does not fit the student"):
         refit.stability(rows(), settled, IDS[:8])
 
 

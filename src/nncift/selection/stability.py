@@ -27,6 +27,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.core.parallel import arithmetic, serial_map
 from nncift.core.result_types import OPTIONAL, Record
 from nncift.core.seeds import generator
+from nncift.core.texts import first_line
 from nncift.core.threads import one_thread_if_small
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError
@@ -174,6 +175,8 @@ class Refits:
             if size <= MOST_KEPT:
                 fitted.append(learned)
             student = self._with_weights(learned)
+            if before:
+                self._check_fits(student)
             for part in parts:
                 count[[place[item] for item in part.selected(self, student, known)]] += 1
         if self.kept is not None and not before and len(fitted) == refits:
@@ -222,6 +225,20 @@ class Refits:
         shipped = self.utilities.student
         name = shipped.network if is_student(self.used) else FREE
         return replace(shipped, network=name, weights=learned.weights, mean=learned.mean, scale=learned.scale)
+
+    def _check_fits(self, student: Student) -> None:
+        """Raise DataError where what the run keeps of a refit is no student of its rows: somebody else's, or of other sizes."""
+        vectors, place = self.utilities.vectors, None if self.kept is None else str(self.kept[0] / FITTED)
+        try:
+            one = [rows_of(part, np.arange(1)) for part in (vectors.targets, vectors.sources)]
+            values = student.predict_block(student.project_targets(one[0]), student.project_sources(one[1]))
+            if values.shape != (1, 1) or not np.isfinite(values).all():
+                raise ValueError(f"it predicts {values.shape} values of one pair, not all of them numbers")
+        except (DataError, ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError) as error:
+            raise DataError(
+                f"{place!r} does not fit the student of the run: {first_line(error)}. Take it away, and "
+                "select again: it is made anew"
+            ) from error
 
     def _key(self, known: LabelledPairs, refits: int) -> str:
         """Return the fingerprint of what so many refits learn. known: the labels that are drawn from."""
