@@ -55,6 +55,26 @@ def test_export_does_not_replace_files_of_the_run(call: Call, finished: Path, na
     assert (finished / name).read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["train.card.md", "train.trl.py"])
+@pytest.mark.parametrize("edited", [False, True])
+def test_export_keeps_what_somebody_wrote_beside_it(
+    call: Call, finished: Path, tmp_path: Path, name: str, edited: bool
+) -> None:
+    line = ("export", finished, "--to", "trl", "--out", tmp_path / "out" / "train.jsonl", "--quiet")
+    beside = tmp_path / "out" / name
+    if edited:
+        assert call(*line).code == 0
+        beside.write_text(beside.read_text().replace("train", "mine", 1))
+    else:
+        beside.parent.mkdir()
+        beside.write_text("mine\n")
+    before = {path: path.read_bytes() for path in beside.parent.iterdir()}
+    found = call(*line)
+    assert found.code == 2
+    assert name in found.err
+    assert {path: path.read_bytes() for path in beside.parent.iterdir()} == before
+
+
 def test_export_may_be_given_twice(call: Call, finished: Path) -> None:
     line = ("export", finished, "--to", "trl", "--out", finished / "train.jsonl", "--quiet")
     assert [call(*line).code, call(*line).code] == [0, 0]

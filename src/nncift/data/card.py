@@ -13,9 +13,9 @@ import yaml
 from nncift import config
 from nncift.core.result_types import OPTIONAL, JsonObject, Record
 from nncift.core.texts import plain
+from nncift.data.starters import write_beside
 from nncift.errors import DataError
 from nncift.storage import checksums
-from nncift.storage.atomic import write_text
 from nncift.storage.selection_folder import run_behind
 
 SUFFIX = ".card.md"
@@ -64,7 +64,7 @@ class ExportResult(Record):
 def write_card(run: Path, record: ExportResult) -> Path:
     """Write the card beside an exported file, and return its path."""
     out, place = Path(record.out), run / "manifest.yaml"
-    path = out.with_name(out.stem + SUFFIX)
+    path = card_of(out)
     settings = config.recorded(place).model_dump(mode="json", exclude_none=True)
     summary = _summary(run)
     try:
@@ -74,8 +74,13 @@ def write_card(run: Path, record: ExportResult) -> Path:
         raise DataError(
             f"summary.json of {str(run)!r} is damaged ({error!r}); run the same `nncift run` again"
         ) from error
-    write_text(path, text)
+    write_beside(path, text)
     return path
+
+
+def card_of(out: Path) -> Path:
+    """Return where the card of an exported file lies."""
+    return out.with_name(out.stem + SUFFIX)
 
 
 def card(settings: JsonObject, summary: JsonObject, record: ExportResult) -> str:

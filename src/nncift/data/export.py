@@ -16,13 +16,13 @@ from nncift.core.memory import pass_on
 from nncift.core.result_types import JsonObject
 from nncift.core.texts import rows_of
 from nncift.data import forms, trainers
-from nncift.data.card import ExportResult, LeftOut, write_card
+from nncift.data.card import ExportResult, LeftOut, card_of, write_card
 from nncift.data.conversation import Conversation, converse
 from nncift.data.formats import scored
 from nncift.data.layout import Layout
 from nncift.data.lengths import LengthLimit, token_counter
 from nncift.data.records import Row, kept_row, kind_of, shown, to_json
-from nncift.data.starters import Start, has_generation_marks
+from nncift.data.starters import Start, check_is_ours, has_generation_marks, write_beside
 from nncift.data.trainers import path_in
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, ResourceError, UsageError
@@ -104,8 +104,9 @@ def export(
     limit are refused or left out. with_scores: rows carry their rank and scores in columns `nncift_...`. locate: returns where
     transformers reads the model that a name stands for.
 
-    Raises UsageError for unknown names and for an input that would be replaced, DataError for a directory without a finished
-    run, for rows that are too long, and where no row is left, ResourceError where the file cannot be written.
+    Raises UsageError for unknown names, for an input that would be replaced, and for a file beside `out` that no export left;
+    DataError for a directory without a finished run, for rows that are too long, and where no row is left; ResourceError where
+    the file cannot be written.
     """
     run, out = Path(run), Path(out)
     _check_settings(to, turns, out, with_scores)
@@ -114,6 +115,8 @@ def export(
     # Rows as they are keep all their turns and marks.
     turns = turns or ("all" if to == "same" else settings.turns)
     check_replaces_nothing(out, inputs_of(settings), run)
+    beside = Start(to, out, None, {}).file
+    check_is_ours(card_of(out), *(() if beside is None else (beside,)))
     layout = Layout.from_settings(settings.format, settings.map)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ def export(
             made = Start(to, out, settings.model, found.options, found.pairs, length.tokens if length else None)
             start = made.command
             if made.file is not None:
-                write_text(made.file, made.text)
+                write_beside(made.file, made.text)
                 files.append(str(made.file))
     except OSError as error:
         raise ResourceError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error

@@ -10,8 +10,37 @@ from typing import Any
 
 import yaml
 
+from nncift.core.fingerprints import fingerprint
+from nncift.errors import UsageError
+from nncift.storage.atomic import write_text
+
 _ON_THE_HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Names of ours for models that the hub has under its own."""
+
+
+_SIGNED = re.compile(r"(?:<!--|#) written by nncift export: ([0-9a-f]{16})(?: -->)?\n\Z")
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Write a file beside an export, with a last line by which `check_is_ours` knows it while nobody has changed it."""
+    # As it is written: names of files may be no text.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    sign = f"written by nncift export: {fingerprint(text)}"
+    write_text(path, text + (f"<!-- {sign} -->\n" if path.suffix == ".md" else f"# {sign}\n"))
+
+
+def check_is_ours(*paths: Path) -> None:
+    """Raise UsageError where a file that would be written beside an export is there and is not what an export left."""
+    for path in paths:
+        if not path.exists():
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        signed = _SIGNED.search(text)
+        if signed is None or fingerprint(text[: signed.start()]) != signed[1]:
+            raise UsageError(
+                f"{str(path)!r}, which goes with the exported file, is there and is not what an export left; move it away, or "
+                "give another --out"
+            )
 
 
 @dataclass(frozen=True)
