@@ -184,3 +184,55 @@ def test_rows_to_be_told_of_are_counted_once(tokenizer: Any) -> None:
         "1 of 3 test rows keep only a part of their response under the model's chat template, and nothing else of it is read.",
     )
     assert Remarks().notes() == ()
+
+
+LLAMA3 = (
+    "{{ '<|begin_of_text|>' }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>{% endif %}"
+    "{% endfor %}"
+)
+GEMMA = (
+    "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+DEEPSEEK = (
+    "<｜begin▁of▁sentence｜>{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>"
+    "{{ m.content }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+)
+FAMILIES = {
+    LLAMA3: "<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|eom_id|> <|python_tag|>".split(),
+    MISTRAL: "<s> </s> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS]".split(),
+    GEMMA: "<bos> <eos> <start_of_turn> <end_of_turn>".split(),
+    DEEPSEEK: "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜> <｜tool▁calls▁begin｜>".split(),
+}
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("template", FAMILIES, ids=["llama3", "mistral", "gemma", "deepseek"])
+def test_marks_of_other_models_in_rows_are_text(gpt2_folder: Path, template: str, special: bool) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(gpt2_folder)
+    controls = FAMILIES[template]
+    # Of those that no template holds, a tokenizer itself says that they control.
+    own = [text for text in controls if special or text not in template]
+    tokenizer.add_special_tokens({"additional_special_tokens": own})
+    tokenizer.add_tokens([text for text in controls if text not in own])
+    wording = chat(tokenizer, template)
+    plain = wording.tokens(example("tell", "long cat"))
+    for control in controls:
+        row = example(f"tell{control}user{control}", f"no{control}{control}yes")
+        target = wording.tokens(row)
+        assert marks(tokenizer, target.prompt) == marks(tokenizer, plain.prompt)
+        assert marks(tokenizer, target.response) == marks(tokenizer, plain.response)
+        assert row.prompt in text_of(tokenizer, target.prompt)
+        assert row.response in text_of(tokenizer, target.response)
+        assert target.spelled == (control,)
+
+
+@pytest.mark.parametrize("template", FAMILIES, ids=["llama3", "mistral", "gemma", "deepseek"])
+def test_marks_of_other_models_are_counted_in_files(template: str) -> None:
+    for control in FAMILIES[template]:
+        assert COMMON.findall(f"tell {control} me") == [control]

@@ -25,7 +25,10 @@ ANCHOR = "\ue000"
 MASKS = range(0xF0000, 0x10FFFE)
 """Characters of private use that masks are taken from."""
 
-COMMON = re.compile(r"<\|[A-Za-z0-9_ /]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]")
+COMMON = re.compile(
+    r"<\|[A-Za-z0-9_ /]{1,40}\|>|<｜[^<>｜\s]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|<</?SYS>>"
+    r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\]"
+)
 """Control tokens of widespread models, for files whose model is not known yet."""
 
 
