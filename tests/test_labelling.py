@@ -250,7 +250,7 @@ def test_a_target_set_keeps_ids_of_its_own(tmp_path: Path, write_pool: Write, ob
 
 
 def test_a_target_set_needs_a_row_for_every_role(tmp_path: Path, write_pool: Write) -> None:
-    pool, said = write_pool(40), "2 usable rows, and at least 3 are needed"
+    pool, said = write_pool(40), "at least 3 usable rows.* and this one has 2"
     with pytest.raises(DataError, match=said):
         select(pool, tmp_path / "run", target=write_pool(2, "target.jsonl"), objective="topk")
     assert not (tmp_path / "run").exists()
@@ -259,6 +259,20 @@ def test_a_target_set_needs_a_row_for_every_role(tmp_path: Path, write_pool: Wri
         select(pool, tmp_path / "run", Features(rejects=("target:row-0001",)), target=few, objective="topk")
     run = select(pool, tmp_path / "smallest", target=few, objective="topk")
     assert all(math.isfinite(row["score"]) for row in pq.read_table(run.path / "selection.parquet").to_pylist())
+
+
+def test_target_rows_that_are_in_the_pool_are_told_of(tmp_path: Path, write_pool: Write) -> None:
+    pool, said = write_pool(40), "also in the pool, word for word: {} of 4, the first target:row-{}"
+    runs = {
+        start: select(
+            pool, tmp_path / str(start), target=write_pool(4, f"{start}.jsonl", start=start), objective="topk"
+        )
+        for start in (0, 38, 60)
+    }
+    told = {start: " ".join(run.summary["warnings"]) for start, run in runs.items()}
+    assert said.format(4, "0000") in told[0]
+    assert said.format(2, "0038") in told[38]
+    assert "word for word" not in told[60]
 
 
 def test_a_target_set_that_cannot_be_used_is_told_of(tmp_path: Path, write_pool: Write) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nncift.config import TeacherSettings
 from nncift.core.progress import Progress, silent
 from nncift.data import Examples
-from nncift.data.examples import Rejection
+from nncift.data.examples import Example, Rejection
 from nncift.errors import DataError, UsageError
 from nncift.labels import SCORE
 from nncift.labels.store import Axes
@@ -45,7 +45,7 @@ def usable_rows(
             # By id: the same rows may stand on other lines the next time.
             by_id = {row.id: reasons[row.source, row.line] for row in everything if (row.source, row.line) in reasons}
             write_json(context.directory.file("unusable.json"), by_id)
-            write_json(context.directory.file(NOTES), list(notes_of(context.teacher)))
+            write_json(context.directory.file(NOTES), [*notes_of(context.teacher), *_in_both(pool, wanted or ())])
             write_json(context.directory.file("pool.json"), {row.id: row.content_hash for row in everything})
     out: dict[str, str] = context.directory.read_json("unusable.json")
     refused = tuple(Rejection(row.source, row.line, out[row.id]) for row in everything if row.id in out)
@@ -95,12 +95,24 @@ def _prepared(teacher: Teacher | RowTeacher, pool: Examples, wanted: Examples | 
     return refused
 
 
+def _in_both(pool: Iterable[Example], wanted: Iterable[Example]) -> Iterator[str]:
+    """Yield a sentence where rows of the target set are in the pool too."""
+    known, targets = {row.content_hash for row in pool}, tuple(wanted)
+    both = [row.id for row in targets if row.content_hash in known]
+    if both:
+        yield (
+            f"Rows of the target set that are also in the pool, word for word: {len(both)} of {len(targets)}, the first "
+            f"{both[0]}. They may be selected, and the target set is then no set of unseen rows; --against FILE --decontaminate, "
+            "with the target set as FILE, leaves them out."
+        )
+
+
 def check_target_count(rows: int) -> None:
     """Raise DataError for a target set of too few rows."""
     if rows < FEWEST_TARGETS:
         raise DataError(
-            f"the target set has {rows} usable rows, and at least {FEWEST_TARGETS} are needed: one each to learn from, to "
-            "validate and to test"
+            f"a target set needs at least {FEWEST_TARGETS} usable rows, one each to learn from, to validate and to test, and "
+            f"this one has {rows}; add rows of the same kind to it"
         )
 
 

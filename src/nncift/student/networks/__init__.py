@@ -50,7 +50,10 @@ class TrainingData:
         """Training pairs that have a value. Raises DataError where none has."""
         found = self.train.present()
         if not len(found):
-            raise DataError("no training pair has a label: every planned pair was too long for the teacher's context")
+            raise DataError(
+                f"no training pair has a label: the teacher gave no number for any of the {len(self.train)} planned pairs, as it "
+                "does for rows that are too long for its context; check its values, or label other rows (--seed)"
+            )
         return found
 
     @cached_property
