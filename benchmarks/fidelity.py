@@ -1,16 +1,17 @@
 """Students judged on toy models: `python benchmarks/fidelity.py [--quick] [--json]`; on a real model: benchmarks/real.py.
 
-Two worlds whose full utility matrix is known: `demo`, DELIFT labels of the generated world by the model in the package, and,
-with `--model` and `--data`, `gradients`: cosines of whole-model gradients of real rows (LESS without warm-up, through a sketch of
-4,096 dimensions), which stand in for a pairwise teacher that labels pairs. The matrix is computed once and kept in
-`--cache`. Every figure is over seeds of plan, held-out items, labels and training on one world. Writes its part of
-docs/results/fidelity.md and .json.
+Worlds whose full utility matrix is known: `demo`, `ekfac` and `gist`, the generated world by the model in the package under
+DELIFT, EK-FAC and GIST, and, with `--model` and `--data`, `gradients`: cosines of whole-model gradients of real rows (LESS
+without warm-up, through a sketch of 4,096 dimensions), which stand in for a pairwise teacher that labels pairs. The matrix is
+computed once and kept in `--cache`. Every figure is over seeds of plan, held-out items, labels and training on one world. EK-FAC
+and GIST label rows: as many as make a block of so many pairs. Writes its part of docs/results/fidelity.md and .json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ from nncift.labels import LabelBudget
 from nncift.labels.vectors import Vectors
 from nncift.models.views import TEXT, Views
 
+DEMO = {"demo": "DELIFT", "ekfac": "EK-FAC", "gist": "GIST, directions of 150 of the rows,"}
+"""Teachers of the generated world, by the name of what is measured."""
+
+GRADIENTS = "gradients"
+
 
 def main() -> None:
     """Measure, print and write."""
@@ -37,17 +43,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, nargs="*", default=[1000, 10_000])
     parser.add_argument("--cache", type=Path, default=Path("runs/fidelity"), help="where true matrices are kept")
-    parser.add_argument(
-        "--only", choices=["demo", "gradients"], help="measure one world; the other stays in the results"
-    )
+    parser.add_argument("--only", choices=[*DEMO, GRADIENTS], help="measure one world; the others stay in the results")
     parser.add_argument("--quick", action="store_true", help="300 rows, two seeds, one number of labels, no files")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.quick:
         given.rows = given.demo_rows = 300
         given.seeds, given.labels = 2, [1000]
-    worlds = [] if given.only == "gradients" else [demo_world(given.demo_rows, given.cache)]
-    if given.only != "demo" and given.model and given.data:
+    named = [given.only] if given.only else [*DEMO, GRADIENTS]
+    worlds = [demo_world(given.demo_rows, given.cache, name) for name in named if name in DEMO]
+    if GRADIENTS in named and given.model and given.data:
         worlds.append(gradient_world(given.model, given.data, given.rows, given.cache))
     measured_now: dict[str, Any] = {
         world.name: {"about": world.about, "lines": list(measured(world, given))} for world in worlds
@@ -55,7 +60,7 @@ def main() -> None:
     results = {"machine": machine(), "seeds": given.seeds, WORLDS: measured_now}
     if not given.quick:
         if given.only:
-            # The other world stays as it was measured.
+            # The others stay as they were measured.
             results[WORLDS] = dict(sorted({**known_toys(), **measured_now}.items()))
         publish({"toys": results})
     print(json.dumps(results) if given.json else "\n".join(toy_tables(results)))
@@ -63,10 +68,11 @@ def main() -> None:
 
 def measured(world: World, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a line for every free similarity, and for every student, plan, features and number of labels."""
+    by_row = world.name in ("ekfac", "gist")
     ways = [
-        Way(student, recipe, features, LabelBudget(None, labels, plan))
+        Way(student, recipe, features, LabelBudget(None, math.isqrt(labels) if by_row else labels, plan))
         for labels in given.labels
-        for student, recipe, features, plan in students()
+        for student, recipe, features, plan in (students_by_row() if by_row else students())
     ]
     yield from lines_of(world, ways, LabelBudget(None, 1000, "scatter"), given.seeds)
 
@@ -85,16 +91,32 @@ def students() -> Iterator[tuple[str, str, str, str]]:
                 yield student, "default", features, plan
 
 
-def demo_world(rows: int, cache: Path) -> World:
-    """Return the demo world under DELIFT."""
+def students_by_row() -> Iterator[tuple[str, str, str, str]]:
+    """Yield the same for a teacher that labels rows."""
+    yield "paper", "default", "text", "rows"
+    for features in ("text", "probe"):
+        for student in ("towers", "product", "landmark", "ranker"):
+            yield student, "default", features, "rows"
+
+
+def demo_world(rows: int, cache: Path, name: str) -> World:
+    """Return the demo world under a teacher of DEMO."""
     from nncift.demo import model_path
     from nncift.demo.world import make_world
     from nncift.runs.true_matrix import true_matrix
-    from nncift.teachers.delift import Delift
+    from nncift.teachers import Delift, EkFac, Gist
 
-    folder = cache / f"demo-{rows}"
+    folder = cache / f"{name}-{rows}"
     pool = read(str(make_world(rows, 0).write(folder / "world").pool))
-    teacher = Delift(str(model_path()), device="cpu")
+    model, teacher = str(model_path()), None
+    if name == "demo":
+        teacher = Delift(model, device="cpu")
+    elif name == "ekfac":
+        teacher = EkFac(model, device="cpu")
+    else:
+        teacher = Gist(model, device="cpu", lora=False, warmup_share=0.0)
+        teacher.prepare(pool)
+        teacher.aim(pool.subset(shuffled(pool.ids, 0, "directions")[:150]))
     kept = folder / "utility.npy"
     ids = tuple(sorted(pool.ids))
     if kept.exists():
@@ -104,8 +126,8 @@ def demo_world(rows: int, cache: Path) -> World:
         matrix = true_matrix(teacher, pool, folder / "truth")
         np.save(kept, matrix.values)
     pool = pool.subset(matrix.source_ids)
-    about = f"DELIFT on the generated demo world (seed 0), {len(pool)} rows, the model in the package"
-    return World("demo", matrix, vectors_of(pool, teacher.lm), about)
+    about = f"{DEMO[name]} on the generated demo world (seed 0), {len(pool)} rows, the model in the package"
+    return World(name, matrix, vectors_of(pool, teacher.lm), about)
 
 
 def gradient_world(model: Path, data: list[Path], rows: int, cache: Path) -> World:
@@ -128,7 +150,7 @@ def gradient_world(model: Path, data: list[Path], rows: int, cache: Path) -> Wor
     np.fill_diagonal(values, np.nan)
     names = ", ".join(path.stem for path in data)
     about = f"cosines of gradients of {len(pool)} rows of {names}; a model of {teacher.lm.model.num_parameters():,} parameters"
-    return World("gradients", UtilityMatrix(pool.ids, pool.ids, values), vectors_of(pool, teacher.lm), about)
+    return World(GRADIENTS, UtilityMatrix(pool.ids, pool.ids, values), vectors_of(pool, teacher.lm), about)
 
 
 def vectors_of(pool: Examples, lm: Any) -> dict[str, Vectors]:

@@ -41,11 +41,11 @@ TOYS = """## Toy models
 
 `python benchmarks/fidelity.py` on {machine}; mean ± standard deviation over {seeds} seeds of held-out items, plan and
 training on one world. R² and Spearman are on all pairs of 30 unseen items. Skill: 0 is random, 1 the full teacher, both under
-the true matrix; known labels stand in the matrix. Measured before students were judged on a real model: they learned from the
-training labels alone, and all but the published recipe selected with similarity on top. `after the gate`: where a run would have
+the true matrix; known labels stand in the matrix. `after the gate`: where a run would have
 used a free similarity instead, its skill counts (at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and
 budgets, to the best similarity that is free under the same features, at each budget the best in hindsight. `90 % covers`: share
-of pairs of untouched items within their 90 % interval. Labels do not count validation and test pairs.
+of pairs of untouched items within their 90 % interval. Labels do not count validation and test pairs, and are rows under the plan
+`rows`. `fit, s`: processor seconds of a fit with all that is held out and learned again to judge it, the median of the seeds.
 """
 
 
