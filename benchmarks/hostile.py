@@ -71,6 +71,14 @@ ROW = b'{"instruction":"a","output":"b","more":'
 SHAPES: dict[str, Fill] = {
     "row of brackets.jsonl": around(ROW + b"[", b"[],", b"1]}\n"),
     "row of brackets.json": around(b"[" + ROW + b"[", b"[],", b"1]}]"),
+    "row of turns.jsonl": around(
+        b'{"messages":[', b'{"role":"user","content":"a"},{"role":"assistant","content":"b"},', b"{}]}\n"
+    ),
+    "row of 400,000 turns.jsonl": lambda file, size: around(
+        b'{"messages":[',
+        b'{"role":"user","content":"a"},{"role":"assistant","content":"b"},',
+        b'{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n',
+    )(file, 13 << 20),
     "row of objects.jsonl": around(ROW + b"[", b'{"a":{}},', b"1]}\n"),
     "row of nested brackets.jsonl": around(ROW, b"[", b"\n"),
     "nested brackets.json": around(b"", b"[", b""),
@@ -154,6 +162,35 @@ def _one_cell(file: IO[bytes], size: int) -> None:
     pq.write_table(pa.table({"instruction": ["a" * (1 << 30)], "output": ["b"]}), file, compression="zstd")
 
 
+def _differences(file: IO[bytes], size: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"instruction": ["y" * 100_000] * 40_000, "output": ["b"] * 40_000})
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        use_dictionary=False,
+        row_group_size=1000,
+        column_encoding={"instruction": "DELTA_BYTE_ARRAY"},
+    )
+
+
+def _views(file: IO[bytes], size: int) -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    rows, length = 20_000, 1 << 20
+    view = np.zeros(rows, [("length", "<i4"), ("begin", "S4"), ("buffer", "<i4"), ("offset", "<i4")])
+    view["length"], view["begin"] = length, b"xxxx"
+    buffers = [None, pa.py_buffer(view.tobytes()), pa.py_buffer(b"x" * length)]
+    column = pa.Array.from_buffers(pa.string_view(), rows, buffers)
+    table = pa.table({"instruction": column, "output": column})
+    with pa.ipc.new_file(file, table.schema) as sink:
+        sink.write_table(table)
+
+
 def _nulls(file: IO[bytes], size: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -176,6 +213,8 @@ SHAPES |= {
     "much in little.jsonl.zip": _packed(_zip),
     "one value in many rows.parquet": _dictionary,
     "one cell of 1 GB.parquet": _one_cell,
+    "differences of one text.parquet": _differences,
+    "views of one text.arrow": _views,
     "rows of nothing.parquet": _nulls,
     "long texts.parquet": _long_texts,
     "brackets.yaml": around(b"pool: ", b"[", b""),

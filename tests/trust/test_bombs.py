@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -345,3 +346,82 @@ def test_a_study_of_more_than_a_lifetime_is_refused_before_anything_runs(
     file.write_text(yaml.safe_dump({**plain, **study, "analyses": [{**one, **analysis}]}))
     with pytest.raises(UsageError, match=r"more than 10,000 runs|at most 1000 items"):
         grid.load(file, {})
+
+
+def _views(length: int, shown: int, count: int) -> pa.Array:
+    """Return views that all show the same text, and say that it is `shown` bytes long."""
+    view = np.zeros(count, [("length", "<i4"), ("begin", "S4"), ("buffer", "<i4"), ("offset", "<i4")])
+    view["length"], view["begin"] = shown, b"xxxx"
+    return pa.Array.from_buffers(
+        pa.string_view(), count, [None, pa.py_buffer(view.tobytes()), pa.py_buffer(b"x" * length)]
+    )
+
+
+def test_views_are_measured_and_not_made() -> None:
+    views = _views(1 << 20, 1 << 20, 100_000)
+    assert python_bytes(views) == 100_000 * (56 + (1 << 20))
+    assert python_bytes(views.slice(7, 2)) == 2 * (56 + (1 << 20))
+    plain = pa.array(["a", None, "b" * 40, ""], pa.string_view())
+    assert python_bytes(plain) == python_bytes(pa.array(["a", "", "b" * 40, ""])) == 4 * 56 + 41
+    with pytest.raises(ValueError, match="cut off"):
+        python_bytes(_views(20, -1, 3))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_views_of_one_text_in_many_rows_are_refused(tmp_path: Path, stream: bool) -> None:
+    table = pa.table({"instruction": _views(1 << 16, 1 << 16, 10_000), "output": pa.array(["b"] * 10_000)})
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(tmp_path / "pool.arrow", table.schema) as sink:
+        sink.write_table(table)
+    with pytest.raises(DataError, match="stands for more than 200 times its size"):
+        read(tmp_path / "pool.arrow")
+
+
+def _deltas(path: Path, texts: list[str], **more: Any) -> Path:
+    table = pa.table({"instruction": texts, "output": ["b"] * len(texts)})
+    pq.write_table(table, path, use_dictionary=False, column_encoding={"instruction": "DELTA_BYTE_ARRAY"}, **more)
+    return path
+
+
+def test_rows_that_are_written_as_differences_are_read(tmp_path: Path) -> None:
+    texts = [f"{at * at} " * 100 for at in range(2000)]
+    found = read(_deltas(tmp_path / "pool.parquet", texts))
+    assert [row.prompt for row in found] == texts
+
+
+@pytest.mark.parametrize("group", [50, 10_000])
+def test_differences_that_stand_for_gigabytes_are_refused_before_rows_are_made(
+    tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _deltas(tmp_path / "pool.parquet", ["y" * 200_000] * 2000, compression="zstd", row_group_size=group)
+    monkeypatch.setattr("nncift.data.tables.batch_values", lambda *_: pytest.fail("rows were made"))
+    with pytest.raises(DataError, match="stands for more than 200 times its size"):
+        read(path)
+    with pytest.raises(ValueError, match="DELTA_BYTE_ARRAY"):
+        read_columns(path)
+
+
+def test_values_that_repeat_in_many_small_groups_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(_repeated("x" * (1 << 18), 4000), tmp_path / "rows.parquet", row_group_size=100)
+    # Nothing is unpacked but places: 4,000 texts would be a gigabyte.
+    before = pa.total_allocated_bytes()
+    peak = 0
+
+    def measured(held: Any) -> int:
+        nonlocal peak
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        return python_bytes(held)
+
+    monkeypatch.setattr("nncift.storage.parquet.python_bytes", measured)
+    with pytest.raises(ValueError, match="stand for"):
+        read_columns(tmp_path / "rows.parquet")
+    assert 0 < peak < 1 << 26
+
+
+def test_differences_in_lists_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"messages": [[{"role": "user", "content": "y" * 100_000}] * 3000]})
+    encodings = {"messages.list.element.content": "DELTA_BYTE_ARRAY"}
+    pq.write_table(
+        table, tmp_path / "pool.parquet", use_dictionary=False, column_encoding=encodings, compression="zstd"
+    )
+    with pytest.raises(DataError, match=r"DELTA_BYTE_ARRAY|200 times|unpack to"):
+        read(tmp_path / "pool.parquet")

@@ -42,13 +42,14 @@ def parquet_records(path: Path, text_columns: Collection[str] = ()) -> Iterator[
         try:
             found = survey(handle)
             found.check()
-            if repeating := found.repeating(LEAST_EXPANDED):
-                once = parquet_file(handle, repeating).iter_batches(columns=repeating, use_threads=False)
+            found.check_deltas(LEAST_EXPANDED, nested=True)
+            rows = max(1, min(BATCH_ROWS, BATCH_ROWS * BATCH_BYTES // max(1, found.heaviest)))
+            if expanding := found.expanding(LEAST_EXPANDED):
+                once = parquet_file(handle, found.repeating(0)).iter_batches(rows, columns=expanding, use_threads=False)
                 collections.deque(_in_proportion(path, once), maxlen=0)
                 handle.seek(0)
             table = parquet_file(handle, found.repeating(BATCH_BYTES, nested=True))
             _check_expansion(path, table.metadata.num_rows, path.stat().st_size)
-            rows = max(1, min(BATCH_ROWS, BATCH_ROWS * BATCH_BYTES // max(1, found.heaviest)))
             batches = table.iter_batches(batch_size=rows, use_threads=False)
             yield from _batch_records(_in_proportion(path, batches), text_columns)
         # A damaged schema shows as text that cannot be decoded.

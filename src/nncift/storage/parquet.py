@@ -51,6 +51,7 @@ def _checked(path: Path) -> Survey:
     """Survey a file of a run before it is read. Raises ValueError where it is damaged, or far more than a run writes."""
     found = survey(path)
     found.check()
+    found.check_deltas(OWN_LEAST)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Chunk:
     values: how many, in all levels. unpacked: bytes of its pages. longest: bytes that one value may take where it is stored
     once and stands in many rows; 0 where every value takes bytes of its own. page: the largest page. densest: bytes of the
     pages that WINDOW rows are in, at most, where all rows have equally many values. nested: whether a row may have several.
+    delta: whether values are stored as what differs from the one before; Arrow reads none of these as places in a dictionary.
     """
 
     path: str
@@ -60,6 +62,7 @@ class Chunk:
     page: int
     densest: int
     nested: bool
+    delta: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,30 @@ class Survey:
         )
 
     def repeating(self, least: int, *, nested: bool = False) -> list[str]:
-        """Return the columns whose repeated values would take more than so many bytes in a group. nested: of lists alone."""
-        found = {
-            chunk.path
-            for _, chunks in self.groups
-            for chunk in chunks
-            if chunk.values * chunk.longest > least and chunk.nested >= nested
-        }
-        return sorted(found)
+        """Return the columns that are read as places in a dictionary, or their values would take so many bytes in all.
+
+        nested: of lists alone.
+        """
+        return sorted(set(self.expanding(least, nested=nested)) - self._deltas)
+
+    def expanding(self, least: int, *, nested: bool = False) -> list[str]:
+        """Return the columns whose values that stand once would take more than so many bytes in all. nested: of lists alone."""
+        found: Counter[str] = Counter()
+        for _, chunks in self.groups:
+            found.update({chunk.path: chunk.values * chunk.longest for chunk in chunks if chunk.nested >= nested})
+        return sorted(path for path, most in found.items() if most > least)
+
+    @property
+    def _deltas(self) -> set[str]:
+        """The columns of which Arrow reads none as places in a dictionary."""
+        return {chunk.path for _, chunks in self.groups for chunk in chunks if chunk.delta}
+
+    def check_deltas(self, least: int, *, nested: bool = False) -> None:
+        """Raise BombError for a column of differences whose values may take more than so many bytes. nested: of lists alone."""
+        if found := self._deltas.intersection(self.expanding(least, nested=nested)):
+            raise BombError(
+                f"its column {min(found)[:40]!r} is encoded as DELTA_BYTE_ARRAY; write it in another encoding"
+            )
 
     def check(self) -> None:
         """Raise BombError where there are far too many values for the file, or too many are unpacked together."""
@@ -137,7 +156,7 @@ def _chunk(handle: IO[bytes], about: dict[int, Any], size: int, rows: int) -> Ch
     pages: list[tuple[int, int]] = []
     values = unpacked = taken = longest = page = 0
     is_text = about[1] == BYTE_ARRAY
-    in_dictionary, repeats = 0, False
+    in_dictionary, repeats, delta = 0, False, False
     while values < wanted:
         header, begin = _header(handle, place, size)
         packed, whole = int(header[3]), int(header[2])
@@ -157,14 +176,14 @@ def _chunk(handle: IO[bytes], about: dict[int, Any], size: int, rows: int) -> Ch
             pages.append((int(data[1]), whole))
             repeats |= encoding in IN_DICTIONARY
             if encoding == DELTA_BYTE_ARRAY:
-                longest = max(longest, whole)
+                longest, delta = max(longest, whole), True
     longest = max(longest, in_dictionary if repeats else 0)
     path, each = ".".join(_text(part) for part in about[3]), -(-values // max(rows, 1))
     nested = "." in path or values > rows
     # One row may hold all that lists of a group hold.
     if nested and unpacked > MOST_LISTS and unpacked > MOST_LIST_RATIO * taken:
         raise BombError(f"{taken:,} bytes of its column {path[:40]!r} unpack to {unpacked:,}")
-    return Chunk(path, values, unpacked, longest, page, _densest(pages, WINDOW * max(each, 1)), nested)
+    return Chunk(path, values, unpacked, longest, page, _densest(pages, WINDOW * max(each, 1)), nested, delta)
 
 
 def _densest(pages: list[tuple[int, int]], window: int) -> int:
