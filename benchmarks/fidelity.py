@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from judging import Way, World, lines_of
-from pages import WORLDS, known_toys, machine, publish, toy_tables
+from pages import WORLDS, known, machine, publish, toy_tables
 
 from nncift.core.pairs import UtilityMatrix
 from nncift.core.seeds import shuffled
@@ -55,13 +55,20 @@ def main() -> None:
     if GRADIENTS in named and given.model and given.data:
         worlds.append(gradient_world(given.model, given.data, given.rows, given.cache))
     measured_now: dict[str, Any] = {
-        world.name: {"about": world.about, "lines": list(measured(world, given))} for world in worlds
+        world.name: {
+            "about": world.about,
+            "own labels": True,
+            "seeds": given.seeds,
+            "lines": list(measured(world, given)),
+        }
+        for world in worlds
     }
     results = {"machine": machine(), "seeds": given.seeds, WORLDS: measured_now}
     if not given.quick:
         if given.only:
             # The others stay as they were measured.
-            results[WORLDS] = dict(sorted({**known_toys(), **measured_now}.items()))
+            results["seeds"] = known("toys").get("seeds", given.seeds)
+            results[WORLDS] = dict(sorted({**known("toys").get(WORLDS, {}), **measured_now}.items()))
         publish({"toys": results})
     print(json.dumps(results) if given.json else "\n".join(toy_tables(results)))
 

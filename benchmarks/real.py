@@ -21,7 +21,7 @@ from pathlib import Path
 from calibration import calibrated
 from fidelity import gradient_world
 from judging import Way, World, lines_of
-from pages import TARGET_SET, WORLDS, calibration_part, machine, publish, real_tables
+from pages import TARGET_SET, WORLDS, calibration_part, known, machine, publish, real_tables
 from real_world import FEATURES, PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
 from rivals import compared, rival_tables
 from target_sets import can_be_drawn, target_lines
@@ -105,6 +105,10 @@ def judge(given: argparse.Namespace) -> None:
         WORLDS: found,
         TARGET_SET: targets,
     }
+    if given.only != list(PARTS):
+        # The others stay as they were measured.
+        before = known("real")
+        results |= {WORLDS: {**before.get(WORLDS, {}), **found}, TARGET_SET: targets or before.get(TARGET_SET, [])}
     if given.write:
         publish({"real": results})
     print(json.dumps(results) if given.json else "\n".join(real_tables(results)))
@@ -120,6 +124,8 @@ def rivals(given: argparse.Namespace) -> None:
         "seeds": given.seeds,
         WORLDS: compared(worlds, given.seeds),
     }
+    if given.only != list(PARTS):
+        results[WORLDS] = {**known("rivals").get(WORLDS, {}), **results[WORLDS]}
     if given.write:
         publish({"rivals": results})
     print(json.dumps(results) if given.json else "\n".join(rival_tables(results)))
@@ -150,7 +156,7 @@ def command() -> str:
     words = iter(sys.argv[1:])
     kept = []
     for word in words:
-        if word in ("--world", "--toy", "--data"):
+        if word in ("--world", "--toy", "--data", "--only"):
             next(words, None)
         elif word not in ("--json", "--write"):
             kept.append(word)

@@ -3,7 +3,8 @@
 A block of labels, every target with every source, has a regression of its own (`block_ridge`); this one takes any pairs. Items
 are described by principal components of their views, found over all items at hand, labelled or not. The features of a pair are
 its target's components, its source's, all products of the two, and powers of the cosines. The penalty is chosen on pairs of
-validation items. Cost: linear in pairs, and no epoch, learning rate or seed.
+validation items. What it leaves of a target's own labels is learned for that target alone (`own_rows`). Cost: linear in
+pairs, and no epoch, learning rate or seed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from scipy import linalg
 
 from nncift.core.arrays import Doubles, Floats
 from nncift.core.pairs import LabelledPairs
+from nncift.models.views import Views
 from nncift.student.block_ridge import Labels, solve_block
 from nncift.student.free_similarity import ViewCosines, free_lines
 from nncift.student.item_components import Items
 from nncift.student.item_components import describe as describe
 from nncift.student.networks import FittedStudent, TrainingData, scaling
+from nncift.student.own_rows import own_weights
 from nncift.student.view_cosines import powers_of
 
 CURVES = 3.0
@@ -93,14 +96,15 @@ def solve_pairs(
     """
     train, validation = training_data.known, training_data.validation.present()
     items = describe(training_data, training_data.used)
-    features = _Features(items, powers, pointwise=not training_data.targets.shape[1])
+    features = _Features(items, training_data.views, powers, pointwise=not training_data.targets.shape[1])
     mean, scale = scaling(train.value)
     start = _Start.of(training_data, train, validation, mean, None if choices is None else choices.start)
     solved = _Ridge.of(features, train, (train.value - start.predict(train)) / scale, advance)
     held = (validation.value - start.predict(validation)) / scale
     fixed = None if choices is None else choices.penalty
     weights, offset, penalty, errors = solved.best(features, validation, held, fixed)
-    made = features.unfolded(weights, offset + (start.intercept - mean) / scale)
+    own = _own(features, train, (train.value - start.predict(train)) / scale, weights, offset)
+    made = own | features.unfolded(weights, offset + (start.intercept - mean) / scale)
     for name, slope in start.slopes.items():
         made[f"{name}_powers"][0] += slope / scale
     course = {
@@ -110,6 +114,18 @@ def solve_pairs(
         "validation_mse": [round(error * scale**2, 8) for error in errors],
     }
     return FittedStudent(made, mean, scale, course)
+
+
+def _own(
+    features: _Features, train: LabelledPairs, label: Doubles, weights: Doubles, offset: float
+) -> dict[str, Floats]:
+    """Return what is kept of labelled targets: see `own_rows`. A pointwise teacher has none."""
+    if features.pointwise:
+        return {}
+    rest = np.array(label, np.float64) - offset
+    for part, chunk in features.chunks(train):
+        rest[part] -= chunk @ weights
+    return own_weights(features.items, train, rest, features.views)
 
 
 @dataclass(frozen=True)
@@ -159,8 +175,8 @@ class _Start:
 class _Features:
     """Features of pairs, and the way back from their weights to a network's."""
 
-    def __init__(self, items: Items, powers: int, *, pointwise: bool) -> None:
-        self.items, self.powers, self.pointwise = items, powers, pointwise
+    def __init__(self, items: Items, views: Views, powers: int, *, pointwise: bool) -> None:
+        self.items, self.views, self.powers, self.pointwise = items, views, powers, pointwise
         self._alike = tuple(items.source_alike)
         t, s = items.target.shape[1], items.source.shape[1]
         self._sizes = (t, s, t * s, powers * len(self._alike))
