@@ -60,6 +60,11 @@ of a target's scores of the pool.
   targets with which the 1,000th eigenvalues of both parts are equal.
 
 {table}
+
+With equal draws both sides rank alike. What is then left in EK-FAC is the last token of A and the weight of long responses; two
+draws of labels differ as much on either side. TrackStar's numbers are few, and on a model of few layers most of a ranking is the
+draw of its projection: two draws here agree no better than the two tools, and worse with fewer numbers a side
+(`--option projection=16`, or more where layers are few).
 """
 Matrix = npt.NDArray[np.floating]
 
