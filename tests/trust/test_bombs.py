@@ -349,12 +349,14 @@ def test_a_study_of_more_than_a_lifetime_is_refused_before_anything_runs(
 
 
 def _views(length: int, shown: int, count: int) -> pa.Array:
-    """Return views that all show the same text, and say that it is `shown` bytes long."""
+    """Return views that all show the same text, and say that it is `shown` bytes long. Old pyarrow makes none from buffers."""
     view = np.zeros(count, [("length", "<i4"), ("begin", "S4"), ("buffer", "<i4"), ("offset", "<i4")])
     view["length"], view["begin"] = shown, b"xxxx"
-    return pa.Array.from_buffers(
-        pa.string_view(), count, [None, pa.py_buffer(view.tobytes()), pa.py_buffer(b"x" * length)]
-    )
+    buffers = [None, pa.py_buffer(view.tobytes()), pa.py_buffer(b"x" * length)]
+    try:
+        return pa.Array.from_buffers(pa.string_view(), count, buffers)
+    except ValueError:
+        pytest.skip("this pyarrow makes no views from buffers")
 
 
 def test_views_are_measured_and_not_made() -> None:
