@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from nncift.models.batching import batches
+from nncift.models.batching import PaddingLimit, batches
 from nncift.models.beginnings import LEAST, LEAST_SAVED, Beginning, beginnings_of, common_start, tokens_once
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.shared_reading import mean_losses, parts_of, readings, tokens_read
@@ -102,9 +104,18 @@ def test_a_model_that_cannot_share_reads_rows_whole(llama_folder: Path) -> None:
 
 
 def test_a_batch_of_enough_tokens_takes_no_padding_for_more() -> None:
-    lengths = [60, 60, 62, 90, 20]
+    lengths, enough = [60, 60, 62, 90, 20], PaddingLimit(128, 0.0)
     assert batches(lengths, 1000) == [[4, 0, 1, 2, 3]]
     # 20 is not enough yet; 140 tokens are, and 62 more would be 248 padded tokens of 202.
-    assert batches(lengths, 1000, enough=128) == [[4, 0, 1], [2, 3]]
-    assert batches([60, 60, 62, 90], 1000, enough=128) == [[0, 1, 2], [3]]
-    assert batches([100] * 7, 1000, enough=128) == [list(range(7))]
+    assert batches(lengths, 1000, limit=enough) == [[4, 0, 1], [2, 3]]
+    assert batches([60, 60, 62, 90], 1000, limit=enough) == [[0, 1, 2], [3]]
+    assert batches([100] * 7, 1000, limit=enough) == [list(range(7))]
+    # 46 padded tokens take no longer than a pass more, 158 do.
+    assert batches(lengths, 1000, limit=PaddingLimit(128, 60.0)) == [[4, 0, 1, 2], [3]]
+
+
+def test_a_pass_of_a_small_model_takes_as_long_as_much_padding() -> None:
+    # Two modules and a thousand numbers.
+    small = nn.Sequential(nn.Linear(100, 10, bias=False))
+    assert PaddingLimit.of(small, torch.device("cpu")) == PaddingLimit(128, 2 * 1.4e6 / 1000)
+    assert PaddingLimit.of(small, torch.device("cuda")) is None

@@ -17,7 +17,7 @@ from nncift.core.seeds import derive
 from nncift.data import Example, Examples
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.finetune.batch_schedule import BatchSchedule
-from nncift.models.batching import batches, enough_on, free_cache, is_out_of_memory
+from nncift.models.batching import batches, free_cache, is_out_of_memory
 from nncift.models.causal_lm import SMALL, CausalLM, Row
 from nncift.models.lora import LoraShape, Trainable, linear_modules, seeded
 from nncift.models.merged_training import MergedTraining
@@ -257,7 +257,7 @@ class FineTuner:
         """
         total = sum(len(row.counted) for row in update)
         while True:
-            together = batches(list(map(len, update)), self._most, enough=enough_on(self.lm.device))
+            together = batches(list(map(len, update)), self._most, limit=self.lm.padding_limit)
             parts = [[update[place] for place in places] for places in together]
             try:
                 return sum(self._pass(part, total) for part in parts)

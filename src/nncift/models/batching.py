@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from nncift.core.memory import ran_out
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 log = logging.getLogger(__name__)
 ENOUGH_ON_CPU = 128
 """Tokens of a pass from which on products of matrices are as fast as they get on a core."""
 PADDING = 0.05
 """Padded tokens, as a share of the others, that a batch of enough tokens may have."""
+A_CALL = 1.4e6
+"""Numbers of a model that are multiplied with a token in the time that it takes to call one of its modules, on a core."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,13 +37,13 @@ def batches(
     *,
     responses: Sequence[int] | None = None,
     most_responses: int = 0,
-    enough: int | None = None,
+    limit: PaddingLimit | None = None,
 ) -> list[list[int]]:
     """Cut positions, sorted by length, into batches of at most `batch_tokens` padded tokens, at least one row each.
 
     before: tokens of a shared prefix, whose keys and values are held once per row: long ones make batches smaller. responses: of
-    these lengths, of which a batch has at most `most_responses` padded tokens, since each needs its own logits. enough: tokens
-    from which on a batch is not made larger at the cost of more padding than PADDING; None = padding does not count.
+    these lengths, of which a batch has at most `most_responses` padded tokens, since each needs its own logits. limit: of
+    padding; None = it does not count.
     """
     found: list[list[int]] = []
     longest = read = 0
@@ -49,7 +53,7 @@ def batches(
         if responses is not None:
             longest = max(longest, responses[index])
             full = full or size * longest > most_responses
-        full = full or (enough is not None and read >= enough and size * width > (1 + PADDING) * (read + width))
+        full = full or (limit is not None and limit.is_reached(read, width, size))
         if not found or full:
             found.append([])
             read = 0
@@ -59,9 +63,28 @@ def batches(
     return found
 
 
-def enough_on(device: torch.device) -> int | None:
-    """Return from how many tokens on a larger batch is no faster on a device; None where launching costs more than padding."""
-    return ENOUGH_ON_CPU if device.type == "cpu" else None
+@dataclass(frozen=True)
+class PaddingLimit:
+    """When a batch is not made larger, because of what rows would be padded with.
+
+    enough: tokens from which on a larger batch is no faster. a_pass: padded tokens that take as long as a pass more.
+    """
+
+    enough: int
+    a_pass: float
+
+    @classmethod
+    def of(cls, model: nn.Module, device: torch.device) -> PaddingLimit | None:
+        """Return the limit of a model on a device; None where launching costs more than padding."""
+        if device.type != "cpu":
+            return None
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        return cls(ENOUGH_ON_CPU, A_CALL * sum(1 for _ in model.modules()) / max(1, numbers))
+
+    def is_reached(self, read: int, width: int, size: int) -> bool:
+        """Tell whether rows of `read` tokens should do without one more of `width`, which would make them `size` rows."""
+        there = read + width
+        return read >= self.enough and size * width > max((1 + PADDING) * there, there + self.a_pass)
 
 
 class BatchLimit:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from nncift.core.memory import rows_at_once
 from nncift.errors import ResourceError, UsageError
-from nncift.models.batching import BatchLimit
+from nncift.models.batching import BatchLimit, PaddingLimit
 from nncift.models.loading import ModelSource as ModelSource
 from nncift.models.loading import (
     context_limit,
@@ -69,7 +69,7 @@ class CausalLM:
         self.fingerprint = fingerprint
         self.context = context
         self.device = next(model.parameters()).device
-        self.fits = BatchLimit()
+        self.fits, self.padding_limit = BatchLimit(), PaddingLimit.of(model, self.device)
         self.threads: int | None = None
         self._fast_head, self._fast_prefix = self._try_shortcuts()
         self.threads = try_threads(self)

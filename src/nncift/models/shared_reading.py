@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nncift.core.arrays import Doubles
-from nncift.models.batching import batches, enough_on
+from nncift.models.batching import batches
 from nncift.models.beginnings import Beginning, beginnings_of, tokens_once
 from nncift.models.causal_lm import CausalLM, Reading, Row
 
@@ -38,7 +38,7 @@ def _batches(
 ) -> Iterator[tuple[list[int], list[Row]]]:
     """Yield the places of the rows of each pass, and the rows without what they begin with."""
     rest = [rows[place].without(len(part.ids)) for place in part.places]
-    for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), enough=enough_on(lm.device)):
+    for batch in batches([len(row) for row in rest], batch_tokens, len(part.ids), limit=lm.padding_limit):
         yield [part.places[index] for index in batch], [rest[index] for index in batch]
 
 

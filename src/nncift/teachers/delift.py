@@ -12,7 +12,7 @@ import numpy as np
 
 from nncift.core.arrays import Floats
 from nncift.errors import DataError, UsageError
-from nncift.models.batching import batches, enough_on
+from nncift.models.batching import batches
 from nncift.models.beginnings import common_start
 from nncift.models.prompt_format import Block
 from nncift.models.response_reader import AnyModel, AnyTokenizer, ModelSettings
@@ -69,8 +69,8 @@ class Delift(InContextTeacher):
             prefix = self.lm.prefix(() if alone else front)
             again = 0 if prefix.cache is not None else len(prefix.ids)
             tokens += len(prefix.ids) - again
-            lengths, enough = [len(rest[index]) for index in fitting], enough_on(self.lm.device)
-            for places in batches(lengths, self.reader.batch_tokens, len(front), enough=enough):
+            lengths, limit = [len(rest[index]) for index in fitting], self.lm.padding_limit
+            for places in batches(lengths, self.reader.batch_tokens, len(front), limit=limit):
                 batch = [fitting[place] for place in places]
                 scored = [rest[index].behind(ids) if alone else rest[index] for index in batch]
                 tokens += sum(map(len, scored)) + again * len(scored)
