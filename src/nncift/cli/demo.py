@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nncift.cli.display import (
-    CONTROLS,
     console,
     cost_line,
     cost_table,
@@ -70,6 +69,8 @@ def _show(found: DemoResult, folder: Path, *, verbose: bool) -> None:
 
 def _truth_table(truth: JsonObject, selected: int) -> Table:
     """Return every way to select, judged by the true matrix."""
+    from nncift.selection.controls import CONTROLS
+
     columns = ("selection", "value", "skill", "corrupted", "skills covered")
     made = table(f"{selected} rows selected in each way, judged by the true matrix", columns)
     labels = {

@@ -31,17 +31,6 @@ PREDICTORS = {
     "pretrained": "pretrained student",
     "ridge": "product ridge",
 }
-CONTROLS = {
-    "random": "random (mean of 10)",
-    "stratified": "random by source",
-    "longest": "longest responses",
-    "embedding": "embeddings alone",
-    "hidden": "hidden states alone (a probe)",
-    "output": "output gradients alone (a probe)",
-    "sum": "sum of all similarities (a probe)",
-    "pretrained": "pretrained student alone",
-    "rds": "RDS+ (a probe)",
-}
 QUADRANTS = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}
 
 
@@ -117,10 +106,13 @@ def fidelity_table(student: Mapping[str, Measures], baselines: Mapping[str, Mapp
 
 def value_table(selection: SelectionRecord) -> Table:
     """Return the objective's value of the selection beside those of the control selections."""
+    from nncift.selection.controls import CONTROLS
+    from nncift.selection.solve import RANDOM_DRAWS
+
     bound = f"this run ({selection.objective}; at least {100 * selection.share_of_optimum:.1f} % of optimal)"
     rows = [(bound, number(selection.value, 4))]
     for name, value in selection.controls.items():
-        label = CONTROLS.get(name, name)
+        label = CONTROLS.get(name, name) + (f" (mean of {RANDOM_DRAWS})" if name == "random" else "")
         rows.append((label if value is not None else f"{label} (left out: too large a pool)", number(value, 4)))
     return table("Value of the selection, under known labels and predictions", ("selection", "value"), rows)
 

@@ -15,6 +15,19 @@ from nncift.errors import UsageError
 from nncift.selection import NOTHING, Given, pose
 from nncift.selection.rules import NO_RULES, Rules
 
+CONTROLS = {
+    "random": "random",
+    "stratified": "random by source",
+    "embedding": "embeddings alone",
+    "hidden": "hidden states alone (a probe)",
+    "output": "output gradients alone (a probe)",
+    "sum": "sum of all similarities (a probe)",
+    "pretrained": "pretrained student alone",
+    "rds": "RDS+ (a probe)",
+    "longest": "longest responses",
+}
+"""What controls are called, in the order in which they are shown."""
+
 
 def random_ids(ids: Sequence[str], k: int, seed: int) -> list[str]:
     """Return `k` ids drawn uniformly; the draw depends on the ids and the seed, not on the order of the rows."""

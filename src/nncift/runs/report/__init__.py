@@ -137,8 +137,8 @@ def page_of(title: str, parts: Iterable[Chart | Markup]) -> str:
 def _page(report: Report, name: str) -> str:
     from nncift.core.texts import seconds
     from nncift.runs.report import report_charts
-    from nncift.runs.report.report_coverage import CONTROLS
     from nncift.runs.report.training_table import training_tables
+    from nncift.selection.controls import CONTROLS
 
     script = (_HERE / "page.js").read_text("utf-8")
     given = {

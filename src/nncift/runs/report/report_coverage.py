@@ -14,24 +14,13 @@ from nncift.core.seeds import generator
 from nncift.runs.explain import BLOCK, Cover
 from nncift.runs.finished import FinishedRun
 from nncift.runs.report.samples import Sample, words
-from nncift.selection.controls import longest_ids, random_ids, stratified_ids
+from nncift.selection.controls import CONTROLS, longest_ids, random_ids, stratified_ids
 
 POINTS = 60
 DRAWS = 5
 DENSE_ROWS = 8000
 """Above this, a selection by similarities would hold more than 0.5 GB; these are left out, and the page says so."""
 REGIONS = 12
-CONTROLS = {
-    "random": "random",
-    "stratified": "random, stratified by source",
-    "embedding": "embeddings alone",
-    "hidden": "hidden states alone (a probe)",
-    "output": "output gradients alone (a probe)",
-    "sum": "sum of all similarities (a probe)",
-    "pretrained": "pretrained student alone",
-    "rds": "RDS+, rows in turn by hidden states (a probe)",
-    "longest": "longest responses",
-}
 
 
 @dataclass(frozen=True)
