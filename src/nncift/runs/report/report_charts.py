@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import escape
 
 from nncift.evaluation.fidelity import HeldOutPairs
-from nncift.runs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart, Frame, circle, span
+from nncift.runs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Chart, Frame, circle, short, span
 from nncift.runs.report.report_coverage import Coverage, Region
 from nncift.runs.report.report_rows import Lengths, PoolMap, Row, Scores
 
@@ -63,18 +63,10 @@ def histogram(found: Scores) -> Chart | str:
     edges = found.edges
     if len(edges) < 2:
         return ""
-    counts = {"dropped": found.dropped, "chosen": found.chosen}
-    shares = {kind: [100 * n / max(1, sum(of)) for n in of] for kind, of in counts.items()}
-    top = max(max(values) for values in shares.values())
-    labels = "score: mean utility over the targets", "% of the rows of each kind"
-    frame = Frame.of((edges[0], edges[-1]), (0, top * 1.06), labels)
-    body = []
-    for kind, values in shares.items():
-        for k, value in enumerate(values):
-            if value:
-                left, up = frame.x.at(edges[k]), frame.y.at(value)
-                about = f"{kind}: {counts[kind][k]:,} rows from {edges[k]:.4g} to {edges[k + 1]:.4g}"
-                body.append(_bar(kind, left, max(0.5, frame.x.at(edges[k + 1]) - left - 1), up, about))
+    x = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    frame, body = _bars(
+        x, "score: mean utility over the targets", edges, {"dropped": found.dropped, "chosen": found.chosen}
+    )
     return frame.draw("Scores of chosen and dropped rows", body)
 
 
@@ -82,27 +74,30 @@ def lengths(found: Lengths) -> Chart | str:
     """Draw the shares of rows by length, of the pool and of the selection; nothing where there is one length."""
     if len(found.edges) < 2:
         return ""
-    counts = {"dropped": found.pool, "chosen": found.selected}
+    edges = [max(1, edge) for edge in found.edges]
+    x = Axis(edges[0], edges[-1], LEFT, WIDTH - RIGHT, log=True)
+    frame, body = _bars(x, "characters", edges, {"dropped": found.pool, "chosen": found.selected})
+    return frame.draw("Lengths of the pool and of the selection", body)
+
+
+def _bars(
+    x: Axis, x_label: str, edges: Sequence[float], counts: Mapping[str, Sequence[int]]
+) -> tuple[Frame, list[str]]:
+    """Return a frame, and in it a bar for what each kind has between two edges, as a share of that kind."""
     shares = {kind: [100 * n / max(1, sum(of)) for n in of] for kind, of in counts.items()}
     top = max(max(values) for values in shares.values())
-    x = Axis(max(1, found.edges[0]), found.edges[-1], LEFT, WIDTH - RIGHT, log=True)
-    y = Axis(0, top * 1.06, HEIGHT - BOTTOM, TOP)
-    frame = Frame(x, y, "characters", "% of the rows of each kind")
+    frame = Frame(x, Axis(0, top * 1.06, HEIGHT - BOTTOM, TOP), x_label, "% of the rows of each kind")
     body = []
     for kind, values in shares.items():
         for k, value in enumerate(values):
             if value:
-                left, right = (frame.x.at(max(1, found.edges[at])) for at in (k, k + 1))
-                up, about = frame.y.at(value), f"{counts[kind][k]:,} rows from {found.edges[k]:,} characters"
-                body.append(_bar(kind, left, max(0.5, right - left - 1), up, about))
-    return frame.draw("Lengths of the pool and of the selection", body)
-
-
-def _bar(kind: str, left: float, width: float, up: float, about: str) -> str:
-    return (
-        f'<rect class="bar {kind}" x="{left}" y="{up}" width="{round(width, 1)}" '
-        f'height="{round(HEIGHT - BOTTOM - up, 1)}"><title>{about}</title></rect>'
-    )
+                left, up = x.at(edges[k]), frame.y.at(value)
+                wide, high = max(0.5, x.at(edges[k + 1]) - left - 1), HEIGHT - BOTTOM - up
+                body.append(
+                    f'<rect class="bar {kind}" x="{left}" y="{up}" width="{round(wide, 1)}" height="{round(high, 1)}"><title>'
+                    f"{counts[kind][k]:,} rows from {short(edges[k])} to {short(edges[k + 1])}</title></rect>"
+                )
+    return frame, body
 
 
 def plane(found: PoolMap, rows: Sequence[Row], regions: Sequence[Region] = ()) -> Chart:
