@@ -59,7 +59,7 @@ def pool_of(world: World, rows: int, seed: int) -> World:
         part = of.sources[places]
         vectors[name] = Vectors(part, part, of.views)
     name = f"{world.name}, pool {seed} of {rows}"
-    return replace(world, name=name, matrix=UtilityMatrix(ids, ids, values), vectors=vectors, judged="unmeasured")
+    return replace(world, name=name, matrix=UtilityMatrix(ids, ids, values), vectors=vectors)
 
 
 def calibrated(worlds: Sequence[World], seeds: int) -> list[dict[str, Any]]:

@@ -157,7 +157,8 @@ def gradient_world(model: Path, data: list[Path], rows: int, cache: Path) -> Wor
     np.fill_diagonal(values, np.nan)
     names = ", ".join(path.stem for path in data)
     about = f"cosines of gradients of {len(pool)} rows of {names}; a model of {teacher.lm.model.num_parameters():,} parameters"
-    return World(GRADIENTS, UtilityMatrix(pool.ids, pool.ids, values), vectors_of(pool, teacher.lm), about)
+    matrix = UtilityMatrix(pool.ids, pool.ids, values)
+    return World(GRADIENTS, matrix, vectors_of(pool, teacher.lm), about)
 
 
 def vectors_of(pool: Examples, lm: Any) -> dict[str, Vectors]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,16 +42,12 @@ RANDOM_DRAWS = 30
 
 @dataclass(frozen=True)
 class World:
-    """Rows, their full utility matrix with the diagonal masked, and their vectors by features.
-
-    judged: the pairs that R^2 and Spearman are about: those of test items alone, or all that were not measured.
-    """
+    """Rows, their full utility matrix with the diagonal masked, and their vectors by features."""
 
     name: str
     matrix: UtilityMatrix
     vectors: Mapping[str, Vectors]
     about: str
-    judged: Literal["unseen", "unmeasured"] = "unseen"
 
     @cached_property
     def problem(self) -> Any:
@@ -195,14 +191,10 @@ def hybrid(made: Candidate, seen: Seen) -> UtilityMatrix:
 
 
 def agreement(world: World, made: Candidate, seen: Seen) -> dict[str, float]:
-    """Return R^2 and Spearman on the pairs that the world is judged by."""
-    if world.judged == "unseen":
-        pairs = world.among(set(seen.roles.test_sources))
-    else:
-        left = np.isfinite(world.matrix.values)
-        known = combine(dict(seen.labels))
-        left[known.target, known.source] = False
-        pairs = world.pairs(*np.nonzero(left))
+    """Return R^2 and Spearman on all pairs that were not measured."""
+    left, known = np.isfinite(world.matrix.values), combine(dict(seen.labels))
+    left[known.target, known.source] = False
+    pairs = world.pairs(*np.nonzero(left))
     truth, guess = pairs.value.astype(np.float64), made.predict(pairs).astype(np.float64)
     once = np.ones(len(pairs))
     mean = float(seen.labels["train"].value.mean(dtype=np.float64))

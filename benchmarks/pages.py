@@ -41,7 +41,7 @@ down, are measured with the first; what runs state of themselves, further down, 
 TOYS = """## Toy models
 
 `python benchmarks/fidelity.py` on {machine}; mean ± standard deviation over seeds of held-out items, plan and
-training on one world. R² and Spearman are on all pairs of 30 unseen items. Skill: 0 is random, 1 the full teacher, both under
+training on one world. R² and Spearman are on all pairs that were not measured. Skill: 0 is random, 1 the full teacher, both under
 the true matrix; known labels stand in the matrix. `after the gate`: where a run would have
 used a free similarity instead, its skill counts (at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and
 budgets, to the best similarity that is free under the same features, at each budget the best in hindsight. `90 % covers`: share
@@ -51,7 +51,8 @@ of pairs of untouched items within their 90 % interval. Labels do not count vali
 
 EARLY_TOYS = (
     "Measured before students were judged on a real model: they learned from the training labels alone, and all but the "
-    "published recipe selected with similarity on top; seconds are of the clock."
+    "published recipe selected with similarity on top; R² and Spearman are on all pairs of 30 unseen items, and seconds of the "
+    "clock."
 )
 
 

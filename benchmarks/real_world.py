@@ -181,7 +181,7 @@ class RealWorld:
             if self.array(part).exists():
                 both = np.concatenate([text, load_array(self.array(part))[at]], axis=1, dtype=np.float32)
                 vectors[FEATURES[part]] = Vectors(both, both, Views.of({**views, **self.about["views"]}))
-        return World(name, UtilityMatrix(tuple(ids), tuple(ids), matrix), vectors, f"{name} by {model}", "unmeasured")
+        return World(name, UtilityMatrix(tuple(ids), tuple(ids), matrix), vectors, f"{name} by {model}")
 
 
 def default_folder(model: str) -> Path:

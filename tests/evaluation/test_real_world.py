@@ -180,7 +180,7 @@ def test_plans_ask_for_the_same_number_of_pairs_however_they_are_drawn() -> None
     np.fill_diagonal(values, np.nan)
     text = random.normal(size=(70, 8)).astype(np.float32)
     vectors = Vectors(text, text, Views.of({TEXT: 8}))
-    world = judging.World("DELIFT, 70 rows", UtilityMatrix(ids, ids, values), {"text": vectors}, "", "unmeasured")
+    world = judging.World("DELIFT, 70 rows", UtilityMatrix(ids, ids, values), {"text": vectors}, "")
     measured = [
         judging.label(world, vectors, label_budget, seed).measured
         for label_budget in real.label_budgets_of(world)
@@ -230,7 +230,7 @@ def clustered(rows: int, sources: tuple[str, ...]) -> judging.World:
     vectors = np.array([middle[name] + 0.5 * random.normal(size=16) for name in names], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     both = {name: Vectors(vectors, vectors, Views.of({TEXT: 16})) for name in ("text", "probe")}
-    return judging.World("clusters", UtilityMatrix(ids, ids, values), both, "clusters", "unmeasured")
+    return judging.World("clusters", UtilityMatrix(ids, ids, values), both, "clusters")
 
 
 def test_rows_of_a_target_sets_source_are_found() -> None:
