@@ -73,7 +73,10 @@ def test_a_json_value_that_is_none_costs_its_row_alone() -> None:
     ],
 )
 def test_text_of_every_type_is_text(tmp_path: Path, kind: Any) -> None:
-    table = pa.table({name: pa.array([text]).cast(kind) for name, text in ROW.items()})
+    try:
+        table = pa.table({name: pa.array([text]).cast(kind) for name, text in ROW.items()})
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow casts no text to views, and writes none")
     pq.write_table(table, tmp_path / "a.parquet")
     (found,) = read(tmp_path / "a.parquet")
     assert found.row == ROW

@@ -99,6 +99,7 @@ def test_columns_of_a_frame_need_names() -> None:
 
 
 def test_an_image_column_keeps_its_paths_and_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
     images = [[{"bytes": None, "path": "a.png"}]] * 2
     turns = [{"role": "user", "content": "<image>Q"}, {"role": "assistant", "content": "A"}]
     kit = datasets()

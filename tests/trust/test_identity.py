@@ -212,6 +212,7 @@ def test_a_configuration_names_no_weights_elsewhere(model: Path) -> None:
     ],
 )
 def test_the_header_of_a_gguf_file_holds_no_more_than_the_file(tmp_path: Path, entry: bytes, said: str) -> None:
+    pytest.importorskip("gguf")
     path = tmp_path / "a.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + entry)
     with pytest.raises(ResourceError, match=said):
