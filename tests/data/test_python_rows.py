@@ -156,3 +156,12 @@ def test_named_levels_of_an_index_are_columns() -> None:
     # An index without a name, or of a column that is there, counts rows.
     assert rows_from(frame.set_index("id", drop=False)).ids == ("x", "y")
     assert "index" not in rows_from(frame.iloc[::-1])[0].row
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_whole_numbers_of_any_length_are_text_or_of_the_wrong_type(digits: int) -> None:
+    found = rows_from([{"prompt": 10**digits, "completion": "a"}, {"prompt": "b", "completion": "c"}], strict=False)
+    if digits < 4300:
+        assert found[0].prompt == "1" + "0" * digits
+    else:
+        assert len(found) == len(found.rejected) == 1

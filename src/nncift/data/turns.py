@@ -105,9 +105,16 @@ def thought_in(turn: Mapping[str, Any]) -> str | None:
     return None
 
 
+MOST_BITS = 14_000
+"""Of a whole number; Python writes 4,300 digits at most."""
+
+
 def is_number(value: object) -> bool:
     """Tell a number that stands for its text, which a boolean does not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    # A whole number may be more than a float holds, and more than Python writes out.
+    return isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < MOST_BITS
 
 
 def text_of(value: object, where: str, *, optional: bool = False) -> str:
