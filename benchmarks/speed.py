@@ -1,6 +1,6 @@
 """Speed, side by side in one run: `make trainer`, or `python benchmarks/speed.py [--only PART] [--json] [--write]`.
 
-Parts: pairs, fl, sparse, teachers, costs, and only on request real (a real model: `--only real --data FILE`).
+Parts: pairs, fl, turns, sparse, teachers, costs, and only on request real (a real model: `--only real --data FILE`).
 Plain versions are written here as anyone would write them first; the peers come from
 the registry into an environment of their own. Medians of several repeats; ratios are within one run.
 """
@@ -39,6 +39,7 @@ NOTE = (
 TITLES = {
     "pairs": "All pairs of two sets",
     "fl": "Facility location on a dense matrix, 30 % selected",
+    "turns": "Rows in turn for each target, 10 % selected",
     "sparse": "Facility location on a neighbour graph, 10 % selected",
     "real": "Teachers on a real model",
 }
@@ -84,6 +85,31 @@ def facility_location(sizes: tuple[int, ...], with_peers: bool) -> dict[str, Any
                     record[f"value_over_that_of_{library}"] = subset.value / theirs
         found[f"{size}_rows"] = record
     return found
+
+
+def in_turns(targets: int = 5000, sources: int = 15_000) -> dict[str, Any]:
+    """Select 10 % of the sources in turn for each target (`rr`), by random utilities."""
+    from nncift.core.pairs import UtilityMatrix
+    from nncift.selection import select
+
+    values = np.random.default_rng(0).standard_normal((sources, targets), dtype=np.float32).T
+    axes = (tuple(f"{name}{index:05d}" for index in range(size)) for name, size in (("t", targets), ("s", sources)))
+    matrix = UtilityMatrix(*axes, values)
+    few = UtilityMatrix(matrix.target_ids[:50], matrix.source_ids[:50], np.asfortranarray(values[:50, :50]))
+    select(few, 5, "rr")
+    times, processor = [], []
+    for _ in range(REPEATS):
+        began, spent = time.perf_counter(), time.process_time()
+        subset = select(matrix, sources // 10, "rr")
+        times.append(time.perf_counter() - began)
+        processor.append(time.process_time() - spent)
+    return {
+        "targets": targets,
+        "sources": sources,
+        "selected": len(subset.ids),
+        "seconds_with_reasons": statistics.median(times),
+        "processor_seconds": statistics.median(processor),
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -174,7 +200,7 @@ def _table(figures: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Run the chosen comparisons and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["pairs", "fl", "sparse", "teachers", "costs", "real"])
+    parser.add_argument("--only", choices=["pairs", "fl", "turns", "sparse", "teachers", "costs", "real"])
     parser.add_argument("--model", help="a small local model; that of the demo, or smollm2, if none is given")
     parser.add_argument("--data", help="rows for the teachers; those of the demo where none are given")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the teachers' comparisons")
@@ -193,6 +219,7 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "pairs": lambda: pair_scoring.compare(REPEATS),
         "fl": lambda: facility_location(sizes or (2000, 5000, 20_000), not given.no_peers),
+        "turns": in_turns,
         "sparse": lambda: sparse.compare(sizes or (10_000, 100_000, 300_000, 1_000_000)),
         "teachers": lambda: teachers.compare(given.model, given.data, REPEATS, given.threads),
         "costs": lambda: teachers.costs(given.model, given.data),
