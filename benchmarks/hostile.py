@@ -166,7 +166,7 @@ def _differences(file: IO[bytes], size: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table({"instruction": ["y" * 100_000] * 40_000, "output": ["b"] * 40_000})
+    table = pa.table({"instruction": ["y" * 100_000] * 4_000, "output": ["b"] * 4_000})
     pq.write_table(
         table,
         file,
