@@ -108,7 +108,8 @@ class Ranker:
         for name, moments in (("trackstar", ""), ("trackstar, same moments", self._optimizer())):
             found[name], about[name] = self._trackstar(name, moments)
         save_file(self._sides(), self.scratch / "sides.safetensors")
-        np.savez(self.scratch / "scores.npz", **found)
+        arrays: dict[str, Any] = dict(found)
+        np.savez(self.scratch / "scores.npz", **arrays)
         (self.scratch / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
     def _trackstar(self, name: str, moments: str) -> tuple[np.ndarray, float]:
@@ -141,14 +142,14 @@ class Ranker:
             save_run_config(Build(config, given), config.partial_run_path)
             build_worker(*ALONE, config, given, self.rows["targets"])
             config.partial_run_path.rename(config.run_path)
-        return config.run_path
+        return str(config.run_path)
 
     def _hessian(self, name: str, data: str, fitted: HessianConfig, side: int, **more: Any) -> str:
         config = self._config(f"{name}-hessian", side, **more)
         save_run_config(Hessian(hessian_cfg=fitted, index_cfg=config), config.partial_run_path)
         hessian_worker(*ALONE, config, fitted, self.rows[data])
         config.partial_run_path.rename(config.run_path)
-        return config.run_path
+        return str(config.run_path)
 
     def _scores(self, name: str, queries: str, given: PreprocessConfig, side: int, **more: Any) -> np.ndarray:
         config = self._config(f"{name}-scores", side, **more)

@@ -289,11 +289,11 @@ def once(rows: Sequence[Row]) -> int:
 def _forward(lm: CausalLM, rows: Sequence[Row], *, due: bool = False) -> None:
     import torch
 
-    from nncift.models.batching import batches, enough_on
+    from nncift.models.batching import batches
     from nncift.models.token_rows import laid_out
 
     with torch.inference_mode():
-        for batch in batches([len(row) for row in rows], BATCH_TOKENS, enough=enough_on(lm.device)):
+        for batch in batches([len(row) for row in rows], BATCH_TOKENS, limit=lm.padding_limit):
             laid = laid_out([rows[at] for at in batch], ())
             states = last_hidden_states(lm.model, input_ids=laid.ids, use_cache=False)
             if due:

@@ -93,8 +93,10 @@ def in_turns(targets: int = 5000, sources: int = 15_000) -> dict[str, Any]:
     from nncift.selection import select
 
     values = np.random.default_rng(0).standard_normal((sources, targets), dtype=np.float32).T
-    axes = (tuple(f"{name}{index:05d}" for index in range(size)) for name, size in (("t", targets), ("s", sources)))
-    matrix = UtilityMatrix(*axes, values)
+    target_ids, source_ids = (
+        tuple(f"{axis}{place:05d}" for place in range(size)) for axis, size in (("t", targets), ("s", sources))
+    )
+    matrix = UtilityMatrix(target_ids, source_ids, values)
     few = UtilityMatrix(matrix.target_ids[:50], matrix.source_ids[:50], np.asfortranarray(values[:50, :50]))
     select(few, 5, "rr")
     times, processor = [], []

@@ -8,7 +8,7 @@ import pytest
 
 from nncift.runs import report
 from nncift.runs.report.charts import LETTER, Axis, Dot, Line, Sheet, intervals, lines, span, style, ticks
-from nncift.runs.report.report_coverage import CONTROLS
+from nncift.selection.controls import CONTROLS
 
 pytestmark = pytest.mark.usefixtures("hastened")
 SVG = "{http://www.w3.org/2000/svg}"
