@@ -266,16 +266,16 @@ def page(known: dict[str, Any]) -> str:
             "## Many rows\n",
             *_measured(known["million"], "million"),
             "",
-            *_table_of_many(known["million"]["told"]),
+            *_table_of_many(known["million"]["figures"]),
             "",
             "Peaks by stage of the runs, MB; the report is written after these:\n",
-            *_table_of_stages(known["million"]["told"]),
+            *_table_of_stages(known["million"]["figures"]),
             "",
         ]
     for name, title in (("caps", "Under a cap"), ("caps-2", "Under a cap, with two threads of linear algebra")):
         if name not in known:
             continue
-        record = known[name]["told"]
+        record = known[name]["figures"]
         lines += [
             f"## {title}\n",
             *_measured(known[name], "caps" if name == "caps" else "caps --threads 2"),
@@ -367,15 +367,15 @@ def main() -> None:
                     if part == "caps"
                     else million(case.many, case.pairs, folder, case.command, case.threads)
                 )
-            record[part if case.threads == 1 else f"{part}-{case.threads}"] = {"machine": on, "told": found}
+            record[part if case.threads == 1 else f"{part}-{case.threads}"] = {"machine": on, "figures": found}
     if case.write:
         path = RESULTS / "memory.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if case.command:
             for part in record.keys() & known.keys():
-                fresh = {one.get("command", one.get("part")) for one in record[part]["told"]}
-                others = [one for one in known[part]["told"] if one.get("command", one.get("part")) not in fresh]
-                record[part] |= {"told": [*others, *record[part]["told"]]}
+                fresh = {one.get("command", one.get("part")) for one in record[part]["figures"]}
+                others = [one for one in known[part]["figures"] if one.get("command", one.get("part")) not in fresh]
+                record[part] |= {"figures": [*others, *record[part]["figures"]]}
         known |= record
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         (RESULTS / "memory.md").write_text(page(known), encoding="utf-8")
