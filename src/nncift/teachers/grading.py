@@ -150,8 +150,8 @@ class Rater:
         ends = [(*form.ending, *branch) for form in forms for branch in form.branches]
         longest = max(map(len, ends))
         # Keys and values are held once per ending, and take more room than what goes through the model.
-        sizes = [len(ends) * (len(body) + longest) for body in bodies]
-        for batch in batches(sizes, budget * min(len(forms), 4), len(ends) * before):
+        most, sizes = budget * min(len(forms), 4) // len(ends), [len(body) + longest for body in bodies]
+        for batch in batches(sizes, most, before, limit=self.reader.lm.padding_limit):
             rows = [bodies[index] for index in batch]
             if len(forms) > 1:
                 found = shared_probabilities(self.reader.lm, prefix, rows, forms)

@@ -180,7 +180,8 @@ class IcaOfSet(Ica):
         """Return the losses of rows behind the targets, `(n,)`."""
         values, prefix = np.full(len(rows), np.nan), self.lm.prefix(self._front)
         again = () if prefix.cache is not None else self._front
-        for batch in batches([len(again) + len(row) for row in rows], self.reader.batch_tokens, len(self._front)):
+        lengths, limit = [len(again) + len(row) for row in rows], self.lm.padding_limit
+        for batch in batches(lengths, self.reader.batch_tokens, len(self._front), limit=limit):
             logs = self.lm.log_probabilities(prefix, [rows[index] for index in batch])
             for index, own in zip(batch, logs, strict=True):
                 values[index] = -np.mean(own, dtype=np.float64)
