@@ -52,8 +52,12 @@ def check_tokenizer(folder: Path) -> None:
         for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
             _check_growth(part, about.get(part))
         _check_model(about.get("model") or {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+    except (OSError, ValueError) as error:
         raise ResourceError(f"the tokenizer {str(path)!r} cannot be used: {first_line(error)}") from error
+    except (KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
+        raise ResourceError(
+            f"the tokenizer {str(path)!r} cannot be used: it is not as the library tokenizers writes such a file"
+        ) from error
 
 
 @contextmanager
