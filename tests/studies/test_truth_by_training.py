@@ -125,3 +125,5 @@ def test_a_rehearsal_of_truth_by_training_trains_little(tmp_path: Path) -> None:
     assert target is not None
     assert (target.rows, target.test) == (12, 16)
     assert small.grid.analyses[0].options["halves"] == 10
+    # A tenth of a training on 60 rows is not enough for any plan of labels.
+    assert {one.name: one.run["cost"] for one in small.grid.analyses if "cost" in one.run} == {"large": "100%"}

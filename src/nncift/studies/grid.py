@@ -334,7 +334,8 @@ def _small_analysis(analysis: Analysis) -> Analysis:
     over = {name: [_small_value(name, value) for value in values] for name, values in analysis.over.items()}
     # A hundredth of few rows is none.
     budgets = tuple(dict.fromkeys(max(budget, BUDGET) for budget in analysis.budgets))
-    run = {**analysis.run, **REHEARSAL}
+    # So is a tenth of their training, which a cap on the cost may be.
+    run = {**analysis.run, **REHEARSAL} | ({"cost": "100%"} if "cost" in analysis.run else {})
     cut = {"run": run, "over": over, "budgets": budgets, "options": options, "seeds": None}
     return analysis.model_copy(update=cut)
 
