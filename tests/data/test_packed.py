@@ -129,6 +129,16 @@ def test_a_zip_holds_one_file(tmp_path: Path) -> None:
     assert len(read(path)) == 3
 
 
+def test_a_file_without_a_name_in_a_zip_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.zip"
+    with monkeypatch.context() as patch:
+        # zipfile itself looks at the last letter of a name.
+        patch.setattr(zipfile.ZipInfo, "is_dir", lambda item: False)
+        path.write_bytes(zipped(LINES, "a.jsonl", ""))
+    with pytest.raises(DataError, match="holds 2 files"):
+        read(path)
+
+
 def test_a_zip_with_a_password_and_a_table_in_a_packing_are_refused(tmp_path: Path) -> None:
     data = bytearray(zipped(LINES))
     data[6] |= 1

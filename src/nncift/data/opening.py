@@ -145,7 +145,10 @@ def _zstandard(file: IO[bytes]) -> Any:
 def _only_member(file: IO[bytes], path: Path) -> IO[bytes]:
     """Open the one file of a zip. Raises DataError where there are several or none, or where it says that it is a bomb."""
     archive = zipfile.ZipFile(file)
-    members = [item for item in archive.infolist() if not item.is_dir() and not _is_of_a_desktop(item.filename)]
+    # `is_dir` fails on a name that is empty.
+    members = [
+        item for item in archive.infolist() if not item.filename.endswith("/") and not _is_of_a_desktop(item.filename)
+    ]
     if len(members) != 1:
         names = ", ".join(shown(item.filename) for item in members[:5])
         raise DataError(
