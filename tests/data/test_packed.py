@@ -129,12 +129,17 @@ def test_a_zip_holds_one_file(tmp_path: Path) -> None:
     assert len(read(path)) == 3
 
 
-def test_a_file_without_a_name_in_a_zip_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_a_name_in_a_zip_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    with monkeypatch.context() as patch:
-        # zipfile itself looks at the last letter of a name.
-        patch.setattr(zipfile.ZipInfo, "is_dir", lambda item: False)
-        path.write_bytes(zipped(LINES, "a.jsonl", ""))
+    # A name as long as its central record says, none.
+    data = bytearray(zipped(LINES, "a.jsonl", "b"))
+    record = data.rindex(b"PK\x01\x02")
+    data[record + 28] = 0
+    del data[record + 46]
+    end = data.rindex(b"PK\x05\x06")
+    size = int.from_bytes(data[end + 12 : end + 16], "little") - 1
+    data[end + 12 : end + 16] = size.to_bytes(4, "little")
+    path.write_bytes(bytes(data))
     with pytest.raises(DataError, match="holds 2 files"):
         read(path)
 
