@@ -160,7 +160,6 @@ class Refits:
         if not draws.is_enough:
             return None
         parts = self._parts(rows, settled, chosen)
-        alone, looked_at = self._alone(parts, place, chosen)
         count = np.zeros(len(rows.ids))
         key = self._key(draws.known, refits)
         before = self._kept(key, refits)
@@ -181,6 +180,7 @@ class Refits:
                 count[[place[item] for item in part.selected(self, student, known)]] += 1
         if self.kept is not None and not before and len(fitted) == refits:
             _keep(self.kept[0], key, fitted)
+        alone, looked_at = self._alone(parts, place, chosen)
         record = _record(count / refits, alone, refits)
         if not parts[0].whole:
             record = replace(record, parts=len(parts))
@@ -196,10 +196,9 @@ class Refits:
         if parts[0].whole:
             return chosen, np.isin(np.arange(len(chosen)), parts[0].sources)
         alone, looked_at = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
+        student, known = self.utilities.student, self.utilities.known.present()
         for part in parts:
-            alone[
-                [place[item] for item in part.selected(self, self.utilities.student, self.utilities.known.present())]
-            ] = True
+            alone[[place[item] for item in part.selected(self, student, known)]] = True
             looked_at[part.sources] = alone[part.sources] == chosen[part.sources]
         return alone, looked_at
 
