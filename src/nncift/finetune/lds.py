@@ -126,18 +126,21 @@ def _with_halves(mean: Mean, own: Doubles, fewer: Doubles) -> Mean:
 
 
 def ceiling(losses: Doubles) -> float | None:
-    """Return the highest score that any estimate can be expected to reach against a single training of every subset.
+    """Return the highest score that any estimate can be expected to reach against the mean of repeated trainings.
 
     losses: of repeated trainings, `(n_repeats, n_subsets, n_targets)`. Two trainings of the same subsets agree by r, target by
-    target; a forecast of what they have in common agrees with each by the root of r (the correction for attenuation of C.
-    Spearman, 1904). None with fewer than two repeats, or where trainings do not agree at all.
+    target; means over R trainings agree by R r / (1 + (R - 1) r) (Spearman-Brown), and a forecast of what they have in common
+    agrees with one of these means by the root of that (the correction for attenuation of C. Spearman, 1904). None with fewer
+    than two repeats, or where trainings do not agree at all.
     """
     repeats = len(losses)
     pairs = [(a, b) for a in range(repeats) for b in range(a)]
     if not pairs:
         return None
     mean = float(np.nanmean([rank_correlations(losses[a].T, losses[b].T) for a, b in pairs]))
-    return float(np.sqrt(mean)) if np.isfinite(mean) and mean > 0 else None
+    if not np.isfinite(mean) or mean <= 0:
+        return None
+    return math.sqrt(repeats * mean / (1 + (repeats - 1) * mean))
 
 
 def mean_of(values: Doubles, seed: int) -> Mean:

@@ -56,7 +56,9 @@ def sentence(found: Retraining) -> str:
     if found.kept is not None:
         text += f". It keeps {100 * found.kept:.0f} % of its teacher's {_with(found.lds[TEACHER].lds)}"
     if found.ceiling is not None:
-        text += f". No estimate can be expected above {found.ceiling:.2f} against single trainings"
+        text += (
+            f". No estimate can be expected above {found.ceiling:.2f}: repeated trainings of one half agree no better"
+        )
     return f"{text}."
 
 
