@@ -70,8 +70,8 @@ def retrain_page(analysis: Analysis, records: Sequence[Mapping[str, Any]]) -> Pa
             f"## Seed {seed}: {first['halves']} halves of {first['half']} of {first['rows']} rows, {first['targets']} targets\n\n"
             f"- Loss of the targets: {first['loss']['untrained']:.3f} before training, {first['loss']['trained']:.3f} after it.\n"
             + (
-                f"- {first['repeats']} trainings of each half, whose mean losses are forecast. By what they agree on, no estimate "
-                f"can be expected above {limit:.2f}.\n"
+                f"- {first['repeats']} trainings of each half, whose mean losses are forecast: by what they agree on, no score "
+                f"above {limit:.2f} can be expected.\n"
                 if limit is not None
                 else "- One training of each half, so that what chance does to a training is not known.\n"
             )
