@@ -235,7 +235,7 @@ def test_where_a_student_saves_nothing_all_rows_are_measured_without_a_probe() -
     # At 70 %: 3 x (2 x 87 + 7) + 100 = 643.
     whole, passes = allowed(100, Gradients(), labels="70%", features="probe")
     assert (whole.whole, whole.features, written(whole)) == (True, "text", ("100%",))
-    assert "would cost 643 forward passes, and measuring all rows 621" in whole.notes[0]
+    assert "would cost 643 forward passes, and the full teacher 621" in whole.notes[0]
     assert passes.cost(70).saving == pytest.approx(1 - 643 / 621)
 
 

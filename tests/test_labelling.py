@@ -21,7 +21,7 @@ from nncift.labels.row_labels import RowLabelStore
 from nncift.models.causal_lm import CausalLM
 from nncift.runs.finished import FinishedRun
 from nncift.stages.request import Request
-from nncift.teachers import RowLabels
+from nncift.teachers import Chunk, ChunkLabels, RowLabels
 from tests.hastened import hasten
 
 Write = Callable[..., Path]
@@ -66,6 +66,27 @@ class Features:
 
     def describe(self) -> Mapping[str, Any]:
         return {"teacher": "features", "weights": self._weights}
+
+
+class Closeness:
+    """Labels pairs by a rule on their ids, without a model."""
+
+    name = "delift"
+    kind: Literal["pairwise", "pointwise"] = "pairwise"
+    relative = True
+
+    def __init__(self) -> None:
+        self.options: Mapping[str, Any] = {"teacher": "delift", "model": "rule"}
+
+    def prepare(self, examples: Examples) -> tuple[Rejection, ...]:
+        return ()
+
+    def label(self, chunk: Chunk) -> ChunkLabels:
+        values = [1.0 if chunk.source is None else derive(7, t, chunk.source) % 1000 / 1000 for t in chunk.targets]
+        return ChunkLabels(np.array(values, np.float32), len(values))
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"teacher": "closeness"}
 
 
 @pytest.fixture(autouse=True)
@@ -249,16 +270,29 @@ def test_a_target_set_keeps_ids_of_its_own(tmp_path: Path, write_pool: Write, ob
     assert contents(run.path) == before
 
 
-def test_a_target_set_needs_a_row_for_every_role(tmp_path: Path, write_pool: Write) -> None:
-    pool, said = write_pool(40), "at least 3 usable rows.* and this one has 2"
-    with pytest.raises(DataError, match=said):
-        select(pool, tmp_path / "run", target=write_pool(2, "target.jsonl"), objective="topk")
-    assert not (tmp_path / "run").exists()
-    few = write_pool(3, "target.jsonl")
-    with pytest.raises(DataError, match=said):
-        select(pool, tmp_path / "run", Features(rejects=("target:row-0001",)), target=few, objective="topk")
-    run = select(pool, tmp_path / "smallest", target=few, objective="topk")
+@pytest.mark.parametrize("objective", ["topk", "rr", "fl2mi", "max"])
+@pytest.mark.parametrize("teacher", [Features, Closeness])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_few_targets_are_enough(
+    tmp_path: Path, write_pool: Write, rows: int, teacher: type[Features | Closeness], objective: str
+) -> None:
+    few = write_pool(rows, "target.jsonl")
+    run = select(write_pool(40), tmp_path / "run", teacher(), target=few, objective=objective)
     assert all(math.isfinite(row["score"]) for row in pq.read_table(run.path / "selection.parquet").to_pylist())
+    unseen = run.fidelity["fidelity"]
+    assert unseen["q4"]["pairs"] >= 2 * rows
+    assert rows > 1 or not unseen["q2"]["pairs"]
+
+
+def test_all_pairs_of_few_targets_are_labelled_where_a_student_saves_nothing(tmp_path: Path, write_pool: Write) -> None:
+    few = write_pool(2, "target.jsonl")
+    given = {"target": few, "objective": "rr", "labels": 1.0, "plan": "active"}
+    run = select(write_pool(40), tmp_path / "run", Closeness(), **given)
+    assert run.summary["all_labelled"]
+    assert run.ledger["teacher_passes"] == run.ledger["full_teacher_passes"] == 2 * 40 + 2
+    assert run.verdict["agrees_with_teacher"] == "yes"
+    assert not any("--labels" in warning for warning in run.summary["warnings"])
+    assert set(pq.read_table(run.path / "selection.parquet")["stability"].to_pylist()) == {0.0, 1.0}
 
 
 def test_target_rows_that_are_in_the_pool_are_told_of(tmp_path: Path, write_pool: Write) -> None:

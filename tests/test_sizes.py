@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift.labels import SCORE, LabelBudget, describe, grow, grow_rows
+from nncift.labels.plan import TEST, TRAIN, VALIDATION
 from nncift.labels.sizes import (
     HeldOut,
     held_out_of_pairs,
@@ -60,9 +61,27 @@ def test_pairs_that_measure_never_outnumber_those_that_train(rows: int, labels: 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(20, 130), st.integers(4, 4000), st.booleans(), st.booleans())
-def test_passes_are_those_of_the_plan(rows: int, labels: int, shared: bool, relative: bool) -> None:
-    targets = ids(rows) if shared else ids(max(20, rows // 2), "target")
+@given(st.integers(20, 130), st.integers(20, 4000), st.sampled_from(["block", "scatter"]), st.integers(1, 19))
+def test_of_few_targets_every_one_is_learned_from_and_measured_by(
+    rows: int, labels: int, kind: str, targets: int
+) -> None:
+    names = ids(targets, "target")
+    plan = grow(None, names, ids(rows), LabelBudget(None, labels, kind), 0, shared=False, relative=True)
+    found, entries = describe(plan), plan.entries
+    assert found["q2"] == found["q3"] == 0
+    for split in (VALIDATION, TEST):
+        assert set(entries.target[entries.split == split]) == set(range(targets))
+    sources = [set(entries.source[entries.split == split]) for split in (TRAIN, VALIDATION, TEST)]
+    assert not sources[0] & sources[1] | sources[0] & sources[2] | sources[1] & sources[2]
+    grown = grow(plan, ids(30, "target"), ids(rows), LabelBudget(None, 9000, kind), 0, shared=False, relative=True)
+    assert not grown.roles.targets_apart
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 130), st.integers(4, 4000), st.integers(0, 65), st.booleans())
+def test_passes_are_those_of_the_plan(rows: int, labels: int, count: int, relative: bool) -> None:
+    shared = count == 0
+    targets = ids(rows) if shared else ids(count, "target")
     budget = LabelBudget(None, labels, "scatter")
     plan = grow(None, targets, ids(rows), budget, 0, shared=shared, relative=relative)
     assert pair_passes(budget, len(targets), rows, shared=shared, relative=relative) == len(plan.entries)
@@ -73,7 +92,7 @@ def test_passes_are_those_of_the_plan(rows: int, labels: int, shared: bool, rela
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(20, 200), st.floats(0.01, 1.0), st.sampled_from(["shared", "score", "target"]), st.integers(3, 90))
+@given(st.integers(20, 200), st.floats(0.01, 1.0), st.sampled_from(["shared", "score", "target"]), st.integers(1, 90))
 def test_measured_rows_are_those_of_the_plan(rows: int, share: float, kind: str, targets: int) -> None:
     axis = {"shared": ids(rows), "score": SCORE, "target": ids(targets, "target")}[kind]
     plan = grow_rows(None, axis, ids(rows), LabelBudget(share, None, "rows"), 0, shared=kind == "shared")

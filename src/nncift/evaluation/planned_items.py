@@ -19,6 +19,7 @@ from nncift.student.candidates import STUDENT, Candidate, free_candidates, value
 
 QUADRANT_OF = {"q1": "train", "q2": "q2", "q3": "q3", "q4": "test"}
 HELD_OUT = ("validation", "test")
+UNSEEN_OF_ONE = ("q2", "q3")
 
 REPETITIONS = 4
 """Draws of the pairs that a selection on held-out items knows."""
@@ -33,7 +34,11 @@ def hold_out_planned(
     advance: Callable[[int], None] = silent,
 ) -> HeldOut:
     """Hold out the items that the plan has set apart."""
-    quadrants = {name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels}
+    # Where no target is set apart, nothing is known of unseen ones.
+    unknown = () if any(len(labels.get(name, ())) for name in UNSEEN_OF_ONE) else UNSEEN_OF_ONE
+    quadrants = {
+        name: labels[split].present() for name, split in QUADRANT_OF.items() if split in labels and name not in unknown
+    }
     training_data = data_of(labels["train"], labels["validation"], vectors)
     learned = recipe.learn(training_data)
     advance(1)

@@ -63,10 +63,10 @@ class LabelBudget(Record):
         return math.ceil(FIRST * pairs) if self.kind == "active" else pairs
 
     def sides(self, targets: int, sources: int) -> tuple[int, int]:
-        """Return the sides of the block that this budget stands for, at least 2 by 2."""
+        """Return the sides of the block that this budget stands for, at least 2 by 2 where an axis has as many."""
         if self.share is not None:
             sides = round(self.share * targets), round(self.share * sources)
         else:
             height = math.sqrt((self.count or 0) * targets / sources)
             sides = round(height), round((self.count or 0) / max(height, 1))
-        return max(2, sides[0]), max(2, sides[1])
+        return min(targets, max(2, sides[0])), min(sources, max(2, sides[1]))

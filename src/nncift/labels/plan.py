@@ -43,6 +43,11 @@ class Roles:
         ids: tuple[str, ...] = vars(self)[f"{role}_{axis}s"]
         return ids
 
+    @property
+    def targets_apart(self) -> bool:
+        """Whether targets are set apart. Where they are too few, or a pointwise teacher's one, each has every role."""
+        return bool(self.validation_targets or self.test_targets)
+
     def apart(self, axis: str) -> set[str]:
         """Return all items of an axis that are set apart."""
         return {*self.of("validation", axis), *self.of("test", axis)}
@@ -258,6 +263,8 @@ def describe_rows(plan: RowPlan) -> dict[str, int]:
     }
     if plan.target_ids == SCORE:
         return counts | {role: len(ids) for role, ids in sources.items()}
+    if not plan.roles.targets_apart:
+        return counts | {role: len(targets["train"]) * len(ids) for role, ids in sources.items()}
     for split, (target, source) in ROLES_OF.items():
         masked = len(targets[target] & sources[source])
         counts[split] = len(targets[target]) * len(sources[source]) - masked

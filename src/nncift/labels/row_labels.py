@@ -23,8 +23,8 @@ from nncift.errors import DataError, UsageError
 from nncift.labels.label_budget import LabelBudget
 from nncift.labels.pair_labels import combine
 from nncift.labels.plan import ROLES, ROLES_OF, SCORE, Roles, RowPlan, describe_rows
-from nncift.labels.sampling import set_apart
-from nncift.labels.sizes import held_out_of_rows, side
+from nncift.labels.sampling import keeps_apart, set_apart
+from nncift.labels.sizes import HeldOut, held_out_of_rows, side
 from nncift.labels.store import Axes, LabelExecutor, LabelFormat, LabelStore, LabelTotals
 from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
 from nncift.teachers import FeatureTeacher, RowTeacher
@@ -58,8 +58,11 @@ def grow_rows(
         "target": side(budget, len(target_ids), few=not shared),
         "source": side(budget, len(source_ids), few=False),
     }
+    apart = keeps_apart(old.roles, len(old.target_ids), len(target_ids), shared=shared)
     held = (
-        held_out_of_rows(budget, len(target_ids), sides["target"]),
+        held_out_of_rows(budget, len(target_ids), sides["target"])
+        if apart
+        else HeldOut(len(target_ids), len(target_ids), 0, apart=False),
         held_out_of_rows(budget, len(source_ids), sides["source"]),
     )
     untouched = set(target_ids) - old.measured, set(source_ids) - old.measured
@@ -231,8 +234,12 @@ def split_by_roles(plan: RowPlan, codes: Codes, columns: Codes, table: Floats) -
         part[axis] = np.array([record.get(ids[code], "other") for code in at])
     t, s = part["target"][:, None], part["source"][None, :]
     split = np.full(table.shape, ROW_SPLITS.index("rest"), np.uint8)
-    for name, (target, source) in ROLES_OF.items():
-        split[(t == target) & (s == source)] = ROW_SPLITS.index(name)
+    if plan.roles.targets_apart:
+        for name, (target, source) in ROLES_OF.items():
+            split[(t == target) & (s == source)] = ROW_SPLITS.index(name)
+    else:
+        for name in ROLES:
+            split[:, part["source"] == name] = ROW_SPLITS.index(name)
     if plan.shared:
         split[codes[:, None] == columns[None, :]] = len(ROW_SPLITS)
     found = {}

@@ -16,7 +16,7 @@ from nncift.core.seeds import generator, shuffled
 from nncift.errors import DataError, UsageError
 from nncift.labels.label_budget import LabelBudget
 from nncift.labels.plan import BASE, NO_SOURCE, Q2, Q3, TEST, TRAIN, VALIDATION, Entries, LabelPlan, Roles
-from nncift.labels.sizes import HeldOut, held_out_of_pairs
+from nncift.labels.sizes import HeldOut, held_out_of_pairs, sets_apart
 
 SMALLEST_POOL = 20
 CHUNK_TARGETS = 256
@@ -42,7 +42,7 @@ def grow(
     Raises DataError for an axis too short to set items apart, UsageError where fewer labels are asked for than exist, or the
     earlier rows are not the first on their axis.
     """
-    check_pool_size(min(len(target_ids), len(source_ids)))
+    check_pool_size(len(source_ids))
     old = previous or LabelPlan((), (), shared, Roles())
     if (
         tuple(target_ids[: len(old.target_ids)]) != old.target_ids
@@ -50,7 +50,8 @@ def grow(
     ):
         raise UsageError("the rows that a plan was made for must come first, in their order, when it grows")
     rank = len(old.generations)
-    held = held_out_of_pairs(budget, len(target_ids), len(source_ids), shared=shared)
+    apart = keeps_apart(old.roles, len(old.target_ids), len(target_ids), shared=shared)
+    held = held_out_of_pairs(budget, len(target_ids), len(source_ids), shared=shared, apart=apart)
     roles = set_apart(old.roles, _untouched(old, target_ids, source_ids), held, seed, shared=shared)
     axes = SortedAxes(tuple(sorted(target_ids)), tuple(sorted(source_ids)), shared, roles)
     existing = _recoded(old.entries, old.target_ids, old.source_ids, axes.target_ids, axes.source_ids)
@@ -58,11 +59,12 @@ def grow(
     adding = Addition(axes, existing)
     training = block if budget.kind == "block" else scatter
     training(adding, budget, seed, rank)
-    adding.product(roles.validation_targets, roles.validation_sources, VALIDATION)
-    adding.product(roles.test_targets, roles.test_sources, TEST)
-    seen_targets, seen_sources = adding.seen(seed, (held[0].seen, held[1].seen))
-    adding.product(roles.test_targets, seen_sources, Q2)
-    adding.product(seen_targets, roles.test_sources, Q3)
+    adding.product(roles.validation_targets if apart else target_ids, roles.validation_sources, VALIDATION)
+    adding.product(roles.test_targets if apart else target_ids, roles.test_sources, TEST)
+    if apart:
+        seen_targets, seen_sources = adding.seen(seed, (held[0].seen, held[1].seen))
+        adding.product(roles.test_targets, seen_sources, Q2)
+        adding.product(seen_targets, roles.test_sources, Q3)
     added = adding.entries(relative=relative, first_chunk=old.chunks)
     added = _recoded(added, axes.target_ids, axes.source_ids, target_ids, source_ids)
     grown = len(added) or len(target_ids) > len(old.target_ids) or len(source_ids) > len(old.source_ids)
@@ -92,6 +94,14 @@ def check_pool_size(rows: int) -> None:
         )
 
 
+def keeps_apart(roles: Roles, before: int, targets: int, *, shared: bool) -> bool:
+    """Tell whether a plan sets targets apart: what it did it keeps, since labels of all its targets have been learned from.
+
+    roles, before: the roles and the number of targets of the plan that grows.
+    """
+    return roles.targets_apart if before and not shared else sets_apart(targets, shared=shared)
+
+
 def set_apart(
     roles: Roles,
     untouched: tuple[AbstractSet[str], AbstractSet[str]],
@@ -106,7 +116,7 @@ def set_apart(
     """
     chosen: dict[str, tuple[str, ...]] = {}
     for axis, fresh_ids, wanted in zip(("target", "source"), untouched, held, strict=True):
-        if shared and axis == "target":
+        if axis == "target" and (shared or not wanted.apart):
             continue
         fresh = shuffled(fresh_ids, seed, "set apart", axis if not shared else "item")
         for role, bound in (("test", wanted.test), ("validation", wanted.validation)):

@@ -28,19 +28,31 @@ FEW_ROWS, FEW_LABELS = 300, 100
 FEW_TARGETS = 50
 """A set of targets up to this size is measured whole by teachers that label rows."""
 
+FEWEST_APART = 20
+"""Rows of a target set below which none is set apart: there is no unseen target to speak of, and every one has labels."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Items held out of one axis. seen: training items of the axis that test items of the other are paired with."""
+    """Items held out of one axis. seen: training items of the axis that test items of the other are paired with.
+
+    apart: whether they are set apart; otherwise all items of the axis have every role.
+    """
 
     test: int
     validation: int
     seen: int
+    apart: bool = True
 
     @property
     def items(self) -> int:
-        """Items of both roles."""
-        return self.test + self.validation
+        """Items that are not learned from."""
+        return self.test + self.validation if self.apart else 0
+
+
+def sets_apart(targets: int, *, shared: bool) -> bool:
+    """Tell whether a fresh plan for so many targets sets some apart. shared: they are the rows of the pool."""
+    return shared or targets >= FEWEST_APART
 
 
 def _shrinking(budget: LabelBudget, items: int) -> Iterator[HeldOut]:
@@ -57,9 +69,21 @@ def _shrinking(budget: LabelBudget, items: int) -> Iterator[HeldOut]:
         )
 
 
-def held_out_of_pairs(budget: LabelBudget, targets: int, sources: int, *, shared: bool) -> tuple[HeldOut, HeldOut]:
-    """Return what is held out of targets and sources where pairs are labelled: as much as measures no more pairs than train."""
+def held_out_of_pairs(
+    budget: LabelBudget, targets: int, sources: int, *, shared: bool, apart: bool | None = None
+) -> tuple[HeldOut, HeldOut]:
+    """Return what is held out of targets and sources where pairs are labelled: as much as measures no more pairs than train.
+
+    apart: whether targets are set apart; None = as a fresh plan does.
+    """
     training = budget.pairs(targets, sources)
+    if not (sets_apart(targets, shared=shared) if apart is None else apart):
+        every = HeldOut(targets, targets, 0, apart=False)
+        for of_sources in _shrinking(budget, sources):
+            held = every, replace(of_sources, seen=0)
+            if measuring_pairs(*held, shared=shared) <= training:
+                break
+        return held
     for held in zip(_shrinking(budget, targets), _shrinking(budget, sources), strict=True):
         if measuring_pairs(*held, shared=shared) <= training:
             return held
@@ -100,7 +124,7 @@ def pair_passes(budget: LabelBudget, targets: int, sources: int, *, shared: bool
     else:
         training = min(budget.pairs(targets, sources), free[0] * free[1] - (min(free) if shared else 0))
         lines = min(training, free[0])
-    alone = lines + held[0].items if relative else 0
+    alone = (lines + held[0].items if held[0].apart else targets) if relative else 0
     return training + measuring_pairs(*held, shared=shared) + alone
 
 

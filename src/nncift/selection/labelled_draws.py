@@ -25,9 +25,10 @@ def _block(utilities: Utilities) -> LabelledPairs:
     These are a block, on which the student is fitted in a fraction of a second.
     """
     known = utilities.known.present()
-    if "q2" not in utilities.labels or "rest" in utilities.labels:
+    labels = utilities.labels
+    if "rest" in labels or not any(len(labels.get(name, ())) for name in ("q2", "q3")):
         return known
-    train = utilities.labels["train"]
+    train = labels["train"]
     return known.take(np.isin(known.target, np.unique(train.target)) & np.isin(known.source, np.unique(train.source)))
 
 

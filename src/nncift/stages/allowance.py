@@ -18,7 +18,7 @@ from nncift.core.result_types import Record
 from nncift.data import Examples
 from nncift.errors import DataError, InfeasibleError
 from nncift.labels import LabelBudget
-from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes
+from nncift.labels.sizes import measured_rows, pair_chunks, pair_passes, sets_apart
 from nncift.labels.store import Axes
 from nncift.models.probe import passes_of, share_of
 from nncift.stages.check import prepare_all
@@ -122,6 +122,15 @@ class Passes:
         """Return the budget of so many labels to learn from."""
         return LabelBudget.of(self.settings).sized(size, len(self.axes.sources))
 
+    @property
+    def can_be_whole(self) -> bool:
+        """Whether everything can be measured, and its table held: not where pairs of items that are set apart stay unknown."""
+        axes = self.axes
+        if axes.pointwise:
+            return True
+        every = self.by_row or not sets_apart(len(axes.target_ids), shared=axes.shared)
+        return every and len(axes.target_ids) * len(axes.sources) <= WHOLE_PAIRS
+
     def size(self, budget: LabelBudget) -> int:
         """Return the labels to learn from that a budget stands for."""
         return budget.size(len(self.axes.target_ids), len(self.axes.sources))
@@ -220,10 +229,8 @@ def allow(
     size, notes = found
     spent = passes.cost(min(size, asked[0]))
     if spent.saves_nothing:
-        if passes.by_row and (
-            passes.axes.pointwise or len(passes.axes.target_ids) * len(passes.axes.sources) <= WHOLE_PAIRS
-        ):
-            return _whole(settings, spent)
+        if passes.can_be_whole:
+            return _whole(settings, spent, passes)
         notes = [*notes, _nothing_saved(spent, passes)]
     kept = [each for each, one in zip(rounds, asked, strict=True) if one < size]
     last = next((each for each, one in zip(rounds, asked, strict=True) if one == size), passes.budget(size))
@@ -274,19 +281,22 @@ def _nothing_saved(spent: ModelCost, passes: Passes) -> str:
     )
 
 
-def _whole(settings: RunSettings, spent: ModelCost) -> Allowance:
-    """Return that all rows are measured, without a probe, which only a student reads."""
+def _whole(settings: RunSettings, spent: ModelCost, passes: Passes) -> Allowance:
+    """Return that all rows are measured, or all pairs labelled, without a probe, which only a student reads."""
+    every = "all rows are measured" if passes.by_row else "all pairs are labelled"
     probe = ", and no probe is made" if settings.features == "probe" else ""
     costs = (
-        f"the plan asked for would cost {spent.cost:,} forward passes, and measuring all rows {spent.full_cost:,}"
+        f"the plan asked for would cost {spent.cost:,} forward passes, and the full teacher {spent.full_cost:,}"
         if spent.full_cost
         else "this teacher takes no pass of a language model"
     )
     said = (
-        f"A student saves nothing here: {costs}. So all rows are measured{probe}: the values are the teacher's own, and the "
+        f"A student saves nothing here: {costs}. So {every}{probe}: the values are the teacher's own, and the "
         "student is only needed for new rows."
     )
-    return Allowance((replace(LabelBudget.of(settings), share=1.0, count=None),), "text", whole=True, notes=(said,))
+    asked = LabelBudget.of(settings)
+    budget = replace(asked, share=1.0, count=None, kind="rows" if passes.by_row else "scatter")
+    return Allowance((budget,), "text", whole=True, notes=(said,))
 
 
 def settle(

@@ -17,7 +17,6 @@ from nncift.storage.run_directory import RunDir
 from nncift.teachers import RowTeacher, Teacher
 from nncift.teachers.abilities import AimsAtTargets, HasLanguageModel, notes_of
 
-FEWEST_TARGETS = 3
 NOTES = "notes.json"
 """What the teacher has to tell about the rows."""
 
@@ -69,8 +68,6 @@ def check_labelled(
                 (f"; the first: {no.source} line {no.line} {no.reason}" for no in refused if _is_of(no, given)), ""
             )
             raise DataError(f"none of the {len(given)} rows {what}can be labelled by the teacher {teacher}{why}")
-    if target[1] is not None:
-        check_target_count(len(target[1]))
 
 
 def prepare_all(
@@ -104,15 +101,6 @@ def _in_both(pool: Iterable[Example], wanted: Iterable[Example]) -> Iterator[str
             f"Rows of the target set that are also in the pool, word for word: {len(both)} of {len(targets)}, the first "
             f"{both[0]}. They may be selected, and the target set is then no set of unseen rows; --against FILE --decontaminate, "
             "with the target set as FILE, leaves them out."
-        )
-
-
-def check_target_count(rows: int) -> None:
-    """Raise DataError for a target set of too few rows."""
-    if rows < FEWEST_TARGETS:
-        raise DataError(
-            f"a target set needs at least {FEWEST_TARGETS} usable rows, one each to learn from, to validate and to test, and "
-            f"this one has {rows}; add rows of the same kind to it"
         )
 
 

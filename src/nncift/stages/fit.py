@@ -96,7 +96,8 @@ def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Stu
         fidelity=fidelity.student,
         baselines=fidelity.baselines,
         differences=fidelity.differences,
-        verdicts=(*gate.warnings(), *fidelity.verdicts()),
+        # Where everything is labelled, more labels are no advice.
+        verdicts=(*(() if context.whole and not gate.skills else gate.warnings()), *fidelity.verdicts()),
         resamples=fidelity.resamples,
         train_mean=train_mean,
         folds=found.folds,

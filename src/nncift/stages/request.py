@@ -19,7 +19,6 @@ from nncift.labels import check_pool_size
 from nncift.models.encoders import Encoder
 from nncift.selection.constraints import Constraints
 from nncift.selection.problem import Sets, check_graph, check_sets, default_objective
-from nncift.stages.check import check_target_count
 from nncift.stages.decontaminate import screened
 from nncift.stages.first_checks import check_first
 from nncift.stages.holdout import set_aside
@@ -339,9 +338,6 @@ def _objective(settings: RunSettings, teacher: Teacher | RowTeacher, target: Exa
             f"--target was given, and the teacher {teacher.name} rates rows without a target; leave it out"
         )
     check_aim(teacher, target=target is not None)
-    # One of no row is refused with what was rejected, where the teacher has seen it.
-    if target:
-        check_target_count(len(target))
     sets = Sets(pointwise, target is not None, existing)
     objective = settings.objective or default_objective(sets, teacher.name)
     check_sets(objective, sets)
