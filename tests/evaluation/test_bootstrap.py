@@ -45,7 +45,6 @@ def test_a_single_id_on_an_axis_is_given_and_not_drawn() -> None:
     drawn = weights_of(grid(("task",), names("s", 10)), 20)
     assert (drawn.sum(axis=0) == 10).all()
     assert has_enough_items(grid(("task",), names("s", 10)))
-    assert not has_enough_items(grid(names("t", 4), names("s", 10)))
     assert not has_enough_items(grid(names("t", 10), names("s", 4)))
 
 
@@ -99,3 +98,16 @@ def test_items_in_both_roles_need_shared_draws_to_be_covered() -> None:
             covered[kind] += low <= truth <= high
     assert covered["shared"] / worlds >= 0.85
     assert covered["apart"] <= covered["shared"] - 5
+
+
+def test_a_few_wanted_targets_are_given_and_sources_alone_drawn() -> None:
+    shape = 3, 12
+    target, source = np.divmod(np.arange(36, dtype=np.int32), 12)
+    pairs = Pairs(tuple("abc"), tuple(f"s{n}" for n in range(12)), target.astype(np.int32), source.astype(np.int32))
+    assert has_enough_items(pairs)
+    weights = np.concatenate(list(item_weights(pairs, np.random.default_rng(0), 40)), axis=1)
+    tables = weights.T.reshape(40, *shape)
+    assert (tables == tables[:, :1]).all()
+    assert (tables[:, 0].sum(1) == 12).all()
+    rows = Pairs(tuple("abc"), ("a", "b", "c", "d", "e"), *np.divmod(np.arange(15, dtype=np.int32), np.int32(5)))
+    assert not has_enough_items(rows)

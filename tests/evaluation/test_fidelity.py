@@ -123,7 +123,7 @@ def test_an_interval_does_not_depend_on_which_predictors_stand_beside() -> None:
 
 
 def test_empty_and_tiny_quadrants_give_none_and_a_sentence() -> None:
-    found = world({"student": 1.0, "cosine": 1.0}, {"q1": (20, 20), "q2": (3, 20), "q4": (2, 1)})
+    found = world({"student": 1.0, "cosine": 1.0}, {"q1": (20, 20), "q2": (20, 3), "q4": (2, 1)})
     assert found.student["q3"].mse is None
     assert found.student["q3"].pairs == 0
     assert found.student["q2"].spearman is not None

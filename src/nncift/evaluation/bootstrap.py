@@ -30,9 +30,8 @@ BLOCK = 32
 def has_enough_items(pairs: Pairs) -> bool:
     """Say whether an interval over the items of these pairs means something."""
     targets, sources = len(np.unique(pairs.target)), len(np.unique(pairs.source))
-    return (targets >= MIN_ITEMS or _is_fixed(pairs.target_ids)) and (
-        sources >= MIN_ITEMS or _is_fixed(pairs.source_ids)
-    )
+    fixed = _fixed(pairs)
+    return not all(fixed) and (targets >= MIN_ITEMS or fixed[0]) and (sources >= MIN_ITEMS or fixed[1])
 
 
 def item_weights(pairs: Pairs, generator: np.random.Generator, resamples: int) -> Iterator[Doubles]:
@@ -41,12 +40,12 @@ def item_weights(pairs: Pairs, generator: np.random.Generator, resamples: int) -
     Targets and sources are drawn independently of each other, except that an item which plays both roles is drawn
     once: the uncertainty is about which items came into the sample, and an item that came twice came twice as a target
     and as a source. (Drawn apart, coverage fell from 90 to 76 % in a trial with 30 such items.) Sources that are not
-    also targets are drawn among themselves. An axis that consists of a single id (a pointwise teacher, one wanted
-    target) is given, not sampled, and is not drawn again.
+    also targets are drawn among themselves. A single target or source, and fewer than MIN_ITEMS targets
+    that are no rows of the pool, are given, not sampled, and not drawn again.
     """
     target_codes, target = np.unique(pairs.target, return_inverse=True)
     source_codes, source = np.unique(pairs.source, return_inverse=True)
-    fixed = _is_fixed(pairs.target_ids), _is_fixed(pairs.source_ids)
+    fixed = _fixed(pairs)
     place = {} if any(fixed) else {pairs.target_ids[code]: row for row, code in enumerate(target_codes)}
     twin = np.array([place.get(pairs.source_ids[code], -1) for code in source_codes], dtype=np.intp)
     both = twin >= 0
@@ -68,8 +67,11 @@ def percentile_interval(values: Doubles, level: float = 0.95) -> tuple[float, fl
     return float(low), float(high)
 
 
-def _is_fixed(ids: tuple[str, ...]) -> bool:
-    return len(ids) == 1
+def _fixed(pairs: Pairs) -> tuple[bool, bool]:
+    """Tell of targets and of sources whether they are given."""
+    targets, sources = pairs.target_ids, pairs.source_ids
+    few = len(targets) < MIN_ITEMS and set(targets).isdisjoint(sources)
+    return few or len(targets) == 1, len(sources) == 1
 
 
 def _counts(generator: np.random.Generator, items: int, size: int, fixed: bool) -> Doubles:

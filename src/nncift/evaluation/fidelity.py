@@ -88,12 +88,25 @@ class Fidelity(Record):
         Compared on q4 with free cosine similarity, the additive baseline and the training mean, in Spearman and in R^2.
         """
         measured = [name for name in QUADRANTS if name not in self.absent]
-        sentences = [_too_small(name, self.student[name]) for name in measured if _is_small(self.student[name])]
+        sentences = [self._too_small(name) for name in measured if _is_small(self.student[name])]
         if not _is_small(self.student["q4"]):
             rivals = [name for name in RIVALS if name in self.differences]
             found = [verdict(name, self.differences[name][key], key) for name in rivals for key in ("spearman", "r2")]
             sentences += [sentence for sentence in found if sentence is not None]
         return sentences
+
+    def _too_small(self, quadrant: str) -> str:
+        """Return what a quadrant of too few pairs leaves unknown."""
+        measures = self.student[quadrant]
+        # Where no target is set apart, what nobody has seen is a source.
+        meaning = _MEANING["q3" if quadrant == "q4" and self.absent else quadrant]
+        consequence = "; whether the student beats its baselines on new rows is unknown" if quadrant == "q4" else ""
+        if not measures.pairs:
+            return f"No pair of {quadrant} ({meaning}) has a label, so nothing is known there{consequence}."
+        return (
+            f"{quadrant} ({meaning}) has {measures.pairs} labelled pairs of {measures.targets} targets and "
+            f"{measures.sources} sources: too few for an interval, which takes {MIN_ITEMS} of each{consequence}."
+        )
 
 
 @dataclass(frozen=True)
@@ -318,16 +331,6 @@ def _differences(measures: Mapping[str, Measures], resampled: _Resampled) -> dic
 
 def _is_small(measures: Measures) -> bool:
     return measures.interval_pairs == 0
-
-
-def _too_small(quadrant: str, measures: Measures) -> str:
-    consequence = "; whether the student beats its baselines on new rows is unknown" if quadrant == "q4" else ""
-    if not measures.pairs:
-        return f"No pair of {quadrant} ({_MEANING[quadrant]}) has a label, so nothing is known there{consequence}."
-    return (
-        f"{quadrant} ({_MEANING[quadrant]}) has {measures.pairs} labelled pairs of {measures.targets} targets and "
-        f"{measures.sources} sources: too few for an interval, which takes {MIN_ITEMS} of each{consequence}."
-    )
 
 
 _MEANING = {
