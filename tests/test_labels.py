@@ -223,6 +223,26 @@ def test_codes_beyond_the_axes_are_damage(tmp_path: Path) -> None:
         PairLabelStore(tmp_path)
 
 
+def test_a_row_that_comes_twice_on_an_axis_is_damage(tmp_path: Path) -> None:
+    PairLabelStore(tmp_path).adopt(made(), PAIR_FORMAT)
+    path = tmp_path / "plan-000.json"
+    head = read_json(path)
+    path.write_text(json.dumps({**head, "target_ids": [*head["target_ids"][:-1], head["target_ids"][0]]}))
+    with pytest.raises(DataError, match="comes twice"):
+        PairLabelStore(tmp_path)
+
+
+def test_values_that_are_gone_are_not_made_by_reading(tmp_path: Path) -> None:
+    store = PairLabelStore(tmp_path)
+    store.adopt(made(), PAIR_FORMAT)
+    work_off(store)
+    for path in tmp_path.glob("values-*"):
+        path.unlink()
+    with pytest.raises(DataError, match="not complete"):
+        PairLabelStore(tmp_path).utilities()
+    assert not list(tmp_path.glob("values-*"))
+
+
 def test_cut_values_are_named_instead_of_read_as_zeros(tmp_path: Path) -> None:
     store = PairLabelStore(tmp_path)
     store.adopt(made(), PAIR_FORMAT)

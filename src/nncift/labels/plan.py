@@ -139,12 +139,14 @@ class LabelPlan:
 
     @classmethod
     def of(cls, record: JsonObject, tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> LabelPlan:
-        """Read a plan. Raises ValueError for codes beyond its axes, KeyError for what is missing."""
-        targets, sources = tuple(record["target_ids"]), tuple(record["source_ids"])
+        """Read a plan. Raises ValueError for codes beyond its axes and ids that come twice, KeyError for what is missing."""
+        targets, sources = _axes(record)
         generations = tuple(
             Entries(table["target"], table["source"], table["split"], table["chunk"]) for table in tables
         )
         for entries in generations:
+            if any(column.dtype.kind != "i" for column in vars(entries).values()):
+                raise ValueError("codes that are no integers")
             for codes, lowest, size in ((entries.target, 0, len(targets)), (entries.source, NO_SOURCE, len(sources))):
                 if len(codes) and not lowest <= codes.min() <= codes.max() < size:
                     raise ValueError("codes beyond the axes")
@@ -229,12 +231,12 @@ class RowPlan:
 
     @classmethod
     def of(cls, record: JsonObject, tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> RowPlan:
-        """Read a plan. Raises KeyError for what is missing."""
+        """Read a plan. Raises ValueError for ids that come twice, KeyError for what is missing."""
         generations = []
         for table in tables:
             starts = np.flatnonzero(np.diff(table["chunk"])) + 1
             generations.append(tuple(tuple(ids.tolist()) for ids in np.split(table["id"], starts)))
-        axes = [tuple(record[name]) for name in ("target_ids", "source_ids")]
+        axes = _axes(record)
         train = [tuple(record[name]) for name in ("train_targets", "train_sources")]
         return cls(axes[0], axes[1], bool(record["shared"]), _roles(record), train[0], train[1], tuple(generations))
 
@@ -242,6 +244,14 @@ class RowPlan:
 def _record(plan: LabelPlan | RowPlan) -> JsonObject:
     fields = {name: value for name, value in vars(plan).items() if name != "generations"}
     return {**fields, "roles": vars(plan.roles)}
+
+
+def _axes(record: JsonObject) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    targets, sources = (tuple(record[name]) for name in ("target_ids", "source_ids"))
+    for ids in (targets, sources):
+        if not ids or not all(isinstance(item, str) for item in ids) or len(set(ids)) != len(ids):
+            raise ValueError("an axis without ids, or with one that comes twice")
+    return targets, sources
 
 
 def _roles(record: JsonObject) -> Roles:

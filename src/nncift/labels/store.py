@@ -295,7 +295,11 @@ class LabelStore(ABC, Generic[PlanT]):
         return found
 
     def _check_whole(self) -> None:
-        if not LabelStore.whole(self):
+        # Stores that are not there would be made, however large the plan says that they are.
+        made = (
+            self._path(what, at, ".json") for at in range(len(self._plan.generations)) for what in ("values", "costs")
+        )
+        if not (all(head.exists() for head in made) and LabelStore.whole(self)):
             raise DataError(f"labels in {str(self._folder)!r} are not complete; run the same command again")
 
     @property

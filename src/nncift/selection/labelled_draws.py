@@ -66,11 +66,8 @@ class Draws:
 
     @property
     def is_enough(self) -> bool:
-        """Whether there is something to draw from."""
-        return all(
-            whole or len(axis) >= LEAST_LABELLED
-            for axis, whole in zip((self.targets, self.sources), self.whole, strict=True)
-        )
+        """Whether there is something to draw from. Sources are drawn in any case."""
+        return len(self.sources) >= LEAST_LABELLED and (self.whole[0] or len(self.targets) >= LEAST_LABELLED)
 
     def draw(self) -> LabelledPairs:
         """Return the labels between rows that are drawn: with replacement, each counted once."""
