@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_known_utilities_are_the_teachers(done: Path) -> None:
 def test_a_pairs_interval_is_the_one_of_the_summary(done: Path) -> None:
     run = FinishedRun(done)
     width = run.summary["pair_interval"]["half_width"]
-    assert run.pair_half_width == width
+    assert run.fidelity.pair_interval.half_width == width
     predicted = [one for name in run.rows.ids[:8] for one in served_by(run, [name], best=40)[0] if not one.known]
     assert predicted
     for one in predicted:
@@ -87,8 +88,9 @@ def test_a_pairs_interval_is_the_one_of_the_summary(done: Path) -> None:
             assert one.low == pytest.approx(one.utility - width)
             assert one.high == pytest.approx(one.utility + width)
     bare = FinishedRun(done)
-    bare.fidelity["pair_interval"]["half_width"] = None
-    assert bare.pair_half_width is None
+    unknown = replace(bare.fidelity.pair_interval, half_width=None)
+    bare.__dict__["fidelity"] = replace(bare.fidelity, pair_interval=unknown)
+    assert bare.fidelity.pair_interval.half_width is None
     assert explain(done, run.rows.ids[0])["stability"] == run.choices[run.rows.ids[0]].stability
 
 

@@ -482,5 +482,5 @@ def test_two_selections_are_compared_by_hand(done: Path, tmp_path: Path) -> None
 
 
 def test_directories_without_a_selection_are_refused(done: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no readable selection"):
+    with pytest.raises(DataError, match="no finished run"):
         compare(done, tmp_path)

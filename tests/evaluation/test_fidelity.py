@@ -1,13 +1,15 @@
 import json
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nncift.core.pairs import LabelledPairs
-from nncift.errors import UsageError
+from nncift.errors import DataError, UsageError
 from nncift.evaluation import fidelity
-from nncift.evaluation.fidelity import Fidelity, measure
+from nncift.evaluation.fidelity import BINS, POINTS, Fidelity, HeldOutPairs, measure
 from nncift.evaluation.verdicts import Difference, verdict
 
 NAMES = ("student", "mean", "additive", "cosine", "ridge")
@@ -168,3 +170,29 @@ def test_wrong_input_is_refused() -> None:
         measure({"q5": pairs}, {"student": {"q5": pairs.value}}, 0.0, 0)
     with pytest.raises(UsageError, match="1 of 25 predictions"):
         measure({"q4": pairs}, {"student": {"q4": np.r_[np.nan, pairs.value[1:]]}}, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"points": [[math.nan, 0.0]]},
+        {"points": [[0.0, math.inf]]},
+        {"points": [[1e308, -1e308]]},
+        {"points": [[0.0, 0.0]] * (POINTS + 1)},
+        {"points": [[0.0]]},
+        {"pairs": 3},
+        {"pairs": -1},
+        {"slope": math.inf},
+        {"bins": []},
+        {"bins": [{"predicted": 0.0, "teacher": 0.0, "pairs": 100}] * (BINS + 1)},
+        {"bins": [{"predicted": math.nan, "teacher": 0.0, "pairs": 1000}]},
+        {"bins": [{"predicted": 0.0, "teacher": 0.0, "pairs": 1001}, {"predicted": 0.0, "teacher": 0.0, "pairs": -1}]},
+    ],
+)
+def test_held_out_pairs_that_no_run_keeps_are_refused(changed: dict[str, Any]) -> None:
+    label = np.random.default_rng(0).normal(size=1000)
+    made = HeldOutPairs.of(label, label + 0.1, 0)
+    assert made is not None
+    assert HeldOutPairs.of_json(made.to_json(), "a file") == made
+    with pytest.raises(DataError, match="a file is damaged"):
+        HeldOutPairs.of_json({**made.to_json(), **changed}, "a file")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nncift.config import resolve
+from nncift.errors import DataError
 from nncift.evaluation.gate import GateRecord, SkillRecord
 from nncift.evaluation.intervals import PairInterval
 from nncift.evaluation.run_verdict import (
@@ -57,13 +58,16 @@ def record(verdict: str, selection: str = "") -> dict[str, Any]:
     other = {**one, "against": "none", "verdict": "worse"}
     return {
         "selection": selection,
-        "metrics": {"loss": {"unit": "nats", "higher_is_better": False}, "exact": {"unit": "%"}},
+        "metrics": {
+            "loss": {"unit": "nats", "higher_is_better": False},
+            "exact": {"unit": "%", "higher_is_better": True},
+        },
         "model": {"name": "tiny"},
         "test_rows": 50,
         "seeds": 3,
         "results": [
-            {"how": "steps", "comparisons": [other, one]},
-            {"how": "context", "comparisons": [{**one, "verdict": "worse"}]},
+            {"how": "steps", "budget": "10%", "rows": 5, "arms": {}, "comparisons": [other, one]},
+            {"how": "context", "budget": "10%", "rows": 5, "arms": {}, "comparisons": [{**one, "verdict": "worse"}]},
         ],
     }
 
@@ -166,12 +170,29 @@ def test_a_tune_of_another_selection_says_nothing(tmp_path: Path) -> None:
     assert training_record(tmp_path, key) is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"metrics": {}},
+        {"metrics": []},
+        {"model": "tiny"},
+        {"seeds": None},
+        {"results": [{"how": "steps"}]},
+        {"results": {"how": "steps"}},
+    ],
+)
+def test_a_tune_that_somebody_has_edited_is_damaged(tmp_path: Path, changed: dict[str, Any]) -> None:
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "tune.json").write_text(json.dumps({**record("better", "key"), **changed}))
+    with pytest.raises(DataError, match=r"tune\.json is damaged"):
+        training_record(tmp_path, "key")
+
+
 def test_the_first_metric_that_tells_rows_apart_gives_the_verdict() -> None:
     found = record("better")
     exact = {"metric": "exact", "arm": "selected", "against": "random", "difference": 0.0, "interval": [0.0, 0.0]}
     exact |= {"verdict": "no significant difference", "wins": 0, "losses": 0}
     found["metrics"] = {name: found["metrics"][name] for name in ("exact", "loss")}
-    found["metrics"]["exact"]["higher_is_better"] = True
     found["results"][0]["comparisons"].append(exact)
     answer, why = training_verdict(found)
     assert answer == "yes"

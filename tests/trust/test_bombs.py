@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +19,13 @@ import pytest
 import yaml
 
 from nncift.core import texts
-from nncift.data import file_rows, formats, json_arrays, read, records
-from nncift.errors import DataError, UsageError
+from nncift.core.yaml_text import read_yaml
+from nncift.data import file_rows, formats, json_arrays, read, records, starters
+from nncift.data.tokenizer_files import check_tokenizer
+from nncift.errors import DataError, NnciftError, UsageError
+from nncift.models.prompt_format import PromptFormat
 from nncift.runs.finished import FinishedRun
+from nncift.selection.constraints import ids_of
 from nncift.storage import arrow_messages, parquet_pages
 from nncift.storage.arrow_sizes import python_bytes
 from nncift.storage.atomic import read_json
@@ -266,6 +273,70 @@ def test_json_of_a_run_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytes
         read_json(path)
     with pytest.raises(DataError, match="more than 1,000 lists"):
         _ = FinishedRun(tmp_path).summary
+
+
+def _of_holes(path: Path) -> Path:
+    """Make a file of 600 MiB that takes no place on a disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, 600 << 20)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "read_it", "match"),
+    [
+        ("summary.json", lambda path: read_json(path), "more than 512 MiB"),
+        ("summary.json", lambda path: FinishedRun(path.parent).summary, "more than 512 MiB"),
+        ("manifest.yaml", lambda path: read_yaml(path), "more than 4 MiB"),
+        ("ids.txt", lambda path: ids_of(str(path), "--include"), "more than 512 MiB"),
+        ("subset.jsonl", lambda path: records.kept_lines(path, 3), "has more than 128 MiB"),
+        ("rows.trl.py", lambda path: starters.check_is_ours(path), "is not what an export left"),
+        ("tokenizer.json", lambda path: check_tokenizer(path.parent), "more than 128 MiB"),
+        (
+            "template.txt",
+            lambda path: PromptFormat(cast(Any, SimpleNamespace(chat_template=None)), str(path)),
+            "more than 1 MiB",
+        ),
+    ],
+)
+def test_a_file_of_holes_is_refused_by_its_size(
+    tmp_path: Path, name: str, read_it: Callable[[Path], Any], match: str
+) -> None:
+    path = _of_holes(tmp_path / name)
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, NnciftError), match=match):
+            read_it(path)
+        assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_a_template_of_holes_nothing_is_known(tmp_path: Path) -> None:
+    _of_holes(tmp_path / "chat_template.jinja")
+    assert starters.has_generation_marks(str(tmp_path)) is None
+
+
+def test_rows_of_a_run_are_as_many_as_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "subset.jsonl"
+    path.write_bytes('{"a": "\u2028"}\n\n{"b": 1}\n'.encode())
+    assert records.kept_lines(path, 2) == ['{"a": "\u2028"}', '{"b": 1}']
+    for count, match in ((1, "more than 1 row"), (3, "2 rows of 3")):
+        with pytest.raises(ValueError, match=match):
+            records.kept_lines(path, count)
+
+
+def test_files_are_read_whole_by_the_readers_with_a_bound_alone() -> None:
+    source = Path(texts.__file__).parents[1]
+    # The readers themselves, what the kernel says, and files of this package.
+    own = {"core/texts.py", "core/memory.py", "storage/ledger.py", "runs/report/__init__.py", "runs/report/charts.py"}
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if re.search(r"\.read_text\(|\.read_bytes\(|json\.load\(", path.read_text(encoding="utf-8"))
+    }
+    assert found == {*own, "models/adapters.py"}, "use core.texts; adapters read what this process gives their own"
 
 
 def test_row_of_more_text_than_any_example_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class Run:
     @property
     def fidelity(self) -> Mapping[str, Any]:
         """How well the student predicts, by quadrant, beside its baselines."""
-        return self._finished.fidelity
+        return self._finished.fidelity.to_json()
 
     @property
     def ledger(self) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from nncift import __version__
 from nncift.errors import DataError
@@ -24,6 +24,8 @@ OPTIONAL: Mapping[str, Any] = {"omitted": True}
 class Record:
     """Base of results; fields hold what JSON can, other records, tuples and mappings of these."""
 
+    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+
     def to_json(self) -> JsonObject:
         """Return the fields in their order: tuples as lists, numbers of numpy as Python's, paths as text."""
         parts = ((part, getattr(self, part.name)) for part in fields(self))
@@ -34,9 +36,10 @@ class Record:
         }
 
     @classmethod
-    def of_json(cls, value: Any, where: str, made_by: str | None = None) -> Self:
-        """Read a record. where: says in errors what it was read from. made_by: the version that wrote it, None = unknown.
+    def of_json(cls, value: Any, where: str, made_by: str | None = None, command: str = "nncift run") -> Self:
+        """Read a record. where: says in errors what it was read from.
 
+        made_by: the version that wrote it, None = unknown. command: what makes it anew.
         Raises DataError for anything that does not fit.
         """
         try:
@@ -44,7 +47,7 @@ class Record:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "it"
-            what, remedy = "is damaged", "run the same `nncift run` again"
+            what, remedy = "is damaged", f"run the same `{command}` again"
             if made_by not in (None, __version__):
                 what = f"was written by nncift {made_by}, and nncift {__version__} cannot read it"
                 remedy = f"run it again with another --out, or use nncift {made_by}"

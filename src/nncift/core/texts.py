@@ -10,6 +10,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+MOST_BYTES = 1 << 29
+"""Bytes of a text file that is read whole. A file with holes takes no place on a disk, and all of memory."""
+
 MOST_PARTS = 4_000_000
 """Lists and objects in a JSON file of a run; each takes thirty times its text in memory."""
 
@@ -25,12 +28,29 @@ _MARKS = (
 """UTF-32 first: its little-endian mark begins with that of UTF-16."""
 
 
-def read_text(path: Path | Traversable) -> str:
+def read_bytes(path: Path | Traversable, most: int = MOST_BYTES) -> bytes:
+    """Return what a file holds. Raises OSError, and ValueError for one of more than `most` bytes."""
+    if not isinstance(path, Path):
+        # It comes with a package.
+        return path.read_bytes()
+    if path.stat().st_size > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    if path.is_file():
+        return path.read_bytes()
+    # What is no file says no size.
+    with path.open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    return data
+
+
+def read_text(path: Path | Traversable, most: int = MOST_BYTES) -> str:
     """Return a text in UTF-8, or in the Unicode encoding that its byte order mark names, without that mark.
 
-    Line ends are line feeds. Raises OSError and UnicodeError.
+    Line ends are line feeds. Raises OSError, UnicodeError, and ValueError for one of more than `most` bytes.
     """
-    data = path.read_bytes()
+    data = read_bytes(path, most)
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
@@ -40,6 +60,11 @@ def parsed(text: str) -> Any:
     if why := too_much(text, parts=MOST_PARTS):
         raise ValueError(f"it holds {why}")
     return json.loads(text)
+
+
+def parsed_file(path: Path, most: int = MOST_BYTES) -> Any:
+    """Return what a JSON file holds. Raises OSError, RecursionError, and ValueError as `read_bytes` and `parsed`."""
+    return parsed(read_bytes(path, most).decode("utf-8"))
 
 
 def too_much(text: str, start: int = 0, *, parts: int) -> str:

@@ -21,9 +21,7 @@ MOST_DEPTH, MOST_DIGITS = 50, 40
 
 def read_yaml(path: Path | Traversable) -> Any:
     """Return what a YAML file holds. Raises OSError, and ValueError for one that cannot be read or holds what is left out."""
-    if isinstance(path, Path) and path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-    return parse_yaml(read_text(path))
+    return parse_yaml(read_text(path, MOST_BYTES))
 
 
 def parse_yaml(text: str) -> Any:

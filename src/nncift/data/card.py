@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import yaml
 
 from nncift import config
 from nncift.core.result_types import OPTIONAL, JsonObject, Record
-from nncift.core.texts import plain
+from nncift.core.texts import parsed_file, plain
 from nncift.data.starters import write_beside
 from nncift.errors import DataError
 from nncift.storage import checksums
@@ -169,7 +168,7 @@ def _summary(run: Path) -> JsonObject:
         return {}
     checksums.verify(behind, place.name)
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = parsed_file(place)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{str(place)!r} is damaged ({error}); run the same `nncift run` again") from error
     if not isinstance(found, dict):

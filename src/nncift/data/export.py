@@ -12,16 +12,15 @@ from typing import Any
 
 from nncift import config
 from nncift.config import Turns
-from nncift.core.memory import pass_on
 from nncift.core.result_types import JsonObject
-from nncift.core.texts import rows_of
+from nncift.core.texts import parsed_file, rows_of
 from nncift.data import forms, trainers
 from nncift.data.card import ExportResult, LeftOut, card_of, write_card
 from nncift.data.conversation import Conversation, converse
 from nncift.data.formats import scored
 from nncift.data.layout import Layout
 from nncift.data.lengths import LengthLimit, token_counter
-from nncift.data.records import Row, kept_row, kind_of, shown, to_json
+from nncift.data.records import Row, kept_lines, kept_row, kind_of, shown, to_json
 from nncift.data.starters import Start, check_is_ours, has_generation_marks, write_beside
 from nncift.data.trainers import path_in
 from nncift.data.turns import UnusableError
@@ -29,7 +28,7 @@ from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
 from nncift.storage.atomic import atomic, write_json, write_text
 from nncift.storage.outputs import check_replaces_nothing, inputs_of
-from nncift.storage.parquet import read_columns
+from nncift.storage.selection_folder import read_selection
 
 TRAINERS = ("same", "trl", "axolotl", "llamafactory", "openai")
 TURNS = ("last", "all")
@@ -183,21 +182,13 @@ def _said_of_turns(turns: str, of_run: Turns) -> str:
 
 
 def _selected(run: Path) -> list[_Selected]:
-    import pyarrow as pa
-
-    checksums.verify(run, "selection.parquet", "subset.jsonl", "manifest.yaml")
+    checksums.verify(run, "subset.jsonl", "manifest.yaml")
+    table = read_selection(run, _SCORES)
+    chosen = sorted((line for line in table.to_pylist() if line["selected"]), key=itemgetter("rank"))
     try:
-        table = read_columns(run / "selection.parquet", ("id", "rank", "selected", "source", *_SCORES)).to_pylist()
-        lines = (run / "subset.jsonl").read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        pass_on(error)
-        raise DataError(f"there is no finished run in {str(run)!r}: {str(error).splitlines()[0]}") from error
-    chosen = sorted((line for line in table if line["selected"]), key=itemgetter("rank", "id"))
-    rows = [line for line in lines if line]
-    if len(rows) != len(chosen):
-        raise DataError(
-            f"subset.jsonl in {str(run)!r} has {len(rows)} rows and selection.parquet {len(chosen)}; run the same command again"
-        )
+        rows = kept_lines(run / "subset.jsonl", len(chosen))
+    except (OSError, ValueError) as error:
+        raise DataError(f"subset.jsonl of {str(run)!r} cannot be read: {error}; run the same run again") from error
     return [
         _Selected(
             line["id"],
@@ -386,8 +377,8 @@ def _register(out: Path, rows: list[Row]) -> Path:
     known: JsonObject = {}
     if path.exists():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            known = parsed_file(path)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{str(path)!r} is no JSON ({error}); mend it, or export to another folder") from error
         if not isinstance(known, dict):
             raise DataError(

@@ -12,7 +12,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nncift.core.texts import too_much
+from nncift.core.texts import rows_of, too_much
 from nncift.errors import DataError
 
 # Chat rows with tool schemas nest about 20 deep. The bound keeps a row readable in every later stage: Python's own
@@ -221,6 +221,28 @@ def kept_row(raw: str) -> Row:
     if row is None:
         raise DataError(f"a row that the run kept is damaged ({kind_of(value)}): {shown(raw)}; run it again")
     return row
+
+
+def kept_lines(path: Path, count: int) -> list[str]:
+    """Return the rows of a file that a run wrote, `count` lines of JSON.
+
+    Raises OSError, and ValueError where it holds fewer or more, or one that is longer than rows can be.
+    """
+    found: list[str] = []
+    # A character takes four bytes at most.
+    most = 4 * MAX_BYTES
+    with path.open("rb") as stream:
+        while line := stream.readline(most + 2):
+            line = line.removesuffix(b"\n")
+            if len(line) > most:
+                raise ValueError(f"a row of {path.name} has more than {most >> 20} MiB")
+            if len(found) == count and line:
+                raise ValueError(f"{path.name} holds more than {rows_of(count)}")
+            if line:
+                found.append(line.decode("utf-8"))
+    if len(found) < count:
+        raise ValueError(f"{path.name} holds {rows_of(len(found))} of {count:,}")
+    return found
 
 
 def to_json(value: object) -> str:

@@ -11,12 +11,16 @@ from typing import Any
 import yaml
 
 from nncift.core.fingerprints import fingerprint
+from nncift.core.texts import read_bytes
 from nncift.errors import UsageError
 from nncift.storage.atomic import write_text
 
 _ON_THE_HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Names of ours for models that the hub has under its own."""
 
+
+MOST_BYTES = 1 << 24
+"""Of a file beside an export, and of a chat template."""
 
 _SIGNED = re.compile(r"(?:<!--|#) written by nncift export: ([0-9a-f]{16})(?: -->)?\n\Z")
 
@@ -34,13 +38,21 @@ def check_is_ours(*paths: Path) -> None:
     for path in paths:
         if not path.exists():
             continue
-        text = path.read_text(encoding="utf-8", errors="replace")
-        signed = _SIGNED.search(text)
-        if signed is None or fingerprint(text[: signed.start()]) != signed[1]:
+        if not _is_ours(path):
             raise UsageError(
                 f"{str(path)!r}, which goes with the exported file, is there and is not what an export left; move it away, or "
                 "give another --out"
             )
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file ends with the line of an export, and is as that wrote it."""
+    try:
+        text = read_bytes(path, MOST_BYTES).decode("utf-8")
+    except (OSError, ValueError):
+        return False
+    signed = _SIGNED.search(text)
+    return signed is not None and fingerprint(text[: signed.start()]) == signed[1]
 
 
 @dataclass(frozen=True)
@@ -162,8 +174,12 @@ def has_generation_marks(model: str | None) -> bool | None:
     """Tell whether the chat template of a model in a local folder marks what the assistant says; None where that is not known."""
     if model is None or not Path(model).is_dir():
         return None
-    files = [Path(model) / name for name in _TEMPLATES if (Path(model) / name).is_file()]
     # What a tokenizer has in a file of its own counts before what its settings hold.
-    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    found = next((text for text in texts if "{%" in text), None)
-    return None if found is None else bool(_GENERATION.search(found))
+    for file in (Path(model) / name for name in _TEMPLATES):
+        try:
+            text = read_bytes(file, MOST_BYTES).decode("utf-8", "replace") if file.is_file() else ""
+        except (OSError, ValueError):
+            return None
+        if "{%" in text:
+            return bool(_GENERATION.search(text))
+    return None

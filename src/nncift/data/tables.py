@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nncift.core.memory import pass_on
+from nncift.core.texts import parsed_file
 from nncift.data.records import MAX_DEPTH, Record, from_value, shown, too_long
 from nncift.errors import DataError, ResourceError
 from nncift.storage.arrow_messages import check_messages
@@ -144,7 +145,7 @@ def saved_records(folder: Path, text_columns: Collection[str] = ()) -> Iterator[
 
 def _read_about(path: Path, key: str, kind: type) -> list[Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))[key]
+        found = parsed_file(path)[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{str(path)!r} cannot be read ({type(error).__name__}); save the data set again") from error
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):

@@ -7,14 +7,13 @@ tokens every time, or stop in native code, which raises what no library names.
 from __future__ import annotations
 
 import base64
-import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nncift.core.texts import first_line
+from nncift.core.texts import first_line, parsed_file
 from nncift.errors import ResourceError
 
 FILE = "tokenizer.json"
@@ -46,9 +45,7 @@ def check_tokenizer(folder: Path) -> None:
     try:
         if not path.is_file():
             return
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parsed_file(path, MOST_BYTES)
         for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
             _check_growth(part, about.get(part))
         _check_model(about.get("model") or {})

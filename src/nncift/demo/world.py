@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nncift.core.seeds import derive, generator
+from nncift.core.texts import parsed, read_text
 from nncift.demo.words import NAMES, tokens
 from nncift.demo.world_rules import CORRUPTIONS, Skill, draw_skill, draw_words, family_of
 from nncift.errors import DataError, UsageError
@@ -119,9 +120,9 @@ def make_world(
 def read_truth(path: str | Path) -> dict[str, Truth]:
     """Read a truth.jsonl; raises DataError where it is missing or not of this form."""
     try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        rows = [parsed(line) for line in read_text(Path(path)).splitlines()]
         return {row.pop("id"): Truth(**row) for row in rows}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: no truth file of a demo world ({error}); `World.write` makes one") from error
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from nncift.core.fingerprints import fingerprint
 from nncift.core.parallel import SCORE, TaskGroup, TaskResult
+from nncift.core.texts import parsed
 from nncift.storage.atomic import read_array, read_arrays, write_arrays
 
 log = logging.getLogger(__name__)
@@ -181,5 +182,5 @@ def _unpacked(arrays: dict[str, npt.NDArray[Any]]) -> list[tuple[str, TaskResult
 
 
 def _records(array: npt.NDArray[Any]) -> list[Any]:
-    found: list[Any] = json.loads(array.tobytes())
+    found: list[Any] = parsed(array.tobytes().decode("utf-8"))
     return found

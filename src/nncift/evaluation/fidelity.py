@@ -46,6 +46,9 @@ RIVALS = ("cosine", "additive", "mean")
 POINTS, BINS = 800, 8
 """Held-out pairs that are kept to be drawn, and groups of them by prediction."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Labels and predictions are of float32."""
+
 MAX_INTERVAL_PAIRS = 20_000
 """Larger quadrants give their intervals from a random subset of this many pairs. The number of items decides how wide
 an interval is, so little is lost, and that little makes it wider, never narrower."""
@@ -131,6 +134,16 @@ class HeldOutPairs(Record):
     slope: float | None
     intercept: float | None
     bins: tuple[Bin, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what `of` makes of no pairs: a file may have been written by anybody."""
+        drawn = (*self.points, *((one.predicted, one.teacher) for one in self.bins))
+        if len(self.points) > min(POINTS, self.pairs) or len(self.bins) > BINS:
+            raise ValueError(f"{len(self.points)} points and {len(self.bins)} bins of {self.pairs} pairs")
+        if sum(one.pairs for one in self.bins) != self.pairs or any(one.pairs < 1 for one in self.bins):
+            raise ValueError(f"the bins do not hold the {self.pairs} pairs")
+        if any(abs(value) > LARGEST for both in drawn for value in both):
+            raise ValueError(f"a value is larger than {LARGEST:.3g}")
 
     @classmethod
     def of(cls, label: npt.ArrayLike, predicted: npt.ArrayLike, seed: int) -> HeldOutPairs | None:

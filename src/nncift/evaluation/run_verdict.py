@@ -109,6 +109,77 @@ class RunSummary(Record):
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TuneMetric(Record):
+    """What a tune measured in."""
+
+    unit: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class TuneFigures(Record):
+    """An arm in a metric, over seeds."""
+
+    mean: float | None
+    deviation: float | None = None
+
+
+@dataclass(frozen=True)
+class TuneArm(Record):
+    """An arm, by metric."""
+
+    metrics: Mapping[str, TuneFigures | None]
+
+
+@dataclass(frozen=True)
+class TuneComparison(Record):
+    """An arm less another in a metric. wins, losses: test rows on which it is better, and worse; 1 where nobody counted."""
+
+    metric: str
+    arm: str
+    against: str
+    verdict: str
+    difference: float | None
+    interval: tuple[float, float] | None
+    wins: int = 1
+    losses: int = 1
+
+
+@dataclass(frozen=True)
+class TuneGroup(Record):
+    """Arms that were trained alike."""
+
+    how: str
+    budget: str
+    rows: int
+    arms: Mapping[str, TuneArm]
+    comparisons: tuple[TuneComparison, ...]
+
+
+@dataclass(frozen=True)
+class TuneModel(Record):
+    """The model that was trained."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class TuneRecord(Record):
+    """What verdict and report read of `tune.json`, which holds more."""
+
+    metrics: Mapping[str, TuneMetric]
+    model: TuneModel
+    test_rows: int
+    seeds: int
+    results: tuple[TuneGroup, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a comparison in a metric that was not measured."""
+        if odd := {one.metric for group in self.results for one in group.comparisons} - set(self.metrics):
+            raise ValueError(f"it compares in {min(odd)!r}, which it has not measured")
+
+
 def selection_key(ids: Sequence[str]) -> str:
     """Return the hash of a selection by which a tune says what it trained on."""
     return fingerprint("selection", list(ids))
@@ -117,12 +188,14 @@ def selection_key(ids: Sequence[str]) -> str:
 def training_record(run: Path, selection: str) -> JsonObject | None:
     """Return what `nncift tune` recorded of this selection, with its `folder` as the run sees it; None where it has not trained.
 
-    That is the folder that the last tune left word of (`leave_word`), else the run's own.
+    That is the folder that the last tune left word of (`leave_word`), else the run's own. Raises DataError for a damaged one.
     """
     word = _object(run / TUNED)
     for folder in ((word or {}).get("folder"), str(TUNE.parent)):
-        found = _object(run / str(folder) / TUNE.name) if folder else None
+        path = run / str(folder) / TUNE.name
+        found = _object(path) if folder else None
         if found is not None and found.get("selection") == selection:
+            TuneRecord.of_json(found, str(path), command="nncift tune")
             return {**found, "folder": folder}
     return None
 

@@ -7,7 +7,6 @@ RDS cost passes of a model; what they compute is kept, and resumed. RDS takes wh
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from nncift.selection.constraints import Constraints, ids_of
 from nncift.selection.controls import longest_ids, random_ids, similarities, stratified_ids
 from nncift.selection.solve import solve
 from nncift.stages.request import Request
+from nncift.storage.checksums import read_mark
 from nncift.teachers import RowTeacher, registry
 from nncift.teachers.abilities import pass_weight, row_passes, warm_up_cost
 from nncift.teachers.rds import Rds
@@ -151,7 +151,7 @@ def selected_ids(run: FinishedRun, asked: str | None, folder: Path) -> tuple[str
         # Files of a selection that was killed; its account comes last.
         shutil.rmtree(place, ignore_errors=True)
         reselect(run.path, {"budget": asked}, place)
-    return tuple(json.loads((place / "selection.json").read_text(encoding="utf-8"))["ids"])
+    return FinishedRun(place).chosen
 
 
 def teacher_ids(pool: Pool, asked: str | None) -> tuple[str, ...]:
@@ -244,10 +244,7 @@ def bm25_ids(pool: Pool, k: int) -> tuple[str, ...]:
 
 def _state(run: FinishedRun) -> list[Any]:
     """Return what the run's selections depend on: what is finished there, and how it would select."""
-    marks = {}
-    for stage in ("fit", "existing"):
-        path = run.base / "stages" / f"{stage}.json"
-        marks[stage] = json.loads(path.read_text(encoding="utf-8"))["fingerprint"] if path.exists() else None
+    marks = {stage: read_mark(run.base, stage).get("fingerprint") for stage in ("fit", "existing")}
     return [
         marks,
         run.settings.part(SelectSettings),

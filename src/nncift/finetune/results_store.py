@@ -5,7 +5,6 @@ A cell's file holds what is the same whenever it is computed; what it cost stand
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nncift.core.arrays import Doubles
+from nncift.core.texts import parsed_file
 from nncift.finetune.test_set import Scores
 from nncift.storage.atomic import write_json
 
@@ -59,13 +59,13 @@ class Cells:
     def load(self, cell: Cell, key: str) -> Outcome | None:
         """Return a cell that was computed under the same fingerprint; None where there is none, or no whole one."""
         try:
-            record = json.loads(self._place(cell).read_text(encoding="utf-8"))
+            record = parsed_file(self._place(cell))
             if record["key"] != key or tuple(record["ids"]) != self._ids:
                 return None
             values = {name: np.array(found, np.float64) for name, found in record["values"].items()}
             scores = Scores(values, np.array(record["tokens"], np.int64), record["answers"], record["failures"])
-            cost = json.loads(self._place(cell, "costs").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError):
+            cost = parsed_file(self._place(cell, "costs"))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return Outcome(scores, record["facts"], cost)
 

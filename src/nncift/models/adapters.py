@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nncift.core.memory import pass_on
-from nncift.core.texts import first_line
+from nncift.core.texts import first_line, parsed_file
 from nncift.errors import ResourceError
 from nncift.models.model_folder import shapes
 
@@ -200,9 +200,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """Return an adapter's configuration. Raises ResourceError where it cannot be read."""
     file = folder / CONFIG
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES} bytes")
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parsed_file(file, MOST_BYTES)
         if not isinstance(config, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError, RecursionError) as error:

@@ -6,14 +6,13 @@ Only what lies in the folder itself is ever loaded, so that what is loaded is wh
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nncift.core.texts import first_line
+from nncift.core.texts import first_line, parsed, parsed_file
 from nncift.errors import ResourceError
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
@@ -234,7 +233,7 @@ def shapes(file: Path) -> list[list[int]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > MOST_BYTES:
                 raise ValueError(f"its header has more than {MOST_BYTES >> 20} MiB")
-            header = json.loads(stream.read(length))
+            header = parsed(stream.read(length).decode("utf-8"))
         return [[int(size) for size in about["shape"]] for name, about in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ResourceError(f"the weights {str(file)!r} cannot be loaded: {first_line(error)}") from error
@@ -288,8 +287,6 @@ def _json(path: Path, default: Any) -> Any:
     try:
         if not path.exists():
             return default
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed_file(path, MOST_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise ResourceError(f"{str(path)!r} cannot be loaded: {first_line(error)}") from error

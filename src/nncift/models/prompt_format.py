@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from nncift.core.memory import check_room
 from nncift.core.result_types import JsonObject
+from nncift.core.texts import read_text
 from nncift.data.control_tokens import Controls, Mask
 from nncift.data.examples import Example, Message
 from nncift.errors import UsageError
@@ -23,6 +24,9 @@ from nncift.models.token_rows import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MOST_TEMPLATE = 1 << 20
+"""Bytes of a template's file."""
 
 PLAIN = "Instruction:\n{prompt}\n\nResponse:\n{response}"
 SEPARATOR = "\n\n"
@@ -319,8 +323,8 @@ def _plain_template(template: str | None) -> str:
     if not path.is_file():
         raise UsageError(f"--template takes chat, plain or a text file; there is no file {str(template)!r}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MOST_TEMPLATE)
+    except (OSError, ValueError) as error:
         raise UsageError(f"the template {path.name} cannot be read as UTF-8 text: {error}") from error
     if (
         text.count("{prompt}") != 1

@@ -6,7 +6,6 @@ sentence-transformers runs the model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from nncift.core.arrays import Floats
-from nncift.models.model_folder import check_built
+from nncift.core.texts import parsed_file
+from nncift.models.model_folder import MOST_BYTES, check_built
 from nncift.models.quiet import without_bars
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _poolings(pooling: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return parsed_file(path, MOST_BYTES)
 
 
 class SentenceModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.arrays import Floats
-from nncift.core.memory import pass_on
 from nncift.core.result_types import Record
 from nncift.core.seeds import derive, shuffled
 from nncift.errors import DataError, UsageError
 from nncift.labels.vectors import VectorFiles
 from nncift.models.views import TEXT
 from nncift.storage import checksums
-from nncift.storage.parquet import read_columns
+from nncift.storage.atomic import read_json
+from nncift.storage.selection_folder import RECORD, read_selection
 
 _BLOCK = 1 << 24
 
@@ -36,13 +35,11 @@ class Selection:
     @classmethod
     def load(cls, path: Path) -> Selection:
         """Read `selection.parquet` of a run or of `nncift select --out`. Raises DataError where it cannot be read."""
-        import pyarrow as pa
-
-        checksums.verify(path, "selection.parquet", "selection.json")
+        checksums.verify(path, RECORD)
+        table = read_selection(path, ("length",))
+        ids = table["id"].to_pylist()
         try:
-            table = read_columns(path / "selection.parquet", ("id", "source", "length", "selected"))
-            ids = table["id"].to_pylist()
-            record = json.loads((path / "selection.json").read_text(encoding="utf-8"))
+            record = read_json(path / RECORD)
             return cls(
                 path,
                 Path(record.get("run", path)),
@@ -50,8 +47,7 @@ class Selection:
                 dict(zip(ids, table["length"].to_pylist(), strict=True)),
                 frozenset(item for item, chosen in zip(ids, table["selected"].to_pylist(), strict=True) if chosen),
             )
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            pass_on(error)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"there is no readable selection in {str(path)!r} ({error}); give a run or an output of `nncift select`"
             ) from error

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nncift import config
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
 from nncift.core.progress import Progress, silent
 from nncift.core.result_types import JsonObject, Record
 from nncift.core.seeds import generator
 from nncift.evaluation.cross_fit import hold_out, labels_rows
-from nncift.evaluation.fidelity import FidelityReport, Measures
+from nncift.evaluation.fidelity import Measures
 from nncift.evaluation.gate import GateRecord
 from nncift.evaluation.held_out_labels import Recipe
 from nncift.evaluation.intervals import PairInterval
@@ -33,7 +32,6 @@ from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import FullTeacherResult, against_truth
 from nncift.selection import COVERING
 from nncift.storage.atomic import write_json
-from nncift.storage.run_directory import MANIFEST
 
 FILE = "evaluation.json"
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -98,7 +96,7 @@ def evaluate(
     if full_teacher:
         run.check_models(encoder=False)
     vectors = VectorFiles(run.base).on(*_axes(run.labels))
-    report = FidelityReport.of_json(run.fidelity, str(run.base / "fidelity.json"), config.made_by(run.base / MANIFEST))
+    report = run.fidelity
     found = Evaluation(
         run=str(path),
         fidelity=report.fidelity,

@@ -121,7 +121,7 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
         reason=choice.reason,
         objective=str(found.settings.objective),
         serves=serves,
-        interval=None if found.pair_half_width is None else 0.9,
+        interval=None if found.fidelity.pair_interval.half_width is None else 0.9,
         nearest_selected=nearest_selected(found, example_id),
     )
     rivals = _rivals(found, example_id, [one.target for one in serves]) if why_not else None
@@ -168,7 +168,7 @@ def served_by(run: FinishedRun, ids: Sequence[str], best: int = BEST) -> list[tu
 
 def _highest(run: FinishedRun, column: Floats, known: npt.NDArray[np.bool_], best: int) -> tuple[Served, ...]:
     top = np.arange(len(column)) if len(column) <= best else np.argpartition(-column, best - 1)[:best]
-    width = run.pair_half_width
+    width = run.fidelity.pair_interval.half_width
     order = sorted(top.tolist(), key=lambda at: (-column[at], run.target_ids[at]))
     return tuple(
         Served(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,14 @@ from nncift import config
 from nncift.config import RunSettings
 from nncift.core.arrays import Floats
 from nncift.core.lazily import LazilyBy
-from nncift.core.memory import pass_on
 from nncift.core.pairs import LabelledPairs
 from nncift.core.permissions import NOTHING, Permissions
-from nncift.core.result_types import JsonObject
-from nncift.core.texts import parsed
+from nncift.core.result_types import JsonObject, Record
+from nncift.core.texts import parsed_file
 from nncift.data.layout import Layout
 from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
+from nncift.evaluation.fidelity import FidelityReport
 from nncift.evaluation.run_verdict import RunSummary
 from nncift.labels import SCORE, read_utilities
 from nncift.labels.vectors import VectorFiles
@@ -35,13 +35,15 @@ from nncift.models.views import TEXT
 from nncift.selection.probe_controls import FreeSimilarities
 from nncift.storage import checksums
 from nncift.storage.atomic import check_regular, read_json
-from nncift.storage.parquet import Column, read_columns
+from nncift.storage.parquet import Column
 from nncift.storage.run_directory import MANIFEST, SUMMARY, TEACHER
-from nncift.storage.selection_folder import RECORD, place_of, run_behind
+from nncift.storage.selection_folder import RECORD, place_of, read_selection, run_behind
 from nncift.storage.vector_store import VectorFile
 from nncift.student.model import Student
 from nncift.teachers.subtasks import FILE as SUBTASKS
 
+R = TypeVar("R", bound=Record)
+FIDELITY = "fidelity.json"
 DECISIVE = ("model", "weights", "encoder", "wording")
 """What a teacher says of the files that it loads, and of how rows are worded."""
 
@@ -123,36 +125,34 @@ class FinishedRun:
 
     @cached_property
     def summary(self) -> JsonObject:
-        """What `--json` printed."""
+        """What `--json` printed. Raises DataError as `result` does."""
         found = self._json(SUMMARY)
-        if self.path == self.base:
-            return found
-        selection = self._json(RECORD, self.path)
-        own = {name: value for name, value in selection.items() if name not in ("ids", *place_of(self.base, self.path))}
-        return {**found, "run": str(self.path), "selected": own["budget"], "selection": own}
+        if self.path != self.base:
+            selection = self._json(RECORD, self.path)
+            own = {
+                key: value for key, value in selection.items() if key not in ("ids", *place_of(self.base, self.path))
+            }
+            found = {**found, "run": str(self.path), "selected": own.get("budget"), "selection": own}
+        self._record(RunSummary, found, SUMMARY)
+        return found
 
     @cached_property
     def result(self) -> RunSummary:
         """The same with its types. Raises DataError for a summary that is damaged, or of a version that wrote other keys."""
-        return RunSummary.of_json(self.summary, str(self.base / SUMMARY), config.made_by(self.base / MANIFEST))
+        return self._record(RunSummary, self.summary, SUMMARY)
 
     @cached_property
-    def fidelity(self) -> JsonObject:
-        """How well the student predicts, beside its baselines."""
-        return self._json("fidelity.json")
+    def fidelity(self) -> FidelityReport:
+        """How well the student predicts, beside its baselines. Raises DataError as `result` does."""
+        return self._record(FidelityReport, self._json(FIDELITY), FIDELITY)
+
+    def _record(self, kind: type[R], found: JsonObject, name: str) -> R:
+        return kind.of_json(found, str(self.base / name), config.made_by(self.base / MANIFEST))
 
     @cached_property
     def _selection_table(self) -> Mapping[str, Sequence[Any]]:
         """The columns of `selection.parquet`."""
-        import pyarrow as pa
-
-        checksums.verify(self.path, "selection.parquet")
-        try:
-            table = read_columns(self.path / "selection.parquet", Choice.__dataclass_fields__)
-            _ = table["id"], table["selected"], table["rank"]
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            pass_on(error)
-            raise DataError(f"selection.parquet of {str(self.path)!r} cannot be read: {error}") from error
+        table = read_selection(self.path, Choice.__dataclass_fields__)
         return {name: Column(table[name]) for name in table.column_names}
 
     @cached_property
@@ -161,10 +161,6 @@ class FinishedRun:
         columns = self._selection_table
         ids = list(columns["id"])
         place = self._places(ids)
-        if len(place) != len(ids):
-            raise DataError(
-                f"selection.parquet of {str(self.path)!r} is damaged: it names a row twice; run the same run again"
-            )
 
         # As many as a report lists, which asks for each several times.
         @lru_cache(maxsize=20_000)
@@ -323,27 +319,18 @@ class FinishedRun:
         moved = LabelledPairs(tuple(targets), tuple(sources), t, s, pairs.value)
         return student.predict_pairs(moved, across, student.project_sources(self._files.of(sources)))
 
-    @property
-    def pair_half_width(self) -> float | None:
-        """Half the width of the 90 % interval of a predicted pair, as the summary says; None where too little was held out.
-
-        From labels that the student had not seen when it predicted them: its own errors on what it has learned would be smaller.
-        """
-        found = (self.fidelity.get("pair_interval") or {}).get("half_width")
-        return None if found is None else float(found)
-
     def _json(self, name: str, folder: Path | None = None) -> JsonObject:
         folder = folder or self.base
         checksums.verify(folder, name)
         try:
-            record = parsed((folder / name).read_text(encoding="utf-8"))
+            record = parsed_file(folder / name)
+            if not isinstance(record, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"{name} of {str(folder)!r} cannot be read ({error}); run the same command again"
             ) from error
-        if not isinstance(record, Mapping):
-            raise DataError(f"{name} of {str(folder)!r} holds no object; run the same command again")
-        return dict(record)
+        return record
 
 
 @dataclass(frozen=True)

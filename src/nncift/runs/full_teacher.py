@@ -278,10 +278,10 @@ def skill_by_budget(
 
 def _coverage(run: FinishedRun, true: UtilityMatrix) -> IntervalCoverage:
     """Return the share of unlabelled pairs that lie within the run's interval around their prediction."""
-    record = run.fidelity.get("pair_interval") or {}
-    width = record.get("half_width")
+    record = run.fidelity.pair_interval
+    width = record.half_width
     if width is None:
-        return IntervalCoverage(record.get("level"), None, 0)
+        return IntervalCoverage(record.level, None, 0)
     known = {
         (pairs.target_ids[t], pairs.source_ids[s])
         for pairs in run.labels.values()
@@ -292,7 +292,7 @@ def _coverage(run: FinishedRun, true: UtilityMatrix) -> IntervalCoverage:
     t, s = t[fresh].astype(np.int32), s[fresh].astype(np.int32)
     pairs = LabelledPairs(true.target_ids, true.source_ids, t, s, true.values[t, s])
     inside = np.abs(pairs.value - run.predicted(pairs)) <= width
-    return IntervalCoverage(record["level"], float(inside.mean()) if len(inside) else None, len(inside))
+    return IntervalCoverage(record.level, float(inside.mean()) if len(inside) else None, len(inside))
 
 
 def _random(problem: Problem, ids: tuple[str, ...], k: int) -> float:

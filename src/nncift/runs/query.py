@@ -103,7 +103,7 @@ def query(
     answers = tuple(
         _answer(found, row, line, labels, asked.top) for row, line, labels in zip(queries, values, known, strict=True)
     )
-    level = None if found.pair_half_width is None else 0.9
+    level = None if found.fidelity.pair_interval.half_width is None else 0.9
     name = str(found.settings.teacher)
     return QueryResult(
         str(found.path), name, len(found.rows.ids), exact, level, answers, _warnings(found, queries, exact)
@@ -145,7 +145,7 @@ def _taught(
 
 
 def _answer(run: FinishedRun, query: Any, line: npt.NDArray[np.float64], labels: dict[str, float], top: int) -> Answer:
-    ids, width = run.rows.ids, run.pair_half_width
+    ids, width = run.rows.ids, run.fidelity.pair_interval.half_width
     # What the teacher computed stands among predictions of the others.
     utility = np.array([labels.get(item, value) for item, value in zip(ids, line, strict=True)])
     order = np.argsort(-utility, kind="stable")

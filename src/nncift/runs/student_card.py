@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from nncift import config
-from nncift.core.texts import figure, plain, span
+from nncift.core.texts import figure, parsed_file, plain, span
 from nncift.errors import DataError
 from nncift.evaluation.verdicts import NAMES
 from nncift.storage.atomic import write_text
@@ -26,8 +25,7 @@ def write_card(run: str | Path) -> Path:
     folder = Path(run)
     try:
         summary, fidelity, student = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("summary.json", "fidelity.json", "student/student.json")
+            parsed_file(folder / name) for name in ("summary.json", "fidelity.json", "student/student.json")
         )
         settings = config.load(folder / "manifest.yaml")
         text = card(summary, fidelity, student, settings)

@@ -112,7 +112,7 @@ def ids_of(file: str, flag: str) -> tuple[str, ...]:
     """Return the ids of a file, one a line, in its order. Raises DataError where it cannot be read or holds none."""
     try:
         lines = read_text(Path(file)).splitlines()
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{flag} {file!r} cannot be read: {error}") from error
     ids = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:

@@ -16,7 +16,7 @@ from nncift.data.examples import Example
 from nncift.data.formats import parse, prompt_text
 from nncift.data.layout import Layout
 from nncift.data.proportion import in_proportion
-from nncift.data.records import kept_row
+from nncift.data.records import kept_lines, kept_row
 from nncift.data.turns import UnusableError
 from nncift.errors import DataError, InfeasibleError
 from nncift.storage import checksums
@@ -167,14 +167,13 @@ def read_holdout(run: Path, layout: Layout) -> Examples:
     checksums.verify(run, ROWS, RECORD)
     try:
         records = read_json(run / RECORD)
-        lines = (run / ROWS).read_bytes().split(b"\n")[:-1]
+        lines = kept_lines(run / ROWS, len(records))
         return Examples(tuple(_row(record, raw, layout) for record, raw in zip(records, lines, strict=True)))
-    except (OSError, ValueError, KeyError, TypeError, UnusableError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UnusableError) as error:
         raise DataError(f"{ROWS} of {str(run)!r} cannot be read ({error}); run the same `nncift run` again") from error
 
 
-def _row(record: JsonObject, raw: bytes, layout: Layout) -> Example:
-    text = raw.decode("utf-8")
+def _row(record: JsonObject, text: str, layout: Layout) -> Example:
     said = parse(kept_row(text), layout.of(record["source"]))
     return Example(
         record["id"],

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift.core.memory import check_room
-from nncift.core.texts import parsed
+from nncift.core.texts import parsed_file
 from nncift.errors import DataError, ResourceError
 
 CHECKSUM, KIND = "checksum", "sha256:"
@@ -113,7 +113,7 @@ def read_json(path: Path) -> Any:
 
     Raises OSError, ValueError or RecursionError where the file is missing or damaged.
     """
-    value = parsed(path.read_text(encoding="utf-8"))
+    value = parsed_file(path)
     if not isinstance(value, dict):
         return value
     found = value.pop(CHECKSUM, None)

@@ -25,7 +25,7 @@ from nncift import __version__, config
 from nncift.config import GROWING, RunSettings
 from nncift.core.fingerprints import fingerprint as fingerprint_of
 from nncift.core.memory import named
-from nncift.core.texts import parsed
+from nncift.core.texts import parsed_file
 from nncift.core.yaml_text import read_yaml
 from nncift.errors import DataError, ResourceError, UsageError
 from nncift.storage import checksums
@@ -140,7 +140,7 @@ class RunDir:
         if not path.exists():
             return default
         try:
-            return read_json(path) if sealed else parsed(path.read_text(encoding="utf-8"))
+            return read_json(path) if sealed else parsed_file(path)
         except (OSError, ValueError, RecursionError) as error:
             check_permitted(error, path)
             raise DataError(

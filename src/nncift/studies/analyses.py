@@ -70,7 +70,7 @@ def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str,
     record: JsonObject = {
         "fidelity": _unseen(run),
         "baselines": _free(run),
-        "gate": run.fidelity["gate"]["used"],
+        "gate": run.fidelity.gate.used,
         "labels": dict(run.result.labels),
         "passes": ledger.teacher_passes,
         "full_passes": ledger.full_teacher_passes,
@@ -89,15 +89,14 @@ def _run_measured(workspace: Workspace, analysis: Analysis, chosen: Mapping[str,
 
 
 def _unseen(run: FinishedRun) -> JsonObject:
-    found: JsonObject = run.fidelity["fidelity"]["q4"]
-    return {name: found[name] for name in ("mse", "r2", "spearman", "pairs")}
+    return {name: getattr(run.fidelity.unseen, name) for name in ("mse", "r2", "spearman", "pairs")}
 
 
 def _free(run: FinishedRun) -> JsonObject:
     """Return R^2 and Spearman on q4 of everything that is free."""
     return {
-        name: {measure: record["q4"][measure] for measure in ("mse", "r2", "spearman")}
-        for name, record in run.fidelity["baselines"].items()
+        name: {measure: getattr(record["q4"], measure) for measure in ("mse", "r2", "spearman")}
+        for name, record in run.fidelity.baselines.items()
     }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from nncift.core.progress import Progress, silent
 from nncift.core.result_types import JsonObject
+from nncift.core.texts import parsed_file
 from nncift.errors import DataError, NnciftError, UsageError
 from nncift.models.encoders import check_encoder_is_local
 from nncift.models.environment import examine
@@ -166,18 +166,18 @@ def write_page(out: Path, analysis: Analysis, page: Page, note: str = "") -> Non
 def page_of(path: Path) -> tuple[Analysis, Records, Page]:
     """Return an analysis with its records and page from the JSON that it left. Raises DataError where that cannot be read."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parsed_file(path)
         analysis, records = Analysis(**record["analysis"]), record["records"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{str(path)!r} holds no analysis of a study: {error}") from error
     return analysis, records, KINDS[analysis.kind][1](analysis, records)
 
 
 def _recorded_before(out: Path, names: Collection[str]) -> JsonObject:
     try:
-        known = json.loads((out / "study.json").read_text(encoding="utf-8"))["analyses"]
+        known = parsed_file(out / "study.json")["analyses"]
         return {name: known[name] for name in names if name in known}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

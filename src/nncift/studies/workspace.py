@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from nncift.core.pairs import UtilityMatrix
 from nncift.core.progress import Progress, silent
 from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
+from nncift.core.texts import parsed_file
 from nncift.data import Examples, read
 from nncift.demo import make_world, model_path
 from nncift.errors import UsageError
@@ -195,9 +195,12 @@ class Workspace:
         content = [None if path is None else digest(Path(path)) for path in files]
         mark = fingerprint("cell", analysis.kind, content, self._model(pool.model), dict(key))
         path = self.folder / analysis.name / "cells" / f"{mark}.json"
-        if path.exists():
-            stored: JsonObject = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored: JsonObject = parsed_file(path)
             return stored
+        except (OSError, ValueError, RecursionError):
+            # It is not there, or not whole.
+            pass
         found = {**key, **compute()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)

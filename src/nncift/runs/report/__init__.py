@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nncift import __version__
 from nncift.core.fingerprints import fingerprint
+from nncift.core.result_types import Record
 from nncift.errors import DataError
 from nncift.evaluation.run_verdict import selection_key, training_record, training_verdict
 from nncift.runs.finished import FinishedRun
@@ -31,6 +33,17 @@ DATA = '<script type="application/octet-stream" id="data"></script>'
 """Where the rows of the table stand in the page."""
 
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Truth(Record):
+    """What a report shows of a demo's true matrix: figures by way of selecting, and how well bad rows were found."""
+
+    passes: int
+    objective: Mapping[str, float]
+    corrupted_share: Mapping[str, float]
+    skills_covered: Mapping[str, float]
+    auc: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None = None) -> Path:
@@ -69,13 +82,19 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
 
 
 def _truth_before(run: Path, selection: str) -> Mapping[str, Any] | None:
-    """Return what an earlier report of this selection knew of the true matrix, as a demo's does."""
+    """Return what an earlier report of this selection knew of the true matrix, as a demo's does.
+
+    Raises DataError where it knew what no demo knows.
+    """
     try:
         before = read_json(run / JSON)
     except (OSError, ValueError, RecursionError):
         return None
-    known = isinstance(before, dict) and before.get("selection") == selection
-    return before.get("truth") if known else None
+    if not isinstance(before, dict) or before.get("selection") != selection or not before.get("truth"):
+        return None
+    known: Mapping[str, Any] = before["truth"]
+    Truth.of_json(known, str(run / JSON))
+    return known
 
 
 def write_shared(run: str | Path | FinishedRun) -> Path:

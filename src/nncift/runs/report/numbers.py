@@ -9,7 +9,7 @@ from typing import Any
 
 from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
-from nncift.evaluation.fidelity import HeldOutPairs
+from nncift.evaluation.fidelity import HeldOutPairs, Interval
 from nncift.evaluation.run_verdict import Verdict, selection_key, training_record
 from nncift.evaluation.verdicts import NAMES, grouped
 from nncift.runs.explain import cover, sampled_targets
@@ -62,9 +62,9 @@ class Fidelity:
     quadrant: str
     pairs: int
     r2: float | None = None
-    r2_interval: list[float] | None = None
+    r2_interval: Interval = None
     spearman: float | None = None
-    spearman_interval: list[float] | None = None
+    spearman_interval: Interval = None
     mse: float | None = None
 
 
@@ -76,7 +76,7 @@ class GateSkill:
     name: str
     skill: float
     error: float
-    interval: list[float] | None
+    interval: Interval
     used: bool
 
 
@@ -171,7 +171,7 @@ def numbers(run: FinishedRun, truth: Mapping[str, Any] | None = None, *, texts: 
         coverage=curves(run, targets),
         value=value,
         shift=tables(run),
-        held_out=_held_out(run),
+        held_out=run.fidelity.held_out,
         quadrants=quadrants,
         gate=gate,
         scores=scores(run),
@@ -229,11 +229,6 @@ def _target_texts(run: FinishedRun, sample: Sample, rows: Sequence[Row]) -> dict
     return {item: sample.text(item, 90) for item in sorted(named)}
 
 
-def _held_out(run: FinishedRun) -> HeldOutPairs | None:
-    found = run.fidelity.get("held_out")
-    return None if found is None else HeldOutPairs.of_json(found, str(run.base / "fidelity.json"))
-
-
 def _asked(run: FinishedRun, folders: bool) -> Asked:
     settings = run.settings.model_dump(mode="json")
     given = {name: settings[name] for name in ASKED if settings.get(name) not in (None, [], {}, ())}
@@ -250,21 +245,21 @@ def _named(run: FinishedRun, who: str) -> str:
 
 def _quadrants(run: FinishedRun) -> list[Fidelity]:
     """Return the student's measures by quadrant, then those of every baseline that there is, on unseen items."""
-    found = [("student", quadrant, of) for quadrant, of in run.fidelity.get("fidelity", {}).items()]
-    found += [(name, "q4", of.get("q4", {})) for name, of in run.fidelity.get("baselines", {}).items()]
+    found = [("student", quadrant, of) for quadrant, of in run.fidelity.fidelity.items()]
+    found += [(name, "q4", of["q4"]) for name, of in run.fidelity.baselines.items() if "q4" in of]
     wanted = [one.name for one in fields(Fidelity)][3:]
     return [
-        Fidelity(who, _named(run, who), quadrant, **{key: of.get(key) for key in wanted})
+        Fidelity(who, _named(run, who), quadrant, **{key: getattr(of, key) for key in wanted})
         for who, quadrant, of in found
-        if of.get("pairs")
+        if of.pairs
     ]
 
 
 def _gate(run: FinishedRun) -> list[GateSkill]:
     """Return the held-out selection skill of the student and of what is free, the best first; empty where it is unknown."""
-    gate = run.fidelity.get("gate") or {}
+    gate = run.fidelity.gate
     found = [
-        GateSkill(name, _named(run, name), of["skill"], of["error"], of.get("interval"), name == gate.get("used"))
-        for name, of in gate.get("skill", {}).items()
+        GateSkill(name, _named(run, name), of.skill, of.error, of.interval, name == gate.used)
+        for name, of in gate.skill.items()
     ]
     return sorted(found, key=lambda line: (-line.skill, line.who))

@@ -1,0 +1,52 @@
+"""Tables of selections that somebody else has written."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nncift.errors import DataError
+from nncift.storage.selection_folder import read_selection
+
+
+def _selection(**changed: Any) -> pa.Table:
+    """Return a table of three rows, two of them selected."""
+    columns = {"id": ["a", "b", "c"], "source": ["x"] * 3, "rank": [2, None, 1], "selected": [True, False, True]}
+    return pa.table({**columns, "score": [0.5, None, 1.0], "reason": [""] * 3, **changed})
+
+
+def test_a_selection_is_read_as_it_was_written(tmp_path: Path) -> None:
+    pq.write_table(_selection(), tmp_path / "selection.parquet")
+    found = read_selection(tmp_path, ("score",))
+    assert found.column_names == ["id", "source", "rank", "selected", "score"]
+    assert found["rank"].to_pylist() == [2, None, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"id": ["a", "b", "a"]}, "names a row twice"),
+        ({"id": [1, 2, 3]}, "'id' holds int64, expected string"),
+        ({"id": ["a", None, "c"]}, "has no id"),
+        ({"selected": [True, None, True]}, "neither selected nor left"),
+        ({"rank": [2, None, 2]}, "ranks of the 2 selected rows are not 1 to 2"),
+        ({"rank": [3, None, 1]}, "not 1 to 2"),
+        ({"rank": [None, None, 1]}, "not 1 to 2"),
+        ({"rank": ["2", None, "1"]}, "'rank' holds string"),
+        ({"score": [0.5, math.inf, 1.0]}, "not finite"),
+        ({"score": [math.nan, 0.5, 1.0]}, "not finite"),
+    ],
+)
+def test_a_selection_that_no_run_leaves_is_damaged(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
+    pq.write_table(_selection(**changed), tmp_path / "selection.parquet")
+    with pytest.raises(DataError, match=match):
+        read_selection(tmp_path, ("score",))
+
+
+def test_a_selection_that_lacks_a_column_is_damaged(tmp_path: Path) -> None:
+    pq.write_table(_selection().drop_columns(["rank"]), tmp_path / "selection.parquet")
+    with pytest.raises(DataError, match="rank"):
+        read_selection(tmp_path, ("score",))
