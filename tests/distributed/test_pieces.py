@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ def test_a_file_is_written_when_it_is_large_or_old_enough_and_at_the_end_of_all(
 ) -> None:
     pieces = PieceCache(tmp_path)
     monkeypatch.setattr(piece_cache, "BYTES", sum(array.nbytes for array in result("a").arrays.values()) * 2)
+    monkeypatch.setattr(piece_cache, "SECONDS", math.inf)
 
     def stopped() -> None:
         with pieces.writing(GROUP) as keep:
@@ -109,7 +111,7 @@ def test_a_file_is_written_when_it_is_large_or_old_enough_and_at_the_end_of_all(
             monkeypatch.setattr(piece_cache, "SECONDS", 0.0)
             keep("c", result("c"))
             assert pieces.names(GROUP) == {"a", "b", "c"}
-            monkeypatch.setattr(piece_cache, "SECONDS", 100.0)
+            monkeypatch.setattr(piece_cache, "SECONDS", math.inf)
             keep("d", result("d"))
             raise KeyboardInterrupt
 
