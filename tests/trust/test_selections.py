@@ -1,4 +1,4 @@
-"""Tables of selections that somebody else has written."""
+"""Tables of rows and of selections that somebody else has written."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nncift.data.pool import PoolTable
 from nncift.errors import DataError
 from nncift.storage.selection_folder import read_selection
 
@@ -50,3 +51,42 @@ def test_a_selection_that_lacks_a_column_is_damaged(tmp_path: Path) -> None:
     pq.write_table(_selection().drop_columns(["rank"]), tmp_path / "selection.parquet")
     with pytest.raises(DataError, match="rank"):
         read_selection(tmp_path, ("score",))
+
+
+def _rows(**changed: Any) -> pa.Table:
+    """Return the table of a pool of two rows and a target set of one."""
+    columns = {"axis": ["source", "source", "target"], "id": ["a", "b", "a"], "source": ["x"] * 3, "content": ["h"] * 3}
+    numbers = {name: [1] * 3 for name in ("line", "tokens", "prompt_chars", "response_chars")}
+    raw = ['{"prompt": "p", "response": "r"}'] * 3
+    return pa.table({**columns, **numbers, "turns": pa.array([2] * 3, pa.int32()), "raw": raw, **changed})
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    pq.write_table(_rows(), tmp_path / "rows.parquet")
+    found = PoolTable.open(tmp_path)
+    assert (found.ids, found.target_ids) == (("a", "b"), ("a",))
+    assert found.example("b").prompt == "p"
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"id": ["a", "a", "a"]}, "the id of another"),
+        ({"id": ["a", None, "a"]}, "has no id"),
+        ({"id": [1, 2, 3]}, "'id' holds int64"),
+        ({"source": ["x", None, "x"]}, "no source"),
+        ({"axis": ["source", "target", "source"]}, "targets stand among"),
+        ({"response_chars": [1.5, 2.5, 3.5]}, "'response_chars' holds double"),
+        ({"raw": [b"{}"] * 3}, "'raw' holds binary"),
+    ],
+)
+def test_rows_that_no_run_keeps_are_damaged(tmp_path: Path, changed: dict[str, Any], match: str) -> None:
+    pq.write_table(_rows(**changed), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=match):
+        PoolTable.open(tmp_path)
+
+
+def test_a_row_whose_text_is_missing_is_damaged(tmp_path: Path) -> None:
+    pq.write_table(_rows(raw=['{"prompt": "p", "response": "r"}', None, None]), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="a row that the run kept is damaged"):
+        PoolTable.open(tmp_path).example("b")

@@ -27,7 +27,7 @@ from nncift.data.turns import UnusableError
 from nncift.errors import DataError, UsageError
 from nncift.storage import checksums
 from nncift.storage.atomic import atomic
-from nncift.storage.parquet import Column, FileColumn, read_columns
+from nncift.storage.parquet import Column, FileColumn, check_types, parquet_file, read_columns
 from nncift.storage.run_directory import RunDir
 
 FILE = "rows.parquet"
@@ -46,6 +46,21 @@ _OF_EXAMPLES: Mapping[str, Callable[[Example], Any]] = {
     "response_chars": lambda row: len(row.response),
     "raw": attrgetter("raw"),
 }
+
+
+_TYPES = {
+    "axis": "string",
+    "id": "string",
+    "source": "string",
+    "line": "int64",
+    "content": "string",
+    "tokens": "int64",
+    "turns": "int32",
+    "prompt_chars": "int64",
+    "response_chars": "int64",
+    "raw": "string",
+}
+"""Columns of the file, and their types in Arrow."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +94,13 @@ class PoolTable:
         try:
             # Not read_table, whose data sets bring pandas along.
             table = read_columns(path, without=("raw",))
+            check_types(table, _TYPES)
+            if str(kind := parquet_file(path).schema_arrow.field("raw").type) != _TYPES["raw"]:
+                raise ValueError(f"its column 'raw' holds {kind}, expected string")
             # Sources come first. Counted without pyarrow.compute, whose import ends the process where it is refused memory.
             sources = sum(axis == "source" for axis in Column(table["axis"]))
+            if any(axis == "source" for axis in Column(table["axis"].slice(sources))):
+                raise ValueError("targets stand among its sources")
             parts = [(table.slice(0, sources), FileColumn(path, "raw", range(sources)))]
             if sources < len(table):
                 parts.append((table.slice(sources), FileColumn(path, "raw", range(sources, len(table)))))
@@ -92,6 +112,9 @@ class PoolTable:
                 )
                 for part, raw in parts
             )
+            for found in (pool, *targets):
+                if None in found.ids or len(set(found.ids)) < len(found.ids) or table["source"].null_count:
+                    raise ValueError("a row has no id, no source, or the id of another")
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(
@@ -251,18 +274,7 @@ def _write(path: Path, parts: Sequence[tuple[str, PoolTable]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [
-            *((name, pa.string()) for name in ("axis", "id", "source")),
-            ("line", pa.int64()),
-            ("content", pa.string()),
-            ("tokens", pa.int64()),
-            ("turns", pa.int32()),
-            ("prompt_chars", pa.int64()),
-            ("response_chars", pa.int64()),
-            ("raw", pa.string()),
-        ]
-    )
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _TYPES.items()])
     with (
         atomic(path) as part,
         part.open("wb") as stream,

@@ -214,7 +214,8 @@ def _deeper_than(value: Row, limit: int) -> bool:
 def kept_row(raw: str) -> Row:
     """Return the row whose JSON text a run has kept. Raises DataError where that is no row: the file is damaged."""
     try:
-        value = json.loads(raw)
+        # A row that is missing is no text.
+        value = json.loads(raw or "")
     except (ValueError, RecursionError) as error:
         raise DataError(f"a row that the run kept is damaged ({broken(error)}): {shown(raw)}; run it again") from error
     row = as_row(value)

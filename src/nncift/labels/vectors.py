@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nncift.core.arrays import Floats
+from nncift.errors import DataError
 from nncift.labels.plan import SCORE
 from nncift.models.encoders import full_name
 from nncift.models.probe import MOST_HIDDEN
@@ -46,12 +47,20 @@ class VectorFiles:
 
     def __init__(self, run: Path) -> None:
         text = VectorFile(run, EMBEDDINGS)
-        self.truncated = int(text.about("truncated"))
         self._text, self._probe, views = text, None, {TEXT: text.vectors.shape[1]}
+        wide = text.vectors.shape[1]
         if (run / f"{PROBE}.json").exists():
             self._probe = VectorFile(run, PROBE)
-            views |= self._probe.about("views")
-        self.views = Views.of(views, full_name(text.about("encoder")))
+            wide += self._probe.vectors.shape[1]
+        try:
+            self.truncated = int(text.about("truncated"))
+            if self._probe is not None:
+                views |= self._probe.about("views")
+            self.views = Views.of(views, full_name(text.about("encoder")))
+            if self.views.dim > wide:
+                raise ValueError(f"vectors of {wide} numbers, and views of {self.views.dim}")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"the vectors of {str(run)!r} are damaged ({error}); run the same run again") from error
 
     def of(self, ids: Sequence[str]) -> Floats:
         """Return the vectors of rows, `(n, dim)`; where the rows lie in the file in this order, they are mapped and read-only.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -80,6 +80,17 @@ def read_columns(path: Path, names: Collection[str] | None = None, *, without: C
     # Arrow keeps what it unpacked in.
     pa.default_memory_pool().release_unused()
     return table
+
+
+def check_types(table: Any, types: Mapping[str, str]) -> None:
+    """Raise ValueError where a column of an Arrow table holds another type than `types` says; those that it lacks pass."""
+    import pyarrow as pa
+
+    for name in {*table.column_names} & {*types}:
+        kind = table[name].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if str(kind) != types[name]:
+            raise ValueError(f"its column {name!r} holds {kind}, expected {types[name]}")
 
 
 def text_column(values: Iterable[str]) -> Any:

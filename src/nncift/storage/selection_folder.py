@@ -5,21 +5,25 @@ Of such a folder everything but what was selected lies in the run that it was se
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nncift.core.memory import pass_on
 from nncift.errors import DataError
 from nncift.storage import checksums
 from nncift.storage.atomic import read_json
-from nncift.storage.parquet import read_columns
+from nncift.storage.parquet import check_types, read_columns
 
 RECORD, TABLE = "selection.json", "selection.parquet"
 REQUIRED = ("id", "source", "rank", "selected")
-TEXTS, NUMBERS = ("id", "source", "reason"), {"rank": "int64", "length": "int64", "selected": "bool"}
-"""Columns of texts, and of numbers that are no fractions; all others are fractions."""
+FRACTIONS = ("gain", "would_add", "score", "stability")
+TYPES = {"id": "string", "source": "string", "reason": "string", "rank": "int64", "length": "int64", "selected": "bool"}
+TYPES |= dict.fromkeys(FRACTIONS, "double")
 
 
 def read_selection(folder: Path, names: Collection[str]) -> Any:
@@ -46,25 +50,31 @@ def read_selection(folder: Path, names: Collection[str]) -> Any:
 
 
 def _check(table: Any) -> None:
-    """Raise ValueError or KeyError for a table that no selection leaves."""
-    from pyarrow import compute, types
+    """Raise ValueError or KeyError for a table that no selection leaves.
 
-    for name in table.column_names:
-        held = table[name]
-        kind = held.type.value_type if types.is_dictionary(held.type) else held.type
-        wanted = "string" if name in TEXTS else NUMBERS.get(name, "double")
-        if str(kind) != wanted:
-            raise ValueError(f"its column {name!r} holds {kind}, expected {wanted}")
-        if wanted == "double" and compute.all(compute.is_finite(held)).as_py() is False:
+    Without pyarrow.compute, whose import ends the process where it is refused memory.
+    """
+    check_types(table, TYPES)
+    for name in {*table.column_names} & {*FRACTIONS}:
+        if not _is_finite(table[name]):
             raise ValueError(f"its column {name!r} holds a number that is not finite")
-    ids, selected, ranks = table["id"], table["selected"], table["rank"]
-    if ids.null_count or table["source"].null_count or selected.null_count:
+    ids, selected = table["id"].to_pylist(), table["selected"].to_pylist()
+    if table["source"].null_count or None in selected or None in ids:
         raise ValueError("a row has no id, no source, or is neither selected nor left")
-    if compute.count_distinct(ids).as_py() != len(ids):
+    if len(set(ids)) != len(ids):
         raise ValueError("it names a row twice")
-    given = sorted(rank or 0 for rank in compute.filter(ranks, selected).to_pylist())
-    if given != list(range(1, len(given) + 1)):
-        raise ValueError(f"the ranks of the {len(given)} selected rows are not 1 to {len(given)}")
+    ranks = sorted(rank or 0 for rank, chosen in zip(table["rank"].to_pylist(), selected, strict=True) if chosen)
+    if ranks != list(range(1, len(ranks) + 1)):
+        raise ValueError(f"the ranks of the {len(ranks)} selected rows are not 1 to {len(ranks)}")
+
+
+def _is_finite(held: Any) -> bool:
+    parts = (part for part in held.chunks if len(part))
+    values = (np.frombuffer(part.buffers()[1], np.float64, len(part), part.offset * 8) for part in parts)
+    if all(np.isfinite(part).all() for part in values):
+        return True
+    # What stands in the place of a missing number is no number.
+    return all(value is None or math.isfinite(value) for value in held.to_pylist())
 
 
 def place_of(run: Path, folder: Path) -> dict[str, str]:

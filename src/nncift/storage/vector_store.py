@@ -240,8 +240,8 @@ class VectorFile:
             self._record = read_json(run / f"{name}.json")
             self.vectors: Floats = np.asarray(load_array(self.path, "r"))
             self._place = {item: row for row, item in enumerate(self._record[ids])}
-            if self.vectors.ndim != 2 or len(self.vectors) != len(self._place):
-                raise ValueError(f"vectors of shape {self.vectors.shape} for {len(self._place)} rows")
+            if self.vectors.ndim != 2 or len(self.vectors) != len(self._place) or self.vectors.dtype.kind != "f":
+                raise ValueError(f"{self.vectors.dtype} of shape {self.vectors.shape} for {len(self._place)} rows")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(error) from error
 
