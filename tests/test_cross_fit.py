@@ -136,8 +136,16 @@ def test_a_target_set_that_is_measured_whole_is_known_on_its_axis(targets: int) 
     assert np.array_equal(block.known, np.repeat(block.known[:1], targets, axis=0))
     assert block.known[0].sum() == 12
     assert r2(found, "q4") > 0.5
-    # Three targets are too few to hold any out.
-    assert ("q2" in found.quadrants) == (targets == 24)
+    # A run predicts for its targets alone, so none is held out.
+    assert "q2" not in found.quadrants
+
+
+def test_given_targets_are_predicted_for_though_their_texts_say_nothing() -> None:
+    x, wanted = units(60), units(24, 5)
+    labels = measured(0.2 + 0.3 * (wanted @ x.T), np.arange(24), np.arange(0, 60, 2), shared=False)
+    blind = Vectors(units(24, 99), x, TEXT)
+    found = hold_out(labels, blind, Recipe("product", "default", 0), coverage=True)
+    assert r2(found, "q4") > 0.5
 
 
 def test_scores_of_a_pointwise_teacher_are_held_out_by_row() -> None:

@@ -86,14 +86,19 @@ class _Crossed:
         self.of_t, self.of_s = self.fold_t[self._t], self.fold_s[self._s]
 
     def _folds(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """Return the fold of every row of both axes, -1 for targets too few to hold any out; a row has one on both axes."""
+        """Return the fold of every row of both axes; a row has one on both.
+
+        Targets have -1, so that none is held out, where they are too few, or a target set that is labelled whole: a run predicts
+        for no other target then.
+        """
         random = generator(self.recipe.seed, "folds")
         # The order of ids decides, not that of rows.
         order = np.argsort([self.every.source_ids[code] for code in self.sources], kind="stable")
         fold_s = np.empty(len(self.sources), np.intp)
         fold_s[order[random.permutation(len(order))]] = np.arange(len(order)) % self.folds
         fold_t = np.full(len(self.targets), -1, np.intp)
-        if len(self.targets) >= self.folds:
+        given = len(self.targets) == len(self.every.target_ids) and not (self.same >= 0).any()
+        if len(self.targets) >= self.folds and not given:
             order = np.argsort([self.every.target_ids[code] for code in self.targets], kind="stable")
             fold_t[order[random.permutation(len(order))]] = np.arange(len(order)) % self.folds
             shared = np.flatnonzero(self.same >= 0)
