@@ -10,7 +10,7 @@ from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -173,6 +173,14 @@ def test_shares_are_counted_by_hand(run: FinishedRun) -> None:
     assert sum(line.rows for line in found["length"].groups) == 60
     shift = 0.5 * sum(abs(line.selected - line.full) for line in found["topic"].groups)
     assert found["topic"].distance["selected"] == pytest.approx(shift)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.7e18, -1e30])
+def test_scores_that_are_all_the_same_have_bins(value: float) -> None:
+    choices = {name: Choice(name, "x", None, name == "a", None, None, value, "") for name in "abc"}
+    found = report_rows.scores(cast(FinishedRun, SimpleNamespace(choices=choices)))
+    assert (sum(found.chosen), sum(found.dropped)) == (1, 2)
+    assert found.edges[0] < value < found.edges[-1]
 
 
 def test_held_out_pairs_are_predicted_by_a_student_that_did_not_learn_from_them(record: dict[str, Any]) -> None:

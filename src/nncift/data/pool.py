@@ -18,7 +18,7 @@ from typing import Any
 
 from nncift.core.lazily import Lazily
 from nncift.core.memory import pass_on
-from nncift.core.texts import first_line
+from nncift.core.texts import first_line, listed
 from nncift.data.examples import Example, Examples
 from nncift.data.formats import parse, prompt_text
 from nncift.data.layout import Layout, value_at
@@ -61,6 +61,9 @@ _TYPES = {
     "raw": "string",
 }
 """Columns of the file, and their types in Arrow."""
+
+_THERE = ("source", "content", "turns", "prompt_chars", "response_chars")
+"""Those that every row has a value of."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ class PoolTable:
                 for part, raw in parts
             )
             for found in (pool, *targets):
-                if None in found.ids or len(set(found.ids)) < len(found.ids) or table["source"].null_count:
-                    raise ValueError("a row has no id, no source, or the id of another")
+                if None in found.ids or len(set(found.ids)) < len(found.ids) or any(table[name].null_count for name in _THERE):
+                    raise ValueError(f"a row has the id of another, or no id, {listed(_THERE)}")
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
             raise DataError(

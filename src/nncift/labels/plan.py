@@ -231,9 +231,11 @@ class RowPlan:
 
     @classmethod
     def of(cls, record: JsonObject, tables: Sequence[Mapping[str, npt.NDArray[Any]]]) -> RowPlan:
-        """Read a plan. Raises ValueError for ids that come twice, KeyError for what is missing."""
+        """Read a plan. Raises ValueError for ids that are none or come twice, KeyError for what is missing."""
         generations = []
         for table in tables:
+            if table["chunk"].dtype.kind != "i" or not all(isinstance(item, str) for item in table["id"]):
+                raise ValueError("ids that are no texts, or chunks that are no integers")
             starts = np.flatnonzero(np.diff(table["chunk"])) + 1
             generations.append(tuple(tuple(ids.tolist()) for ids in np.split(table["id"], starts)))
         axes = _axes(record)

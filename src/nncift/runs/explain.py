@@ -96,6 +96,7 @@ def explain(run: str | Path | FinishedRun, example_id: str, *, why_not: bool = F
     Raises UsageError for an id that the run does not have, DataError for a directory without a finished run.
     """
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
+    found.check_same_rows()
     if example_id not in found.choices:
         near = difflib.get_close_matches(example_id, found.choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; selection.parquet has all ids"

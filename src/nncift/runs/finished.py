@@ -181,6 +181,15 @@ class FinishedRun:
         same = "rows" in self.__dict__ and tuple(ids) == self.rows.ids
         return {item: at for at, item in enumerate(self.rows.ids if same else ids)}
 
+    def check_same_rows(self) -> None:
+        """Raise DataError where the rows and what became of them are not of the same pool."""
+        # The rows first: what is read after them shares their ids.
+        if odd := set(self.rows.ids) ^ set(self.choices):
+            raise DataError(
+                f"rows.parquet and selection.parquet of {str(self.path)!r} are not about the same rows ({min(odd)!r} is in one "
+                "of them): one is damaged; run the same nncift run again"
+            )
+
     @cached_property
     def chosen(self) -> tuple[str, ...]:
         """Ids of the selected rows, in rank order."""

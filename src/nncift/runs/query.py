@@ -87,6 +87,7 @@ def query(
     student reads a probe, no model is asked. Raises UsageError where the run's teacher knows no targets.
     """
     found, asked = run if isinstance(run, FinishedRun) else FinishedRun(run), question or Question()
+    found.check_same_rows()
     if found.pointwise:
         raise UsageError(
             f"the teacher of this run, {found.settings.teacher}, scores rows by themselves and knows no targets; a query needs a "

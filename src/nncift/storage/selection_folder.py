@@ -5,7 +5,6 @@ Of such a folder everything but what was selected lies in the run that it was se
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -20,7 +19,13 @@ from nncift.storage.atomic import read_json
 from nncift.storage.parquet import check_types, read_columns
 
 RECORD, TABLE = "selection.json", "selection.parquet"
+THERE = ("source", "reason")
+"""Columns that every row has a text in."""
+
 REQUIRED = ("id", "source", "rank", "selected")
+LARGEST = 1e100
+"""Beyond sums of float32 over any number of targets."""
+
 FRACTIONS = ("gain", "would_add", "score", "stability")
 TYPES = {"id": "string", "source": "string", "reason": "string", "rank": "int64", "length": "int64", "selected": "bool"}
 TYPES |= dict.fromkeys(FRACTIONS, "double")
@@ -57,10 +62,10 @@ def _check(table: Any) -> None:
     check_types(table, TYPES)
     for name in {*table.column_names} & {*FRACTIONS}:
         if not _is_finite(table[name]):
-            raise ValueError(f"its column {name!r} holds a number that is not finite")
+            raise ValueError(f"its column {name!r} holds a number that is not finite, or far too large")
     ids, selected = table["id"].to_pylist(), table["selected"].to_pylist()
-    if table["source"].null_count or None in selected or None in ids:
-        raise ValueError("a row has no id, no source, or is neither selected nor left")
+    if None in ids or None in selected or any(table[name].null_count for name in {*table.column_names} & {*THERE}):
+        raise ValueError("a row has no id, no source, no reason, or is neither selected nor left")
     if len(set(ids)) != len(ids):
         raise ValueError("it names a row twice")
     ranks = sorted(rank or 0 for rank, chosen in zip(table["rank"].to_pylist(), selected, strict=True) if chosen)
@@ -71,10 +76,10 @@ def _check(table: Any) -> None:
 def _is_finite(held: Any) -> bool:
     parts = (part for part in held.chunks if len(part))
     values = (np.frombuffer(part.buffers()[1], np.float64, len(part), part.offset * 8) for part in parts)
-    if all(np.isfinite(part).all() for part in values):
+    if all((np.abs(part) < LARGEST).all() for part in values):
         return True
     # What stands in the place of a missing number is no number.
-    return all(value is None or math.isfinite(value) for value in held.to_pylist())
+    return all(value is None or abs(value) < LARGEST for value in held.to_pylist())
 
 
 def place_of(run: Path, folder: Path) -> dict[str, str]:

@@ -28,6 +28,9 @@ _AT_ONCE = 512
 _LOOKED_AT = 1 << 24
 """Bytes of vectors that are looked at together."""
 
+LARGEST = np.float32(1e15)
+"""Beyond any number of a vector; squares of larger ones are not finite when they are added up."""
+
 _MAPPED = 1 << 26
 """Bytes of a mapped file that are looked at before they are let go."""
 
@@ -277,11 +280,11 @@ class VectorFile:
 
     def _check_finite(self, found: Floats, ids: Sequence[str]) -> None:
         for at in ranges(len(found), max(1, _LOOKED_AT // max(1, found[:1].nbytes))):
-            fine = np.isfinite(found[at]).all(axis=1)
+            fine = (np.abs(found[at]) < LARGEST).all(axis=1)
             if not fine.all():
                 first = ids[at.start + int(fine.argmin())]
                 raise DataError(
-                    f"the vector of {first!r} in {str(self.path)!r} is not finite: it is damaged, or "
+                    f"the vector of {first!r} in {str(self.path)!r} is not finite, or far too large: it is damaged, or "
                     "the model that made it computes such; delete the run directory and run again, with another --dtype or "
                     "--encoder where it recurs"
                 )

@@ -57,13 +57,7 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
     page = found.path / HTML
-    # The rows first: what is read after them shares their ids.
-    sources = found.rows.ids
-    if tuple(found.choices) != tuple(sources) and (odd := set(sources) ^ set(found.choices)):
-        raise DataError(
-            f"rows.parquet and selection.parquet of {str(found.path)!r} are not about the same rows ({min(odd)!r} is in one of "
-            "them): one is damaged; run the same nncift run again"
-        )
+    found.check_same_rows()
     selection = selection_key(list(found.chosen))
     truth = _truth_before(found.path, selection) if truth is None else truth
     trained = training_record(found.path, selection)
@@ -74,9 +68,14 @@ def write_report(run: str | Path | FinishedRun, truth: Mapping[str, Any] | None 
         return page
     checksums.mark_of(found.path, MARK).unlink(missing_ok=True)
     report = numbers(found, truth)
-    write_text(page, render(report, _name(found.path), str(found.path)))
     about = {"made_from": key, "nncift": __version__, "run": _name(found.path), "selection": selection}
-    write_json(found.path / JSON, {**about, **report.to_json()})
+    try:
+        write_json(found.path / JSON, {**about, **report.to_json()})
+    except ValueError as error:
+        raise DataError(
+            f"figures of {str(found.path)!r} are not finite: its labels or its student are damaged; run the same run again"
+        ) from error
+    write_text(page, render(report, _name(found.path), str(found.path)))
     checksums.write_mark(found.path, MARK, key, (HTML, JSON))
     return page
 
@@ -107,6 +106,7 @@ def write_shared(run: str | Path | FinishedRun) -> Path:
     from nncift.runs.report.numbers import numbers
 
     found = run if isinstance(run, FinishedRun) else FinishedRun(run)
+    found.check_same_rows()
     name, page = _name(found.path), found.path / SHARED
     truth = _truth_before(found.path, selection_key(list(found.chosen)))
     text = render(numbers(found, truth, texts=False), name, name)

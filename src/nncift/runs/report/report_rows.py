@@ -127,7 +127,11 @@ def scores(run: FinishedRun) -> Scores:
     without = len(run.choices) - len(both)
     if not len(both):
         return Scores([], [], [], {}, without)
-    edges = np.histogram_bin_edges(both, BINS)
+    low, high = float(both.min()), float(both.max())
+    largest = max(abs(low), abs(high))
+    # Between values that are nearly the same there is no room for bins.
+    room = 0.0 if high - low > 1e-9 * largest else max(0.5, 1e-6 * largest)
+    edges = np.histogram_bin_edges(both, BINS, (low - room, high + room))
     counts = {kind: np.histogram(of, edges)[0].tolist() for kind, of in values.items()}
     mean = {kind: float(of.mean()) if len(of) else None for kind, of in values.items()}
     return Scores(edges.tolist(), counts["chosen"], counts["dropped"], mean, without)
