@@ -116,7 +116,11 @@ class PoolTable:
                 for part, raw in parts
             )
             for found in (pool, *targets):
-                if None in found.ids or len(set(found.ids)) < len(found.ids) or any(table[name].null_count for name in _THERE):
+                if (
+                    None in found.ids
+                    or len(set(found.ids)) < len(found.ids)
+                    or any(table[name].null_count for name in _THERE)
+                ):
                     raise ValueError(f"a row has the id of another, or no id, {listed(_THERE)}")
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             pass_on(error)
