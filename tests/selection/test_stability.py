@@ -122,7 +122,9 @@ def test_one_refit_is_the_selection_from_the_labels_that_are_drawn() -> None:
 
 
 def test_of_fewer_sources_than_are_drawn_nothing_is_drawn() -> None:
-    known = LabelledPairs(tuple(IDS), ("a", "b"), np.arange(6, dtype=np.int32), np.zeros(6, np.int32), np.ones(6, np.float32))
+    known = LabelledPairs(
+        tuple(IDS), ("a", "b"), np.arange(6, dtype=np.int32), np.zeros(6, np.int32), np.ones(6, np.float32)
+    )
     draws = Draws(known, np.arange(6), np.arange(2), (False, True), False, np.random.default_rng(0))
     assert not draws.is_enough
     assert replace(draws, sources=np.arange(4)).is_enough
