@@ -90,10 +90,12 @@ def fidelity_table(student: Mapping[str, Measures], baselines: Mapping[str, Mapp
     made = table("How well teacher values are predicted (95 % intervals over items)", columns, left=columns[:2])
     rows = [("student", quadrant, student[quadrant]) for quadrant in QUADRANTS if student[quadrant].pairs]
     rows += [(name, "q4", quadrants["q4"]) for name, quadrants in baselines.items()]
+    # Without unseen targets, what is unseen is a source.
+    named = QUADRANTS if student["q2"].pairs or student["q3"].pairs else {**QUADRANTS, "q4": "Q4 source unseen"}
     for name, quadrant, found in rows:
         made.add_row(
             PREDICTORS.get(name, name),
-            QUADRANTS[quadrant],
+            named[quadrant],
             number(found.r2, 3),
             number(found.spearman, 3),
             span(found.spearman_interval),
