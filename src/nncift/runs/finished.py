@@ -184,7 +184,8 @@ class FinishedRun:
     def check_same_rows(self) -> None:
         """Raise DataError where the rows and what became of them are not of the same pool."""
         # The rows first: what is read after them shares their ids.
-        if odd := set(self.rows.ids) ^ set(self.choices):
+        ids = self.rows.ids
+        if tuple(self.choices) != ids and (odd := set(ids) ^ set(self.choices)):
             raise DataError(
                 f"rows.parquet and selection.parquet of {str(self.path)!r} are not about the same rows ({min(odd)!r} is in one "
                 "of them): one is damaged; run the same nncift run again"
