@@ -3,13 +3,15 @@
 `python benchmarks/peer_rankings.py --bergson PYTHON --model smollm2 --data ROWS.jsonl --write`, PYTHON being that of an
 environment with bergson (see peer_bergson.py). Both get the same tokens and the same layers, those of attention. EK-FAC and
 TrackStar are compared as each is by default, then with what is left to chance or to choice made the same, so that what differs
-is explained. `--write` puts the table into docs/results/teachers.md.
+is explained. Without `--bergson`, only what a sketch does to EK-FAC's rankings. `--write` puts the table into
+docs/results/teachers.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -22,15 +24,14 @@ import numpy.typing as npt
 from judging import table
 from pages import RESULTS, machine
 
-from nncift.core.seeds import shuffled
+from nncift.core.seeds import generator, shuffled
 from nncift.data import Examples, read
 from nncift.evaluation.metrics import spearman
 from nncift.models.causal_lm import CausalLM, Row
 from nncift.models.loading import locate
 from nncift.models.training_steps import IGNORED, mean_loss, row_losses
-from nncift.teachers.ekfac import EkFac, drawn_labels
+from nncift.teachers.ekfac import NUMBERS, EkFac, drawn_labels
 from nncift.teachers.layer_teacher import LayerTeacher
-from nncift.teachers.logra import SIDE as DEFAULT_SIDE
 from nncift.teachers.trackstar import TrackStar
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
 LAYERS, OTHERS = ("q_proj", "k_proj", "v_proj", "o_proj"), "*mlp*"
 """Ends of the names of the layers that are compared, and the pattern of those that bergson leaves out."""
 
-SIDE, WIDE = 16, 1 << 20
-"""Numbers a side of TrackStar where both project alike, and of EK-FAC's sketch where it is to be as good as none."""
+SIDE, NARROW = 16, 8
+"""Numbers a side of TrackStar where both project alike, and fewer."""
+
+FEW, WIDE = 1 << 15, 1 << 20
+"""Numbers of EK-FAC's sketch, and where it is to be as good as none."""
 
 TOP = 5
 HEAD = "## Rankings beside bergson"
@@ -52,19 +56,31 @@ which statistics are taken from. Both sides get the same tokens, float32, the sa
 ({parameters:,} parameters), a row's mean loss over its response, and a damping of 0.1 of the mean eigenvalue. Spearman is that
 of a target's scores of the pool.
 
-- EK-FAC here: labels drawn from the model, A of all tokens, a sketch of 32,768 numbers, or of {wide:,} where it says so. bergson
+- EK-FAC here: labels drawn from the model, A of all tokens, a sketch of {few:,} numbers, or of {wide:,} where it says so. bergson
   (`method=kfac`, `ev_correction`): labels drawn likewise by other random numbers, A of all tokens but each row's last, a row's
   part in the statistics larger by its number of response tokens, no sketch.
-- TrackStar here: second moments of the sample, {own_side} numbers a side, half of F from the targets. bergson
+- TrackStar here: second moments of the sample, {narrow} or {side} numbers a side, half of F from the targets. bergson
   (`unit_normalize`): no second moments unless an optimiser's state is given, {side} numbers a side, and that share of F from the
   targets with which the 1,000th eigenvalues of both parts are equal.
 
 {table}
 
-With equal draws both sides rank alike. What is then left in EK-FAC is the last token of A and the weight of long responses; two
-draws of labels differ as much on either side. TrackStar's numbers are few, and on a model of few layers most of a ranking is the
-draw of its projection: two draws here agree no better than the two tools, and worse with fewer numbers a side
-(`--option projection=16`, or more where layers are few).
+With equal draws both sides rank alike. What is then left in EK-FAC is the last token of A and the weight of long responses;
+draws of labels differ as much on either side, and on a larger model a small sketch differs more (below). TrackStar's numbers
+are few, and much of a ranking is the draw of its projection: two draws here agree no better than the two tools, and worse with
+fewer numbers a side, so that its default is {side} (`--option projection=32` for more).
+"""
+SKETCHES = (8_192, 32_768, 131_072, 524_288)
+SKETCH_HEAD = "## How many numbers EK-FAC's row needs"
+SKETCH_TEXT = """{head}
+
+`python benchmarks/peer_rankings.py --model {model} --data ROWS.jsonl --rows {rows} --targets {targets} --longest {longest}
+--write` on {machine}: the same rows, layers and labels as above; every row's {wide:,} numbers are sketched again to fewer,
+twice, by other hashes and signs, so that the sketch alone differs.
+
+{table}
+
+The default is {default:,} numbers; it was 32,768.
 """
 Matrix = npt.NDArray[np.floating]
 
@@ -92,11 +108,19 @@ class Rows:
                 raise SystemExit(f"the model cannot read {len(rejected)} of the rows, the first: {rejected[0]}")
         if isinstance(teacher, TrackStar):
             teacher.aim(self.targets)
-        found = [
+        return teacher.utility(*self._measured(teacher))
+
+    def _measured(self, teacher: LayerTeacher) -> list[Matrix]:
+        return [
             np.concatenate([teacher.measure(ids).values for ids in _parts(rows.ids)])
             for rows in (self.targets, self.pool)
         ]
-        return teacher.utility(*found)
+
+    def features(self, teacher: LayerTeacher) -> list[Matrix]:
+        """Return the numbers of targets and of the pool's rows, `(n, dimension)` each."""
+        for rows in (self.pool, self.targets):
+            teacher.prepare(rows)
+        return [values[:, : teacher.dimension] for values in self._measured(teacher)]
 
     def ekfac(self, seed: int, **options: Any) -> EkFac:
         """Return the teacher, with all pool rows as its sample."""
@@ -110,7 +134,7 @@ class Rows:
 def main() -> None:
     """Compare, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bergson", required=True, help="the python of an environment with bergson")
+    parser.add_argument("--bergson", help="the python of an environment with bergson")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", required=True)
     parser.add_argument("--rows", type=int, default=60, help="targets included")
@@ -119,21 +143,60 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the table into docs/results/teachers.md")
     given = parser.parse_args()
     rows = Rows.drawn(given.model, given.data, given.rows, given.targets, given.longest)
-    lines = compared(rows, given.bergson)
-    page = section(rows, lines, given)
+    head = f"{HEAD}: {Path(given.model).name}" if given.bergson else SKETCH_HEAD
+    page = section(rows, compared(rows, given.bergson), given) if given.bergson else sketched(rows, given)
     print(page)
     if given.write:
         path = RESULTS / "teachers.md"
-        before = path.read_text(encoding="utf-8").split(HEAD)[0].rstrip()
-        path.write_text(f"{before}\n\n{page}", encoding="utf-8")
+        parts = re.split(r"(?m)^(?=## )", path.read_text(encoding="utf-8"))
+        kept = [part.rstrip() for part in parts if not part.startswith(f"{head}\n")]
+        path.write_text("\n\n".join([*kept, page]), encoding="utf-8")
+
+
+def sketched(rows: Rows, given: argparse.Namespace) -> str:
+    """Return the part of the page about how far two sketches of the same gradients rank alike, by their numbers."""
+    ekfac = rows.ekfac(0, projection=WIDE)
+    targets, sources = rows.features(ekfac)
+    whole, lines = targets @ sources.T, []
+    for numbers in SKETCHES:
+        one, other = (_hashed(targets, sources, numbers, draw) for draw in range(2))
+        lines.append([f"{numbers:,}", *agreement(one, other)[:2], *agreement(one, whole)])
+    heads = [
+        "numbers",
+        "two sketches, Spearman",
+        "lowest",
+        f"beside {WIDE:,} numbers, Spearman",
+        "lowest",
+        "best rows shared",
+    ]
+    return SKETCH_TEXT.format(
+        **{**vars(given), "model": Path(given.model).name},
+        head=SKETCH_HEAD,
+        machine=machine(),
+        wide=WIDE,
+        default=NUMBERS,
+        table="\n".join(table(heads, lines)),
+    )
+
+
+def _hashed(targets: Matrix, sources: Matrix, numbers: int, draw: int) -> Matrix:
+    """Return inner products of sketches: every number is added, under a random sign, to one of fewer."""
+    random = generator(draw, "sketch", str(numbers))
+    places, signs = random.integers(numbers, size=WIDE), random.choice([-1.0, 1.0], WIDE)
+
+    def shorter(vector: Matrix) -> npt.NDArray[np.float64]:
+        return np.bincount(places, weights=vector * signs, minlength=numbers).astype(np.float64)
+
+    one, other = (np.stack([shorter(vector) for vector in part]) for part in (targets, sources))
+    return np.asarray(one @ other.T)
 
 
 def compared(rows: Rows, python: str) -> list[list[str]]:
     """Return the lines of the table: method, what is compared, and how far the rankings agree."""
     with tempfile.TemporaryDirectory() as folder:
-        ekfac, aligned = rows.ekfac(0), rows.trackstar(0, projection=SIDE)
-        own = {"ekfac": rows.scores(ekfac), "trackstar": rows.scores(rows.trackstar(0))}
-        own["trackstar, other signs"] = rows.scores(rows.trackstar(1))
+        ekfac, aligned = rows.ekfac(0, projection=FEW), rows.trackstar(0, projection=SIDE)
+        own = {"ekfac": rows.scores(ekfac), "trackstar": rows.scores(rows.trackstar(0, projection=NARROW))}
+        own["trackstar, other signs"] = rows.scores(rows.trackstar(1, projection=NARROW))
         own["wide"] = rows.scores(rows.ekfac(0, projection=WIDE))
         own["other draws"] = rows.scores(rows.ekfac(1, projection=WIDE))
         rows.scores(aligned)
@@ -145,7 +208,7 @@ def compared(rows: Rows, python: str) -> list[list[str]]:
             own[name] = rows.scores(teacher)
     share = f"{mix['trackstar']:.2f}", f"{mix['trackstar, same moments']:.2f}"
     pairs = [
-        ("EK-FAC", "here and bergson, as each is by default", own["ekfac"], theirs["ekfac"]),
+        ("EK-FAC", f"here with a sketch of {FEW:,} numbers, and bergson by default", own["ekfac"], theirs["ekfac"]),
         (
             "",
             "the same labels drawn, and a sketch of a million numbers here",
@@ -157,7 +220,7 @@ def compared(rows: Rows, python: str) -> list[list[str]]:
         ("", "here and plain inner products of gradients", own["ekfac"], theirs["plain"]),
         (
             "TrackStar",
-            f"here and bergson, as each is by default (mix 0.5 and {share[0]})",
+            f"here with {NARROW} numbers a side, and bergson as it is by default (mix 0.5 and {share[0]})",
             own["trackstar"],
             theirs["trackstar"],
         ),
@@ -171,7 +234,7 @@ def compared(rows: Rows, python: str) -> list[list[str]]:
         ("", "here, two draws of the projection, alike else", own["mixed"], own["other signs"]),
         (
             "",
-            f"here, the same with {DEFAULT_SIDE} numbers a side and mix 0.5",
+            f"here, the same with {NARROW} numbers a side and mix 0.5",
             own["trackstar"],
             own["trackstar, other signs"],
         ),
@@ -271,14 +334,15 @@ def section(rows: Rows, lines: Sequence[Sequence[str]], given: argparse.Namespac
     shapes = rows.ekfac(0).shapes
     return TEXT.format(
         **{**vars(given), "model": Path(given.model).name},
-        head=HEAD,
+        head=f"{HEAD}: {Path(given.model).name}",
         machine=machine(),
         pool=len(rows.pool),
         layers=len(shapes),
         parameters=sum(out * into for out, into in shapes.values()),
+        few=FEW,
         wide=WIDE,
         side=SIDE,
-        own_side=DEFAULT_SIDE,
+        narrow=NARROW,
         table="\n".join(table(heads, lines)),
     )
 
