@@ -24,7 +24,7 @@ from nncift.labels.label_budget import LabelBudget
 from nncift.labels.pair_labels import combine
 from nncift.labels.plan import ROLES, ROLES_OF, SCORE, Roles, RowPlan, describe_rows
 from nncift.labels.sampling import keeps_apart, set_apart
-from nncift.labels.sizes import HeldOut, held_out_of_rows, side
+from nncift.labels.sizes import held_out_of_rows, none_apart, side
 from nncift.labels.store import Axes, LabelExecutor, LabelFormat, LabelStore, LabelTotals
 from nncift.storage.atomic import read_arrays, read_json, write_arrays, write_sealed
 from nncift.teachers import FeatureTeacher, RowTeacher
@@ -60,9 +60,7 @@ def grow_rows(
     }
     apart = keeps_apart(old.roles, len(old.target_ids), len(target_ids), shared=shared)
     held = (
-        held_out_of_rows(budget, len(target_ids), sides["target"])
-        if apart
-        else HeldOut(len(target_ids), len(target_ids), 0, apart=False),
+        held_out_of_rows(budget, len(target_ids), sides["target"]) if apart else none_apart(len(target_ids)),
         held_out_of_rows(budget, len(source_ids), sides["source"]),
     )
     untouched = set(target_ids) - old.measured, set(source_ids) - old.measured

@@ -50,6 +50,11 @@ class HeldOut:
         return self.test + self.validation if self.apart else 0
 
 
+def none_apart(targets: int) -> HeldOut:
+    """Return that all of so many targets have every role."""
+    return HeldOut(targets, targets, 0, apart=False)
+
+
 def sets_apart(targets: int, *, shared: bool) -> bool:
     """Tell whether a fresh plan for so many targets sets some apart. shared: they are the rows of the pool."""
     return shared or targets >= FEWEST_APART
@@ -78,7 +83,7 @@ def held_out_of_pairs(
     """
     training = budget.pairs(targets, sources)
     if not (sets_apart(targets, shared=shared) if apart is None else apart):
-        every = HeldOut(targets, targets, 0, apart=False)
+        every = none_apart(targets)
         for of_sources in _shrinking(budget, sources):
             held = every, replace(of_sources, seen=0)
             if measuring_pairs(*held, shared=shared) <= training:
