@@ -2,11 +2,12 @@
 
 `make` builds a *real world* and keeps it: pools of 240 and 600 short rows of five sources, the utilities of all their pairs by
 LESS (one checkpoint, 65,536 dimensions), DELIFT's of 70 x 70 rows, probe features and embeddings. It takes about an hour on one
-core, goes on where it was after a kill, and is shared out by `--part 1/2` and `--part 2/2` at the same time. `judge` then trains
-students on plans of labels and tells what they select, in seconds to minutes. `rivals` sets published students beside ours, on
-this world and, with `--toy MODEL --data DIR`, on a small model's gradients. `calibrate` compares the skill that runs state of
-themselves with the true one, on random pools of this world and, with `--toy MODEL --data DIR`, of a small model's gradients.
-`--write` puts the tables into docs/results/fidelity.md.
+core, goes on where it was after a kill, and is shared out by `--part 1/2` and `--part 2/2` at the same time. With `--only ekfac
+gist` it makes utilities of the smaller pool by these, for `rivals --only ekfac gist`. `judge` then trains students on plans of
+labels and tells what they select, in seconds to minutes. `rivals` sets published students beside ours, on this world and,
+with `--toy MODEL --data DIR`, on a small model's gradients. `calibrate` compares the skill that runs state of themselves with
+the true one, on random pools of this world and, with `--toy MODEL --data DIR`, of a small model's gradients. `--write` puts the
+tables into docs/results/fidelity.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from calibration import calibrated
 from fidelity import gradient_world
 from judging import Way, World, lines_of
 from pages import TARGET_SET, WORLDS, calibration_part, known, machine, publish, real_tables
-from real_world import FEATURES, PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
+from real_world import FEATURES, MORE, PARTS, POOLS, SOURCES, WHOLE, Maker, RealWorld, default_folder, make
 from rivals import compared, rival_tables
 from target_sets import can_be_drawn, target_lines
 
@@ -51,7 +52,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="make: the folder of the instruction files")
     parser.add_argument("--part", type=Shard.parse, default=WHOLE, help="make: the share of this process, such as 1/2")
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="make, judge: these truths alone")
+    parser.add_argument(
+        "--only", nargs="*", choices=(*PARTS, *MORE), default=list(PARTS), help="make, judge, rivals: these alone"
+    )
     parser.add_argument("--device", default="cpu", help="make: the model's")
     parser.add_argument("--encoder", default="minilm", help="make: of the text embeddings")
     parser.add_argument("--seeds", type=int, default=5, help="judge: of plan, labels and training")
@@ -172,9 +175,9 @@ def ways_of(world: World) -> Iterator[Way]:
 
 
 def label_budgets_of(world: World) -> Sequence[LabelBudget]:
-    """Return the plans: measured rows for LESS, as many pairs however they are drawn for DELIFT."""
+    """Return the plans: measured rows, as many pairs however they are drawn for DELIFT."""
     ids = world.matrix.source_ids
-    if world.name.startswith("LESS"):
+    if not world.name.startswith("DELIFT"):
         return [LabelBudget(SHARE_OF_ROWS[len(ids)], None, "rows")]
     total = round(SHARE_OF_PAIRS * len(ids) * (len(ids) - 1))
     found = []

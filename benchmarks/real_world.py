@@ -37,8 +37,10 @@ from nncift.models.views import OUTPUT, TEXT, Views
 from nncift.storage.atomic import atomic, cache_folder, digest, read_json, write_json, write_text
 from nncift.storage.locks import locked
 from nncift.storage.vector_store import load_array
-from nncift.teachers import Chunk
+from nncift.teachers import Chunk, FeatureTeacher
 from nncift.teachers.delift import Delift
+from nncift.teachers.ekfac import EkFac
+from nncift.teachers.gist import Gist
 from nncift.teachers.less import Less
 from nncift.teachers.less_features import GradientFeatures
 
@@ -66,6 +68,12 @@ PROJECTION = 65536
 """Dimensions of LESS's features: a narrower projection would be noise in what is taken for the truth."""
 
 PARTS = ("text", "part", "probe", "less", "delift")
+MORE = {"ekfac": "EK-FAC", "gist": "GIST"}
+"""Other truths, over the smaller pool, by the name of their array; they are made where they are named."""
+
+DIRECTIONS = 150
+"""Rows whose gradients are GIST's directions, those behind the smaller pool."""
+
 PART = 0.45
 """Share of each row that the probe of `part` reads: what a run of many rows affords by default."""
 
@@ -164,6 +172,9 @@ class RealWorld:
         if "delift" in parts and self.array("delift").exists():
             values = load_array(self.array("delift"))
             yield self._world(f"DELIFT, {PAIRWISE} rows", self.pairwise_ids, values, model)
+        for part, name in MORE.items():
+            if part in parts and self.array(part).exists():
+                yield self._world(f"{name}, {POOLS[0]} rows", ids[: POOLS[0]], load_array(self.array(part)), model)
 
     def _world(self, name: str, ids: Sequence[str], values: Floats, model: str) -> World:
         matrix = np.asfortranarray(values.copy())
@@ -292,6 +303,33 @@ class Maker:
             return GradientFeatures(1, PROJECTION).utility(features, features, [1.0])
 
         pieces = self._pieces("less", teacher.describe())
+        return Pieces(pieces, len(groups), lambda number: teacher.measure(groups[number]).values, join)
+
+    def ekfac(self, world: RealWorld) -> Pieces:
+        """EK-FAC over the smaller pool with its defaults and factors of its own rows."""
+        rows, teacher = (
+            world.rows.subset(world.rows.ids[: POOLS[0]]),
+            EkFac(self.lm, seed=SEED, workspace=self.folder / "ekfac"),
+        )
+        _check_accepted(teacher.prepare(rows), self.lm)
+        return self._by_row("ekfac", teacher, rows.ids)
+
+    def gist(self, world: RealWorld) -> Pieces:
+        """GIST with one checkpoint over the smaller pool, along the gradients of rows behind it."""
+        first, last = POOLS[0], POOLS[0] + DIRECTIONS
+        teacher = Gist(self.lm, epochs=1, seed=SEED, workspace=self.folder / "less")
+        _check_accepted(teacher.prepare(world.rows), self.lm)
+        teacher.aim(world.rows.subset(world.rows.ids[first:last]))
+        return self._by_row("gist", teacher, world.rows.ids[:first])
+
+    def _by_row(self, part: str, teacher: FeatureTeacher, ids: Sequence[str]) -> Pieces:
+        groups = _groups(ids, 24)
+
+        def join(parts: Sequence[Floats]) -> Floats:
+            features = np.concatenate(parts)
+            return np.asarray(teacher.utility(features, features), np.float32)
+
+        pieces = self._pieces(part, teacher.describe())
         return Pieces(pieces, len(groups), lambda number: teacher.measure(groups[number]).values, join)
 
     def delift(self, world: RealWorld) -> Pieces:

@@ -130,7 +130,7 @@ def few_rows(real: RealWorld, model: str, seeds: int) -> Iterator[list[str]]:
 
 def gist_values(real: RealWorld, task: Task, model: str) -> UtilityMatrix:
     """Return GIST's utilities of a task, at the checkpoint of the world's LESS; they are made where they are not there."""
-    path = real.array("gist")
+    path = real.array("gist-task")
     if not path.exists():
         teacher = Gist(CausalLM.load(model), epochs=1, seed=SEED, workspace=real.folder / "less")
         if rejected := teacher.prepare(real.rows):

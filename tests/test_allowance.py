@@ -90,6 +90,13 @@ class Gradients:
         return {"teacher": "gradients"}
 
 
+class Once(Gradients):
+    """A forward pass a row, and nothing before."""
+
+    pass_weight, row_passes = 1, 1
+    warm_up_passes = warm_up_tokens = 0
+
+
 class Sized:
     """As many rows as asked for, of which nothing else is known."""
 
@@ -100,17 +107,30 @@ class Sized:
         return len(self.ids)
 
 
+class Both(Axes):
+    """Axes whose rows are only counted."""
+
+    @property
+    def rows(self) -> Any:
+        return range(len(self.sources) + len(self.targets or ()))
+
+
 def unread() -> Rates:
     raise AssertionError("passes were timed")
 
 
 def allowed(
-    rows: int, teacher: Any = None, rates: Callable[[], Rates] = unread, have: int = 0, **given: Any
+    rows: int,
+    teacher: Any = None,
+    rates: Callable[[], Rates] = unread,
+    have: int = 0,
+    targets: Sized | None = None,
+    **given: Any,
 ) -> tuple[Allowance, Passes]:
     teacher = teacher or Pairs()
     by_row = isinstance(teacher, Gradients)
     settings = config.resolve({"plan": "rows" if by_row else "scatter", **given})
-    axes = Axes(Sized(rows))  # type: ignore[arg-type]
+    axes = Both(Sized(rows), targets)  # type: ignore[arg-type]
     passes = Passes.of(settings, axes, teacher)
     return allow(settings, label_budgets(settings, axes), passes, rates, have), passes
 
@@ -168,6 +188,35 @@ def test_a_million_rows_need_no_more_labels_than_a_student_can_use() -> None:
     # A cost that was given lifts both: a tenth of nine million.
     assert count_of(allowed(1_000_000, cost="10%")[0]) == 900_000 - 1850
     assert written(allowed(1_000_000, Gradients())[0]) == ("0.2%",)
+
+
+@pytest.mark.parametrize("rows", [500, 20_000, 1_000_000])
+def test_a_teacher_that_reads_every_row_once_reads_them_all_for_a_target_set(rows: int) -> None:
+    # A ninth of training, which the default cap of a tenth would cut to 90 % of the rows, and that of a student to 2,000.
+    found, passes = allowed(rows, Once(), targets=Sized(16), labels="100%")
+    assert found.whole
+    assert written(found) == ("100%",)
+    assert passes.full == rows + 16
+    assert found.notes[0].startswith(f"The teacher reads every row once, {rows + 16:,} forward passes in all")
+    # No probe is made, which only a student reads.
+    assert allowed(rows, Once(), targets=Sized(16), labels="100%", features="probe")[0].features == "text"
+
+
+def test_a_cost_that_was_given_cuts_it_all_the_same() -> None:
+    found, passes = allowed(20_000, Once(), targets=Sized(16), labels="100%", cost="5%")
+    rows = found.rounds[0].size(16, 20_000)
+    assert not found.whole
+    assert 8800 < rows < 9000
+    assert passes.cost(rows).cost <= 9000
+
+
+def test_it_reads_no_more_than_a_student_can_use_where_all_pairs_would_not_fit() -> None:
+    found, _ = allowed(1_000_000, Once(), targets=Sized(100), labels="100%")
+    assert not found.whole
+    assert "what a student can use allows 2,000" in found.notes[0]
+    # Nor where its passes are dearer, or fewer rows are asked for.
+    assert not allowed(20_000, Gradients(), targets=Sized(16), labels="100%")[0].whole
+    assert not allowed(20_000, Once(), targets=Sized(16), labels="50%")[0].whole
 
 
 def test_gradient_passes_and_a_warm_up_count_in_full() -> None:
@@ -467,3 +516,34 @@ def test_a_probe_of_a_part_of_each_row_costs_that_part() -> None:
         allowed(2000, Gradients(), features="probe", probe_share=share) for share in ("100%", "45%")
     )
     assert (whole.others, part.others) == (2000, 900)
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_target_set_alone_has_rds_read_every_row_and_take_them_in_turn(
+    llama_folder: Path, write_pool: Write, tmp_path: Path, as_file: bool
+) -> None:
+    pool, file = write_pool(40), write_pool(4, "wanted.jsonl", 60)
+    wanted: Any = file if as_file else read(str(file))
+    done = nncift.run(
+        pool,
+        target=wanted,
+        out=tmp_path / "run",
+        model=str(llama_folder),
+        encoder="hash",
+        budget=8,
+        device="cpu",
+    )
+    said = done.summary
+    assert (said["teacher"], said["all_labelled"], said["ledger"]["teacher_passes"]) == ("rds", True, 44)
+    teacher, rows = nncift.teachers.Rds(str(llama_folder), device="cpu"), read(str(pool))
+    assert not teacher.prepare(Examples((*rows, *read(str(file)))))
+    utility = teacher.utility(teacher.measure(read(str(file)).ids).values, teacher.measure(rows.ids).values)
+    # Two rounds of four targets, each of which takes its best row that is left.
+    taken: list[str] = []
+    for line in (*utility, *utility):
+        left = [(-value, item) for value, item in zip(line.tolist(), rows.ids, strict=True) if item not in taken]
+        taken.append(min(left)[1])
+    assert set(done.subset.ids) == set(taken)
+    # The next command keeps to what the run was begun with, whatever it says of labels.
+    again = nncift.run(pool, target=wanted, out=tmp_path / "run", budget=4)
+    assert (again.summary["teacher"], again.summary["selected"]) == ("rds", 4)

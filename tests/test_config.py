@@ -113,6 +113,32 @@ def test_a_preset_stands_for_what_is_not_given(tmp_path: Path) -> None:
         resolve({"preset": "best"})
 
 
+@pytest.mark.parametrize(
+    ("given", "teacher", "labels"),
+    [
+        ({}, "less", "5%"),
+        ({"target": ["t.jsonl"]}, "rds", "100%"),
+        ({"target": []}, "less", "5%"),
+        ({"target": ["t.jsonl"], "labels": "10%"}, "less", "10%"),
+        ({"target": ["t.jsonl"], "teacher": "rds", "labels": "10%"}, "rds", "10%"),
+        ({"target": ["t.jsonl"], "teacher": "rds"}, "rds", "100%"),
+        ({"target": ["t.jsonl"], "teacher": "less"}, "less", "5%"),
+        ({"teacher": "rds"}, "rds", "5%"),
+        ({"target": ["t.jsonl"], "preset": "paper"}, "delift", "5%"),
+        ({"target": ["t.jsonl"], "preset": "cheap"}, "delift-se", "100%"),
+    ],
+)
+def test_a_target_set_is_served_by_every_row_read_once_unless_labels_are_to_be_few(
+    given: dict[str, object], teacher: str, labels: str
+) -> None:
+    found = resolve(given)
+    assert (found.teacher, str(found.labels)) == (teacher, labels)
+
+
+def test_a_target_set_that_is_no_file_counts_as_one() -> None:
+    assert (resolve({"target": ()}, aimed=True).teacher, resolve({}, aimed=True).labels.share) == ("rds", 1)
+
+
 def test_a_manifest_with_what_no_run_was_made_with_is_named(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.yaml"
     manifest.write_text("pool: [a.jsonl]\nprove: fanse\n")

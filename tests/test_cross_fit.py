@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from nncift.core.pairs import LabelledPairs
+from nncift.evaluation import cross_fit
 from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, hold_out
 from nncift.evaluation.held_out_labels import HeldOut, Recipe
 from nncift.evaluation.repeated_runs import MOST_REPETITIONS
@@ -182,3 +185,26 @@ def test_the_order_of_rows_decides_nothing() -> None:
     assert one.shipped[STUDENT].student.weights["target_weight"] == pytest.approx(
         other.shipped[STUDENT].student.weights["target_weight"], abs=1e-5
     )
+
+
+def test_the_student_that_is_kept_learns_from_some_rows_where_many_are_labelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = units(60)
+    values = x @ np.random.default_rng(2).normal(size=(8, 8)) @ x.T
+    whole = crossed(values, x, 50)
+    seen: list[LabelledPairs] = []
+    kept = cross_fit.fit_on_all
+
+    def noted(every: LabelledPairs, *given: Any) -> Any:
+        seen.append(every)
+        return kept(every, *given)
+
+    monkeypatch.setattr(cross_fit, "fit_on_all", noted)
+    monkeypatch.setattr(cross_fit, "LEARNED_ROWS", 20)
+    found = crossed(values, x, 50)
+    # The same rows on both axes, all pairs among them; what is measured is as before.
+    assert len(seen[0]) == 20 * 19
+    assert set(seen[0].target) == set(seen[0].source)
+    assert r2(found, "q4") == pytest.approx(r2(whole, "q4"))
+    assert r2(found, "q1") > 0.9

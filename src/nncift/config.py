@@ -112,7 +112,7 @@ class TeacherSettings(Settings):
             "length",
             "random",
         ),
-        shown="less",
+        shown="rds for a target set, without --labels; else less",
         plugins="nncift.teachers",
     )
     model: str | None = setting(
@@ -142,6 +142,7 @@ class LabelSettings(Settings):
         "Share of each axis (5%), number of pairs (of rows, for a teacher that labels rows), or auto: double until held-out "
         "fidelity stops improving",
         metavar="AMOUNT",
+        shown="5%, every row for rds and a target set",
     )
     plan: Literal["block", "scatter", "active", "rows"] | None = setting(
         None, "Where labels lie", shown="what fits the teacher"
@@ -282,8 +283,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gate": False,
     },
 }
-"""What each preset sets where nothing else is given. auto: what the evidence says (docs/results/fidelity.md); cheap: similarity
-of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969)."""
+"""What each preset sets where nothing else is given. auto: what the evidence says (docs/results/real.md); cheap: similarity
+of the embeddings, and no language model; paper: as published (NN-CIFT, arXiv 2502.09969). See also `defaults`."""
+
+FOR_TARGETS = "rds"
+"""The teacher of preset auto for a target set: rows that it chose trained as well as those of LESS and its student or better, on
+each of three tasks, at half the cost or the same (docs/results/real.md). It reads every row once, and no student predicts it."""
 
 CODE = "trust_remote_code"
 """The setting that permits: it counts where it is given with the call, and never where a file has it."""
@@ -291,34 +296,35 @@ CODE = "trust_remote_code"
 SELECTION = frozenset({"budget", "objective", "quota", "include", "exclude", "dedup", "existing", "neighbours"})
 """Settings that only the last stage depends on."""
 
-GROWING = SELECTION | {
-    "pool",
-    "against",
-    "decontaminate",
-    "limit",
-    "labels",
-    "strict",
-    "device",
-    "format",
-    "map",
-    "min_spearman",
-    "min_skill",
-    "max_labels",
-    "cost",
-    "time",
-    "trust_remote_code",
-    "prove",
-}
+GROWING = (
+    SELECTION
+    | {"pool", "against", "decontaminate", "limit", "labels", "strict", "device", "format", "map"}
+    | {"min_spearman", "min_skill", "max_labels", "cost", "time", "trust_remote_code", "prove"}
+)
 """Settings that may change when a run is continued; what they produce is checked where it is used."""
 
 
-def resolve(given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
-    """Join a preset, a settings file and given values (later ones win) into checked settings.
+def defaults(values: Mapping[str, Any], *, aimed: bool = False) -> JsonObject:
+    """Return what stands where these values name nothing: what the preset says, and what follows from a target set.
+
+    aimed: a target set is given that is no file. Who asks for few labels asks for a student, which RDS has no need of.
+    """
+    preset = str(values.get("preset", "auto"))
+    found, aimed = dict(PRESETS.get(preset, {})), aimed or bool(values.get("target"))
+    if preset == "auto" and aimed and "labels" not in values:
+        found["teacher"] = FOR_TARGETS
+    if aimed and {**found, **values}.get("teacher") == FOR_TARGETS:
+        found["labels"] = "100%"
+    return found
+
+
+def resolve(given: Mapping[str, Any], file: Path | None = None, *, aimed: bool = False) -> RunSettings:
+    """Join a preset, a settings file and given values (later ones win) into checked settings. aimed: see `defaults`.
 
     Raises DataError for a file that cannot be read, UsageError for an unknown name, a value of the wrong kind, and a file that
     would permit what only the call can.
     """
-    found = _complete({**(load(file) if file else {}), **given})
+    found = _complete({**(load(file) if file else {}), **given}, aimed=aimed)
     if found.trust_remote_code and CODE not in given:
         raise UsageError(
             f"the settings file {str(file)!r} says `{CODE}: true`, and a file permits nothing. To run the code that comes with "
@@ -347,8 +353,8 @@ def recorded(manifest: Path, given: Mapping[str, Any] | None = None) -> RunSetti
     return _complete({**own, **given}) if given else found
 
 
-def _complete(values: Mapping[str, Any]) -> RunSettings:
-    return checked(RunSettings, {**PRESETS.get(str(values.get("preset", "auto")), {}), **values})
+def _complete(values: Mapping[str, Any], *, aimed: bool = False) -> RunSettings:
+    return checked(RunSettings, {**defaults(values, aimed=aimed), **values})
 
 
 def checked(kind: type[Kind], values: Mapping[str, Any]) -> Kind:

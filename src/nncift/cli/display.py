@@ -178,7 +178,7 @@ def show_figures(out: Console, result: RunSummary) -> None:
         low, high = skill.interval
         agreement = f"{skill.skill:.2f} of the way from chance to the teacher (90 % interval {low:.2f} to {high:.2f})"
     cost = f"{ledger.teacher_passes:,} passes of the teacher's model in {seconds(ledger.seconds)}"
-    if agrees == "yes":
+    if agrees == "yes" and not result.all_labelled:
         cost += f", {100 * ledger.saving:.1f} % less than labelling everything"
     lines = (
         ("Selected", f"{result.selected:,} of {result.pool:,} rows{rejected}", None),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
-from nncift.core.seeds import generator
+from nncift.core.seeds import generator, shuffled
 from nncift.evaluation.held_out_labels import (
     HeldOut,
     Quadrants,
@@ -39,6 +39,9 @@ FOLDS, FEWER_FOLDS = 8, 5
 
 MOST_ROWS = 300
 """Rows of an axis that a student of one fold learns from at most."""
+
+LEARNED_ROWS = 5_000
+"""Rows of an axis that the student which is kept learns from at most: what more of them add takes long and tells it nothing."""
 
 MOST_PAIRS = 30_000
 """Pairs at most that a free similarity has its slope from, and that a quadrant is measured on."""
@@ -120,7 +123,7 @@ class _Crossed:
         whole = self._thinned(every, "all")
         free = free_candidates(data_of(whole, nothing, self.vectors), self.vectors)
         rivals = free_candidates(data_of(whole, nothing, self.vectors), self.vectors, rising=False)
-        final = fit_on_all(every, learned[0], courses, self.vectors, self.recipe)
+        final = fit_on_all(self._learnable(every), learned[0], courses, self.vectors, self.recipe)
         shipped = {STUDENT: Candidate.of(self.recipe.student, final, self.vectors), **free}
         predictions = self._predicted(quadrants, students, shipped[STUDENT])
         predictions |= {
@@ -159,6 +162,19 @@ class _Crossed:
         shared = np.flatnonzero(self.same >= 0)
         targets[self.same[shared]] = sources[shared]
         return np.asarray(targets[self._t] & sources[self._s])
+
+    def _learnable(self, pairs: LabelledPairs) -> LabelledPairs:
+        """Return the pairs among as many rows of each axis as a student learns from, those whose ids come first when shuffled."""
+        if max(len(self.targets), len(self.sources)) <= LEARNED_ROWS:
+            return pairs
+        kept = []
+        for ids, codes in ((pairs.target_ids, self.targets), (pairs.source_ids, self.sources)):
+            names = {ids[code]: code for code in codes.tolist()}
+            drawn = shuffled(names, self.recipe.seed, "learned")[:LEARNED_ROWS]
+            mask = np.zeros(len(ids), bool)
+            mask[[names[item] for item in drawn]] = True
+            kept.append(mask)
+        return pairs.take(kept[0][pairs.target] & kept[1][pairs.source])
 
     def _thinned(self, pairs: LabelledPairs, name: str) -> LabelledPairs:
         if len(pairs) <= MOST_PAIRS:

@@ -2,8 +2,9 @@
 
 The cap counts all passes of the teacher's model: labels with held-out pairs and a warm-up, the probe, and embeddings where they
 are hidden states of the same model. By default it is the larger of a tenth of training on all rows and 3,000 forward passes, and
-no more labels than a student can use. Where a student would save nothing, a teacher that labels rows labels them all. What comes
-out follows from settings, sizes and, for a time, from passes that were timed once; the run keeps it, and reads it back.
+no more labels than a student can use; a teacher that reads every row once, asked for all of them, may. Where a student would save
+nothing, a teacher that labels rows labels them all. What comes out follows from settings, sizes and, for a time, from passes
+that were timed once; the run keeps it, and reads it back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nncift.stages.timing import Rates
 from nncift.storage.atomic import write_sealed
 from nncift.storage.ledger import ModelCost, training_cost
 from nncift.teachers import RowTeacher, Teacher
-from nncift.teachers.abilities import WarmsUp, chunk_passes, pass_weight, row_passes, warm_up_cost
+from nncift.teachers.abilities import FORWARD, WarmsUp, chunk_passes, pass_weight, row_passes, warm_up_cost
 
 FILE = "labels/allowance.json"
 
@@ -43,6 +44,9 @@ FEWEST_PAIRS, FEWEST_ROWS = 100, 16
 
 WHOLE_PAIRS = MOST_ROWS**2
 """Pairs among all rows up to which all rows are measured where a student saves nothing: their table is held whole."""
+
+MOST_WHOLE = 1 << 26
+"""The same where no student is wanted, since every row is read once: some 5 GB while their table is made."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,11 @@ class Passes:
         return pairs + (len(axes.target_ids) if self.relative else 0) + self.a_chunk * len(axes.sources)
 
     @property
+    def once_a_row(self) -> bool:
+        """Whether the full teacher takes one forward pass of every row, for which all rows are asked."""
+        return self.full == len(self.axes.rows) and self.weight == FORWARD and LabelBudget.of(self.settings).share == 1
+
+    @property
     def unit(self) -> str:
         """What labels are counted in."""
         return "rows" if self.by_row else "pairs"
@@ -129,7 +138,8 @@ class Passes:
         if axes.pointwise:
             return True
         every = self.by_row or not sets_apart(len(axes.target_ids), shared=axes.shared)
-        return every and len(axes.target_ids) * len(axes.sources) <= WHOLE_PAIRS
+        most = MOST_WHOLE if self.once_a_row and not axes.shared else WHOLE_PAIRS
+        return every and len(axes.target_ids) * len(axes.sources) <= most
 
     def size(self, budget: LabelBudget) -> int:
         """Return the labels to learn from that a budget stands for."""
@@ -161,13 +171,17 @@ class Passes:
 
 @dataclass(frozen=True)
 class Cap:
-    """A bound on what a plan takes. spent: of a plan by its size. said: the cap in words. lift: how to allow more."""
+    """A bound on what a plan takes. spent: of a plan by its size. said: the cap in words. lift: how to allow more.
+
+    use: the cap is what a student can use, and none where no student is needed.
+    """
 
     spent: Callable[[int], float]
     most: float
     said: str
     lift: str
     asked: bool = True
+    use: bool = False
 
     def largest(self, size: int) -> int:
         """Return the largest plan up to a size that stays within; 0 where there is none."""
@@ -203,6 +217,9 @@ def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -
     if found:
         return found
     most, share = max(DEFAULT_SHARE * passes.training, float(LEAST_PASSES)), f"{100 * DEFAULT_SHARE:g} %"
+    if passes.once_a_row:
+        # A ninth of training is hardly more, and spares the student.
+        most = max(most, float(passes.full))
     said = (
         f"the default cap of {share} of training on all rows"
         if most > LEAST_PASSES
@@ -212,7 +229,7 @@ def caps_of(settings: RunSettings, passes: Passes, rates: Callable[[], Rates]) -
     enough = MOST_ROWS if passes.by_row and not passes.axes.pointwise else MOST_PAIRS
     return [
         Cap(lambda size: passes.cost(size).cost, most, said, lift, asked=False),
-        Cap(float, enough, "the default cap of what a student can use", lift, asked=False),
+        Cap(float, enough, "the default cap of what a student can use", lift, asked=False, use=True),
     ]
 
 
@@ -224,9 +241,10 @@ def allow(
     rounds: as asked for. rates: times passes, where a time is given. have: labels to learn from that the run has of an earlier
     session that asked for the same. Raises InfeasibleError where a cap that was given allows no plan.
     """
-    asked = [passes.size(each) for each in rounds]
-    found = _cut(asked[-1], passes, caps_of(settings, passes, rates), have)
-    size, notes = found
+    asked, caps = [passes.size(each) for each in rounds], caps_of(settings, passes, rates)
+    if passes.once_a_row and passes.can_be_whole:
+        caps = [cap for cap in caps if not cap.use]
+    size, notes = _cut(asked[-1], passes, caps, have)
     spent = passes.cost(min(size, asked[0]))
     if spent.saves_nothing:
         if passes.can_be_whole:
@@ -290,10 +308,10 @@ def _whole(settings: RunSettings, spent: ModelCost, passes: Passes) -> Allowance
         if spent.full_cost
         else "this teacher takes no pass of a language model"
     )
-    said = (
-        f"A student saves nothing here: {costs}. So {every}{probe}: the values are the teacher's own, and the "
-        "student is only needed for new rows."
-    )
+    why = f"A student saves nothing here: {costs}. So {every}{probe}"
+    if passes.once_a_row:
+        why = f"The teacher reads every row once, {spent.full_cost:,} forward passes in all, and no student need predict it"
+    said = f"{why}: the values are the teacher's own, and the student is only needed for new rows."
     asked = LabelBudget.of(settings)
     budget = replace(asked, share=1.0, count=None, kind="rows" if passes.by_row else "scatter")
     return Allowance((budget,), "text", whole=True, notes=(said,))

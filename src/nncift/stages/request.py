@@ -121,7 +121,7 @@ class Request:
         for name, rows in named.items():
             paths = [rows] if isinstance(rows, str | Path) else rows
             given[name] = tuple(str(path) for path in paths) if are_paths(rows) else ()
-        resolved = with_settings_of(out, given)
+        resolved = with_settings_of(out, given, aimed="target" in named)
         check_named_locally(resolved, given, out)
         found = {
             name: held(resolved, rows, resolved.limit if name == "pool" else None)

@@ -281,13 +281,16 @@ class RunDir:
                 )
 
 
-def with_settings_of(out: str | Path | None, given: Mapping[str, Any], file: Path | None = None) -> RunSettings:
+def with_settings_of(
+    out: str | Path | None, given: Mapping[str, Any], file: Path | None = None, *, aimed: bool = False
+) -> RunSettings:
     """Return given settings, behind them those of a settings file, and behind these those of the run that is in `out` already.
 
     What a run concluded from other settings, its objective, is concluded anew where these are given anew. What a run was
-    permitted is not given on. Raises what `config.resolve` does, and UsageError for a folder of `select --out`.
+    permitted is not given on. aimed: see `config.defaults`. Raises what `config.resolve` does, and UsageError for a folder of
+    `select --out`.
     """
-    asked = config.resolve(given, file)
+    asked = config.resolve(given, file, aimed=aimed)
     manifest = None if out is None else Path(out) / MANIFEST
     if manifest is None or not manifest.exists():
         return asked
@@ -295,7 +298,7 @@ def with_settings_of(out: str | Path | None, given: Mapping[str, Any], file: Pat
     before = {name: value for name, value in config.load(manifest).items() if name != config.CODE}
     now = {**(config.load(file) if file else {}), **given}
     if "preset" in now and now["preset"] != before.get("preset"):
-        before |= config.PRESETS.get(str(now["preset"]), {})
+        before |= config.defaults(now, aimed=aimed or bool(before.get("target")))
     if any(name in now and _listed(now[name]) != _listed(before.get(name)) for name in CONCLUDED_FROM):
         before.pop("objective", None)
     return config.resolve({**before, **now})
