@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from nncift.core.pairs import LabelledPairs
-from nncift.evaluation import cross_fit
 from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, hold_out
-from nncift.evaluation.held_out_labels import HeldOut, Recipe
+from nncift.evaluation.held_out_labels import HeldOut, Recipe, fit_on_all
 from nncift.evaluation.repeated_runs import MOST_REPETITIONS
 from nncift.labels.vectors import Vectors
 from nncift.models.views import Views
@@ -194,14 +193,13 @@ def test_the_student_that_is_kept_learns_from_some_rows_where_many_are_labelled(
     values = x @ np.random.default_rng(2).normal(size=(8, 8)) @ x.T
     whole = crossed(values, x, 50)
     seen: list[LabelledPairs] = []
-    kept = cross_fit.fit_on_all
 
     def noted(every: LabelledPairs, *given: Any) -> Any:
         seen.append(every)
-        return kept(every, *given)
+        return fit_on_all(every, *given)
 
-    monkeypatch.setattr(cross_fit, "fit_on_all", noted)
-    monkeypatch.setattr(cross_fit, "LEARNED_ROWS", 20)
+    monkeypatch.setattr("nncift.evaluation.cross_fit.fit_on_all", noted)
+    monkeypatch.setattr("nncift.evaluation.cross_fit.LEARNED_ROWS", 20)
     found = crossed(values, x, 50)
     # The same rows on both axes, all pairs among them; what is measured is as before.
     assert len(seen[0]) == 20 * 19
