@@ -174,7 +174,9 @@ def show_figures(out: Console, result: RunSummary) -> None:
     ledger, agrees, skill = result.ledger, result.verdict.agrees_with_teacher, result.gate.headline
     rejected = f", {result.rejected:,} rejected (rejected.jsonl says why)" if result.rejected else ""
     agreement = "not measured"
-    if skill is not None:
+    if result.all_labelled:
+        agreement = "every utility is the teacher's own"
+    elif skill is not None:
         low, high = skill.interval
         agreement = f"{skill.skill:.2f} of the way from chance to the teacher (90 % interval {low:.2f} to {high:.2f})"
     cost = f"{ledger.teacher_passes:,} passes of the teacher's model in {seconds(ledger.seconds)}"

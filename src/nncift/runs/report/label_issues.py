@@ -19,6 +19,9 @@ MOST_COMPARED = 4000
 
 MOST_LISTED = 8
 CERTAIN = ("duplicate", "empty")
+LIKENESS = ("rds", "delift-se")
+"""Teachers whose utility is how alike two rows are: a low one says that a row is of something else, not that it is wrong."""
+
 FAR = 1.5
 """Interquartile ranges beyond a quartile from which on a value is an outlier (Tukey)."""
 
@@ -85,7 +88,7 @@ def _low(run: FinishedRun) -> tuple[str, str, int, dict[str, str]]:
     score = np.array([np.nan if run.choices[item].score is None else run.choices[item].score for item in ids], float)
     # A loss as a teacher takes first what the model does not know.
     sign = -1.0 if run.settings.teacher == "loss" else 1.0
-    places = outliers(sign * score)
+    places = outliers(sign * score) if run.settings.teacher not in LIKENESS else ()
     what = "a mean loss far above" if sign < 0 else "a mean utility far below"
     return (
         "likely wrong",

@@ -44,13 +44,14 @@ FILES = ("pool", "target", "existing")
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked of the run, and how many rows it read, rejected and selected."""
+    """What was asked of the run, and how many rows it read, rejected and selected. all_labelled: nothing is predicted."""
 
     settings: dict[str, Any]
     pool: int | None
     rejected: int | None
     selected: int
     labels: dict[str, Any]
+    all_labelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ def _asked(run: FinishedRun, folders: bool) -> Asked:
         given |= {name: [PurePath(file).name for file in given[name]] for name in FILES if name in given}
         given |= {name: PurePath(given[name]).name for name in ("model", "encoder") if name in given}
     summary = run.summary
-    return Asked(given, summary.get("pool"), summary.get("rejected"), len(run.chosen), summary.get("labels", {}))
+    counts = summary.get("pool"), summary.get("rejected"), len(run.chosen)
+    return Asked(given, *counts, summary.get("labels", {}), bool(summary.get("all_labelled")))
 
 
 def _named(run: FinishedRun, who: str) -> str:
