@@ -186,12 +186,9 @@ def test_the_order_of_rows_decides_nothing() -> None:
     )
 
 
-def test_the_student_that_is_kept_learns_from_some_rows_where_many_are_labelled(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_some_rows_are_used_where_many_are_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     x = units(60)
     values = x @ np.random.default_rng(2).normal(size=(8, 8)) @ x.T
-    whole = crossed(values, x, 50)
     seen: list[LabelledPairs] = []
 
     def noted(every: LabelledPairs, *given: Any) -> Any:
@@ -199,10 +196,25 @@ def test_the_student_that_is_kept_learns_from_some_rows_where_many_are_labelled(
         return fit_on_all(every, *given)
 
     monkeypatch.setattr("nncift.evaluation.cross_fit.fit_on_all", noted)
-    monkeypatch.setattr("nncift.evaluation.cross_fit.LEARNED_ROWS", 20)
+    monkeypatch.setattr("nncift.evaluation.cross_fit.MOST_USED", 24)
     found = crossed(values, x, 50)
-    # The same rows on both axes, all pairs among them; what is measured is as before.
-    assert len(seen[0]) == 20 * 19
+    # The same rows on both axes, all pairs among them; the run is repeated with all that are labelled.
+    assert len(seen[0]) == 24 * 23
     assert set(seen[0].target) == set(seen[0].source)
-    assert r2(found, "q4") == pytest.approx(r2(whole, "q4"))
-    assert r2(found, "q1") > 0.9
+    assert set(found.quadrants["q4"].source) <= set(seen[0].source)
+    assert r2(found, "q4") > 0.9
+    assert len({code for block in found.blocks for code in block.sources.tolist()}) > 24
+
+
+def test_pairs_with_a_target_set_are_bounded_and_no_target_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, wanted = units(90), units(20, seed=5)
+    values = wanted @ np.random.default_rng(2).normal(size=(8, 8)) @ x.T
+    labels = measured(values, np.arange(20), np.arange(90), shared=False)
+    monkeypatch.setattr("nncift.evaluation.cross_fit.LEAST_USED", 40)
+    monkeypatch.setattr("nncift.evaluation.cross_fit.USED_PAIRS", 600)
+    found = hold_out(labels, Vectors(wanted, x, TEXT), Recipe("product", "default", 0), coverage=True)
+    assert set(found.quadrants) == {"q1", "q4"}
+    # 40 sources at least, and as many targets as make 600 pairs of them.
+    pairs = found.quadrants["q4"]
+    assert (len(set(pairs.source)), len(set(pairs.target)), len(pairs)) == (40, 15, 600)
+    assert r2(found, "q4") > 0.9

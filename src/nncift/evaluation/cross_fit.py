@@ -21,6 +21,7 @@ from nncift.evaluation.held_out_labels import (
     Quadrants,
     Recipe,
     baselines_of,
+    coded,
     data_of,
     fit_again,
     fit_on_all,
@@ -40,8 +41,12 @@ FOLDS, FEWER_FOLDS = 8, 5
 MOST_ROWS = 300
 """Rows of an axis that a student of one fold learns from at most."""
 
-LEARNED_ROWS = 5_000
-"""Rows of an axis that the student which is kept learns from at most: what more of them add takes long and tells it nothing."""
+MOST_USED, LEAST_USED, USED_PAIRS = 5_000, 2_000, 1_000_000
+"""Rows of an axis at most that anything here is learned from or measured on, and how many of the longer axis are kept at least
+where pairs among them are still more than so many: what more of them add takes long and tells nothing."""
+
+MOST_JUDGED, LEAST_JUDGED = 200_000, 500
+"""Pairs with a target set that fidelity is measured on at most, and the sources that they have at least."""
 
 MOST_PAIRS = 30_000
 """Pairs at most that a free similarity has its slope from, and that a quadrant is measured on."""
@@ -79,11 +84,12 @@ class _Crossed:
         recipe: Recipe,
         advance: Callable[[int], None],
     ) -> None:
-        self.every = combine(dict(labels)).present()
+        self.labelled = combine(dict(labels)).present()
+        self.every = _used(self.labelled, recipe.seed)
         self.vectors, self.recipe, self.advance = vectors, recipe, advance
         self.folds = FEWER_FOLDS if refittable(network(recipe.student)) is None else FOLDS
-        self.targets, self._t = np.unique(self.every.target, return_inverse=True)
-        self.sources, self._s = np.unique(self.every.source, return_inverse=True)
+        self.targets, self._t = coded(self.every.target)
+        self.sources, self._s = coded(self.every.source)
         self.same = same_items(self.every, self.targets, self.sources)
         self.fold_t, self.fold_s = self._folds()
         self.of_t, self.of_s = self.fold_t[self._t], self.fold_s[self._s]
@@ -100,7 +106,7 @@ class _Crossed:
         fold_s = np.empty(len(self.sources), np.intp)
         fold_s[order[random.permutation(len(order))]] = np.arange(len(order)) % self.folds
         fold_t = np.full(len(self.targets), -1, np.intp)
-        given = len(self.targets) == len(self.every.target_ids) and not (self.same >= 0).any()
+        given = len(coded(self.labelled.target)[0]) == len(self.every.target_ids) and not (self.same >= 0).any()
         if len(self.targets) >= self.folds and not given:
             order = np.argsort([self.every.target_ids[code] for code in self.targets], kind="stable")
             fold_t[order[random.permutation(len(order))]] = np.arange(len(order)) % self.folds
@@ -123,7 +129,7 @@ class _Crossed:
         whole = self._thinned(every, "all")
         free = free_candidates(data_of(whole, nothing, self.vectors), self.vectors)
         rivals = free_candidates(data_of(whole, nothing, self.vectors), self.vectors, rising=False)
-        final = fit_on_all(self._learnable(every), learned[0], courses, self.vectors, self.recipe)
+        final = fit_on_all(every, learned[0], courses, self.vectors, self.recipe)
         shipped = {STUDENT: Candidate.of(self.recipe.student, final, self.vectors), **free}
         predictions = self._predicted(quadrants, students, shipped[STUDENT])
         predictions |= {
@@ -135,7 +141,7 @@ class _Crossed:
         return HeldOut(
             quadrants,
             predictions,
-            repeated_runs(self.every, self.vectors, self.recipe, courses, free, self.advance),
+            repeated_runs(self.labelled, self.vectors, self.recipe, courses, free, self.advance),
             self.folds,
             shipped,
             {"folds": self.folds, "courses": [dict(course) for course in courses], **_agreed(learned)},
@@ -163,18 +169,15 @@ class _Crossed:
         targets[self.same[shared]] = sources[shared]
         return np.asarray(targets[self._t] & sources[self._s])
 
-    def _learnable(self, pairs: LabelledPairs) -> LabelledPairs:
-        """Return the pairs among as many rows of each axis as a student learns from, those whose ids come first when shuffled."""
-        if max(len(self.targets), len(self.sources)) <= LEARNED_ROWS:
-            return pairs
-        kept = []
-        for ids, codes in ((pairs.target_ids, self.targets), (pairs.source_ids, self.sources)):
-            names = {ids[code]: code for code in codes.tolist()}
-            drawn = shuffled(names, self.recipe.seed, "learned")[:LEARNED_ROWS]
-            mask = np.zeros(len(ids), bool)
-            mask[[names[item] for item in drawn]] = True
-            kept.append(mask)
-        return pairs.take(kept[0][pairs.target] & kept[1][pairs.source])
+    def _judged(self) -> LabelledPairs:
+        """Return all pairs of as many sources as make no more than are measured with a target set, of each fold alike."""
+        most = max(LEAST_JUDGED, MOST_JUDGED // max(1, len(self.targets)))
+        if len(self.sources) <= most:
+            return self.every
+        kept = np.zeros(len(self.sources), bool)
+        # Folds are drawn at random, in turn.
+        kept[np.argsort(self.fold_s, kind="stable")[:: -(-len(self.sources) // most)]] = True
+        return self.every.take(kept[self._s])
 
     def _thinned(self, pairs: LabelledPairs, name: str) -> LabelledPairs:
         if len(pairs) <= MOST_PAIRS:
@@ -209,7 +212,7 @@ class _Crossed:
     def _quadrants(self) -> Quadrants:
         """Return the pairs of each quadrant: q4 both rows in one fold, q3 the source's fold alone held out, q2 the target's."""
         if not self.holds_targets:
-            return {"q1": self.every, "q4": self.every}
+            return {"q1": self._thinned(self.every, "seen"), "q4": self._judged()}
         inside = self.of_t == self.of_s
         across = self._thinned(self.every.take(~inside), "across")
         return {
@@ -280,6 +283,26 @@ class _Crossed:
         late = self.fold_s[np.searchsorted(self.sources, pairs.source)] >= self.folds // 2
         values = {STUDENT: predictions[STUDENT]["q4"], **{name: of.predict(pairs) for name, of in free.items()}}
         return tuple((pairs.take(half), {name: of[half] for name, of in values.items()}) for half in (~late, late))
+
+
+def _used(pairs: LabelledPairs, seed: int) -> LabelledPairs:
+    """Return the pairs among as many rows of each axis as are used; where both axes are the same rows, so are these."""
+    axes = ((pairs.target_ids, coded(pairs.target)[0]), (pairs.source_ids, coded(pairs.source)[0]))
+    targets, sources = (min(len(codes), MOST_USED) for _, codes in axes)
+    if axes[0][0] != axes[1][0] and targets * sources > USED_PAIRS:
+        sources = min(sources, max(LEAST_USED, USED_PAIRS // targets))
+        targets = min(targets, max(1, USED_PAIRS // sources))
+    kept = []
+    for (ids, codes), most in zip(axes, (targets, sources), strict=True):
+        mask = np.zeros(len(ids), bool)
+        mask[codes] = len(codes) <= most
+        if len(codes) > most:
+            places = {ids[code]: code for code in codes.tolist()}
+            mask[[places[item] for item in shuffled(places, seed, "used")[:most]]] = True
+        kept.append(mask)
+    if targets == len(axes[0][1]) and sources == len(axes[1][1]):
+        return pairs
+    return pairs.take(kept[0][pairs.target] & kept[1][pairs.source])
 
 
 def _agreed(learned: list[FittedStudent]) -> dict[str, float]:

@@ -102,6 +102,12 @@ def baselines_of(
     return predict_quadrants(fit_baselines(train, validation, wanted, vectors.text), quadrants)
 
 
+def coded(codes: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the different codes of an axis in order, and the place of each among them: `np.unique`, without sorting."""
+    there = np.bincount(codes) > 0
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[codes]
+
+
 def same_items(pairs: LabelledPairs, targets: npt.NDArray[Any], sources: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Return the place among the targets of the item that each source is, -1 where it is none of them."""
     place = {pairs.target_ids[code]: row for row, code in enumerate(targets.tolist())}

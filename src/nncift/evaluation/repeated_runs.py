@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.evaluation.held_out_labels import Recipe, fit_again, same_items
+from nncift.evaluation.held_out_labels import Recipe, coded, fit_again, same_items
 from nncift.evaluation.selection_skill import Block
 from nncift.labels.vectors import Vectors
 from nncift.student.candidates import STUDENT, Candidate
@@ -85,8 +85,8 @@ class _Runs:
 
     def __init__(self, every: LabelledPairs, vectors: Vectors, recipe: Recipe) -> None:
         self.every, self.vectors = every, vectors
-        self.targets, self._t = np.unique(every.target, return_inverse=True)
-        self.sources, self._s = np.unique(every.source, return_inverse=True)
+        self.targets, self._t = coded(every.target)
+        self.sources, self._s = coded(every.source)
         self.same = same_items(every, self.targets, self.sources)
         self.by_descent = refittable(network(recipe.student)) is None
         self.share = len(self.targets) / len(every.target_ids), len(self.sources) / len(every.source_ids)
