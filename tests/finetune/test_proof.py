@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import nncift
+from nncift import pipeline
 from nncift.errors import DataError, InfeasibleError, UsageError
 from nncift.finetune.arms import Pool, rds_ids
 from nncift.finetune.experiment import tune
@@ -349,3 +350,25 @@ def test_rds_reads_no_row_that_the_runs_probe_has_read(
     pool = Pool(finished, tmp_path / "probed", lambda: llama)
     assert rds_ids(pool, 6) == wanted
     assert pool.costs["rds"] == {"teacher_passes": 40, "cost": 40, "by_probe": True}
+
+
+def test_rds_reads_no_row_that_the_runs_teacher_has_read(
+    llama: CausalLM, llama_folder: Path, write_pool: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, wanted = write_pool(30), write_pool(4, "wanted.jsonl", 60)
+    given: dict[str, Any] = {"target": wanted, "model": str(llama_folder), "encoder": "hash", "budget": 8}
+    made = pipeline.run(pool, out=tmp_path / "run", device="cpu", **given)
+    assert made.result.teacher == "rds"
+    of_its_own = Pool(FinishedRun(made.path), tmp_path / "plain", lambda: llama)
+    read = of_its_own.rds_of_run
+    monkeypatch.setattr(FinishedRun, "pooled", lambda _, ids, reader: None)
+    afresh = rds_ids(Pool(FinishedRun(made.path), tmp_path / "afresh", lambda: llama), 8)
+    monkeypatch.undo()
+    assert read is not None
+    assert rds_ids(of_its_own, 8) == afresh
+    assert set(afresh) == set(made.subset.ids)
+    assert of_its_own.costs["rds"] == {"teacher_passes": 34, "cost": 34, "by_probe": True}
+    # Another model has read nothing of it.
+    assert Rds(llama).describe() == of_its_own.rds.describe()
+    monkeypatch.setattr(Rds, "describe", lambda _: {"teacher": "rds", "model": "another"})
+    assert Pool(FinishedRun(made.path), tmp_path / "other", lambda: llama).rds_of_run is None

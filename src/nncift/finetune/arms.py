@@ -2,7 +2,7 @@
 
 `selected` is the run's own selection. Rules of the run (quotas, rows in and out, duplicates) bind `selected`, `teacher` and
 `small-teacher`, which choose as the run chooses; the others know no rules. The full teacher, a teacher of a smaller model and
-RDS cost passes of a model; what they compute is kept, and resumed. RDS takes what the run's probe has read.
+RDS cost passes of a model; what they compute is kept, and resumed. RDS takes what the run has read.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Pool:
         return Rds(self.lm(), template=self.template)
 
     @cached_property
-    def rds_of_probe(self) -> UtilityMatrix | None:
-        """The utilities of RDS from what the run's probe has read, None where that does not hold them."""
+    def rds_of_run(self) -> UtilityMatrix | None:
+        """The utilities of RDS from what the run's teacher or probe has read, None where they do not hold them."""
         reader, wanted = self.rds.describe(), self.rows.target_ids
         across, along = tuple(sorted(wanted or self.ids)), tuple(sorted(self.ids))
         targets, sources = self.run.pooled(across, reader), self.run.pooled(along, reader)
@@ -196,10 +196,10 @@ def small_teacher_ids(pool: Pool, k: int) -> tuple[str, ...]:
 def rds_ids(pool: Pool, k: int) -> tuple[str, ...]:
     """Return what RDS+ selects: rows of the target set, or of the pool, take in turn the nearest in the trained model's states.
 
-    The test rows are never looked at. Takes one pass of the model per row, none where the run's probe has made them, and memory
+    The test rows are never looked at. Takes one pass of the model per row, none where the run has made them, and memory
     for a matrix of all pairs.
     """
-    matrix, wanted = pool.rds_of_probe, pool.run.rows.target_examples
+    matrix, wanted = pool.rds_of_run, pool.run.rows.target_examples
     # What the choice takes, whoever made the passes: the run's own selection pays for its probe too.
     passes, made = len(pool.ids) + len(wanted or ()), matrix is not None
     pool.costs.setdefault("rds", {}).update(teacher_passes=passes, cost=passes, by_probe=made)

@@ -66,7 +66,7 @@ class _Planned(TuneExperiment):
     def dear(self) -> tuple[str, ...]:
         """Arms of this tune whose rows only passes of a model tell; not RDS where the run's probe has made them."""
         dear = [arm for arm in self.settings.arms if arm in DEAR]
-        return tuple(arm for arm in dear if arm != "rds" or self._pool.rds_of_probe is None)
+        return tuple(arm for arm in dear if arm != "rds" or self._pool.rds_of_run is None)
 
     def rows_of(self, arm: str, budget: SubsetSize, seed: int) -> tuple[str, ...]:
         """Return the rows of an arm, the run's selection in the place of a dear one's."""

@@ -117,7 +117,7 @@ def summary(record: JsonObject) -> list[str]:
     ]
     for arm, cost in record["costs"].items():
         if "teacher_passes" in cost:
-            by_probe = ", which the run's probe had made" if cost.get("by_probe") else ""
+            by_probe = ", which the run had made" if cost.get("by_probe") else ""
             lines.append(f"The rows of {arm} cost {cost['teacher_passes']:,} passes of a model{by_probe}.")
     machine = record["machine"]
     lines.append(f"{record['seconds']:.0f} s of training and judging on {machine['device']}, {machine['platform']}.")

@@ -11,9 +11,13 @@ quadrant is measured:
 - `base`: targets without an example, for relative teachers.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
 from nncift.labels.label_budget import FIRST, LabelBudget
@@ -70,6 +74,7 @@ __all__ = [
     "extended",
     "grow",
     "grow_rows",
+    "measured_values",
     "open_labels",
     "read_utilities",
     "set_apart",
@@ -91,3 +96,12 @@ def read_utilities(folder: Path) -> dict[str, LabelledPairs]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"the label plan {str(head)!r} is damaged ({error}); use another --out") from error
     return (RowLabelStore(folder) if of_rows else PairLabelStore(folder)).utilities()
+
+
+def measured_values(folder: Path, ids: Sequence[str]) -> Floats | None:
+    """Return what a teacher that labels rows measured of some, `(n, width)`; None where it has not measured all of them."""
+    store = RowLabelStore(folder)
+    place = {} if store.plan is None else {item: at for at, item in enumerate(store.plan.order)}
+    if any(item not in place for item in ids):
+        return None
+    return store.values(np.array([place[item] for item in ids], np.intp))

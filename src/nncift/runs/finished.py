@@ -27,7 +27,7 @@ from nncift.data.pool import PoolTable
 from nncift.errors import DataError, UsageError
 from nncift.evaluation.fidelity import FidelityReport
 from nncift.evaluation.run_verdict import RunSummary
-from nncift.labels import SCORE, read_utilities
+from nncift.labels import SCORE, measured_values, read_utilities
 from nncift.labels.vectors import VectorFiles
 from nncift.models.encoders import check_encoder_is_local
 from nncift.models.loading import check_is_local
@@ -109,19 +109,21 @@ class FinishedRun:
 
         found: what a teacher says of itself, or a part of that.
         """
-        checksums.verify(self.base, TEACHER)
-        path = self.base / TEACHER
-        try:
-            labelled = read_json(path) if path.exists() else {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{str(path)!r} is damaged ({error}); run the same `nncift run` again") from error
-        differ = sorted(name for name in DECISIVE if name in found and labelled.get(name, found[name]) != found[name])
-        if differ:
+        before = self._labelled_by
+        differ = sorted(name for name in DECISIVE if name in found and before.get(name, found[name]) != found[name])
+        if one := next(iter(differ), None):
             raise DataError(
                 f"the labels of {str(self.path)!r} are of other files than those at hand: {' and '.join(differ)} differ now "
-                f"({found[differ[0]]!r}, and it was {labelled[differ[0]]!r}). Put back what the run was made with, or run again "
-                "with another --out"
+                f"({found[one]!r}, and it was {before[one]!r}). Put back what the run was made with, or use another --out"
             )
+
+    @cached_property
+    def _labelled_by(self) -> JsonObject:
+        checksums.verify(self.base, TEACHER)
+        try:
+            return dict(read_json(path)) if (path := self.base / TEACHER).exists() else {}
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"{str(path)!r} is damaged ({error}); run the same `nncift run` again") from error
 
     @cached_property
     def summary(self) -> JsonObject:
@@ -243,8 +245,9 @@ class FinishedRun:
         return self._files.views.take(self._files.of(ids), TEXT)
 
     def pooled(self, ids: Sequence[str], reader: Mapping[str, Any]) -> Floats | None:
-        """Return what RDS+ compares, where this run's probe holds it; see `VectorFiles.pooled`."""
-        return self._files.pooled(ids, reader)
+        """Return what RDS+ compares, where this run's labels or its probe hold it; see `VectorFiles.pooled`."""
+        own = measured_values(self.base / "labels", ids) if self._labelled_by == dict(reader) else None
+        return self._files.pooled(ids, reader) if own is None else own
 
     @cached_property
     def similarities(self) -> FreeSimilarities:
