@@ -32,6 +32,8 @@ from nncift.models.loading import locate
 from nncift.models.training_steps import IGNORED, mean_loss, row_losses
 from nncift.teachers.ekfac import NUMBERS, EkFac, drawn_labels
 from nncift.teachers.layer_teacher import LayerTeacher
+from nncift.teachers.less import Less
+from nncift.teachers.less_options import LessOptions
 from nncift.teachers.trackstar import TrackStar
 
 if TYPE_CHECKING:
@@ -71,16 +73,16 @@ are few, and much of a ranking is the draw of its projection: two draws here agr
 fewer numbers a side, so that its default is {side} (`--option projection=32` for more).
 """
 SKETCHES = (8_192, 32_768, 131_072, 524_288)
-SKETCH_HEAD = "## How many numbers EK-FAC's row needs"
+SKETCH_HEAD = "## How many numbers a row needs"
 SKETCH_TEXT = """{head}
 
 `python benchmarks/peer_rankings.py --model {model} --data ROWS.jsonl --rows {rows} --targets {targets} --longest {longest}
---write` on {machine}: the same rows, layers and labels as above; every row's {wide:,} numbers are sketched again to fewer,
-twice, by other hashes and signs, so that the sketch alone differs.
+--write` on {machine}: the same rows as above, for EK-FAC the same layers and labels, for LESS one checkpoint of its defaults;
+every row's {wide:,} numbers are sketched again to fewer, twice, by other hashes and signs, so that the sketch alone differs.
 
 {table}
 
-The default is {default:,} numbers; it was 32,768.
+The default of EK-FAC is {default:,} numbers (it was 32,768), that of LESS {less:,}.
 """
 Matrix = npt.NDArray[np.floating]
 
@@ -122,6 +124,18 @@ class Rows:
             teacher.prepare(rows)
         return [values[:, : teacher.dimension] for values in self._measured(teacher)]
 
+    def less(self) -> list[Matrix]:
+        """Return the gradients of targets and the updates of the pool's rows, of norm 1, at LESS's checkpoint, `(n, WIDE)`."""
+        with tempfile.TemporaryDirectory() as folder:
+            teacher = Less(self.lm, projection=WIDE, checkpoints=1, workspace=Path(folder))
+            for rows in (self.targets, self.pool):
+                teacher.prepare(rows)
+            targets, sources = (
+                np.concatenate([teacher.measure(ids).values for ids in _parts(rows.ids)])
+                for rows in (self.targets, self.pool)
+            )
+        return [targets[:, :WIDE], sources[:, WIDE : 2 * WIDE]]
+
     def ekfac(self, seed: int, **options: Any) -> EkFac:
         """Return the teacher, with all pool rows as its sample."""
         return EkFac(self.lm, seed=seed, sample=len(self.pool), layers=LAYERS, **options)
@@ -155,13 +169,15 @@ def main() -> None:
 
 def sketched(rows: Rows, given: argparse.Namespace) -> str:
     """Return the part of the page about how far two sketches of the same gradients rank alike, by their numbers."""
-    ekfac = rows.ekfac(0, projection=WIDE)
-    targets, sources = rows.features(ekfac)
-    whole, lines = targets @ sources.T, []
-    for numbers in SKETCHES:
-        one, other = (_hashed(targets, sources, numbers, draw) for draw in range(2))
-        lines.append([f"{numbers:,}", *agreement(one, other)[:2], *agreement(one, whole)])
+    lines = []
+    for name in ("EK-FAC", "LESS"):
+        targets, sources = rows.less() if name == "LESS" else rows.features(rows.ekfac(0, projection=WIDE))
+        whole = targets @ sources.T
+        for numbers in SKETCHES:
+            one, other = (_hashed(targets, sources, numbers, draw) for draw in range(2))
+            lines.append([name, f"{numbers:,}", *agreement(one, other)[:2], *agreement(one, whole)])
     heads = [
+        "teacher",
         "numbers",
         "two sketches, Spearman",
         "lowest",
@@ -175,6 +191,7 @@ def sketched(rows: Rows, given: argparse.Namespace) -> str:
         machine=machine(),
         wide=WIDE,
         default=NUMBERS,
+        less=LessOptions().projection,
         table="\n".join(table(heads, lines)),
     )
 
