@@ -31,6 +31,8 @@ DEMO = {"demo": "DELIFT", "ekfac": "EK-FAC", "gist": "GIST, directions of 150 of
 """Teachers of the generated world, by the name of what is measured."""
 
 GRADIENTS = "gradients"
+EXTREME = 50
+"""Standard deviations of the largest utility from which on a world is said to hang on a few pairs."""
 
 
 def main() -> None:
@@ -134,6 +136,10 @@ def demo_world(rows: int, cache: Path, name: str) -> World:
         np.save(kept, matrix.values)
     pool = pool.subset(matrix.source_ids)
     about = f"{DEMO[name]} on the generated demo world (seed 0), {len(pool)} rows, the model in the package"
+    known = matrix.values[np.isfinite(matrix.values)]
+    most = float(np.abs(known).max() / known.std())
+    if most > EXTREME:
+        about += f"; the largest utility is {most:,.0f} standard deviations of all, so skill tells whether a few pairs are found"
     return World(name, matrix, vectors_of(pool, teacher.lm), about)
 
 
