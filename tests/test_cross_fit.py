@@ -11,6 +11,7 @@ from nncift.core.pairs import LabelledPairs
 from nncift.evaluation.cross_fit import FOLDS, MOST_ROWS, hold_out
 from nncift.evaluation.held_out_labels import HeldOut, Recipe, fit_on_all
 from nncift.evaluation.repeated_runs import MOST_REPETITIONS
+from nncift.labels import SCORE
 from nncift.labels.vectors import Vectors
 from nncift.models.views import Views
 from nncift.student.candidates import STUDENT
@@ -218,3 +219,16 @@ def test_pairs_with_a_target_set_are_bounded_and_no_target_is_held_out(monkeypat
     pairs = found.quadrants["q4"]
     assert (len(set(pairs.source)), len(set(pairs.target)), len(pairs)) == (40, 15, 600)
     assert r2(found, "q4") > 0.9
+
+
+def test_all_scores_of_a_pointwise_teacher_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = units(80)
+    ids = tuple(f"row-{i:03d}" for i in range(80))
+    codes = np.arange(80, dtype=np.int32)
+    every = LabelledPairs(SCORE, ids, np.zeros(80, np.int32), codes, (x @ np.ones(8)).astype(np.float32))
+    labels = {"train": every, "validation": every.take(np.arange(0)), "test": every.take(np.arange(0))}
+    monkeypatch.setattr("nncift.evaluation.cross_fit.MOST_USED", 20)
+    found = hold_out(
+        labels, Vectors(np.zeros((1, 0), np.float32), x, TEXT), Recipe("product", "default", 0), coverage=False
+    )
+    assert set(found.quadrants["q4"].source) == set(range(80))

@@ -30,6 +30,7 @@ from nncift.evaluation.held_out_labels import (
 )
 from nncift.evaluation.planned_items import hold_out_planned
 from nncift.evaluation.repeated_runs import repeated_runs
+from nncift.labels import SCORE
 from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import Vectors
 from nncift.student.candidates import STUDENT, Candidate, free_candidates
@@ -41,9 +42,9 @@ FOLDS, FEWER_FOLDS = 8, 5
 MOST_ROWS = 300
 """Rows of an axis that a student of one fold learns from at most."""
 
-MOST_USED, LEAST_USED, USED_PAIRS = 5_000, 2_000, 1_000_000
-"""Rows of an axis at most that anything here is learned from or measured on, and how many of the longer axis are kept at least
-where pairs among them are still more than so many: what more of them add takes long and tells nothing."""
+MOST_USED, LEAST_USED, USED_PAIRS = 20_000, 2_000, 1_000_000
+"""Rows of an axis at most that anything here is learned from or measured on where pairs of rows are labelled, and how many of the
+sources are kept at least where their pairs with a target set are still more than so many: more take long and add little."""
 
 MOST_JUDGED, LEAST_JUDGED = 200_000, 500
 """Pairs with a target set that fidelity is measured on at most, and the sources that they have at least."""
@@ -286,7 +287,12 @@ class _Crossed:
 
 
 def _used(pairs: LabelledPairs, seed: int) -> LabelledPairs:
-    """Return the pairs among as many rows of each axis as are used; where both axes are the same rows, so are these."""
+    """Return the pairs among as many rows of each axis as are used; where both axes are the same rows, so are these.
+
+    All scores of a pointwise teacher are used.
+    """
+    if pairs.target_ids == SCORE:
+        return pairs
     axes = ((pairs.target_ids, coded(pairs.target)[0]), (pairs.source_ids, coded(pairs.source)[0]))
     targets, sources = (min(len(codes), MOST_USED) for _, codes in axes)
     if axes[0][0] != axes[1][0] and targets * sources > USED_PAIRS:
