@@ -77,7 +77,8 @@ SKETCH_HEAD = "## How many numbers a row needs"
 SKETCH_TEXT = """{head}
 
 `python benchmarks/peer_rankings.py --model {model} --data ROWS.jsonl --rows {rows} --targets {targets} --longest {longest}
---write` on {machine}: the same rows as above, for EK-FAC the same layers and labels, for LESS one checkpoint of its defaults;
+--write` on {machine}: rows of five files, for EK-FAC the same layers and labels as above, for LESS one checkpoint
+of its defaults;
 every row's {wide:,} numbers are sketched again to fewer, twice, by other hashes and signs, so that the sketch alone differs.
 
 {table}
