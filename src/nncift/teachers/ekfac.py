@@ -33,7 +33,7 @@ EXACT = 512
 
 NUMBERS = 131_072
 """Numbers of a row's sketch. Of SmolLM2's rows, two sketches of 32,768 numbers rank alike at a Spearman of 0.65, of 131,072 at
-0.85, of 524,288 at 0.95 (benchmarks/peer_rankings.py; of other rows 0.54, 0.77, 0.90); a row of this many takes half a megabyte."""
+0.85, of 524,288 at 0.95 (benchmarks/peer_rankings.py; of other rows 0.54, 0.77, 0.90). A row of this many takes 0.5 MB."""
 
 
 class EkFac(LayerTeacher):
