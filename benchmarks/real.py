@@ -156,13 +156,13 @@ def calibrate(given: argparse.Namespace) -> None:
 
 def command() -> str:
     """Return the command of this process as the page shows it: without the folder of the world, which differs by machine."""
-    words = iter(sys.argv[1:])
-    kept = []
-    for word in words:
-        if word in ("--world", "--toy", "--data", "--only"):
-            next(words, None)
-        elif word not in ("--json", "--write"):
-            kept.append(word)
+    kept, left_out = [], False
+    for word in sys.argv[1:]:
+        # With the words that belong to them.
+        left_out = word in ("--world", "--toy", "--data", "--only", "--json", "--write") or (
+            left_out and not word.startswith("--")
+        )
+        kept += [] if left_out else [word]
     return " ".join(["python benchmarks/real.py", *kept, "--write"])
 
 
