@@ -199,7 +199,9 @@ def test_a_teacher_that_reads_every_row_once_reads_them_all_for_a_target_set(row
     assert passes.full == rows + 16
     assert found.notes[0].startswith(f"The teacher reads every row once, {rows + 16:,} forward passes in all")
     # No probe is made, which only a student reads.
-    assert allowed(rows, Once(), targets=Sized(16), labels="100%", features="probe")[0].features == "text"
+    probed, _ = allowed(rows, Once(), targets=Sized(16), labels="100%", features="probe")
+    assert probed.features == "text"
+    assert ", and no probe is made: the values are" in probed.notes[0]
 
 
 def test_a_cost_that_was_given_cuts_it_all_the_same() -> None:

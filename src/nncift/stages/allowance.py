@@ -310,7 +310,8 @@ def _whole(settings: RunSettings, spent: ModelCost, passes: Passes) -> Allowance
     )
     why = f"A student saves nothing here: {costs}. So {every}{probe}"
     if passes.once_a_row:
-        why = f"The teacher reads every row once, {spent.full_cost:,} forward passes in all, and no student need predict it"
+        all_passes = f"{spent.full_cost:,} forward passes in all"
+        why = f"The teacher reads every row once, {all_passes}, and no student need predict it{probe}"
     said = f"{why}: the values are the teacher's own, and the student is only needed for new rows."
     asked = LabelBudget.of(settings)
     budget = replace(asked, share=1.0, count=None, kind="rows" if passes.by_row else "scatter")
