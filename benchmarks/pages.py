@@ -40,8 +40,9 @@ down, are measured with the first; what runs state of themselves, further down, 
 
 TOYS = """## Toy models
 
-`python benchmarks/fidelity.py --seeds 3 --rows 600 --demo-rows 400` on {machine}; mean ± standard deviation over seeds of held-out items, plan and
-training on one world. R² and Spearman are on all pairs that were not measured. Skill: 0 is random, 1 the full teacher, both under
+`python benchmarks/fidelity.py --seeds 3 --rows 600 --demo-rows 400` on {machine};
+mean ± standard deviation over seeds of held-out items, plan and training on one world.
+R² and Spearman are on all pairs that were not measured. Skill: 0 is random, 1 the full teacher, both under
 the true matrix; known labels stand in the matrix. `after the gate`: where a run would have
 used a free similarity instead, its skill counts (at 1, 5, 10 and 30 %). `worst - free`: the lowest difference, over seeds and
 budgets, to the best similarity that is free under the same features, at each budget the best in hindsight. `90 % covers`: share
