@@ -32,11 +32,11 @@ def test_estimates_of_several_runs_share_a_table_and_name_teacher_and_rivals_onc
         }
         return {"lds": {"mean": mean, "interval": [mean - 0.1, mean + 0.2], "targets": 9}, "differences": gap}
 
-    def record(name: str, student: float, passes: int) -> dict[str, Any]:
+    def record(name: str, student: float, passes: int, **options: Any) -> dict[str, Any]:
         lds = {"student": agreement(student, teacher=-0.1, random=0.3), "teacher": agreement(0.5, random=0.4)}
         halves = {"halves": 8, "half": 10, "rows": 20, "targets": 9, "repeats": 1, "ceiling": None}
         found = {**halves, "lds": lds | {"random": agreement(0.1)}, "loss": {"untrained": 2.0, "trained": 1.0}}
-        shared = {"seed": 0, "run": {"teacher": "less"}, "full_passes": 200}
+        shared = {"seed": 0, "run": {"teacher": "less", **options}, "full_passes": 200}
         return {**shared, "name": name, "passes": passes, "retraining": found}
 
     page = retrain_page(
@@ -51,6 +51,10 @@ def test_estimates_of_several_runs_share_a_table_and_name_teacher_and_rivals_onc
         "| random | - | 0.10 | 0.00 to 0.30 | 0.00 to 0.30 | - |",
     ]
     assert "student: 9%" in page.figures["lds-0.svg"]
+    # The directions of a target set's gradients make LESS another teacher.
+    gist = record("gist", 0.2, 10, option={"projection_kind": "target"})
+    both = retrain_page(Analysis(name="lds", kind="retrain", pool="any"), [gist, record("5%", 0.3, 10)])
+    assert {"| teacher: gist | 100%", "| teacher: less | 100%"} <= {line[:23] for line in both.text.splitlines()}
 
 
 def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:

@@ -94,9 +94,15 @@ def _scores(records: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Agreement],
         found[name] = lds.pop(STUDENT)
         shares[name] = f"{record['passes'] / record['full_passes']:.0%}" if record["full_passes"] else "-"
         if TEACHER in lds:
-            name = f"{TEACHER}: {record['run'].get('teacher', 'teacher')}"
+            name = f"{TEACHER}: {_teacher_of(record['run'])}"
             found.setdefault(name, lds.pop(TEACHER))
             shares[name] = "100%"
         for name, one in lds.items():
             found.setdefault(name, one)
     return found, {name: shares.get(name, "-") for name in found}
+
+
+def _teacher_of(run: Mapping[str, Any]) -> str:
+    """Return the name of a run's teacher; LESS along a target set's own directions is GIST."""
+    along = (run.get("option") or {}).get("projection_kind")
+    return "gist" if along == "target" else str(run.get("teacher", "teacher"))
