@@ -54,7 +54,7 @@ def test_estimates_of_several_runs_share_a_table_and_name_teacher_and_rivals_onc
     # The directions of a target set's gradients make LESS another teacher.
     gist = record("gist", 0.2, 10, option={"projection_kind": "target"})
     both = retrain_page(Analysis(name="lds", kind="retrain", pool="any"), [gist, record("5%", 0.3, 10)])
-    assert {"| teacher: gist | 100%", "| teacher: less | 100%"} <= {line[:23] for line in both.text.splitlines()}
+    assert {"| teacher: gist | 100%", "| teacher: less | 100%"} <= {line[:22] for line in both.text.splitlines()}
 
 
 def test_areas_are_means_over_seeds_with_the_best_score_first() -> None:
