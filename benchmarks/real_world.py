@@ -307,10 +307,8 @@ class Maker:
 
     def ekfac(self, world: RealWorld) -> Pieces:
         """EK-FAC over the smaller pool with its defaults and factors of its own rows."""
-        rows, teacher = (
-            world.rows.subset(world.rows.ids[: POOLS[0]]),
-            EkFac(self.lm, seed=SEED, workspace=self.folder / "ekfac"),
-        )
+        rows = world.rows.subset(world.rows.ids[: POOLS[0]])
+        teacher = EkFac(self.lm, seed=SEED, workspace=self.folder / "ekfac")
         _check_accepted(teacher.prepare(rows), self.lm)
         return self._by_row("ekfac", teacher, rows.ids)
 
