@@ -546,6 +546,6 @@ def test_a_target_set_alone_has_rds_read_every_row_and_take_them_in_turn(
         left = [(-value, item) for value, item in zip(line.tolist(), rows.ids, strict=True) if item not in taken]
         taken.append(min(left)[1])
     assert set(done.subset.ids) == set(taken)
-    # The next command keeps to what the run was begun with, whatever it says of labels.
+    # The next command keeps to what the run was begun with.
     again = nncift.run(pool, target=wanted, out=tmp_path / "run", budget=4)
     assert (again.summary["teacher"], again.summary["selected"]) == ("rds", 4)

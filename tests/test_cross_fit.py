@@ -204,6 +204,7 @@ def test_some_rows_are_used_where_many_are_labelled(monkeypatch: pytest.MonkeyPa
     assert set(seen[0].target) == set(seen[0].source)
     assert set(found.quadrants["q4"].source) <= set(seen[0].source)
     assert r2(found, "q4") > 0.9
+    assert found.course["used"] == {"targets": 24, "sources": 24}
     assert len({code for block in found.blocks for code in block.sources.tolist()}) > 24
 
 

@@ -361,14 +361,21 @@ def test_rds_reads_no_row_that_the_runs_teacher_has_read(
     assert made.result.teacher == "rds"
     of_its_own = Pool(FinishedRun(made.path), tmp_path / "plain", lambda: llama)
     read = of_its_own.rds_of_run
-    monkeypatch.setattr(FinishedRun, "pooled", lambda _, ids, reader: None)
-    afresh = rds_ids(Pool(FinishedRun(made.path), tmp_path / "afresh", lambda: llama), 8)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(FinishedRun, "pooled", lambda _, ids, reader: None)
+        afresh = rds_ids(Pool(FinishedRun(made.path), tmp_path / "afresh", lambda: llama), 8)
     assert read is not None
     assert rds_ids(of_its_own, 8) == afresh
     assert set(afresh) == set(made.subset.ids)
     assert of_its_own.costs["rds"] == {"teacher_passes": 34, "cost": 34, "by_probe": True}
+    of_its_own_reader = dict(of_its_own.rds.describe())
     # Another model has read nothing of it.
     assert Rds(llama).describe() == of_its_own.rds.describe()
     monkeypatch.setattr(Rds, "describe", lambda _: {"teacher": "rds", "model": "another"})
     assert Pool(FinishedRun(made.path), tmp_path / "other", lambda: llama).rds_of_run is None
+    # Values that are lost are not made anew as zeros, however many a plan says that there are.
+    (lost,) = (made.path / "labels").glob("values-000.json")
+    lost.unlink()
+    with pytest.raises(DataError, match="not complete"):
+        FinishedRun(made.path).pooled(FinishedRun(made.path).rows.ids, of_its_own_reader)
+    assert not lost.exists()

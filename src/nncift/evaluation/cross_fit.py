@@ -145,7 +145,7 @@ class _Crossed:
             repeated_runs(self.labelled, self.vectors, self.recipe, courses, free, self.advance),
             self.folds,
             shipped,
-            {"folds": self.folds, "courses": [dict(course) for course in courses], **_agreed(learned)},
+            {"folds": self.folds, "courses": [dict(course) for course in courses], **_agreed(learned), **self._part()},
             (unseen[0], residual),
             blocks,
         )
@@ -169,6 +169,12 @@ class _Crossed:
         shared = np.flatnonzero(self.same >= 0)
         targets[self.same[shared]] = sources[shared]
         return np.asarray(targets[self._t] & sources[self._s])
+
+    def _part(self) -> dict[str, dict[str, int]]:
+        """Return how many rows of each axis are used, for the record, where more of them are labelled."""
+        if len(self.every) == len(self.labelled):
+            return {}
+        return {"used": {"targets": len(self.targets), "sources": len(self.sources)}}
 
     def _judged(self) -> LabelledPairs:
         """Return all pairs of as many sources as make no more than are measured with a target set, of each fold alike."""

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.errors import DataError
@@ -99,9 +97,8 @@ def read_utilities(folder: Path) -> dict[str, LabelledPairs]:
 
 
 def measured_values(folder: Path, ids: Sequence[str]) -> Floats | None:
-    """Return what a teacher that labels rows measured of some, `(n, width)`; None where it has not measured all of them."""
-    store = RowLabelStore(folder)
-    place = {} if store.plan is None else {item: at for at, item in enumerate(store.plan.order)}
-    if any(item not in place for item in ids):
-        return None
-    return store.values(np.array([place[item] for item in ids], np.intp))
+    """Return what a teacher that labels rows measured of some, `(n, width)`; None where it has not measured all of them.
+
+    Raises DataError for labels that are damaged or not complete.
+    """
+    return RowLabelStore(folder).measured(ids)

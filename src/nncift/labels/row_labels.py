@@ -168,6 +168,14 @@ class RowLabelStore(LabelStore[RowPlan]):
             ) from error
         return {name: LabelledPairs(plan.target_ids, plan.source_ids, *found) for name, found in parts.items()}
 
+    def measured(self, ids: Sequence[str]) -> Floats | None:
+        """Return the values of rows, `(n, width)`, None where some are not measured. Raises DataError where labels are lost."""
+        place = {item: at for at, item in enumerate(self._plan.order)}
+        if any(item not in place for item in ids):
+            return None
+        self._check_whole()
+        return self.values(np.array([place[item] for item in ids], np.intp))
+
     def training(self) -> int:
         """Return the rows that are planned to train on."""
         return 0 if self.plan is None else len(self.plan.train_sources)

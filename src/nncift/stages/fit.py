@@ -6,7 +6,7 @@ gate: where another candidate selects clearly better on those labels, selection 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -97,7 +97,11 @@ def _shipped(context: RunContext, found: HeldOut, vectors: Vectors) -> tuple[Stu
         baselines=fidelity.baselines,
         differences=fidelity.differences,
         # Where everything is labelled, more labels are no advice.
-        verdicts=(*(() if context.whole and not gate.skills else gate.warnings()), *fidelity.verdicts()),
+        verdicts=(
+            *(() if context.whole and not gate.skills else gate.warnings()),
+            *fidelity.verdicts(),
+            *_of_a_part(found),
+        ),
         resamples=fidelity.resamples,
         train_mean=train_mean,
         folds=found.folds,
@@ -122,3 +126,12 @@ def judged(found: HeldOut, objective: str, share: float, seed: int, *, enforced:
         seed=derive(seed, "gate"),
         enforced=enforced,
     )
+
+
+def _of_a_part(found: HeldOut) -> Iterator[str]:
+    """Yield a sentence where the student has learned from a part of the labels."""
+    if used := found.course.get("used"):
+        yield (
+            f"More rows are labelled than a student is worth: it has learned from {used['sources']:,} rows and "
+            f"{used['targets']:,} targets, and is measured on some of these. Labels that exist are used as they are."
+        )
