@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from nncift.data import read
 from nncift.demo import model_path
 from nncift.errors import UsageError
+from nncift.runs.finished import FinishedRun
+from nncift.runs.select_again import reselect
 from nncift.studies import run_study as run
 from nncift.studies.grid import Pool, TargetRows, load, rehearsed
 from nncift.studies.workspace import prepare
@@ -54,6 +57,95 @@ def test_target_rows_and_their_test_rows_are_not_in_the_pool(tmp_path: Path) -> 
     hashes = [{row.content_hash for row in part} for part in (target, test, pool)]
     assert not hashes[0] & hashes[1]
     assert not (hashes[0] | hashes[1]) & hashes[2]
+
+
+def test_target_rows_are_drawn_evenly_from_files_of_other_sizes(tmp_path: Path) -> None:
+    files = (rows(tmp_path / "few.jsonl", 40), rows(tmp_path / "many.jsonl", 400), rows(tmp_path / "some.jsonl", 90))
+    wanted = TargetRows(files=files, rows=9, test=15, evenly=True)
+    made = prepare("own", Pool(files=files, each=15, target=wanted), tmp_path / "out")
+    assert made.target is not None
+    assert made.test is not None
+    for path, each in ((made.target, 3), (made.test, 5)):
+        kinds = Counter(row.prompt.split()[0] for row in read(path))
+        assert kinds == {"few": each, "many": each, "some": each}
+    by_share = prepare(
+        "own", Pool(files=files, each=15, target=wanted.model_copy(update={"evenly": False})), tmp_path / "b"
+    )
+    assert by_share.target is not None
+    assert Counter(row.prompt.split()[0] for row in read(by_share.target)) != {"few": 3, "many": 3, "some": 3}
+
+
+def test_other_selections_of_a_run_are_arms(tmp_path: Path, llama_folder: Path) -> None:
+    data = [rows(tmp_path / f"{name}.jsonl", 40) for name in ("one", "two")]
+    study: dict[str, Any] = {
+        "name": "objectives",
+        "seeds": 2,
+        "pools": {
+            "own": {
+                "files": data,
+                "each": 30,
+                "target": {"files": data[:1], "rows": 4, "test": 6},
+                "model": str(llama_folder),
+            }
+        },
+        "analyses": [
+            {
+                "name": "others",
+                "kind": "tune",
+                "pool": "own",
+                "run": {"teacher": "delift-se", "encoder": "hash", "labels": "100%"},
+                "over": {"objective": [{"as": "topk", "objective": "topk"}, "max"]},
+                "budgets": [0.2],
+                "options": {
+                    "model": str(llama_folder),
+                    "arms": ["selected", "none"],
+                    "metrics": ["loss"],
+                    "steps": 1,
+                    "equal": "steps",
+                    "learning_rate": 0.01,
+                },
+            }
+        ],
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    assert run.plan(load(path, {}))["analyses"]["others"]["runs"] == 2
+    result = run.study(path, tmp_path / "out", device="cpu")
+    assert not result.get("failed")
+    (record,) = json.loads((tmp_path / "out" / "others.json").read_text())["records"]
+    assert list(record["arms"]) == ["selected", "none", "topk", "objective_max"]
+    assert "cost no pass of a language model" in (tmp_path / "out" / "others.md").read_text()
+    for folder in (tmp_path / "out" / "runs").iterdir():
+        made = FinishedRun(folder)
+        written = tmp_path / "out" / "others" / f"seed-{made.settings.seed}" / "selections"
+        for name, file in (("topk", "topk.txt"), ("max", "objective_max.txt")):
+            again = tmp_path / f"{name}-{made.settings.seed}"
+            reselect(folder, {"budget": "20%", "objective": name}, again)
+            assert tuple((written / file).read_text().split()) == FinishedRun(again).chosen
+
+
+@pytest.mark.parametrize(
+    ("kind", "over", "said"),
+    [
+        ("tune", {"labels": ["10%", "20%"]}, "varies 'labels'; where arms are trained"),
+        (
+            "tune",
+            {"quota": [{"as": "a b", "quota": ["source:max=60%"]}, {"as": "a-b", "quota": []}]},
+            "two arms named 'a_b'",
+        ),
+        ("layers", {"labels": ["10%"]}, "varies the networks of one run"),
+    ],
+)
+def test_what_a_kind_cannot_vary_is_refused(kind: str, over: dict[str, Any], said: str, tmp_path: Path) -> None:
+    study = {
+        "name": "s",
+        "pools": {"own": {"world": {"rows": 60}}},
+        "analyses": [{"name": "one", "kind": kind, "pool": "own", "over": over}],
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    with pytest.raises(UsageError, match=said):
+        load(path, {})
 
 
 def test_a_study_of_retraining_trains_once_for_all_students(tmp_path: Path, llama_folder: Path) -> None:

@@ -139,18 +139,22 @@ class Arm:
     sized: bool = True
 
 
-def selected_ids(run: FinishedRun, asked: str | None, folder: Path) -> tuple[str, ...]:
+def selected_ids(
+    run: FinishedRun, asked: str | None, folder: Path, others: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
     """Return the run's selection at a budget, in rank order: its own where none is given, else it is selected again.
 
-    folder: for what is selected again; what stands there of the same run is taken as it is.
+    folder: for what is selected again; what stands there of the same run is taken as it is. others: further settings of the
+    selection that differ from the run's. Raises what `reselect` raises.
     """
-    if asked is None:
+    if asked is None and not others:
         return run.chosen
-    place = folder / fingerprint(_state(run), asked)
+    given = {**({} if asked is None else {"budget": asked}), **(others or {})}
+    place = folder / fingerprint(_state(run), asked, *([given] if others else []))
     if not (place / "selection.json").exists():
         # Files of a selection that was killed; its account comes last.
         shutil.rmtree(place, ignore_errors=True)
-        reselect(run.path, {"budget": asked}, place)
+        reselect(run.path, given, place)
     return FinishedRun(place).chosen
 
 

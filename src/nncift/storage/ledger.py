@@ -29,10 +29,18 @@ class StageCost:
     sessions: int = 0
     processor_seconds: float = 0.0
 
+    def rounded(self) -> Self:
+        """Return the cost as it is written: seconds to thousandths, memory to tenths of a MB."""
+        return replace(
+            self,
+            seconds=round(self.seconds, 3),
+            processor_seconds=round(self.processor_seconds, 3),
+            peak_mb=round(self.peak_mb, 1),
+        )
+
     def to_json(self) -> JsonObject:
         """Return the cost with rounded figures."""
-        seconds = {name: round(vars(self)[name], 3) for name in ("seconds", "processor_seconds")}
-        return {**asdict(self), **seconds, "peak_mb": round(self.peak_mb, 1)}
+        return asdict(self.rounded())
 
 
 EPOCHS, STEP = 3, 3
@@ -102,6 +110,7 @@ class ModelCost:
 class Ledger(Record):
     """What a run cost: by stage, and its passes against labelling everything and against training on all rows; see `ModelCost`.
 
+    Its figures are those that are written, so that what a run says of them is what it says when it is opened again.
     full_teacher_seconds: about what the full teacher would take at the pace of the labels. seconds: of all stages.
     """
 
@@ -119,20 +128,26 @@ class Ledger(Record):
     @classmethod
     def of(cls, stages: Mapping[str, StageCost], passes: ModelCost, full_teacher_seconds: float) -> Self:
         """Return the ledger of a run."""
+        written = _written(stages)
         return cls(
-            stages,
+            written,
             **passes.to_json(),
             full_teacher_seconds=full_teacher_seconds,
-            seconds=_total(stages),
+            seconds=_total(written),
         )
 
     def with_stages(self, stages: Mapping[str, StageCost]) -> Self:
         """Return the ledger with the costs of stages as they are now."""
-        return replace(self, stages=stages, seconds=_total(stages))
+        written = _written(stages)
+        return replace(self, stages=written, seconds=_total(written))
+
+
+def _written(stages: Mapping[str, StageCost]) -> dict[str, StageCost]:
+    return {name: cost.rounded() for name, cost in stages.items()}
 
 
 def _total(stages: Mapping[str, StageCost]) -> float:
-    return round(sum(round(cost.seconds, 3) for cost in stages.values()), 3)
+    return round(sum(cost.seconds for cost in stages.values()), 3)
 
 
 @dataclass

@@ -33,6 +33,7 @@ from nncift.runs.finished import FinishedRun
 from nncift.runs.full_teacher import judged_objective, skill_by_budget, true_problem
 from nncift.runs.planting import KINDS, Planted, plant_kinds
 from nncift.stages.inputs import read_pool
+from nncift.storage.atomic import write_text
 from nncift.student.paper_recipe import RECIPES
 from nncift.studies.grid import Analysis
 from nncift.studies.workspace import Ready, Workspace, write_pool
@@ -170,8 +171,9 @@ def learned(
 def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[JsonObject]:
     """Return one record per way to use the rows and budget: arms, and their comparisons over all seeds.
 
-    options are the settings of `nncift tune`; budgets, test rows and seeds are the study's. Without a smaller model the arm
-    small-teacher is left out, and the record says so.
+    options are the settings of `nncift tune`; budgets, test rows and seeds are the study's. Every combination of `over` is an
+    arm beside them: what the run selects with these settings of the selection in the place of its own. Without a smaller model
+    the arm small-teacher is left out, and the record says so.
     """
     from nncift.finetune.comparison import summarise, with_costs
     from nncift.finetune.experiment import TuneExperiment
@@ -198,11 +200,14 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Js
             "small_model": pool.small_model if SMALL in options.get("arms", ()) else None,
         }
         folder = workspace.folder / analysis.name / f"seed-{seed}"
+        given["subset"] = _selected_otherwise(run, analysis, folder)
         experiment = TuneExperiment(run, resolve(given), folder, workspace.progress, truth=workspace.truth_folder(run))
         for group in experiment.rated:
             parts[group.how, group.budget].append(group)
         about = experiment.record()
-        costs.append(about["costs"])
+        # What a run measured serves every selection from it.
+        alike = {name: about["costs"].get("selected", {}) for name in given["subset"]}
+        costs.append({**about["costs"], **alike})
         ledger = run.result.ledger
         passes.append({name: getattr(ledger, name) for name in ("teacher_passes", "full_teacher_passes", "saving")})
     result = []
@@ -224,6 +229,20 @@ def tune_arms(workspace: Workspace, analysis: Analysis, seeds: range) -> list[Js
             }
         )
     return result
+
+
+def _selected_otherwise(run: FinishedRun, analysis: Analysis, folder: Path) -> dict[str, str]:
+    """Write what a run selects with each combination of `over`, and return by its name as an arm a file of ids."""
+    from nncift.finetune.arms import selected_ids
+
+    files = {}
+    share = f"{100 * max(analysis.budgets):.10g}%"
+    for chosen in analysis.combinations() if analysis.over else ():
+        ids = selected_ids(run, share, folder / "selections", chosen.settings)
+        path = folder / "selections" / f"{chosen.as_arm}.txt"
+        write_text(path, "".join(f"{row}\n" for row in ids))
+        files[chosen.as_arm] = str(path)
+    return files
 
 
 def _mean_costs(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nncift import config
-from nncift.config import CODE, RunSettings
+from nncift.config import CODE, RunSettings, SelectSettings
 from nncift.core.result_types import JsonObject
 from nncift.core.texts import first_line
 from nncift.core.yaml_text import read_yaml
@@ -55,11 +56,15 @@ class World(_Part):
 
 
 class TargetRows(_Part):
-    """Rows that show the behaviour wanted, and test rows of the same kind, drawn from files; none of them is in the pool."""
+    """Rows that show the behaviour wanted, and test rows of the same kind, drawn from files; none of them is in the pool.
+
+    evenly: as many of every file, to a row, and not as many as its share of all of them.
+    """
 
     files: tuple[str, ...]
     rows: int = Field(default=16, ge=1)
     test: int = Field(default=40, ge=1)
+    evenly: bool = False
 
 
 class Pool(_Part):
@@ -102,13 +107,19 @@ class Combination:
         """All names in one."""
         return ", ".join(self.names) or "run"
 
+    @property
+    def as_arm(self) -> str:
+        """The name as one of an arm of `nncift tune`: letters, digits, dots and underscores."""
+        return re.sub(r"[^A-Za-z0-9_.]+", "_", self.name)
+
 
 class Analysis(_Part):
     """One question, asked of one pool.
 
     kind: sweep = a run for every combination of `over`, judged on held-out items and, with `truth`, under all pairs'
-    utilities; layers = networks of several sizes on the labels of one run; tune = fine-tuning of every arm; bad-data = which
-    score finds rows with wrong responses; retrain = which estimate foresees training on halves of the rows. run: settings of
+    utilities; layers = networks of several sizes on the labels of one run; tune = fine-tuning of every arm, with an arm for
+    every combination of `over`, which names settings of the selection; bad-data = which score finds rows with wrong responses;
+    retrain = which estimate foresees training on halves of the rows. run: settings of
     every run (names of `nncift run`). budgets: shares that are selected. options: what the kind takes beside that. seeds:
     None = the study's.
     """
@@ -123,6 +134,11 @@ class Analysis(_Part):
     truth: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
     seeds: int | None = Field(default=None, ge=1)
+
+    @property
+    def runs(self) -> int:
+        """Runs of every seed; where arms are trained, combinations are selections from one run. Counted, not made."""
+        return 1 if self.kind == "tune" else math.prod(map(len, self.over.values()))
 
     def combinations(self) -> list[Combination]:
         """Return every combination of `over`, in the order written.
@@ -219,6 +235,7 @@ def load(path: Path, given: Mapping[str, list[str]]) -> Study:
         _check_sends_nothing(analysis, {value for values in given.values() for value in values})
         for chosen in analysis.combinations():
             check(analysis, chosen.settings)
+        _check_over(analysis)
     return Study(grid, left)
 
 
@@ -257,6 +274,30 @@ def check(analysis: Analysis, settings: Mapping[str, Any]) -> RunSettings:
         return config.resolve(given)
     except UsageError as error:
         raise UsageError(f"analysis {analysis.name!r}: {error}") from error
+
+
+def _check_over(analysis: Analysis) -> None:
+    """Raise UsageError where an analysis varies what its kind does not."""
+    if not analysis.over:
+        return
+    if analysis.kind == "layers":
+        raise UsageError(
+            f"analysis {analysis.name!r} has `over`, and layers varies the networks of one run; leave it out"
+        )
+    if analysis.kind != "tune":
+        return
+    chosen = analysis.combinations()
+    varied = {name for one in chosen for name in one.settings}
+    if others := sorted(varied - set(SelectSettings.model_fields)):
+        raise UsageError(
+            f"analysis {analysis.name!r} varies {others[0]!r}; where arms are trained, `over` names settings of the selection: "
+            f"{', '.join(SelectSettings.model_fields)}. What the run measures is another analysis"
+        )
+    names = [one.as_arm for one in chosen]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"analysis {analysis.name!r} has two arms named {twice[0]!r} by `over`; name them apart by `as`"
+        )
 
 
 def _filled(value: Any, given: Mapping[str, list[str]], missing: list[str], used: set[str]) -> Any:

@@ -54,7 +54,7 @@ def plan(study: Study) -> JsonObject:
                 "kind": analysis.kind,
                 "pool": analysis.pool,
                 "seeds": len(study.seeds(analysis)),
-                "runs": len(analysis.combinations()) * len(study.seeds(analysis)),
+                "runs": analysis.runs * len(study.seeds(analysis)),
                 **({"networks": len(CONFIGURATIONS)} if analysis.kind == "layers" else {}),
             }
             for analysis in study.grid.analyses

@@ -126,12 +126,16 @@ _HOW = {"steps": "equal steps", "tokens": "equal tokens", "context": "in context
 
 def _about_tuning(record: Mapping[str, Any]) -> str:
     passes = record["passes"]
-    share = _mean(one["teacher_passes"] / one["full_teacher_passes"] for one in passes)
     found = [
         f"{record['seeds']} seeds of labels, student, selection and training; {record['test_rows']} test rows.",
-        f"The run's selection cost {_mean(one['teacher_passes'] for one in passes):,.0f} passes of the teacher's model, "
-        f"{share:.2%} of the {passes[0]['full_teacher_passes']:,} of the full teacher.",
+        "The run's selection cost no pass of a language model: its teacher has none.",
     ]
+    if passes[0]["full_teacher_passes"]:
+        share = _mean(one["teacher_passes"] / one["full_teacher_passes"] for one in passes)
+        found[1] = (
+            f"The run's selection cost {_mean(one['teacher_passes'] for one in passes):,.0f} passes of the teacher's model, "
+            f"{share:.2%} of the {passes[0]['full_teacher_passes']:,} of the full teacher."
+        )
     if record["left_out"]:
         found.append(f"Not among the arms, since no smaller model was given: {', '.join(record['left_out'])}.")
     return "\n".join(f"- {line}" for line in found) + "\n"

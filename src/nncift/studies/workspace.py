@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,10 @@ def _target_rows(name: str, pool: Pool, folder: Path) -> tuple[str | None, Colle
         return None, ()
     wanted = pool.target
     rows = _short(read(*wanted.files), pool)
-    order = shuffled(rows.ids, 0, "study", "target")[: wanted.rows + wanted.test]
+    order = shuffled(rows.ids, 0, "study", "target")
+    if wanted.evenly:
+        order = _in_turns(order, rows)
+    order = order[: wanted.rows + wanted.test]
     if len(order) < wanted.rows + wanted.test:
         raise UsageError(
             f"pool {name!r} draws {wanted.rows} target rows and {wanted.test} test rows, and its target has {len(rows)}"
@@ -79,6 +83,16 @@ def _target_rows(name: str, pool: Pool, folder: Path) -> tuple[str | None, Colle
     _write(folder / "test.jsonl", rows.subset(order[wanted.rows :]))
     drawn = rows.subset(order)
     return _write(folder / "target.jsonl", rows.subset(order[: wanted.rows])), {row.content_hash for row in drawn}
+
+
+def _in_turns(order: Sequence[str], rows: Examples) -> list[str]:
+    """Return rows in an order in which their files take turns, as long as they have any."""
+    queues: dict[str, list[str]] = defaultdict(list)
+    source = {row.id: row.source for row in rows}
+    for row in order:
+        queues[source[row]].append(row)
+    turns = itertools.zip_longest(*(queues[name] for name in sorted(queues)))
+    return [row for turn in turns for row in turn if row is not None]
 
 
 def _drawn(name: str, pool: Pool, apart: Collection[str]) -> Examples:
