@@ -14,7 +14,8 @@ from nncift.evaluation.repeated_runs import MOST_REPETITIONS
 from nncift.labels import SCORE
 from nncift.labels.vectors import Vectors
 from nncift.models.views import Views
-from nncift.student.candidates import STUDENT
+from nncift.stages.fit import judged
+from nncift.student.candidates import OTHER, STUDENT
 
 TEXT = Views.of({"text": 8})
 
@@ -110,6 +111,40 @@ def test_the_student_that_ships_has_seen_all_labels() -> None:
     missed = np.mean((pairs.value - found.shipped[STUDENT].predict(pairs)) ** 2)
     # Students of folds have seen fewer rows, and know less.
     assert 1 - missed / pairs.value.var() > r2(found, "q4") - 0.02
+
+
+def rings(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows on a circle, and utilities that no product of few components and no polynomial of a cosine says."""
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, rows)
+    x = np.zeros((rows, 8), np.float32)
+    x[:, 0], x[:, 1] = np.cos(angle), np.sin(angle)
+    return x, np.outer(np.sin(2 * angle), np.sin(2 * angle))
+
+
+def test_another_student_learns_beside_the_default_and_is_judged_on_rows_that_it_has_not_seen() -> None:
+    x, values = rings(90)
+    found = crossed(values, x, 60)
+    assert list(found.shipped)[:2] == [STUDENT, OTHER]
+    assert found.shipped[OTHER].student.network == "landmark"
+    assert judged(found, "fl", 0.2, 0).used == OTHER
+    pairs, values_of = found.source_unseen
+    assert np.corrcoef(pairs.value, values_of[OTHER])[0, 1] > np.corrcoef(pairs.value, values_of[STUDENT])[0, 1]
+    for block, of in found.pair_blocks:
+        assert of[OTHER].shape == (len(block),)
+    # Labels that are noise are known where they were seen and nowhere else, by it too.
+    found = crossed(np.random.default_rng(1).normal(size=(60, 60)), units(60), 40)
+    pairs, values_of = found.source_unseen
+    assert np.corrcoef(pairs.value, values_of[OTHER])[0, 1] < 0.2
+    seen = found.shipped[OTHER].predict(pairs)
+    assert np.corrcoef(pairs.value, seen)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("student", ["towers", "landmark"])
+def test_nothing_learns_beside_a_student_that_was_asked_for(student: str) -> None:
+    x, values = rings(50)
+    found = crossed(values, x, 30, student)
+    assert OTHER not in found.shipped
+    assert all(OTHER not in block.predictions for block in found.blocks)
 
 
 def test_a_network_that_is_trained_by_descent_has_fewer_folds() -> None:

@@ -244,6 +244,43 @@ def test_the_gate_leaves_what_it_chose(tmp_path: Path, llama_folder: Path, monke
     assert block == pytest.approx(np.polyval(line, cosine), abs=1e-5)
 
 
+@pytest.mark.parametrize("labels", [{"plan": "scatter"}, {"teacher": "delift-se", "labels": 0.5}])
+def test_another_student_that_the_gate_chose_serves_a_run_in_full(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, labels: dict[str, Any]
+) -> None:
+    from nncift.evaluation import gate
+
+    choose = gate.choose
+
+    def other(blocks: Any, names: Any, **given: Any) -> gate.Gate:
+        assert "landmark" in names
+        return replace(choose(blocks, names, **given), used="landmark")
+
+    monkeypatch.setattr(gate, "choose", other)
+    pool = write(tmp_path / "pool.jsonl", range(ROWS))
+    teacher = nncift.teachers.Delift(str(llama_folder))
+    given: dict[str, Any] = {
+        "teacher": teacher,
+        "encoder": "hash",
+        "labels": 0.3,
+        "budget": 8,
+        "features": "text",
+        **labels,
+    }
+    run = nncift.run(pool, out=tmp_path / "run", **given)
+    student = nncift.Student.load(run.path / "student")
+    assert (run.summary["student"], run.summary["gate"]["used"]) == ("product", "landmark")
+    assert (student.network, student.about["used"]) == ("landmark", "landmark")
+    # What is stored of it selects, scores, is refitted and explained as any student is.
+    assert run.summary["selection"]["stability"]["refits"] > 0
+    assert np.isfinite(student.score(nncift.read(write(tmp_path / "new.jsonl", range(50, 54)))).score).all()
+    assert explain(run.path, run.selected_ids[0])
+    again = reselect(run.path, {"budget": "8"}, tmp_path / "again")
+    assert FinishedRun(Path(again.out)).chosen == run.selected_ids
+    same = nncift.run(pool, out=tmp_path / "run", **given)
+    assert same.selected_ids == run.selected_ids
+
+
 def train_labels(run: Path) -> dict[tuple[str, str], int]:
     """Return the training pairs of a run with the generation that planned each."""
     plan = PairLabelStore(run / "labels").plan

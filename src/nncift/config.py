@@ -185,7 +185,7 @@ class StudentSettings(Settings):
     probe_share: ProbeShareSetting | None = setting(
         None, "Share of each row's tokens that a probe reads", shown="what half the cap on cost allows", metavar="SHARE"
     )
-    gate: bool = setting(True, "Use free similarity where it selects better", shown="gate")
+    gate: bool = setting(True, "Use another student or free similarity where it selects better", shown="gate")
 
 
 class GateSettings(Settings):

@@ -13,6 +13,7 @@ from nncift.evaluation.selection_skill import (
     LEAST_ITEMS,
     Block,
     SelectionSkill,
+    _error,
     _some,
     rows_like,
     selection_skill,
@@ -194,6 +195,47 @@ def test_similarity_on_top_of_the_student_is_the_student_still() -> None:
     for enforced in (True, False):
         found = gate([block(truth, guesses)], enforced=enforced)
         assert (found.used, found.warnings()) == ("student + 0.5 similarity", [])
+
+
+def other_and_student(error: float, *, enforced: bool = True) -> Gate:
+    """Return what the gate makes of another student that selects better by one, of an error of its own."""
+    steps = np.linspace(-1, 1, 40)
+    steps *= error / _error(steps)
+    skills = {
+        name: SelectionSkill(skill, 0.1, np.full(40, skill) + own)
+        for name, skill, own in (("student", 0.4, 0 * steps), ("landmark", 0.5, steps), ("cosine", 0.45, 0 * steps))
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nncift.evaluation.gate.selection_skill", lambda *_, **__: skills)
+        truth = truth_of(20)
+        return choose(
+            [block(truth, dict.fromkeys(skills, truth))],
+            tuple(skills),
+            objective="fl",
+            share=0.2,
+            seed=0,
+            enforced=enforced,
+        )
+
+
+def test_another_student_of_the_same_labels_takes_over_where_it_is_better_by_more_than_its_error() -> None:
+    found = other_and_student(0.08)
+    assert found.used == "landmark"
+    (said,) = found.warnings()
+    assert said.startswith(
+        "Selection uses kernel regression on landmark rows, a student that learns from the same labels, "
+    )
+    assert "0.50 against 0.40" in said
+
+
+def test_within_its_error_the_student_stays_and_what_is_free_is_spoken_of() -> None:
+    found = other_and_student(0.2)
+    # The cosine is better by 0.05, without an error here.
+    assert found.used == "cosine"
+    found = other_and_student(0.08, enforced=False)
+    assert found.used == "student"
+    (said,) = found.warnings()
+    assert said.startswith("Cosine similarity of the embeddings, which is free, selects no worse")
 
 
 def test_a_draw_goes_to_the_student() -> None:

@@ -29,6 +29,7 @@ PREDICTORS = {
     "output": "output-gradient cosine",
     "sum": "sum of the cosines",
     "pretrained": "pretrained student",
+    "landmark": "landmark student",
     "ridge": "product ridge",
 }
 QUADRANTS = {"q1": "Q1 seen items", "q2": "Q2 target unseen", "q3": "Q3 source unseen", "q4": "Q4 both unseen"}

@@ -179,7 +179,7 @@ def _show_tables(out: Console, result: RunSummary) -> None:
 
 
 def _gate_table(gate: GateRecord) -> Table:
-    """Return the selection skill of the student and of what is free on held-out rows, and which of them the run uses."""
+    """Return the selection skill of every candidate on held-out rows, and which of them the run uses."""
     columns = ("predictor", "skill", "standard error")
     made = table("Selection skill on held-out rows (0 chance, 1 the teacher's labels)", columns)
     for name, found in gate.skill.items():

@@ -25,6 +25,7 @@ from nncift.evaluation.held_out_labels import (
     data_of,
     fit_again,
     fit_on_all,
+    others_of,
     same_items,
     silent,
 )
@@ -131,14 +132,17 @@ class _Crossed:
         free = free_candidates(data_of(whole, nothing, self.vectors), self.vectors)
         rivals = free_candidates(data_of(whole, nothing, self.vectors), self.vectors, rising=False)
         final = fit_on_all(every, learned[0], courses, self.vectors, self.recipe)
-        shipped = {STUDENT: Candidate.of(self.recipe.student, final, self.vectors), **free}
+        others = others_of(self.recipe, every, nothing, self.vectors)
+        shipped = {STUDENT: Candidate.of(self.recipe.student, final, self.vectors), **others, **free}
         predictions = self._predicted(quadrants, students, shipped[STUDENT])
         predictions |= {
             name: {quadrant: of.predict(pairs) for quadrant, pairs in quadrants.items()} for name, of in rivals.items()
         }
-        unseen = self._source_unseen(students)
-        residual = {STUDENT: unseen[1], **{name: of.predict(unseen[0]) for name, of in free.items()}}
-        blocks = self._pair_blocks(quadrants, predictions, free)
+        # What is fitted without a fold, by the name of the candidate.
+        by_fold = {STUDENT: students, **{name: self._others(alone) for name in others}}
+        unseen, residual = self._source_unseen(by_fold)
+        residual |= {name: of.predict(unseen) for name, of in free.items()}
+        blocks = self._pair_blocks(quadrants, by_fold, free)
         return HeldOut(
             quadrants,
             predictions,
@@ -146,7 +150,7 @@ class _Crossed:
             self.folds,
             shipped,
             {"folds": self.folds, "courses": [dict(course) for course in courses], **_agreed(learned), **self._part()},
-            (unseen[0], residual),
+            (unseen, residual),
             blocks,
         )
 
@@ -272,23 +276,32 @@ class _Crossed:
         into = found.setdefault(name, {}).setdefault(quadrant, np.full(size, np.nan, np.float32))
         into[here] = values
 
-    def _source_unseen(self, students: list[Candidate]) -> tuple[LabelledPairs, Floats]:
-        """Return labelled pairs with predictions of students that did not see their sources."""
-        pairs = self._thinned(self.every, "sources")
+    def _others(self, alone: list[tuple[LabelledPairs, LabelledPairs]]) -> list[Candidate]:
+        """Return the student that is fitted beside the run's, without each fold."""
+        return [of for train, inside in alone for of in others_of(self.recipe, train, inside, self.vectors).values()]
+
+    def _by_source(self, pairs: LabelledPairs, students: list[Candidate]) -> Floats:
+        """Return predictions of students that did not see the sources."""
         fold = self.fold_s[np.searchsorted(self.sources, pairs.source)]
         values = np.empty(len(pairs), np.float32)
         for number, student in enumerate(students):
             here = fold == number
             values[here] = student.predict(pairs.take(here))
-        return pairs, values
+        return values
+
+    def _source_unseen(self, by_fold: Mapping[str, list[Candidate]]) -> tuple[LabelledPairs, dict[str, Floats]]:
+        """Return labelled pairs with predictions of students that did not see their sources."""
+        pairs = self._thinned(self.every, "sources")
+        return pairs, {name: self._by_source(pairs, students) for name, students in by_fold.items()}
 
     def _pair_blocks(
-        self, quadrants: Quadrants, predictions: Mapping[str, Mapping[str, Floats]], free: Mapping[str, Candidate]
+        self, quadrants: Quadrants, by_fold: Mapping[str, list[Candidate]], free: Mapping[str, Candidate]
     ) -> tuple[tuple[LabelledPairs, dict[str, Floats]], ...]:
         """Return two halves of the folds, for intervals around pairs of rows that nobody has seen."""
         pairs = quadrants["q4"]
         late = self.fold_s[np.searchsorted(self.sources, pairs.source)] >= self.folds // 2
-        values = {STUDENT: predictions[STUDENT]["q4"], **{name: of.predict(pairs) for name, of in free.items()}}
+        values = {name: self._by_source(pairs, students) for name, students in by_fold.items()}
+        values |= {name: of.predict(pairs) for name, of in free.items()}
         return tuple((pairs.take(half), {name: of[half] for name, of in values.items()}) for half in (~late, late))
 
 

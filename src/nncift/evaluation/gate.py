@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from nncift.core.result_types import Record
 from nncift.evaluation.selection_skill import Block, Extent, SelectionSkill, selection_skill
 from nncift.evaluation.verdicts import NAMES
-from nncift.student.candidates import STUDENT, is_student
+from nncift.student.candidates import OTHER, STUDENT, is_free, is_student
 
 CLEARLY = 1.5
-"""Standard errors by which another candidate must select better: on fewer, the choice is wrong about as often as right."""
+"""Standard errors by which what is free must select better: on fewer, the choice is wrong about as often as right."""
+
+OTHER_CLEARLY = 1.0
+"""The same for the student that is fitted beside the run's own: it has learned from the same labels, and may as well be right.
+
+Chosen on EK-FAC and GIST of SmolLM2 and of the demo world, gradients of a toy, DELIFT of the demo world (`benchmarks/real.py
+rivals --gated`).
+"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,8 @@ class Gate:
                 f"Selection skill is not measured: {self.items} labelled rows and {self.pairs} pairs are held out, too few to "
                 "repeat the selection on; give more --labels, or a larger pool."
             ]
-        best = _best(self.skills)
+        chosen = not is_student(self.used)
+        best = self.used if chosen else _best({name: of for name, of in self.skills.items() if name != OTHER})
         if is_student(best):
             return []
         gained, error = self.skills[best].against(self.skills[STUDENT])
@@ -81,8 +89,9 @@ class Gate:
             f"selection skill on held-out labels {self.skills[best].skill:.2f} against {self.skills[STUDENT].skill:.2f} "
             f"(difference {gained:+.2f}, standard error {error:.2f})"
         )
-        if not is_student(self.used):
-            return [f"Selection uses {NAMES.get(best, best)}, which is free, instead of the student: {compared}."]
+        if chosen:
+            what = "which is free" if is_free(best) else "a student that learns from the same labels"
+            return [f"Selection uses {NAMES.get(best, best)}, {what}, instead of the student: {compared}."]
         how = "the gate is off" if not self.enforced and gained > CLEARLY * error else "within its error"
         return [
             f"{NAMES.get(best, best).capitalize()}, which is free, selects no worse than the student: {compared}, {how}."
@@ -98,18 +107,16 @@ def choose(
     seed: int,
     enforced: bool = True,
 ) -> Gate:
-    """Return the student unless another candidate selects better on held-out labels by more than CLEARLY standard errors.
+    """Return the student unless another candidate selects clearly better on held-out labels: see CLEARLY and OTHER_CLEARLY.
 
     blocks: held-out items with predictions of all candidates. names: of the candidates, the student among them. share: of the
-    rows that the run selects. enforced: False keeps the student itself whatever is free.
+    rows that the run selects. enforced: False keeps the student itself whatever else is better.
     """
     skills = selection_skill(blocks, names, objective=objective, share=share, seed=seed)
     used = STUDENT
     if skills:
         allowed = {name: of for name, of in skills.items() if enforced or is_student(name)}
-        best = _best(allowed)
-        gained, error = skills[best].against(skills[STUDENT])
-        used = best if best != STUDENT and gained > CLEARLY * error else STUDENT
+        used = _best({name: of for name, of in allowed.items() if name == STUDENT or _clearly(name, skills)})
     extent = Extent.of(blocks)
     return Gate(used, skills, enforced, objective, share, extent.sources, extent.pairs)
 
@@ -121,13 +128,18 @@ def advice(gate: GateRecord, rows: int) -> str | None:
     """
     skill = {name: of.skill for name, of in gate.skill.items()}
     own = skill.pop(STUDENT, None)
-    free = {name: value for name, value in skill.items() if not is_student(name)}
+    free = {name: value for name, value in skill.items() if is_free(name)}
     if own is None or max(free.values(), default=own - 1) < own:
         return None
     return (
         f"--features probe lets the student also read what one pass of the teacher's model finds of each row ({rows:,} passes); "
         "it raised the skill of students at every budget (docs/results/fidelity.md)."
     )
+
+
+def _clearly(name: str, skills: Mapping[str, SelectionSkill]) -> bool:
+    gained, error = skills[name].against(skills[STUDENT])
+    return gained > (OTHER_CLEARLY if name == OTHER else CLEARLY) * error
 
 
 def _best(skills: Mapping[str, SelectionSkill]) -> str:

@@ -16,7 +16,7 @@ from nncift.evaluation.baselines import fit_baselines, predict_quadrants
 from nncift.evaluation.selection_skill import Block
 from nncift.labels.vectors import Vectors
 from nncift.models.views import TEXT
-from nncift.student.candidates import Candidate
+from nncift.student.candidates import OTHER, Candidate
 from nncift.student.networks import FittedStudent, TrainingData, network, refittable
 
 Quadrants = dict[str, LabelledPairs]
@@ -33,6 +33,11 @@ class Recipe:
     student: str
     recipe: str
     seed: int
+
+    @property
+    def other(self) -> Recipe | None:
+        """The student that is fitted beside this one, None beside all but the default."""
+        return Recipe(OTHER, self.recipe, self.seed) if (self.student, self.recipe) == ("product", "default") else None
 
     def learn(self, training_data: TrainingData) -> FittedStudent:
         """Train on data that has validation pairs."""
@@ -64,6 +69,16 @@ class HeldOut:
 def data_of(train: LabelledPairs, validation: LabelledPairs, vectors: Vectors) -> TrainingData:
     """Return labels and vectors as a network takes them."""
     return TrainingData(train, validation, vectors.targets, vectors.sources, vectors.views)
+
+
+def others_of(
+    recipe: Recipe, train: LabelledPairs, validation: LabelledPairs, vectors: Vectors
+) -> dict[str, Candidate]:
+    """Return the student that is fitted beside another, by name; empty where none is."""
+    if recipe.other is None:
+        return {}
+    learned = recipe.other.learn(data_of(train, validation, vectors))
+    return {recipe.other.student: Candidate.of(recipe.other.student, learned, vectors)}
 
 
 def fit_again(

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from nncift.core.arrays import Floats
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.evaluation.held_out_labels import HeldOut, Recipe, baselines_of, data_of, fit_on_all, same_items, silent
+from nncift.evaluation.held_out_labels import (
+    HeldOut,
+    Recipe,
+    baselines_of,
+    data_of,
+    fit_on_all,
+    others_of,
+    same_items,
+    silent,
+)
 from nncift.evaluation.selection_skill import Block
 from nncift.labels.pair_labels import combine
 from nncift.labels.vectors import Vectors
@@ -47,8 +56,9 @@ def hold_out_planned(
     candidates = {STUDENT: made}
     # The published recipe stays what it is.
     candidates |= with_similarity(made, training_data, blocks) if recipe.recipe == "default" else {}
+    others = others_of(recipe, labels["train"], labels["validation"], vectors)
     free = free_candidates(training_data, vectors)
-    candidates |= free
+    candidates |= {**others, **free}
     rivals = free_candidates(training_data, vectors, rising=False)
     predictions = baselines_of(labels["train"], labels["validation"], vectors, quadrants)
     predictions |= {
@@ -67,12 +77,15 @@ def hold_out_planned(
     shipped = {
         STUDENT: Candidate.of(recipe.student, fit_on_all(every, learned, [learned.course], vectors, recipe), vectors)
     }
+    shipped |= others_of(recipe, every, labels["validation"], vectors)
     advance(1)
     all_of_it = data_of(every, labels["validation"], vectors)
     for name in candidates:
+        if name in shipped:
+            continue
         if name in free:
             shipped[name] = free_candidates(all_of_it, vectors, rising=False)[name]
-        elif name != STUDENT:
+        else:
             tail = candidates[name].student
             shipped[name] = _with_tail(shipped[STUDENT], tail.tail, tail.tail_mean)
     held_out = combine(dict(labels), HELD_OUT).present()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nncift.core.pairs import LabelledPairs
 from nncift.core.seeds import generator
-from nncift.evaluation.held_out_labels import Recipe, coded, fit_again, same_items
+from nncift.evaluation.held_out_labels import Recipe, coded, fit_again, others_of, same_items
 from nncift.evaluation.selection_skill import Block
 from nncift.labels.vectors import Vectors
 from nncift.student.candidates import STUDENT, Candidate
@@ -56,16 +56,17 @@ def repeated_runs(
     free: Mapping[str, Candidate],
     advance: Callable[[int], None],
 ) -> tuple[Block, ...]:
-    """Return a block for every repetition, with predictions of its student and of free similarities.
+    """Return a block for every repetition, with predictions of its student, of the one beside it, and of free similarities.
 
     every: all labelled pairs. courses: of fits that settled a student's choices. free: by name.
     """
     runs = _Runs(every, vectors, recipe)
     found = []
     for repetition in runs.drawn():
-        learned = fit_again(*runs.labels(repetition), courses, vectors, recipe)
-        student = Candidate.of(recipe.student, learned, vectors)
-        found.append(runs.block(repetition, {STUDENT: student, **free}))
+        train, stops = runs.labels(repetition)
+        student = Candidate.of(recipe.student, fit_again(train, stops, courses, vectors, recipe), vectors)
+        others = others_of(recipe, train, stops, vectors)
+        found.append(runs.block(repetition, {STUDENT: student, **others, **free}))
         advance(1)
     return tuple(found)
 

@@ -26,7 +26,7 @@ from nncift.evaluation.verdicts import NAMES
 from nncift.selection.solve import SelectionRecord
 from nncift.storage.atomic import read_json, write_json
 from nncift.storage.ledger import Ledger
-from nncift.student.candidates import is_student
+from nncift.student.candidates import is_free, is_student
 
 Agreement = Literal["yes", "no", "unclear"]
 Training = Literal["yes", "no", "unclear", "not measured"]
@@ -237,7 +237,7 @@ def _agreement(summary: RunSummary) -> tuple[Agreement, str]:
     who = (
         "the student"
         if is_student(used)
-        else f"{NAMES.get(used, used)}, which is free and did better than the student,"
+        else f"{NAMES.get(used, used)}, which {'is free and ' if is_free(used) else ''}did better than the student,"
     )
     measured = (
         f"On rows whose labels it has not seen, what {who} selects is worth {skill:.2f} of the way from chance (0) to the "
@@ -257,8 +257,8 @@ def _agreement(summary: RunSummary) -> tuple[Agreement, str]:
 
 def _free_rival(gate: GateRecord) -> str:
     """Return a sentence on the best of what is free, where it selects no worse than the student that is used."""
-    free = {name: of.skill for name, of in gate.skill.items() if not is_student(name)}
-    if not free or gate.headline is None or not is_student(gate.used):
+    free = {name: of.skill for name, of in gate.skill.items() if is_free(name)}
+    if not free or gate.headline is None or is_free(gate.used):
         return ""
     best = max(free, key=lambda name: free[name])
     if free[best] < gate.headline.skill:

@@ -17,6 +17,7 @@ NAMES = {
     "output": "cosine similarity of the output gradients",
     "sum": "the sum of all similarities",
     "pretrained": "the pretrained student",
+    "landmark": "kernel regression on landmark rows",
     "ridge": "ridge on the product of the embeddings",
 }
 METRICS = {"spearman": "Spearman correlation", "r2": "R^2"}

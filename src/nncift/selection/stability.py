@@ -42,7 +42,7 @@ from nncift.selection.utilities import Utilities
 from nncift.storage import checksums
 from nncift.storage.atomic import read_arrays, write_arrays
 from nncift.storage.vector_store import rows_of
-from nncift.student.candidates import is_student
+from nncift.student.candidates import OTHER, is_free
 from nncift.student.free_similarity import free_students
 from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData, network, refittable
@@ -207,9 +207,9 @@ class Refits:
         vectors = self.utilities.vectors
         data = TrainingData(known, known.take(np.arange(0)), vectors.targets, vectors.sources, vectors.views)
         with one_thread_if_small(int(np.unique(known.source).size)):
-            if not is_student(self.used):
+            if is_free(self.used):
                 return free_students(data, rising=False).get(self.used)
-            again = refittable(network(self.settings.student))
+            again = refittable(network(OTHER if self.used == OTHER else self.settings.student))
             if again is None:
                 return None
             courses = self.course.get("courses", [self.course])
@@ -222,7 +222,7 @@ class Refits:
                 "a refit of the student on labels drawn again is not finite; its labels or embeddings are damaged"
             )
         shipped = self.utilities.student
-        name = shipped.network if is_student(self.used) else FREE
+        name = FREE if is_free(self.used) else shipped.network
         return replace(shipped, network=name, weights=learned.weights, mean=learned.mean, scale=learned.scale)
 
     def _check_fits(self, student: Student) -> None:

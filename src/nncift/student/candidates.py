@@ -1,4 +1,4 @@
-"""Candidates for selection: the student that was asked for, the student with a similarity on top, and what is free.
+"""Candidates for selection: the student that was asked for, alone and with a similarity on top, another, and what is free.
 
 Which of them a run selects by is decided on labels that none of them has seen (`evaluate.gate`).
 """
@@ -19,6 +19,9 @@ from nncift.student.model import Student
 from nncift.student.networks import FittedStudent, TrainingData
 
 STUDENT = "student"
+OTHER = "landmark"
+"""The student that is fitted beside `product`: where a few rows are most of the value, it finds them (docs/results)."""
+
 WIDTHS = (0.5, 1.0)
 """Sizes of the similarity on top that are tried, in units of the residuals' standard deviation on held-out pairs."""
 
@@ -88,6 +91,11 @@ def name_of(width: float) -> str:
 def is_student(name: str) -> bool:
     """Tell whether a candidate is the student that was asked for, with or without similarity on top."""
     return name.split(" + ")[0] == STUDENT
+
+
+def is_free(name: str) -> bool:
+    """Tell whether a candidate needs no label but for its slope."""
+    return not is_student(name) and name != OTHER
 
 
 def values_of(candidates: Mapping[str, Candidate], pairs: LabelledPairs, *, coverage: bool) -> dict[str, Floats]:

@@ -71,7 +71,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class GateSkill:
-    """Selection skill on held-out rows of the student or of what is free. used: the run selects by it."""
+    """Selection skill on held-out rows of the student, of the one beside it, or of what is free. used: the run selects by it."""
 
     who: str
     name: str
@@ -258,7 +258,7 @@ def _quadrants(run: FinishedRun) -> list[Fidelity]:
 
 
 def _gate(run: FinishedRun) -> list[GateSkill]:
-    """Return the held-out selection skill of the student and of what is free, the best first; empty where it is unknown."""
+    """Return the held-out selection skill of every candidate, the best first; empty where it is unknown."""
     gate = run.fidelity.gate
     found = [
         GateSkill(name, _named(run, name), of.skill, of.error, of.interval, name == gate.used)
