@@ -223,7 +223,7 @@ def test_another_student_of_the_same_labels_takes_over_where_it_is_better_by_mor
     assert found.used == "landmark"
     (said,) = found.warnings()
     assert said.startswith(
-        "Selection uses kernel regression on landmark rows, a student that learns from the same labels, "
+        "Selection uses the landmark student, which learns from the same labels, instead of the student: "
     )
     assert "0.50 against 0.40" in said
 

@@ -234,10 +234,11 @@ def _agreement(summary: RunSummary) -> tuple[Agreement, str]:
             "selection on.",
         )
     skill, (low, high) = found.skill, found.interval
+    better = "is free" if is_free(used) else "learns from the same labels"
     who = (
         "the student"
         if is_student(used)
-        else f"{NAMES.get(used, used)}, which {'is free and ' if is_free(used) else ''}did better than the student,"
+        else f"{NAMES.get(used, used)}, which {better} and did better than the student,"
     )
     measured = (
         f"On rows whose labels it has not seen, what {who} selects is worth {skill:.2f} of the way from chance (0) to the "

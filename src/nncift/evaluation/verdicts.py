@@ -17,7 +17,7 @@ NAMES = {
     "output": "cosine similarity of the output gradients",
     "sum": "the sum of all similarities",
     "pretrained": "the pretrained student",
-    "landmark": "kernel regression on landmark rows",
+    "landmark": "the landmark student",
     "ridge": "ridge on the product of the embeddings",
 }
 METRICS = {"spearman": "Spearman correlation", "r2": "R^2"}
