@@ -222,7 +222,7 @@ class Refits:
                 "a refit of the student on labels drawn again is not finite; its labels or embeddings are damaged"
             )
         shipped = self.utilities.student
-        name = FREE if is_free(self.used) else shipped.network
+        name = FREE if is_free(self.used) else OTHER if self.used == OTHER else shipped.network
         return replace(shipped, network=name, weights=learned.weights, mean=learned.mean, scale=learned.scale)
 
     def _check_fits(self, student: Student) -> None:
