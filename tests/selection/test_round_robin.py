@@ -18,6 +18,7 @@ from nncift.errors import InfeasibleError, UsageError
 from nncift.selection import Given, Rules, pose, select
 from nncift.selection import round_robin as module
 from nncift.selection.objectives import Reference
+from nncift.selection.problem import Sets, default_objective
 from nncift.selection.quota import Quota, QuotaBound
 from nncift.selection.rules import NO_RULES
 from nncift.selection.sparse import Graph
@@ -321,3 +322,14 @@ def test_impossible_counts_are_refused() -> None:
     for objective in ("rr", "max"):
         with pytest.raises(InfeasibleError):
             select(matrix([[1, 2]]), 3, objective)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [(name, "rr") for name in ("rds", "less", "ekfac", "logra", "trackstar")]
+    + [(name, "fl2mi") for name in ("delift", "ica")],
+)
+def test_targets_take_turns_by_default_where_a_row_has_a_vector(teacher: str, expected: str) -> None:
+    assert default_objective(Sets(pointwise=False, target=True, existing=False), teacher) == expected
+    assert default_objective(Sets(pointwise=False, target=False, existing=False), teacher) == "fl"
+    assert default_objective(Sets(pointwise=False, target=True, existing=True), teacher) == "flcg"

@@ -27,8 +27,9 @@ KNOWS_EXISTING = ("flcg", "rr", "max")
 """Objectives that look at rows that were trained on already."""
 ON_GRAPH = ("fl", "rr", "max")
 """Objectives that can select on a graph of neighbours."""
-IN_TURN = ("rds", "less")
-"""Teachers whose published selections for a target set take rows in turn for each target."""
+IN_TURN = ("rds", "less", "ekfac", "logra", "trackstar")
+"""Teachers by whose values targets take rows in turn, as published targeted selections do. Of one kind of target a mean over all
+may do as well; of several it takes the rows of one kind alone, and trains worse than random rows (docs/results/real/kinds.md)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,8 +151,8 @@ class Request:
         """Read what is not at hand from the files that settings name, and check that all of it can be met together.
 
         A probe is the default where it is cheap beside the teacher, `rows` for teachers that label rows, else `scatter`; `topk`
-        for pointwise teachers, `flcg` with an existing set, with a target set `rr` for LESS and RDS and `fl2mi` for others, else
-        `fl`. out: the run's directory, where a run that was begun keeps the features of its student.
+        for pointwise teachers, `flcg` with an existing set, with a target set `rr` for RDS+ and gradients and `fl2mi` for others,
+        else `fl`. out: the run's directory, where a run that was begun keeps the features of its student.
 
         Raises DataError for rows or files that cannot be used, QualityError where rows of `--against` are in the pool, UsageError
         and InfeasibleError for labels, budgets, rules, plans and objectives that do not fit.
