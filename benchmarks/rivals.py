@@ -26,13 +26,13 @@ RIVALS = """## Published students beside ours
 Influence Distillation, `ranker` Influcoder and AirRep in small, `paper` NN-CIFT's network with early stopping
 ([method](../method.md), section 2). Mean ± standard deviation over {seeds} seeds of plan, labels and training; R² and Spearman as
 above, skill at a budget of 1 / 5 / 10 / 30 % of the rows by what the student selects, with no gate. `fit, s`: processor
-seconds of one fit with its choices. `product or landmark` is what a run does: `landmark` where it selects better than
-`product` on held-out labels by more than one standard error, budget by budget (nothing free is a candidate here; R² and
-Spearman are of `product`; seconds with all that the gate measures). EK-FAC's utilities are inner products of gradients of
-very different length, so that a few rows are most of the value, and a selection is worth 1 that finds these. `product` leads
-up to 10 %; at 30 % `landmark` and `ranker` find them all, which held-out labels show in part. Stronger and weaker penalties,
-no cosines, and the mean of `product` and `landmark` were tried, and are no better throughout. GIST is along the gradients of
-150 other rows.
+seconds of one fit with its choices. `product or landmark` (under EK-FAC and GIST alone so far) is what a run does: `landmark`
+where it selects better than `product` on held-out labels by more than one standard error, budget by budget (nothing free is a
+candidate here; R² and Spearman are of `product`; seconds with all that the gate measures). EK-FAC's utilities are inner
+products of gradients of very different length, so that a few rows are most of the value, and a selection is worth 1 that
+finds these. `product` leads up to 10 %; at 30 % `landmark` and `ranker` find them all, which held-out labels show in part.
+Stronger and weaker penalties, no cosines, and the mean of `product` and `landmark` were tried, and are no better throughout.
+GIST is along the gradients of 150 other rows.
 """
 
 

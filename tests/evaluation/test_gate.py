@@ -197,13 +197,13 @@ def test_similarity_on_top_of_the_student_is_the_student_still() -> None:
         assert (found.used, found.warnings()) == ("student + 0.5 similarity", [])
 
 
-def other_and_student(error: float, *, enforced: bool = True) -> Gate:
-    """Return what the gate makes of another student that selects better by one, of an error of its own."""
+def other_and_student(error: float, *, cosine: float = 0.45, enforced: bool = True) -> Gate:
+    """Return what the gate makes of another student that selects better by 0.1, the difference having an error."""
     steps = np.linspace(-1, 1, 40)
     steps *= error / _error(steps)
     skills = {
         name: SelectionSkill(skill, 0.1, np.full(40, skill) + own)
-        for name, skill, own in (("student", 0.4, 0 * steps), ("landmark", 0.5, steps), ("cosine", 0.45, 0 * steps))
+        for name, skill, own in (("student", 0.4, 0 * steps), ("landmark", 0.5, steps), ("cosine", cosine, 0 * steps))
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nncift.evaluation.gate.selection_skill", lambda *_, **__: skills)
@@ -229,9 +229,10 @@ def test_another_student_of_the_same_labels_takes_over_where_it_is_better_by_mor
 
 
 def test_within_its_error_the_student_stays_and_what_is_free_is_spoken_of() -> None:
-    found = other_and_student(0.2)
-    # The cosine is better by 0.05, without an error here.
-    assert found.used == "cosine"
+    found = other_and_student(0.2, cosine=0.3)
+    assert (found.used, found.warnings()) == ("student", [])
+    # The cosine is better by 0.05, without an error here, and is taken though the other student is better still.
+    assert other_and_student(0.2).used == "cosine"
     found = other_and_student(0.08, enforced=False)
     assert found.used == "student"
     (said,) = found.warnings()

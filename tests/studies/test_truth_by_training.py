@@ -68,6 +68,8 @@ def test_target_rows_are_drawn_evenly_from_files_of_other_sizes(tmp_path: Path) 
     for path, each in ((made.target, 3), (made.test, 5)):
         kinds = Counter(row.prompt.split()[0] for row in read(path))
         assert kinds == {"few": each, "many": each, "some": each}
+    with pytest.raises(UsageError, match="as many of every file, and its target has 120"):
+        prepare("own", Pool(files=files, each=15, target=wanted.model_copy(update={"test": 115})), tmp_path / "c")
     by_share = prepare(
         "own", Pool(files=files, each=15, target=wanted.model_copy(update={"evenly": False})), tmp_path / "b"
     )

@@ -140,9 +140,11 @@ class _Crossed:
         }
         # What is fitted without a fold, by the name of the candidate.
         by_fold = {STUDENT: students, **{name: self._others(alone) for name in others}}
-        unseen, residual = self._source_unseen(by_fold)
+        unseen = self._thinned(self.every, "sources")
+        residual = {name: self._by_source(unseen, of) for name, of in by_fold.items()}
         residual |= {name: of.predict(unseen) for name, of in free.items()}
-        blocks = self._pair_blocks(quadrants, by_fold, free)
+        beside = {name: self._by_source(quadrants["q4"], by_fold[name]) for name in others}
+        blocks = self._pair_blocks(quadrants["q4"], {STUDENT: predictions[STUDENT]["q4"], **beside}, free)
         return HeldOut(
             quadrants,
             predictions,
@@ -289,19 +291,15 @@ class _Crossed:
             values[here] = student.predict(pairs.take(here))
         return values
 
-    def _source_unseen(self, by_fold: Mapping[str, list[Candidate]]) -> tuple[LabelledPairs, dict[str, Floats]]:
-        """Return labelled pairs with predictions of students that did not see their sources."""
-        pairs = self._thinned(self.every, "sources")
-        return pairs, {name: self._by_source(pairs, students) for name, students in by_fold.items()}
-
     def _pair_blocks(
-        self, quadrants: Quadrants, by_fold: Mapping[str, list[Candidate]], free: Mapping[str, Candidate]
+        self, pairs: LabelledPairs, unseen: Mapping[str, Floats], free: Mapping[str, Candidate]
     ) -> tuple[tuple[LabelledPairs, dict[str, Floats]], ...]:
-        """Return two halves of the folds, for intervals around pairs of rows that nobody has seen."""
-        pairs = quadrants["q4"]
+        """Return two halves of the folds, for intervals around pairs of rows that nobody has seen.
+
+        unseen: predictions by students that did not see the rows, by candidate.
+        """
         late = self.fold_s[np.searchsorted(self.sources, pairs.source)] >= self.folds // 2
-        values = {name: self._by_source(pairs, students) for name, students in by_fold.items()}
-        values |= {name: of.predict(pairs) for name, of in free.items()}
+        values = {**unseen, **{name: of.predict(pairs) for name, of in free.items()}}
         return tuple((pairs.take(half), {name: of[half] for name, of in values.items()}) for half in (~late, late))
 
 

@@ -28,8 +28,9 @@ KNOWS_EXISTING = ("flcg", "rr", "max")
 ON_GRAPH = ("fl", "rr", "max")
 """Objectives that can select on a graph of neighbours."""
 IN_TURN = ("rds", "less", "ekfac", "logra", "trackstar")
-"""Teachers by whose values targets take rows in turn, as published targeted selections do. Of one kind of target a mean over all
-may do as well; of several it takes the rows of one kind alone, and trains worse than random rows (docs/results/real/kinds.md)."""
+"""Teachers by whose values targets take rows in turn, as published targeted selections do. Of one kind of target a mean over
+all may do as well; of several it takes the rows of one kind alone, and trains worse than random rows: so found by RDS+
+(docs/results/real.md), and not asked of the others."""
 
 
 @dataclass(frozen=True, eq=False)

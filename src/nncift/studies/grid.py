@@ -58,7 +58,7 @@ class World(_Part):
 class TargetRows(_Part):
     """Rows that show the behaviour wanted, and test rows of the same kind, drawn from files; none of them is in the pool.
 
-    evenly: as many of every file, to a row, and not as many as its share of all of them.
+    evenly: as many of every file, to a row, and not as many as its share of all of them; a file with too few is refused.
     """
 
     files: tuple[str, ...]
@@ -137,8 +137,13 @@ class Analysis(_Part):
 
     @property
     def runs(self) -> int:
-        """Runs of every seed; where arms are trained, combinations are selections from one run. Counted, not made."""
-        return 1 if self.kind == "tune" else math.prod(map(len, self.over.values()))
+        """Runs of every seed; where arms are trained, combinations are selections from one run."""
+        return 1 if self.kind == "tune" else self.combined
+
+    @property
+    def combined(self) -> int:
+        """How many combinations there are: counted, not made, for a product of a few lists is more than memory holds."""
+        return math.prod(map(len, self.over.values()))
 
     def combinations(self) -> list[Combination]:
         """Return every combination of `over`, in the order written.
@@ -175,8 +180,7 @@ class Grid(_Part):
         for analysis in self.analyses:
             if analysis.pool not in self.pools:
                 raise ValueError(f"analysis {analysis.name!r} is about a pool {analysis.pool!r}, and there is none")
-        # Counted, not made: a product of a few lists is more than memory holds.
-        runs = {a.name: math.prod(map(len, a.over.values())) * (a.seeds or self.seeds) for a in self.analyses}
+        runs = {a.name: a.combined * (a.seeds or self.seeds) for a in self.analyses}
         if sum(runs.values()) > MOST_RUNS:
             most = max(runs, key=lambda name: runs[name])
             raise ValueError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from nncift.core.progress import Progress, silent
 from nncift.core.result_types import JsonObject
 from nncift.core.seeds import shuffled
 from nncift.core.texts import parsed_file
-from nncift.data import Examples, read
+from nncift.data import Example, Examples, read
 from nncift.demo import make_world, model_path
 from nncift.errors import UsageError
 from nncift.models.loading import fingerprint as fingerprint_of
@@ -74,25 +73,26 @@ def _target_rows(name: str, pool: Pool, folder: Path) -> tuple[str | None, Colle
     rows = _short(read(*wanted.files), pool)
     order = shuffled(rows.ids, 0, "study", "target")
     if wanted.evenly:
-        order = _in_turns(order, rows)
-    order = order[: wanted.rows + wanted.test]
+        by_file = _by_file(rows.subset(order))
+        # In turns, until one of the files has no more.
+        order = [row for turn in zip(*(by_file[source] for source in sorted(by_file)), strict=False) for row in turn]
     if len(order) < wanted.rows + wanted.test:
+        evenly = ", as many of every file" if wanted.evenly else ""
         raise UsageError(
-            f"pool {name!r} draws {wanted.rows} target rows and {wanted.test} test rows, and its target has {len(rows)}"
+            f"pool {name!r} draws {wanted.rows} target rows and {wanted.test} test rows{evenly}, and its target has {len(order)}"
         )
+    order = order[: wanted.rows + wanted.test]
     _write(folder / "test.jsonl", rows.subset(order[wanted.rows :]))
     drawn = rows.subset(order)
     return _write(folder / "target.jsonl", rows.subset(order[: wanted.rows])), {row.content_hash for row in drawn}
 
 
-def _in_turns(order: Sequence[str], rows: Examples) -> list[str]:
-    """Return rows in an order in which their files take turns, as long as they have any."""
-    queues: dict[str, list[str]] = defaultdict(list)
-    source = {row.id: row.source for row in rows}
-    for row in order:
-        queues[source[row]].append(row)
-    turns = itertools.zip_longest(*(queues[name] for name in sorted(queues)))
-    return [row for turn in turns for row in turn if row is not None]
+def _by_file(rows: Iterable[Example]) -> dict[str, list[str]]:
+    """Return the ids of rows by the file that they come from, in their order."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        found[row.source].append(row.id)
+    return found
 
 
 def _drawn(name: str, pool: Pool, apart: Collection[str]) -> Examples:
@@ -103,11 +103,8 @@ def _drawn(name: str, pool: Pool, apart: Collection[str]) -> Examples:
     free = [row for row in rows if row.content_hash not in apart]
     if pool.each is None:
         return Examples(tuple(free))
-    queues: dict[str, list[str]] = defaultdict(list)
-    for row in free:
-        queues[row.source].append(row.id)
     found: list[str] = []
-    for source, ids in queues.items():
+    for source, ids in _by_file(free).items():
         if len(ids) < pool.each:
             raise UsageError(f"pool {name!r} takes {pool.each} rows of each file, and {source} has {len(ids)} that fit")
         found += shuffled(ids, 0, "study", "each")[: pool.each]
